@@ -1,0 +1,253 @@
+//! What can be typed. Everything that clap can know is refused here, with exit code 2.
+
+mod values;
+
+pub use values::{Dtype, Phases, Setting};
+
+use clap::error::ErrorKind;
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
+use polykv::DeviceSpec;
+use std::path::PathBuf;
+
+/// Runs language models with a KV cache that each layer compresses in its own way.
+#[derive(Debug, Parser)]
+#[command(name = "polykv", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Answers a prompt under a plan
+    ///
+    /// Without --plan and --policy the whole cache is kept. The defaults of the sampling are greedy; --top-k, --top-p
+    /// and --min-p act at a temperature above 0.
+    Generate(Box<GenerateArgs>),
+    /// Fetches a built-in model and prints its path; lists them without a name
+    Pull(PullArgs),
+    /// Looks at plan files
+    Plan(PlanArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    #[command(flatten)]
+    pub compression: CompressionArgs,
+    #[command(flatten)]
+    pub sampling: SamplingArgs,
+    /// Print one JSON object instead of text and statistics
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    /// Print no statistics after the text
+    #[arg(long, help_heading = "Output")]
+    pub no_stats: bool,
+    /// Show the rules of the plan in the statistics
+    #[arg(short, long, help_heading = "Output")]
+    pub verbose: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Model")]
+pub struct ModelArgs {
+    /// A folder, a GGUF file, or a built-in name (see `polykv pull`)
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: String,
+    /// auto, cpu, wgpu[:i] or cuda[:i]
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceSpec,
+    /// Numbers of weights, activations and cache
+    #[arg(long, value_enum, default_value = "auto")]
+    pub dtype: Dtype,
+    /// Use only what is on this machine
+    #[arg(long)]
+    pub offline: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Prompt")]
+#[group(skip)]
+#[command(group = ArgGroup::new("prompts").args(["prompt", "file"]).required(true).multiple(true))]
+pub struct PromptArgs {
+    /// The prompt, or - for standard input
+    #[arg(short, long, value_name = "TEXT")]
+    pub prompt: Option<String>,
+    /// A file with the prompt, or - for standard input; goes before the text of --prompt
+    #[arg(short, long, value_name = "FILE")]
+    pub file: Option<PathBuf>,
+    /// Feed the text as it is, without the model's chat template
+    #[arg(long, conflicts_with = "system")]
+    pub raw: bool,
+    /// System message
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
+    /// The start of the answer, given to the model and not printed
+    #[arg(long, value_name = "TEXT")]
+    pub answer_prefix: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Compression")]
+#[group(skip)]
+#[command(group = ArgGroup::new("budgets"))]
+pub struct CompressionArgs {
+    /// A plan file: policy and budget of each layer and phase
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["policy", "budgets", "allocator", "phase", "set"])]
+    pub plan: Option<PathBuf>,
+    /// One policy for all layers; needs a budget, except full
+    #[arg(long, value_name = "NAME", value_parser = values::policies())]
+    pub policy: Option<String>,
+    /// Entries per layer, on average
+    #[arg(
+        long,
+        value_name = "N",
+        group = "budgets",
+        requires = "policy",
+        allow_negative_numbers = true
+    )]
+    pub budget: Option<usize>,
+    /// Share of the prompt, above 0 and at most 1
+    #[arg(
+        long,
+        value_name = "R",
+        group = "budgets",
+        requires = "policy",
+        allow_negative_numbers = true
+    )]
+    pub budget_ratio: Option<f64>,
+    /// Keys and values of all layers, in units of 1,000,000 bytes
+    #[arg(
+        long,
+        value_name = "M",
+        group = "budgets",
+        requires = "policy",
+        allow_negative_numbers = true
+    )]
+    pub budget_mb: Option<f64>,
+    /// How the total is split over layers
+    #[arg(long, value_name = "NAME", value_parser = values::allocators(), requires = "policy")]
+    pub allocator: Option<String>,
+    /// When to evict; the other phase keeps everything
+    #[arg(long, value_enum, requires = "policy")]
+    pub phase: Option<Phases>,
+    /// A parameter of the policy, such as window=32; may be repeated
+    #[arg(long, value_name = "KEY=VALUE", requires = "policy")]
+    pub set: Vec<Setting>,
+    /// Layers that keep everything come on top of the budget
+    #[arg(long)]
+    pub allow_full_extra: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Generation")]
+pub struct SamplingArgs {
+    /// Most tokens to generate
+    #[arg(short = 'n', long, value_name = "N", default_value = "128")]
+    pub max_new_tokens: usize,
+    /// Temperature; 0 takes the most likely token
+    #[arg(
+        long,
+        value_name = "T",
+        default_value = "0",
+        allow_negative_numbers = true
+    )]
+    pub temp: f32,
+    /// Sample among the k most likely tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Sample among the most likely tokens that together reach this probability
+    #[arg(
+        long,
+        value_name = "P",
+        default_value = "1",
+        allow_negative_numbers = true
+    )]
+    pub top_p: f32,
+    /// Sample among tokens with this share of the most likely one's probability
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub min_p: Option<f32>,
+    /// Above 1 makes recent tokens less likely
+    #[arg(
+        long,
+        value_name = "X",
+        default_value = "1",
+        allow_negative_numbers = true
+    )]
+    pub repeat_penalty: f32,
+    /// Seed of the sampling
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub seed: u64,
+    /// Tokens of the prompt per pass through a layer; bounds the memory for activations
+    #[arg(long, value_name = "N", default_value = "512", value_parser = values::at_least_one())]
+    pub chunk: usize,
+    /// End at this text, which is not printed; may be repeated
+    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    pub stop: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// A built-in model
+    #[arg(value_parser = values::aliases())]
+    pub name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    #[command(subcommand)]
+    pub action: PlanAction,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum PlanAction {
+    /// Checks a plan file and shows it as a table
+    Show {
+        file: PathBuf,
+        /// Print one JSON object instead
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl Cli {
+    /// What depends on several arguments at once, beyond what clap's own rules can say.
+    ///
+    /// # Errors
+    /// As clap reports them.
+    pub fn checked(self) -> Result<Self, clap::Error> {
+        let Command::Generate(args) = &self.command else {
+            return Ok(self);
+        };
+        let (prompt, compression) = (&args.prompt, &args.compression);
+        let is_stdin = |name: &str| name == "-";
+        if prompt.prompt.as_deref().is_some_and(is_stdin)
+            && prompt
+                .file
+                .as_deref()
+                .and_then(|f| f.to_str())
+                .is_some_and(is_stdin)
+        {
+            let text = "--prompt and --file cannot both be '-': there is one standard input";
+            return Err(Self::command().error(ErrorKind::ArgumentConflict, text));
+        }
+        let full = compression.policy.as_deref() == Some("full");
+        match (&compression.policy, compression.has_budget()) {
+            (Some(policy), false) if !full => {
+                let text =
+                    format!("--policy {policy} needs --budget, --budget-ratio or --budget-mb");
+                Err(Self::command().error(ErrorKind::MissingRequiredArgument, text))
+            }
+            _ => Ok(self),
+        }
+    }
+}
+
+impl CompressionArgs {
+    pub fn has_budget(&self) -> bool {
+        self.budget.is_some() || self.budget_ratio.is_some() || self.budget_mb.is_some()
+    }
+}

@@ -1,0 +1,102 @@
+//! Values with names: lists come from the registries, so that a new policy needs no line here.
+
+use clap::ValueEnum;
+use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser};
+use polykv::models::hub::ALIASES;
+use polykv::{Phase, allocate, policy};
+use serde_yaml_ng::Value;
+use std::str::FromStr;
+
+pub fn policies() -> PossibleValuesParser {
+    let value = |entry: &policy::Entry| PossibleValue::new(entry.name).help(entry.summary);
+    PossibleValuesParser::new(policy::REGISTRY.iter().map(value))
+}
+
+pub fn allocators() -> PossibleValuesParser {
+    PossibleValuesParser::new(allocate::REGISTRY.iter().map(|(name, _)| *name))
+}
+
+pub fn aliases() -> PossibleValuesParser {
+    let value =
+        |alias: &polykv::models::hub::Alias| PossibleValue::new(alias.name).help(alias.description);
+    PossibleValuesParser::new(ALIASES.iter().map(value))
+}
+
+pub fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Dtype {
+    Auto,
+    F32,
+    F16,
+    Bf16,
+}
+
+#[derive(Clone, Copy, Debug, Default, ValueEnum)]
+pub enum Phases {
+    Prefill,
+    Decode,
+    #[default]
+    Both,
+}
+
+impl Phases {
+    pub fn list(self) -> &'static [Phase] {
+        match self {
+            Self::Prefill => &[Phase::Prefill],
+            Self::Decode => &[Phase::Decode],
+            Self::Both => &[Phase::Prefill, Phase::Decode],
+        }
+    }
+}
+
+/// `key=value`, the value a YAML scalar as in a plan file.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Setting {
+    pub key: String,
+    pub value: Value,
+}
+
+impl FromStr for Setting {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("'{text}' is no setting; allowed: KEY=VALUE, as in window=32");
+        let (key, value) = text.split_once('=').ok_or_else(wrong)?;
+        let value: Value = serde_yaml_ng::from_str(value).map_err(|_| wrong())?;
+        let scalar = matches!(value, Value::Bool(_) | Value::Number(_) | Value::String(_));
+        match scalar && !key.trim().is_empty() {
+            true => Ok(Self {
+                key: key.trim().to_string(),
+                value,
+            }),
+            false => Err(wrong()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_yaml_scalars() {
+        let value = |text: &str| text.parse::<Setting>().map(|setting| setting.value);
+        assert_eq!(value("window=32"), Ok(Value::from(32)));
+        assert_eq!(value("recent_fraction=0.25"), Ok(Value::from(0.25)));
+        assert_eq!(value("normalize=true"), Ok(Value::from(true)));
+        assert_eq!(value("pool=max"), Ok(Value::from("max")));
+        for wrong in [
+            "window",
+            "=3",
+            "window=",
+            "window=[1]",
+            "window={a: 1}",
+            "a=: :",
+        ] {
+            assert!(value(wrong).unwrap_err().contains("KEY=VALUE"), "{wrong}");
+        }
+    }
+}

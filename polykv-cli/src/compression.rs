@@ -1,0 +1,108 @@
+//! From the compression flags to a plan: one path for plan files and for `--policy`.
+
+use crate::args::CompressionArgs;
+use polykv::models::ModelConfig;
+use polykv::policy::{self, Params};
+use polykv::{Budget, Error, Phase, Plan, Result};
+
+/// How errors name the flags.
+const COMMAND_LINE: &str = "command line";
+
+/// A plan as far as it can be known without the model.
+#[derive(Debug)]
+pub enum Source {
+    Full,
+    File {
+        place: String,
+        plan: Box<Plan>,
+    },
+    Uniform {
+        policy: String,
+        params: Params,
+        budget: Budget,
+        phases: &'static [Phase],
+        allow_full_extra: bool,
+    },
+}
+
+impl Source {
+    /// Reads and checks what the flags say.
+    ///
+    /// # Errors
+    /// A plan file that is refused, a budget or a parameter out of range.
+    pub fn read(args: &CompressionArgs) -> Result<Self> {
+        if let Some(path) = &args.plan {
+            let mut plan = Plan::read(path)?;
+            plan.allow_full_extra |= args.allow_full_extra;
+            return Ok(Self::File {
+                place: path.display().to_string(),
+                plan: Box::new(plan),
+            });
+        }
+        let Some(policy) = args.policy.clone() else {
+            return Ok(Self::Full);
+        };
+        let budget = budget(args)?;
+        let set = args.set.iter();
+        let params: Params = set.map(|s| (s.key.clone(), s.value.clone())).collect();
+        policy::build(COMMAND_LINE, &policy, &params)?;
+        Ok(Self::Uniform {
+            policy,
+            params,
+            budget,
+            phases: args.phase.unwrap_or_default().list(),
+            allow_full_extra: args.allow_full_extra,
+        })
+    }
+
+    /// The plan for a model.
+    ///
+    /// # Errors
+    /// A plan for another model, or a budget beyond the model's context.
+    pub fn plan(self, config: &ModelConfig) -> Result<Plan> {
+        let (place, plan) = match self {
+            Self::Full => return Ok(Plan::full(config.layers)),
+            Self::File { place, plan } => (place, *plan),
+            Self::Uniform {
+                policy,
+                params,
+                budget,
+                phases,
+                allow_full_extra,
+            } => {
+                let plan = Plan::uniform(config.layers, &policy, params, budget, phases);
+                (
+                    COMMAND_LINE.to_string(),
+                    Plan {
+                        allow_full_extra,
+                        ..plan
+                    },
+                )
+            }
+        };
+        plan.check_model(&place, config.layers, &config.fingerprint())?;
+        if let Budget::Tokens(tokens) = plan.budget
+            && tokens > config.max_positions
+        {
+            let allowed = format!("at most {}, the model's context", config.max_positions);
+            return Err(Error::invalid(place, "budget.tokens", tokens, allowed));
+        }
+        Ok(plan)
+    }
+}
+
+fn budget(args: &CompressionArgs) -> Result<Budget> {
+    let budget = match (args.budget, args.budget_ratio, args.budget_mb) {
+        (Some(tokens), ..) => Budget::Tokens(tokens),
+        (_, Some(ratio), _) => Budget::Ratio(ratio),
+        (.., Some(mb)) if !(mb > 0.0 && mb <= 1e12) => {
+            let allowed = "above 0, at most 1e12";
+            return Err(Error::invalid(COMMAND_LINE, "budget in MB", mb, allowed));
+        }
+        (.., Some(mb)) => Budget::Bytes((mb * 1e6) as u64),
+        // Only policy full comes without a budget.
+        (None, None, None) => Budget::Ratio(1.0),
+    };
+    budget.validate(COMMAND_LINE)?;
+    Ok(budget)
+}

@@ -1,0 +1,100 @@
+//! `polykv generate`: one answer to one prompt.
+
+use crate::args::{Dtype, GenerateArgs};
+use crate::compression::Source;
+use crate::output::{Run, progress, stats};
+use crate::prompt;
+use anyhow::Context;
+use polykv::Error;
+use polykv::models::generate::Event;
+use polykv::models::sample::SamplingParams;
+use polykv::models::{self, GenerateOptions, Generator, hub};
+use std::io::Write;
+
+/// # Errors
+/// What was refused, or what failed on the way.
+pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+    // Whatever can be checked without the model comes before it is loaded.
+    check_dtype(args.model.dtype)?;
+    let options = options(args);
+    options.sampling.validate()?;
+    let source = Source::read(&args.compression)?;
+    let text = prompt::read(&args.prompt)?;
+    let spec = args.model.device.resolve();
+    let device = spec.open()?;
+
+    let mut pulling = progress::Pull::default();
+    let path = hub::resolve(&args.model.model, args.model.offline, &mut |step| {
+        pulling.step(step);
+    })?;
+    let loading = progress::spinner("loading the model");
+    let model = models::load(&path, &device)?;
+    loading.finish_and_clear();
+
+    let plan = source.plan(model.model.config())?;
+    let ids = prompt::encode(&model, &args.prompt, text)?;
+    let mut generator = Generator::new(model, plan)?;
+    let mut stdout = std::io::stdout().lock();
+    let mut written = Ok(());
+    let mut prefill = progress::Prefill::default();
+    let generation = generator.generate(&ids, &options, &mut |event| match event {
+        Event::Prefill { done, total } => prefill.step(done, total),
+        Event::Text(piece) if !args.json && written.is_ok() => {
+            written = stdout
+                .write_all(piece.as_bytes())
+                .and_then(|()| stdout.flush());
+        }
+        Event::Text(_) => {}
+    });
+    drop(prefill);
+    let generation = generation?;
+    written.context("standard output")?;
+
+    let run = Run {
+        model: &args.model.model,
+        device: spec.to_string(),
+        dtype: "f32",
+        generation: &generation,
+        cache: generator.cache(),
+    };
+    if args.json {
+        let json = serde_json::to_string(&run.json())?;
+        return writeln!(stdout, "{json}").context("standard output");
+    }
+    if !generation.text.is_empty() {
+        writeln!(stdout).context("standard output")?;
+    }
+    if !args.no_stats {
+        eprintln!("{}", stats::block(&run, args.verbose));
+    }
+    Ok(())
+}
+
+/// Weights become f32 on loading, and everything after follows them.
+fn check_dtype(dtype: Dtype) -> polykv::Result<()> {
+    let name = match dtype {
+        Dtype::Auto | Dtype::F32 => return Ok(()),
+        Dtype::F16 => "f16",
+        Dtype::Bf16 => "bf16",
+    };
+    let reason = "this version computes in f32 only; allowed: auto, f32";
+    Err(Error::unsupported(format!("dtype {name}"), reason))
+}
+
+fn options(args: &GenerateArgs) -> GenerateOptions {
+    let given = &args.sampling;
+    GenerateOptions {
+        max_new_tokens: given.max_new_tokens,
+        sampling: SamplingParams {
+            temperature: given.temp,
+            top_k: given.top_k,
+            top_p: given.top_p,
+            min_p: given.min_p,
+            repeat_penalty: given.repeat_penalty,
+            seed: given.seed,
+            ..SamplingParams::default()
+        },
+        stop: given.stop.clone(),
+        chunk: given.chunk,
+    }
+}

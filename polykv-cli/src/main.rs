@@ -1,0 +1,94 @@
+//! The `polykv` command.
+
+mod args;
+mod compression;
+mod generate;
+mod output;
+mod plan;
+mod prompt;
+mod pull;
+
+use args::{Cli, Command};
+use clap::Parser;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::ExitCode;
+use std::sync::Mutex;
+
+/// A command, flag or name that does not exist.
+const USAGE: u8 = 2;
+/// Content that is refused: a file, a prompt, a plan, a limit of the model.
+const REFUSED: u8 = 3;
+const FAILED: u8 = 4;
+
+/// What the last panic of any thread said.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse().and_then(Cli::checked) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    // A user gets one line whatever happens, so the text of panics waits for the end.
+    std::panic::set_hook(Box::new(|panic| {
+        if let Ok(mut last) = PANIC.lock() {
+            *last = Some(panic.to_string());
+        }
+    }));
+    let result = catch_unwind(AssertUnwindSafe(|| run(&cli)))
+        .unwrap_or_else(|_| Err(anyhow::anyhow!("an error in polykv itself")));
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failure(&error),
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    match &cli.command {
+        Command::Generate(args) => generate::run(args),
+        Command::Pull(args) => pull::run(args),
+        Command::Plan(args) => plan::run(args),
+    }
+}
+
+fn failure(error: &anyhow::Error) -> ExitCode {
+    let refused = error.chain().any(|cause| {
+        cause
+            .downcast_ref::<polykv::Error>()
+            .is_some_and(polykv::Error::is_refusal)
+    });
+    let mut text = format!("error: {error}");
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // Some errors spell out their cause themselves.
+        if !text.contains(&cause) {
+            text.push_str(&format!(": {cause}"));
+        }
+    }
+    if !refused && let Some(panic) = PANIC.lock().ok().and_then(|mut last| last.take()) {
+        text.push_str(&format!(" ({panic})"));
+    }
+    eprintln!("{}", output::one_line(&text));
+    ExitCode::from(if refused { REFUSED } else { FAILED })
+}
+
+/// Help as clap prints it; errors in one line like all others.
+fn usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp
+            | ErrorKind::DisplayVersion
+            | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    ) {
+        // A closed pipe is the only thing that can go wrong here, and then nobody reads.
+        let _ = error.print();
+        return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+    }
+    let rendered = error.render().to_string();
+    let facts: Vec<&str> = rendered
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .collect();
+    eprintln!("{}", output::one_line(&facts.join(" ")));
+    ExitCode::from(USAGE)
+}

@@ -1,0 +1,116 @@
+//! What is printed: data on standard output, statistics and progress on standard error.
+
+mod json;
+pub mod progress;
+pub mod stats;
+
+use comfy_table::{Table, presets};
+use polykv::models::Generation;
+use polykv::policy::Params;
+use polykv::{Budget, KvCache, Phase, Plan};
+use serde_yaml_ng::Value;
+
+/// A finished generation and where it ran.
+pub struct Run<'a> {
+    pub model: &'a str,
+    pub device: String,
+    pub dtype: &'static str,
+    pub generation: &'a Generation,
+    pub cache: &'a KvCache,
+}
+
+impl Run<'_> {
+    /// Entries per KV head and layer of the first sequence, if the heads of some layer differ.
+    fn kept_heads(&self) -> Option<Vec<Vec<usize>>> {
+        let layers = self.cache.layers().iter();
+        let heads: Vec<Vec<usize>> = layers
+            .map(|layer| layer.lengths().into_iter().next().unwrap_or_default())
+            .collect();
+        let differ = |layer: &Vec<usize>| layer.windows(2).any(|pair| pair[0] != pair[1]);
+        heads.iter().any(differ).then_some(heads)
+    }
+}
+
+/// Text without line breaks and other control characters, which files and servers may put into messages.
+pub fn one_line(text: &str) -> String {
+    let cleared = text.replace(char::is_control, " ");
+    cleared
+        .split(' ')
+        .filter(|word| !word.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// An empty table in this program's style.
+pub fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::UTF8_HORIZONTAL_ONLY)
+        .set_header(header);
+    table
+}
+
+/// The budget of a plan in words.
+pub fn describe_budget(plan: &Plan) -> String {
+    let mut rules = [Phase::Prefill, Phase::Decode]
+        .iter()
+        .flat_map(|phase| plan.rules(*phase));
+    if rules.all(|rule| rule.policy == "full") {
+        return "everything is kept".into();
+    }
+    match plan.budget {
+        Budget::Tokens(tokens) => format!("{tokens} entries per layer on average"),
+        Budget::Ratio(ratio) => format!("{} % of the prompt", trimmed(ratio * 100.0)),
+        Budget::Bytes(count) => format!("{} over all layers", bytes(count as usize)),
+    }
+}
+
+/// Parameters as `--set` takes them.
+pub fn describe_params(params: &Params) -> String {
+    let scalar = |value: &Value| match value {
+        Value::String(text) => text.clone(),
+        other => serde_yaml_ng::to_string(other)
+            .unwrap_or_default()
+            .trim()
+            .to_string(),
+    };
+    let parts: Vec<_> = params
+        .iter()
+        .map(|(key, value)| format!("{key}={}", scalar(value)))
+        .collect();
+    parts.join(" ")
+}
+
+/// A size with a decimal unit.
+fn bytes(count: usize) -> String {
+    let units = [("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
+    match units.into_iter().find(|(_, size)| count as f64 >= *size) {
+        Some((unit, size)) => format!("{:.1} {unit}", count as f64 / size),
+        None => format!("{count} B"),
+    }
+}
+
+/// At most one decimal, none if it is zero.
+fn trimmed(number: f64) -> String {
+    let text = format!("{number:.1}");
+    text.strip_suffix(".0").unwrap_or(&text).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_short() {
+        assert_eq!(
+            [0, 999, 1000, 98_362_432].map(bytes),
+            ["0 B", "999 B", "1.0 kB", "98.4 MB"]
+        );
+        assert_eq!([256.0, 12.34, 0.04].map(trimmed), ["256", "12.3", "0"]);
+    }
+
+    #[test]
+    fn lines_stay_single() {
+        assert_eq!(one_line("a\r\n  b\u{1b}[2J\tc "), "a b [2J c");
+    }
+}

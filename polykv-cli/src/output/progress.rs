@@ -1,0 +1,87 @@
+//! Bars on standard error, on a terminal only; elsewhere they are hidden.
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use polykv::models::hub::Step;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+const TICK: Duration = Duration::from_millis(100);
+
+fn bar(total: u64, template: &str) -> ProgressBar {
+    let target = match std::io::stderr().is_terminal() {
+        true => ProgressDrawTarget::stderr(),
+        false => ProgressDrawTarget::hidden(),
+    };
+    let bar = ProgressBar::with_draw_target(Some(total), target);
+    match ProgressStyle::with_template(template) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// Something that takes a while of unknown length.
+pub fn spinner(message: &'static str) -> ProgressBar {
+    let spinner = bar(0, "{spinner} {msg}").with_message(message);
+    spinner.enable_steady_tick(TICK);
+    spinner
+}
+
+/// The steps of fetching a model.
+#[derive(Default)]
+pub struct Pull {
+    spinner: Option<ProgressBar>,
+    unpacking: Option<ProgressBar>,
+}
+
+impl Pull {
+    pub fn step(&mut self, step: Step) {
+        match step {
+            Step::Downloading => self.spinner = Some(spinner("downloading the model")),
+            Step::Unpacking { done, total } => {
+                self.clear_spinner();
+                self.unpacking
+                    .get_or_insert_with(|| bar(total, "unpacking {bar:30} {bytes}/{total_bytes}"))
+                    .set_position(done);
+            }
+        }
+    }
+
+    fn clear_spinner(&mut self) {
+        if let Some(spinner) = self.spinner.take() {
+            spinner.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Pull {
+    fn drop(&mut self) {
+        self.clear_spinner();
+        if let Some(bar) = &self.unpacking {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Layers of the prompt; gone before the first text is printed.
+#[derive(Default)]
+pub struct Prefill(Option<ProgressBar>);
+
+impl Prefill {
+    pub fn step(&mut self, done: usize, total: usize) {
+        let bar = self
+            .0
+            .get_or_insert_with(|| bar(total as u64, "prompt {bar:30} layer {pos}/{len}"));
+        bar.set_position(done as u64);
+        if done == total {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Drop for Prefill {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Where the prompt comes from, and what becomes of it.
+
+use crate::args::PromptArgs;
+use polykv::models::LoadedModel;
+use polykv::models::chat::Message;
+use polykv::models::tokenizer::Specials;
+use polykv::{Error, Result};
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+const MAX_BYTES: u64 = 64 << 20;
+
+/// The text of the file, a blank line and the text of the flag, as far as they are given.
+///
+/// # Errors
+/// A file that cannot be read, is too large or is not UTF-8; a prompt of nothing but white space.
+pub fn read(args: &PromptArgs) -> Result<String> {
+    let file = args.file.as_deref().map(read_file).transpose()?;
+    let flag = match args.prompt.as_deref() {
+        Some("-") => Some(read_all("standard input", std::io::stdin().lock())?),
+        other => other.map(str::to_string),
+    };
+    let text = match (file, flag) {
+        (Some(file), Some(flag)) if !flag.is_empty() => {
+            format!("{}\n\n{flag}", file.trim_end_matches(['\r', '\n']))
+        }
+        (Some(text), _) | (None, Some(text)) => text,
+        (None, None) => String::new(),
+    };
+    if text.trim().is_empty() {
+        return Err(Error::invalid(
+            "prompt",
+            "text",
+            "empty",
+            "at least one word",
+        ));
+    }
+    Ok(text)
+}
+
+fn read_file(path: &Path) -> Result<String> {
+    if path == Path::new("-") {
+        return read_all("standard input", std::io::stdin().lock());
+    }
+    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    read_all(&path.display().to_string(), file)
+}
+
+fn read_all(place: &str, source: impl Read) -> Result<String> {
+    let mut bytes = Vec::new();
+    source
+        .take(MAX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|e| Error::io(Path::new(place), e))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        let found = format!("more than {MAX_BYTES} bytes");
+        let allowed = format!("at most {MAX_BYTES} bytes");
+        return Err(Error::invalid(place, "size", found, allowed));
+    }
+    String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let found = format!("byte 0x{:02x} at offset {at}", e.as_bytes()[at]);
+        Error::invalid(place, "content", found, "UTF-8 text")
+    })
+}
+
+/// Token ids of the prompt: in the chat template if the model has one, unless it is to be fed as it is.
+///
+/// # Errors
+/// A template that does not render; a system message for a model without a template.
+pub fn encode(model: &LoadedModel, args: &PromptArgs, text: String) -> Result<Vec<u32>> {
+    let tokenizer = &model.tokenizer;
+    let mut ids = match &model.chat {
+        Some(chat) if !args.raw => {
+            let system = args
+                .system
+                .as_ref()
+                .map(|text| Message::new("system", text));
+            let messages: Vec<_> = system
+                .into_iter()
+                .chain([Message::new("user", text)])
+                .collect();
+            chat.encode(tokenizer, &messages, true)?
+        }
+        _ if args.system.is_some() => {
+            let reason = "the model has no chat template to put it into";
+            return Err(Error::unsupported("a system message", reason));
+        }
+        _ => tokenizer.encode(&text, Specials::AsText)?,
+    };
+    if let Some(prefix) = &args.answer_prefix {
+        ids.extend(tokenizer.encode(prefix, Specials::AsText)?);
+    }
+    Ok(ids)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(file: Option<&[u8]>, prompt: Option<&str>) -> Result<String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("prompt.txt");
+        std::fs::write(&path, file.unwrap_or_default()).unwrap();
+        read(&PromptArgs {
+            prompt: prompt.map(Into::into),
+            file: file.map(|_| path),
+            raw: false,
+            system: None,
+            answer_prefix: None,
+        })
+    }
+
+    #[test]
+    fn the_file_goes_before_the_prompt() {
+        assert_eq!(
+            text(Some(b"one\ntwo\n"), Some("three")).unwrap(),
+            "one\ntwo\n\nthree"
+        );
+        assert_eq!(text(Some(b"one\n"), None).unwrap(), "one\n");
+        assert_eq!(text(None, Some(" three")).unwrap(), " three");
+        assert_eq!(text(Some(b"one\n"), Some("")).unwrap(), "one\n");
+    }
+
+    #[test]
+    fn empty_and_foreign_texts_are_refused() {
+        for (file, prompt) in [
+            (None, Some("")),
+            (None, Some(" \n")),
+            (Some(&b"\n"[..]), None),
+        ] {
+            let message = text(file, prompt).unwrap_err().to_string();
+            assert_eq!(message, "prompt: text is empty; allowed: at least one word");
+        }
+        let message = text(Some(b"ab\xffc"), None).unwrap_err().to_string();
+        assert!(
+            message.contains("prompt.txt") && message.contains("0xff at offset 2"),
+            "{message}"
+        );
+    }
+}

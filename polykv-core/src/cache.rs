@@ -1,0 +1,224 @@
+//! The KV cache of a model: one [`LayerCache`] per layer under one plan.
+
+mod layer;
+mod order;
+mod report;
+mod store;
+
+pub use layer::LayerCache;
+pub use report::CacheReport;
+
+use crate::budget::EntryCost;
+use crate::plan::Plan;
+use crate::{Error, Result};
+use burn::tensor::{DType, Device, Tensor};
+
+/// What a layer's keys, values and queries look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LayerShape {
+    pub batch: usize,
+    /// Query heads.
+    pub heads: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+}
+
+impl LayerShape {
+    /// Query heads per KV head.
+    pub fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// # Errors
+    /// Names the dimension that is zero or does not divide.
+    pub fn validate(&self) -> Result<()> {
+        for (field, value) in [
+            ("batch", self.batch),
+            ("heads", self.heads),
+            ("kv_heads", self.kv_heads),
+            ("head_dim", self.head_dim),
+        ] {
+            if value == 0 {
+                return Err(Error::invalid("layer shape", field, 0, "at least 1"));
+            }
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let allowed = format!("a multiple of kv_heads, {}", self.kv_heads);
+            return Err(Error::invalid("layer shape", "heads", self.heads, allowed));
+        }
+        Ok(())
+    }
+}
+
+/// The caches of all layers. A model calls, for each layer in turn, [`KvCache::prefill`] for every chunk of the
+/// prompt and then [`KvCache::end_prefill`] once; afterwards [`KvCache::decode`] per layer and token. Running a layer
+/// over the whole prompt before the next one starts keeps the peak at one layer's full cache plus the budgets.
+#[derive(Debug)]
+pub struct KvCache {
+    plan: Plan,
+    shape: LayerShape,
+    device: Device,
+    layers: Vec<LayerCache>,
+    peak_bytes: usize,
+}
+
+impl KvCache {
+    /// An empty cache under a valid plan.
+    ///
+    /// # Errors
+    /// A shape that cannot be.
+    pub fn new(plan: Plan, shape: LayerShape, device: &Device) -> Result<Self> {
+        shape.validate()?;
+        plan.validate("plan")?;
+        let mut cache = Self {
+            plan,
+            shape,
+            device: device.clone(),
+            layers: Vec::new(),
+            peak_bytes: 0,
+        };
+        cache.clear();
+        Ok(cache)
+    }
+
+    /// Forgets everything; the next prompt starts at position 0.
+    pub fn clear(&mut self) {
+        self.layers = (0..self.plan.layers)
+            .map(|layer| LayerCache::new(layer, self.shape, &self.device))
+            .collect();
+        self.peak_bytes = 0;
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    pub fn shape(&self) -> LayerShape {
+        self.shape
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// The layers, for inspection.
+    pub fn layers(&self) -> &[LayerCache] {
+        &self.layers
+    }
+
+    /// How many tokens have been seen: the position of the next one.
+    pub fn seen(&self) -> usize {
+        self.layers.iter().map(LayerCache::seen).max().unwrap_or(0)
+    }
+
+    /// Announces a prompt of `tokens` tokens: fixes every layer's budget for what then is the whole sequence, and
+    /// checks that the plan can be carried out. Call it before the first chunk.
+    ///
+    /// # Errors
+    /// What [`Plan::resolve`] refuses, before anything is computed.
+    pub fn begin_prefill(&mut self, tokens: usize) -> Result<()> {
+        let cost = EntryCost {
+            layers: self.plan.layers,
+            bytes: 2
+                * self.shape.batch
+                * self.shape.kv_heads
+                * self.shape.head_dim
+                * DType::F32.size(),
+        };
+        let resolved = self.plan.resolve("plan", self.seen() + tokens, cost)?;
+        for (layer, rules) in self.layers.iter_mut().zip(resolved.layers) {
+            layer.begin_prefill(rules, tokens);
+        }
+        Ok(())
+    }
+
+    /// Attention of a chunk of the prompt in one layer; the chunk's keys and values are appended.
+    ///
+    /// `q [batch, heads, tokens, head_dim]`, `k`, `v [batch, kv_heads, tokens, head_dim]`, all after rotary embedding
+    /// at the positions from [`LayerCache::seen`] on → `[batch, heads, tokens, head_dim]`.
+    ///
+    /// # Errors
+    /// Shapes that do not match the cache's, a layer that is not there, or no [`KvCache::begin_prefill`] before.
+    pub fn prefill(
+        &mut self,
+        layer: usize,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> Result<Tensor<4>> {
+        self.run(layer, |cache| cache.prefill(q, k, v))
+    }
+
+    /// Applies the layer's prefill rule once the whole prompt went through [`KvCache::prefill`].
+    ///
+    /// # Errors
+    /// A NaN score, with the layer and the policy.
+    pub fn end_prefill(&mut self, layer: usize) -> Result<()> {
+        self.run(layer, LayerCache::end_prefill)
+    }
+
+    /// Attention of one new token per sequence in one layer, then eviction under the layer's decode rule.
+    ///
+    /// `q [batch, heads, 1, head_dim]`, `k`, `v [batch, kv_heads, 1, head_dim]` → `[batch, heads, 1, head_dim]`.
+    ///
+    /// # Errors
+    /// As [`KvCache::prefill`].
+    pub fn decode(
+        &mut self,
+        layer: usize,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> Result<Tensor<4>> {
+        self.run(layer, |cache| cache.decode(q, k, v))
+    }
+
+    /// Reports NaN scores of earlier decode steps. Decode chooses on the device without waiting for it, so the check
+    /// is apart: call it where the device is waited for anyway, such as when the next token is read.
+    ///
+    /// # Errors
+    /// Names the first layer and its policy.
+    pub fn check(&mut self) -> Result<()> {
+        let counts: Vec<Tensor<1>> = self.layers.iter_mut().filter_map(LayerCache::take_nan_count).collect();
+        if counts.is_empty() {
+            return Ok(());
+        }
+        let counts: Vec<f32> = Tensor::cat(counts, 0)
+            .try_into_vec_as()
+            .map_err(|e| Error::Failed(format!("reading from the device: {e:?}")))?;
+        match counts.iter().any(|&count| count > 0.0) {
+            true => Err(Error::Failed("an eviction score is NaN during decode".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// What is kept and what it costs, measured from the tensors that exist.
+    pub fn report(&self) -> CacheReport {
+        CacheReport::of(&self.layers, self.peak_bytes)
+    }
+
+    fn kv_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::kv_bytes).sum()
+    }
+
+    /// Runs a step of one layer and notes the peak: while a layer's tensors change size, old and new exist side by
+    /// side.
+    fn run<T>(
+        &mut self,
+        layer: usize,
+        step: impl FnOnce(&mut LayerCache) -> Result<T>,
+    ) -> Result<T> {
+        let layers = self.layers.len();
+        let cache = self.layers.get_mut(layer).ok_or_else(|| {
+            Error::invalid("cache", "layer", layer, format!("0 to {}", layers - 1))
+        })?;
+        let before = cache.kv_bytes();
+        let output = step(cache)?;
+        let transient = if cache.kv_bytes() == before { 0 } else { before };
+        self.peak_bytes = self.peak_bytes.max(self.kv_bytes() + transient);
+        Ok(output)
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests;

@@ -1,0 +1,399 @@
+use super::LayerShape;
+use super::order::Order;
+use super::store::Store;
+use crate::ops::{self, AttentionBlock, Protected};
+use crate::plan::{LayerRules, PhaseRule};
+use crate::policy::{Appended, LayerView, Needs, Phase, State};
+use crate::{Error, Result};
+use burn::tensor::{Device, Int, Tensor};
+
+/// Free slots that a cache which is never trimmed gets beyond its length, so that it does not grow at every token.
+const SLACK: usize = 64;
+
+/// The cache of one layer. Use it through [`KvCache`](super::KvCache).
+///
+/// While decoding at budget `b` the layer has `b + 1` slots: the new token takes the free one, attention runs over
+/// all, and the entry that scores lowest is overwritten by the newest. Shapes stay fixed from then on.
+#[derive(Debug)]
+pub struct LayerCache {
+    layer: usize,
+    shape: LayerShape,
+    device: Device,
+    rules: Option<LayerRules>,
+    needs: Needs,
+    /// Tokens of the announced prompt that have not arrived yet.
+    expected: usize,
+    store: Option<Store>,
+    order: Order,
+    /// The latest queries, `[batch, heads, at most needs.queries, head_dim]`.
+    queries: Option<Tensor<4>>,
+    states: States,
+    seen: usize,
+    /// Whether all KV heads hold the same positions in the same slots.
+    heads_agree: bool,
+    /// How many NaN scores decode steps have met since [`KvCache::check`](super::KvCache::check).
+    nan_count: Option<Tensor<1>>,
+}
+
+impl LayerCache {
+    pub(super) fn new(layer: usize, shape: LayerShape, device: &Device) -> Self {
+        Self {
+            layer,
+            shape,
+            device: device.clone(),
+            rules: None,
+            needs: Needs::default(),
+            expected: 0,
+            store: None,
+            order: Order::default(),
+            queries: None,
+            states: States::default(),
+            seen: 0,
+            heads_agree: true,
+            nan_count: None,
+        }
+    }
+
+    /// How many tokens the layer has seen: the position of the next one.
+    pub fn seen(&self) -> usize {
+        self.seen
+    }
+
+    /// Entries held per sequence and KV head.
+    pub fn lengths(&self) -> Vec<Vec<usize>> {
+        vec![vec![self.len(); self.shape.kv_heads]; self.shape.batch]
+    }
+
+    /// The positions of the entries, in slot order: `[batch, kv_heads, entries]`.
+    pub fn positions(&self) -> Option<Tensor<3, Int>> {
+        self.store.as_ref().map(Store::positions)
+    }
+
+    /// Bytes of keys and values, free slots included.
+    pub fn kv_bytes(&self) -> usize {
+        self.store.as_ref().map_or(0, Store::kv_bytes)
+    }
+
+    /// Bytes of positions, statistics and remembered queries.
+    pub fn aux_bytes(&self) -> usize {
+        self.store.as_ref().map_or(0, Store::position_bytes)
+            + self.order.bytes()
+            + self.queries.as_ref().map_or(0, ops::bytes)
+            + self.states.bytes()
+    }
+
+    /// Bytes that the keys and values of all seen tokens would occupy.
+    pub fn full_bytes(&self) -> usize {
+        match &self.store {
+            Some(store) => store.kv_bytes() / store.capacity() * self.seen,
+            None => 0,
+        }
+    }
+
+    #[cfg(all(test, feature = "flex"))]
+    pub(super) fn addresses(&self) -> Option<[usize; 2]> {
+        self.store.as_ref().map(Store::addresses)
+    }
+
+    fn len(&self) -> usize {
+        self.store.as_ref().map_or(0, Store::len)
+    }
+
+    pub(super) fn take_nan_count(&mut self) -> Option<Tensor<1>> {
+        self.nan_count.take()
+    }
+
+    pub(super) fn begin_prefill(&mut self, rules: LayerRules, tokens: usize) {
+        let needs = |rule: &PhaseRule| match rule.budget {
+            Some(_) => rule.policy.needs(),
+            None => Needs::default(),
+        };
+        self.needs = needs(&rules.prefill).union(needs(&rules.decode));
+        self.states.shared = rules.prefill.same_policy(&rules.decode);
+        self.rules = Some(rules);
+        // Room is made when the layer's turn comes: for all layers at once it would be the full cache.
+        self.expected = tokens;
+    }
+
+    pub(super) fn prefill(&mut self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Result<Tensor<4>> {
+        let rules = self.rules()?;
+        let tokens = self.check_shapes(&q, &k, &v)?;
+        self.append(&rules, &q, k, v, tokens)?;
+        self.expected = self.expected.saturating_sub(tokens);
+        Ok(self.attend(&rules, q, false)?.0)
+    }
+
+    /// Trims to the prefill budget.
+    pub(super) fn end_prefill(&mut self) -> Result<()> {
+        let rules = self.rules()?;
+        match rules.prefill.budget {
+            Some(budget) if budget < self.len() => {
+                self.compact(Phase::Prefill, &rules.prefill, budget, None)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn decode(&mut self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Result<Tensor<4>> {
+        let rules = self.rules()?;
+        let tokens = self.check_shapes(&q, &k, &v)?;
+        if tokens != 1 {
+            return Err(Error::invalid("decode", "tokens", tokens, 1));
+        }
+        self.append(&rules, &q, k.clone(), v.clone(), 1)?;
+        let over = rules.decode.budget.filter(|&budget| self.len() > budget);
+        let (output, row) = self.attend(&rules, q, over.is_some())?;
+        if let Some(budget) = over {
+            match self.len() == budget + 1 {
+                true => self.replace(&rules.decode, row, k, v)?,
+                false => self.compact(Phase::Decode, &rules.decode, budget, row)?,
+            }
+        }
+        Ok(output)
+    }
+
+    fn rules(&self) -> Result<LayerRules> {
+        self.rules.clone().ok_or_else(|| {
+            Error::invalid("cache", "call", "prefill or decode", "begin_prefill first")
+        })
+    }
+
+    fn check_shapes(&self, q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) -> Result<usize> {
+        let LayerShape {
+            batch,
+            heads,
+            kv_heads,
+            head_dim,
+        } = self.shape;
+        let tokens = q.dims()[2];
+        for (name, found, wanted) in [
+            ("q", q.dims(), [batch, heads, tokens, head_dim]),
+            ("k", k.dims(), [batch, kv_heads, tokens, head_dim]),
+            ("v", v.dims(), [batch, kv_heads, tokens, head_dim]),
+        ] {
+            if found != wanted || tokens == 0 {
+                let place = format!("layer {}", self.layer);
+                let (found, wanted) = (format!("{found:?}"), format!("{wanted:?}, no empty axis"));
+                return Err(Error::invalid(place, format!("shape of {name}"), found, wanted));
+            }
+        }
+        Ok(tokens)
+    }
+
+    fn append(
+        &mut self,
+        rules: &LayerRules,
+        q: &Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+        tokens: usize,
+    ) -> Result<()> {
+        let before = self.len();
+        let capacity = self.capacity_for(rules, tokens);
+        match &mut self.store {
+            Some(store) if store.capacity() >= before + tokens => {}
+            Some(store) => store.resize(capacity),
+            None => self.store = Some(Store::new(self.shape, capacity, k.dtype(), &self.device)),
+        }
+        if let Some(store) = &mut self.store {
+            store.append(k, v, self.seen);
+        }
+        self.order.append(before, tokens);
+        self.remember_queries(q);
+        let appended = Appended {
+            layer: self.layer,
+            shape: self.shape,
+            before,
+            positions: self.seen..self.seen + tokens,
+            device: self.device.clone(),
+        };
+        for (rule, state) in self.states.with(rules) {
+            rule.policy.append(state, &appended)?;
+        }
+        self.seen += tokens;
+        Ok(())
+    }
+
+    /// Slots to have when `tokens` more entries arrive and there is no room.
+    fn capacity_for(&self, rules: &LayerRules, tokens: usize) -> usize {
+        let least = self.len() + tokens.max(self.expected);
+        if self.expected > 0 {
+            return least;
+        }
+        let slack = self.len() + SLACK;
+        rules
+            .decode
+            .budget
+            .map_or(slack, |budget| slack.min(budget + 1))
+            .max(least)
+    }
+
+    fn remember_queries(&mut self, q: &Tensor<4>) {
+        if self.needs.queries == 0 {
+            return;
+        }
+        let all = match self.queries.take() {
+            Some(old) => Tensor::cat(vec![old, q.clone()], 2),
+            None => q.clone(),
+        };
+        let held = all.dims()[2];
+        let count = held.min(self.needs.queries);
+        self.queries = Some(all.narrow(2, held - count, count));
+    }
+
+    /// The attention output, and on demand the last query's attention row.
+    fn attend(
+        &mut self,
+        rules: &LayerRules,
+        q: Tensor<4>,
+        want_row: bool,
+    ) -> Result<(Tensor<4>, Option<Tensor<4>>)> {
+        let (keys, values) = match &self.store {
+            Some(store) => (store.keys(), store.values()),
+            None => return Err(Error::Failed("attention over an empty cache".into())),
+        };
+        if !want_row && !self.needs.attention {
+            return Ok((ops::attend(q, keys, values, None)?, None));
+        }
+        let mut row = None;
+        let states = &mut self.states;
+        let mut observe = |block: &AttentionBlock| {
+            row = want_row.then(|| block.last_row());
+            for (rule, state) in states.with(rules) {
+                if rule.policy.needs().attention {
+                    rule.policy.observe(state, block)?;
+                }
+            }
+            Ok(())
+        };
+        let output = ops::attend(q, keys, values, Some(&mut observe))?;
+        Ok((output, row))
+    }
+
+    fn view(&self, phase: Phase, row: Option<Tensor<4>>) -> Result<LayerView<'_>> {
+        let store = self
+            .store
+            .as_ref()
+            .ok_or_else(|| Error::Failed("eviction from an empty cache".into()))?;
+        Ok(LayerView {
+            phase,
+            layer: self.layer,
+            shape: self.shape,
+            seen: self.seen,
+            heads_agree: self.heads_agree,
+            keys: store.keys(),
+            values: store.values(),
+            positions: store.positions(),
+            queries: self.queries.as_ref(),
+            row,
+            order: self.order.as_ref(),
+        })
+    }
+
+    fn protected(&self, rule: &PhaseRule, budget: usize) -> Protected {
+        Protected {
+            protect: rule.policy.protect(budget),
+            seen: self.seen,
+        }
+    }
+
+    /// Keeps the best `budget` entries, in order of position, with one free slot.
+    fn compact(
+        &mut self,
+        phase: Phase,
+        rule: &PhaseRule,
+        budget: usize,
+        row: Option<Tensor<4>>,
+    ) -> Result<()> {
+        let protected = self.protected(rule, budget);
+        let view = self.view(phase, row)?;
+        let scores = rule.policy.score(self.states.of(phase), &view)?;
+        let slots = ops::select(scores, view.positions, protected, budget).map_err(|error| {
+            let name = rule.policy.name();
+            Error::Failed(format!("layer {}, {phase}, policy {name}: {error}", self.layer))
+        })?;
+        self.heads_agree &= rule.policy.same_for_all_heads();
+        self.states.keep(&slots);
+        if let Some(store) = &mut self.store {
+            store.keep(slots, budget + 1);
+        }
+        self.order.reset();
+        Ok(())
+    }
+
+    /// One entry goes, without waiting for the device: the newest takes its slot.
+    fn replace(
+        &mut self,
+        rule: &PhaseRule,
+        row: Option<Tensor<4>>,
+        key: Tensor<4>,
+        value: Tensor<4>,
+    ) -> Result<()> {
+        let len = self.len();
+        let protected = self.protected(rule, len - 1);
+        let (scores, positions) = {
+            // The view must be gone before the store is written: only unshared tensors are written in place.
+            let view = self.view(Phase::Decode, row)?;
+            let scores = rule.policy.score(self.states.of(Phase::Decode), &view)?;
+            (scores, view.positions)
+        };
+        let nans = scores.clone().is_nan().int().sum().float();
+        let victim = ops::drop_lowest(scores, positions, protected);
+        self.nan_count = Some(match self.nan_count.take() {
+            Some(count) => count + nans,
+            None => nans,
+        });
+        self.heads_agree &= rule.policy.same_for_all_heads();
+        self.states.replace(&victim);
+        if self.needs.position_order {
+            self.order.replace(victim.clone(), len, self.shape);
+        }
+        if let Some(store) = &mut self.store {
+            store.replace(victim, key, value, self.seen - 1);
+        }
+        Ok(())
+    }
+}
+
+/// The memories of both phases' policies; one memory when both phases run the same policy.
+#[derive(Debug, Default)]
+struct States {
+    prefill: State,
+    decode: State,
+    shared: bool,
+}
+
+impl States {
+    /// The policies that evict, each with its memory.
+    fn with<'a>(
+        &'a mut self,
+        rules: &'a LayerRules,
+    ) -> impl Iterator<Item = (&'a PhaseRule, &'a mut State)> {
+        let decode = (!self.shared).then_some((&rules.decode, &mut self.decode));
+        [Some((&rules.prefill, &mut self.prefill)), decode]
+            .into_iter()
+            .flatten()
+            .filter(|(rule, _)| rule.budget.is_some())
+    }
+
+    fn of(&self, phase: Phase) -> &State {
+        match phase {
+            Phase::Decode if !self.shared => &self.decode,
+            _ => &self.prefill,
+        }
+    }
+
+    fn keep(&mut self, slots: &Tensor<3, Int>) {
+        self.prefill.keep(slots);
+        self.decode.keep(slots);
+    }
+
+    fn replace(&mut self, victim: &Tensor<3, Int>) {
+        self.prefill.replace(victim);
+        self.decode.replace(victim);
+    }
+
+    fn bytes(&self) -> usize {
+        self.prefill.bytes() + self.decode.bytes()
+    }
+}

@@ -1,0 +1,55 @@
+//! The permutation from ranks by position to slots, kept without sorting.
+
+use super::LayerShape;
+use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
+
+/// Slots in ascending order of position, `[batch, kv_heads, entries]`; `None` while that is the identity.
+#[derive(Debug, Default)]
+pub(super) struct Order(Option<Tensor<3, Int>>);
+
+impl Order {
+    pub fn as_ref(&self) -> Option<&Tensor<3, Int>> {
+        self.0.as_ref()
+    }
+
+    pub fn reset(&mut self) {
+        self.0 = None;
+    }
+
+    /// New entries in the slots from `before` on have the latest positions.
+    pub fn append(&mut self, before: usize, count: usize) {
+        let Some(order) = self.0.take() else { return };
+        let [batch, kv_heads, _] = order.dims();
+        let new = slots(before, count, &order.device()).expand([batch, kv_heads, count]);
+        self.0 = Some(Tensor::cat(vec![order, new], 2));
+    }
+
+    /// The last entry, which has the latest position, moved from slot `len − 1` into the slot of `victim
+    /// [batch, kv_heads, 1]`.
+    pub fn replace(&mut self, victim: Tensor<3, Int>, len: usize, shape: LayerShape) {
+        let dims = [shape.batch, shape.kv_heads, len];
+        let device = victim.device();
+        let order = self
+            .0
+            .take()
+            .unwrap_or_else(|| slots(0, len, &device).expand(dims));
+        let kept = [shape.batch, shape.kv_heads, len - 1];
+        // rank[slot]: the inverse permutation, read at the victim.
+        let rank = Tensor::zeros(dims, &device)
+            .scatter(2, order.clone(), slots(0, len, &device).expand(dims), IndexingUpdateOp::Assign)
+            .gather(2, victim.clone());
+        let index = slots(0, len - 1, &device).expand(kept);
+        let skip = index.clone().greater_equal(rank.expand(kept)).int();
+        let order = order.gather(2, index + skip);
+        let moved = order.clone().equal_elem((len - 1) as i64);
+        self.0 = Some(order.mask_where(moved, victim.expand(kept)));
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, crate::ops::bytes)
+    }
+}
+
+fn slots(first: usize, count: usize, device: &Device) -> Tensor<3, Int> {
+    Tensor::<1, Int>::arange(first as i64..(first + count) as i64, device).reshape([1, 1, count])
+}

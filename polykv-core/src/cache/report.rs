@@ -1,0 +1,50 @@
+use super::LayerCache;
+use serde::Serialize;
+
+/// What a cache holds, measured from its tensors.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct CacheReport {
+    /// Tokens seen.
+    pub seen: usize,
+    /// Entries kept per layer, mean over sequences and heads.
+    pub kept: Vec<f64>,
+    /// Bytes of keys and values over all layers.
+    pub bytes: usize,
+    /// The largest `bytes` so far, transient copies included.
+    pub peak_bytes: usize,
+    /// Bytes of positions, statistics and remembered queries.
+    pub aux_bytes: usize,
+    /// What keys and values of all seen tokens would occupy.
+    pub full_bytes: usize,
+}
+
+impl CacheReport {
+    pub(super) fn of(layers: &[LayerCache], peak_bytes: usize) -> Self {
+        Self {
+            seen: layers.iter().map(LayerCache::seen).max().unwrap_or(0),
+            kept: layers.iter().map(mean_length).collect(),
+            bytes: layers.iter().map(LayerCache::kv_bytes).sum(),
+            peak_bytes,
+            aux_bytes: layers.iter().map(LayerCache::aux_bytes).sum(),
+            full_bytes: layers.iter().map(LayerCache::full_bytes).sum(),
+        }
+    }
+
+    pub fn kept_min(&self) -> f64 {
+        self.kept.iter().copied().fold(f64::INFINITY, f64::min)
+    }
+
+    pub fn kept_mean(&self) -> f64 {
+        self.kept.iter().sum::<f64>() / self.kept.len().max(1) as f64
+    }
+
+    pub fn kept_max(&self) -> f64 {
+        self.kept.iter().copied().fold(0.0, f64::max)
+    }
+}
+
+fn mean_length(layer: &LayerCache) -> f64 {
+    let lengths = layer.lengths();
+    let heads: usize = lengths.iter().map(Vec::len).sum();
+    lengths.iter().flatten().sum::<usize>() as f64 / heads.max(1) as f64
+}

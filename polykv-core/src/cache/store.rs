@@ -1,0 +1,140 @@
+//! Dense storage of one layer's entries.
+
+use super::LayerShape;
+use crate::ops;
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, s};
+
+/// Keys, values and positions of the entries in slots `0..len`; slots beyond are free.
+#[derive(Debug)]
+pub(super) struct Store {
+    /// `[batch, kv_heads, capacity, head_dim]`
+    keys: Tensor<4>,
+    values: Tensor<4>,
+    /// `[batch, kv_heads, capacity]`
+    positions: Tensor<3, Int>,
+    len: usize,
+}
+
+impl Store {
+    pub fn new(shape: LayerShape, capacity: usize, dtype: DType, device: &Device) -> Self {
+        let dims = [shape.batch, shape.kv_heads, capacity, shape.head_dim];
+        Self {
+            keys: Tensor::zeros(dims, (device, dtype)),
+            values: Tensor::zeros(dims, (device, dtype)),
+            positions: Tensor::zeros([shape.batch, shape.kv_heads, capacity], device),
+            len: 0,
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn capacity(&self) -> usize {
+        self.keys.dims()[2]
+    }
+
+    /// Bytes of keys and values, free slots included.
+    pub fn kv_bytes(&self) -> usize {
+        ops::bytes(&self.keys) + ops::bytes(&self.values)
+    }
+
+    /// Bytes of the positions.
+    pub fn position_bytes(&self) -> usize {
+        ops::bytes(&self.positions)
+    }
+
+    pub fn keys(&self) -> Tensor<4> {
+        match self.len == self.capacity() {
+            true => self.keys.clone(),
+            false => self.keys.clone().slice(s![.., .., 0..self.len, ..]),
+        }
+    }
+
+    pub fn values(&self) -> Tensor<4> {
+        match self.len == self.capacity() {
+            true => self.values.clone(),
+            false => self.values.clone().slice(s![.., .., 0..self.len, ..]),
+        }
+    }
+
+    pub fn positions(&self) -> Tensor<3, Int> {
+        self.positions.clone().slice(s![.., .., 0..self.len])
+    }
+
+    /// Moves the entries into storage for `capacity` entries.
+    pub fn resize(&mut self, capacity: usize) {
+        let (keys, values, positions) = (self.keys(), self.values(), self.positions());
+        let grown = |old: Tensor<4>| {
+            let [batch, kv_heads, _, d] = old.dims();
+            Tensor::zeros([batch, kv_heads, capacity, d], (&old.device(), old.dtype()))
+                .slice_assign(s![.., .., 0..self.len, ..], old)
+        };
+        self.keys = grown(keys);
+        self.values = grown(values);
+        let [batch, kv_heads, _] = positions.dims();
+        self.positions = Tensor::zeros([batch, kv_heads, capacity], &positions.device())
+            .slice_assign(s![.., .., 0..self.len], positions);
+    }
+
+    /// Writes entries into the next free slots, in place while nobody else holds the tensors; the capacity must
+    /// suffice.
+    pub fn append(&mut self, keys: Tensor<4>, values: Tensor<4>, first_position: usize) {
+        let [batch, kv_heads, tokens, _] = keys.dims();
+        let slots = self.len..self.len + tokens;
+        let device = self.positions.device();
+        let first = first_position as i64;
+        let new = Tensor::<1, Int>::arange(first..first + tokens as i64, &device)
+            .reshape([1, 1, tokens])
+            .expand([batch, kv_heads, tokens]);
+        let range = slots.clone();
+        self.keys.inplace(|t| t.slice_assign(s![.., .., range, ..], keys));
+        let range = slots.clone();
+        self.values.inplace(|t| t.slice_assign(s![.., .., range, ..], values));
+        self.positions.inplace(|t| t.slice_assign(s![.., .., slots], new));
+        self.len += tokens;
+    }
+
+    /// Keeps the entries in `slots [batch, kv_heads, count]`, in that order, in storage for `capacity`.
+    pub fn keep(&mut self, slots: Tensor<3, Int>, capacity: usize) {
+        let count = slots.dims()[2];
+        self.keys.inplace(|t| ops::take(t, slots.clone()));
+        self.values.inplace(|t| ops::take(t, slots.clone()));
+        self.positions.inplace(|t| t.gather(2, slots));
+        self.len = count;
+        if capacity > count {
+            self.resize(capacity);
+        }
+    }
+
+    /// Drops the entry in `victim [batch, kv_heads, 1]` by moving the last entry, whose key and value are `key` and
+    /// `value [batch, kv_heads, 1, head_dim]`, into its slot.
+    pub fn replace(
+        &mut self,
+        victim: Tensor<3, Int>,
+        key: Tensor<4>,
+        value: Tensor<4>,
+        position: usize,
+    ) {
+        let moved = victim.full_like(position as i64);
+        self.keys.inplace(|t| ops::put(t, victim.clone(), key));
+        self.values.inplace(|t| ops::put(t, victim.clone(), value));
+        self.positions.inplace(|t| {
+            t.scatter(2, victim, moved, IndexingUpdateOp::Assign)
+        });
+        self.len -= 1;
+    }
+
+    /// Where the keys and values lie in memory.
+    #[cfg(all(test, feature = "flex"))]
+    pub fn addresses(&self) -> [usize; 2] {
+        [&self.keys, &self.values].map(|tensor| {
+            match tensor.clone().into_dispatch().kind {
+                burn::backend::DispatchTensorKind::Flex(tensor) => {
+                    tensor.float().storage::<f32>().as_ptr() as usize
+                }
+                other => panic!("not a CPU tensor: {other:?}"),
+            }
+        })
+    }
+}

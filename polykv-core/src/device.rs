@@ -1,0 +1,166 @@
+//! `--device auto|cpu|wgpu|cuda[:i]`: one name for a burn device, chosen at run time.
+
+use crate::{Error, Result};
+use burn::tensor::{Device, DeviceType};
+use std::fmt;
+use std::str::FromStr;
+
+/// Which device a user asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceSpec {
+    /// CUDA if this build and machine have it, else the CPU. Never wgpu: on a machine without a GPU it would be a
+    /// software adapter, far slower than the CPU backend.
+    #[default]
+    Auto,
+    Cpu,
+    Wgpu(usize),
+    Cuda(usize),
+}
+
+impl FromStr for DeviceSpec {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let wrong = || format!("'{text}' is no device; allowed: auto, cpu, wgpu[:i], cuda[:i]");
+        let (name, index) = match text.split_once(':') {
+            Some((name, index)) => (name, Some(index.parse().map_err(|_| wrong())?)),
+            None => (text, None),
+        };
+        match (name, index) {
+            ("auto", None) => Ok(Self::Auto),
+            ("cpu", None) => Ok(Self::Cpu),
+            ("wgpu", index) => Ok(Self::Wgpu(index.unwrap_or(0))),
+            ("cuda", index) => Ok(Self::Cuda(index.unwrap_or(0))),
+            _ => Err(wrong()),
+        }
+    }
+}
+
+impl fmt::Display for DeviceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => write!(f, "auto"),
+            Self::Cpu => write!(f, "cpu"),
+            Self::Wgpu(i) => write!(f, "wgpu:{i}"),
+            Self::Cuda(i) => write!(f, "cuda:{i}"),
+        }
+    }
+}
+
+impl DeviceSpec {
+    /// The concrete choice behind `auto`.
+    pub fn resolve(self) -> Self {
+        match self {
+            Self::Auto if cuda_devices().is_ok_and(|found| !found.is_empty()) => Self::Cuda(0),
+            Self::Auto => Self::Cpu,
+            other => other,
+        }
+    }
+
+    /// Opens the device.
+    ///
+    /// # Errors
+    /// A backend that this build lacks, or that finds no such device on this machine, by name.
+    pub fn open(self) -> Result<Device> {
+        match self.resolve() {
+            Self::Auto | Self::Cpu => cpu(),
+            Self::Wgpu(index) => pick("wgpu", wgpu_devices()?, index),
+            Self::Cuda(index) => pick("cuda", cuda_devices()?, index),
+        }
+    }
+}
+
+fn pick(backend: &str, mut devices: Vec<Device>, index: usize) -> Result<Device> {
+    if index < devices.len() {
+        return Ok(devices.swap_remove(index));
+    }
+    Err(Error::unsupported(
+        format!("device {backend}:{index}"),
+        format!("{} {backend} devices found on this machine", devices.len()),
+    ))
+}
+
+#[cfg(feature = "flex")]
+fn cpu() -> Result<Device> {
+    Ok(Device::flex())
+}
+
+#[cfg(not(feature = "flex"))]
+fn cpu() -> Result<Device> {
+    Err(not_built("cpu", "flex"))
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu_devices() -> Result<Vec<Device>> {
+    enumerate("wgpu", DeviceType::Wgpu)
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu_devices() -> Result<Vec<Device>> {
+    Err(not_built("wgpu", "wgpu"))
+}
+
+#[cfg(feature = "cuda")]
+fn cuda_devices() -> Result<Vec<Device>> {
+    enumerate("cuda", DeviceType::Cuda)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda_devices() -> Result<Vec<Device>> {
+    Err(not_built("cuda", "cuda"))
+}
+
+#[cfg(not(all(feature = "flex", feature = "wgpu", feature = "cuda")))]
+fn not_built(device: &str, feature: &str) -> Error {
+    Error::unsupported(
+        format!("device {device}"),
+        format!("this build lacks the feature `{feature}`"),
+    )
+}
+
+/// Drivers that are missing make the backends panic while they look for devices; a user gets an error instead.
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn enumerate(backend: &str, kind: DeviceType) -> Result<Vec<Device>> {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let found = std::panic::catch_unwind(|| Device::enumerate(kind).into_vec());
+    std::panic::set_hook(hook);
+    found.map_err(|panic| {
+        let reason = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(ToString::to_string))
+            .unwrap_or_default();
+        Error::unsupported(
+            format!("device {backend}"),
+            format!("no usable driver on this machine ({})", reason.lines().next().unwrap_or("unknown")),
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for text in ["auto", "cpu", "wgpu:0", "cuda:3"] {
+            assert_eq!(text.parse::<DeviceSpec>().unwrap().to_string(), text);
+        }
+        assert_eq!("cuda".parse(), Ok(DeviceSpec::Cuda(0)));
+    }
+
+    #[test]
+    fn other_names_are_refused() {
+        for text in ["gpu", "cuda:x", "cpu:1", "", "auto:0"] {
+            assert!(text.parse::<DeviceSpec>().unwrap_err().contains("cuda[:i]"));
+        }
+    }
+
+    #[cfg(feature = "flex")]
+    #[test]
+    fn a_missing_backend_is_named() {
+        let error = DeviceSpec::Cuda(63).open().unwrap_err().to_string();
+        assert!(error.contains("cuda"), "{error}");
+    }
+}

@@ -1,0 +1,131 @@
+//! Choosing which entries stay.
+
+use crate::policy::Protect;
+use crate::{Error, Result};
+use burn::tensor::{Bool, IndexingUpdateOp, Int, IntDType, Tensor, TensorData};
+
+/// The positions that no eviction may touch in a sequence of `seen` tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Protected {
+    pub protect: Protect,
+    pub seen: usize,
+}
+
+impl Protected {
+    fn contains(&self, position: i64) -> bool {
+        position < self.protect.sinks as i64 || position >= self.first_recent()
+    }
+
+    fn first_recent(&self) -> i64 {
+        self.seen as i64 - self.protect.recent as i64
+    }
+
+    /// True where an entry is protected; the shape of `positions`.
+    fn mask(&self, positions: Tensor<3, Int>) -> Tensor<3, Bool> {
+        let recent = positions.clone().greater_equal_elem(self.first_recent());
+        match self.protect.sinks {
+            0 => recent,
+            sinks => recent.bool_or(positions.lower_elem(sinks as i64)),
+        }
+    }
+}
+
+/// The slots of the `budget` entries that stay, per sequence and head, in ascending order of position:
+/// `[batch, kv_heads, budget]`. Protected entries stay first, then the highest scores; of equal scores the later
+/// position stays.
+///
+/// # Errors
+/// A NaN score, and a budget that the protected entries exceed.
+pub fn select(
+    scores: Tensor<3>,
+    positions: Tensor<3, Int>,
+    protected: Protected,
+    budget: usize,
+) -> Result<Tensor<3, Int>> {
+    let [batch, kv_heads, entries] = scores.dims();
+    let device = scores.device();
+    let read = |e| Error::Failed(format!("reading scores from the device: {e:?}"));
+    let scores: Vec<f32> = scores.try_into_vec_as().map_err(read)?;
+    let positions: Vec<i64> = positions.try_into_vec_as().map_err(read)?;
+    if scores.iter().any(|score| score.is_nan()) {
+        return Err(Error::Failed("an eviction score is NaN".into()));
+    }
+    let mut kept: Vec<i64> = Vec::with_capacity(batch * kv_heads * budget);
+    for (scores, positions) in scores
+        .chunks_exact(entries)
+        .zip(positions.chunks_exact(entries))
+    {
+        kept.extend(top(scores, positions, protected, budget)?);
+    }
+    let data = TensorData::new(kept, [batch, kv_heads, budget]);
+    Ok(Tensor::from_data(data, &device))
+}
+
+fn top(
+    scores: &[f32],
+    positions: &[i64],
+    protected: Protected,
+    budget: usize,
+) -> Result<impl Iterator<Item = i64>> {
+    let mut slots: Vec<usize> = (0..scores.len()).collect();
+    let safe: Vec<bool> = positions.iter().map(|&p| protected.contains(p)).collect();
+    let count = safe.iter().filter(|&&safe| safe).count();
+    if count > budget || budget > scores.len() {
+        return Err(Error::invalid(
+            "eviction",
+            "budget",
+            budget,
+            format!("{count} (protected entries) to {} (cached entries)", scores.len()),
+        ));
+    }
+    let best_first = |&a: &usize, &b: &usize| {
+        safe[b]
+            .cmp(&safe[a])
+            .then(scores[b].total_cmp(&scores[a]))
+            .then(positions[b].cmp(&positions[a]))
+    };
+    if budget < slots.len() {
+        slots.select_nth_unstable_by(budget, best_first);
+        slots.truncate(budget);
+    }
+    slots.sort_unstable_by_key(|&slot| positions[slot]);
+    Ok(slots.into_iter().map(|slot| slot as i64))
+}
+
+/// The slot of the lowest unprotected score per sequence and head, `[batch, kv_heads, 1]`, without leaving the
+/// device; of equal scores the earlier position goes. The caller guarantees that some entry is unprotected, and checks
+/// for NaN.
+pub fn drop_lowest(
+    scores: Tensor<3>,
+    positions: Tensor<3, Int>,
+    protected: Protected,
+) -> Tensor<3, Int> {
+    let guarded = match protected.protect.count() {
+        0 => scores,
+        _ => scores.mask_fill(protected.mask(positions.clone()), f32::MAX),
+    };
+    let [_, _, entries] = guarded.dims();
+    let lowest = guarded.clone().min_dim(2).repeat_dim(2, entries);
+    // Pooling makes equal scores common: the choice between them must not depend on slots.
+    let dtype = IntDType::from(positions.dtype());
+    positions
+        .mask_fill(guarded.greater(lowest), i32::MAX)
+        .argmin(2)
+        .cast(dtype)
+}
+
+/// Gathers entries: `tensor [batch, kv_heads, n, d]` at `slots [batch, kv_heads, m]`.
+pub fn take(tensor: Tensor<4>, slots: Tensor<3, Int>) -> Tensor<4> {
+    let [batch, kv_heads, _, d] = tensor.dims();
+    let count = slots.dims()[2];
+    let index = slots.unsqueeze_dim::<4>(3).expand([batch, kv_heads, count, d]);
+    tensor.gather(2, index)
+}
+
+/// Overwrites one entry per sequence and head, in place while the tensor is not shared: `tensor
+/// [batch, kv_heads, n, d]` at `slot [batch, kv_heads, 1]` becomes `entry [batch, kv_heads, 1, d]`.
+pub fn put(tensor: Tensor<4>, slot: Tensor<3, Int>, entry: Tensor<4>) -> Tensor<4> {
+    let dims = entry.dims();
+    let index = slot.unsqueeze_dim::<4>(3).expand(dims);
+    tensor.scatter(2, index, entry, IndexingUpdateOp::Assign)
+}

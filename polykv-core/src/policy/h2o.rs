@@ -1,0 +1,91 @@
+use super::{Appended, Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
+use crate::Result;
+use crate::ops::AttentionBlock;
+use burn::tensor::{Tensor, s};
+use serde::{Deserialize, Serialize};
+
+/// Attention that an entry has received from all queries so far, mean over the query group (H2O, arXiv 2306.14048).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct H2o {
+    /// Share of the budget that goes to the latest entries whatever their score.
+    pub recent_fraction: f64,
+    /// Divide the sum by the number of queries that could see the entry.
+    pub normalize: bool,
+}
+
+impl Default for H2o {
+    fn default() -> Self {
+        Self {
+            recent_fraction: 0.5,
+            normalize: false,
+        }
+    }
+}
+
+impl Checked for H2o {
+    fn check(&self) -> std::result::Result<(), String> {
+        if (0.0..=1.0).contains(&self.recent_fraction) {
+            return Ok(());
+        }
+        Err("recent_fraction from 0 to 1".into())
+    }
+}
+
+impl Policy for H2o {
+    fn name(&self) -> &'static str {
+        "h2o"
+    }
+
+    fn params(&self) -> Params {
+        params_of(self)
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            attention: true,
+            ..Needs::default()
+        }
+    }
+
+    fn protect(&self, budget: usize) -> Protect {
+        Protect {
+            sinks: 0,
+            recent: (budget as f64 * self.recent_fraction).floor() as usize,
+        }
+    }
+
+    fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
+        if state.entries.is_empty() {
+            let [batch, kv_heads] = [appended.shape.batch, appended.shape.kv_heads];
+            let entries = appended.before + appended.positions.len();
+            state.entries.push(Tensor::zeros(
+                [batch, kv_heads, entries],
+                &appended.device,
+            ));
+        } else {
+            state.extend_with_zeros(appended);
+        }
+        Ok(())
+    }
+
+    fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
+        let sums = block.column_sums();
+        let seen = sums.dims()[2];
+        state.entries[0].inplace(|total| {
+            let updated = total.clone().slice(s![.., .., 0..seen]) + sums;
+            total.slice_assign(s![.., .., 0..seen], updated)
+        });
+        Ok(())
+    }
+
+    fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
+        let sums = state.entries[0].clone();
+        if !self.normalize {
+            return Ok(sums);
+        }
+        // The query at position p sees the entries up to p, so an entry at position j was visible to seen − j.
+        let visible = view.positions.clone().float().neg().add_scalar(view.seen as f32);
+        Ok(sums / visible)
+    }
+}

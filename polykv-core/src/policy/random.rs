@@ -1,0 +1,93 @@
+use super::{Appended, Checked, LayerView, Params, Policy, State, params_of};
+use crate::Result;
+use burn::tensor::{Tensor, TensorData};
+use serde::{Deserialize, Serialize};
+
+/// A hash of (seed, layer, head, position): the floor that every policy must beat. The same entries stay on every
+/// device and in every run.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Random {
+    pub seed: u64,
+}
+
+impl Checked for Random {}
+
+impl Random {
+    /// In [0, 1), exact in f32.
+    fn hash(&self, layer: usize, head: usize, position: usize) -> f32 {
+        let mut x = self.seed;
+        for word in [layer as u64, head as u64, position as u64] {
+            x = splitmix(x ^ splitmix(word));
+        }
+        (x >> 40) as f32 / (1u64 << 24) as f32
+    }
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
+fn splitmix(x: u64) -> u64 {
+    let mut z = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+impl Policy for Random {
+    fn name(&self) -> &'static str {
+        "random"
+    }
+
+    fn params(&self) -> Params {
+        params_of(self)
+    }
+
+    // Positions are known on the host when entries arrive: hashing them there keeps 64-bit integers off devices that
+    // have none.
+    fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
+        let shape = appended.shape;
+        let mut values = Vec::with_capacity(shape.batch * shape.kv_heads * appended.positions.len());
+        for _ in 0..shape.batch {
+            for head in 0..shape.kv_heads {
+                values.extend(
+                    appended
+                        .positions
+                        .clone()
+                        .map(|position| self.hash(appended.layer, head, position)),
+                );
+            }
+        }
+        let dims = [shape.batch, shape.kv_heads, appended.positions.len()];
+        let new = Tensor::<3>::from_data(TensorData::new(values, dims), &appended.device);
+        let all = match state.entries.pop() {
+            Some(old) => Tensor::cat(vec![old, new], 2),
+            None => new,
+        };
+        state.entries.push(all);
+        Ok(())
+    }
+
+    fn score(&self, state: &State, _view: &LayerView<'_>) -> Result<Tensor<3>> {
+        Ok(state.entries[0].clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_is_spread_and_depends_on_every_word() {
+        let random = Random { seed: 7 };
+        let mean = (0..1000).map(|p| random.hash(0, 0, p)).sum::<f32>() / 1000.0;
+        assert!((mean - 0.5).abs() < 0.05, "{mean}");
+        let base = random.hash(1, 2, 3);
+        for other in [
+            random.hash(2, 2, 3),
+            random.hash(1, 3, 3),
+            random.hash(1, 2, 4),
+            Random { seed: 8 }.hash(1, 2, 3),
+        ] {
+            assert_ne!(base, other);
+        }
+    }
+}

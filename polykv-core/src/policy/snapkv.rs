@@ -1,0 +1,81 @@
+use super::{Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
+use crate::Result;
+use crate::ops::{Pool, pool};
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// Attention of the last `window` queries summed over the window, mean over the query group, pooled over
+/// neighbouring positions; the window itself always stays (SnapKV, arXiv 2404.14469).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SnapKv {
+    pub window: usize,
+    /// Width of the pooling, odd; 1 turns it off.
+    pub kernel: usize,
+    pub pool: Pool,
+}
+
+impl Default for SnapKv {
+    fn default() -> Self {
+        Self {
+            window: 32,
+            kernel: 7,
+            pool: Pool::Max,
+        }
+    }
+}
+
+impl Checked for SnapKv {
+    fn check(&self) -> std::result::Result<(), String> {
+        if self.window == 0 {
+            return Err("window at least 1".into());
+        }
+        if self.kernel.is_multiple_of(2) || self.kernel > 1023 {
+            return Err("kernel odd, at most 1023".into());
+        }
+        Ok(())
+    }
+}
+
+impl Policy for SnapKv {
+    fn name(&self) -> &'static str {
+        "snapkv"
+    }
+
+    fn params(&self) -> Params {
+        params_of(self)
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            queries: self.window,
+            position_order: true,
+            ..Needs::default()
+        }
+    }
+
+    fn protect(&self, _budget: usize) -> Protect {
+        Protect {
+            sinks: 0,
+            recent: self.window,
+        }
+    }
+
+    fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
+        let attention = view.window_attention(self.window)?; // [batch, kv_heads, group, window, entries]
+        let [batch, kv_heads, _, window, entries] = attention.dims();
+        let scores = attention
+            .sum_dim(3)
+            .mean_dim(2)
+            .reshape([batch, kv_heads, entries]);
+        // The window's own entries are protected and must not leak into their neighbours through the pooling.
+        let old = entries.saturating_sub(window);
+        if old == 0 {
+            return Ok(scores);
+        }
+        let ordered = view.to_position_order(scores);
+        let pooled = pool(ordered.clone().narrow(2, 0, old), self.kernel, self.pool);
+        let tail = ordered.narrow(2, old, entries - old);
+        Ok(view.to_slot_order(Tensor::cat(vec![pooled, tail], 2)))
+    }
+}

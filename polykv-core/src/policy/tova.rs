@@ -1,0 +1,57 @@
+use super::{Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
+use crate::Result;
+use burn::tensor::Tensor;
+use serde::{Deserialize, Serialize};
+
+/// Attention of the last query, mean over all query heads, so that a layer keeps one set of positions for all its
+/// heads (TOVA, arXiv 2401.06104). Where the layer's heads already hold different positions, because another policy
+/// trimmed it in prefill, the mean is over each KV head's own query group.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tova {
+    /// How many of the latest entries are kept in any case.
+    pub protect_last: usize,
+}
+
+impl Checked for Tova {}
+
+impl Policy for Tova {
+    fn name(&self) -> &'static str {
+        "tova"
+    }
+
+    fn params(&self) -> Params {
+        params_of(self)
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            queries: 1,
+            ..Needs::default()
+        }
+    }
+
+    fn protect(&self, _budget: usize) -> Protect {
+        Protect {
+            sinks: 0,
+            recent: self.protect_last,
+        }
+    }
+
+    fn same_for_all_heads(&self) -> bool {
+        true
+    }
+
+    fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
+        let row = view.attention_row()?; // [batch, kv_heads, group, entries]
+        let [batch, kv_heads, group, entries] = row.dims();
+        // After an eviction per head, one slot holds another position in each head: no mean over them makes sense.
+        if !view.heads_agree {
+            return Ok(row.mean_dim(2).reshape([batch, kv_heads, entries]));
+        }
+        let mean = row
+            .reshape([batch, kv_heads * group, entries])
+            .mean_dim(1);
+        Ok(mean.expand([batch, kv_heads, entries]))
+    }
+}

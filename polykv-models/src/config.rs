@@ -1,0 +1,307 @@
+//! The shape of a model, read from a checkpoint's config.json and checked before anything is allocated.
+
+use polykv_core::{Error, Result};
+
+mod hf;
+
+const MAX_PARAMETERS: u64 = 1 << 41;
+
+/// The architectures that can be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Llama,
+}
+
+impl Family {
+    /// Lower-case name, as used in fingerprints.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+        }
+    }
+}
+
+/// How rotary frequencies are stretched for contexts longer than the original training.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    None,
+    /// Every frequency is divided by `factor`.
+    Linear {
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies are divided by `factor`, high ones kept, those between interpolated.
+    Llama3 {
+        factor: f64,
+        low_freq_factor: f64,
+        high_freq_factor: f64,
+        original_max_positions: usize,
+    },
+}
+
+/// Everything about a decoder-only model that its weights' shapes and its arithmetic depend on.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    pub family: Family,
+    /// Rows of the embedding table.
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    /// Width of the gated feed-forward layer.
+    pub intermediate_size: usize,
+    pub layers: usize,
+    /// Query heads per layer.
+    pub heads: usize,
+    /// Key and value heads per layer; divides `heads`.
+    pub kv_heads: usize,
+    /// Numbers per head; even, because rotary embedding turns pairs.
+    pub head_dim: usize,
+    /// The longest context, in tokens.
+    pub max_positions: usize,
+    pub rms_eps: f64,
+    pub rope_theta: f64,
+    pub rope_scaling: RopeScaling,
+    /// True when the output layer reuses the embedding table.
+    pub tie_embeddings: bool,
+    pub bos_token: Option<u32>,
+    /// Tokens that end a generation; may be empty.
+    pub eos_tokens: Vec<u32>,
+}
+
+impl ModelConfig {
+    /// Reads a Hugging Face config.json, with `rope_theta` and `rope_scaling` or the newer `rope_parameters`.
+    ///
+    /// `place` names the file in errors. Fails on malformed JSON, values out of range (see [`Self::validate`]),
+    /// and on architectures or options that this crate does not implement.
+    pub fn from_hf_json(place: &str, text: &str) -> Result<Self> {
+        let config = hf::read(place, text)?;
+        config.validate(place)?;
+        Ok(config)
+    }
+
+    /// Checks every field and the products that sizes are computed from; `place` names the source in errors.
+    pub fn validate(&self, place: &str) -> Result<()> {
+        let sizes = [
+            ("vocab_size", self.vocab_size, 1 << 24),
+            ("hidden_size", self.hidden_size, 1 << 20),
+            ("intermediate_size", self.intermediate_size, 1 << 22),
+            ("num_hidden_layers", self.layers, 1024),
+            ("num_attention_heads", self.heads, 1024),
+            ("num_key_value_heads", self.kv_heads, self.heads),
+            ("head_dim", self.head_dim, 1024),
+            ("max_position_embeddings", self.max_positions, 1 << 26),
+        ];
+        for (field, found, most) in sizes {
+            check_size(place, field, found, most)?;
+        }
+        if !self.heads.is_multiple_of(self.kv_heads) {
+            let allowed = format!("a divisor of num_attention_heads, {}", self.heads);
+            return Err(Error::invalid(
+                place,
+                "num_key_value_heads",
+                self.kv_heads,
+                allowed,
+            ));
+        }
+        if !self.head_dim.is_multiple_of(2) {
+            return Err(Error::invalid(
+                place,
+                "head_dim",
+                self.head_dim,
+                "an even number",
+            ));
+        }
+        check_positive(place, "rms_norm_eps", self.rms_eps, 1.0)?;
+        check_positive(place, "rope_theta", self.rope_theta, 1e12)?;
+        self.validate_scaling(place)?;
+        for &id in self.bos_token.iter().chain(&self.eos_tokens) {
+            if id as usize >= self.vocab_size {
+                let allowed = format!("below vocab_size, {}", self.vocab_size);
+                return Err(Error::invalid(
+                    place,
+                    "bos_token_id or eos_token_id",
+                    id,
+                    allowed,
+                ));
+            }
+        }
+        // The bounds above keep this count far below 2^64, so the comparison is exact.
+        if self.parameters() > MAX_PARAMETERS {
+            let allowed = format!("up to {MAX_PARAMETERS}");
+            return Err(Error::invalid(
+                place,
+                "number of parameters",
+                self.parameters(),
+                allowed,
+            ));
+        }
+        Ok(())
+    }
+
+    fn validate_scaling(&self, place: &str) -> Result<()> {
+        match self.rope_scaling {
+            RopeScaling::None => Ok(()),
+            RopeScaling::Linear { factor } => {
+                check_positive(place, "rope_scaling factor", factor, 1e6)
+            }
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_positions,
+            } => {
+                check_positive(place, "rope_scaling factor", factor, 1e6)?;
+                check_positive(place, "rope_scaling low_freq_factor", low_freq_factor, 1e6)?;
+                check_positive(
+                    place,
+                    "rope_scaling high_freq_factor",
+                    high_freq_factor,
+                    1e6,
+                )?;
+                let field = "rope_scaling original_max_position_embeddings";
+                check_size(place, field, original_max_positions, 1 << 26)?;
+                if high_freq_factor <= low_freq_factor {
+                    let allowed = format!("above low_freq_factor, {low_freq_factor}");
+                    let field = "rope_scaling high_freq_factor";
+                    return Err(Error::invalid(place, field, high_freq_factor, allowed));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Number of weights; a tied output layer counts once. Saturates on a config that was not validated.
+    pub fn parameters(&self) -> u64 {
+        let mul = |a: usize, b: usize| (a as u64).saturating_mul(b as u64);
+        let hidden = self.hidden_size;
+        let attention = mul(hidden, self.head_dim)
+            .saturating_mul((self.heads as u64).saturating_add(self.kv_heads as u64))
+            .saturating_mul(2);
+        let feed_forward = mul(hidden, self.intermediate_size).saturating_mul(3);
+        let layer = attention
+            .saturating_add(feed_forward)
+            .saturating_add(mul(hidden, 2));
+        let tables = if self.tie_embeddings { 1 } else { 2 };
+        mul(self.vocab_size, hidden)
+            .saturating_mul(tables)
+            .saturating_add(layer.saturating_mul(self.layers as u64))
+            .saturating_add(hidden as u64)
+    }
+
+    /// A short name of the shape, by which a plan file recognises its model: `llama-30x9q3kv64d-576h-49152v`.
+    pub fn fingerprint(&self) -> String {
+        format!(
+            "{}-{}x{}q{}kv{}d-{}h-{}v",
+            self.family.name(),
+            self.layers,
+            self.heads,
+            self.kv_heads,
+            self.head_dim,
+            self.hidden_size,
+            self.vocab_size
+        )
+    }
+}
+
+fn check_size(place: &str, field: &str, found: usize, most: usize) -> Result<()> {
+    if found == 0 || found > most {
+        return Err(Error::invalid(place, field, found, format!("1 to {most}")));
+    }
+    Ok(())
+}
+
+fn check_positive(place: &str, field: &str, found: f64, most: f64) -> Result<()> {
+    // Written so that NaN fails too.
+    if !(found > 0.0 && found <= most) {
+        let allowed = format!("above 0, up to {most}");
+        return Err(Error::invalid(place, field, found, allowed));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn smol() -> ModelConfig {
+        ModelConfig {
+            family: Family::Llama,
+            vocab_size: 49152,
+            hidden_size: 576,
+            intermediate_size: 1536,
+            layers: 30,
+            heads: 9,
+            kv_heads: 3,
+            head_dim: 64,
+            max_positions: 8192,
+            rms_eps: 1e-5,
+            rope_theta: 100_000.0,
+            rope_scaling: RopeScaling::None,
+            tie_embeddings: true,
+            bos_token: Some(1),
+            eos_tokens: vec![2],
+        }
+    }
+
+    #[test]
+    fn counts_and_fingerprint() {
+        let config = smol();
+        config.validate("test").unwrap();
+        assert_eq!(config.parameters(), 134_515_008);
+        assert_eq!(config.fingerprint(), "llama-30x9q3kv64d-576h-49152v");
+        let untied = ModelConfig {
+            tie_embeddings: false,
+            ..config
+        };
+        assert_eq!(untied.parameters(), 134_515_008 + 49152 * 576);
+    }
+
+    #[test]
+    fn every_field_is_checked() {
+        type Change = fn(&mut ModelConfig);
+        let changes: [(&str, Change); 20] = [
+            ("vocab_size", |c| c.vocab_size = 0),
+            ("vocab_size", |c| c.vocab_size = usize::MAX),
+            ("hidden_size", |c| c.hidden_size = 0),
+            ("intermediate_size", |c| c.intermediate_size = usize::MAX),
+            ("num_hidden_layers", |c| c.layers = 1025),
+            ("num_attention_heads", |c| c.heads = 0),
+            ("num_key_value_heads", |c| c.kv_heads = 0),
+            ("num_key_value_heads", |c| c.kv_heads = 2),
+            ("num_key_value_heads", |c| c.kv_heads = 18),
+            ("head_dim", |c| c.head_dim = 63),
+            ("head_dim", |c| c.head_dim = 2048),
+            ("max_position_embeddings", |c| c.max_positions = 0),
+            ("rms_norm_eps", |c| c.rms_eps = f64::NAN),
+            ("rms_norm_eps", |c| c.rms_eps = 0.0),
+            ("rope_theta", |c| c.rope_theta = f64::INFINITY),
+            ("rope_theta", |c| c.rope_theta = -1.0),
+            ("factor", |c| {
+                c.rope_scaling = RopeScaling::Linear { factor: 0.0 }
+            }),
+            ("high_freq_factor", |c| {
+                c.rope_scaling = RopeScaling::Llama3 {
+                    factor: 8.0,
+                    low_freq_factor: 4.0,
+                    high_freq_factor: 4.0,
+                    original_max_positions: 8192,
+                }
+            }),
+            ("eos_token_id", |c| c.eos_tokens = vec![49152]),
+            ("parameters", |c| {
+                (c.layers, c.intermediate_size, c.hidden_size) = (1024, 1 << 22, 1 << 20)
+            }),
+        ];
+        for (field, change) in changes {
+            let mut config = smol();
+            change(&mut config);
+            let message = config.validate("config.json").unwrap_err().to_string();
+            assert!(
+                message.starts_with("config.json: ") && message.contains(field),
+                "{message}"
+            );
+        }
+        // Saturates instead of overflowing.
+        let mut huge = smol();
+        huge.hidden_size = usize::MAX;
+        assert_eq!(huge.parameters(), u64::MAX);
+    }
+}

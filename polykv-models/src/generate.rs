@@ -1,0 +1,240 @@
+//! Text generation: prefill, then one token after the other.
+
+use crate::sample::{Sampler, SamplingParams};
+use crate::stop::StopMatcher;
+use crate::{LoadedModel, PrefillOptions};
+use burn::tensor::{Int, Tensor, TensorData};
+use polykv_core::{CacheReport, Error, KvCache, Plan, Result};
+use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// What to generate, and how.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    pub max_new_tokens: usize,
+    pub sampling: SamplingParams,
+    /// Texts at which generation ends; they are not part of the output.
+    pub stop: Vec<String>,
+    /// Tokens per pass of the prefill.
+    pub chunk: usize,
+}
+
+impl Default for GenerateOptions {
+    fn default() -> Self {
+        Self {
+            max_new_tokens: 128,
+            sampling: SamplingParams::default(),
+            stop: Vec::new(),
+            chunk: PrefillOptions::CHUNK,
+        }
+    }
+}
+
+/// Why a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Finish {
+    /// An end token or a stop text.
+    Stop,
+    /// The limit of new tokens or the model's context.
+    Length,
+}
+
+/// A finished generation with what it took.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    pub text: String,
+    /// New tokens, an end token excluded.
+    pub tokens: Vec<u32>,
+    pub prompt_tokens: usize,
+    pub finish: Finish,
+    /// From the start of prefill to the first token.
+    pub ttft: Duration,
+    /// From the first token to the last.
+    pub decode_time: Duration,
+    /// Decode steps that `decode_time` covers.
+    pub decode_steps: usize,
+    /// The cache after the last token.
+    pub cache: CacheReport,
+    /// The most bytes of hidden states held between layers during prefill.
+    pub activation_peak_bytes: usize,
+}
+
+impl Generation {
+    pub fn prefill_tokens_per_second(&self) -> f64 {
+        self.prompt_tokens as f64 / self.ttft.as_secs_f64().max(1e-9)
+    }
+
+    /// Zero if fewer than two tokens were made.
+    pub fn decode_tokens_per_second(&self) -> f64 {
+        self.decode_steps as f64 / self.decode_time.as_secs_f64().max(1e-9)
+    }
+}
+
+/// Progress of a generation.
+pub enum Event<'a> {
+    /// Layers of the prompt done, and layers in all.
+    Prefill { done: usize, total: usize },
+    /// New text, cut at character boundaries.
+    Text(&'a str),
+}
+
+/// A model with a cache under one plan.
+#[derive(Debug)]
+pub struct Generator {
+    model: LoadedModel,
+    cache: KvCache,
+}
+
+impl Generator {
+    /// # Errors
+    /// A plan for another model.
+    pub fn new(model: LoadedModel, plan: Plan) -> Result<Self> {
+        let config = model.model.config();
+        plan.check_model("plan", config.layers, &config.fingerprint())?;
+        let cache = KvCache::new(plan, model.model.cache_shape(1), model.model.device())?;
+        Ok(Self { model, cache })
+    }
+
+    pub fn model(&self) -> &LoadedModel {
+        &self.model
+    }
+
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    /// Forgets the sequence so far; the next prompt starts at position 0.
+    pub fn clear(&mut self) {
+        self.cache.clear();
+    }
+
+    /// Runs `prompt` after whatever came before, then generates. The cache is left as it is after the last token, so
+    /// that another turn can follow.
+    ///
+    /// # Errors
+    /// An empty prompt, one beyond the model's context, ids beyond its vocabulary, a plan that cannot be carried out
+    /// at this length, NaN in logits or scores.
+    pub fn generate(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) -> Result<Generation> {
+        let model = &self.model.model;
+        let vocab = model.config().vocab_size;
+        if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab) {
+            return Err(Error::invalid("prompt", "token id", id, format!("below {vocab}")));
+        }
+        let mut sampler = Sampler::new(options.sampling.clone())?;
+        let mut history = prompt.to_vec();
+        let started = Instant::now();
+        let mut progress = |done, total| on_event(Event::Prefill { done, total });
+        let mut prefill = PrefillOptions {
+            chunk: options.chunk,
+            progress: Some(&mut progress),
+            ..PrefillOptions::default()
+        };
+        let mut logits = model.prefill(self.token_ids(prompt), &mut self.cache, &mut prefill)?;
+        let activation_peak_bytes = prefill.activation_peak_bytes;
+        let mut output = Output::new(&self.model, &options.stop);
+        let mut tokens = Vec::new();
+        let mut first = None;
+        let mut finish = Finish::Length;
+        while tokens.len() < options.max_new_tokens {
+            let values: Vec<f32> = logits
+                .try_into_vec_as()
+                .map_err(|e| Error::Failed(format!("reading logits from the device: {e:?}")))?;
+            self.cache.check()?;
+            let token = sampler.sample(&values, &history)?;
+            first.get_or_insert_with(Instant::now);
+            if self.model.eos_tokens.contains(&token) {
+                finish = Finish::Stop;
+                break;
+            }
+            tokens.push(token);
+            history.push(token);
+            if output.push(token, on_event)? {
+                finish = Finish::Stop;
+                break;
+            }
+            let at_end = self.cache.seen() >= model.config().max_positions;
+            if at_end || tokens.len() == options.max_new_tokens {
+                break;
+            }
+            logits = model.decode(self.token_ids(&[token]), &mut self.cache)?;
+        }
+        let ended = Instant::now();
+        let first = first.unwrap_or(ended);
+        let steps = tokens.len() + usize::from(finish == Finish::Stop && !output.stopped);
+        Ok(Generation {
+            text: output.finish(on_event)?,
+            prompt_tokens: prompt.len(),
+            finish,
+            ttft: first - started,
+            decode_time: ended - first,
+            decode_steps: steps.saturating_sub(1),
+            tokens,
+            cache: self.cache.report(),
+            activation_peak_bytes,
+        })
+    }
+
+    fn token_ids(&self, ids: &[u32]) -> Tensor<2, Int> {
+        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        let dims = [1, ids.len()];
+        Tensor::from_data(TensorData::new(ids, dims), self.model.model.device())
+    }
+}
+
+/// From tokens to shown text.
+struct Output<'a> {
+    stream: crate::tokenizer::Stream<'a>,
+    stop: StopMatcher<'a>,
+    text: String,
+    stopped: bool,
+}
+
+impl<'a> Output<'a> {
+    fn new(model: &'a LoadedModel, stops: &'a [String]) -> Self {
+        Self {
+            stream: model.tokenizer.stream(true),
+            stop: StopMatcher::new(stops),
+            text: String::new(),
+            stopped: false,
+        }
+    }
+
+    /// True at a stop text.
+    fn push(&mut self, token: u32, on_event: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
+        if let Some(piece) = self.stream.push(token)? {
+            self.show(&piece, on_event);
+        }
+        Ok(self.stopped)
+    }
+
+    fn finish(mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<String> {
+        if !self.stopped {
+            if let Some(piece) = self.stream.flush()? {
+                self.show(&piece, on_event);
+            }
+            if !self.stopped {
+                let rest = self.stop.finish();
+                if !rest.is_empty() {
+                    on_event(Event::Text(&rest));
+                    self.text.push_str(&rest);
+                }
+            }
+        }
+        Ok(self.text)
+    }
+
+    fn show(&mut self, piece: &str, on_event: &mut dyn FnMut(Event<'_>)) {
+        let (text, stopped) = self.stop.push(piece);
+        if !text.is_empty() {
+            on_event(Event::Text(&text));
+            self.text.push_str(&text);
+        }
+        self.stopped = stopped;
+    }
+}

@@ -1,0 +1,59 @@
+use super::{Linear, RopeTable};
+use crate::config::ModelConfig;
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use polykv_core::Result;
+
+/// Projections and rotary embedding around attention. The attention itself, over whatever the cache kept, is the
+/// caller's.
+#[derive(Module, Debug)]
+pub struct Attention {
+    pub q_proj: Linear,
+    pub k_proj: Linear,
+    pub v_proj: Linear,
+    pub o_proj: Linear,
+    head_dim: usize,
+}
+
+impl Attention {
+    pub fn new(config: &ModelConfig, device: &Device) -> Self {
+        let (hidden, head_dim) = (config.hidden_size, config.head_dim);
+        let queries = config.heads * head_dim;
+        let keys = config.kv_heads * head_dim;
+        Self {
+            q_proj: Linear::new(hidden, queries, device),
+            k_proj: Linear::new(hidden, keys, device),
+            v_proj: Linear::new(hidden, keys, device),
+            o_proj: Linear::new(queries, hidden, device),
+            head_dim,
+        }
+    }
+
+    /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`; `attend` gets rotated queries, rotated keys and values,
+    /// `[batch, heads, tokens, head_dim]` each.
+    ///
+    /// # Errors
+    /// Those of `attend`.
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        rope: &RopeTable,
+        attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
+    ) -> Result<Tensor<3>> {
+        let [batch, tokens, _] = x.dims();
+        let q = rope.rotate(self.heads(self.q_proj.forward(x.clone())));
+        let k = rope.rotate(self.heads(self.k_proj.forward(x.clone())));
+        let v = self.heads(self.v_proj.forward(x));
+        let [_, heads, _, _] = q.dims();
+        let output = attend(q, k, v)?
+            .swap_dims(1, 2)
+            .reshape([batch, tokens, heads * self.head_dim]);
+        Ok(self.o_proj.forward(output))
+    }
+
+    fn heads(&self, x: Tensor<3>) -> Tensor<4> {
+        let [batch, tokens, width] = x.dims();
+        x.reshape([batch, tokens, width / self.head_dim, self.head_dim])
+            .swap_dims(1, 2)
+    }
+}

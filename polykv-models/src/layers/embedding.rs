@@ -1,0 +1,32 @@
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Int, Tensor};
+
+/// The token embedding, which tied models use as their output head too.
+#[derive(Module, Debug)]
+pub struct Embedding {
+    /// `[vocab, hidden]`
+    pub weight: Param<Tensor<2>>,
+}
+
+impl Embedding {
+    pub fn new(vocab: usize, hidden: usize, device: &Device) -> Self {
+        Self {
+            weight: super::weight([vocab, hidden], device),
+        }
+    }
+
+    /// `[batch, tokens]` → `[batch, tokens, hidden]`
+    pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        let [batch, tokens] = ids.dims();
+        let weight = self.weight.val();
+        let [_, hidden] = weight.dims();
+        weight
+            .select(0, ids.reshape([batch * tokens]))
+            .reshape([batch, tokens, hidden])
+    }
+
+    /// `[batch, tokens, hidden]` → logits `[batch, tokens, vocab]`
+    pub fn as_head(&self, x: Tensor<3>) -> Tensor<3> {
+        super::linear::project(x, self.weight.val())
+    }
+}

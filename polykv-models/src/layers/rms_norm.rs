@@ -1,0 +1,25 @@
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+
+/// Root-mean-square normalisation over the last axis.
+#[derive(Module, Debug)]
+pub struct RmsNorm {
+    /// `[size]`
+    pub weight: Param<Tensor<1>>,
+    eps: f64,
+}
+
+impl RmsNorm {
+    pub fn new(size: usize, eps: f64, device: &Device) -> Self {
+        Self {
+            weight: super::weight([size], device),
+            eps,
+        }
+    }
+
+    /// `[.., size]` → `[.., size]`
+    pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let mean_square = x.clone().square().mean_dim(D - 1);
+        x / mean_square.add_scalar(self.eps).sqrt() * self.weight.val().unsqueeze::<D>()
+    }
+}

@@ -1,0 +1,99 @@
+//! Model families, weight formats and generation on top of [`polykv_core`].
+
+pub mod chat;
+pub mod config;
+pub mod generate;
+pub mod hub;
+pub mod layers;
+pub mod llama;
+pub mod load;
+pub mod sample;
+mod stop;
+pub mod tokenizer;
+
+pub use config::ModelConfig;
+pub use generate::{Finish, GenerateOptions, Generation, Generator};
+pub use load::{LoadedModel, load};
+
+use burn::tensor::{Device, Int, Tensor};
+use polykv_core::{KvCache, LayerShape, Result};
+use std::fmt;
+
+/// A decoder that keeps its keys and values in a [`KvCache`].
+pub trait CausalLm: Send + Sync + fmt::Debug {
+    fn config(&self) -> &ModelConfig;
+
+    fn device(&self) -> &Device;
+
+    /// Runs a prompt, `ids [batch, tokens]`, after whatever the cache has seen; every layer is trimmed by its prefill
+    /// rule. Returns the logits of the last position, `[batch, vocab]`.
+    ///
+    /// # Errors
+    /// An empty prompt, one beyond the model's context, and what the cache refuses.
+    fn prefill(
+        &self,
+        ids: Tensor<2, Int>,
+        cache: &mut KvCache,
+        options: &mut PrefillOptions<'_>,
+    ) -> Result<Tensor<2>>;
+
+    /// As [`CausalLm::prefill`], with the logits of every position, `[batch, tokens, vocab]`. Trimming a layer after
+    /// the prompt changes none of them.
+    ///
+    /// # Errors
+    /// As [`CausalLm::prefill`].
+    fn logits(
+        &self,
+        ids: Tensor<2, Int>,
+        cache: &mut KvCache,
+        options: &mut PrefillOptions<'_>,
+    ) -> Result<Tensor<3>>;
+
+    /// Runs one token per sequence, `ids [batch, 1]`, and returns its logits, `[batch, vocab]`.
+    ///
+    /// # Errors
+    /// What the cache refuses.
+    fn decode(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Result<Tensor<2>>;
+
+    /// What the cache must be made for.
+    fn cache_shape(&self, batch: usize) -> LayerShape {
+        let config = self.config();
+        LayerShape {
+            batch,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+        }
+    }
+}
+
+/// How a prompt is run.
+pub struct PrefillOptions<'a> {
+    /// Tokens per pass through a layer; bounds the memory for activations.
+    pub chunk: usize,
+    /// Called after every layer with the layers done and the layers in all.
+    pub progress: Option<&'a mut dyn FnMut(usize, usize)>,
+    /// Filled in by the model: the most bytes of hidden states that were held between layers.
+    pub activation_peak_bytes: usize,
+}
+
+impl PrefillOptions<'_> {
+    /// Tokens per pass unless said otherwise.
+    pub const CHUNK: usize = 512;
+
+    fn report(&mut self, done: usize, total: usize) {
+        if let Some(progress) = self.progress.as_mut() {
+            progress(done, total);
+        }
+    }
+}
+
+impl Default for PrefillOptions<'_> {
+    fn default() -> Self {
+        Self {
+            chunk: Self::CHUNK,
+            progress: None,
+            activation_peak_bytes: 0,
+        }
+    }
+}

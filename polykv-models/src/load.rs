@@ -1,0 +1,229 @@
+//! From files to a model: a Hugging Face folder or a GGUF file.
+
+pub mod gguf;
+pub mod safetensors;
+
+use crate::CausalLm;
+use crate::chat::ChatTemplate;
+use crate::config::{Family, ModelConfig};
+use crate::llama::{Llama, LlamaWeights};
+use crate::tokenizer::Tokenizer;
+use burn::tensor::{DType, Device, Shape, TensorData};
+use burn_store::burn_pack::{Error as PackError, Tensor as PackTensor};
+use burn_store::{ApplyError, ModuleSnapshot, bridge};
+use gguf::GgufFile;
+use polykv_core::{Error, Result};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A config.json above this size is refused unread.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// A model with what belongs to it.
+#[derive(Debug)]
+pub struct LoadedModel {
+    pub model: Box<dyn CausalLm>,
+    pub tokenizer: Tokenizer,
+    pub chat: Option<ChatTemplate>,
+    /// Tokens that end an answer.
+    pub eos_tokens: Vec<u32>,
+}
+
+/// Loads a folder with config.json, tokenizer.json and model.safetensors, or a GGUF file. Weights become f32.
+///
+/// # Errors
+/// What is missing, malformed or unsupported, with file, field, value found and values allowed.
+pub fn load(path: &Path, device: &Device) -> Result<LoadedModel> {
+    match path.is_dir() {
+        true => load_folder(path, device),
+        false => load_gguf(path, device),
+    }
+}
+
+/// Loads config.json and model.safetensors of a folder: a model without text.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_weights(folder: &Path, device: &Device) -> Result<Box<dyn CausalLm>> {
+    let config = read_config(folder)?;
+    let weights = folder.join("model.safetensors");
+    let tensors = safetensors::read(&weights)?;
+    build(config, tensors, &weights.display().to_string(), device)
+}
+
+fn read_config(folder: &Path) -> Result<ModelConfig> {
+    let path = folder.join("config.json");
+    let place = path.display().to_string();
+    let size = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
+    if size > MAX_CONFIG_BYTES {
+        let allowed = format!("at most {MAX_CONFIG_BYTES} bytes");
+        return Err(Error::invalid(place, "size", format!("{size} bytes"), allowed));
+    }
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    ModelConfig::from_hf_json(&place, &text)
+}
+
+fn load_folder(folder: &Path, device: &Device) -> Result<LoadedModel> {
+    let config = read_config(folder)?;
+    let tokenizer = Tokenizer::from_json_file(&folder.join("tokenizer.json"))?;
+    tokenizer.check_ids(config.vocab_size)?;
+    let chat = match folder.join("tokenizer_config.json") {
+        path if path.exists() => ChatTemplate::from_tokenizer_config(&path)?,
+        _ => None,
+    };
+    Ok(LoadedModel {
+        tokenizer,
+        chat,
+        eos_tokens: config.eos_tokens,
+        model: load_weights(folder, device)?,
+    })
+}
+
+fn load_gguf(path: &Path, device: &Device) -> Result<LoadedModel> {
+    let file = Arc::new(GgufFile::open(path)?);
+    let config = file.config()?;
+    let tokenizer = Tokenizer::from_gguf(&file)?;
+    tokenizer.check_ids(config.vocab_size)?;
+    let chat = ChatTemplate::from_gguf(&file)?;
+    let tensors = gguf_tensors(&file, &config)?;
+    Ok(LoadedModel {
+        tokenizer,
+        chat,
+        eos_tokens: config.eos_tokens.clone(),
+        model: build(config, tensors, &path.display().to_string(), device)?,
+    })
+}
+
+/// A model from its config and its tensors, which carry Hugging Face names; `place` names their file in errors.
+///
+/// # Errors
+/// Tensors that are missing, too many or of the wrong shape.
+pub fn build(
+    config: ModelConfig,
+    tensors: Vec<PackTensor>,
+    place: &str,
+    device: &Device,
+) -> Result<Box<dyn CausalLm>> {
+    check_head(&config, &tensors, place)?;
+    match config.family {
+        Family::Llama => {
+            let mut weights = LlamaWeights::new(&config, device);
+            apply(&mut weights, tensors, place)?;
+            Ok(Box::new(Llama::new(config, weights, device)))
+        }
+    }
+}
+
+/// The flag in the config and the tensors in the file must agree: a wrong head gives fluent nonsense.
+fn check_head(config: &ModelConfig, tensors: &[PackTensor], place: &str) -> Result<()> {
+    let has_head = tensors.iter().any(|tensor| tensor.name == "lm_head.weight");
+    match (config.tie_embeddings, has_head) {
+        (true, true) => Err(Error::invalid(
+            place,
+            "tensor lm_head.weight",
+            "present",
+            "absent, since tie_word_embeddings is true",
+        )),
+        (false, false) => Err(Error::invalid(
+            place,
+            "tensor lm_head.weight",
+            "missing",
+            "present, since tie_word_embeddings is false",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn apply<M: ModuleSnapshot>(module: &mut M, tensors: Vec<PackTensor>, place: &str) -> Result<()> {
+    let tensors = tensors.into_iter().map(to_f32).collect();
+    let result = module.apply(tensors, None, None, false);
+    let tensor = |name: &str| format!("tensor {name}");
+    if let Some(error) = result.errors.first() {
+        return Err(match error {
+            ApplyError::ShapeMismatch {
+                path,
+                expected,
+                found,
+            } => Error::invalid(
+                place,
+                format!("shape of tensor {path}"),
+                format!("{found:?}"),
+                format!("{expected:?}"),
+            ),
+            ApplyError::DTypeMismatch {
+                path,
+                expected,
+                found,
+            } => Error::invalid(
+                place,
+                format!("dtype of tensor {path}"),
+                format!("{found:?}"),
+                format!("{expected:?}"),
+            ),
+            ApplyError::AdapterError { path, message } | ApplyError::LoadError { path, message } => {
+                Error::invalid(place, tensor(path), message, "readable data")
+            }
+        });
+    }
+    if let Some((name, _)) = result.missing.first() {
+        let count = result.missing.len();
+        return Err(Error::invalid(place, tensor(name), format!("missing ({count} in all)"), "present"));
+    }
+    if let Some(name) = result.unused.first() {
+        let count = result.unused.len();
+        return Err(Error::invalid(place, tensor(name), format!("unknown ({count} in all)"), "a tensor of the model"));
+    }
+    Ok(())
+}
+
+/// Defers the conversion to the moment when the tensor is uploaded.
+fn to_f32(tensor: PackTensor) -> PackTensor {
+    if tensor.dtype == DType::F32 {
+        return tensor;
+    }
+    let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
+    bridge::map_data(tensor, name, DType::F32, shape, |data| {
+        data.convert_dtype(DType::F32)
+    })
+}
+
+/// The file's tensors under Hugging Face names and in its layout, converted when they are uploaded.
+fn gguf_tensors(file: &Arc<GgufFile>, config: &ModelConfig) -> Result<Vec<PackTensor>> {
+    let mut tensors = Vec::new();
+    // rope_freqs is part of the config: the divisors of the rotary frequencies.
+    for name in file.tensor_names().filter(|name| *name != "rope_freqs.weight") {
+        let Some(info) = file.tensor(name) else { continue };
+        let hf_name = gguf::hf_name(name).ok_or_else(|| {
+            Error::invalid(
+                file.place(),
+                format!("tensor {name}"),
+                "unknown",
+                "a tensor of the Llama family",
+            )
+        })?;
+        let rotated_heads = match hf_name.rsplit('.').nth(1) {
+            Some("q_proj") => Some(config.heads),
+            Some("k_proj") => Some(config.kv_heads),
+            _ => None,
+        };
+        let (file, name, head_dim) = (file.clone(), name.to_string(), config.head_dim);
+        let shape = info.shape.clone();
+        tensors.push(bridge::deferred(
+            hf_name,
+            DType::F32,
+            Shape::from(shape.clone()),
+            None,
+            move || {
+                let unreadable = |e: Error| PackError::ValidationError(e.to_string());
+                let mut values = file.read_f32(&name).map_err(unreadable)?;
+                if let Some(heads) = rotated_heads {
+                    let inputs = shape.last().copied().unwrap_or(0);
+                    values = gguf::unpermute_rope_rows(&values, heads, head_dim, inputs)
+                        .map_err(unreadable)?;
+                }
+                Ok(TensorData::new(values, Shape::from(shape.clone())))
+            },
+        ));
+    }
+    Ok(tensors)
+}

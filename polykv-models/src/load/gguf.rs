@@ -1,0 +1,323 @@
+//! GGUF files, versions 2 and 3: metadata, tensor directory and conversion of tensors to f32.
+//!
+//! The file is memory-mapped. Opening reads and checks the header only; tensors are converted when asked for.
+
+mod dequant;
+mod llama;
+mod parse;
+#[cfg(test)]
+pub(crate) mod testing;
+mod value;
+
+pub use dequant::GgmlType;
+pub use llama::{hf_name, unpermute_rope_rows};
+pub use value::{TensorInfo, Value};
+
+use memmap2::Mmap;
+use parse::Directory;
+use polykv_core::{Error, Result};
+use std::fmt;
+use std::fs::File;
+use std::path::Path;
+
+/// An open GGUF file.
+pub struct GgufFile {
+    place: String,
+    map: Mmap,
+    directory: Directory,
+}
+
+// Derived, it would print the whole vocabulary.
+impl fmt::Debug for GgufFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("GgufFile")
+            .field("place", &self.place)
+            .field("tensors", &self.directory.tensors.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl GgufFile {
+    /// Maps the file and checks its header: counts, lengths, types, alignment and offsets against the file's size.
+    pub fn open(path: &Path) -> Result<Self> {
+        let place = path.display().to_string();
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let meta = file.metadata().map_err(|e| Error::io(path, e))?;
+        if !meta.is_file() {
+            return Err(Error::invalid(place, "kind", "not a plain file", "a file"));
+        }
+        if meta.len() == 0 {
+            return Err(Error::invalid(place, "size", "0 bytes", "a GGUF file"));
+        }
+        // SAFETY: the map is private and read-only. As with every mapped weight file, the file must not be
+        // truncated or rewritten while it is open.
+        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
+        let directory = parse::parse(&place, &map)?;
+        Ok(Self {
+            place,
+            map,
+            directory,
+        })
+    }
+
+    /// The file's path, as errors name it.
+    pub fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// A metadata value.
+    pub fn value(&self, key: &str) -> Option<&Value> {
+        self.directory.values.get(key)
+    }
+
+    /// A whole number that is not negative; an error when the value has another type.
+    pub fn uint(&self, key: &str) -> Result<Option<u64>> {
+        self.typed(key, "a whole number", Value::as_u64)
+    }
+
+    /// A number; an error when the value has another type.
+    pub fn number(&self, key: &str) -> Result<Option<f64>> {
+        self.typed(key, "a number", Value::as_f64)
+    }
+
+    /// A text; an error when the value has another type.
+    pub fn text(&self, key: &str) -> Result<Option<&str>> {
+        self.typed(key, "a text", Value::as_str)
+    }
+
+    /// A list of texts; an error when the value has another type.
+    pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
+        self.typed(key, "an array of texts", |v| {
+            v.as_array()?.iter().map(Value::as_str).collect()
+        })
+    }
+
+    /// A list of whole numbers that are not negative; an error when the value has another type.
+    pub fn uints(&self, key: &str) -> Result<Option<Vec<u64>>> {
+        self.typed(key, "an array of whole numbers", |v| {
+            v.as_array()?.iter().map(Value::as_u64).collect()
+        })
+    }
+
+    fn typed<'a, T>(
+        &'a self,
+        key: &str,
+        allowed: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        self.value(key)
+            .map(|v| read(v).ok_or_else(|| self.refuse(key, v.shown(), allowed)))
+            .transpose()
+    }
+
+    fn refuse(&self, field: &str, found: impl fmt::Display, allowed: &str) -> Error {
+        Error::invalid(&self.place, field, found, allowed)
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn tensor_names(&self) -> impl Iterator<Item = &str> {
+        self.directory.tensors.keys().map(String::as_str)
+    }
+
+    /// Shape, type and place of a tensor.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.directory.tensors.get(name)
+    }
+
+    /// The raw bytes of a tensor.
+    pub fn tensor_bytes(&self, name: &str) -> Result<&[u8]> {
+        let info = self.existing(name)?;
+        Ok(&self.map[info.range.clone()])
+    }
+
+    /// A tensor converted to f32, in row-major order of [`TensorInfo::shape`].
+    ///
+    /// Converts F32, F16, BF16, Q8_0, Q4_0 and Q4_1; other types are refused by name.
+    pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let info = self.existing(name)?;
+        let bytes = &self.map[info.range.clone()];
+        dequant::to_f32(info.ggml_type, bytes).ok_or_else(|| {
+            let what = format!("type {} of tensor {name}", info.ggml_type.name());
+            let reason = format!(
+                "{}: allowed are F32, F16, BF16, Q8_0, Q4_0 and Q4_1",
+                self.place
+            );
+            Error::unsupported(what, reason)
+        })
+    }
+
+    fn existing(&self, name: &str) -> Result<&TensorInfo> {
+        self.tensor(name)
+            .ok_or_else(|| self.refuse(&format!("tensor {name}"), "missing", "present"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::{Gguf, tiny_llama};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn refusal(bytes: &[u8]) -> String {
+        let message = match parse::parse("tiny.gguf", bytes) {
+            Ok(_) => panic!("accepted"),
+            Err(e) => e.to_string(),
+        };
+        assert!(
+            message.contains("tiny.gguf") && message.lines().count() == 1,
+            "{message}"
+        );
+        message
+    }
+
+    #[test]
+    fn reads_values_and_tensors() {
+        let file = Gguf::new()
+            .value("a.number", &Value::Uint(7))
+            .value("a.float", &Value::Float(1e-5))
+            .value(
+                "a.list",
+                &Value::Array(vec![Value::String("x".into()), Value::String("y".into())]),
+            )
+            .f32_tensor("w", &[2, 3], &[1., 2., 3., 4., 5., 6.])
+            .f32_tensor("v", &[1], &[9.])
+            .open();
+        assert_eq!(file.uint("a.number").unwrap(), Some(7));
+        assert_eq!(file.number("a.float").unwrap(), Some(1e-5));
+        assert_eq!(file.texts("a.list").unwrap(), Some(vec!["x", "y"]));
+        assert_eq!(file.uint("a.missing").unwrap(), None);
+        assert!(
+            file.uint("a.list")
+                .unwrap_err()
+                .to_string()
+                .contains("an array of 2")
+        );
+        assert_eq!(file.tensor_names().collect::<Vec<_>>(), ["v", "w"]);
+        assert_eq!(file.tensor("w").unwrap().shape, [2, 3]);
+        assert_eq!(file.read_f32("w").unwrap(), [1., 2., 3., 4., 5., 6.]);
+        assert!(file.read_f32("u").unwrap_err().is_refusal());
+    }
+
+    #[test]
+    fn unsupported_types_are_named() {
+        let file = Gguf::new().raw_tensor("w", &[1, 256], 12, &[0; 144]).open();
+        assert!(
+            file.read_f32("w")
+                .unwrap_err()
+                .to_string()
+                .contains("Q4_K of tensor w")
+        );
+        let unknown = Gguf::new().raw_tensor("w", &[1], 99, &[0; 4]).bytes();
+        assert!(refusal(&unknown).contains("ggml type 99"));
+    }
+
+    #[test]
+    fn every_truncation_is_refused() {
+        let bytes = tiny_llama().bytes();
+        assert!(parse::parse("tiny.gguf", &bytes).is_ok());
+        for length in 0..bytes.len() {
+            refusal(&bytes[..length]);
+        }
+    }
+
+    #[test]
+    fn hostile_headers() {
+        let with = |at: usize, patch: &[u8]| {
+            let mut bytes = tiny_llama().bytes();
+            bytes[at..at + patch.len()].copy_from_slice(patch);
+            refusal(&bytes)
+        };
+        assert!(with(0, b"GGML").contains("magic"));
+        assert!(with(4, &1u32.to_le_bytes()).contains("version"));
+        assert!(with(4, &3u32.to_be_bytes()).contains("big-endian"));
+        assert!(with(8, &u64::MAX.to_le_bytes()).contains("tensor count"));
+        assert!(with(16, &u64::MAX.to_le_bytes()).contains("metadata count"));
+        assert!(with(24, &(1u64 << 40).to_le_bytes()).contains("metadata key length"));
+    }
+
+    #[test]
+    fn hostile_values_and_tensors() {
+        let mut nested = Value::Uint(1);
+        for _ in 0..65 {
+            nested = Value::Array(vec![nested]);
+        }
+        let one = || Gguf::new().f32_tensor("w", &[1], &[0.0]);
+        let shape = |shape: &[u64]| Gguf::new().raw_tensor("w", shape, 0, &[0; 4]).bytes();
+        let cases = [
+            (one().value("n", &nested).bytes(), "nesting"),
+            (
+                one()
+                    .value("k", &Value::Uint(1))
+                    .value("k", &Value::Uint(2))
+                    .bytes(),
+                "twice",
+            ),
+            (one().f32_tensor("w", &[1], &[0.0]).bytes(), "twice"),
+            (
+                one().value("general.alignment", &Value::Uint(0)).bytes(),
+                "alignment",
+            ),
+            (
+                one().value("general.alignment", &Value::Uint(24)).bytes(),
+                "alignment",
+            ),
+            (
+                one().value("general.alignment", &Value::Bool(true)).bytes(),
+                "alignment",
+            ),
+            (shape(&[]), "dimensions"),
+            (shape(&[1; 5]), "dimensions"),
+            (shape(&[0]), "dimension"),
+            (shape(&[1 << 32, 1 << 32]), "shape"),
+            (shape(&[1 << 40]), "offset"),
+            (
+                Gguf::new().raw_tensor("w", &[31], 8, &[0; 34]).bytes(),
+                "row length",
+            ),
+            (one().offset(4).bytes(), "multiple of 32"),
+            (one().offset(1 << 40).bytes(), "inside"),
+            (
+                one().f32_tensor("v", &[1], &[0.0]).offset(0).bytes(),
+                "overlap",
+            ),
+            (
+                Gguf::new()
+                    .f32_tensor(&"n".repeat(65), &[1], &[0.0])
+                    .bytes(),
+                "name length",
+            ),
+        ];
+        for (bytes, named) in cases {
+            let message = refusal(&bytes);
+            assert!(message.contains(named), "{named}: {message}");
+        }
+    }
+
+    #[test]
+    fn missing_and_empty_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        for refused in [path.as_path(), dir.path()] {
+            assert!(GgufFile::open(refused).err().unwrap().is_refusal());
+        }
+        std::fs::write(&path, b"").unwrap();
+        assert!(GgufFile::open(&path).err().unwrap().is_refusal());
+    }
+
+    proptest! {
+        /// Damage of any kind gives an answer or an error, never a panic; what is accepted can be read.
+        #[test]
+        fn flipped_bytes_never_panic(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+            let mut bytes = tiny_llama().bytes();
+            for (index, byte) in flips {
+                let at = index.index(bytes.len());
+                bytes[at] = byte;
+            }
+            if let Ok(directory) = parse::parse("tiny.gguf", &bytes) {
+                for info in directory.tensors.values() {
+                    let _ = dequant::to_f32(info.ggml_type, &bytes[info.range.clone()]);
+                }
+            }
+        }
+    }
+}

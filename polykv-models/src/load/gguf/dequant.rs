@@ -1,0 +1,220 @@
+//! The number formats of ggml and their conversion to f32. All are little-endian, in blocks along a row.
+
+use half::{bf16, f16};
+
+/// A known ggml tensor type; not all of them can be converted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GgmlType(u32);
+
+/// Id, name, elements per block, bytes per block.
+const TYPES: [(u32, &str, usize, usize); 35] = [
+    (0, "F32", 1, 4),
+    (1, "F16", 1, 2),
+    (2, "Q4_0", 32, 18),
+    (3, "Q4_1", 32, 20),
+    (6, "Q5_0", 32, 22),
+    (7, "Q5_1", 32, 24),
+    (8, "Q8_0", 32, 34),
+    (9, "Q8_1", 32, 36),
+    (10, "Q2_K", 256, 84),
+    (11, "Q3_K", 256, 110),
+    (12, "Q4_K", 256, 144),
+    (13, "Q5_K", 256, 176),
+    (14, "Q6_K", 256, 210),
+    (15, "Q8_K", 256, 292),
+    (16, "IQ2_XXS", 256, 66),
+    (17, "IQ2_XS", 256, 74),
+    (18, "IQ3_XXS", 256, 98),
+    (19, "IQ1_S", 256, 50),
+    (20, "IQ4_NL", 32, 18),
+    (21, "IQ3_S", 256, 110),
+    (22, "IQ2_S", 256, 82),
+    (23, "IQ4_XS", 256, 136),
+    (24, "I8", 1, 1),
+    (25, "I16", 1, 2),
+    (26, "I32", 1, 4),
+    (27, "I64", 1, 8),
+    (28, "F64", 1, 8),
+    (29, "IQ1_M", 256, 56),
+    (30, "BF16", 1, 2),
+    (34, "TQ1_0", 256, 54),
+    (35, "TQ2_0", 256, 66),
+    (39, "MXFP4", 32, 17),
+    // Interleaved repackings that old files carry; listed for their names.
+    (31, "Q4_0_4_4", 32, 18),
+    (32, "Q4_0_4_8", 32, 18),
+    (33, "Q4_0_8_8", 32, 18),
+];
+
+/// The name of a type id, for errors.
+pub(super) fn type_name(id: u32) -> String {
+    match GgmlType::from_id(id) {
+        Some(known) => known.name().to_owned(),
+        None => format!("ggml type {id}"),
+    }
+}
+
+impl GgmlType {
+    pub const F32: Self = Self(0);
+    pub const F16: Self = Self(1);
+    pub const Q4_0: Self = Self(2);
+    pub const Q4_1: Self = Self(3);
+    pub const Q8_0: Self = Self(8);
+    pub const BF16: Self = Self(30);
+
+    /// The type with ggml's number, if it is a known one.
+    pub fn from_id(id: u32) -> Option<Self> {
+        TYPES.iter().any(|t| t.0 == id).then_some(Self(id))
+    }
+
+    fn row(self) -> (u32, &'static str, usize, usize) {
+        // Only known ids are constructed; F32 stands in rather than a panic.
+        TYPES
+            .iter()
+            .copied()
+            .find(|t| t.0 == self.0)
+            .unwrap_or(TYPES[0])
+    }
+
+    /// ggml's name, such as `Q4_1`.
+    pub fn name(self) -> &'static str {
+        self.row().1
+    }
+
+    /// Numbers per block.
+    pub fn block_elements(self) -> usize {
+        self.row().2
+    }
+
+    /// True when [`to_f32`] converts it.
+    pub fn is_convertible(self) -> bool {
+        matches!(
+            self,
+            Self::F32 | Self::F16 | Self::BF16 | Self::Q8_0 | Self::Q4_0 | Self::Q4_1
+        )
+    }
+
+    /// Bytes per block.
+    pub fn block_bytes(self) -> usize {
+        self.row().3
+    }
+}
+
+/// Converts whole blocks to f32; `None` when the type has no conversion. A partial block at the end is left out.
+pub fn to_f32(ggml_type: GgmlType, bytes: &[u8]) -> Option<Vec<f32>> {
+    if !ggml_type.is_convertible() {
+        return None;
+    }
+    let (elements, size) = (ggml_type.block_elements(), ggml_type.block_bytes());
+    let mut out = vec![0.0; bytes.len() / size * elements];
+    let blocks = out.chunks_exact_mut(elements).zip(bytes.chunks_exact(size));
+    // One loop per type, so that each conversion is inlined.
+    match ggml_type {
+        GgmlType::F32 => blocks.for_each(|(out, raw)| f32_block(raw, out)),
+        GgmlType::F16 => blocks.for_each(|(out, raw)| f16_block(raw, out)),
+        GgmlType::BF16 => blocks.for_each(|(out, raw)| bf16_block(raw, out)),
+        GgmlType::Q8_0 => blocks.for_each(|(out, raw)| q8_0_block(raw, out)),
+        GgmlType::Q4_0 => blocks.for_each(|(out, raw)| q4_0_block(raw, out)),
+        GgmlType::Q4_1 => blocks.for_each(|(out, raw)| q4_1_block(raw, out)),
+        _ => return None,
+    }
+    Some(out)
+}
+
+fn half_at(raw: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([raw[at], raw[at + 1]]).to_f32()
+}
+
+/// One IEEE single.
+fn f32_block(raw: &[u8], out: &mut [f32]) {
+    out[0] = f32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]);
+}
+
+/// One IEEE half.
+fn f16_block(raw: &[u8], out: &mut [f32]) {
+    out[0] = half_at(raw, 0);
+}
+
+/// One bfloat16: the upper half of an IEEE single.
+fn bf16_block(raw: &[u8], out: &mut [f32]) {
+    out[0] = bf16::from_le_bytes([raw[0], raw[1]]).to_f32();
+}
+
+/// `d: f16, q: [i8; 32]`; number i is `d * q[i]`.
+fn q8_0_block(raw: &[u8], out: &mut [f32]) {
+    let d = half_at(raw, 0);
+    for (x, q) in out.iter_mut().zip(&raw[2..]) {
+        *x = d * f32::from(*q as i8);
+    }
+}
+
+/// `d: f16, q: [u8; 16]`; number i is `d * (low nibble of q[i] - 8)`, number i + 16 the same of the high nibble.
+fn q4_0_block(raw: &[u8], out: &mut [f32]) {
+    let d = half_at(raw, 0);
+    let (low, high) = out.split_at_mut(16);
+    for ((x, y), q) in low.iter_mut().zip(high).zip(&raw[2..]) {
+        *x = d * f32::from((q & 15) as i8 - 8);
+        *y = d * f32::from((q >> 4) as i8 - 8);
+    }
+}
+
+/// `d: f16, m: f16, q: [u8; 16]`; number i is `d * low nibble of q[i] + m`, number i + 16 the same of the high nibble.
+fn q4_1_block(raw: &[u8], out: &mut [f32]) {
+    let (d, m) = (half_at(raw, 0), half_at(raw, 2));
+    let (low, high) = out.split_at_mut(16);
+    for ((x, y), q) in low.iter_mut().zip(high).zip(&raw[4..]) {
+        *x = d * f32::from(q & 15) + m;
+        *y = d * f32::from(q >> 4) + m;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_formats() {
+        let values = [1.0f32, -2.5, 0.0, 65504.0];
+        let f32s: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        assert_eq!(to_f32(GgmlType::F32, &f32s).unwrap(), values);
+        let halves: Vec<u8> = values
+            .iter()
+            .flat_map(|x| f16::from_f32(*x).to_le_bytes())
+            .collect();
+        assert_eq!(to_f32(GgmlType::F16, &halves).unwrap(), values);
+        let brains: Vec<u8> = [1.0f32, -2.5]
+            .iter()
+            .flat_map(|x| bf16::from_f32(*x).to_le_bytes())
+            .collect();
+        assert_eq!(to_f32(GgmlType::BF16, &brains).unwrap(), [1.0, -2.5]);
+    }
+
+    #[test]
+    fn quantised_formats() {
+        let d = f16::from_f32(0.5).to_le_bytes();
+        let m = f16::from_f32(-3.0).to_le_bytes();
+        let nibbles: Vec<u8> = (0..16).map(|i| i | ((15 - i) << 4)).collect();
+
+        let expected: Vec<f32> = (0..32).map(|i| 0.5 * (i - 16) as f32).collect();
+        let q8: Vec<u8> = d
+            .into_iter()
+            .chain((0..32).map(|i| (i - 16i8) as u8))
+            .collect();
+        assert_eq!(to_f32(GgmlType::Q8_0, &q8).unwrap(), expected);
+
+        let q4: Vec<u8> = d.into_iter().chain(nibbles.clone()).collect();
+        let out = to_f32(GgmlType::Q4_0, &q4).unwrap();
+        assert_eq!((out[0], out[15], out[16], out[31]), (-4.0, 3.5, 3.5, -4.0));
+
+        let q41: Vec<u8> = d.into_iter().chain(m).chain(nibbles).collect();
+        let out = to_f32(GgmlType::Q4_1, &q41).unwrap();
+        assert_eq!((out[0], out[15], out[16], out[31]), (-3.0, 4.5, 4.5, -3.0));
+    }
+
+    #[test]
+    fn names_and_unknown_types() {
+        assert_eq!(type_name(12), "Q4_K");
+        assert_eq!(type_name(99), "ggml type 99");
+        assert_eq!(to_f32(GgmlType::from_id(14).unwrap(), &[0; 210]), None);
+    }
+}

@@ -1,0 +1,328 @@
+//! Text to token ids and back, from a tokenizer.json or from the vocabulary inside a GGUF file.
+
+mod gguf;
+mod stream;
+
+pub use stream::Stream;
+
+use crate::load::gguf::GgufFile;
+use polykv_core::{Error, Result};
+use std::collections::HashSet;
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+/// The largest published files have about 35 MB.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+
+/// What the text of a special token (such as `<|im_end|>`) means inside the text to encode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Specials {
+    /// It becomes the special token: for templates and other trusted text.
+    Parse,
+    /// It becomes ordinary tokens that spell it: for text from users and files.
+    AsText,
+}
+
+/// A tokenizer that never adds tokens of its own (no BOS), never truncates and never pads.
+pub struct Tokenizer {
+    place: String,
+    parsing: tokenizers::Tokenizer,
+    /// The same tokenizer, blind to special tokens in its input.
+    literal: tokenizers::Tokenizer,
+    special_ids: HashSet<u32>,
+    vocab_size: usize,
+}
+
+// Derived, it would print the whole vocabulary.
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("place", &self.place)
+            .field("vocab_size", &self.vocab_size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The part of a tokenizer.json that has to be checked against what the crate made of it.
+#[derive(serde::Deserialize)]
+struct AddedTokens {
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+}
+
+#[derive(serde::Deserialize)]
+struct AddedToken {
+    id: u32,
+    content: String,
+}
+
+impl Tokenizer {
+    /// Reads a Hugging Face tokenizer.json of at most 64 MiB.
+    pub fn from_json_file(path: &Path) -> Result<Self> {
+        let place = path.display().to_string();
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE_BYTES + 1)
+            .read_to_end(&mut bytes)
+            .map_err(|e| Error::io(path, e))?;
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            let allowed = format!("up to {MAX_FILE_BYTES} bytes");
+            return Err(Error::invalid(place, "size", "larger", allowed));
+        }
+        Self::from_json(&place, &bytes)
+    }
+
+    /// Builds the tokenizer of a GGUF file whose `tokenizer.ggml.model` is `gpt2` (byte-level BPE).
+    ///
+    /// Other models and unknown pre-tokenizers are refused by name.
+    pub fn from_gguf(file: &GgufFile) -> Result<Self> {
+        let json = gguf::tokenizer_json(file)?;
+        let bytes = serde_json::to_vec(&json)
+            .map_err(|e| Error::invalid(file.place(), "tokenizer", e, "a vocabulary"))?;
+        Self::from_json(file.place(), &bytes)
+    }
+
+    fn from_json(place: &str, bytes: &[u8]) -> Result<Self> {
+        let refuse = |e: String| Error::invalid(place, "content", e, "a tokenizer.json");
+        let listed: AddedTokens =
+            serde_json::from_slice(bytes).map_err(|e| refuse(e.to_string()))?;
+        let mut parsing = guarded(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(refuse)?;
+        // A file may ask for either; both would change prompts without a word.
+        guarded(|| parsing.with_truncation(None).map(|_| ())).map_err(refuse)?;
+        parsing.with_padding(None);
+        for token in &listed.added_tokens {
+            // The crate renumbers added tokens that do not follow the vocabulary.
+            let given = parsing.token_to_id(&token.content);
+            if given.is_some_and(|id| id != token.id) {
+                let field = format!("id of added token {:?}", cut(&token.content));
+                let allowed = format!("{} in this vocabulary", given.unwrap_or_default());
+                return Err(Error::invalid(place, field, token.id, allowed));
+            }
+        }
+        let special_ids = parsing
+            .get_added_tokens_decoder()
+            .into_iter()
+            .filter_map(|(id, token)| token.special.then_some(id))
+            .collect();
+        let last = parsing.get_vocab(true).into_values().max();
+        let mut literal = parsing.clone();
+        literal.set_encode_special_tokens(true);
+        parsing.set_encode_special_tokens(false);
+        Ok(Self {
+            place: place.to_owned(),
+            parsing,
+            literal,
+            special_ids,
+            vocab_size: last.map_or(0, |id| id as usize + 1),
+        })
+    }
+
+    /// Encodes text. With [`Specials::AsText`] the result never holds a special token.
+    pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
+        let tokenizer = match specials {
+            Specials::Parse => &self.parsing,
+            Specials::AsText => &self.literal,
+        };
+        let encoding =
+            guarded(|| tokenizer.encode_fast(text, false)).map_err(|e| self.failed(e))?;
+        let ids = encoding.get_ids().to_vec();
+        if specials == Specials::AsText
+            && let Some(id) = ids.iter().find(|id| self.is_special(**id))
+        {
+            // Only a vocabulary that reaches special tokens by merges or as its unknown token gets here.
+            let found = self.parsing.id_to_token(*id).unwrap_or_default();
+            return Err(Error::invalid(
+                &self.place,
+                "token of plain text",
+                cut(&found),
+                "ordinary tokens",
+            ));
+        }
+        Ok(ids)
+    }
+
+    /// The text of the ids; unknown ids are left out, incomplete UTF-8 becomes U+FFFD.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        guarded(|| self.parsing.decode(ids, skip_special)).map_err(|e| self.failed(e))
+    }
+
+    /// An incremental decoder for generated tokens.
+    pub fn stream(&self, skip_special: bool) -> Stream<'_> {
+        Stream::new(self, skip_special)
+    }
+
+    /// One more than the highest id, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.vocab_size
+    }
+
+    /// The id of a token, given as the vocabulary spells it.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.parsing.token_to_id(token)
+    }
+
+    /// True for control tokens, which text from users must not produce.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.special_ids.contains(&id)
+    }
+
+    /// Refuses a tokenizer with ids beyond the rows of the model's embedding table.
+    pub fn check_ids(&self, embedding_rows: usize) -> Result<()> {
+        if self.vocab_size > embedding_rows {
+            return Err(Error::invalid(
+                &self.place,
+                "highest token id",
+                self.vocab_size - 1,
+                format!("below the {embedding_rows} rows of the model's embedding"),
+            ));
+        }
+        Ok(())
+    }
+
+    fn failed(&self, reason: String) -> Error {
+        Error::Failed(format!("{}: tokenizer: {reason}", self.place))
+    }
+}
+
+/// Runs a call into the tokenizers crate; its panics become errors like any other.
+fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(e)) => Err(cut(&e.to_string())),
+        Err(_) => Err("a panic inside the tokenizers crate".into()),
+    }
+}
+
+/// One short line.
+fn cut(text: &str) -> String {
+    text.chars()
+        .take(200)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::load::gguf::Value;
+    use crate::load::gguf::testing::tiny_llama;
+
+    fn tiny() -> Tokenizer {
+        Tokenizer::from_gguf(&tiny_llama().open()).unwrap()
+    }
+
+    #[test]
+    fn round_trip_and_merges() {
+        let tokenizer = tiny();
+        let text = "hello, wörld! 2024 \u{1F600}\n\n";
+        for specials in [Specials::Parse, Specials::AsText] {
+            let ids = tokenizer.encode(text, specials).unwrap();
+            assert_eq!(ids[0], 259, "h and e merge");
+            assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+        }
+        assert_eq!(tokenizer.encode("", Specials::Parse).unwrap(), [0u32; 0]);
+    }
+
+    #[test]
+    fn special_text_cannot_become_a_special_token() {
+        let tokenizer = tiny();
+        let text = "a<|im_end|>b<tool>";
+        let parsed = tokenizer.encode(text, Specials::Parse).unwrap();
+        assert_eq!(parsed, [b'a'.into(), 258, b'b'.into(), 260]);
+        let literal = tokenizer.encode(text, Specials::AsText).unwrap();
+        assert!(literal.iter().all(|id| !tokenizer.is_special(*id)));
+        assert_eq!(tokenizer.decode(&literal, true).unwrap(), text);
+        assert_eq!(tokenizer.decode(&parsed, true).unwrap(), "ab<tool>");
+        // Control tokens of the vocabulary are special, user-defined ones are not.
+        assert!(tokenizer.is_special(256) && !tokenizer.is_special(260));
+    }
+
+    #[test]
+    fn ids_against_embedding_rows() {
+        let tokenizer = tiny();
+        assert_eq!(tokenizer.vocab_size(), 261);
+        assert_eq!(tokenizer.token_id("<|im_start|>"), Some(257));
+        tokenizer.check_ids(261).unwrap();
+        let message = tokenizer.check_ids(260).unwrap_err().to_string();
+        assert!(message.contains("260"), "{message}");
+    }
+
+    fn refusal(json: &str) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        std::fs::write(&path, json).unwrap();
+        let error = Tokenizer::from_json_file(&path).err().unwrap();
+        assert!(error.is_refusal());
+        let message = error.to_string();
+        assert!(message.contains("tokenizer.json") && message.lines().count() == 1);
+        message
+    }
+
+    #[test]
+    fn bad_files() {
+        refusal("");
+        refusal("{}");
+        refusal("{\"version\": \"9\"}");
+        refusal(&"[".repeat(100_000));
+        let json = gguf::tokenizer_json(&tiny_llama().open()).unwrap();
+        let text = json.to_string();
+        refusal(&text[..text.len() / 2]);
+        let mut moved = json;
+        moved["added_tokens"][0]["id"] = 7.into();
+        assert!(refusal(&moved.to_string()).contains("<|endoftext|>"));
+    }
+
+    #[test]
+    fn truncation_and_padding_are_dropped() {
+        let mut json = gguf::tokenizer_json(&tiny_llama().open()).unwrap();
+        json["truncation"] = serde_json::json!({"direction": "Right", "max_length": 2,
+            "strategy": "LongestFirst", "stride": 0});
+        json["padding"] = serde_json::json!({"strategy": {"Fixed": 1_000_000_000_000u64},
+            "direction": "Right", "pad_to_multiple_of": null, "pad_id": 0, "pad_type_id": 0,
+            "pad_token": "x"});
+        let tokenizer = Tokenizer::from_json("t", json.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.encode("abcd", Specials::AsText).unwrap().len(), 4);
+    }
+
+    #[test]
+    fn long_runs_are_encoded() {
+        let tokenizer = tiny();
+        for text in [" ".repeat(100_000), "a".repeat(100_000)] {
+            assert_eq!(
+                tokenizer.encode(&text, Specials::AsText).unwrap().len(),
+                100_000
+            );
+        }
+    }
+
+    #[test]
+    fn gguf_refusals_name_the_key() {
+        let cases = [
+            ("tokenizer.ggml.model", Value::String("llama".into())),
+            ("tokenizer.ggml.pre", Value::String("falcon3".into())),
+            ("tokenizer.ggml.tokens", Value::Uint(3)),
+            (
+                "tokenizer.ggml.token_type",
+                Value::Array(vec![Value::Int(1)]),
+            ),
+            (
+                "tokenizer.ggml.merges",
+                Value::Array(vec![Value::String("he".into())]),
+            ),
+        ];
+        for (key, value) in cases {
+            let file = tiny_llama().replace(key, &value).open();
+            let message = Tokenizer::from_gguf(&file).err().unwrap().to_string();
+            assert!(message.contains(key), "{message}");
+        }
+        for pre in ["default", "gpt-2", "llama-bpe", "llama3", "qwen2"] {
+            let file = tiny_llama().replace("tokenizer.ggml.pre", &Value::String(pre.into()));
+            let tokenizer = Tokenizer::from_gguf(&file.open()).unwrap();
+            let ids = tokenizer.encode("he is 12345 ", Specials::AsText).unwrap();
+            assert_eq!(tokenizer.decode(&ids, false).unwrap(), "he is 12345 ");
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Every policy in both phases, and a tiny model end to end, on every device of this machine against the reference
+//! in f64 and against the CPU. One process and few shapes: software adapters compile kernels slowly.
+//!
+//! Without a wgpu adapter the wgpu part is skipped with a message; `POLYKV_REQUIRE_WGPU=1` makes that a failure.
+
+#![cfg(all(feature = "flex", feature = "wgpu"))]
+
+mod reference;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use polykv::models::{CausalLm, PrefillOptions, load};
+use polykv::policy::{self, Params};
+use polykv::{Budget, DeviceSpec, KvCache, Phase, Plan};
+use reference::harness::{Case, compare};
+use std::path::Path;
+
+const BOTH: [Phase; 2] = [Phase::Prefill, Phase::Decode];
+
+fn devices() -> Vec<(String, Device)> {
+    let mut found = vec![("cpu".to_string(), Device::flex())];
+    match DeviceSpec::Wgpu(0).open() {
+        Ok(device) => found.push(("wgpu".into(), device)),
+        Err(error) => {
+            assert!(std::env::var_os("POLYKV_REQUIRE_WGPU").is_none(), "{error}");
+            eprintln!("skipped: {error}");
+        }
+    }
+    if let Ok(device) = DeviceSpec::Cuda(0).open() {
+        found.push(("cuda".into(), device));
+    }
+    found
+}
+
+#[test]
+fn every_device_agrees() {
+    for (name, device) in devices() {
+        for policy in policy::names().into_iter().filter(|policy| *policy != "full") {
+            let params: Params = match policy {
+                "snapkv" => serde_yaml_ng::from_str("{window: 4, kernel: 3}").unwrap(),
+                _ => Params::new(),
+            };
+            let plan = Plan::uniform(1, policy, params, Budget::Tokens(12), &BOTH);
+            let difference = compare(&Case { plan, prompt: 37, chunk: 37, steps: 6, seed: 3 }, &device);
+            println!("{name:5} {policy:14} output {:.1e}  kept {}", difference.output, difference.kept);
+            assert!(difference.output < 1e-4, "{name}, {policy}: {difference:?}");
+            assert_eq!(difference.kept, 0, "{name}, {policy}");
+        }
+        let full = compare(
+            &Case { plan: Plan::full(1), prompt: 37, chunk: 37, steps: 6, seed: 3 },
+            &device,
+        );
+        assert!(full.output < 1e-4, "{name}, full: {full:?}");
+    }
+}
+
+/// Logits of prompt and decode steps, and what is kept, under a plan of different policies.
+fn run(model: &dyn CausalLm, plan: &Plan) -> (Vec<f32>, Vec<i64>) {
+    let device = model.device();
+    let mut cache = KvCache::new(plan.clone(), model.cache_shape(1), device).unwrap();
+    let ids = |range: std::ops::Range<i64>| -> Tensor<2, Int> {
+        let values: Vec<i64> = range.map(|i| i * 37 % 300 + 3).collect();
+        let dims = [1, values.len()];
+        Tensor::from_data(TensorData::new(values, dims), device)
+    };
+    let mut all: Vec<f32> = Vec::new();
+    let logits = model.prefill(ids(0..37), &mut cache, &mut PrefillOptions::default()).unwrap();
+    all.extend(logits.try_into_vec_as::<f32>().unwrap());
+    for step in 37..43 {
+        let logits = model.decode(ids(step..step + 1), &mut cache).unwrap();
+        all.extend(logits.try_into_vec_as::<f32>().unwrap());
+    }
+    cache.check().unwrap();
+    let mut kept = Vec::new();
+    for layer in cache.layers() {
+        let positions = layer.positions().unwrap();
+        let [_, heads, entries] = positions.dims();
+        let values: Vec<i64> = positions.try_into_vec_as().unwrap();
+        for head in 0..heads {
+            let mut sorted = values[head * entries..][..entries].to_vec();
+            sorted.sort_unstable();
+            kept.extend(sorted);
+        }
+    }
+    (all, kept)
+}
+
+#[test]
+fn a_model_under_a_mixed_plan_agrees_with_the_cpu() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
+    let plan = Plan::from_yaml(
+        "mixed",
+        "{schema: 1, layers: 3, budget: {tokens: 14},
+          prefill: [{layers: 0, policy: h2o}, {layers: 1, policy: snapkv, params: {window: 4, kernel: 3}},
+                    {layers: 2, policy: streaming-llm}],
+          decode: [{layers: 0, policy: h2o}, {layers: 1-2, policy: tova}]}",
+    )
+    .unwrap();
+    let mut results = Vec::new();
+    for (name, device) in devices() {
+        let model = load::load_weights(&folder, &device).unwrap();
+        results.push((name, run(&*model, &plan)));
+    }
+    let (_, (wanted, kept)) = &results[0];
+    for (name, (found, found_kept)) in &results[1..] {
+        let worst = found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        println!("{name:5} logits differ by {worst:.1e}");
+        assert!(worst <= 1e-3, "{name}: {worst}");
+        assert_eq!(found_kept, kept, "{name}");
+    }
+}

@@ -1,0 +1,123 @@
+//! Runs a cache and the reference side by side.
+
+use super::{DIM, HEADS, KV_HEADS, Reference, Token, tokens};
+use burn::tensor::{Device, Tensor, TensorData};
+use polykv::{KvCache, LayerShape, Phase, Plan};
+
+/// What a run is made of.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub plan: Plan,
+    pub prompt: usize,
+    /// Prompt tokens per call.
+    pub chunk: usize,
+    pub steps: usize,
+    pub seed: u64,
+}
+
+/// How a cache differs from the reference.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Difference {
+    /// Largest absolute difference of attention outputs.
+    pub output: f64,
+    /// Entries kept by one of the two only, over all steps.
+    pub kept: usize,
+}
+
+pub struct Inputs {
+    pub q: Vec<Token>,
+    pub k: Vec<Token>,
+    pub v: Vec<Token>,
+}
+
+pub fn inputs(case: &Case, layer: usize) -> Inputs {
+    let count = case.prompt + case.steps;
+    let seed = case.seed * 1000 + layer as u64 * 10;
+    Inputs {
+        q: tokens(count, HEADS, seed + 1, 2.0),
+        k: tokens(count, KV_HEADS, seed + 2, 2.0),
+        v: tokens(count, KV_HEADS, seed + 3, 1.0),
+    }
+}
+
+pub fn shape() -> LayerShape {
+    LayerShape { batch: 1, heads: HEADS, kv_heads: KV_HEADS, head_dim: DIM }
+}
+
+/// `[1, heads, tokens, DIM]`
+pub fn tensor(tokens: &[Token], device: &Device) -> Tensor<4> {
+    let heads = tokens[0].len();
+    let mut values = Vec::with_capacity(heads * tokens.len() * DIM);
+    for head in 0..heads {
+        values.extend(tokens.iter().flat_map(|token| token[head].iter().map(|&x| x as f32)));
+    }
+    Tensor::from_data(TensorData::new(values, [1, heads, tokens.len(), DIM]), device)
+}
+
+/// Kept positions per KV head of a layer, ascending.
+pub fn kept(cache: &KvCache, layer: usize) -> Vec<Vec<usize>> {
+    let positions = cache.layers()[layer].positions().unwrap();
+    let [_, heads, entries] = positions.dims();
+    let values: Vec<i64> = positions.try_into_vec_as().unwrap();
+    (0..heads)
+        .map(|head| {
+            let mut sorted: Vec<usize> =
+                values[head * entries..][..entries].iter().map(|&p| p as usize).collect();
+            sorted.sort_unstable();
+            sorted
+        })
+        .collect()
+}
+
+/// Runs every layer of the case's plan on `device` and on the reference.
+pub fn compare(case: &Case, device: &Device) -> Difference {
+    let mut difference = Difference::default();
+    let mut cache = KvCache::new(case.plan.clone(), shape(), device).unwrap();
+    cache.begin_prefill(case.prompt).unwrap();
+    for layer in 0..case.plan.layers {
+        let data = inputs(case, layer);
+        let mut reference = Reference::new(&case.plan, layer, case.prompt);
+        for start in (0..case.prompt).step_by(case.chunk) {
+            let range = start..case.prompt.min(start + case.chunk);
+            let part = |t: &[Token]| tensor(&t[range.clone()], device);
+            let output = cache.prefill(layer, part(&data.q), part(&data.k), part(&data.v)).unwrap();
+            let expected: Vec<Token> =
+                range.map(|i| reference.step(&data.q[i], &data.k[i], &data.v[i])).collect();
+            difference.add_output(output, &expected);
+        }
+        cache.end_prefill(layer).unwrap();
+        reference.evict(Phase::Prefill);
+        difference.add_kept(&cache, layer, &reference);
+        for i in case.prompt..case.prompt + case.steps {
+            let one = |t: &[Token]| tensor(&t[i..=i], device);
+            let output = cache.decode(layer, one(&data.q), one(&data.k), one(&data.v)).unwrap();
+            difference.add_output(output, &[reference.step(&data.q[i], &data.k[i], &data.v[i])]);
+            reference.evict(Phase::Decode);
+            difference.add_kept(&cache, layer, &reference);
+        }
+    }
+    cache.check().unwrap();
+    difference
+}
+
+impl Difference {
+    fn add_output(&mut self, output: Tensor<4>, expected: &[Token]) {
+        let found: Vec<f32> = output.try_into_vec_as().unwrap();
+        for (i, token) in expected.iter().enumerate() {
+            for (head, vector) in token.iter().enumerate() {
+                for (d, &wanted) in vector.iter().enumerate() {
+                    let at = (head * expected.len() + i) * DIM + d;
+                    self.output = self.output.max((f64::from(found[at]) - wanted).abs());
+                }
+            }
+        }
+    }
+
+    fn add_kept(&mut self, cache: &KvCache, layer: usize, reference: &Reference) {
+        for (found, wanted) in kept(cache, layer).iter().zip(reference.positions()) {
+            assert!(found.windows(2).all(|pair| pair[0] < pair[1]), "an entry is kept twice: {found:?}");
+            assert_eq!(found.len(), wanted.len(), "layer {layer}");
+            self.kept += found.iter().filter(|p| !wanted.contains(p)).count();
+        }
+    }
+}
