@@ -2,6 +2,9 @@
 
 mod cli_support;
 
+#[path = "cli/compression.rs"]
+mod compression;
+
 use cli_support::{
     generate, generate_args, generate_json, path_str, polykv, polykv_with, tiny_model,
 };
@@ -41,12 +44,18 @@ fn json_has_every_field_of_the_contract() {
     let json = generate_json(&[&["-p", LONG, "-n", "8"], &budget[..]].concat());
     let number = |field: &str| {
         let value = json.pointer(field).unwrap_or(&Value::Null);
-        value.as_f64().unwrap_or_else(|| panic!("{field} is {value}"))
+        value
+            .as_f64()
+            .unwrap_or_else(|| panic!("{field} is {value}"))
     };
     let prompt = number("/prompt_tokens");
     assert!(prompt > 80.0);
     assert_eq!(number("/new_tokens"), 8.0);
-    assert_eq!(number("/kv/seen"), prompt + 7.0, "the last token is not run");
+    assert_eq!(
+        number("/kv/seen"),
+        prompt + 7.0,
+        "the last token is not run"
+    );
     for field in ["min", "mean", "max"] {
         assert_eq!(number(&format!("/kv/kept_{field}")), 40.0);
     }
@@ -66,9 +75,15 @@ fn json_has_every_field_of_the_contract() {
         assert!(number(field) > 0.0, "{field}");
     }
     assert_eq!(json["finish"], "length");
-    assert_eq!((&json["device"], &json["dtype"]), (&"cpu".into(), &"f32".into()));
+    assert_eq!(
+        (&json["device"], &json["dtype"]),
+        (&"cpu".into(), &"f32".into())
+    );
     assert_eq!(json["plan_hash"].as_str().map(str::len), Some(16));
-    assert!(json["kv"].get("kept_heads").is_none(), "only when heads differ");
+    assert!(
+        json["kv"].get("kept_heads").is_none(),
+        "only when heads differ"
+    );
 }
 
 #[test]
@@ -76,14 +91,20 @@ fn prompts_come_from_flag_file_and_standard_input() {
     let dir = tempfile::tempdir().unwrap();
     let file = write(&dir, "prompt.txt", &format!("{LONG}\n"));
     let expected = generate(&["-n", "8", "-p", &format!("{LONG}\n\nAnd now?")]).stdout;
-    assert_eq!(generate(&["-n", "8", "-f", &file, "-p", "And now?"]).stdout, expected);
+    assert_eq!(
+        generate(&["-n", "8", "-f", &file, "-p", "And now?"]).stdout,
+        expected
+    );
     let piped = |more: &[&str], stdin: &str| {
         let args = generate_args(&tiny_model(), &[&["-n", "8"], more].concat());
         polykv_with(&args, stdin.as_bytes(), Path::new("/nonexistent")).stdout
     };
     assert_eq!(piped(&["-f", "-", "-p", "And now?"], LONG), expected);
     assert_eq!(piped(&["-f", &file, "-p", "-"], "And now?"), expected);
-    assert_eq!(piped(&["-p", "-"], LONG), generate(&["-n", "8", "-p", LONG]).stdout);
+    assert_eq!(
+        piped(&["-p", "-"], LONG),
+        generate(&["-n", "8", "-p", LONG]).stdout
+    );
 }
 
 #[test]
@@ -95,7 +116,10 @@ fn stop_texts_end_the_answer() {
     let first = full.find(stop).unwrap();
     let stops = ["--stop", "never seen", "--stop", &stop.to_string()];
     let json = generate_json(&[&["-p", LONG, "-n", "48"], &stops[..]].concat());
-    assert_eq!((text(&json), &json["finish"]), (&full[..first], &"stop".into()));
+    assert_eq!(
+        (text(&json), &json["finish"]),
+        (&full[..first], &"stop".into())
+    );
 }
 
 #[test]
@@ -108,89 +132,14 @@ fn the_template_and_what_goes_around_it() {
     let plain = count(&["-p", "Sure:"]);
     assert!(plain > raw);
     assert!(count(&["-p", "Sure:", "--system", "Be brief."]) > plain);
-    assert_eq!(count(&["-p", "Sure:", "--answer-prefix", "Sure:"]), plain + raw);
+    assert_eq!(
+        count(&["-p", "Sure:", "--answer-prefix", "Sure:"]),
+        plain + raw
+    );
     let prefixed = generate_json(&["-n", "4", "--raw", "-p", "abc", "--answer-prefix", "xyz"]);
     assert!(!text(&prefixed).starts_with("xyz"));
     // Text that spells a special token is text.
     assert!(count(&["--raw", "-p", "<|im_end|>"]) > 1);
-}
-
-#[test]
-fn a_plan_file_gives_each_layer_its_own_policy_and_budget() {
-    let dir = tempfile::tempdir().unwrap();
-    let plan = write(
-        &dir,
-        "plan.yaml",
-        "schema: 1\nname: mixed\nlayers: 3\nbudget: {tokens: 24}\n\
-         prefill:\n- {layers: 0, policy: snapkv, params: {window: 8}, tokens: 40}\n\
-         - {layers: 1, policy: h2o, tokens: 20}\n- {layers: 2, policy: tova, tokens: 12}\n\
-         decode:\n- {layers: 0-1, policy: streaming-llm, share: 2}\n- {layers: 2, policy: random, share: 1}\n",
-    );
-    let json = generate_json(&["-p", LONG, "-n", "1", "--plan", &plan]);
-    assert_eq!(json["kv"]["kept"], serde_json::json!([40.0, 20.0, 12.0]));
-    assert_eq!(json["kv"]["kept_mean"], 24.0);
-    // 72 entries at 2 : 2 : 1; a layer that was trimmed below its decode budget grows by one with each token.
-    let json = generate_json(&["-p", LONG, "-n", "21", "--plan", &plan]);
-    assert_eq!(json["kv"]["kept"], serde_json::json!([29.0, 29.0, 14.0]));
-    let stats = generate(&["-p", LONG, "-n", "21", "--plan", &plan, "-v"]).stderr;
-    for part in ["mixed: ", "0-1: 29, 2: 14", "prefill 0 snapkv, window=8, 40 entries"] {
-        assert!(stats.contains(part), "{part}: {stats}");
-    }
-    let shown = polykv(&["plan", "show", &plan]);
-    assert_eq!((shown.code, shown.stderr.as_str()), (0, ""));
-    for part in ["mixed", "24 entries", "snapkv", "window=8", "40", "share 2", "0-1"] {
-        assert!(shown.stdout.contains(part), "{part}: {}", shown.stdout);
-    }
-    let shown: Value =
-        serde_json::from_str(&polykv(&["plan", "show", &plan, "--json"]).stdout).unwrap();
-    assert_eq!(shown["prefill"][0]["params"]["window"], 8);
-    assert_eq!(shown["decode"][0]["layers"], "0-1");
-    assert_eq!(shown["hash"], json["plan_hash"]);
-}
-
-#[test]
-fn flags_and_plan_file_give_the_same_text() {
-    let dir = tempfile::tempdir().unwrap();
-    let rule = "- {layers: 0-2, policy: snapkv, params: {window: 16, kernel: 5}}\n";
-    let plan = write(
-        &dir,
-        "plan.yaml",
-        &format!("schema: 1\nlayers: 3\nbudget: {{tokens: 32}}\nprefill:\n{rule}decode:\n{rule}"),
-    );
-    let file = generate_json(&["-p", LONG, "-n", "24", "--plan", &plan]);
-    let flags = "--policy snapkv --budget 32 --set window=16 --set kernel=5 --allocator uniform";
-    let flags: Vec<&str> = flags.split(' ').collect();
-    let flags = generate_json(&[&["-p", LONG, "-n", "24"], &flags[..]].concat());
-    assert_eq!(text(&file), text(&flags));
-    assert_eq!(file["plan_hash"], flags["plan_hash"]);
-}
-
-#[test]
-fn budgets_have_three_units_and_phases_two() {
-    let kept = |more: &str| {
-        let more: Vec<&str> = more.split(' ').collect();
-        let json = generate_json(&[&["-p", LONG, "-n", "5", "--policy", "h2o"], &more[..]].concat());
-        (json["kv"]["kept_mean"].as_f64().unwrap(), json["kv"]["seen"].as_f64().unwrap())
-    };
-    assert_eq!(kept("--budget 30").0, 30.0);
-    // An entry of three layers has 768 bytes.
-    assert_eq!(kept("--budget-mb 0.0384").0, 50.0);
-    let (mean, seen) = kept("--budget-ratio 0.5");
-    assert!((mean - (seen - 4.0) / 2.0).abs() <= 0.5, "{mean} of {seen}");
-    // Only the prompt is trimmed: the four tokens that were run come on top.
-    assert_eq!(kept("--budget 30 --phase prefill").0, 34.0);
-    assert_eq!(kept("--budget 30 --phase decode").0, 30.0);
-    assert_eq!(kept("--budget 30 --phase both").0, 30.0);
-}
-
-#[test]
-fn a_budget_above_the_prompt_changes_nothing() {
-    let full = generate(&["-p", LONG, "-n", "24"]).stdout;
-    for policy in ["streaming-llm", "snapkv", "tova", "h2o", "random"] {
-        let roomy = generate(&["-p", LONG, "-n", "24", "--policy", policy, "--budget", "400"]);
-        assert_eq!(roomy.stdout, full, "{policy}");
-    }
-    assert_eq!(generate(&["-p", LONG, "-n", "24", "--policy", "full"]).stdout, full);
 }
 
 #[test]
@@ -199,16 +148,25 @@ fn seeds_decide_the_sampling() {
     assert_eq!(run("5"), run("5"));
     assert_ne!(run("5"), run("6"));
     let narrow = ["-p", LONG, "-n", "32", "--temp", "1", "--top-k", "1"];
-    assert_eq!(generate(&narrow).stdout, generate(&["-p", LONG, "-n", "32"]).stdout);
+    assert_eq!(
+        generate(&narrow).stdout,
+        generate(&["-p", LONG, "-n", "32"]).stdout
+    );
     let penalised = ["-p", LONG, "-n", "32", "--repeat-penalty", "2"];
-    assert_ne!(generate(&penalised).stdout, generate(&["-p", LONG, "-n", "32"]).stdout);
+    assert_ne!(
+        generate(&penalised).stdout,
+        generate(&["-p", LONG, "-n", "32"]).stdout
+    );
 }
 
 #[test]
 fn the_length_ends_at_zero_and_at_the_context() {
     let none = generate_json(&["-p", LONG, "-n", "0"]);
     assert_eq!((text(&none), &none["new_tokens"]), ("", &0.into()));
-    assert_eq!((&none["finish"], &none["kv"]["seen"]), (&"length".into(), &none["prompt_tokens"]));
+    assert_eq!(
+        (&none["finish"], &none["kv"]["seen"]),
+        (&"length".into(), &none["prompt_tokens"])
+    );
     assert_eq!(generate(&["-p", LONG, "-n", "0", "--no-stats"]).stdout, "");
     let json = generate_json(&["-p", &LONG.repeat(3), "-n", "10000", "--temp", "1"]);
     if json["finish"] == "length" {
@@ -224,7 +182,10 @@ fn built_in_models_are_listed_and_found_in_the_cache() {
     let cache = tempfile::tempdir().unwrap();
     let file = cache.path().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
     std::fs::create_dir(cache.path().join("models")).unwrap();
-    std::fs::File::create(&file).unwrap().set_len(98_362_432).unwrap();
+    std::fs::File::create(&file)
+        .unwrap()
+        .set_len(98_362_432)
+        .unwrap();
     let pulled = polykv_with(&["pull", "smollm2-135m"], b"", cache.path());
     assert_eq!((pulled.code, pulled.stderr.as_str()), (0, ""));
     assert_eq!(pulled.stdout, format!("{}\n", file.display()));
@@ -234,7 +195,12 @@ fn built_in_models_are_listed_and_found_in_the_cache() {
 fn help_lists_the_policies_of_the_registry() {
     let help = polykv(&["generate", "--help"]);
     assert_eq!((help.code, help.stderr.as_str()), (0, ""));
-    for part in ["streaming-llm", "snapkv", "attention summed over all queries", "--budget-ratio"] {
+    for part in [
+        "streaming-llm",
+        "snapkv",
+        "attention summed over all queries",
+        "--budget-ratio",
+    ] {
         assert!(help.stdout.contains(part), "{part}: {}", help.stdout);
     }
 }

@@ -135,8 +135,8 @@ fn a_needle_is_found_with_the_full_cache_and_with_tova_at_a_quarter() {
     let layers = model.model.config().layers;
     let text = format!(
         "{}The special magic number for Velmar is 714092. {}\n\nWhat is the special magic number for Velmar?",
-        filler(&model, 450, 0),
-        filler(&model, 500, 2),
+        filler(&model, 500, 0),
+        filler(&model, 540, 2),
     );
     let prompt = prompt(&model, &text, "The special magic number for Velmar is ");
     assert!((950..1150).contains(&prompt.len()), "{} tokens", prompt.len());
@@ -152,7 +152,7 @@ fn a_needle_is_found_with_the_full_cache_and_with_tova_at_a_quarter() {
 fn a_budget_really_frees_memory() {
     let model = model();
     let layers = model.model.config().layers;
-    let ids = prompt(&model, &filler(&model, 1990, 0), "");
+    let ids = prompt(&model, &filler(&model, 2200, 0), "");
     let ids = &ids[ids.len() - 2000..];
     let plan = Plan::uniform(layers, "snapkv", Params::new(), Budget::Tokens(256), &BOTH);
     let found = run(plan, ids, 4).cache;

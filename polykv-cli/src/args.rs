@@ -247,6 +247,7 @@ impl Cli {
 }
 
 impl CompressionArgs {
+    /// Whether a budget is given, in any unit.
     pub fn has_budget(&self) -> bool {
         self.budget.is_some() || self.budget_ratio.is_some() || self.budget_mb.is_some()
     }

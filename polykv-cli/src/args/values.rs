@@ -7,25 +7,30 @@ use polykv::{Phase, allocate, policy};
 use serde_yaml_ng::Value;
 use std::str::FromStr;
 
+/// The policies, with their summaries as help.
 pub fn policies() -> PossibleValuesParser {
     let value = |entry: &policy::Entry| PossibleValue::new(entry.name).help(entry.summary);
     PossibleValuesParser::new(policy::REGISTRY.iter().map(value))
 }
 
+/// The allocators.
 pub fn allocators() -> PossibleValuesParser {
     PossibleValuesParser::new(allocate::REGISTRY.iter().map(|(name, _)| *name))
 }
 
+/// The built-in models.
 pub fn aliases() -> PossibleValuesParser {
     let value =
         |alias: &polykv::models::hub::Alias| PossibleValue::new(alias.name).help(alias.description);
     PossibleValuesParser::new(ALIASES.iter().map(value))
 }
 
+/// A count that may not be zero.
 pub fn at_least_one() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
 
+/// Known number formats; which of them work is for the model and the device to say.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Dtype {
     Auto,
@@ -34,6 +39,7 @@ pub enum Dtype {
     Bf16,
 }
 
+/// The phases in which a policy evicts.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub enum Phases {
     Prefill,
@@ -43,6 +49,7 @@ pub enum Phases {
 }
 
 impl Phases {
+    /// The phases one by one.
     pub fn list(self) -> &'static [Phase] {
         match self {
             Self::Prefill => &[Phase::Prefill],

@@ -4,6 +4,7 @@ use super::Run;
 use polykv::models::Finish;
 use serde::Serialize;
 
+/// The whole object.
 #[derive(Serialize)]
 pub struct Json<'a> {
     text: &'a str,
@@ -37,6 +38,7 @@ struct Kv<'a> {
 }
 
 impl Run<'_> {
+    /// What `--json` prints.
     pub fn json(&self) -> Json<'_> {
         let (generation, kv) = (self.generation, &self.generation.cache);
         Json {

@@ -34,6 +34,7 @@ pub struct Pull {
 }
 
 impl Pull {
+    /// Shows where the pull is.
     pub fn step(&mut self, step: Step) {
         match step {
             Step::Downloading => self.spinner = Some(spinner("downloading the model")),
@@ -67,6 +68,7 @@ impl Drop for Pull {
 pub struct Prefill(Option<ProgressBar>);
 
 impl Prefill {
+    /// Shows the layers done.
     pub fn step(&mut self, done: usize, total: usize) {
         let bar = self
             .0

@@ -84,7 +84,7 @@ fn content_split_over_messages_cannot_smuggle() {
     let ids = chat.encode(&tokenizer, &messages, false).unwrap();
     assert!(ids.iter().all(|id| !tokenizer.is_special(*id)));
     let inspecting = template(
-        "{% for m in messages %}{{ m.content[:50] | lower }}{% endfor %}{% if 'b' in messages[1].content %}!{% endif %}",
+        "{% for m in messages %}{{ m.content[:50] | lower }}{% endfor %}{% if '|>' in messages[1].content %}!{% endif %}",
     );
     assert!(refusal(inspecting.encode(&tokenizer, &messages, false)).contains("inspects"));
 }

@@ -1,0 +1,96 @@
+//! Tokenizers, chat templates and GGUF files.
+
+use super::{check, edit_json, refused, refused_file, rows};
+use crate::cli_support::{copy_of_tiny_model, generate_args, polykv};
+use serde_json::{Value, json};
+use std::path::Path;
+
+const TOKENIZER: &str = "tokenizer.json";
+const TEMPLATES: &str = "tokenizer_config.json";
+
+#[test]
+fn tokenizers() {
+    refused_file(TOKENIZER, "garbage", &["content", "a tokenizer.json"]);
+    refused_file(TOKENIZER, "{}", &["content", "a tokenizer.json"]);
+    let edit = |edit: fn(&mut Value)| move |model: &Path| edit_json(&model.join(TOKENIZER), edit);
+    let high = edit(|tokenizer| tokenizer["model"]["vocab"]["zzz"] = json!(5000));
+    let parts = [TOKENIZER, "highest token id", "5000", "below the 320 rows"];
+    refused("high id", high, &parts);
+    let added = edit(|tokenizer| tokenizer["added_tokens"][2]["id"] = json!(7));
+    let parts = [TOKENIZER, "id of added token", "7", "2 in this vocabulary"];
+    refused("added id", added, &parts);
+    let large = |model: &Path| {
+        let file = std::fs::File::create(model.join(TOKENIZER)).unwrap();
+        file.set_len((64 << 20) + 1).unwrap();
+    };
+    let parts = [TOKENIZER, "size", "up to 67108864 bytes"];
+    refused("large tokenizer", large, &parts);
+}
+
+/// Template, what the error says.
+const SOURCES: &str = "
+    {% for %} | a template that renders
+    {{ messages | a template that renders
+    {{ raise_exception('no users') }} | no users
+    {% include 'other' %} | a template that renders
+    {% for i in range(99999) %}{% for j in range(99999) %}{% set k = j %}{% endfor %}{% endfor %} | 1000000 steps
+";
+
+#[test]
+fn chat_templates() {
+    let run = |template: &str, parts: &[&str]| {
+        let spoil = |model: &Path| {
+            edit_json(&model.join(TEMPLATES), |config| {
+                config["chat_template"] = json!(template);
+            });
+        };
+        let what: String = template.chars().take(40).collect();
+        refused(
+            &what,
+            spoil,
+            &[&[TEMPLATES, "chat template"], parts].concat(),
+        );
+    };
+    for row in rows(SOURCES) {
+        run(row[0], &row[1..]);
+    }
+    let long = "x".repeat((256 << 10) + 1);
+    run(&long, &["size", "262145 bytes", "up to 262144"]);
+    refused_file(TEMPLATES, "{", &["content", "a JSON object"]);
+}
+
+#[test]
+fn a_system_message_without_a_template() {
+    let model = copy_of_tiny_model();
+    edit_json(&model.path().join(TEMPLATES), |config| {
+        config["chat_template"] = Value::Null;
+    });
+    let args = generate_args(model.path(), &["-p", "Hello", "--system", "Be brief."]);
+    let parts = ["a system message", "no chat template"];
+    check("system", 3, &parts, &polykv(&args));
+}
+
+#[test]
+fn gguf() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let most = u64::MAX.to_string();
+    let counts = |tensors: u64, values: u64| {
+        let counts = [tensors.to_le_bytes(), values.to_le_bytes()].concat();
+        [&b"GGUF\x03\0\0\0"[..], &counts, &[0; 64]].concat()
+    };
+    let cases: [(Vec<u8>, &[&str]); 7] = [
+        (vec![], &["size", "0 bytes", "a GGUF file"]),
+        (b"garbage, garbage, garbage".to_vec(), &["magic"]),
+        (b"GGUF\x01\0\0\0".to_vec(), &["version", "1"]),
+        (b"GGUF\x03\0\0\0\0".to_vec(), &[]),
+        (counts(u64::MAX, 0), &["tensor count", &most]),
+        (counts(0, u64::MAX), &["metadata count", &most]),
+        (counts(0, 0), &["general.architecture", "missing", "llama"]),
+    ];
+    for (bytes, parts) in cases {
+        std::fs::write(&path, bytes).unwrap();
+        let answer = polykv(&generate_args(&path, &["-p", "Hello"]));
+        check("GGUF", 3, &[&["model.gguf"], parts].concat(), &answer);
+    }
+}
