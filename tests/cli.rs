@@ -11,7 +11,7 @@ use cli_support::{
 use serde_json::Value;
 use std::path::Path;
 
-/// About 160 tokens in the tiny vocabulary.
+/// About 110 tokens in the tiny vocabulary.
 const LONG: &str = "The cache of a layer holds keys and values. Every policy keeps some entries and evicts others, \
                     and the plan says which policy runs where, and how much each of the layers may keep.";
 
@@ -168,10 +168,15 @@ fn the_length_ends_at_zero_and_at_the_context() {
         (&"length".into(), &none["prompt_tokens"])
     );
     assert_eq!(generate(&["-p", LONG, "-n", "0", "--no-stats"]).stdout, "");
-    let json = generate_json(&["-p", &LONG.repeat(3), "-n", "10000", "--temp", "1"]);
-    if json["finish"] == "length" {
-        assert_eq!(json["kv"]["seen"], 512);
-    }
+    // About ten tokens below the context of 512.
+    let long = LONG.repeat(4) + &" 0".repeat(20);
+    let json = generate_json(&["-p", &long, "-n", "10000"]);
+    let tokens = |field: &str| json[field].as_u64().unwrap();
+    assert_eq!(
+        (&json["finish"], &json["kv"]["seen"]),
+        (&"length".into(), &512.into())
+    );
+    assert_eq!(tokens("prompt_tokens") + tokens("new_tokens"), 513);
 }
 
 #[test]

@@ -234,21 +234,16 @@ impl Cli {
             let text = "--prompt and --file cannot both be '-': there is one standard input";
             return Err(Self::command().error(ErrorKind::ArgumentConflict, text));
         }
-        let full = compression.policy.as_deref() == Some("full");
-        match (&compression.policy, compression.has_budget()) {
-            (Some(policy), false) if !full => {
+        let budget = compression.budget.is_some()
+            || compression.budget_ratio.is_some()
+            || compression.budget_mb.is_some();
+        match &compression.policy {
+            Some(policy) if !budget && policy != "full" => {
                 let text =
                     format!("--policy {policy} needs --budget, --budget-ratio or --budget-mb");
                 Err(Self::command().error(ErrorKind::MissingRequiredArgument, text))
             }
             _ => Ok(self),
         }
-    }
-}
-
-impl CompressionArgs {
-    /// Whether a budget is given, in any unit.
-    pub fn has_budget(&self) -> bool {
-        self.budget.is_some() || self.budget_ratio.is_some() || self.budget_mb.is_some()
     }
 }

@@ -1,10 +1,15 @@
-//! Tensor operations under the cache and the policies, on any burn device.
+//! Tensor operations under the cache, the policies and the models, on any burn device. Those that matter for speed
+//! have kernels ([`KvOps`](kernels::KvOps)); the rest, and every kernel's oracle, are plain tensor operations.
 
 mod attend;
+#[cfg(feature = "flex")]
+mod flex;
+pub mod kernels;
+pub mod oracle;
 mod pool;
 mod select;
 
-pub use attend::{AttentionBlock, attend, window_attention};
+pub use attend::{AttentionBlock, attend, linear, silu_mul, window_attention};
 pub use pool::{Pool, pool};
 pub use select::{Protected, drop_lowest, put, select, take};
 

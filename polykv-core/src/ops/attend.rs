@@ -1,41 +1,58 @@
-//! Causal attention of grouped queries that never expands keys or values: the query group is folded into the rows.
+//! Attention of grouped queries over a cache, without expanding keys or values.
 
+use super::{kernels, oracle};
 use crate::Result;
-use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Device, Int, Tensor, s};
+use burn::tensor::{Int, Tensor, s};
 
-/// Query rows per block: a block's scores stay in cache while the whole matrix of a long prompt never exists.
-const BLOCK: usize = 128;
-
-/// The attention of a block of consecutive queries over the entries that the last of them sees.
+/// The attention of consecutive queries over the entries that the last of them sees. Policies ask it for what they
+/// need of the probabilities; the matrix itself need not exist.
 #[derive(Clone, Debug)]
-pub struct AttentionBlock {
+pub struct AttentionBlock(Source);
+
+#[derive(Clone, Debug)]
+enum Source {
     /// `[batch, kv_heads, group * tokens, entries]`, rows grouped by query head.
-    probabilities: Tensor<4>,
-    group: usize,
+    Probabilities { rows: Tensor<4>, group: usize },
+    /// Queries, keys, and the logarithm of each query's sum of exponentials.
+    Kernel {
+        q: Tensor<4>,
+        k: Tensor<4>,
+        log_sums: Tensor<3>,
+    },
 }
 
 impl AttentionBlock {
+    pub(super) fn of_probabilities(rows: Tensor<4>, group: usize) -> Self {
+        Self(Source::Probabilities { rows, group })
+    }
+
     /// Attention received per entry: sum over the block's queries, mean over the query group.
     /// `[batch, kv_heads, entries]`.
     pub fn column_sums(&self) -> Tensor<3> {
-        let [batch, kv_heads, _, entries] = self.probabilities.dims();
-        self.probabilities
-            .clone()
-            .sum_dim(2)
-            .div_scalar(self.group as f32)
-            .reshape([batch, kv_heads, entries])
+        match &self.0 {
+            Source::Probabilities { rows, group } => oracle::column_sums(rows.clone(), *group),
+            Source::Kernel { q, k, log_sums } => {
+                kernels::column_sums(q.clone(), k.clone(), log_sums.clone())
+            }
+        }
     }
 
     /// The attention of the block's last query: `[batch, kv_heads, group, entries]`.
     pub fn last_row(&self) -> Tensor<4> {
-        let [batch, kv_heads, rows, entries] = self.probabilities.dims();
-        let tokens = rows / self.group;
-        self.probabilities
-            .clone()
-            .reshape([batch, kv_heads, self.group, tokens, entries])
-            .slice(s![.., .., .., tokens - 1..tokens, ..])
-            .reshape([batch, kv_heads, self.group, entries])
+        match &self.0 {
+            Source::Probabilities { rows, group } => {
+                let [batch, kv_heads, count, entries] = rows.dims();
+                let tokens = count / group;
+                rows.clone()
+                    .reshape([batch, kv_heads, *group, tokens, entries])
+                    .slice(s![.., .., .., tokens - 1..tokens, ..])
+                    .reshape([batch, kv_heads, *group, entries])
+            }
+            Source::Kernel { q, k, .. } => {
+                let tokens = q.dims()[2];
+                kernels::attend_token(q.clone().narrow(2, tokens - 1, 1), k.clone(), k.clone()).1
+            }
+        }
     }
 }
 
@@ -51,93 +68,52 @@ pub fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
-    mut observe: Option<&mut dyn FnMut(&AttentionBlock) -> Result<()>>,
+    observe: Option<&mut dyn FnMut(&AttentionBlock) -> Result<()>>,
 ) -> Result<Tensor<4>> {
-    let [batch, heads, tokens, d] = q.dims();
-    let [_, kv_heads, entries, _] = k.dims();
-    let group = heads / kv_heads;
-    let device = q.device();
-    let q = q.mul_scalar(1.0 / (d as f32).sqrt());
-    let mut outputs = Vec::with_capacity(tokens.div_ceil(BLOCK));
-    for start in (0..tokens).step_by(BLOCK) {
-        let end = tokens.min(start + BLOCK);
-        let rows = end - start;
-        let visible = entries - tokens + end;
-        // Slicing the whole range would still cost a copy in the matrix products.
-        let part = |t: &Tensor<4>| match visible == entries {
-            true => t.clone(),
-            false => t.clone().slice(s![.., .., 0..visible, ..]),
-        };
-        let folded = q
-            .clone()
-            .slice(s![.., .., start..end, ..])
-            .reshape([batch, kv_heads, group * rows, d]);
-        let mut scores = folded.matmul(part(&k).swap_dims(2, 3));
-        if rows > 1 {
-            let mask = causal_mask(rows, visible, &device);
-            scores = scores
-                .reshape([batch, kv_heads, group, rows, visible])
-                .mask_fill(mask.expand([batch, kv_heads, group, rows, visible]), MASKED)
-                .reshape([batch, kv_heads, group * rows, visible]);
-        }
-        let block = AttentionBlock {
-            probabilities: softmax(scores, 3),
-            group,
-        };
-        if let Some(observe) = observe.as_mut() {
-            observe(&block)?;
-        }
-        let output = block.probabilities.matmul(part(&v));
-        outputs.push(output.reshape([batch, heads, rows, d]));
+    if !kernels::has_kernels(&q) {
+        return oracle::attend(q, k, v, observe);
     }
-    Ok(match outputs.len() {
-        1 => outputs.swap_remove(0),
-        _ => Tensor::cat(outputs, 2),
-    })
-}
-
-/// Finite, since WGSL has no infinity literal; exp(MASKED − max) is 0 in f32.
-const MASKED: f32 = -1e30;
-
-/// True where row `i` of `rows` must not see column `j` of `columns` (the last row sees all).
-fn causal_mask(rows: usize, columns: usize, device: &Device) -> Tensor<5, Bool> {
-    Tensor::<2, Bool>::tril_mask([rows, columns], (columns - rows) as i64, device)
-        .reshape([1, 1, 1, rows, columns])
+    let (output, block) = if q.dims()[2] == 1 {
+        let group = q.dims()[1] / k.dims()[1];
+        let (output, row) = kernels::attend_token(q, k, v);
+        (output, AttentionBlock::of_probabilities(row, group))
+    } else {
+        let (output, log_sums) = kernels::attend_prompt(q.clone(), k.clone(), v);
+        (output, AttentionBlock(Source::Kernel { q, k, log_sums }))
+    };
+    if let Some(observe) = observe {
+        observe(&block)?;
+    }
+    Ok(output)
 }
 
 /// Attention of the last `w` queries over cached entries in any slot order; an entry is visible to a query of its own
 /// or a later position. `seen` is the position after the last query.
 ///
 /// `q [batch, heads, w, d]`, `k [batch, kv_heads, n, d]`, `positions [batch, kv_heads, n]` →
-/// `[batch, kv_heads, group, w, n]`, softmax in f32.
+/// `[batch, kv_heads, group, w, n]`.
 pub fn window_attention(
     q: Tensor<4>,
     k: Tensor<4>,
     positions: Tensor<3, Int>,
     seen: usize,
 ) -> Tensor<5> {
-    let [batch, heads, window, d] = q.dims();
-    let [_, kv_heads, entries, _] = k.dims();
-    let group = heads / kv_heads;
-    let device = q.device();
-    let scores = q
-        .mul_scalar(1.0 / (d as f32).sqrt())
-        .reshape([batch, kv_heads, group * window, d])
-        .matmul(k.swap_dims(2, 3))
-        .reshape([batch, kv_heads, group, window, entries]);
-    if window == 1 {
-        return softmax(scores, 4);
+    oracle::window_attention(q, k, positions, seen)
+}
+
+/// `x [rows, in]` times the transpose of `weight [out, in]` → `[rows, out]`.
+pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    // Stock products of few rows run on one thread; those of many are as fast as it gets.
+    match kernels::has_kernels(&x) && x.dims()[0] <= 4 {
+        true => kernels::linear_token(x, weight),
+        false => x.matmul(weight.transpose()),
     }
-    let shape = [batch, kv_heads, 1, window, entries];
-    let first = (seen - window) as i64;
-    let of_query = Tensor::<1, Int>::arange(first..seen as i64, &device)
-        .reshape([1, 1, 1, window, 1])
-        .expand(shape);
-    let of_entry = positions
-        .reshape([batch, kv_heads, 1, 1, entries])
-        .expand(shape);
-    let hidden = of_entry
-        .greater(of_query)
-        .expand([batch, kv_heads, group, window, entries]);
-    softmax(scores.mask_fill(hidden, MASKED), 4)
+}
+
+/// `silu(gate) · up`, elementwise.
+pub fn silu_mul<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    match kernels::has_kernels(&gate) {
+        true => kernels::silu_mul(gate, up),
+        false => burn::tensor::activation::silu(gate) * up,
+    }
 }

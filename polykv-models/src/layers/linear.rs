@@ -1,5 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
+use polykv_core::ops;
 
 /// `y = x Wᵀ`, without bias.
 #[derive(Module, Debug)]
@@ -25,7 +26,5 @@ impl Linear {
 pub(super) fn project(x: Tensor<3>, weight: Tensor<2>) -> Tensor<3> {
     let [batch, tokens, inputs] = x.dims();
     let [outputs, _] = weight.dims();
-    x.reshape([batch * tokens, inputs])
-        .matmul(weight.transpose())
-        .reshape([batch, tokens, outputs])
+    ops::linear(x.reshape([batch * tokens, inputs]), weight).reshape([batch, tokens, outputs])
 }

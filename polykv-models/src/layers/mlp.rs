@@ -1,7 +1,7 @@
 use super::Linear;
 use burn::module::Module;
-use burn::tensor::activation::silu;
 use burn::tensor::{Device, Tensor};
+use polykv_core::ops;
 
 /// The gated feed-forward block: `down(silu(gate(x)) · up(x))`.
 #[derive(Module, Debug)]
@@ -22,7 +22,7 @@ impl Mlp {
 
     /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = silu(self.gate_proj.forward(x.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(x))
+        let gate = self.gate_proj.forward(x.clone());
+        self.down_proj.forward(ops::silu_mul(gate, self.up_proj.forward(x)))
     }
 }

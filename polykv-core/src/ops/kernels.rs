@@ -1,0 +1,74 @@
+//! The operators that backends implement with kernels of their own.
+
+use burn::backend::tensor::FloatTensor;
+use burn::backend::{Backend, Dispatch, DispatchDevice, DispatchTensor, backend_extension};
+use burn::tensor::{DType, Tensor};
+
+/// Operators under attention and the models' layers. Shapes: `q [batch, heads, t, d]`, `k`, `v
+/// [batch, kv_heads, n, d]`, `heads` a multiple of `kv_heads`.
+#[backend_extension(Flex: cfg(feature = "flex"))]
+pub trait KvOps: Backend {
+    /// Causal attention aligned at the end: the output `[batch, heads, t, d]`, and per query the logarithm of the sum
+    /// of its exponentials, `[batch, heads, t]`.
+    fn attend_prompt(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// Attention received per key, sum over queries and mean over the query group: `[batch, kv_heads, n]`.
+    fn column_sums(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// Attention of one query (`t = 1`) over all keys: the output `[batch, heads, 1, d]` and the probabilities
+    /// `[batch, kv_heads, group, n]`.
+    fn attend_token(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// `x [rows, in]` times the transpose of `weight [out, in]`, for few rows.
+    fn linear_token(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// `silu(gate) · up`, elementwise.
+    fn silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// Whether the tensor's backend implements [`KvOps`] for its dtype; elsewhere plain tensor operations do the same.
+pub fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.dtype() == DType::F32 && matches!(tensor.device().as_dispatch(), DispatchDevice::Flex(_))
+}
+
+fn pair<const A: usize, const B: usize>(
+    (a, b): (DispatchTensor, DispatchTensor),
+) -> (Tensor<A>, Tensor<B>) {
+    (Tensor::from_dispatch(a), Tensor::from_dispatch(b))
+}
+
+pub fn attend_prompt(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<3>) {
+    pair(Dispatch::attend_prompt(q.into_dispatch(), k.into_dispatch(), v.into_dispatch()))
+}
+
+pub fn column_sums(q: Tensor<4>, k: Tensor<4>, log_sums: Tensor<3>) -> Tensor<3> {
+    Tensor::from_dispatch(Dispatch::column_sums(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        log_sums.into_dispatch(),
+    ))
+}
+
+pub fn attend_token(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+    pair(Dispatch::attend_token(q.into_dispatch(), k.into_dispatch(), v.into_dispatch()))
+}
+
+pub fn linear_token(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::linear_token(x.into_dispatch(), weight.into_dispatch()))
+}
+
+pub fn silu_mul<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(Dispatch::silu_mul(gate.into_dispatch(), up.into_dispatch()))
+}

@@ -1,0 +1,113 @@
+//! The operators in plain tensor operations: what runs on backends without kernels, and what kernels are tested
+//! against.
+
+use super::AttentionBlock;
+use crate::Result;
+use burn::tensor::activation::softmax;
+use burn::tensor::{Bool, Device, Int, Tensor, s};
+
+/// Query rows per block: the score matrix of a long prompt never exists as a whole.
+const BLOCK: usize = 128;
+
+/// As [`attend`](super::attend).
+///
+/// # Errors
+/// Only those of `observe`.
+pub fn attend(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    mut observe: Option<&mut dyn FnMut(&AttentionBlock) -> Result<()>>,
+) -> Result<Tensor<4>> {
+    let [batch, heads, tokens, d] = q.dims();
+    let [_, kv_heads, entries, _] = k.dims();
+    let group = heads / kv_heads;
+    let device = q.device();
+    let q = q.mul_scalar(1.0 / (d as f32).sqrt());
+    let mut outputs = Vec::with_capacity(tokens.div_ceil(BLOCK));
+    for start in (0..tokens).step_by(BLOCK) {
+        let end = tokens.min(start + BLOCK);
+        let rows = end - start;
+        let visible = entries - tokens + end;
+        // Slicing the whole range would still cost a copy in the matrix products.
+        let part = |t: &Tensor<4>| match visible == entries {
+            true => t.clone(),
+            false => t.clone().slice(s![.., .., 0..visible, ..]),
+        };
+        let folded = q
+            .clone()
+            .slice(s![.., .., start..end, ..])
+            .reshape([batch, kv_heads, group * rows, d]);
+        let mut scores = folded.matmul(part(&k).swap_dims(2, 3));
+        if rows > 1 {
+            let mask = causal_mask(rows, visible, &device);
+            let shape = [batch, kv_heads, group, rows, visible];
+            scores = scores
+                .reshape(shape)
+                .mask_fill(mask.expand(shape), MASKED)
+                .reshape([batch, kv_heads, group * rows, visible]);
+        }
+        let probabilities = softmax(scores, 3);
+        if let Some(observe) = observe.as_mut() {
+            observe(&AttentionBlock::of_probabilities(probabilities.clone(), group))?;
+        }
+        let output = probabilities.matmul(part(&v));
+        outputs.push(output.reshape([batch, heads, rows, d]));
+    }
+    Ok(match outputs.len() {
+        1 => outputs.swap_remove(0),
+        _ => Tensor::cat(outputs, 2),
+    })
+}
+
+/// Finite, since WGSL has no infinity literal; exp(MASKED − max) is 0 in f32.
+const MASKED: f32 = -1e30;
+
+/// True where row `i` of `rows` must not see column `j` of `columns` (the last row sees all).
+fn causal_mask(rows: usize, columns: usize, device: &Device) -> Tensor<5, Bool> {
+    Tensor::<2, Bool>::tril_mask([rows, columns], (columns - rows) as i64, device)
+        .reshape([1, 1, 1, rows, columns])
+}
+
+/// Sum over the rows of `[batch, kv_heads, group * tokens, entries]`, mean over the group: `[batch, kv_heads,
+/// entries]`.
+pub fn column_sums(probabilities: Tensor<4>, group: usize) -> Tensor<3> {
+    let [batch, kv_heads, _, entries] = probabilities.dims();
+    probabilities
+        .sum_dim(2)
+        .div_scalar(group as f32)
+        .reshape([batch, kv_heads, entries])
+}
+
+/// As [`window_attention`](super::window_attention).
+pub fn window_attention(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    positions: Tensor<3, Int>,
+    seen: usize,
+) -> Tensor<5> {
+    let [batch, heads, window, d] = q.dims();
+    let [_, kv_heads, entries, _] = k.dims();
+    let group = heads / kv_heads;
+    let device = q.device();
+    let scores = q
+        .mul_scalar(1.0 / (d as f32).sqrt())
+        .reshape([batch, kv_heads, group * window, d])
+        .matmul(k.swap_dims(2, 3))
+        .reshape([batch, kv_heads, group, window, entries]);
+    if window == 1 {
+        return softmax(scores, 4);
+    }
+    let shape = [batch, kv_heads, 1, window, entries];
+    let first = (seen - window) as i64;
+    let of_query = Tensor::<1, Int>::arange(first..seen as i64, &device)
+        .reshape([1, 1, 1, window, 1])
+        .expand(shape);
+    let of_entry = positions
+        .reshape([batch, kv_heads, 1, 1, entries])
+        .expand(shape);
+    let hidden = of_entry
+        .greater(of_query)
+        .expand([batch, kv_heads, group, window, entries]);
+    softmax(scores.mask_fill(hidden, MASKED), 4)
+}
