@@ -53,10 +53,16 @@ impl MyAttention {
     }
 
     /// `[1, tokens, HIDDEN]` in and out; the only line about the cache is the one that attends.
-    fn forward(&self, x: Tensor<3>, cache: &mut KvCache, prompt: bool) -> polykv::Result<Tensor<3>> {
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        cache: &mut KvCache,
+        prompt: bool,
+    ) -> polykv::Result<Tensor<3>> {
         let [_, tokens, _] = x.dims();
         let heads = |y: Tensor<3>, heads: usize| {
-            y.reshape([1, tokens, heads, SHAPE.head_dim]).swap_dims(1, 2)
+            y.reshape([1, tokens, heads, SHAPE.head_dim])
+                .swap_dims(1, 2)
         };
         let q = heads(self.q.forward(x.clone()), SHAPE.heads);
         let k = heads(self.k.forward(x.clone()), SHAPE.kv_heads);
@@ -65,13 +71,17 @@ impl MyAttention {
             true => cache.prefill(self.layer, q, k, v)?,
             false => cache.decode(self.layer, q, k, v)?,
         };
-        Ok(self.out.forward(attended.swap_dims(1, 2).reshape([1, tokens, HIDDEN])))
+        Ok(self
+            .out
+            .forward(attended.swap_dims(1, 2).reshape([1, tokens, HIDDEN])))
     }
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let device = DeviceSpec::Auto.open()?;
-    let layers: Vec<_> = (0..2).map(|layer| MyAttention::new(layer, &device)).collect();
+    let layers: Vec<_> = (0..2)
+        .map(|layer| MyAttention::new(layer, &device))
+        .collect();
     let plan = Plan::from_yaml("plan", PLAN)?;
     let mut cache = KvCache::new(plan, SHAPE, &device)?;
 
@@ -91,7 +101,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let report = cache.report();
     println!("output {:?}", x.dims());
-    println!("seen {} tokens, kept {:?} entries per layer", report.seen, report.kept);
+    println!(
+        "seen {} tokens, kept {:?} entries per layer",
+        report.seen, report.kept
+    );
     println!("{} of {} bytes", report.bytes, report.full_bytes);
     Ok(())
 }

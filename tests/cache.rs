@@ -28,23 +28,39 @@ fn variants() -> Vec<(&'static str, Params)> {
     vec![
         ("streaming-llm", params(&[("sinks", "3")])),
         ("snapkv", params(&[("window", "4"), ("kernel", "3")])),
-        ("snapkv", params(&[("window", "5"), ("kernel", "5"), ("pool", "avg")])),
+        (
+            "snapkv",
+            params(&[("window", "5"), ("kernel", "5"), ("pool", "avg")]),
+        ),
         ("snapkv", params(&[("window", "3"), ("kernel", "1")])),
         ("tova", params(&[])),
         ("tova", params(&[("protect_last", "2")])),
         ("h2o", params(&[])),
-        ("h2o", params(&[("normalize", "true"), ("recent_fraction", "0.0")])),
+        (
+            "h2o",
+            params(&[("normalize", "true"), ("recent_fraction", "0.0")]),
+        ),
         ("random", params(&[("seed", "9")])),
     ]
 }
 
 fn case(plan: Plan) -> Case {
-    Case { plan, prompt: 45, chunk: 45, steps: 40, seed: 1 }
+    Case {
+        plan,
+        prompt: 45,
+        chunk: 45,
+        steps: 40,
+        seed: 1,
+    }
 }
 
 fn assert_equal(case: &Case) {
     let difference = compare(case, &Device::flex());
-    assert!(difference.output < 1e-5 && difference.kept == 0, "{difference:?}\n{}", case.plan.to_yaml());
+    assert!(
+        difference.output < 1e-5 && difference.kept == 0,
+        "{difference:?}\n{}",
+        case.plan.to_yaml()
+    );
 }
 
 #[test]
@@ -69,7 +85,12 @@ fn any_two_policies_can_share_a_layer() {
             let mut plan = Plan::uniform(1, prefill, first.clone(), Budget::Tokens(14), &BOTH);
             plan.decode[0].policy = decode.into();
             plan.decode[0].params = second;
-            assert_equal(&Case { prompt: 30, chunk: 30, steps: 20, ..case(plan) });
+            assert_equal(&Case {
+                prompt: 30,
+                chunk: 30,
+                steps: 20,
+                ..case(plan)
+            });
         }
     }
 }
@@ -79,7 +100,11 @@ fn chunked_prefill_equals_one_shot() {
     for (name, params) in variants() {
         for chunk in [1, 7, 44] {
             let plan = Plan::uniform(1, name, params.clone(), Budget::Tokens(16), &BOTH);
-            assert_equal(&Case { chunk, steps: 4, ..case(plan) });
+            assert_equal(&Case {
+                chunk,
+                steps: 4,
+                ..case(plan)
+            });
         }
     }
 }
@@ -88,7 +113,12 @@ fn chunked_prefill_equals_one_shot() {
 fn prompts_longer_than_a_block_of_queries_equal_the_reference() {
     for name in ["h2o", "snapkv"] {
         let plan = Plan::uniform(1, name, Params::new(), Budget::Tokens(80), &BOTH);
-        assert_equal(&Case { prompt: 300, chunk: 290, steps: 3, ..case(plan) });
+        assert_equal(&Case {
+            prompt: 300,
+            chunk: 290,
+            steps: 3,
+            ..case(plan)
+        });
     }
 }
 
@@ -106,17 +136,25 @@ fn a_budget_that_covers_everything_changes_nothing() {
                 let mut cache = KvCache::new(case.plan.clone(), shape(), &device).unwrap();
                 cache.begin_prefill(45).unwrap();
                 let part = |t: &[Vec<Vec<f64>>]| tensor(&t[..45], &device);
-                cache.prefill(0, part(&data.q), part(&data.k), part(&data.v)).unwrap();
+                cache
+                    .prefill(0, part(&data.q), part(&data.k), part(&data.v))
+                    .unwrap();
                 cache.end_prefill(0).unwrap();
                 let steps = (45..85).flat_map(|i| {
                     let one = |t: &[Vec<Vec<f64>>]| tensor(&t[i..=i], &device);
-                    let output = cache.decode(0, one(&data.q), one(&data.k), one(&data.v)).unwrap();
+                    let output = cache
+                        .decode(0, one(&data.q), one(&data.k), one(&data.v))
+                        .unwrap();
                     output.try_into_vec_as::<f32>().unwrap()
                 });
                 steps.collect()
             })
             .collect();
-        let worst = outputs[0].iter().zip(&outputs[1]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let worst = outputs[0]
+            .iter()
+            .zip(&outputs[1])
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
         assert!(worst <= 1e-6, "{name}: {worst}");
     }
 }
@@ -125,17 +163,34 @@ fn a_budget_that_covers_everything_changes_nothing() {
 fn a_decode_budget_below_the_prefill_budget_compacts_once() {
     let mut plan = Plan::uniform(1, "tova", Params::new(), Budget::Tokens(20), &BOTH);
     plan.prefill[0] = Rule::new(plan.prefill[0].layers, "full");
-    let case = Case { steps: 3, ..case(plan.clone()) };
+    let case = Case {
+        steps: 3,
+        ..case(plan.clone())
+    };
     assert_equal(&case);
     let device = Device::flex();
     let data = inputs(&case, 0);
     let mut cache = KvCache::new(plan, shape(), &device).unwrap();
     cache.begin_prefill(45).unwrap();
     let part = |t: &[Vec<Vec<f64>>], r: std::ops::Range<usize>| tensor(&t[r], &device);
-    cache.prefill(0, part(&data.q, 0..45), part(&data.k, 0..45), part(&data.v, 0..45)).unwrap();
+    cache
+        .prefill(
+            0,
+            part(&data.q, 0..45),
+            part(&data.k, 0..45),
+            part(&data.v, 0..45),
+        )
+        .unwrap();
     cache.end_prefill(0).unwrap();
     assert_eq!(cache.layers()[0].lengths(), [[45, 45]]);
-    cache.decode(0, part(&data.q, 45..46), part(&data.k, 45..46), part(&data.v, 45..46)).unwrap();
+    cache
+        .decode(
+            0,
+            part(&data.q, 45..46),
+            part(&data.k, 45..46),
+            part(&data.v, 45..46),
+        )
+        .unwrap();
     assert_eq!(cache.layers()[0].lengths(), [[20, 20]]);
     let entry = 2 * 2 * 16 * 4;
     assert_eq!(cache.report().bytes, 21 * entry);
@@ -151,7 +206,9 @@ fn the_report_is_what_the_tensors_occupy() {
     for layer in 0..2 {
         let data = inputs(&case, layer);
         let part = |t: &[Vec<Vec<f64>>]| tensor(&t[..45], &device);
-        cache.prefill(layer, part(&data.q), part(&data.k), part(&data.v)).unwrap();
+        cache
+            .prefill(layer, part(&data.q), part(&data.k), part(&data.v))
+            .unwrap();
         cache.end_prefill(layer).unwrap();
     }
     let entry = 2 * 2 * 16 * 4;
@@ -168,13 +225,18 @@ fn the_report_is_what_the_tensors_occupy() {
 fn a_second_prompt_continues_and_is_trimmed_too() {
     let device = Device::flex();
     let plan = Plan::uniform(1, "h2o", Params::new(), Budget::Tokens(16), &BOTH);
-    let case = Case { steps: 35, ..case(plan.clone()) };
+    let case = Case {
+        steps: 35,
+        ..case(plan.clone())
+    };
     let data = inputs(&case, 0);
     let mut cache = KvCache::new(plan, shape(), &device).unwrap();
     let mut run = |range: std::ops::Range<usize>| {
         cache.begin_prefill(range.len()).unwrap();
         let part = |t: &[Vec<Vec<f64>>]| tensor(&t[range.clone()], &device);
-        cache.prefill(0, part(&data.q), part(&data.k), part(&data.v)).unwrap();
+        cache
+            .prefill(0, part(&data.q), part(&data.k), part(&data.v))
+            .unwrap();
         cache.end_prefill(0).unwrap();
         kept(&cache, 0)
     };
@@ -182,8 +244,14 @@ fn a_second_prompt_continues_and_is_trimmed_too() {
     let second = run(45..80);
     for (before, after) in first.iter().zip(&second) {
         assert_eq!((before.len(), after.len()), (16, 16));
-        assert!(after[8..].iter().copied().eq(72..80), "the latest half stays: {after:?}");
-        assert!(after.iter().all(|p| *p >= 45 || before.contains(p)), "an evicted entry came back");
+        assert!(
+            after[8..].iter().copied().eq(72..80),
+            "the latest half stays: {after:?}"
+        );
+        assert!(
+            after.iter().all(|p| *p >= 45 || before.contains(p)),
+            "an evicted entry came back"
+        );
     }
     assert_eq!(cache.seen(), 80);
     cache.clear();
@@ -198,14 +266,21 @@ fn nan_scores_are_errors_in_both_phases() {
     let plan = Plan::uniform(1, "tova", Params::new(), Budget::Tokens(4), &BOTH);
     let mut cache = KvCache::new(plan, shape(), &device).unwrap();
     cache.begin_prefill(9).unwrap();
-    cache.prefill(0, some(6, 8), some(2, 8), some(2, 8)).unwrap();
+    cache
+        .prefill(0, some(6, 8), some(2, 8), some(2, 8))
+        .unwrap();
     cache.prefill(0, nan(6), nan(2), nan(2)).unwrap();
     let error = cache.end_prefill(0).unwrap_err().to_string();
-    assert!(error.contains("layer 0, prefill, policy tova") && error.contains("NaN"), "{error}");
+    assert!(
+        error.contains("layer 0, prefill, policy tova") && error.contains("NaN"),
+        "{error}"
+    );
 
     cache.clear();
     cache.begin_prefill(8).unwrap();
-    cache.prefill(0, some(6, 8), some(2, 8), some(2, 8)).unwrap();
+    cache
+        .prefill(0, some(6, 8), some(2, 8), some(2, 8))
+        .unwrap();
     cache.end_prefill(0).unwrap();
     cache.check().unwrap();
     cache.decode(0, nan(6), nan(2), nan(2)).unwrap();
@@ -217,12 +292,21 @@ fn misuse_is_refused_by_name() {
     let device = Device::flex();
     let some = |heads, n| Tensor::<4>::ones([1, heads, n, 16], &device);
     let mut cache = KvCache::new(Plan::full(1), shape(), &device).unwrap();
-    let message = cache.decode(0, some(6, 1), some(2, 1), some(2, 1)).unwrap_err().to_string();
+    let message = cache
+        .decode(0, some(6, 1), some(2, 1), some(2, 1))
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("begin_prefill"), "{message}");
     cache.begin_prefill(2).unwrap();
-    let message = cache.prefill(0, some(6, 2), some(3, 2), some(2, 2)).unwrap_err().to_string();
+    let message = cache
+        .prefill(0, some(6, 2), some(3, 2), some(2, 2))
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("shape of k is [1, 3, 2, 16]"), "{message}");
-    let message = cache.prefill(1, some(6, 2), some(2, 2), some(2, 2)).unwrap_err().to_string();
+    let message = cache
+        .prefill(1, some(6, 2), some(2, 2), some(2, 2))
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("layer is 1; allowed: 0 to 0"), "{message}");
 }
 

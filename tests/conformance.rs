@@ -34,19 +34,40 @@ fn devices() -> Vec<(String, Device)> {
 #[test]
 fn every_device_agrees() {
     for (name, device) in devices() {
-        for policy in policy::names().into_iter().filter(|policy| *policy != "full") {
+        for policy in policy::names()
+            .into_iter()
+            .filter(|policy| *policy != "full")
+        {
             let params: Params = match policy {
                 "snapkv" => serde_yaml_ng::from_str("{window: 4, kernel: 3}").unwrap(),
                 _ => Params::new(),
             };
             let plan = Plan::uniform(1, policy, params, Budget::Tokens(12), &BOTH);
-            let difference = compare(&Case { plan, prompt: 37, chunk: 37, steps: 6, seed: 3 }, &device);
-            println!("{name:5} {policy:14} output {:.1e}  kept {}", difference.output, difference.kept);
+            let difference = compare(
+                &Case {
+                    plan,
+                    prompt: 37,
+                    chunk: 37,
+                    steps: 6,
+                    seed: 3,
+                },
+                &device,
+            );
+            println!(
+                "{name:5} {policy:14} output {:.1e}  kept {}",
+                difference.output, difference.kept
+            );
             assert!(difference.output < 1e-4, "{name}, {policy}: {difference:?}");
             assert_eq!(difference.kept, 0, "{name}, {policy}");
         }
         let full = compare(
-            &Case { plan: Plan::full(1), prompt: 37, chunk: 37, steps: 6, seed: 3 },
+            &Case {
+                plan: Plan::full(1),
+                prompt: 37,
+                chunk: 37,
+                steps: 6,
+                seed: 3,
+            },
             &device,
         );
         assert!(full.output < 1e-4, "{name}, full: {full:?}");
@@ -63,7 +84,9 @@ fn run(model: &dyn CausalLm, plan: &Plan) -> (Vec<f32>, Vec<i64>) {
         Tensor::from_data(TensorData::new(values, dims), device)
     };
     let mut all: Vec<f32> = Vec::new();
-    let logits = model.prefill(ids(0..37), &mut cache, &mut PrefillOptions::default()).unwrap();
+    let logits = model
+        .prefill(ids(0..37), &mut cache, &mut PrefillOptions::default())
+        .unwrap();
     all.extend(logits.try_into_vec_as::<f32>().unwrap());
     for step in 37..43 {
         let logits = model.decode(ids(step..step + 1), &mut cache).unwrap();
@@ -102,7 +125,11 @@ fn a_model_under_a_mixed_plan_agrees_with_the_cpu() {
     }
     let (_, (wanted, kept)) = &results[0];
     for (name, (found, found_kept)) in &results[1..] {
-        let worst = found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let worst = found
+            .iter()
+            .zip(wanted)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
         println!("{name:5} logits differ by {worst:.1e}");
         assert!(worst <= 1e-3, "{name}: {worst}");
         assert_eq!(found_kept, kept, "{name}");

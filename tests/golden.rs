@@ -15,7 +15,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
 }
 
 /// A fixture's tensors as f32 or i64 values with their shapes.
@@ -34,11 +36,21 @@ impl Golden {
 
     fn floats(&self, name: &str) -> (Vec<usize>, Vec<f32>) {
         let (shape, bytes) = self.raw(name);
-        (shape, bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect())
+        (
+            shape,
+            bytes
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+                .collect(),
+        )
     }
 
     fn ints(&self, name: &str) -> Vec<i64> {
-        self.raw(name).1.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
+        self.raw(name)
+            .1
+            .chunks_exact(8)
+            .map(|b| i64::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     }
 
     fn tensor(&self, name: &str, device: &Device) -> Tensor<4> {
@@ -58,24 +70,34 @@ fn full_cache(model: &dyn CausalLm) -> KvCache {
 
 fn worst(found: &[f32], wanted: &[f32]) -> f32 {
     assert_eq!(found.len(), wanted.len());
-    found.iter().zip(wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    found
+        .iter()
+        .zip(wanted)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max)
 }
 
 fn argmax(logits: &[f32]) -> i64 {
-    (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as i64
+    (0..logits.len())
+        .max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
+        .unwrap() as i64
 }
 
 fn greedy(model: &dyn CausalLm, prompt: &[i64], steps: usize) -> Vec<i64> {
     let mut cache = full_cache(model);
     let prompt = ids(prompt, model.device());
-    let mut logits = model.prefill(prompt, &mut cache, &mut PrefillOptions::default()).unwrap();
+    let mut logits = model
+        .prefill(prompt, &mut cache, &mut PrefillOptions::default())
+        .unwrap();
     let mut tokens = Vec::new();
     loop {
         tokens.push(argmax(&logits.try_into_vec_as::<f32>().unwrap()));
         if tokens.len() == steps {
             return tokens;
         }
-        logits = model.decode(ids(&tokens[tokens.len() - 1..], model.device()), &mut cache).unwrap();
+        logits = model
+            .decode(ids(&tokens[tokens.len() - 1..], model.device()), &mut cache)
+            .unwrap();
     }
 }
 
@@ -87,9 +109,14 @@ fn tiny_models_equal_transformers() {
         let (_, wanted) = golden.floats("logits");
         let model = load::load_weights(&fixture(name), &Device::flex()).unwrap();
         for chunk in [512, 10] {
-            let mut options = PrefillOptions { chunk, ..PrefillOptions::default() };
+            let mut options = PrefillOptions {
+                chunk,
+                ..PrefillOptions::default()
+            };
             let mut cache = full_cache(&*model);
-            let logits = model.logits(ids(&prompt, model.device()), &mut cache, &mut options).unwrap();
+            let logits = model
+                .logits(ids(&prompt, model.device()), &mut cache, &mut options)
+                .unwrap();
             let worst = worst(&logits.try_into_vec_as::<f32>().unwrap(), &wanted);
             assert!(worst < 1e-4, "{name}, chunk {chunk}: {worst}");
         }
@@ -106,15 +133,29 @@ fn recast(folder: &Path, dtype: Dtype, cast: fn(f32) -> Vec<u8>) {
     let data: BTreeMap<String, (Vec<usize>, Vec<u8>)> = file
         .iter()
         .map(|(name, tensor)| {
-            let values = tensor.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
-            (name.to_string(), (tensor.shape().to_vec(), values.flat_map(cast).collect()))
+            let values = tensor
+                .data()
+                .chunks_exact(4)
+                .map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+            (
+                name.to_string(),
+                (tensor.shape().to_vec(), values.flat_map(cast).collect()),
+            )
         })
         .collect();
-    let views = data
-        .iter()
-        .map(|(name, (shape, bytes))| (name, TensorView::new(dtype, shape.clone(), bytes).unwrap()));
-    std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
-    std::fs::copy(fixture("tiny-llama31/config.json"), folder.join("config.json")).unwrap();
+    let views = data.iter().map(|(name, (shape, bytes))| {
+        (name, TensorView::new(dtype, shape.clone(), bytes).unwrap())
+    });
+    std::fs::write(
+        folder.join("model.safetensors"),
+        safetensors::serialize(views, None).unwrap(),
+    )
+    .unwrap();
+    std::fs::copy(
+        fixture("tiny-llama31/config.json"),
+        folder.join("config.json"),
+    )
+    .unwrap();
 }
 
 #[test]
@@ -122,7 +163,11 @@ fn half_precision_files_load_exactly() {
     let logits = |folder: &Path| -> Vec<f32> {
         let model = load::load_weights(folder, &Device::flex()).unwrap();
         let prompt = ids(&[5, 99, 42, 7], model.device());
-        let logits = model.logits(prompt, &mut full_cache(&*model), &mut PrefillOptions::default());
+        let logits = model.logits(
+            prompt,
+            &mut full_cache(&*model),
+            &mut PrefillOptions::default(),
+        );
         logits.unwrap().try_into_vec_as().unwrap()
     };
     let original = logits(&fixture("tiny-llama31"));
@@ -153,7 +198,12 @@ fn tokenizer_and_chat_template_equal_transformers() {
     let loaded = load(&fixture("tiny-llama31"), &Device::flex()).unwrap();
     let text = std::fs::read_to_string(fixture("tiny-llama31/tokenizer_golden.json")).unwrap();
     let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
-    check_text(&loaded.tokenizer, loaded.chat.as_ref().unwrap(), &golden["cases"], &golden["chats"]);
+    check_text(
+        &loaded.tokenizer,
+        loaded.chat.as_ref().unwrap(),
+        &golden["cases"],
+        &golden["chats"],
+    );
 }
 
 fn check_text(
@@ -163,13 +213,21 @@ fn check_text(
     chats: &serde_json::Value,
 ) {
     let numbers = |value: &serde_json::Value| -> Vec<u32> {
-        value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+        value
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|id| id.as_u64().unwrap() as u32)
+            .collect()
     };
     for case in cases.as_array().unwrap() {
         let text = case["text"].as_str().unwrap();
         let found = tokenizer.encode(text, Specials::Parse).unwrap();
         assert_eq!(found, numbers(&case["ids"]), "{text:?}");
-        assert_eq!(tokenizer.decode(&found, false).unwrap(), case["decoded"].as_str().unwrap());
+        assert_eq!(
+            tokenizer.decode(&found, false).unwrap(),
+            case["decoded"].as_str().unwrap()
+        );
     }
     for case in chats.as_array().unwrap() {
         let messages: Vec<Message> = case["messages"]
@@ -178,8 +236,14 @@ fn check_text(
             .iter()
             .map(|m| Message::new(m["role"].as_str().unwrap(), m["content"].as_str().unwrap()))
             .collect();
-        assert_eq!(chat.render(&messages, true).unwrap(), case["text"].as_str().unwrap());
-        assert_eq!(chat.encode(tokenizer, &messages, true).unwrap(), numbers(&case["ids"]));
+        assert_eq!(
+            chat.render(&messages, true).unwrap(),
+            case["text"].as_str().unwrap()
+        );
+        assert_eq!(
+            chat.encode(tokenizer, &messages, true).unwrap(),
+            numbers(&case["ids"])
+        );
     }
 }
 
@@ -190,7 +254,12 @@ const PRESSES: [(&str, &str, &str); 4] = [
     ("streaming-llm", "streaming", "{sinks: 4}"),
 ];
 
-const PRESS_SHAPE: LayerShape = LayerShape { batch: 1, heads: 4, kv_heads: 2, head_dim: 16 };
+const PRESS_SHAPE: LayerShape = LayerShape {
+    batch: 1,
+    heads: 4,
+    kv_heads: 2,
+    head_dim: 16,
+};
 
 #[test]
 fn kept_sets_equal_kvpress() {
@@ -199,12 +268,20 @@ fn kept_sets_equal_kvpress() {
     for (policy, press, params) in PRESSES {
         let params: Params = serde_yaml_ng::from_str(params).unwrap();
         for budget in [20, 37] {
-            let plan = Plan::uniform(3, policy, params.clone(), Budget::Tokens(budget), &[Phase::Prefill]);
+            let plan = Plan::uniform(
+                3,
+                policy,
+                params.clone(),
+                Budget::Tokens(budget),
+                &[Phase::Prefill],
+            );
             let mut cache = KvCache::new(plan, PRESS_SHAPE, &device).unwrap();
             cache.begin_prefill(61).unwrap();
             for layer in 0..3 {
                 let part = |name: &str| golden.tensor(&format!("layer{layer}.{name}"), &device);
-                cache.prefill(layer, part("queries"), part("keys"), part("values")).unwrap();
+                cache
+                    .prefill(layer, part("queries"), part("keys"), part("values"))
+                    .unwrap();
                 cache.end_prefill(layer).unwrap();
                 let found = cache.layers()[layer].positions().unwrap();
                 let found: Vec<i64> = found.try_into_vec_as().unwrap();
@@ -238,9 +315,17 @@ fn scores_equal_kvpress() {
             policy.append(&mut state, &appended).unwrap();
             if policy.needs().attention {
                 let mut observe = |block: &AttentionBlock| policy.observe(&mut state, block);
-                attend(queries.clone(), keys.clone(), values.clone(), Some(&mut observe)).unwrap();
+                attend(
+                    queries.clone(),
+                    keys.clone(),
+                    values.clone(),
+                    Some(&mut observe),
+                )
+                .unwrap();
             }
-            let positions = Tensor::<1, Int>::arange(0..61, &device).reshape([1, 1, 61]).expand([1, 2, 61]);
+            let positions = Tensor::<1, Int>::arange(0..61, &device)
+                .reshape([1, 1, 61])
+                .expand([1, 2, 61]);
             let view = LayerView {
                 phase: Phase::Prefill,
                 layer,
@@ -256,7 +341,10 @@ fn scores_equal_kvpress() {
             };
             let scores = policy.score(&state, &view).unwrap().narrow(2, 0, scored);
             let (_, wanted) = golden.floats(&format!("layer{layer}.scores.{press}"));
-            let wanted: Vec<f32> = wanted.chunks_exact(61).flat_map(|row| row[..scored].to_vec()).collect();
+            let wanted: Vec<f32> = wanted
+                .chunks_exact(61)
+                .flat_map(|row| row[..scored].to_vec())
+                .collect();
             // kvpress has the mean over the window, ours the sum: the same order.
             let factor = if press == &"snapkv" { 8.0 } else { 1.0 };
             let found: Vec<f32> = scores.div_scalar(factor).try_into_vec_as().unwrap();

@@ -14,7 +14,9 @@ use std::path::{Path, PathBuf};
 const BOTH: [Phase; 2] = [Phase::Prefill, Phase::Decode];
 
 fn fixture(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures")
+        .join(name)
 }
 
 fn model() -> LoadedModel {
@@ -27,25 +29,57 @@ fn golden() -> Value {
 }
 
 fn numbers(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
+    value
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_u64().unwrap() as u32)
+        .collect()
 }
 
 /// Filler of our own, so that a prompt has about `tokens` tokens.
 fn filler(model: &LoadedModel, tokens: usize, skip: usize) -> String {
     const PARTS: [[&str; 6]; 3] = [
-        ["The baker", "A young teacher", "The old sailor", "Our neighbour", "The clerk", "A quiet painter"],
-        ["walked to the harbour", "counted the apples", "repaired a wooden gate", "read a long letter",
-         "waited for the evening train", "watered the garden"],
-        ["before the rain began.", "while the bells were ringing.", "and went home early.",
-         "because the market was closed.", "without saying a word.", "as on every other day."],
+        [
+            "The baker",
+            "A young teacher",
+            "The old sailor",
+            "Our neighbour",
+            "The clerk",
+            "A quiet painter",
+        ],
+        [
+            "walked to the harbour",
+            "counted the apples",
+            "repaired a wooden gate",
+            "read a long letter",
+            "waited for the evening train",
+            "watered the garden",
+        ],
+        [
+            "before the rain began.",
+            "while the bells were ringing.",
+            "and went home early.",
+            "because the market was closed.",
+            "without saying a word.",
+            "as on every other day.",
+        ],
     ];
     let mut text = String::new();
     let mut sentence = skip;
     let mut count = 0;
     while count < tokens {
-        let [who, what, when] = [sentence % 6, sentence / 6 % 6, (sentence / 36 + sentence) % 6];
+        let [who, what, when] = [
+            sentence % 6,
+            sentence / 6 % 6,
+            (sentence / 36 + sentence) % 6,
+        ];
         let next = format!("{} {} {} ", PARTS[0][who], PARTS[1][what], PARTS[2][when]);
-        count += model.tokenizer.encode(&next, Specials::AsText).unwrap().len();
+        count += model
+            .tokenizer
+            .encode(&next, Specials::AsText)
+            .unwrap()
+            .len();
         text.push_str(&next);
         sentence += 5;
     }
@@ -54,14 +88,22 @@ fn filler(model: &LoadedModel, tokens: usize, skip: usize) -> String {
 
 fn prompt(model: &LoadedModel, text: &str, lead_in: &str) -> Vec<u32> {
     let messages = [polykv::models::chat::Message::new("user", text)];
-    let mut ids = model.chat.as_ref().unwrap().encode(&model.tokenizer, &messages, true).unwrap();
+    let mut ids = model
+        .chat
+        .as_ref()
+        .unwrap()
+        .encode(&model.tokenizer, &messages, true)
+        .unwrap();
     ids.extend(model.tokenizer.encode(lead_in, Specials::AsText).unwrap());
     ids
 }
 
 fn run(plan: Plan, prompt: &[u32], max_new_tokens: usize) -> Generation {
     let mut generator = Generator::new(model(), plan).unwrap();
-    let options = GenerateOptions { max_new_tokens, ..GenerateOptions::default() };
+    let options = GenerateOptions {
+        max_new_tokens,
+        ..GenerateOptions::default()
+    };
     generator.generate(prompt, &options, &mut |_| {}).unwrap()
 }
 
@@ -84,7 +126,12 @@ fn tokenizer_chat_and_logits_equal_transformers() {
                 polykv::models::chat::Message::new(part("role"), part("content"))
             })
             .collect();
-        let found = loaded.chat.as_ref().unwrap().encode(&loaded.tokenizer, &messages, true).unwrap();
+        let found = loaded
+            .chat
+            .as_ref()
+            .unwrap()
+            .encode(&loaded.tokenizer, &messages, true)
+            .unwrap();
         assert_eq!(found, numbers(&case["ids"]));
     }
 
@@ -92,7 +139,9 @@ fn tokenizer_chat_and_logits_equal_transformers() {
     let file = SafeTensors::deserialize(&bytes).unwrap();
     let floats = |name: &str| -> Vec<f32> {
         let data = file.tensor(name).unwrap().data().to_vec();
-        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+        data.chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect()
     };
     let some: Vec<usize> = file
         .tensor("some_ids")
@@ -101,21 +150,36 @@ fn tokenizer_chat_and_logits_equal_transformers() {
         .chunks_exact(8)
         .map(|b| i64::from_le_bytes(b.try_into().unwrap()) as usize)
         .collect();
-    let ids: Vec<i64> = numbers(&golden["prompt_ids"]).into_iter().map(i64::from).collect();
+    let ids: Vec<i64> = numbers(&golden["prompt_ids"])
+        .into_iter()
+        .map(i64::from)
+        .collect();
     let dims = [1, ids.len()];
-    let prompt = burn::tensor::Tensor::from_data(burn::tensor::TensorData::new(ids, dims), &Device::flex());
+    let prompt =
+        burn::tensor::Tensor::from_data(burn::tensor::TensorData::new(ids, dims), &Device::flex());
     let plan = Plan::full(loaded.model.config().layers);
-    let mut cache = polykv::KvCache::new(plan, loaded.model.cache_shape(1), &Device::flex()).unwrap();
-    let logits = loaded.model.logits(prompt, &mut cache, &mut Default::default()).unwrap();
+    let mut cache =
+        polykv::KvCache::new(plan, loaded.model.cache_shape(1), &Device::flex()).unwrap();
+    let logits = loaded
+        .model
+        .logits(prompt, &mut cache, &mut Default::default())
+        .unwrap();
     let vocab = loaded.model.config().vocab_size;
     let found: Vec<f32> = logits.try_into_vec_as().unwrap();
-    let worst = |pairs: &mut dyn Iterator<Item = (f32, f32)>| pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    let chosen = found.chunks_exact(vocab).flat_map(|row| some.iter().map(|&id| row[id]));
+    let worst = |pairs: &mut dyn Iterator<Item = (f32, f32)>| {
+        pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+    };
+    let chosen = found
+        .chunks_exact(vocab)
+        .flat_map(|row| some.iter().map(|&id| row[id]));
     let error = worst(&mut chosen.zip(floats("logits_some")));
     assert!(error < 2e-3, "logits at every position differ by {error}");
     let last = found[found.len() - vocab..].iter().copied();
     let error = worst(&mut last.zip(floats("logits_last")));
-    assert!(error < 2e-3, "logits at the last position differ by {error}");
+    assert!(
+        error < 2e-3,
+        "logits at the last position differ by {error}"
+    );
 }
 
 #[test]
@@ -123,7 +187,11 @@ fn greedy_tokens_equal_transformers() {
     let golden = golden();
     let wanted = numbers(&golden["greedy_ids"]);
     let layers = model().model.config().layers;
-    let found = run(Plan::full(layers), &numbers(&golden["prompt_ids"]), wanted.len());
+    let found = run(
+        Plan::full(layers),
+        &numbers(&golden["prompt_ids"]),
+        wanted.len(),
+    );
     assert_eq!(found.tokens, wanted);
     assert_eq!(found.text, golden["greedy_text"].as_str().unwrap());
     assert_eq!(found.finish, Finish::Length);
@@ -139,12 +207,20 @@ fn a_needle_is_found_with_the_full_cache_and_with_tova_at_a_quarter() {
         filler(&model, 540, 2),
     );
     let prompt = prompt(&model, &text, "The special magic number for Velmar is ");
-    assert!((950..1150).contains(&prompt.len()), "{} tokens", prompt.len());
+    assert!(
+        (950..1150).contains(&prompt.len()),
+        "{} tokens",
+        prompt.len()
+    );
     let quarter = Plan::uniform(layers, "tova", Params::new(), Budget::Ratio(0.25), &BOTH);
     for plan in [Plan::full(layers), quarter] {
         let hash = plan.hash();
         let found = run(plan, &prompt, 8);
-        assert!(found.text.starts_with("714092"), "plan {hash}: {:?}", found.text);
+        assert!(
+            found.text.starts_with("714092"),
+            "plan {hash}: {:?}",
+            found.text
+        );
     }
 }
 
@@ -159,8 +235,14 @@ fn a_budget_really_frees_memory() {
     let entry = found.full_bytes as f64 / found.seen as f64;
     // FullKV's cache for the 2,000 prompt tokens, from the tensors' own size per entry.
     let full = entry * 2000.0;
-    assert!(found.bytes as f64 <= 1.05 * 257.0 / 2000.0 * full, "{found:?}");
+    assert!(
+        found.bytes as f64 <= 1.05 * 257.0 / 2000.0 * full,
+        "{found:?}"
+    );
     let layer = full / layers as f64;
-    assert!(found.peak_bytes as f64 <= layer + 257.0 * entry, "{found:?}");
+    assert!(
+        found.peak_bytes as f64 <= layer + 257.0 * entry,
+        "{found:?}"
+    );
     assert_eq!(found.kept, vec![256.0; layers]);
 }

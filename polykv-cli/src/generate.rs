@@ -34,7 +34,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let plan = source.plan(model.model.config())?;
     let ids = prompt::encode(&model, &args.prompt, text)?;
     let mut generator = Generator::new(model, plan)?;
-    let mut stdout = std::io::stdout().lock();
+    let mut stdout = std::io::stdout();
     let mut written = Ok(());
     let mut prefill = progress::Prefill::default();
     let generation = generator.generate(&ids, &options, &mut |event| match event {

@@ -179,7 +179,11 @@ impl KvCache {
     /// # Errors
     /// Names the first layer and its policy.
     pub fn check(&mut self) -> Result<()> {
-        let counts: Vec<Tensor<1>> = self.layers.iter_mut().filter_map(LayerCache::take_nan_count).collect();
+        let counts: Vec<Tensor<1>> = self
+            .layers
+            .iter_mut()
+            .filter_map(LayerCache::take_nan_count)
+            .collect();
         if counts.is_empty() {
             return Ok(());
         }
@@ -187,7 +191,9 @@ impl KvCache {
             .try_into_vec_as()
             .map_err(|e| Error::Failed(format!("reading from the device: {e:?}")))?;
         match counts.iter().any(|&count| count > 0.0) {
-            true => Err(Error::Failed("an eviction score is NaN during decode".into())),
+            true => Err(Error::Failed(
+                "an eviction score is NaN during decode".into(),
+            )),
             false => Ok(()),
         }
     }
@@ -214,7 +220,11 @@ impl KvCache {
         })?;
         let before = cache.kv_bytes();
         let output = step(cache)?;
-        let transient = if cache.kv_bytes() == before { 0 } else { before };
+        let transient = if cache.kv_bytes() == before {
+            0
+        } else {
+            before
+        };
         self.peak_bytes = self.peak_bytes.max(self.kv_bytes() + transient);
         Ok(output)
     }

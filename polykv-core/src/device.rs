@@ -1,5 +1,6 @@
 //! `--device auto|cpu|wgpu|cuda[:i]`: one name for a burn device, chosen at run time.
 
+use crate::ops;
 use crate::{Error, Result};
 use burn::tensor::{Device, DeviceType};
 use std::fmt;
@@ -133,9 +134,21 @@ fn enumerate(backend: &str, kind: DeviceType) -> Result<Vec<Device>> {
             .unwrap_or_default();
         Error::unsupported(
             format!("device {backend}"),
-            format!("no usable driver on this machine ({})", reason.lines().next().unwrap_or("unknown")),
+            format!(
+                "no usable driver on this machine ({})",
+                reason.lines().next().unwrap_or("unknown")
+            ),
         )
     })
+}
+
+/// Runs `work` where its tensors are computed fastest: for the CPU inside the thread pool that the kernels use, which
+/// saves a hand-over per kernel; for other devices here.
+pub fn run_on<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
+    match ops::is_cpu(device) {
+        true => rayon::scope(|_| work()),
+        false => work(),
+    }
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod pool;
 mod select;
 
 pub use attend::{AttentionBlock, attend, linear, silu_mul, window_attention};
+pub use kernels::is_cpu;
 pub use pool::{Pool, pool};
 pub use select::{Protected, drop_lowest, put, select, take};
 

@@ -114,7 +114,12 @@ impl Plan {
     /// Refuses anything that is not a valid plan, naming the field.
     pub fn from_yaml(place: &str, text: &str) -> Result<Self> {
         let plan: Self = serde_yaml_ng::from_str(text).map_err(|e| {
-            Error::invalid(place, "content", format!("not a plan ({e})"), "plan schema 1")
+            Error::invalid(
+                place,
+                "content",
+                format!("not a plan ({e})"),
+                "plan schema 1",
+            )
         })?;
         plan.validate(place)?;
         Ok(plan)
@@ -133,7 +138,12 @@ impl Plan {
             .map_err(|e| Error::io(path, e))?;
         if text.len() as u64 > MAX_FILE_BYTES {
             let found = format!("more than {MAX_FILE_BYTES} bytes");
-            return Err(Error::invalid(&place, "size", found, format!("at most {MAX_FILE_BYTES} bytes")));
+            return Err(Error::invalid(
+                &place,
+                "size",
+                found,
+                format!("at most {MAX_FILE_BYTES} bytes"),
+            ));
         }
         Self::from_yaml(&place, &text)
     }
@@ -161,7 +171,10 @@ impl Plan {
     /// A short fingerprint of the plan's content.
     pub fn hash(&self) -> String {
         let digest = Sha256::digest(self.to_yaml().as_bytes());
-        digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+        digest[..8]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect()
     }
 
     /// The rules of one phase.
@@ -203,7 +216,12 @@ impl Plan {
         match &self.model {
             Some(model) if model != fingerprint => {
                 let allowed = format!("'{fingerprint}', the model in use");
-                Err(Error::invalid(place, "model", format!("'{model}'"), allowed))
+                Err(Error::invalid(
+                    place,
+                    "model",
+                    format!("'{model}'"),
+                    allowed,
+                ))
             }
             _ => Ok(()),
         }
@@ -221,14 +239,24 @@ impl Plan {
             for layer in range.first..=range.last {
                 if let Some(other) = owner[layer].replace(index) {
                     let found = format!("{range}, which repeats layer {layer} of {phase}[{other}]");
-                    return Err(Error::invalid(place, field("layers"), found, "each layer once"));
+                    return Err(Error::invalid(
+                        place,
+                        field("layers"),
+                        found,
+                        "each layer once",
+                    ));
                 }
             }
             let policy = crate::policy::build(place, &rule.policy, &rule.params)?;
             match (rule.tokens, rule.share) {
                 (Some(_), Some(_)) => {
                     let found = "given beside share";
-                    return Err(Error::invalid(place, field("tokens"), found, "tokens or share"));
+                    return Err(Error::invalid(
+                        place,
+                        field("tokens"),
+                        found,
+                        "tokens or share",
+                    ));
                 }
                 (Some(_), None) if !policy.evicts() => {
                     let found = "given for policy full";
@@ -240,7 +268,12 @@ impl Plan {
                     return Err(Error::invalid(place, field("tokens"), tokens, allowed));
                 }
                 (None, Some(share)) if !(share.is_finite() && share > 0.0 && share <= 1e6) => {
-                    return Err(Error::invalid(place, field("share"), share, "above 0, at most 1e6"));
+                    return Err(Error::invalid(
+                        place,
+                        field("share"),
+                        share,
+                        "above 0, at most 1e6",
+                    ));
                 }
                 _ => {}
             }
@@ -263,7 +296,12 @@ impl Plan {
         }
         if fixed < evicting.len() {
             let found = "tokens in some rules and shares in others";
-            return Err(Error::invalid(place, phase, found, "tokens in all rules or in none"));
+            return Err(Error::invalid(
+                place,
+                phase,
+                found,
+                "tokens in all rules or in none",
+            ));
         }
         let Budget::Tokens(average) = self.budget else {
             let found = "tokens in the rules beside a budget in another unit";
@@ -283,7 +321,12 @@ impl Plan {
             if mixed { "at most " } else { "" },
             self.layers
         );
-        Err(Error::invalid(place, format!("sum of {phase} tokens"), sum, allowed))
+        Err(Error::invalid(
+            place,
+            format!("sum of {phase} tokens"),
+            sum,
+            allowed,
+        ))
     }
 }
 

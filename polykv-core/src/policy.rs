@@ -143,10 +143,26 @@ pub struct Entry {
 /// Every policy. A new one is one file and one line here.
 pub const REGISTRY: &[Entry] = &[
     entry::<Full>("full", "keeps everything", "-"),
-    entry::<StreamingLlm>("streaming-llm", "first and latest positions", "arXiv 2309.17453"),
-    entry::<SnapKv>("snapkv", "attention of the last window, pooled", "arXiv 2404.14469"),
-    entry::<Tova>("tova", "attention of the last query, one set for all heads", "arXiv 2401.06104"),
-    entry::<H2o>("h2o", "attention summed over all queries", "arXiv 2306.14048"),
+    entry::<StreamingLlm>(
+        "streaming-llm",
+        "first and latest positions",
+        "arXiv 2309.17453",
+    ),
+    entry::<SnapKv>(
+        "snapkv",
+        "attention of the last window, pooled",
+        "arXiv 2404.14469",
+    ),
+    entry::<Tova>(
+        "tova",
+        "attention of the last query, one set for all heads",
+        "arXiv 2401.06104",
+    ),
+    entry::<H2o>(
+        "h2o",
+        "attention summed over all queries",
+        "arXiv 2306.14048",
+    ),
     entry::<Random>("random", "a seeded hash: the floor for every policy", "-"),
 ];
 
@@ -232,13 +248,25 @@ mod tests {
 
     #[test]
     fn unknown_names_and_parameters_are_refused_by_name() {
-        let error = build("plan.yaml", "snapvk", &Params::new()).unwrap_err().to_string();
-        assert!(error.contains("'snapvk'") && error.contains("snapkv"), "{error}");
+        let error = build("plan.yaml", "snapvk", &Params::new())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("'snapvk'") && error.contains("snapkv"),
+            "{error}"
+        );
         let params = Params::from([("windw".into(), Value::from(32))]);
-        let error = build("plan.yaml", "snapkv", &params).unwrap_err().to_string();
-        assert!(error.contains("windw") && error.contains("window"), "{error}");
+        let error = build("plan.yaml", "snapkv", &params)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("windw") && error.contains("window"),
+            "{error}"
+        );
         let params = Params::from([("kernel".into(), Value::from(4))]);
-        let error = build("plan.yaml", "snapkv", &params).unwrap_err().to_string();
+        let error = build("plan.yaml", "snapkv", &params)
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("kernel") && error.contains("odd"), "{error}");
     }
 }

@@ -4,6 +4,7 @@ use crate::sample::{Sampler, SamplingParams};
 use crate::stop::StopMatcher;
 use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Int, Tensor, TensorData};
+use polykv_core::device::run_on;
 use polykv_core::{CacheReport, Error, KvCache, Plan, Result};
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -119,12 +120,27 @@ impl Generator {
         &mut self,
         prompt: &[u32],
         options: &GenerateOptions,
-        on_event: &mut dyn FnMut(Event<'_>),
+        on_event: &mut (dyn FnMut(Event<'_>) + Send),
+    ) -> Result<Generation> {
+        let device = self.model.model.device().clone();
+        run_on(&device, || self.run(prompt, options, on_event))
+    }
+
+    fn run(
+        &mut self,
+        prompt: &[u32],
+        options: &GenerateOptions,
+        on_event: &mut (dyn FnMut(Event<'_>) + Send),
     ) -> Result<Generation> {
         let model = &self.model.model;
         let vocab = model.config().vocab_size;
         if let Some(id) = prompt.iter().find(|&&id| id as usize >= vocab) {
-            return Err(Error::invalid("prompt", "token id", id, format!("below {vocab}")));
+            return Err(Error::invalid(
+                "prompt",
+                "token id",
+                id,
+                format!("below {vocab}"),
+            ));
         }
         let mut sampler = Sampler::new(options.sampling.clone())?;
         let mut history = prompt.to_vec();
@@ -206,14 +222,14 @@ impl<'a> Output<'a> {
     }
 
     /// True at a stop text.
-    fn push(&mut self, token: u32, on_event: &mut dyn FnMut(Event<'_>)) -> Result<bool> {
+    fn push(&mut self, token: u32, on_event: &mut (dyn FnMut(Event<'_>) + Send)) -> Result<bool> {
         if let Some(piece) = self.stream.push(token)? {
             self.show(&piece, on_event);
         }
         Ok(self.stopped)
     }
 
-    fn finish(mut self, on_event: &mut dyn FnMut(Event<'_>)) -> Result<String> {
+    fn finish(mut self, on_event: &mut (dyn FnMut(Event<'_>) + Send)) -> Result<String> {
         if !self.stopped {
             if let Some(piece) = self.stream.flush()? {
                 self.show(&piece, on_event);
@@ -229,7 +245,7 @@ impl<'a> Output<'a> {
         Ok(self.text)
     }
 
-    fn show(&mut self, piece: &str, on_event: &mut dyn FnMut(Event<'_>)) {
+    fn show(&mut self, piece: &str, on_event: &mut (dyn FnMut(Event<'_>) + Send)) {
         let (text, stopped) = self.stop.push(piece);
         if !text.is_empty() {
             on_event(Event::Text(&text));

@@ -132,7 +132,12 @@ impl Llama {
         let (total, most) = (start + tokens, self.config.max_positions);
         if total > most {
             let allowed = format!("at most {most} tokens, the model's context");
-            return Err(Error::invalid("prompt", "length", format!("{total} tokens"), allowed));
+            return Err(Error::invalid(
+                "prompt",
+                "length",
+                format!("{total} tokens"),
+                allowed,
+            ));
         }
         Ok(())
     }
@@ -177,7 +182,10 @@ impl CausalLm for Llama {
         options: &mut PrefillOptions<'_>,
     ) -> Result<Tensor<3>> {
         let chunks = self.run_prompt(ids, cache, options)?;
-        Ok(Tensor::cat(chunks.into_iter().map(|x| self.head(x)).collect(), 1))
+        Ok(Tensor::cat(
+            chunks.into_iter().map(|x| self.head(x)).collect(),
+            1,
+        ))
     }
 
     fn decode(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Result<Tensor<2>> {

@@ -54,10 +54,17 @@ pub fn load_weights(folder: &Path, device: &Device) -> Result<Box<dyn CausalLm>>
 fn read_config(folder: &Path) -> Result<ModelConfig> {
     let path = folder.join("config.json");
     let place = path.display().to_string();
-    let size = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
+    let size = std::fs::metadata(&path)
+        .map_err(|e| Error::io(&path, e))?
+        .len();
     if size > MAX_CONFIG_BYTES {
         let allowed = format!("at most {MAX_CONFIG_BYTES} bytes");
-        return Err(Error::invalid(place, "size", format!("{size} bytes"), allowed));
+        return Err(Error::invalid(
+            place,
+            "size",
+            format!("{size} bytes"),
+            allowed,
+        ));
     }
     let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
     ModelConfig::from_hf_json(&place, &text)
@@ -160,18 +167,29 @@ fn apply<M: ModuleSnapshot>(module: &mut M, tensors: Vec<PackTensor>, place: &st
                 format!("{found:?}"),
                 format!("{expected:?}"),
             ),
-            ApplyError::AdapterError { path, message } | ApplyError::LoadError { path, message } => {
+            ApplyError::AdapterError { path, message }
+            | ApplyError::LoadError { path, message } => {
                 Error::invalid(place, tensor(path), message, "readable data")
             }
         });
     }
     if let Some((name, _)) = result.missing.first() {
         let count = result.missing.len();
-        return Err(Error::invalid(place, tensor(name), format!("missing ({count} in all)"), "present"));
+        return Err(Error::invalid(
+            place,
+            tensor(name),
+            format!("missing ({count} in all)"),
+            "present",
+        ));
     }
     if let Some(name) = result.unused.first() {
         let count = result.unused.len();
-        return Err(Error::invalid(place, tensor(name), format!("unknown ({count} in all)"), "a tensor of the model"));
+        return Err(Error::invalid(
+            place,
+            tensor(name),
+            format!("unknown ({count} in all)"),
+            "a tensor of the model",
+        ));
     }
     Ok(())
 }
@@ -191,8 +209,13 @@ fn to_f32(tensor: PackTensor) -> PackTensor {
 fn gguf_tensors(file: &Arc<GgufFile>, config: &ModelConfig) -> Result<Vec<PackTensor>> {
     let mut tensors = Vec::new();
     // rope_freqs is part of the config: the divisors of the rotary frequencies.
-    for name in file.tensor_names().filter(|name| *name != "rope_freqs.weight") {
-        let Some(info) = file.tensor(name) else { continue };
+    for name in file
+        .tensor_names()
+        .filter(|name| *name != "rope_freqs.weight")
+    {
+        let Some(info) = file.tensor(name) else {
+            continue;
+        };
         let hf_name = gguf::hf_name(name).ok_or_else(|| {
             Error::invalid(
                 file.place(),

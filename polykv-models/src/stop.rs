@@ -19,7 +19,11 @@ impl<'a> StopMatcher<'a> {
     /// shown.
     pub fn push(&mut self, text: &str) -> (String, bool) {
         self.held.push_str(text);
-        let first = self.stops.iter().filter_map(|stop| self.held.find(stop.as_str())).min();
+        let first = self
+            .stops
+            .iter()
+            .filter_map(|stop| self.held.find(stop.as_str()))
+            .min();
         if let Some(at) = first {
             self.held.truncate(at);
             return (std::mem::take(&mut self.held), true);
@@ -66,8 +70,14 @@ mod tests {
 
     #[test]
     fn a_stop_string_across_pieces_is_never_shown() {
-        assert_eq!(run(&["END"], &["one E", "N", "D two"]), ("one ".into(), true));
-        assert_eq!(run(&["END"], &["one E", "N", "d"]), ("one ENd".into(), false));
+        assert_eq!(
+            run(&["END"], &["one E", "N", "D two"]),
+            ("one ".into(), true)
+        );
+        assert_eq!(
+            run(&["END"], &["one E", "N", "d"]),
+            ("one ENd".into(), false)
+        );
         assert_eq!(run(&["é!", "é?"], &["né", "?x"]), ("n".into(), true));
         assert_eq!(run(&[], &["a", "b"]), ("ab".into(), false));
     }

@@ -41,7 +41,12 @@ pub fn inputs(case: &Case, layer: usize) -> Inputs {
 }
 
 pub fn shape() -> LayerShape {
-    LayerShape { batch: 1, heads: HEADS, kv_heads: KV_HEADS, head_dim: DIM }
+    LayerShape {
+        batch: 1,
+        heads: HEADS,
+        kv_heads: KV_HEADS,
+        head_dim: DIM,
+    }
 }
 
 /// `[1, heads, tokens, DIM]`
@@ -49,9 +54,16 @@ pub fn tensor(tokens: &[Token], device: &Device) -> Tensor<4> {
     let heads = tokens[0].len();
     let mut values = Vec::with_capacity(heads * tokens.len() * DIM);
     for head in 0..heads {
-        values.extend(tokens.iter().flat_map(|token| token[head].iter().map(|&x| x as f32)));
+        values.extend(
+            tokens
+                .iter()
+                .flat_map(|token| token[head].iter().map(|&x| x as f32)),
+        );
     }
-    Tensor::from_data(TensorData::new(values, [1, heads, tokens.len(), DIM]), device)
+    Tensor::from_data(
+        TensorData::new(values, [1, heads, tokens.len(), DIM]),
+        device,
+    )
 }
 
 /// Kept positions per KV head of a layer, ascending.
@@ -61,8 +73,10 @@ pub fn kept(cache: &KvCache, layer: usize) -> Vec<Vec<usize>> {
     let values: Vec<i64> = positions.try_into_vec_as().unwrap();
     (0..heads)
         .map(|head| {
-            let mut sorted: Vec<usize> =
-                values[head * entries..][..entries].iter().map(|&p| p as usize).collect();
+            let mut sorted: Vec<usize> = values[head * entries..][..entries]
+                .iter()
+                .map(|&p| p as usize)
+                .collect();
             sorted.sort_unstable();
             sorted
         })
@@ -80,9 +94,12 @@ pub fn compare(case: &Case, device: &Device) -> Difference {
         for start in (0..case.prompt).step_by(case.chunk) {
             let range = start..case.prompt.min(start + case.chunk);
             let part = |t: &[Token]| tensor(&t[range.clone()], device);
-            let output = cache.prefill(layer, part(&data.q), part(&data.k), part(&data.v)).unwrap();
-            let expected: Vec<Token> =
-                range.map(|i| reference.step(&data.q[i], &data.k[i], &data.v[i])).collect();
+            let output = cache
+                .prefill(layer, part(&data.q), part(&data.k), part(&data.v))
+                .unwrap();
+            let expected: Vec<Token> = range
+                .map(|i| reference.step(&data.q[i], &data.k[i], &data.v[i]))
+                .collect();
             difference.add_output(output, &expected);
         }
         cache.end_prefill(layer).unwrap();
@@ -90,8 +107,13 @@ pub fn compare(case: &Case, device: &Device) -> Difference {
         difference.add_kept(&cache, layer, &reference);
         for i in case.prompt..case.prompt + case.steps {
             let one = |t: &[Token]| tensor(&t[i..=i], device);
-            let output = cache.decode(layer, one(&data.q), one(&data.k), one(&data.v)).unwrap();
-            difference.add_output(output, &[reference.step(&data.q[i], &data.k[i], &data.v[i])]);
+            let output = cache
+                .decode(layer, one(&data.q), one(&data.k), one(&data.v))
+                .unwrap();
+            difference.add_output(
+                output,
+                &[reference.step(&data.q[i], &data.k[i], &data.v[i])],
+            );
             reference.evict(Phase::Decode);
             difference.add_kept(&cache, layer, &reference);
         }
@@ -115,7 +137,10 @@ impl Difference {
 
     fn add_kept(&mut self, cache: &KvCache, layer: usize, reference: &Reference) {
         for (found, wanted) in kept(cache, layer).iter().zip(reference.positions()) {
-            assert!(found.windows(2).all(|pair| pair[0] < pair[1]), "an entry is kept twice: {found:?}");
+            assert!(
+                found.windows(2).all(|pair| pair[0] < pair[1]),
+                "an entry is kept twice: {found:?}"
+            );
             assert_eq!(found.len(), wanted.len(), "layer {layer}");
             self.kept += found.iter().filter(|p| !wanted.contains(p)).count();
         }

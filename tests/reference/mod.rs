@@ -25,7 +25,9 @@ pub fn tokens(count: usize, heads: usize, seed: u64, scale: f64) -> Vec<Token> {
         (state >> 11) as f64 / (1u64 << 53) as f64 * 2.0 - 1.0
     };
     let mut vector = || (0..DIM).map(|_| next() * scale).collect();
-    (0..count).map(|_| (0..heads).map(|_| vector()).collect()).collect()
+    (0..count)
+        .map(|_| (0..heads).map(|_| vector()).collect())
+        .collect()
 }
 
 #[derive(Clone)]
@@ -49,15 +51,31 @@ pub struct Reference {
 
 impl Reference {
     pub fn new(plan: &Plan, layer: usize, prompt: usize) -> Self {
-        let cost = polykv::budget::EntryCost { layers: plan.layers, bytes: 1 };
-        let rules = plan.resolve("test", prompt, cost).unwrap().layers.remove(layer);
-        let phases = [(Phase::Prefill, rules.prefill), (Phase::Decode, rules.decode)];
+        let cost = polykv::budget::EntryCost {
+            layers: plan.layers,
+            bytes: 1,
+        };
+        let rules = plan
+            .resolve("test", prompt, cost)
+            .unwrap()
+            .layers
+            .remove(layer);
+        let phases = [
+            (Phase::Prefill, rules.prefill),
+            (Phase::Decode, rules.decode),
+        ];
         Self {
             heads: vec![Vec::new(); KV_HEADS],
             queries: Vec::new(),
             layer,
-            budgets: phases.iter().map(|(phase, rule)| (*phase, rule.budget)).collect(),
-            policies: phases.into_iter().map(|(phase, rule)| (phase, rule.policy)).collect(),
+            budgets: phases
+                .iter()
+                .map(|(phase, rule)| (*phase, rule.budget))
+                .collect(),
+            policies: phases
+                .into_iter()
+                .map(|(phase, rule)| (phase, rule.policy))
+                .collect(),
             agree: true,
         }
     }
@@ -97,7 +115,11 @@ impl Reference {
             .iter()
             .map(|entry| {
                 let dot: f64 = q.iter().zip(&entry.key).map(|(a, b)| a * b).sum();
-                if entry.position > position { f64::NEG_INFINITY } else { dot / (DIM as f64).sqrt() }
+                if entry.position > position {
+                    f64::NEG_INFINITY
+                } else {
+                    dot / (DIM as f64).sqrt()
+                }
             })
             .collect();
         let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -108,21 +130,35 @@ impl Reference {
 
     /// Evicts down to the phase's budget, if there is one and it is exceeded.
     pub fn evict(&mut self, phase: Phase) {
-        let Some(budget) = self.budgets[&phase] else { return };
+        let Some(budget) = self.budgets[&phase] else {
+            return;
+        };
         if self.heads[0].len() <= budget {
             return;
         }
         let policy = self.policies[&phase].clone();
         let protect = policy.protect(budget);
         let seen = self.queries.len();
-        let scores: Vec<Vec<f64>> = (0..KV_HEADS).map(|head| self.scores(&*policy, head)).collect();
+        let scores: Vec<Vec<f64>> = (0..KV_HEADS)
+            .map(|head| self.scores(&*policy, head))
+            .collect();
         for (head, scores) in scores.into_iter().enumerate() {
             let mut ranked: Vec<(bool, f64, Entry)> = self.heads[head]
                 .drain(..)
                 .zip(scores)
-                .map(|(e, s)| (e.position < protect.sinks || e.position + protect.recent >= seen, s, e))
+                .map(|(e, s)| {
+                    (
+                        e.position < protect.sinks || e.position + protect.recent >= seen,
+                        s,
+                        e,
+                    )
+                })
                 .collect();
-            ranked.sort_by(|a, b| b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)).then(b.2.position.cmp(&a.2.position)));
+            ranked.sort_by(|a, b| {
+                b.0.cmp(&a.0)
+                    .then(b.1.total_cmp(&a.1))
+                    .then(b.2.position.cmp(&a.2.position))
+            });
             ranked.truncate(budget);
             ranked.sort_by_key(|(_, _, entry)| entry.position);
             self.heads[head] = ranked.into_iter().map(|(_, _, entry)| entry).collect();
@@ -145,7 +181,11 @@ impl Reference {
                 })
                 .collect(),
             "tova" => {
-                let over = if self.agree { 0..KV_HEADS } else { head..head + 1 };
+                let over = if self.agree {
+                    0..KV_HEADS
+                } else {
+                    head..head + 1
+                };
                 let rows: Vec<Vec<f64>> = over
                     .flat_map(|h| (0..GROUP).map(move |g| (h, g)))
                     .map(|(h, g)| self.row(h, g, seen - 1))
@@ -156,7 +196,9 @@ impl Reference {
                 let window = (number("window") as usize).min(seen);
                 let sums: Vec<Vec<f64>> = (0..GROUP)
                     .map(|g| {
-                        let rows: Vec<Vec<f64>> = (seen - window..seen).map(|p| self.row(head, g, p)).collect();
+                        let rows: Vec<Vec<f64>> = (seen - window..seen)
+                            .map(|p| self.row(head, g, p))
+                            .collect();
                         mean(&rows).iter().map(|x| x * window as f64).collect()
                     })
                     .collect();
@@ -177,14 +219,20 @@ impl Reference {
                     })
                     .collect()
             }
-            "random" => entries.iter().map(|e| hash(number("seed") as u64, self.layer, head, e.position)).collect(),
+            "random" => entries
+                .iter()
+                .map(|e| hash(number("seed") as u64, self.layer, head, e.position))
+                .collect(),
             other => panic!("no reference for policy {other}: write one"),
         }
     }
 
     /// Kept positions per KV head, ascending.
     pub fn positions(&self) -> Vec<Vec<usize>> {
-        self.heads.iter().map(|head| head.iter().map(|e| e.position).collect()).collect()
+        self.heads
+            .iter()
+            .map(|head| head.iter().map(|e| e.position).collect())
+            .collect()
     }
 }
 
@@ -202,6 +250,8 @@ fn hash(seed: u64, layer: usize, head: usize, position: usize) -> f64 {
         let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         x ^ (x >> 31)
     }
-    let x = [layer, head, position].iter().fold(seed, |x, &w| mix(x ^ mix(w as u64)));
+    let x = [layer, head, position]
+        .iter()
+        .fold(seed, |x, &w| mix(x ^ mix(w as u64)));
     (x >> 40) as f64 / (1u64 << 24) as f64
 }

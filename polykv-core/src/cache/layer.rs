@@ -115,7 +115,12 @@ impl LayerCache {
         self.expected = tokens;
     }
 
-    pub(super) fn prefill(&mut self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Result<Tensor<4>> {
+    pub(super) fn prefill(
+        &mut self,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> Result<Tensor<4>> {
         let rules = self.rules()?;
         let tokens = self.check_shapes(&q, &k, &v)?;
         self.append(&rules, &q, k, v, tokens)?;
@@ -174,7 +179,12 @@ impl LayerCache {
             if found != wanted || tokens == 0 {
                 let place = format!("layer {}", self.layer);
                 let (found, wanted) = (format!("{found:?}"), format!("{wanted:?}, no empty axis"));
-                return Err(Error::invalid(place, format!("shape of {name}"), found, wanted));
+                return Err(Error::invalid(
+                    place,
+                    format!("shape of {name}"),
+                    found,
+                    wanted,
+                ));
             }
         }
         Ok(tokens)
@@ -310,7 +320,10 @@ impl LayerCache {
         let scores = rule.policy.score(self.states.of(phase), &view)?;
         let slots = ops::select(scores, view.positions, protected, budget).map_err(|error| {
             let name = rule.policy.name();
-            Error::Failed(format!("layer {}, {phase}, policy {name}: {error}", self.layer))
+            Error::Failed(format!(
+                "layer {}, {phase}, policy {name}: {error}",
+                self.layer
+            ))
         })?;
         self.heads_agree &= rule.policy.same_for_all_heads();
         self.states.keep(&slots);

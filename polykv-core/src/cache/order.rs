@@ -36,7 +36,12 @@ impl Order {
         let kept = [shape.batch, shape.kv_heads, len - 1];
         // rank[slot]: the inverse permutation, read at the victim.
         let rank = Tensor::zeros(dims, &device)
-            .scatter(2, order.clone(), slots(0, len, &device).expand(dims), IndexingUpdateOp::Assign)
+            .scatter(
+                2,
+                order.clone(),
+                slots(0, len, &device).expand(dims),
+                IndexingUpdateOp::Assign,
+            )
             .gather(2, victim.clone());
         let index = slots(0, len - 1, &device).expand(kept);
         let skip = index.clone().greater_equal(rank.expand(kept)).int();

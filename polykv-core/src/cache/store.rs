@@ -88,10 +88,13 @@ impl Store {
             .reshape([1, 1, tokens])
             .expand([batch, kv_heads, tokens]);
         let range = slots.clone();
-        self.keys.inplace(|t| t.slice_assign(s![.., .., range, ..], keys));
+        self.keys
+            .inplace(|t| t.slice_assign(s![.., .., range, ..], keys));
         let range = slots.clone();
-        self.values.inplace(|t| t.slice_assign(s![.., .., range, ..], values));
-        self.positions.inplace(|t| t.slice_assign(s![.., .., slots], new));
+        self.values
+            .inplace(|t| t.slice_assign(s![.., .., range, ..], values));
+        self.positions
+            .inplace(|t| t.slice_assign(s![.., .., slots], new));
         self.len += tokens;
     }
 
@@ -119,22 +122,19 @@ impl Store {
         let moved = victim.full_like(position as i64);
         self.keys.inplace(|t| ops::put(t, victim.clone(), key));
         self.values.inplace(|t| ops::put(t, victim.clone(), value));
-        self.positions.inplace(|t| {
-            t.scatter(2, victim, moved, IndexingUpdateOp::Assign)
-        });
+        self.positions
+            .inplace(|t| t.scatter(2, victim, moved, IndexingUpdateOp::Assign));
         self.len -= 1;
     }
 
     /// Where the keys and values lie in memory.
     #[cfg(all(test, feature = "flex"))]
     pub fn addresses(&self) -> [usize; 2] {
-        [&self.keys, &self.values].map(|tensor| {
-            match tensor.clone().into_dispatch().kind {
-                burn::backend::DispatchTensorKind::Flex(tensor) => {
-                    tensor.float().storage::<f32>().as_ptr() as usize
-                }
-                other => panic!("not a CPU tensor: {other:?}"),
+        [&self.keys, &self.values].map(|tensor| match tensor.clone().into_dispatch().kind {
+            burn::backend::DispatchTensorKind::Flex(tensor) => {
+                tensor.float().storage::<f32>().as_ptr() as usize
             }
+            other => panic!("not a CPU tensor: {other:?}"),
         })
     }
 }

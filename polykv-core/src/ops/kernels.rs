@@ -2,7 +2,7 @@
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchDevice, DispatchTensor, backend_extension};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 /// Operators under attention and the models' layers. Shapes: `q [batch, heads, t, d]`, `k`, `v
 /// [batch, kv_heads, n, d]`, `heads` a multiple of `kv_heads`.
@@ -40,7 +40,12 @@ pub trait KvOps: Backend {
 
 /// Whether the tensor's backend implements [`KvOps`] for its dtype; elsewhere plain tensor operations do the same.
 pub fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
-    tensor.dtype() == DType::F32 && matches!(tensor.device().as_dispatch(), DispatchDevice::Flex(_))
+    tensor.dtype() == DType::F32 && is_cpu(&tensor.device())
+}
+
+/// Whether the device is the CPU backend.
+pub fn is_cpu(device: &Device) -> bool {
+    matches!(device.as_dispatch(), DispatchDevice::Flex(_))
 }
 
 fn pair<const A: usize, const B: usize>(
@@ -50,7 +55,11 @@ fn pair<const A: usize, const B: usize>(
 }
 
 pub fn attend_prompt(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<3>) {
-    pair(Dispatch::attend_prompt(q.into_dispatch(), k.into_dispatch(), v.into_dispatch()))
+    pair(Dispatch::attend_prompt(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+    ))
 }
 
 pub fn column_sums(q: Tensor<4>, k: Tensor<4>, log_sums: Tensor<3>) -> Tensor<3> {
@@ -62,11 +71,18 @@ pub fn column_sums(q: Tensor<4>, k: Tensor<4>, log_sums: Tensor<3>) -> Tensor<3>
 }
 
 pub fn attend_token(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-    pair(Dispatch::attend_token(q.into_dispatch(), k.into_dispatch(), v.into_dispatch()))
+    pair(Dispatch::attend_token(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+    ))
 }
 
 pub fn linear_token(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    Tensor::from_dispatch(Dispatch::linear_token(x.into_dispatch(), weight.into_dispatch()))
+    Tensor::from_dispatch(Dispatch::linear_token(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+    ))
 }
 
 pub fn silu_mul<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {

@@ -34,10 +34,10 @@ pub fn attend(
             true => t.clone(),
             false => t.clone().slice(s![.., .., 0..visible, ..]),
         };
-        let folded = q
-            .clone()
-            .slice(s![.., .., start..end, ..])
-            .reshape([batch, kv_heads, group * rows, d]);
+        let folded =
+            q.clone()
+                .slice(s![.., .., start..end, ..])
+                .reshape([batch, kv_heads, group * rows, d]);
         let mut scores = folded.matmul(part(&k).swap_dims(2, 3));
         if rows > 1 {
             let mask = causal_mask(rows, visible, &device);
@@ -49,7 +49,10 @@ pub fn attend(
         }
         let probabilities = softmax(scores, 3);
         if let Some(observe) = observe.as_mut() {
-            observe(&AttentionBlock::of_probabilities(probabilities.clone(), group))?;
+            observe(&AttentionBlock::of_probabilities(
+                probabilities.clone(),
+                group,
+            ))?;
         }
         let output = probabilities.matmul(part(&v));
         outputs.push(output.reshape([batch, heads, rows, d]));

@@ -75,7 +75,10 @@ fn top(
             "eviction",
             "budget",
             budget,
-            format!("{count} (protected entries) to {} (cached entries)", scores.len()),
+            format!(
+                "{count} (protected entries) to {} (cached entries)",
+                scores.len()
+            ),
         ));
     }
     let best_first = |&a: &usize, &b: &usize| {
@@ -118,7 +121,9 @@ pub fn drop_lowest(
 pub fn take(tensor: Tensor<4>, slots: Tensor<3, Int>) -> Tensor<4> {
     let [batch, kv_heads, _, d] = tensor.dims();
     let count = slots.dims()[2];
-    let index = slots.unsqueeze_dim::<4>(3).expand([batch, kv_heads, count, d]);
+    let index = slots
+        .unsqueeze_dim::<4>(3)
+        .expand([batch, kv_heads, count, d]);
     tensor.gather(2, index)
 }
 

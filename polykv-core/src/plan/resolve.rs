@@ -95,12 +95,18 @@ impl Plan {
             vec![None; full]
         } else {
             let total = self.budget.total(prompt, cost);
-            let charged = if self.allow_full_extra { 0 } else { full * prompt };
+            let charged = if self.allow_full_extra {
+                0
+            } else {
+                full * prompt
+            };
             let fixed: usize = claims.iter().filter_map(|claim| claim.tokens).sum();
             if charged + fixed > total {
                 return Err(Error::invalid(
                     place,
-                    format!("{phase}: entries of {full} full layers at {prompt} tokens and the others"),
+                    format!(
+                        "{phase}: entries of {full} full layers at {prompt} tokens and the others"
+                    ),
                     charged + fixed,
                     format!("at most the total of {total} (or allow_full_extra)"),
                 ));
@@ -108,10 +114,12 @@ impl Plan {
             // With full layers on top, the others still get only their own part of the total.
             let weights: Vec<f64> = claims
                 .iter()
-                .map(|claim| match claim.policy.evicts() || self.allow_full_extra {
-                    true => claim.share,
-                    false => 0.0,
-                })
+                .map(
+                    |claim| match claim.policy.evicts() || self.allow_full_extra {
+                        true => claim.share,
+                        false => 0.0,
+                    },
+                )
                 .collect();
             let shares = largest_remainder(total - charged, &weights);
             claims
@@ -128,7 +136,10 @@ impl Plan {
                     place,
                     format!("{phase} budget of layer {layer}"),
                     budget,
-                    format!("at least {least}, what policy {} protects", claim.policy.name()),
+                    format!(
+                        "at least {least}, what policy {} protects",
+                        claim.policy.name()
+                    ),
                 ));
             }
         }

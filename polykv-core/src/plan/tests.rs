@@ -29,7 +29,11 @@ fn budgets_follow_shares_and_tokens() {
     let plan = Plan::from_yaml("p.yaml", MIXED).unwrap();
     let resolved = plan.resolve("p.yaml", 1000, cost(4)).unwrap();
     let of = |phase: fn(&LayerRules) -> &PhaseRule| -> Vec<_> {
-        resolved.layers.iter().map(|l| phase(l).budget.unwrap()).collect()
+        resolved
+            .layers
+            .iter()
+            .map(|l| phase(l).budget.unwrap())
+            .collect()
     };
     assert_eq!(of(|l| &l.prefill), [96, 96, 32, 32]);
     assert_eq!(of(|l| &l.decode), [70, 70, 70, 46]);
@@ -64,15 +68,35 @@ fn refusals_name_field_found_and_allowed() {
     for (from, to, wanted) in [
         ("schema: 1", "schema: 9", "schema is 9; allowed: 1"),
         ("layers: 4", "layers: 0", "layers is 0; allowed: 1 to 1024"),
-        ("layers: 4", "layers: 3", "prefill[1].layers is 2-3; allowed: layers 0 to 2"),
-        ("layers: 4", "layers: 5", "prefill is without a rule for layer 4"),
+        (
+            "layers: 4",
+            "layers: 3",
+            "prefill[1].layers is 2-3; allowed: layers 0 to 2",
+        ),
+        (
+            "layers: 4",
+            "layers: 5",
+            "prefill is without a rule for layer 4",
+        ),
         ("2-3", "1-3", "repeats layer 1 of prefill[0]"),
         ("2-3", "3-2", "'3-2' is no range"),
-        ("policy: tova}", "policy: tvoa}", "policy is 'tvoa'; allowed: full, streaming-llm"),
+        (
+            "policy: tova}",
+            "policy: tvoa}",
+            "policy is 'tvoa'; allowed: full, streaming-llm",
+        ),
         ("share: 3", "share: -1", "prefill[0].share is -1"),
         ("share: 3", "share: 3, tokens: 4", "tokens or share"),
-        ("tokens: 46", "tokens: 45", "sum of decode tokens is 255; allowed: 256"),
-        ("tokens: 46", "tokens: 2", "decode[1].tokens is 2; allowed: at least 3"),
+        (
+            "tokens: 46",
+            "tokens: 45",
+            "sum of decode tokens is 255; allowed: 256",
+        ),
+        (
+            "tokens: 46",
+            "tokens: 2",
+            "decode[1].tokens is 2; allowed: at least 3",
+        ),
         (", tokens: 46", "", "tokens in all rules or in none"),
         ("{tokens: 64}", "{ratio: 1.5}", "budget.ratio is 1.5"),
         ("{tokens: 64}", "{ratio: 0.5}", "budget in another unit"),
@@ -95,7 +119,10 @@ fn a_huge_file_is_refused_before_it_is_parsed() {
     std::fs::write(&path, vec![b'#'; MAX_FILE_BYTES as usize + 1]).unwrap();
     let message = Plan::read(&path).unwrap_err().to_string();
     std::fs::remove_file(&path).unwrap();
-    assert!(message.contains("size is more than 1048576 bytes"), "{message}");
+    assert!(
+        message.contains("size is more than 1048576 bytes"),
+        "{message}"
+    );
 }
 
 #[test]
@@ -115,7 +142,10 @@ decode: [{layers: 0-3, policy: full}]
     let charged = budgets(&plan, 160).unwrap();
     assert_eq!(charged, [None, Some(80), Some(80), Some(80)]);
     let message = budgets(&plan, 401).unwrap_err().to_string();
-    assert!(message.contains("401") && message.contains("400"), "{message}");
+    assert!(
+        message.contains("401") && message.contains("400"),
+        "{message}"
+    );
     let extra = Plan {
         allow_full_extra: true,
         ..plan
@@ -126,7 +156,13 @@ decode: [{layers: 0-3, policy: full}]
 
 #[test]
 fn a_budget_below_the_protected_window_is_refused() {
-    let plan = Plan::uniform(4, "snapkv", Params::new(), Budget::Tokens(31), &[Phase::Prefill]);
+    let plan = Plan::uniform(
+        4,
+        "snapkv",
+        Params::new(),
+        Budget::Tokens(31),
+        &[Phase::Prefill],
+    );
     let message = plan.resolve("cli", 1000, cost(4)).unwrap_err().to_string();
     assert!(message.contains("is 31; allowed: at least 32"), "{message}");
 }
@@ -136,8 +172,14 @@ fn another_model_is_refused() {
     let mut plan = Plan::from_yaml("p.yaml", MIXED).unwrap();
     plan.check_model("p.yaml", 4, "llama-x").unwrap();
     plan.model = Some("llama-y".into());
-    let message = plan.check_model("p.yaml", 4, "llama-x").unwrap_err().to_string();
-    assert!(message.contains("'llama-y'") && message.contains("'llama-x'"), "{message}");
+    let message = plan
+        .check_model("p.yaml", 4, "llama-x")
+        .unwrap_err()
+        .to_string();
+    assert!(
+        message.contains("'llama-y'") && message.contains("'llama-x'"),
+        "{message}"
+    );
     assert!(plan.check_model("p.yaml", 5, "llama-y").is_err());
 }
 

@@ -28,6 +28,8 @@ impl Policy for Full {
     }
 
     fn score(&self, _state: &State, _view: &LayerView<'_>) -> Result<Tensor<3>> {
-        Err(Error::Failed("policy full evicts nothing and has no scores".into()))
+        Err(Error::Failed(
+            "policy full evicts nothing and has no scores".into(),
+        ))
     }
 }

@@ -59,10 +59,9 @@ impl Policy for H2o {
         if state.entries.is_empty() {
             let [batch, kv_heads] = [appended.shape.batch, appended.shape.kv_heads];
             let entries = appended.before + appended.positions.len();
-            state.entries.push(Tensor::zeros(
-                [batch, kv_heads, entries],
-                &appended.device,
-            ));
+            state
+                .entries
+                .push(Tensor::zeros([batch, kv_heads, entries], &appended.device));
         } else {
             state.extend_with_zeros(appended);
         }
@@ -85,7 +84,12 @@ impl Policy for H2o {
             return Ok(sums);
         }
         // The query at position p sees the entries up to p, so an entry at position j was visible to seen − j.
-        let visible = view.positions.clone().float().neg().add_scalar(view.seen as f32);
+        let visible = view
+            .positions
+            .clone()
+            .float()
+            .neg()
+            .add_scalar(view.seen as f32);
         Ok(sums / visible)
     }
 }

@@ -45,7 +45,8 @@ impl Policy for Random {
     // have none.
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
         let shape = appended.shape;
-        let mut values = Vec::with_capacity(shape.batch * shape.kv_heads * appended.positions.len());
+        let mut values =
+            Vec::with_capacity(shape.batch * shape.kv_heads * appended.positions.len());
         for _ in 0..shape.batch {
             for head in 0..shape.kv_heads {
                 values.extend(

@@ -49,9 +49,7 @@ impl Policy for Tova {
         if !view.heads_agree {
             return Ok(row.mean_dim(2).reshape([batch, kv_heads, entries]));
         }
-        let mean = row
-            .reshape([batch, kv_heads * group, entries])
-            .mean_dim(1);
+        let mean = row.reshape([batch, kv_heads * group, entries]).mean_dim(1);
         Ok(mean.expand([batch, kv_heads, entries]))
     }
 }

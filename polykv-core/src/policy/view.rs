@@ -96,9 +96,9 @@ impl LayerView<'_> {
     /// # Errors
     /// If the policy did not declare the need.
     pub fn queries(&self, count: usize) -> Result<Tensor<4>> {
-        let queries = self
-            .queries
-            .ok_or_else(|| Error::Failed("a policy reads queries that it did not declare".into()))?;
+        let queries = self.queries.ok_or_else(|| {
+            Error::Failed("a policy reads queries that it did not declare".into())
+        })?;
         let held = queries.dims()[2];
         let count = count.min(held);
         Ok(queries.clone().narrow(2, held - count, count))

@@ -45,9 +45,10 @@ impl Attention {
         let k = rope.rotate(self.heads(self.k_proj.forward(x.clone())));
         let v = self.heads(self.v_proj.forward(x));
         let [_, heads, _, _] = q.dims();
-        let output = attend(q, k, v)?
-            .swap_dims(1, 2)
-            .reshape([batch, tokens, heads * self.head_dim]);
+        let output =
+            attend(q, k, v)?
+                .swap_dims(1, 2)
+                .reshape([batch, tokens, heads * self.head_dim]);
         Ok(self.o_proj.forward(output))
     }
 

@@ -11,14 +11,21 @@ const PARALLEL_BYTES: usize = 64 << 10;
 /// `x [rows, columns]` times the transpose of `weight [outputs, columns]` → `[rows, outputs]`.
 pub fn linear(level: Level, x: &[f32], weight: &Matrix<'_>) -> Vec<f32> {
     let mut output = vec![0.0; x.len() / weight.columns * weight.rows];
-    for (x, output) in x.chunks_exact(weight.columns).zip(output.chunks_exact_mut(weight.rows)) {
+    for (x, output) in x
+        .chunks_exact(weight.columns)
+        .zip(output.chunks_exact_mut(weight.rows))
+    {
         let bytes = weight.rows * weight.columns * size_of::<f32>();
         let threads = match bytes < PARALLEL_BYTES {
             true => 1,
             false => rayon::current_num_threads(),
         };
         // Several parts per thread even out threads that are late; too many would cost more than they even out.
-        let parts = if bytes > 8 << 20 { threads * 8 } else { threads };
+        let parts = if bytes > 8 << 20 {
+            threads * 8
+        } else {
+            threads
+        };
         let chunk = weight.rows.div_ceil(parts).max(1);
         output.par_chunks_mut(chunk).enumerate().for_each(|(i, output)| {
             let first = i * chunk;
@@ -62,7 +69,11 @@ pub fn attend(level: Level, q: &Heads<'_>, k: &Heads<'_>, v: &Heads<'_>) -> (Vec
     };
     let parts: Vec<Partial> = match small {
         true => (0..kv_heads * splits).map(part).collect(),
-        false => (0..kv_heads * splits).into_par_iter().with_max_len(1).map(part).collect(),
+        false => (0..kv_heads * splits)
+            .into_par_iter()
+            .with_max_len(1)
+            .map(part)
+            .collect(),
     };
     let mut output = vec![0.0; q.batch * q.heads * q.dim];
     let mut row = Vec::with_capacity(q.batch * q.heads * k.tokens);
@@ -111,7 +122,9 @@ fn part_attention<const FMA: bool>(
             row[g * n + t] = dot::<FMA>(query, key) * scale;
         }
     }
-    let most: Vec<f32> = (0..at.group).map(|g| max(&row[g * n..(g + 1) * n])).collect();
+    let most: Vec<f32> = (0..at.group)
+        .map(|g| max(&row[g * n..(g + 1) * n]))
+        .collect();
     let total: Vec<f32> = (0..at.group)
         .map(|g| exp_sum::<FMA>(&mut row[g * n..(g + 1) * n], most[g]))
         .collect();
@@ -135,9 +148,19 @@ fn part_attention<const FMA: bool>(
 
 /// Puts the parts of query `g` of a group together: adds to `output [dim]`, appends the probabilities to `row`.
 fn join(parts: &[Partial], g: usize, output: &mut [f32], row: &mut Vec<f32>) {
-    let most = parts.iter().map(|part| part.most[g]).fold(f32::MIN, f32::max);
-    let weights: Vec<f32> = parts.iter().map(|part| (part.most[g] - most).exp()).collect();
-    let total: f32 = parts.iter().zip(&weights).map(|(part, w)| part.total[g] * w).sum();
+    let most = parts
+        .iter()
+        .map(|part| part.most[g])
+        .fold(f32::MIN, f32::max);
+    let weights: Vec<f32> = parts
+        .iter()
+        .map(|part| (part.most[g] - most).exp())
+        .collect();
+    let total: f32 = parts
+        .iter()
+        .zip(&weights)
+        .map(|(part, w)| part.total[g] * w)
+        .sum();
     for (part, weight) in parts.iter().zip(weights) {
         let weight = weight / total;
         let n = part.row.len() / part.most.len();

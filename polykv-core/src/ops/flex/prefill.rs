@@ -5,31 +5,49 @@ use super::simd::{Level, dispatch, exp, exp_sum, fma, max};
 use super::view::Heads;
 use rayon::prelude::*;
 
-/// Queries per tile.
-const ROWS: usize = 8;
+/// Queries per tile. With `WIDTH` it makes a register tile that fits AVX2's 16 registers, AVX-512's and NEON's.
+const ROWS: usize = 6;
 /// Keys per tile, a multiple of `WIDTH`.
 const KEYS: usize = 64;
 /// Elements that a register tile is wide.
-const WIDTH: usize = 32;
+const WIDTH: usize = 16;
 
-/// Keys of one KV head, transposed in tiles of `[dim][KEYS]`, zeros beyond the last.
-fn transpose_keys(k: &Heads<'_>, batch: usize, head: usize) -> Vec<f32> {
+/// `sums[r] += Σ_s a[s][r] · b[s]`: the one loop that all time is spent in.
+#[inline(always)]
+fn multiply<'b, const FMA: bool>(
+    sums: &mut [[f32; WIDTH]; ROWS],
+    a: &[[f32; ROWS]],
+    b: impl Iterator<Item = &'b [f32; WIDTH]>,
+) {
+    let mut local = *sums;
+    for (a, b) in a.iter().zip(b) {
+        for r in 0..ROWS {
+            for i in 0..WIDTH {
+                local[r][i] = fma::<FMA>(a[r], b[i], local[r][i]);
+            }
+        }
+    }
+    *sums = local;
+}
+
+/// Keys of one KV head in tiles of `KEYS`, each `[KEYS / WIDTH][dim][WIDTH]`, zeros beyond the last.
+fn pack_keys(k: &Heads<'_>, batch: usize, head: usize) -> Vec<f32> {
     let tiles = k.tokens.div_ceil(KEYS);
     let mut output = vec![0.0; tiles * KEYS * k.dim];
-    for (tile, output) in output.chunks_exact_mut(KEYS * k.dim).enumerate() {
-        for j in 0..KEYS.min(k.tokens - tile * KEYS) {
-            for (d, x) in k.row(batch, head, tile * KEYS + j).iter().enumerate() {
-                output[d * KEYS + j] = *x;
-            }
+    for t in 0..k.tokens {
+        let (part, i) = (t / WIDTH, t % WIDTH);
+        let output = &mut output[part * k.dim * WIDTH..(part + 1) * k.dim * WIDTH];
+        for (d, x) in k.row(batch, head, t).iter().enumerate() {
+            output[d * WIDTH + i] = *x;
         }
     }
     output
 }
 
-fn transpose_all(k: &Heads<'_>) -> Vec<Vec<f32>> {
+fn pack_all(k: &Heads<'_>) -> Vec<Vec<f32>> {
     (0..k.batch * k.heads)
         .into_par_iter()
-        .map(|i| transpose_keys(k, i / k.heads, i % k.heads))
+        .map(|i| pack_keys(k, i / k.heads, i % k.heads))
         .collect()
 }
 
@@ -49,37 +67,44 @@ impl Tile {
     fn last_visible(&self) -> usize {
         self.visible + self.rows - 1
     }
+
+    /// The queries, scaled and transposed: `[dim][ROWS]`. Missing rows repeat the last one.
+    fn pack(&self, q: &Heads<'_>) -> Vec<[f32; ROWS]> {
+        let scale = 1.0 / (q.dim as f32).sqrt();
+        let mut packed = vec![[0.0; ROWS]; q.dim];
+        for r in 0..ROWS {
+            let row = q.row(self.batch, self.head, self.first + r.min(self.rows - 1));
+            for (packed, x) in packed.iter_mut().zip(row) {
+                packed[r] = x * scale;
+            }
+        }
+        packed
+    }
 }
 
 /// Scores of a tile against `KEYS` keys, one row per query.
 type Scores = [[f32; KEYS]; ROWS];
 
 #[inline(always)]
-fn scores<const FMA: bool>(tile: Tile, q: &Heads<'_>, keys: &[f32], start: usize, scale: f32) -> Scores {
+fn scores<const FMA: bool>(
+    tile: Tile,
+    queries: &[[f32; ROWS]],
+    keys: &[f32],
+    start: usize,
+) -> Scores {
     let mut scores = [[0.0; KEYS]; ROWS];
-    let row = |r: usize| q.row(tile.batch, tile.head, tile.first + r.min(tile.rows - 1));
-    let queries: [&[f32]; ROWS] = std::array::from_fn(row);
-    for part in 0..KEYS / WIDTH {
+    let parts = keys.chunks_exact(queries.len() * WIDTH);
+    for (part, keys) in parts.enumerate() {
         let mut sums = [[0.0f32; WIDTH]; ROWS];
-        for (d, keys) in keys.chunks_exact(KEYS).enumerate() {
-            let keys = &keys[part * WIDTH..(part + 1) * WIDTH];
-            for r in 0..ROWS {
-                let x = queries[r][d];
-                for i in 0..WIDTH {
-                    sums[r][i] = fma::<FMA>(x, keys[i], sums[r][i]);
-                }
-            }
-        }
+        multiply::<FMA>(&mut sums, queries, keys.as_chunks::<WIDTH>().0.iter());
         for r in 0..ROWS {
-            for i in 0..WIDTH {
-                scores[r][part * WIDTH + i] = sums[r][i] * scale;
-            }
+            scores[r][part * WIDTH..(part + 1) * WIDTH].copy_from_slice(&sums[r]);
         }
     }
-    for (r, row) in scores.iter_mut().enumerate() {
-        let seen = (tile.visible + r).saturating_sub(start).min(KEYS);
-        for score in &mut row[seen..] {
-            *score = HIDDEN;
+    if start + KEYS > tile.visible {
+        for (r, row) in scores.iter_mut().enumerate() {
+            let seen = (tile.visible + r).saturating_sub(start).min(KEYS);
+            row[seen..].fill(HIDDEN);
         }
     }
     scores
@@ -91,38 +116,43 @@ const HIDDEN: f32 = -1e30;
 /// `q [batch, heads, t, dim]` over `k`, `v [batch, kv_heads, n, dim]`, aligned at the end. Returns
 /// `[batch, t, heads, dim]` and per query the logarithm of the sum of its exponentials, `[batch, heads, t]`.
 pub fn attend(level: Level, q: &Heads<'_>, k: &Heads<'_>, v: &Heads<'_>) -> (Vec<f32>, Vec<f32>) {
-    let keys = transpose_all(k);
+    let keys = pack_all(k);
     let group = q.heads / k.heads;
     let blocks = q.tokens.div_ceil(ROWS);
     let mut output = vec![0.0; q.batch * q.tokens * q.heads * q.dim];
     let mut log_sums = vec![0.0; q.batch * q.heads * q.tokens];
     let shared = (Shared(output.as_mut_ptr()), Shared(log_sums.as_mut_ptr()));
     // The longest tiles first, so that no thread is left with one at the end.
-    (0..q.batch * q.heads * blocks).into_par_iter().rev().for_each(|i| {
-        let (batch, head, block) = (i / (q.heads * blocks), i % q.heads, i / q.heads % blocks);
-        let first = block * ROWS;
-        let tile = Tile {
-            batch,
-            head,
-            first,
-            rows: ROWS.min(q.tokens - first),
-            visible: k.tokens - q.tokens + first + 1,
-        };
-        let keys = &keys[batch * k.heads + head / group][..];
-        let result = &mut vec![0.0; ROWS * q.dim][..];
-        let logs = dispatch!(level, fn tile_attention(
+    (0..q.batch * q.heads * blocks)
+        .into_par_iter()
+        .rev()
+        .for_each(|i| {
+            let (batch, head, block) = (i / (q.heads * blocks), i % q.heads, i / q.heads % blocks);
+            let first = block * ROWS;
+            let tile = Tile {
+                batch,
+                head,
+                first,
+                rows: ROWS.min(q.tokens - first),
+                visible: k.tokens - q.tokens + first + 1,
+            };
+            let keys = &keys[batch * k.heads + head / group][..];
+            let result = &mut vec![0.0; ROWS * q.dim][..];
+            let logs = dispatch!(level, fn tile_attention(
             tile: Tile, q: &Heads<'_>, keys: &[f32], v: &Heads<'_>, result: &mut [f32],
         ) -> [f32; ROWS]);
-        for r in 0..tile.rows {
-            let token = first + r;
-            let at = ((batch * q.tokens + token) * q.heads + head) * q.dim;
-            // SAFETY: each (batch, head, token) belongs to exactly one tile.
-            unsafe {
-                shared.0.write(at, &result[r * q.dim..(r + 1) * q.dim]);
-                shared.1.write((batch * q.heads + head) * q.tokens + token, &logs[r..=r]);
+            for r in 0..tile.rows {
+                let token = first + r;
+                let at = ((batch * q.tokens + token) * q.heads + head) * q.dim;
+                // SAFETY: each (batch, head, token) belongs to exactly one tile.
+                unsafe {
+                    shared.0.write(at, &result[r * q.dim..(r + 1) * q.dim]);
+                    shared
+                        .1
+                        .write((batch * q.heads + head) * q.tokens + token, &logs[r..=r]);
+                }
             }
-        }
-    });
+        });
     (output, log_sums)
 }
 
@@ -135,7 +165,7 @@ fn tile_attention<const FMA: bool>(
     result: &mut [f32],
 ) -> [f32; ROWS] {
     let dim = q.dim;
-    let scale = 1.0 / (dim as f32).sqrt();
+    let queries = tile.pack(q);
     let kv_head = tile.head / (q.heads / v.heads);
     let mut most = [HIDDEN; ROWS];
     let mut totals = [0.0f32; ROWS];
@@ -144,8 +174,7 @@ fn tile_attention<const FMA: bool>(
         if start >= tile.last_visible() {
             break;
         }
-        let count = KEYS.min(tile.last_visible() - start);
-        let mut scores = scores::<FMA>(tile, q, keys, start, scale);
+        let mut scores = scores::<FMA>(tile, &queries, keys, start);
         let mut decay = [0.0; ROWS];
         for r in 0..ROWS {
             let top = most[r].max(max(&scores[r]));
@@ -153,61 +182,60 @@ fn tile_attention<const FMA: bool>(
             most[r] = top;
             totals[r] = totals[r] * decay[r] + exp_sum::<FMA>(&mut scores[r], top);
         }
-        accumulate::<FMA>(tile, &scores, &decay, v, kv_head, start, count, result);
-    }
-    for r in 0..ROWS {
-        for x in &mut result[r * dim..(r + 1) * dim] {
-            *x /= totals[r];
+        for (row, decay) in result.chunks_exact_mut(dim).zip(decay) {
+            row.iter_mut().for_each(|x| *x *= decay);
         }
+        let mut weights = [[0.0; ROWS]; KEYS];
+        for r in 0..ROWS {
+            for j in 0..KEYS {
+                weights[j][r] = scores[r][j];
+            }
+        }
+        let count = KEYS.min(tile.last_visible() - start);
+        let values = Values {
+            v,
+            batch: tile.batch,
+            kv_head,
+            start,
+        };
+        accumulate::<FMA>(&weights[..count], values, result);
+    }
+    for (row, total) in result.chunks_exact_mut(dim).zip(totals) {
+        row.iter_mut().for_each(|x| *x /= total);
     }
     std::array::from_fn(|r| most[r] + totals[r].ln())
 }
 
-/// `result = result · decay + scores · values`
-#[inline(always)]
-#[allow(clippy::too_many_arguments)]
-fn accumulate<const FMA: bool>(
-    tile: Tile,
-    scores: &Scores,
-    decay: &[f32; ROWS],
-    v: &Heads<'_>,
+/// The values of one KV head from token `start` on.
+#[derive(Clone, Copy)]
+struct Values<'a> {
+    v: &'a Heads<'a>,
+    batch: usize,
     kv_head: usize,
     start: usize,
-    count: usize,
-    result: &mut [f32],
-) {
-    let dim = v.dim;
+}
+
+/// `result [ROWS][dim] += weightsᵀ · values`
+#[inline(always)]
+fn accumulate<const FMA: bool>(weights: &[[f32; ROWS]], values: Values<'_>, result: &mut [f32]) {
+    let dim = values.v.dim;
+    let row = |j: usize| values.v.row(values.batch, values.kv_head, values.start + j);
     let full = dim / WIDTH * WIDTH;
     for first in (0..full).step_by(WIDTH) {
         let mut sums = [[0.0f32; WIDTH]; ROWS];
+        let part = (0..weights.len()).filter_map(|j| row(j)[first..].first_chunk::<WIDTH>());
+        multiply::<FMA>(&mut sums, weights, part);
         for r in 0..ROWS {
             for i in 0..WIDTH {
-                sums[r][i] = result[r * dim + first + i] * decay[r];
+                result[r * dim + first + i] += sums[r][i];
             }
-        }
-        for j in 0..count {
-            let value = &v.row(tile.batch, kv_head, start + j)[first..first + WIDTH];
-            for r in 0..ROWS {
-                let p = scores[r][j];
-                for i in 0..WIDTH {
-                    sums[r][i] = fma::<FMA>(p, value[i], sums[r][i]);
-                }
-            }
-        }
-        for r in 0..ROWS {
-            result[r * dim + first..r * dim + first + WIDTH].copy_from_slice(&sums[r]);
         }
     }
-    // Head sizes such as 80 leave a narrower rest.
-    for r in 0..ROWS {
-        let rest = &mut result[r * dim + full..(r + 1) * dim];
-        for x in rest.iter_mut() {
-            *x *= decay[r];
-        }
-        for j in 0..count {
-            let value = &v.row(tile.batch, kv_head, start + j)[full..];
-            for (x, v) in rest.iter_mut().zip(value) {
-                *x = fma::<FMA>(scores[r][j], *v, *x);
+    // Head sizes that are no multiple of the width leave a rest.
+    for (r, result) in result.chunks_exact_mut(dim).enumerate() {
+        for (j, weights) in weights.iter().enumerate() {
+            for (x, v) in result[full..].iter_mut().zip(&row(j)[full..]) {
+                *x = fma::<FMA>(weights[r], *v, *x);
             }
         }
     }
@@ -216,7 +244,7 @@ fn accumulate<const FMA: bool>(
 /// Attention received per key: sum over the queries, mean over the query group. `log_sums` is what [`attend`]
 /// returned for the same `q` and `k`. Returns `[batch, kv_heads, n]`.
 pub fn column_sums(level: Level, q: &Heads<'_>, k: &Heads<'_>, log_sums: &[f32]) -> Vec<f32> {
-    let keys = transpose_all(k);
+    let keys = pack_all(k);
     let group = q.heads / k.heads;
     let tiles = k.tokens.div_ceil(KEYS);
     let mut sums = vec![0.0; k.batch * k.heads * tiles * KEYS];
@@ -234,7 +262,9 @@ pub fn column_sums(level: Level, q: &Heads<'_>, k: &Heads<'_>, log_sums: &[f32])
             at: Columns, q: &Heads<'_>, keys: &[f32], log_sums: &[f32], sums: &mut [f32],
         ));
     });
-    sums.chunks_exact(tiles * KEYS).flat_map(|row| row[..k.tokens].to_vec()).collect()
+    sums.chunks_exact(tiles * KEYS)
+        .flat_map(|row| row[..k.tokens].to_vec())
+        .collect()
 }
 
 /// A tile of keys of one KV head.
@@ -256,7 +286,6 @@ fn tile_columns<const FMA: bool>(
     log_sums: &[f32],
     sums: &mut [f32],
 ) {
-    let scale = 1.0 / (q.dim as f32).sqrt();
     // Earlier queries see none of these keys.
     let first_query = at.start.saturating_sub(at.hidden) / ROWS * ROWS;
     for g in 0..at.group {
@@ -269,7 +298,7 @@ fn tile_columns<const FMA: bool>(
                 rows: ROWS.min(q.tokens - first),
                 visible: at.hidden + first + 1,
             };
-            let scores = scores::<FMA>(tile, q, keys, at.start, scale);
+            let scores = scores::<FMA>(tile, &tile.pack(q), keys, at.start);
             for (r, row) in scores.iter().enumerate().take(tile.rows) {
                 let log_sum = log_sums[(at.batch * q.heads + head) * q.tokens + first + r];
                 for i in 0..KEYS {

@@ -77,45 +77,48 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     let r = fma::<FMA>(z, -0.693_359_4, x);
     let r = fma::<FMA>(z, 2.121_944_4e-4, r);
     let mut p = 1.987_569_1e-4;
-    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+    for c in [
+        1.398_199_9e-3,
+        8.333_452e-3,
+        4.166_579_6e-2,
+        1.666_666_5e-1,
+        0.5,
+    ] {
         p = fma::<FMA>(p, r, c);
     }
     let y = fma::<FMA>(p, r * r, r + 1.0);
     y * f32::from_bits(((z as i32 + 127) << 23) as u32)
 }
 
-/// Independent sums per dot product: enough to hide the latency of four vector adds of 16 lanes.
-const LANES: usize = 64;
-
 /// Sum of products.
 #[inline(always)]
 pub fn dot<const FMA: bool>(x: &[f32], y: &[f32]) -> f32 {
-    let mut sums = [0.0; LANES];
-    let (x, x_rest) = x.as_chunks::<LANES>();
-    let (y, y_rest) = y.as_chunks::<LANES>();
+    // Four independent vectors of sums hide the latency of the additions. They are separate arrays with constant
+    // indices only, so that the compiler keeps them in registers.
+    let mut sums = [[0.0f32; 16]; 4];
+    let (x, x_rest) = x.as_chunks::<64>();
+    let (y, y_rest) = y.as_chunks::<64>();
     for (x, y) in x.iter().zip(y) {
-        for i in 0..LANES {
-            sums[i] = fma::<FMA>(x[i], y[i], sums[i]);
+        for (part, sums) in sums.iter_mut().enumerate() {
+            for i in 0..16 {
+                sums[i] = fma::<FMA>(x[part * 16 + i], y[part * 16 + i], sums[i]);
+            }
         }
+    }
+    let [mut a, b, c, d] = sums;
+    for i in 0..16 {
+        a[i] = (a[i] + b[i]) + (c[i] + d[i]);
+    }
+    let mut half = [0.0f32; 8];
+    for i in 0..8 {
+        half[i] = a[i] + a[i + 8];
     }
     let mut rest = 0.0;
     for (x, y) in x_rest.iter().zip(y_rest) {
         rest = fma::<FMA>(*x, *y, rest);
     }
-    rest + reduce(sums)
-}
-
-/// The sum of all lanes, as a tree.
-#[inline(always)]
-fn reduce(mut sums: [f32; LANES]) -> f32 {
-    let mut width = LANES / 2;
-    while width > 0 {
-        for i in 0..width {
-            sums[i] += sums[i + width];
-        }
-        width /= 2;
-    }
-    sums[0]
+    let [a, b, c, d, e, f, g, h] = half;
+    rest + (((a + e) + (b + f)) + ((c + g) + (d + h)))
 }
 
 /// Replaces scores by `e^(score − max)` and returns their sum.
@@ -144,7 +147,11 @@ pub fn max(values: &[f32]) -> f32 {
     let (chunks, rest) = values.as_chunks::<16>();
     for chunk in chunks {
         for i in 0..16 {
-            most[i] = if chunk[i] > most[i] { chunk[i] } else { most[i] };
+            most[i] = if chunk[i] > most[i] {
+                chunk[i]
+            } else {
+                most[i]
+            };
         }
     }
     rest.iter().chain(&most).copied().fold(f32::MIN, f32::max)
