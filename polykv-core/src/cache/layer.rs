@@ -7,8 +7,10 @@ use crate::policy::{Appended, LayerView, Needs, Phase, State};
 use crate::{Error, Result};
 use burn::tensor::{Device, Int, Tensor};
 
-/// Free slots that a cache which is never trimmed gets beyond its length, so that it does not grow at every token.
-const SLACK: usize = 64;
+/// The least free slots that a cache without a decode budget gets beyond its length, so that it does not grow at every
+/// token; a long one gets a part in `SLACK_PART` of its length.
+const SLACK: usize = 16;
+const SLACK_PART: usize = 32;
 
 /// The cache of one layer. Use it through [`KvCache`](super::KvCache).
 ///
@@ -230,7 +232,7 @@ impl LayerCache {
         if self.expected > 0 {
             return least;
         }
-        let slack = self.len() + SLACK;
+        let slack = self.len() + SLACK.max(self.len() / SLACK_PART);
         rules
             .decode
             .budget
