@@ -57,7 +57,7 @@ pub struct ModelArgs {
     /// A folder, a GGUF file, or a built-in name (see `polykv pull`)
     #[arg(short, long, value_name = "MODEL")]
     pub model: String,
-    /// auto, cpu, wgpu[:i] or cuda[:i]
+    /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
     /// Numbers of weights, activations and cache

@@ -125,7 +125,11 @@ impl KvCache {
     /// # Errors
     /// What [`Plan::resolve`] refuses, before anything is computed.
     pub fn begin_prefill(&mut self, tokens: usize) -> Result<()> {
-        let resolved = self.plan.resolve("plan", self.seen() + tokens, self.shape.cost(self.plan.layers))?;
+        let resolved = self.plan.resolve(
+            "plan",
+            self.seen() + tokens,
+            self.shape.cost(self.plan.layers),
+        )?;
         for (layer, rules) in self.layers.iter_mut().zip(resolved.layers) {
             layer.begin_prefill(rules, tokens);
         }

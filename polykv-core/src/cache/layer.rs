@@ -229,15 +229,13 @@ impl LayerCache {
     /// Slots to have when `tokens` more entries arrive and there is no room.
     fn capacity_for(&self, rules: &LayerRules, tokens: usize) -> usize {
         let least = self.len() + tokens.max(self.expected);
-        if self.expected > 0 {
-            return least;
+        let slack = least + SLACK.max(least / SLACK_PART);
+        match (rules.prefill.budget, rules.decode.budget) {
+            // A prompt that will be trimmed gets no room for what comes after it.
+            (Some(_), _) | (_, Some(_)) if self.expected > 0 => least,
+            (_, Some(budget)) => slack.min(budget + 1).max(least),
+            (_, None) => slack,
         }
-        let slack = self.len() + SLACK.max(self.len() / SLACK_PART);
-        rules
-            .decode
-            .budget
-            .map_or(slack, |budget| slack.min(budget + 1))
-            .max(least)
     }
 
     fn remember_queries(&mut self, q: &Tensor<4>) {

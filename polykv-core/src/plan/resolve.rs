@@ -105,7 +105,10 @@ impl Plan {
         prompt: usize,
         cost: EntryCost,
     ) -> Result<Vec<Option<usize>>> {
-        let evicting: Vec<&Claim> = claims.iter().filter(|claim| claim.policy.evicts()).collect();
+        let evicting: Vec<&Claim> = claims
+            .iter()
+            .filter(|claim| claim.policy.evicts())
+            .collect();
         let full = claims.len() - evicting.len();
         if evicting.is_empty() {
             return Ok(vec![None; full]);
@@ -146,7 +149,10 @@ impl Plan {
                         place,
                         format!("{phase} budget of layer {layer}"),
                         budget,
-                        format!("at least {least}, what policy {} protects", claim.policy.name()),
+                        format!(
+                            "at least {least}, what policy {} protects",
+                            claim.policy.name()
+                        ),
                     ));
                 }
             }
