@@ -6,7 +6,9 @@ pub mod safetensors;
 use crate::CausalLm;
 use crate::chat::ChatTemplate;
 use crate::config::{Family, ModelConfig};
-use crate::llama::{Llama, LlamaWeights};
+use crate::decoder::{Decoder, Layer, Weights};
+use crate::llama::LlamaLayer;
+use crate::qwen3::Qwen3Layer;
 use crate::tokenizer::Tokenizer;
 use burn::tensor::{DType, Device, Shape, TensorData};
 use burn_store::burn_pack::{Error as PackError, Tensor as PackTensor};
@@ -113,12 +115,20 @@ pub fn build(
 ) -> Result<Box<dyn CausalLm>> {
     check_head(&config, &tensors, place)?;
     match config.family {
-        Family::Llama => {
-            let mut weights = LlamaWeights::new(&config, device);
-            apply(&mut weights, tensors, place)?;
-            Ok(Box::new(Llama::new(config, weights, device)))
-        }
+        Family::Llama => build_family::<LlamaLayer>(config, tensors, place, device),
+        Family::Qwen3 => build_family::<Qwen3Layer>(config, tensors, place, device),
     }
+}
+
+fn build_family<L: Layer + 'static>(
+    config: ModelConfig,
+    tensors: Vec<PackTensor>,
+    place: &str,
+    device: &Device,
+) -> Result<Box<dyn CausalLm>> {
+    let mut weights = Weights::<L>::new(&config, device);
+    apply(&mut weights, tensors, place)?;
+    Ok(Box::new(Decoder::new(config, weights, device)))
 }
 
 /// The flag in the config and the tensors in the file must agree: a wrong head gives fluent nonsense.
