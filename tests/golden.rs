@@ -103,7 +103,7 @@ fn greedy(model: &dyn CausalLm, prompt: &[i64], steps: usize) -> Vec<i64> {
 
 #[test]
 fn tiny_models_equal_transformers() {
-    for name in ["tiny-llama31", "tiny-llama-tied"] {
+    for name in ["tiny-llama31", "tiny-llama-tied", "tiny-qwen3"] {
         let golden = Golden::read(&format!("{name}/golden.safetensors"));
         let prompt = golden.ints("ids");
         let (_, wanted) = golden.floats("logits");
