@@ -203,14 +203,19 @@ impl Client {
         if let Some(from) = from.filter(|from| *from > 0) {
             request = request.header("range", format!("bytes={from}-"));
         }
-        // The token is the hub's alone, and nobody's who listens on the way.
-        let private = address.is_https() || address.is_loopback();
-        if let Some(token) = self.token.as_ref().filter(|_| private)
+        // The token is the hub's alone.
+        if let Some(token) = &self.token
+            && self.is_private()
             && address.same_origin(&self.origin)
         {
             request = request.header("authorization", token.header());
         }
         request.call()
+    }
+
+    /// Whether nobody can listen on the way to the hub.
+    fn is_private(&self) -> bool {
+        self.origin.is_https() || self.origin.is_loopback()
     }
 
     fn refusal(&self, remote: Remote<'_>, response: &Response<Body>) -> Trouble {
@@ -228,6 +233,9 @@ impl Client {
         match status {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
                 let token = match self.token {
+                    Some(_) if !self.is_private() => {
+                        "the token found here goes over https only, which HF_ENDPOINT is not"
+                    }
                     Some(_) => "the token found here is not enough",
                     None => "set HF_TOKEN or run `hf auth login`: no token was found here",
                 };

@@ -64,16 +64,17 @@ impl Repo {
     }
 
     /// ORG/NAME.
-    pub(super) fn id(&self) -> String {
+    pub fn id(&self) -> String {
         format!("{}/{}", self.org, self.name)
     }
 
     /// The GGUF file, if it is about one.
-    pub(super) fn file(&self) -> Option<&str> {
+    pub fn file(&self) -> Option<&str> {
         self.file.as_deref()
     }
 
-    pub(super) fn revision(&self) -> &str {
+    /// A branch, tag or commit.
+    pub fn revision(&self) -> &str {
         &self.revision
     }
 

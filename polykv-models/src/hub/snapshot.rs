@@ -192,10 +192,10 @@ impl Staging {
         if repo.file().is_none() {
             // An older commit's model goes; GGUF files are models of their own.
             remove(&folder.join("config.json"))?;
-            let old = files(folder)
+            let mut old = files(folder)
                 .into_iter()
                 .filter(|(_, name)| !name.ends_with(".gguf"));
-            old.map(|(path, _)| remove(&path)).collect::<Result<()>>()?;
+            old.try_for_each(|(path, _)| remove(&path))?;
         }
         remove(record)?;
         let wanted = |name: &str| {

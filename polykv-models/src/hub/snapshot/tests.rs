@@ -2,7 +2,8 @@
 
 #[path = "../../../../tests/hub_server.rs"]
 mod hub_server;
-mod trouble;
+mod lost;
+mod refused;
 
 use super::super::access::Token;
 use super::*;
