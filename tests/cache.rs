@@ -40,6 +40,8 @@ fn variants() -> Vec<(&'static str, Params)> {
             "h2o",
             params(&[("normalize", "true"), ("recent_fraction", "0.0")]),
         ),
+        ("knorm", params(&[])),
+        ("keydiff", params(&[])),
         ("random", params(&[("seed", "9")])),
     ]
 }
@@ -316,7 +318,7 @@ proptest! {
     /// Kept entries are unique, contain the protected ones and number exactly min(n, b).
     #[test]
     fn kept_sets_are_exact(
-        which in 0usize..9,
+        which in 0usize..11,
         prompt in 1usize..90,
         budget in 12usize..60,
         steps in 0usize..12,

@@ -107,31 +107,49 @@ fn run(model: &dyn CausalLm, plan: &Plan) -> (Vec<f32>, Vec<i64>) {
     (all, kept)
 }
 
-#[test]
-fn a_model_under_a_mixed_plan_agrees_with_the_cpu() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
-    let plan = Plan::from_yaml(
+/// A plan of different policies, and one for each policy alone.
+fn plans() -> Vec<(String, Plan)> {
+    let mixed = Plan::from_yaml(
         "mixed",
         "{schema: 1, layers: 3, budget: {tokens: 14},
           prefill: [{layers: 0, policy: h2o}, {layers: 1, policy: snapkv, params: {window: 4, kernel: 3}},
                     {layers: 2, policy: streaming-llm}],
           decode: [{layers: 0, policy: h2o}, {layers: 1-2, policy: tova}]}",
-    )
-    .unwrap();
-    let mut results = Vec::new();
-    for (name, device) in devices() {
-        let model = load::load_weights(&folder, &device).unwrap();
-        results.push((name, run(&*model, &plan)));
+    );
+    let mut plans = vec![("mixed".to_string(), mixed.unwrap())];
+    for policy in policy::names() {
+        let params: Params = match policy {
+            "snapkv" => serde_yaml_ng::from_str("{window: 4, kernel: 3}").unwrap(),
+            _ => Params::new(),
+        };
+        plans.push((
+            policy.into(),
+            Plan::uniform(3, policy, params, Budget::Tokens(14), &BOTH),
+        ));
     }
-    let (_, (wanted, kept)) = &results[0];
-    for (name, (found, found_kept)) in &results[1..] {
-        let worst = found
-            .iter()
-            .zip(wanted)
-            .map(|(a, b)| (a - b).abs())
-            .fold(0.0, f32::max);
-        println!("{name:5} logits differ by {worst:.1e}");
-        assert!(worst <= 1e-3, "{name}: {worst}");
-        assert_eq!(found_kept, kept, "{name}");
+    plans
+}
+
+#[test]
+fn a_model_agrees_with_the_cpu_under_every_policy() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
+    let devices = devices();
+    let models: Vec<_> = devices
+        .iter()
+        .map(|(_, device)| load::load_weights(&folder, device).unwrap())
+        .collect();
+    for (plan_name, plan) in plans() {
+        let (wanted, kept) = run(&*models[0], &plan);
+        for ((device, _), model) in devices.iter().zip(&models).skip(1) {
+            let (found, found_kept) = run(&**model, &plan);
+            let worst = found
+                .iter()
+                .zip(&wanted)
+                .map(|(a, b)| (a - b).abs())
+                .fold(0.0, f32::max);
+            println!("{device:5} {plan_name:14} logits differ by {worst:.1e}");
+            assert!(worst <= 1e-3, "{device}, {plan_name}: {worst}");
+            assert_eq!(found_kept, kept, "{device}, {plan_name}");
+        }
     }
 }

@@ -103,7 +103,7 @@ fn greedy(model: &dyn CausalLm, prompt: &[i64], steps: usize) -> Vec<i64> {
 
 #[test]
 fn tiny_models_equal_transformers() {
-    for name in ["tiny-llama31", "tiny-llama-tied"] {
+    for name in ["tiny-llama31", "tiny-llama-tied", "tiny-qwen3"] {
         let golden = Golden::read(&format!("{name}/golden.safetensors"));
         let prompt = golden.ints("ids");
         let (_, wanted) = golden.floats("logits");
@@ -171,7 +171,8 @@ fn half_precision_files_load_exactly() {
         logits.unwrap().try_into_vec_as().unwrap()
     };
     let original = logits(&fixture("tiny-llama31"));
-    let variants: [(Dtype, fn(f32) -> Vec<u8>, fn(f32) -> Vec<u8>); 2] = [
+    type Cast = fn(f32) -> Vec<u8>;
+    let variants: [(Dtype, Cast, Cast); 2] = [
         (
             Dtype::F16,
             |x| half::f16::from_f32(x).to_le_bytes().to_vec(),
@@ -247,10 +248,12 @@ fn check_text(
     }
 }
 
-const PRESSES: [(&str, &str, &str); 4] = [
+const PRESSES: [(&str, &str, &str); 6] = [
     ("snapkv", "snapkv", "{window: 8, kernel: 5, pool: avg}"),
     ("tova", "tova", "{protect_last: 1}"),
     ("h2o", "h2o", "{normalize: true, recent_fraction: 0.0}"),
+    ("knorm", "knorm", "{}"),
+    ("keydiff", "keydiff", "{}"),
     ("streaming-llm", "streaming", "{sinks: 4}"),
 ];
 
@@ -298,7 +301,7 @@ fn kept_sets_equal_kvpress() {
 fn scores_equal_kvpress() {
     let golden = Golden::read("policies.safetensors");
     let device = Device::flex();
-    for ((policy, press, params), scored) in PRESSES[..3].iter().zip([53, 60, 61]) {
+    for ((policy, press, params), scored) in PRESSES[..5].iter().zip([53, 60, 61, 61, 61]) {
         let params: Params = serde_yaml_ng::from_str(params).unwrap();
         let policy = policy::build("test", policy, &params).unwrap();
         for layer in 0..3 {

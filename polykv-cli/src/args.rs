@@ -63,7 +63,7 @@ pub struct ModelArgs {
     /// Branch, tag or commit of ORG/NAME
     #[arg(long, value_name = "REVISION")]
     pub revision: Option<String>,
-    /// auto, cpu, wgpu[:i] or cuda[:i]
+    /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
     /// Numbers of weights, activations and cache

@@ -3,7 +3,7 @@
 use crate::args::CompressionArgs;
 use polykv::models::ModelConfig;
 use polykv::policy::{self, Params};
-use polykv::{Budget, Error, Phase, Plan, Result};
+use polykv::{Budget, Error, LayerShape, Phase, Plan, Result};
 
 /// How errors name the flags.
 const COMMAND_LINE: &str = "command line";
@@ -59,9 +59,9 @@ impl Source {
     ///
     /// # Errors
     /// A plan for another model, or a budget beyond the model's context.
-    pub fn plan(self, config: &ModelConfig) -> Result<Plan> {
+    pub fn plan(self, config: &ModelConfig) -> Result<Placed> {
         let (place, plan) = match self {
-            Self::Full => return Ok(Plan::full(config.layers)),
+            Self::Full => (COMMAND_LINE.to_string(), Plan::full(config.layers)),
             Self::File { place, plan } => (place, *plan),
             Self::Uniform {
                 policy,
@@ -87,7 +87,25 @@ impl Source {
             let allowed = format!("at most {}, the model's context", config.max_positions);
             return Err(Error::invalid(place, "budget.tokens", tokens, allowed));
         }
-        Ok(plan)
+        Ok(Placed { place, plan })
+    }
+}
+
+/// A plan with the name that errors give to where it came from.
+#[derive(Debug)]
+pub struct Placed {
+    pub place: String,
+    pub plan: Plan,
+}
+
+impl Placed {
+    /// Whether the plan can be carried out for a prompt, before anything is computed.
+    ///
+    /// # Errors
+    /// What [`Plan::resolve`] refuses.
+    pub fn check(&self, prompt: usize, shape: LayerShape) -> Result<()> {
+        let cost = shape.cost(self.plan.layers);
+        self.plan.resolve(&self.place, prompt, cost).map(|_| ())
     }
 }
 

@@ -36,7 +36,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
 
     let plan = source.plan(model.model.config())?;
     let ids = prompt::encode(&model, &args.prompt, text)?;
-    let mut generator = Generator::new(model, plan)?;
+    plan.check(ids.len(), model.model.cache_shape(1))?;
+    let mut generator = Generator::new(model, plan.plan)?;
     let mut stdout = std::io::stdout();
     let mut written = Ok(());
     let mut prefill = progress::Prefill::default();

@@ -12,17 +12,13 @@ use std::fmt::Debug;
 pub struct LayerStat {
     /// Relative claim on the total, positive.
     pub share: f64,
-    /// Entries that the layer's policy protects at least.
-    pub minimum: usize,
 }
 
 /// Splits `total` entries over layers; the result sums to `total` exactly.
 pub trait Allocator: Send + Sync + Debug {
     fn name(&self) -> &'static str;
 
-    /// # Errors
-    /// Refuses a total that cannot give every layer its minimum.
-    fn split(&self, total: usize, layers: &[LayerStat]) -> Result<Vec<usize>>;
+    fn split(&self, total: usize, layers: &[LayerStat]) -> Vec<usize>;
 }
 
 /// Every allocator by name. A new one is one file and one line here.

@@ -29,6 +29,14 @@ impl LayerShape {
         self.heads / self.kv_heads
     }
 
+    /// What an entry costs in a cache of this shape, in f32.
+    pub fn cost(&self, layers: usize) -> EntryCost {
+        EntryCost {
+            layers,
+            bytes: 2 * self.batch * self.kv_heads * self.head_dim * DType::F32.size(),
+        }
+    }
+
     /// # Errors
     /// Names the dimension that is zero or does not divide.
     pub fn validate(&self) -> Result<()> {
@@ -117,15 +125,11 @@ impl KvCache {
     /// # Errors
     /// What [`Plan::resolve`] refuses, before anything is computed.
     pub fn begin_prefill(&mut self, tokens: usize) -> Result<()> {
-        let cost = EntryCost {
-            layers: self.plan.layers,
-            bytes: 2
-                * self.shape.batch
-                * self.shape.kv_heads
-                * self.shape.head_dim
-                * DType::F32.size(),
-        };
-        let resolved = self.plan.resolve("plan", self.seen() + tokens, cost)?;
+        let resolved = self.plan.resolve(
+            "plan",
+            self.seen() + tokens,
+            self.shape.cost(self.plan.layers),
+        )?;
         for (layer, rules) in self.layers.iter_mut().zip(resolved.layers) {
             layer.begin_prefill(rules, tokens);
         }

@@ -9,7 +9,7 @@ pub mod oracle;
 mod pool;
 mod select;
 
-pub use attend::{AttentionBlock, attend, linear, silu_mul, window_attention};
+pub use attend::{AttentionBlock, Observer, attend, linear, silu_mul, window_attention};
 pub use kernels::is_cpu;
 pub use pool::{Pool, pool};
 pub use select::{Protected, drop_lowest, put, select, take};

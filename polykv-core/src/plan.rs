@@ -236,8 +236,13 @@ impl Plan {
                 let allowed = format!("layers 0 to {}", self.layers - 1);
                 return Err(Error::invalid(place, field("layers"), range, allowed));
             }
-            for layer in range.first..=range.last {
-                if let Some(other) = owner[layer].replace(index) {
+            for (layer, owner) in owner
+                .iter_mut()
+                .enumerate()
+                .take(range.last + 1)
+                .skip(range.first)
+            {
+                if let Some(other) = owner.replace(index) {
                     let found = format!("{range}, which repeats layer {layer} of {phase}[{other}]");
                     return Err(Error::invalid(
                         place,

@@ -5,6 +5,8 @@
 
 mod full;
 mod h2o;
+mod keydiff;
+mod knorm;
 mod random;
 mod snapkv;
 mod streaming_llm;
@@ -13,6 +15,8 @@ mod view;
 
 pub use full::Full;
 pub use h2o::H2o;
+pub use keydiff::KeyDiff;
+pub use knorm::KNorm;
 pub use random::Random;
 pub use snapkv::SnapKv;
 pub use streaming_llm::StreamingLlm;
@@ -162,6 +166,12 @@ pub const REGISTRY: &[Entry] = &[
         "h2o",
         "attention summed over all queries",
         "arXiv 2306.14048",
+    ),
+    entry::<KNorm>("knorm", "keys of small norm", "arXiv 2406.11430"),
+    entry::<KeyDiff>(
+        "keydiff",
+        "keys that differ from the others",
+        "arXiv 2504.15364",
     ),
     entry::<Random>("random", "a seeded hash: the floor for every policy", "-"),
 ];

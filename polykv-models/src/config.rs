@@ -2,7 +2,11 @@
 
 use polykv_core::{Error, Result};
 
+mod fields;
 mod hf;
+mod rope;
+
+pub use rope::RopeScaling;
 
 const MAX_PARAMETERS: u64 = 1 << 41;
 
@@ -10,6 +14,7 @@ const MAX_PARAMETERS: u64 = 1 << 41;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     Llama,
+    Qwen3,
 }
 
 impl Family {
@@ -17,25 +22,9 @@ impl Family {
     pub fn name(self) -> &'static str {
         match self {
             Self::Llama => "llama",
+            Self::Qwen3 => "qwen3",
         }
     }
-}
-
-/// How rotary frequencies are stretched for contexts longer than the original training.
-#[derive(Clone, Debug, PartialEq)]
-pub enum RopeScaling {
-    None,
-    /// Every frequency is divided by `factor`.
-    Linear {
-        factor: f64,
-    },
-    /// Llama 3.1: low frequencies are divided by `factor`, high ones kept, those between interpolated.
-    Llama3 {
-        factor: f64,
-        low_freq_factor: f64,
-        high_freq_factor: f64,
-        original_max_positions: usize,
-    },
 }
 
 /// Everything about a decoder-only model that its weights' shapes and its arithmetic depend on.
@@ -111,7 +100,7 @@ impl ModelConfig {
         }
         check_positive(place, "rms_norm_eps", self.rms_eps, 1.0)?;
         check_positive(place, "rope_theta", self.rope_theta, 1e12)?;
-        self.validate_scaling(place)?;
+        self.rope_scaling.validate(place, self.rope_theta)?;
         for &id in self.bos_token.iter().chain(&self.eos_tokens) {
             if id as usize >= self.vocab_size {
                 let allowed = format!("below vocab_size, {}", self.vocab_size);
@@ -136,38 +125,6 @@ impl ModelConfig {
         Ok(())
     }
 
-    fn validate_scaling(&self, place: &str) -> Result<()> {
-        match self.rope_scaling {
-            RopeScaling::None => Ok(()),
-            RopeScaling::Linear { factor } => {
-                check_positive(place, "rope_scaling factor", factor, 1e6)
-            }
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_positions,
-            } => {
-                check_positive(place, "rope_scaling factor", factor, 1e6)?;
-                check_positive(place, "rope_scaling low_freq_factor", low_freq_factor, 1e6)?;
-                check_positive(
-                    place,
-                    "rope_scaling high_freq_factor",
-                    high_freq_factor,
-                    1e6,
-                )?;
-                let field = "rope_scaling original_max_position_embeddings";
-                check_size(place, field, original_max_positions, 1 << 26)?;
-                if high_freq_factor <= low_freq_factor {
-                    let allowed = format!("above low_freq_factor, {low_freq_factor}");
-                    let field = "rope_scaling high_freq_factor";
-                    return Err(Error::invalid(place, field, high_freq_factor, allowed));
-                }
-                Ok(())
-            }
-        }
-    }
-
     /// Number of weights; a tied output layer counts once. Saturates on a config that was not validated.
     pub fn parameters(&self) -> u64 {
         let mul = |a: usize, b: usize| (a as u64).saturating_mul(b as u64);
@@ -175,8 +132,13 @@ impl ModelConfig {
         let attention = mul(hidden, self.head_dim)
             .saturating_mul((self.heads as u64).saturating_add(self.kv_heads as u64))
             .saturating_mul(2);
+        let head_norms = match self.family {
+            Family::Llama => 0,
+            Family::Qwen3 => mul(self.head_dim, 2),
+        };
         let feed_forward = mul(hidden, self.intermediate_size).saturating_mul(3);
         let layer = attention
+            .saturating_add(head_norms)
             .saturating_add(feed_forward)
             .saturating_add(mul(hidden, 2));
         let tables = if self.tie_embeddings { 1 } else { 2 };
@@ -221,29 +183,32 @@ fn check_positive(place: &str, field: &str, found: f64, most: f64) -> Result<()>
 mod tests {
     use super::*;
 
-    fn smol() -> ModelConfig {
-        ModelConfig {
-            family: Family::Llama,
-            vocab_size: 49152,
-            hidden_size: 576,
-            intermediate_size: 1536,
-            layers: 30,
-            heads: 9,
-            kv_heads: 3,
-            head_dim: 64,
-            max_positions: 8192,
-            rms_eps: 1e-5,
-            rope_theta: 100_000.0,
-            rope_scaling: RopeScaling::None,
-            tie_embeddings: true,
-            bos_token: Some(1),
-            eos_tokens: vec![2],
+    impl ModelConfig {
+        /// SmolLM2-135M.
+        pub(crate) fn example() -> Self {
+            Self {
+                family: Family::Llama,
+                vocab_size: 49152,
+                hidden_size: 576,
+                intermediate_size: 1536,
+                layers: 30,
+                heads: 9,
+                kv_heads: 3,
+                head_dim: 64,
+                max_positions: 8192,
+                rms_eps: 1e-5,
+                rope_theta: 100_000.0,
+                rope_scaling: RopeScaling::None,
+                tie_embeddings: true,
+                bos_token: Some(1),
+                eos_tokens: vec![2],
+            }
         }
     }
 
     #[test]
     fn counts_and_fingerprint() {
-        let config = smol();
+        let config = ModelConfig::example();
         config.validate("test").unwrap();
         assert_eq!(config.parameters(), 134_515_008);
         assert_eq!(config.fingerprint(), "llama-30x9q3kv64d-576h-49152v");
@@ -252,12 +217,18 @@ mod tests {
             ..config
         };
         assert_eq!(untied.parameters(), 134_515_008 + 49152 * 576);
+        let qwen3 = ModelConfig {
+            family: Family::Qwen3,
+            ..ModelConfig::example()
+        };
+        assert_eq!(qwen3.parameters(), 134_515_008 + 30 * 2 * 64);
+        assert_eq!(qwen3.fingerprint(), "qwen3-30x9q3kv64d-576h-49152v");
     }
 
     #[test]
     fn every_field_is_checked() {
         type Change = fn(&mut ModelConfig);
-        let changes: [(&str, Change); 20] = [
+        let changes: [(&str, Change); 23] = [
             ("vocab_size", |c| c.vocab_size = 0),
             ("vocab_size", |c| c.vocab_size = usize::MAX),
             ("hidden_size", |c| c.hidden_size = 0),
@@ -285,13 +256,37 @@ mod tests {
                     original_max_positions: 8192,
                 }
             }),
+            ("beta_fast", |c| {
+                c.rope_scaling = RopeScaling::Yarn {
+                    factor: 4.0,
+                    original_max_positions: 4096,
+                    beta_fast: 1.0,
+                    beta_slow: 1.0,
+                    attention_factor: 1.0,
+                    truncate: true,
+                }
+            }),
+            ("attention_factor", |c| {
+                c.rope_scaling = RopeScaling::Yarn {
+                    factor: 4.0,
+                    original_max_positions: 4096,
+                    beta_fast: 32.0,
+                    beta_slow: 1.0,
+                    attention_factor: f64::NAN,
+                    truncate: true,
+                }
+            }),
+            ("rope_theta", |c| {
+                c.rope_theta = 1.0;
+                c.rope_scaling = RopeScaling::yarn(4.0, 4096);
+            }),
             ("eos_token_id", |c| c.eos_tokens = vec![49152]),
             ("parameters", |c| {
                 (c.layers, c.intermediate_size, c.hidden_size) = (1024, 1 << 22, 1 << 20)
             }),
         ];
         for (field, change) in changes {
-            let mut config = smol();
+            let mut config = ModelConfig::example();
             change(&mut config);
             let message = config.validate("config.json").unwrap_err().to_string();
             assert!(
@@ -300,7 +295,7 @@ mod tests {
             );
         }
         // Saturates instead of overflowing.
-        let mut huge = smol();
+        let mut huge = ModelConfig::example();
         huge.hidden_size = usize::MAX;
         assert_eq!(huge.parameters(), u64::MAX);
     }

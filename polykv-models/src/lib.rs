@@ -2,11 +2,13 @@
 
 pub mod chat;
 pub mod config;
+pub mod decoder;
 pub mod generate;
 pub mod hub;
 pub mod layers;
 pub mod llama;
 pub mod load;
+pub mod qwen3;
 pub mod sample;
 mod stop;
 pub mod tokenizer;

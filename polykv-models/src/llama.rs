@@ -1,37 +1,23 @@
 //! The Llama family: Llama 3.x, SmolLM2 and others of the same architecture.
 
 use crate::config::ModelConfig;
-use crate::layers::{Attention, Embedding, Linear, Mlp, RmsNorm, Rope, RopeTable};
-use crate::{CausalLm, PrefillOptions};
+use crate::decoder::{Decoder, Layer};
+use crate::layers::{Attention, Mlp, RmsNorm, RopeTable};
 use burn::module::Module;
-use burn::tensor::{Device, Int, Tensor};
-use polykv_core::ops::bytes;
-use polykv_core::{Error, KvCache, Result};
+use burn::tensor::{Device, Tensor};
+use polykv_core::Result;
 
-/// The weights, under the names that Hugging Face checkpoints use.
-#[derive(Module, Debug)]
-pub struct LlamaWeights {
-    pub model: Decoder,
-    /// Absent in models whose head is the embedding.
-    pub lm_head: Option<Linear>,
-}
+pub type Llama = Decoder<LlamaLayer>;
 
 #[derive(Module, Debug)]
-pub struct Decoder {
-    pub embed_tokens: Embedding,
-    pub layers: Vec<DecoderLayer>,
-    pub norm: RmsNorm,
-}
-
-#[derive(Module, Debug)]
-pub struct DecoderLayer {
+pub struct LlamaLayer {
     pub input_layernorm: RmsNorm,
     pub self_attn: Attention,
     pub post_attention_layernorm: RmsNorm,
     pub mlp: Mlp,
 }
 
-impl DecoderLayer {
+impl Layer for LlamaLayer {
     fn new(config: &ModelConfig, device: &Device) -> Self {
         let norm = || RmsNorm::new(config.hidden_size, config.rms_eps, device);
         Self {
@@ -52,153 +38,5 @@ impl DecoderLayer {
         let x = x + self.self_attn.forward(normed, rope, attend)?;
         let normed = self.post_attention_layernorm.forward(x.clone());
         Ok(x + self.mlp.forward(normed))
-    }
-}
-
-impl LlamaWeights {
-    /// A model without weights: load into it before use.
-    pub fn new(config: &ModelConfig, device: &Device) -> Self {
-        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
-        Self {
-            model: Decoder {
-                embed_tokens: Embedding::new(vocab, hidden, device),
-                layers: (0..config.layers)
-                    .map(|_| DecoderLayer::new(config, device))
-                    .collect(),
-                norm: RmsNorm::new(hidden, config.rms_eps, device),
-            },
-            lm_head: (!config.tie_embeddings).then(|| Linear::new(hidden, vocab, device)),
-        }
-    }
-}
-
-/// A Llama model, ready to run.
-#[derive(Debug)]
-pub struct Llama {
-    config: ModelConfig,
-    device: Device,
-    weights: LlamaWeights,
-    rope: Rope,
-}
-
-impl Llama {
-    pub fn new(config: ModelConfig, weights: LlamaWeights, device: &Device) -> Self {
-        let rope = Rope::new(&config);
-        Self {
-            config,
-            device: device.clone(),
-            weights,
-            rope,
-        }
-    }
-
-    /// Layer-major: each layer sees the whole prompt, chunk by chunk, and is trimmed before the next one starts.
-    /// Returns the hidden states of each chunk.
-    fn run_prompt(
-        &self,
-        ids: Tensor<2, Int>,
-        cache: &mut KvCache,
-        options: &mut PrefillOptions<'_>,
-    ) -> Result<Vec<Tensor<3>>> {
-        let [_, tokens] = ids.dims();
-        let start = cache.seen();
-        self.check_length(start, tokens)?;
-        cache.begin_prefill(tokens)?;
-        let mut chunks = Vec::new();
-        for first in (0..tokens).step_by(options.chunk.max(1)) {
-            let last = tokens.min(first + options.chunk.max(1));
-            let part = ids.clone().narrow(1, first, last - first);
-            let rope = self.rope.table(start + first..start + last, &self.device);
-            chunks.push((self.weights.model.embed_tokens.forward(part), rope));
-        }
-        // A chunk's input is still held while its output is computed.
-        let held: usize = chunks.iter().map(|(x, _)| bytes(x)).sum();
-        options.activation_peak_bytes = held + chunks.first().map_or(0, |(x, _)| bytes(x));
-        for (index, layer) in self.weights.model.layers.iter().enumerate() {
-            for (x, rope) in &mut chunks {
-                let attend = |q, k, v| cache.prefill(index, q, k, v);
-                *x = layer.forward(x.clone(), rope, attend)?;
-            }
-            cache.end_prefill(index)?;
-            options.report(index + 1, self.config.layers);
-        }
-        Ok(chunks.into_iter().map(|(x, _)| x).collect())
-    }
-
-    fn check_length(&self, start: usize, tokens: usize) -> Result<()> {
-        if tokens == 0 {
-            return Err(Error::invalid("prompt", "length", "0 tokens", "at least 1"));
-        }
-        let (total, most) = (start + tokens, self.config.max_positions);
-        if total > most {
-            let allowed = format!("at most {most} tokens, the model's context");
-            return Err(Error::invalid(
-                "prompt",
-                "length",
-                format!("{total} tokens"),
-                allowed,
-            ));
-        }
-        Ok(())
-    }
-
-    fn head(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = self.weights.model.norm.forward(x);
-        match &self.weights.lm_head {
-            Some(head) => head.forward(x),
-            None => self.weights.model.embed_tokens.as_head(x),
-        }
-    }
-}
-
-impl CausalLm for Llama {
-    fn config(&self) -> &ModelConfig {
-        &self.config
-    }
-
-    fn device(&self) -> &Device {
-        &self.device
-    }
-
-    fn prefill(
-        &self,
-        ids: Tensor<2, Int>,
-        cache: &mut KvCache,
-        options: &mut PrefillOptions<'_>,
-    ) -> Result<Tensor<2>> {
-        let mut chunks = self.run_prompt(ids, cache, options)?;
-        let last = chunks
-            .pop()
-            .ok_or_else(|| Error::Failed("a prompt without chunks".into()))?;
-        let [batch, tokens, _] = last.dims();
-        let logits = self.head(last.narrow(1, tokens - 1, 1));
-        Ok(logits.reshape([batch, self.config.vocab_size]))
-    }
-
-    fn logits(
-        &self,
-        ids: Tensor<2, Int>,
-        cache: &mut KvCache,
-        options: &mut PrefillOptions<'_>,
-    ) -> Result<Tensor<3>> {
-        let chunks = self.run_prompt(ids, cache, options)?;
-        Ok(Tensor::cat(
-            chunks.into_iter().map(|x| self.head(x)).collect(),
-            1,
-        ))
-    }
-
-    fn decode(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Result<Tensor<2>> {
-        let [batch, tokens] = ids.dims();
-        if tokens != 1 {
-            return Err(Error::invalid("decode", "tokens", tokens, 1));
-        }
-        let position = cache.seen();
-        let rope = self.rope.table(position..position + 1, &self.device);
-        let mut x = self.weights.model.embed_tokens.forward(ids);
-        for (index, layer) in self.weights.model.layers.iter().enumerate() {
-            x = layer.forward(x, &rope, |q, k, v| cache.decode(index, q, k, v))?;
-        }
-        Ok(self.head(x).reshape([batch, self.config.vocab_size]))
     }
 }

@@ -6,10 +6,12 @@ pub mod safetensors;
 use crate::CausalLm;
 use crate::chat::ChatTemplate;
 use crate::config::{Family, ModelConfig};
-use crate::llama::{Llama, LlamaWeights};
+use crate::decoder::{Decoder, Layer, Weights};
+use crate::llama::LlamaLayer;
+use crate::qwen3::Qwen3Layer;
 use crate::tokenizer::Tokenizer;
-use burn::tensor::{DType, Device, Shape, TensorData};
-use burn_store::burn_pack::{Error as PackError, Tensor as PackTensor};
+use burn::tensor::{DType, Device, Shape};
+use burn_store::burn_pack::Tensor as PackTensor;
 use burn_store::{ApplyError, ModuleSnapshot, bridge};
 use gguf::GgufFile;
 use polykv_core::{Error, Result};
@@ -29,7 +31,7 @@ pub struct LoadedModel {
     pub eos_tokens: Vec<u32>,
 }
 
-/// Loads a folder with config.json, tokenizer.json and model.safetensors, or a GGUF file. Weights become f32.
+/// Loads a folder with config.json, tokenizer.json and model.safetensors (or its shards), or a GGUF file. Weights become f32.
 ///
 /// # Errors
 /// What is missing, malformed or unsupported, with file, field, value found and values allowed.
@@ -40,15 +42,32 @@ pub fn load(path: &Path, device: &Device) -> Result<LoadedModel> {
     }
 }
 
-/// Loads config.json and model.safetensors of a folder: a model without text.
+/// Loads the model alone, without text: config.json and the safetensors files of a folder, or a GGUF file.
 ///
 /// # Errors
 /// As [`load`].
-pub fn load_weights(folder: &Path, device: &Device) -> Result<Box<dyn CausalLm>> {
-    let config = read_config(folder)?;
-    let weights = folder.join("model.safetensors");
-    let tensors = safetensors::read(&weights)?;
-    build(config, tensors, &weights.display().to_string(), device)
+pub fn load_weights(path: &Path, device: &Device) -> Result<Box<dyn CausalLm>> {
+    match path.is_dir() {
+        true => folder_model(path, read_config(path)?, device),
+        false => {
+            let file = Arc::new(GgufFile::open(path)?);
+            gguf_model(&file, file.config()?, device)
+        }
+    }
+}
+
+fn folder_model(folder: &Path, config: ModelConfig, device: &Device) -> Result<Box<dyn CausalLm>> {
+    let (place, tensors) = safetensors::read_folder(folder)?;
+    build(config, tensors, &place.display().to_string(), device)
+}
+
+fn gguf_model(
+    file: &Arc<GgufFile>,
+    config: ModelConfig,
+    device: &Device,
+) -> Result<Box<dyn CausalLm>> {
+    let tensors = gguf::tensors(file, &config)?;
+    build(config, tensors, file.place(), device)
 }
 
 fn read_config(folder: &Path) -> Result<ModelConfig> {
@@ -81,8 +100,8 @@ fn load_folder(folder: &Path, device: &Device) -> Result<LoadedModel> {
     Ok(LoadedModel {
         tokenizer,
         chat,
-        eos_tokens: config.eos_tokens,
-        model: load_weights(folder, device)?,
+        eos_tokens: config.eos_tokens.clone(),
+        model: folder_model(folder, config, device)?,
     })
 }
 
@@ -92,12 +111,11 @@ fn load_gguf(path: &Path, device: &Device) -> Result<LoadedModel> {
     let tokenizer = Tokenizer::from_gguf(&file)?;
     tokenizer.check_ids(config.vocab_size)?;
     let chat = ChatTemplate::from_gguf(&file)?;
-    let tensors = gguf_tensors(&file, &config)?;
     Ok(LoadedModel {
         tokenizer,
         chat,
         eos_tokens: config.eos_tokens.clone(),
-        model: build(config, tensors, &path.display().to_string(), device)?,
+        model: gguf_model(&file, config, device)?,
     })
 }
 
@@ -113,12 +131,20 @@ pub fn build(
 ) -> Result<Box<dyn CausalLm>> {
     check_head(&config, &tensors, place)?;
     match config.family {
-        Family::Llama => {
-            let mut weights = LlamaWeights::new(&config, device);
-            apply(&mut weights, tensors, place)?;
-            Ok(Box::new(Llama::new(config, weights, device)))
-        }
+        Family::Llama => build_family::<LlamaLayer>(config, tensors, place, device),
+        Family::Qwen3 => build_family::<Qwen3Layer>(config, tensors, place, device),
     }
+}
+
+fn build_family<L: Layer + 'static>(
+    config: ModelConfig,
+    tensors: Vec<PackTensor>,
+    place: &str,
+    device: &Device,
+) -> Result<Box<dyn CausalLm>> {
+    let mut weights = Weights::<L>::new(&config, device);
+    apply(&mut weights, tensors, place)?;
+    Ok(Box::new(Decoder::new(config, weights, device)))
 }
 
 /// The flag in the config and the tensors in the file must agree: a wrong head gives fluent nonsense.
@@ -154,8 +180,8 @@ fn apply<M: ModuleSnapshot>(module: &mut M, tensors: Vec<PackTensor>, place: &st
             } => Error::invalid(
                 place,
                 format!("shape of tensor {path}"),
-                format!("{found:?}"),
-                format!("{expected:?}"),
+                dims(found),
+                dims(expected),
             ),
             ApplyError::DTypeMismatch {
                 path,
@@ -194,6 +220,11 @@ fn apply<M: ModuleSnapshot>(module: &mut M, tensors: Vec<PackTensor>, place: &st
     Ok(())
 }
 
+/// `[96, 64]`
+fn dims(shape: &Shape) -> String {
+    format!("{:?}", shape.as_slice())
+}
+
 /// Defers the conversion to the moment when the tensor is uploaded.
 fn to_f32(tensor: PackTensor) -> PackTensor {
     if tensor.dtype == DType::F32 {
@@ -203,50 +234,4 @@ fn to_f32(tensor: PackTensor) -> PackTensor {
     bridge::map_data(tensor, name, DType::F32, shape, |data| {
         data.convert_dtype(DType::F32)
     })
-}
-
-/// The file's tensors under Hugging Face names and in its layout, converted when they are uploaded.
-fn gguf_tensors(file: &Arc<GgufFile>, config: &ModelConfig) -> Result<Vec<PackTensor>> {
-    let mut tensors = Vec::new();
-    // rope_freqs is part of the config: the divisors of the rotary frequencies.
-    for name in file
-        .tensor_names()
-        .filter(|name| *name != "rope_freqs.weight")
-    {
-        let Some(info) = file.tensor(name) else {
-            continue;
-        };
-        let hf_name = gguf::hf_name(name).ok_or_else(|| {
-            Error::invalid(
-                file.place(),
-                format!("tensor {name}"),
-                "unknown",
-                "a tensor of the Llama family",
-            )
-        })?;
-        let rotated_heads = match hf_name.rsplit('.').nth(1) {
-            Some("q_proj") => Some(config.heads),
-            Some("k_proj") => Some(config.kv_heads),
-            _ => None,
-        };
-        let (file, name, head_dim) = (file.clone(), name.to_string(), config.head_dim);
-        let shape = info.shape.clone();
-        tensors.push(bridge::deferred(
-            hf_name,
-            DType::F32,
-            Shape::from(shape.clone()),
-            None,
-            move || {
-                let unreadable = |e: Error| PackError::ValidationError(e.to_string());
-                let mut values = file.read_f32(&name).map_err(unreadable)?;
-                if let Some(heads) = rotated_heads {
-                    let inputs = shape.last().copied().unwrap_or(0);
-                    values = gguf::unpermute_rope_rows(&values, heads, head_dim, inputs)
-                        .map_err(unreadable)?;
-                }
-                Ok(TensorData::new(values, Shape::from(shape.clone())))
-            },
-        ));
-    }
-    Ok(tensors)
 }

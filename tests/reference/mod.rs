@@ -219,6 +219,19 @@ impl Reference {
                     })
                     .collect()
             }
+            "knorm" => entries.iter().map(|e| -norm(&e.key)).collect(),
+            "keydiff" => {
+                let units: Vec<Vec<f64>> = entries
+                    .iter()
+                    .map(|e| e.key.iter().map(|x| x / norm(&e.key)).collect())
+                    .collect();
+                let anchor = mean(&units);
+                let length = norm(&anchor);
+                units
+                    .iter()
+                    .map(|unit| -unit.iter().zip(&anchor).map(|(a, b)| a * b).sum::<f64>() / length)
+                    .collect()
+            }
             "random" => entries
                 .iter()
                 .map(|e| hash(number("seed") as u64, self.layer, head, e.position))
@@ -234,6 +247,10 @@ impl Reference {
             .map(|head| head.iter().map(|e| e.position).collect())
             .collect()
     }
+}
+
+fn norm(x: &[f64]) -> f64 {
+    x.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
 fn mean(rows: &[Vec<f64>]) -> Vec<f64> {

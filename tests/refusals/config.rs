@@ -35,9 +35,10 @@ const FIELDS: &str = r#"
     rope_scaling low_freq_factor | -1 | above 0
     rope_scaling high_freq_factor | 0.5 | above low_freq_factor, 1
     rope_scaling original_max_position_embeddings | 0 | 1 to
-    rope_scaling rope_type | "yarn" | default, linear and llama3
+    rope_scaling rope_type | "longrope" | default, linear, llama3 and yarn
     eos_token_id | [0, 320] | below vocab_size, 320
     architectures | ["OtherForCausalLM"] | LlamaForCausalLM
+    use_sliding_window | true | not supported
     hidden_act | "gelu" | not supported
     attention_bias | true | not supported
     quantization_config | {"bits": 4} | not supported

@@ -18,6 +18,9 @@ pub struct Json<'a> {
     device: &'a str,
     dtype: &'a str,
     plan_hash: String,
+    /// The most memory that the process has held, where the system tells.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    process_peak_bytes: Option<usize>,
 }
 
 /// Bytes and entries of the cache after the last token.
@@ -65,6 +68,17 @@ impl Run<'_> {
             device: &self.device,
             dtype: self.dtype,
             plan_hash: self.cache.plan().hash(),
+            process_peak_bytes: process_peak_bytes(),
         }
     }
+}
+
+/// Linux: the high-water mark of resident memory.
+pub(super) fn process_peak_bytes() -> Option<usize> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
 }

@@ -1,5 +1,6 @@
 //! The block of statistics after a generation.
 
+use super::json::process_peak_bytes;
 use super::{Run, bytes, describe_budget, describe_params, trimmed};
 use polykv::models::Finish;
 use polykv::{Phase, Plan, Rule};
@@ -54,9 +55,12 @@ pub fn block(run: &Run<'_>, rules: bool) -> String {
         (
             "peak",
             format!(
-                "cache {}, activations {}",
+                "cache {}, activations {}{}",
                 bytes(kv.peak_bytes),
-                bytes(generation.activation_peak_bytes)
+                bytes(generation.activation_peak_bytes),
+                process_peak_bytes()
+                    .map(|peak| format!(", process {}", bytes(peak)))
+                    .unwrap_or_default()
             ),
         ),
         (

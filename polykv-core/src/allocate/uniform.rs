@@ -1,7 +1,7 @@
 use super::{Allocator, LayerStat, largest_remainder};
-use crate::{Error, Result};
 
-/// The same budget in every layer; what does not divide goes to the first layers, one entry each.
+/// The same budget in every layer, or in proportion to the shares that a plan gives; what does not divide goes to the
+/// largest remainders, one entry each.
 #[derive(Debug)]
 pub struct Uniform;
 
@@ -10,19 +10,9 @@ impl Allocator for Uniform {
         "uniform"
     }
 
-    fn split(&self, total: usize, layers: &[LayerStat]) -> Result<Vec<usize>> {
-        let counts = largest_remainder(total, &vec![1.0; layers.len()]);
-        for (layer, (count, stat)) in counts.iter().zip(layers).enumerate() {
-            if *count < stat.minimum {
-                return Err(Error::invalid(
-                    "uniform allocator",
-                    format!("budget of layer {layer}"),
-                    count,
-                    format!("at least the {} entries its policy protects", stat.minimum),
-                ));
-            }
-        }
-        Ok(counts)
+    fn split(&self, total: usize, layers: &[LayerStat]) -> Vec<usize> {
+        let shares: Vec<f64> = layers.iter().map(|stat| stat.share).collect();
+        largest_remainder(total, &shares)
     }
 }
 
@@ -31,18 +21,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn splits_evenly_and_respects_minimums() {
-        let stat = |minimum| LayerStat {
-            share: 1.0,
-            minimum,
+    fn splits_by_share_to_the_exact_total() {
+        let stats = |shares: &[f64]| -> Vec<LayerStat> {
+            shares.iter().map(|&share| LayerStat { share }).collect()
         };
-        assert_eq!(Uniform.split(11, &[stat(0); 3]).unwrap(), [4, 4, 3]);
-        let message = Uniform
-            .split(11, &[stat(0), stat(5)])
-            .map(|_| ())
-            .and_then(|()| Uniform.split(8, &[stat(0), stat(5)]).map(|_| ()))
-            .unwrap_err()
-            .to_string();
-        assert!(message.contains("layer 1 is 4"), "{message}");
+        assert_eq!(Uniform.split(11, &stats(&[1.0; 3])), [4, 4, 3]);
+        assert_eq!(Uniform.split(12, &stats(&[1.0, 2.0])), [4, 8]);
     }
 }

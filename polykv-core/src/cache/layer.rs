@@ -7,8 +7,10 @@ use crate::policy::{Appended, LayerView, Needs, Phase, State};
 use crate::{Error, Result};
 use burn::tensor::{Device, Int, Tensor};
 
-/// Free slots that a cache which is never trimmed gets beyond its length, so that it does not grow at every token.
-const SLACK: usize = 64;
+/// The least free slots that a cache without a decode budget gets beyond its length, so that it does not grow at every
+/// token; a long one gets a part in `SLACK_PART` of its length.
+const SLACK: usize = 16;
+const SLACK_PART: usize = 32;
 
 /// The cache of one layer. Use it through [`KvCache`](super::KvCache).
 ///
@@ -227,15 +229,13 @@ impl LayerCache {
     /// Slots to have when `tokens` more entries arrive and there is no room.
     fn capacity_for(&self, rules: &LayerRules, tokens: usize) -> usize {
         let least = self.len() + tokens.max(self.expected);
-        if self.expected > 0 {
-            return least;
+        let slack = least + SLACK.max(least / SLACK_PART);
+        match (rules.prefill.budget, rules.decode.budget) {
+            // A prompt that will be trimmed gets no room for what comes after it.
+            (Some(_), _) | (_, Some(_)) if self.expected > 0 => least,
+            (_, Some(budget)) => slack.min(budget + 1).max(least),
+            (_, None) => slack,
         }
-        let slack = self.len() + SLACK;
-        rules
-            .decode
-            .budget
-            .map_or(slack, |budget| slack.min(budget + 1))
-            .max(least)
     }
 
     fn remember_queries(&mut self, q: &Tensor<4>) {

@@ -10,16 +10,27 @@ use burn::tensor::{Int, Tensor, s};
 pub struct AttentionBlock(Source);
 
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a block lives for one call")]
 enum Source {
     /// `[batch, kv_heads, group * tokens, entries]`, rows grouped by query head.
-    Probabilities { rows: Tensor<4>, group: usize },
-    /// Queries, keys, and the logarithm of each query's sum of exponentials.
-    Kernel {
-        q: Tensor<4>,
-        k: Tensor<4>,
-        log_sums: Tensor<3>,
+    Probabilities {
+        rows: Tensor<4>,
+        group: usize,
     },
+    Kernel(Kernel),
 }
+
+/// What the probabilities can be computed from again.
+#[derive(Clone, Debug)]
+struct Kernel {
+    q: Tensor<4>,
+    k: Tensor<4>,
+    /// The logarithm of each query's sum of exponentials.
+    log_sums: Tensor<3>,
+}
+
+/// Receives the attention of each block of queries.
+pub type Observer<'a> = dyn FnMut(&AttentionBlock) -> Result<()> + 'a;
 
 impl AttentionBlock {
     pub(super) fn of_probabilities(rows: Tensor<4>, group: usize) -> Self {
@@ -31,8 +42,8 @@ impl AttentionBlock {
     pub fn column_sums(&self) -> Tensor<3> {
         match &self.0 {
             Source::Probabilities { rows, group } => oracle::column_sums(rows.clone(), *group),
-            Source::Kernel { q, k, log_sums } => {
-                kernels::column_sums(q.clone(), k.clone(), log_sums.clone())
+            Source::Kernel(from) => {
+                kernels::column_sums(from.q.clone(), from.k.clone(), from.log_sums.clone())
             }
         }
     }
@@ -48,9 +59,9 @@ impl AttentionBlock {
                     .slice(s![.., .., .., tokens - 1..tokens, ..])
                     .reshape([batch, kv_heads, *group, entries])
             }
-            Source::Kernel { q, k, .. } => {
-                let tokens = q.dims()[2];
-                kernels::attend_token(q.clone().narrow(2, tokens - 1, 1), k.clone(), k.clone()).1
+            Source::Kernel(from) => {
+                let last = from.q.clone().narrow(2, from.q.dims()[2] - 1, 1);
+                kernels::attend_token(last, from.k.clone(), from.k.clone()).1
             }
         }
     }
@@ -68,7 +79,7 @@ pub fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
-    observe: Option<&mut dyn FnMut(&AttentionBlock) -> Result<()>>,
+    observe: Option<&mut Observer<'_>>,
 ) -> Result<Tensor<4>> {
     if !kernels::has_kernels(&q) {
         return oracle::attend(q, k, v, observe);
@@ -79,7 +90,8 @@ pub fn attend(
         (output, AttentionBlock::of_probabilities(row, group))
     } else {
         let (output, log_sums) = kernels::attend_prompt(q.clone(), k.clone(), v);
-        (output, AttentionBlock(Source::Kernel { q, k, log_sums }))
+        let kernel = Kernel { q, k, log_sums };
+        (output, AttentionBlock(Source::Kernel(kernel)))
     };
     if let Some(observe) = observe {
         observe(&block)?;

@@ -7,6 +7,9 @@ mod prefill;
 mod simd;
 mod view;
 
+#[cfg(test)]
+mod tests;
+
 use super::kernels::KvOps;
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;

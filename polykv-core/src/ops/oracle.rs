@@ -1,7 +1,7 @@
 //! The operators in plain tensor operations: what runs on backends without kernels, and what kernels are tested
 //! against.
 
-use super::AttentionBlock;
+use super::{AttentionBlock, Observer};
 use crate::Result;
 use burn::tensor::activation::softmax;
 use burn::tensor::{Bool, Device, Int, Tensor, s};
@@ -17,7 +17,7 @@ pub fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
-    mut observe: Option<&mut dyn FnMut(&AttentionBlock) -> Result<()>>,
+    mut observe: Option<&mut Observer<'_>>,
 ) -> Result<Tensor<4>> {
     let [batch, heads, tokens, d] = q.dims();
     let [_, kv_heads, entries, _] = k.dims();

@@ -1,7 +1,7 @@
 //! From a plan to the budgets of one prompt.
 
 use super::Plan;
-use crate::allocate::largest_remainder;
+use crate::allocate::{Allocator, LayerStat, Uniform};
 use crate::budget::EntryCost;
 use crate::policy::{self, Phase, Policy};
 use crate::{Error, Result};
@@ -72,11 +72,6 @@ impl Plan {
         prompt: usize,
         cost: EntryCost,
     ) -> Result<Vec<PhaseRule>> {
-        struct Claim {
-            policy: Arc<dyn Policy>,
-            tokens: Option<usize>,
-            share: f64,
-        }
         let mut claims: Vec<Option<Claim>> = (0..self.layers).map(|_| None).collect();
         for rule in self.rules(phase) {
             let policy = policy::build(place, &rule.policy, &rule.params)?;
@@ -90,59 +85,7 @@ impl Plan {
         }
         // Validation has shown that each layer has exactly one rule.
         let claims: Vec<Claim> = claims.into_iter().flatten().collect();
-        let full = claims.iter().filter(|claim| !claim.policy.evicts()).count();
-        let budgets = if full == claims.len() {
-            vec![None; full]
-        } else {
-            let total = self.budget.total(prompt, cost);
-            let charged = if self.allow_full_extra {
-                0
-            } else {
-                full * prompt
-            };
-            let fixed: usize = claims.iter().filter_map(|claim| claim.tokens).sum();
-            if charged + fixed > total {
-                return Err(Error::invalid(
-                    place,
-                    format!(
-                        "{phase}: entries of {full} full layers at {prompt} tokens and the others"
-                    ),
-                    charged + fixed,
-                    format!("at most the total of {total} (or allow_full_extra)"),
-                ));
-            }
-            // With full layers on top, the others still get only their own part of the total.
-            let weights: Vec<f64> = claims
-                .iter()
-                .map(
-                    |claim| match claim.policy.evicts() || self.allow_full_extra {
-                        true => claim.share,
-                        false => 0.0,
-                    },
-                )
-                .collect();
-            let shares = largest_remainder(total - charged, &weights);
-            claims
-                .iter()
-                .zip(shares)
-                .map(|(claim, share)| claim.policy.evicts().then(|| claim.tokens.unwrap_or(share)))
-                .collect()
-        };
-        for (layer, (claim, budget)) in claims.iter().zip(&budgets).enumerate() {
-            let Some(budget) = *budget else { continue };
-            let least = claim.policy.protect(budget).count().max(1);
-            if budget < least {
-                return Err(Error::invalid(
-                    place,
-                    format!("{phase} budget of layer {layer}"),
-                    budget,
-                    format!(
-                        "at least {least}, what policy {} protects",
-                        claim.policy.name()
-                    ),
-                ));
-            }
-        }
+        let budgets = self.budgets(place, phase, &claims, prompt, cost)?;
         Ok(claims
             .into_iter()
             .zip(budgets)
@@ -152,4 +95,76 @@ impl Plan {
             })
             .collect())
     }
+
+    /// One budget per layer, none for layers that keep everything.
+    fn budgets(
+        &self,
+        place: &str,
+        phase: Phase,
+        claims: &[Claim],
+        prompt: usize,
+        cost: EntryCost,
+    ) -> Result<Vec<Option<usize>>> {
+        let evicting: Vec<&Claim> = claims
+            .iter()
+            .filter(|claim| claim.policy.evicts())
+            .collect();
+        let full = claims.len() - evicting.len();
+        if evicting.is_empty() {
+            return Ok(vec![None; full]);
+        }
+        let total = self.budget.total(prompt, cost);
+        let fixed: usize = evicting.iter().filter_map(|claim| claim.tokens).sum();
+        let left = if self.allow_full_extra {
+            // With full layers on top, the others still get only their own part of the total.
+            let all: f64 = claims.iter().map(|claim| claim.share).sum();
+            let own: f64 = evicting.iter().map(|claim| claim.share).sum();
+            (total as f64 * own / all).round() as usize
+        } else if full * prompt + fixed <= total {
+            total - full * prompt
+        } else {
+            return Err(Error::invalid(
+                place,
+                format!("{phase}: entries of {full} full layers at {prompt} tokens and the others"),
+                full * prompt + fixed,
+                format!("at most the total of {total} (or allow_full_extra)"),
+            ));
+        };
+        let stats: Vec<LayerStat> = evicting
+            .iter()
+            .map(|claim| LayerStat { share: claim.share })
+            .collect();
+        let mut split = Uniform.split(left, &stats).into_iter();
+        let mut budgets = Vec::with_capacity(claims.len());
+        for (layer, claim) in claims.iter().enumerate() {
+            let share = match claim.policy.evicts() {
+                true => split.next(),
+                false => None,
+            };
+            let budget = share.map(|share| claim.tokens.unwrap_or(share));
+            if let Some(budget) = budget {
+                let least = claim.policy.protect(budget).count().max(1);
+                if budget < least {
+                    return Err(Error::invalid(
+                        place,
+                        format!("{phase} budget of layer {layer}"),
+                        budget,
+                        format!(
+                            "at least {least}, what policy {} protects",
+                            claim.policy.name()
+                        ),
+                    ));
+                }
+            }
+            budgets.push(budget);
+        }
+        Ok(budgets)
+    }
+}
+
+/// What a layer asks for in a phase.
+struct Claim {
+    policy: Arc<dyn Policy>,
+    tokens: Option<usize>,
+    share: f64,
 }

@@ -1,6 +1,7 @@
 //! config.json of a Hugging Face checkpoint.
 
-use super::{Family, ModelConfig, RopeScaling, check_size};
+use super::fields::{Fields, shown};
+use super::{Family, ModelConfig, check_size, rope};
 use polykv_core::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -30,11 +31,13 @@ pub(super) fn read(place: &str, text: &str) -> Result<ModelConfig> {
 
     let heads = json.required("num_attention_heads")?;
     let hidden_size = json.required("hidden_size")?;
-    let head_dim = match json.size("head_dim")? {
-        Some(dim) => dim,
-        None => default_head_dim(place, hidden_size, heads)?,
+    let head_dim = match (json.size("head_dim")?, family) {
+        (Some(dim), _) => dim,
+        (None, Family::Llama) => default_head_dim(place, hidden_size, heads)?,
+        (None, Family::Qwen3) => 128,
     };
-    let (rope_theta, rope_scaling) = rope(&json)?;
+    let max_positions = json.required("max_position_embeddings")?;
+    let (rope_theta, rope_scaling) = rope::read(&json, max_positions)?;
     Ok(ModelConfig {
         family,
         vocab_size: json.required("vocab_size")?,
@@ -44,7 +47,7 @@ pub(super) fn read(place: &str, text: &str) -> Result<ModelConfig> {
         heads,
         kv_heads: json.size("num_key_value_heads")?.unwrap_or(heads),
         head_dim,
-        max_positions: json.required("max_position_embeddings")?,
+        max_positions,
         rms_eps: json.number("rms_norm_eps")?.unwrap_or(1e-6),
         rope_theta,
         rope_scaling,
@@ -63,24 +66,34 @@ fn default_head_dim(place: &str, hidden: usize, heads: usize) -> Result<usize> {
     Ok(hidden / heads)
 }
 
+/// Entry in `architectures`, `model_type`, family.
+const FAMILIES: [(&str, &str, Family); 2] = [
+    ("LlamaForCausalLM", "llama", Family::Llama),
+    ("Qwen3ForCausalLM", "qwen3", Family::Qwen3),
+];
+
+/// A known architecture decides; `model_type` stands in for it.
 fn family(json: &Fields) -> Result<Family> {
     let architectures = json
         .get("architectures")
         .and_then(Value::as_array)
         .map(Vec::as_slice)
         .unwrap_or_default();
-    let named = architectures
-        .iter()
-        .any(|a| a.as_str() == Some("LlamaForCausalLM"));
     let model_type = json.text("model_type")?;
-    if named || model_type == Some("llama") {
-        return Ok(Family::Llama);
+    let named = |name: &str| architectures.iter().any(|a| a.as_str() == Some(name));
+    let found = FAMILIES
+        .iter()
+        .find(|(name, ..)| named(name))
+        .or_else(|| FAMILIES.iter().find(|f| model_type == Some(f.1)));
+    if let Some((.., family)) = found {
+        return Ok(*family);
     }
     let first = architectures.first().and_then(Value::as_str);
     let name = first.or(model_type).unwrap_or("(not named)");
+    let known = FAMILIES.map(|(name, ..)| name).join(" and ");
     Err(Error::unsupported(
         format!("architecture {}", shown(name)),
-        format!("{}: only LlamaForCausalLM can be loaded", json.place),
+        format!("{}: only {known} can be loaded", json.place),
     ))
 }
 
@@ -91,10 +104,16 @@ fn refuse_unsupported(json: &Fields) -> Result<()> {
             format!("{}: there is no code for it", json.place),
         ))
     };
-    for field in ["attention_bias", "mlp_bias"] {
+    for field in ["attention_bias", "mlp_bias", "use_sliding_window"] {
         if json.flag(field)? == Some(true) {
             return refuse(format!("{field} true"));
         }
+    }
+    let full = |kind: &Value| kind.as_str() == Some("full_attention");
+    if let Some(kinds) = json.get("layer_types").and_then(Value::as_array)
+        && let Some(other) = kinds.iter().find(|kind| !full(kind))
+    {
+        return refuse(format!("layer_types {}", shown(&other.to_string())));
     }
     match json.text("hidden_act")? {
         None | Some("silu") => {}
@@ -111,142 +130,11 @@ fn refuse_unsupported(json: &Fields) -> Result<()> {
     Ok(())
 }
 
-/// Theta and scaling. Newer files hold both in `rope_parameters`, older ones beside each other.
-fn rope(json: &Fields) -> Result<(f64, RopeScaling)> {
-    let (map, prefix) = match json.object("rope_parameters")? {
-        Some(map) => (Some(map), "rope_parameters "),
-        None => (json.object("rope_scaling")?, "rope_scaling "),
-    };
-    let top_theta = json.number("rope_theta")?;
-    let Some(map) = map else {
-        return Ok((top_theta.unwrap_or(10_000.0), RopeScaling::None));
-    };
-    let rope = Fields {
-        place: json.place,
-        prefix,
-        map,
-    };
-    let theta = rope.number("rope_theta")?.or(top_theta).unwrap_or(10_000.0);
-    let kind = match rope.text("rope_type")? {
-        Some(kind) => kind,
-        None => rope.text("type")?.unwrap_or("default"),
-    };
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear {
-            factor: rope.required_number("factor")?,
-        },
-        "llama3" => RopeScaling::Llama3 {
-            factor: rope.required_number("factor")?,
-            low_freq_factor: rope.required_number("low_freq_factor")?,
-            high_freq_factor: rope.required_number("high_freq_factor")?,
-            original_max_positions: rope.required("original_max_position_embeddings")?,
-        },
-        other => {
-            let reason = format!("{}: allowed are default, linear and llama3", json.place);
-            return Err(Error::unsupported(
-                format!("{prefix}type {}", shown(other)),
-                reason,
-            ));
-        }
-    };
-    Ok((theta, scaling))
-}
-
-/// A value from a file, cut so that a hostile one cannot fill the screen.
-fn shown(text: &str) -> String {
-    let cut: String = text.chars().take(64).collect();
-    format!("{cut:?}")
-}
-
-/// Typed access to a JSON object; `null` counts as missing.
-struct Fields<'a> {
-    place: &'a str,
-    prefix: &'a str,
-    map: &'a Map<String, Value>,
-}
-
-impl<'a> Fields<'a> {
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|v| !v.is_null())
-    }
-
-    fn wrong(&self, key: &str, found: &Value, allowed: &str) -> Error {
-        let cut: String = found.to_string().chars().take(64).collect();
-        Error::invalid(self.place, format!("{}{key}", self.prefix), cut, allowed)
-    }
-
-    fn missing(&self, key: &str) -> Error {
-        Error::invalid(
-            self.place,
-            format!("{}{key}", self.prefix),
-            "missing",
-            "a number",
-        )
-    }
-
-    fn typed<T>(
-        &self,
-        key: &str,
-        allowed: &str,
-        read: impl Fn(&'a Value) -> Option<T>,
-    ) -> Result<Option<T>> {
-        self.get(key)
-            .map(|v| read(v).ok_or_else(|| self.wrong(key, v, allowed)))
-            .transpose()
-    }
-
-    fn size(&self, key: &str) -> Result<Option<usize>> {
-        self.typed(key, "a whole number", |v| {
-            v.as_u64().and_then(|n| usize::try_from(n).ok())
-        })
-    }
-
-    fn required(&self, key: &str) -> Result<usize> {
-        self.size(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    fn number(&self, key: &str) -> Result<Option<f64>> {
-        self.typed(key, "a number", Value::as_f64)
-    }
-
-    fn required_number(&self, key: &str) -> Result<f64> {
-        self.number(key)?.ok_or_else(|| self.missing(key))
-    }
-
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
-        self.typed(key, "true or false", Value::as_bool)
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&'a str>> {
-        self.typed(key, "a text", Value::as_str)
-    }
-
-    fn object(&self, key: &str) -> Result<Option<&'a Map<String, Value>>> {
-        self.typed(key, "an object", Value::as_object)
-    }
-
-    fn token(&self, key: &str) -> Result<Option<u32>> {
-        self.typed(key, "a token id", token_id)
-    }
-
-    fn tokens(&self, key: &str) -> Result<Vec<u32>> {
-        let read = |v: &Value| match v.as_array() {
-            Some(list) => list.iter().map(token_id).collect(),
-            None => token_id(v).map(|id| vec![id]),
-        };
-        let ids = self.typed(key, "a token id or a list of them", read)?;
-        Ok(ids.unwrap_or_default())
-    }
-}
-
-fn token_id(value: &Value) -> Option<u32> {
-    value.as_u64().and_then(|id| u32::try_from(id).ok())
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::RopeScaling;
     use super::*;
+    use serde_json::Map;
 
     const CLASSIC: &str = r#"{
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "attention_bias": false,
@@ -308,15 +196,55 @@ mod tests {
     }
 
     #[test]
+    fn qwen3_and_yarn() {
+        let yarn =
+            r#"{"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}"#;
+        let qwen3 = [
+            ("architectures", r#"["Qwen3ForCausalLM"]"#),
+            ("model_type", "\"qwen3\""),
+            ("use_sliding_window", "false"),
+            ("rope_theta", "1000000"),
+            ("rope_scaling", yarn),
+        ];
+        let config = with(&qwen3).unwrap();
+        // Qwen3's own default, whatever the hidden size.
+        assert_eq!((config.family, config.head_dim), (Family::Qwen3, 128));
+        assert_eq!(config.rope_scaling, RopeScaling::yarn(4.0, 32768));
+
+        let scaling = |fields: &str| {
+            let json =
+                format!(r#"{{"rope_type": "yarn", "rope_theta": 1e6, "factor": 4.0, {fields}}}"#);
+            with(&[("rope_parameters", &json)]).unwrap().rope_scaling
+        };
+        let attention = |fields: &str| match scaling(fields) {
+            RopeScaling::Yarn {
+                attention_factor, ..
+            } => attention_factor,
+            other => panic!("{other:?}"),
+        };
+        // Without an original context, the model's own is meant.
+        assert_eq!(scaling(r#""type": "yarn""#), RopeScaling::yarn(4.0, 8192));
+        assert_eq!(attention(r#""attention_factor": 1.25"#), 1.25);
+        assert_eq!(attention(r#""mscale": 1.0, "mscale_all_dim": 1.0"#), 1.0);
+        assert_eq!(attention(r#""mscale": 2.0"#), 0.1 * 4f64.ln() + 1.0);
+    }
+
+    #[test]
     fn refusals_name_the_field() {
         let refused = [
             ("attention_bias", "true", "attention_bias"),
             ("mlp_bias", "true", "mlp_bias"),
+            ("use_sliding_window", "true", "use_sliding_window"),
+            (
+                "layer_types",
+                r#"["full_attention", "sliding_attention"]"#,
+                "sliding_attention",
+            ),
             ("hidden_act", "\"gelu\"", "gelu"),
             (
                 "rope_scaling",
-                r#"{"rope_type": "yarn", "factor": 4}"#,
-                "yarn",
+                r#"{"rope_type": "longrope", "factor": 4}"#,
+                "longrope",
             ),
             ("rope_scaling", r#"{"type": "linear"}"#, "factor"),
             ("quantization_config", "{}", "quantization_config"),

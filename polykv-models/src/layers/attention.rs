@@ -1,4 +1,4 @@
-use super::{Linear, RopeTable};
+use super::{Linear, RmsNorm, RopeTable};
 use crate::config::ModelConfig;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -12,6 +12,10 @@ pub struct Attention {
     pub k_proj: Linear,
     pub v_proj: Linear,
     pub o_proj: Linear,
+    /// Over each head of the queries, before they are rotated; absent in most families.
+    pub q_norm: Option<RmsNorm>,
+    /// The same for the keys.
+    pub k_norm: Option<RmsNorm>,
     head_dim: usize,
 }
 
@@ -25,8 +29,17 @@ impl Attention {
             k_proj: Linear::new(hidden, keys, device),
             v_proj: Linear::new(hidden, keys, device),
             o_proj: Linear::new(queries, hidden, device),
+            q_norm: None,
+            k_norm: None,
             head_dim,
         }
+    }
+
+    /// With norms over the heads of queries and keys.
+    pub fn with_head_norms(mut self, config: &ModelConfig, device: &Device) -> Self {
+        let norm = || Some(RmsNorm::new(config.head_dim, config.rms_eps, device));
+        (self.q_norm, self.k_norm) = (norm(), norm());
+        self
     }
 
     /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`; `attend` gets rotated queries, rotated keys and values,
@@ -41,8 +54,9 @@ impl Attention {
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>> {
         let [batch, tokens, _] = x.dims();
-        let q = rope.rotate(self.heads(self.q_proj.forward(x.clone())));
-        let k = rope.rotate(self.heads(self.k_proj.forward(x.clone())));
+        let q = normed(&self.q_norm, self.heads(self.q_proj.forward(x.clone())));
+        let k = normed(&self.k_norm, self.heads(self.k_proj.forward(x.clone())));
+        let (q, k) = (rope.rotate(q), rope.rotate(k));
         let v = self.heads(self.v_proj.forward(x));
         let [_, heads, _, _] = q.dims();
         let output =
@@ -56,5 +70,12 @@ impl Attention {
         let [batch, tokens, width] = x.dims();
         x.reshape([batch, tokens, width / self.head_dim, self.head_dim])
             .swap_dims(1, 2)
+    }
+}
+
+fn normed(norm: &Option<RmsNorm>, heads: Tensor<4>) -> Tensor<4> {
+    match norm {
+        Some(norm) => norm.forward(heads),
+        None => heads,
     }
 }

@@ -9,6 +9,8 @@ use std::ops::Range;
 pub struct Rope {
     /// Radians per position, one per pair of elements.
     frequencies: Vec<f64>,
+    /// Multiplies cosines and sines: how YaRN sharpens attention in long contexts.
+    magnitude: f64,
 }
 
 /// Cosines and sines of consecutive positions.
@@ -22,20 +24,30 @@ pub struct RopeTable {
 impl Rope {
     pub fn new(config: &ModelConfig) -> Self {
         let pairs = config.head_dim / 2;
-        let frequencies = (0..pairs)
+        let mut frequencies: Vec<f64> = (0..pairs)
             .map(|i| config.rope_theta.powf(-(i as f64) / pairs as f64))
-            .map(|frequency| scale(frequency, &config.rope_scaling))
             .collect();
-        Self { frequencies }
+        scale(&mut frequencies, config);
+        let magnitude = match config.rope_scaling {
+            RopeScaling::Yarn {
+                attention_factor, ..
+            } => attention_factor,
+            _ => 1.0,
+        };
+        Self {
+            frequencies,
+            magnitude,
+        }
     }
 
     /// The table for `positions`.
     pub fn table(&self, positions: Range<usize>, device: &Device) -> RopeTable {
         let dims = [1, 1, positions.len(), self.frequencies.len()];
         let table = |f: fn(f64) -> f64| {
+            let row = |p: usize| self.frequencies.iter().map(move |w| f(p as f64 * w));
             let values: Vec<f32> = positions
                 .clone()
-                .flat_map(|p| self.frequencies.iter().map(move |w| f(p as f64 * w) as f32))
+                .flat_map(|p| row(p).map(|x| (x * self.magnitude) as f32))
                 .collect();
             Tensor::from_data(TensorData::new(values, dims), device)
         };
@@ -46,28 +58,58 @@ impl Rope {
     }
 }
 
-fn scale(frequency: f64, scaling: &RopeScaling) -> f64 {
-    match *scaling {
-        RopeScaling::None => frequency,
-        RopeScaling::Linear { factor } => frequency / factor,
-        // Llama 3.1: short wavelengths stay, long ones are stretched, those between are blended.
+/// Stretches the frequencies, one per pair of elements, fastest first.
+fn scale(frequencies: &mut [f64], config: &ModelConfig) {
+    match config.rope_scaling {
+        RopeScaling::None => {}
+        RopeScaling::Linear { factor } => frequencies.iter_mut().for_each(|w| *w /= factor),
+        // Short wavelengths stay, long ones are stretched, those between are blended by the turns they make.
         RopeScaling::Llama3 {
             factor,
             low_freq_factor,
             high_freq_factor,
             original_max_positions,
         } => {
-            let turns = original_max_positions as f64 * frequency / TAU;
-            if turns > high_freq_factor {
-                frequency
-            } else if turns < low_freq_factor {
-                frequency / factor
-            } else {
+            for w in frequencies {
+                let turns = original_max_positions as f64 * *w / TAU;
                 let kept = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                (1.0 - kept) * frequency / factor + kept * frequency
+                *w = blend(*w, factor, kept);
+            }
+        }
+        // The same idea, blended by the index of the pair.
+        RopeScaling::Yarn {
+            factor,
+            original_max_positions,
+            beta_fast,
+            beta_slow,
+            truncate,
+            ..
+        } => {
+            // The pair, as a fraction, that makes so many turns within the original context.
+            let pair_with = |turns: f64| {
+                let wavelengths = original_max_positions as f64 / (turns * TAU);
+                frequencies.len() as f64 * wavelengths.ln() / config.rope_theta.ln()
+            };
+            let (mut low, mut high) = (pair_with(beta_fast), pair_with(beta_slow));
+            if truncate {
+                (low, high) = (low.floor(), high.ceil());
+            }
+            // Not the number of pairs: so it was published, and checkpoints are trained with it.
+            (low, high) = (low.max(0.0), high.min(config.head_dim as f64 - 1.0));
+            if low == high {
+                high += 0.001;
+            }
+            for (pair, w) in frequencies.iter_mut().enumerate() {
+                *w = blend(*w, factor, 1.0 - (pair as f64 - low) / (high - low));
             }
         }
     }
+}
+
+/// `kept` of 1 and more leaves the frequency, 0 and less divides it by `factor`.
+fn blend(frequency: f64, factor: f64, kept: f64) -> f64 {
+    let kept = kept.clamp(0.0, 1.0);
+    (1.0 - kept) * frequency / factor + kept * frequency
 }
 
 impl RopeTable {
@@ -92,25 +134,77 @@ impl RopeTable {
 mod tests {
     use super::*;
 
-    const LLAMA3: RopeScaling = RopeScaling::Llama3 {
-        factor: 8.0,
-        low_freq_factor: 1.0,
-        high_freq_factor: 4.0,
-        original_max_positions: 8192,
-    };
+    fn scaled(frequency: f64, rope_scaling: RopeScaling) -> f64 {
+        let config = ModelConfig {
+            rope_scaling,
+            ..ModelConfig::example()
+        };
+        let mut frequencies = [frequency];
+        scale(&mut frequencies, &config);
+        frequencies[0]
+    }
 
     #[test]
     fn llama3_scaling_keeps_short_and_stretches_long_wavelengths() {
-        assert_eq!(scale(1.0, &LLAMA3), 1.0);
-        assert_eq!(scale(1e-5, &LLAMA3), 1e-5 / 8.0);
+        let llama3 = |frequency| {
+            let scaling = RopeScaling::Llama3 {
+                factor: 8.0,
+                low_freq_factor: 1.0,
+                high_freq_factor: 4.0,
+                original_max_positions: 8192,
+            };
+            scaled(frequency, scaling)
+        };
+        assert_eq!(llama3(1.0), 1.0);
+        assert_eq!(llama3(1e-5), 1e-5 / 8.0);
         // Two turns lie a third of the way from one to four.
         let middle = 2.0 * TAU / 8192.0;
         let expected = middle / 8.0 * (2.0 / 3.0) + middle / 3.0;
-        assert!((scale(middle, &LLAMA3) - expected).abs() < 1e-12);
+        assert!((llama3(middle) - expected).abs() < 1e-12);
     }
 
     #[test]
     fn linear_scaling_divides() {
-        assert_eq!(scale(0.5, &RopeScaling::Linear { factor: 4.0 }), 0.125);
+        let linear = RopeScaling::Linear { factor: 4.0 };
+        assert_eq!(scaled(0.5, linear), 0.125);
+    }
+
+    /// Numbers of transformers 4.57.6 for the example's shape, f32 there.
+    #[test]
+    fn yarn_equals_transformers() {
+        let check = |rope_scaling, wanted: [(usize, f64); 4], magnitude: f64| {
+            let rope = Rope::new(&ModelConfig {
+                rope_scaling,
+                ..ModelConfig::example()
+            });
+            for (pair, wanted) in wanted {
+                let found = rope.frequencies[pair];
+                assert!((found / wanted - 1.0).abs() < 1e-6, "{pair}: {found}");
+            }
+            assert!((rope.magnitude - magnitude).abs() < 1e-12);
+        };
+        let published = RopeScaling::yarn(4.0, 2048);
+        let wanted = [
+            (0, 1.0),
+            (9, 0.03121514804661274),
+            (13, 0.004864353686571121),
+            (31, 3.582531689971802e-06),
+        ];
+        check(published, wanted, 1.138629436111989);
+        let own = RopeScaling::Yarn {
+            factor: 4.0,
+            original_max_positions: 2048,
+            beta_fast: 8.0,
+            beta_slow: 2.0,
+            attention_factor: 1.25,
+            truncate: false,
+        };
+        let wanted = [
+            (9, 0.03924189880490303),
+            (11, 0.01652214676141739),
+            (13, 0.004423138685524464),
+            (17, 0.000551683537196368),
+        ];
+        check(own, wanted, 1.25);
     }
 }

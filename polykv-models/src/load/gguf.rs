@@ -2,15 +2,17 @@
 //!
 //! The file is memory-mapped. Opening reads and checks the header only; tensors are converted when asked for.
 
+mod config;
 mod dequant;
-mod llama;
+mod k_quants;
 mod parse;
+mod tensors;
 #[cfg(test)]
 pub(crate) mod testing;
 mod value;
 
 pub use dequant::GgmlType;
-pub use llama::{hf_name, unpermute_rope_rows};
+pub use tensors::{hf_name, tensors, unpermute_rope_rows};
 pub use value::{TensorInfo, Value};
 
 use memmap2::Mmap;
@@ -132,16 +134,13 @@ impl GgufFile {
 
     /// A tensor converted to f32, in row-major order of [`TensorInfo::shape`].
     ///
-    /// Converts F32, F16, BF16, Q8_0, Q4_0 and Q4_1; other types are refused by name.
+    /// Types without a conversion, such as Q2_K or IQ4_XS, are refused by name.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let info = self.existing(name)?;
         let bytes = &self.map[info.range.clone()];
         dequant::to_f32(info.ggml_type, bytes).ok_or_else(|| {
             let what = format!("type {} of tensor {name}", info.ggml_type.name());
-            let reason = format!(
-                "{}: allowed are F32, F16, BF16, Q8_0, Q4_0 and Q4_1",
-                self.place
-            );
+            let reason = format!("{}: allowed are {}", self.place, dequant::CONVERTIBLE);
             Error::unsupported(what, reason)
         })
     }
@@ -200,12 +199,12 @@ mod tests {
 
     #[test]
     fn unsupported_types_are_named() {
-        let file = Gguf::new().raw_tensor("w", &[1, 256], 12, &[0; 144]).open();
+        let file = Gguf::new().raw_tensor("w", &[1, 256], 10, &[0; 84]).open();
         assert!(
             file.read_f32("w")
                 .unwrap_err()
                 .to_string()
-                .contains("Q4_K of tensor w")
+                .contains("Q2_K of tensor w")
         );
         let unknown = Gguf::new().raw_tensor("w", &[1], 99, &[0; 4]).bytes();
         assert!(refusal(&unknown).contains("ggml type 99"));

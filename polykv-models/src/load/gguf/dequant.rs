@@ -1,6 +1,11 @@
 //! The number formats of ggml and their conversion to f32. All are little-endian, in blocks along a row.
 
+use super::k_quants::{q4_k_block, q5_k_block, q6_k_block};
 use half::{bf16, f16};
+
+/// The types that [`to_f32`] converts, for errors.
+pub(super) const CONVERTIBLE: &str =
+    "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K";
 
 /// A known ggml tensor type; not all of them can be converted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +64,12 @@ impl GgmlType {
     pub const F16: Self = Self(1);
     pub const Q4_0: Self = Self(2);
     pub const Q4_1: Self = Self(3);
+    pub const Q5_0: Self = Self(6);
+    pub const Q5_1: Self = Self(7);
     pub const Q8_0: Self = Self(8);
+    pub const Q4_K: Self = Self(12);
+    pub const Q5_K: Self = Self(13);
+    pub const Q6_K: Self = Self(14);
     pub const BF16: Self = Self(30);
 
     /// The type with ggml's number, if it is a known one.
@@ -86,14 +96,6 @@ impl GgmlType {
         self.row().2
     }
 
-    /// True when [`to_f32`] converts it.
-    pub fn is_convertible(self) -> bool {
-        matches!(
-            self,
-            Self::F32 | Self::F16 | Self::BF16 | Self::Q8_0 | Self::Q4_0 | Self::Q4_1
-        )
-    }
-
     /// Bytes per block.
     pub fn block_bytes(self) -> usize {
         self.row().3
@@ -102,26 +104,33 @@ impl GgmlType {
 
 /// Converts whole blocks to f32; `None` when the type has no conversion. A partial block at the end is left out.
 pub fn to_f32(ggml_type: GgmlType, bytes: &[u8]) -> Option<Vec<f32>> {
-    if !ggml_type.is_convertible() {
-        return None;
-    }
-    let (elements, size) = (ggml_type.block_elements(), ggml_type.block_bytes());
-    let mut out = vec![0.0; bytes.len() / size * elements];
-    let blocks = out.chunks_exact_mut(elements).zip(bytes.chunks_exact(size));
-    // One loop per type, so that each conversion is inlined.
-    match ggml_type {
-        GgmlType::F32 => blocks.for_each(|(out, raw)| f32_block(raw, out)),
-        GgmlType::F16 => blocks.for_each(|(out, raw)| f16_block(raw, out)),
-        GgmlType::BF16 => blocks.for_each(|(out, raw)| bf16_block(raw, out)),
-        GgmlType::Q8_0 => blocks.for_each(|(out, raw)| q8_0_block(raw, out)),
-        GgmlType::Q4_0 => blocks.for_each(|(out, raw)| q4_0_block(raw, out)),
-        GgmlType::Q4_1 => blocks.for_each(|(out, raw)| q4_1_block(raw, out)),
+    // One instance of the loop per type, so that each conversion is inlined.
+    Some(match ggml_type {
+        GgmlType::F32 => convert(ggml_type, bytes, f32_block),
+        GgmlType::F16 => convert(ggml_type, bytes, f16_block),
+        GgmlType::BF16 => convert(ggml_type, bytes, bf16_block),
+        GgmlType::Q8_0 => convert(ggml_type, bytes, q8_0_block),
+        GgmlType::Q4_0 => convert(ggml_type, bytes, q4_0_block),
+        GgmlType::Q4_1 => convert(ggml_type, bytes, q4_1_block),
+        GgmlType::Q5_0 => convert(ggml_type, bytes, q5_0_block),
+        GgmlType::Q5_1 => convert(ggml_type, bytes, q5_1_block),
+        GgmlType::Q4_K => convert(ggml_type, bytes, q4_k_block),
+        GgmlType::Q5_K => convert(ggml_type, bytes, q5_k_block),
+        GgmlType::Q6_K => convert(ggml_type, bytes, q6_k_block),
         _ => return None,
-    }
-    Some(out)
+    })
 }
 
-fn half_at(raw: &[u8], at: usize) -> f32 {
+fn convert(ggml_type: GgmlType, bytes: &[u8], block: impl Fn(&[u8], &mut [f32])) -> Vec<f32> {
+    let (elements, size) = (ggml_type.block_elements(), ggml_type.block_bytes());
+    let mut out = vec![0.0; bytes.len() / size * elements];
+    for (out, raw) in out.chunks_exact_mut(elements).zip(bytes.chunks_exact(size)) {
+        block(raw, out);
+    }
+    out
+}
+
+pub(super) fn half_at(raw: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([raw[at], raw[at + 1]]).to_f32()
 }
 
@@ -165,6 +174,28 @@ fn q4_1_block(raw: &[u8], out: &mut [f32]) {
     for ((x, y), q) in low.iter_mut().zip(high).zip(&raw[4..]) {
         *x = d * f32::from(q & 15) + m;
         *y = d * f32::from(q >> 4) + m;
+    }
+}
+
+/// `d: f16, h: u32, q: [u8; 16]`; as Q4_0, with bit i of h as the fifth bit of number i, less 16.
+fn q5_0_block(raw: &[u8], out: &mut [f32]) {
+    let d = half_at(raw, 0);
+    five_bits(&raw[2..], out, |q| d * (f32::from(q) - 16.0));
+}
+
+/// `d: f16, m: f16, h: u32, q: [u8; 16]`; as Q4_1, with bit i of h as the fifth bit of number i.
+fn q5_1_block(raw: &[u8], out: &mut [f32]) {
+    let (d, m) = (half_at(raw, 0), half_at(raw, 2));
+    five_bits(&raw[4..], out, |q| d * f32::from(q) + m);
+}
+
+/// `h: u32, q: [u8; 16]`: low nibbles of q first, then its high ones, each with its bit of h above.
+fn five_bits(raw: &[u8], out: &mut [f32], number: impl Fn(u8) -> f32) {
+    let (high_bits, nibbles) = raw.split_at(4);
+    let fifth = |i: usize| (high_bits[i / 8] >> (i % 8) & 1) << 4;
+    for (i, q) in nibbles.iter().enumerate() {
+        out[i] = number(q & 15 | fifth(i));
+        out[i + 16] = number(q >> 4 | fifth(i + 16));
     }
 }
 
@@ -215,6 +246,10 @@ mod tests {
     fn names_and_unknown_types() {
         assert_eq!(type_name(12), "Q4_K");
         assert_eq!(type_name(99), "ggml type 99");
-        assert_eq!(to_f32(GgmlType::from_id(14).unwrap(), &[0; 210]), None);
+        assert_eq!(to_f32(GgmlType::from_id(10).unwrap(), &[0; 84]), None);
+        for known in CONVERTIBLE.replace(" and ", ", ").split(", ") {
+            let id = TYPES.iter().find(|t| t.1 == known).unwrap().0;
+            assert!(to_f32(GgmlType(id), &[]).is_some(), "{known}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! What GGUF files of the llama architecture say about their model, and how their tensors map to checkpoint names.
+//! What a GGUF file's metadata says about its model.
 
 use super::GgufFile;
 use super::value::quoted;
@@ -9,52 +9,60 @@ use polykv_core::{Error, Result};
 const END_TOKENS: [&str; 2] = ["<|im_end|>", "<|eot_id|>"];
 
 impl GgufFile {
-    /// The model's shape from the `llama.*` keys; other architectures and options are refused by name.
+    /// The model's shape from the `llama.*` or `qwen3.*` keys; other architectures and options are refused by name.
     ///
     /// A `rope_freqs.weight` tensor is recognised as Llama 3 scaling when its values follow that rule.
     pub fn config(&self) -> Result<ModelConfig> {
-        match self.text("general.architecture")? {
-            Some("llama") => {}
-            Some(other) => {
-                let what = format!("architecture {}", quoted(other));
-                return Err(Error::unsupported(
-                    what,
-                    format!("{}: only llama can be loaded", self.place()),
-                ));
-            }
-            None => return Err(self.refuse("general.architecture", "missing", "\"llama\"")),
-        }
-        if self.uint("llama.expert_count")?.is_some_and(|n| n > 0) {
+        let family = self.family()?;
+        let key = |name: &str| key(family, name);
+        if self.uint(&key("expert_count"))?.is_some_and(|n| n > 0) {
             return Err(Error::unsupported("a mixture of experts", self.place()));
         }
-        let heads = self.size("llama.attention.head_count")?;
-        let hidden_size = self.size("llama.embedding_length")?;
-        let head_dim = self.head_dim(hidden_size, heads)?;
-        let rope_theta = self.number("llama.rope.freq_base")?.unwrap_or(10_000.0);
+        let heads = self.size(&key("attention.head_count"))?;
+        let hidden_size = self.size(&key("embedding_length"))?;
+        let head_dim = self.head_dim(family, hidden_size, heads)?;
+        let rope_theta = self.number(&key("rope.freq_base"))?.unwrap_or(10_000.0);
+        let max_positions = self.size(&key("context_length"))?;
         let config = ModelConfig {
-            family: Family::Llama,
+            family,
             vocab_size: self.vocab_size()?,
             hidden_size,
-            intermediate_size: self.size("llama.feed_forward_length")?,
-            layers: self.size("llama.block_count")?,
+            intermediate_size: self.size(&key("feed_forward_length"))?,
+            layers: self.size(&key("block_count"))?,
             heads,
-            kv_heads: match self.uint("llama.attention.head_count_kv")? {
-                Some(_) => self.size("llama.attention.head_count_kv")?,
+            kv_heads: match self.uint(&key("attention.head_count_kv"))? {
+                Some(_) => self.size(&key("attention.head_count_kv"))?,
                 None => heads,
             },
             head_dim,
-            max_positions: self.size("llama.context_length")?,
+            max_positions,
             rms_eps: self
-                .number("llama.attention.layer_norm_rms_epsilon")?
+                .number(&key("attention.layer_norm_rms_epsilon"))?
                 .unwrap_or(1e-5),
             rope_theta,
-            rope_scaling: self.rope_scaling(rope_theta, head_dim)?,
+            rope_scaling: match self.tensor("rope_freqs.weight") {
+                Some(_) => self.llama3_scaling(rope_theta, head_dim)?,
+                None => self.rope_scaling(family, max_positions)?,
+            },
             tie_embeddings: self.tensor("output.weight").is_none(),
             bos_token: self.token("tokenizer.ggml.bos_token_id")?,
             eos_tokens: self.end_tokens()?,
         };
         config.validate(self.place())?;
         Ok(config)
+    }
+
+    fn family(&self) -> Result<Family> {
+        let allowed = "llama or qwen3";
+        match self.text("general.architecture")? {
+            Some("llama") => Ok(Family::Llama),
+            Some("qwen3") => Ok(Family::Qwen3),
+            Some(other) => Err(Error::unsupported(
+                format!("architecture {}", quoted(other)),
+                format!("{}: allowed are {allowed}", self.place()),
+            )),
+            None => Err(self.refuse("general.architecture", "missing", allowed)),
+        }
     }
 
     fn size(&self, key: &str) -> Result<usize> {
@@ -71,16 +79,19 @@ impl GgufFile {
     }
 
     /// Key, value and rotary widths may be given apart; only equal ones are implemented.
-    fn head_dim(&self, hidden: usize, heads: usize) -> Result<usize> {
+    fn head_dim(&self, family: Family, hidden: usize, heads: usize) -> Result<usize> {
+        let heads_key = key(family, "attention.head_count");
         let even = hidden
             .checked_div(heads)
-            .ok_or_else(|| self.refuse("llama.attention.head_count", 0, "above 0"))?;
-        let head_dim = match self.uint("llama.attention.key_length")? {
-            Some(_) => self.size("llama.attention.key_length")?,
+            .ok_or_else(|| self.refuse(&heads_key, 0, "above 0"))?;
+        let length_key = key(family, "attention.key_length");
+        let head_dim = match self.uint(&length_key)? {
+            Some(_) => self.size(&length_key)?,
             None => even,
         };
-        for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
-            if let Some(found) = self.uint(key)?
+        for name in ["attention.value_length", "rope.dimension_count"] {
+            let key = key(family, name);
+            if let Some(found) = self.uint(&key)?
                 && found != head_dim as u64
             {
                 let reason = format!("{}: the head size is {head_dim}", self.place());
@@ -126,44 +137,67 @@ impl GgufFile {
         Ok(unique)
     }
 
-    fn rope_scaling(&self, theta: f64, head_dim: usize) -> Result<RopeScaling> {
-        if let Some(freqs) = self.tensor("rope_freqs.weight") {
-            if freqs.elements() != head_dim / 2 {
-                let allowed = format!("{} numbers, half the head size", head_dim / 2);
-                let found = format!("{:?}", freqs.shape);
-                return Err(self.refuse("tensor rope_freqs.weight", found, &allowed));
-            }
-            return self.llama3_scaling(theta, head_dim);
-        }
-        let factor = match self.number("llama.rope.scaling.factor")? {
+    fn rope_scaling(&self, family: Family, max_positions: usize) -> Result<RopeScaling> {
+        let (type_key, factor_key) = (
+            key(family, "rope.scaling.type"),
+            key(family, "rope.scaling.factor"),
+        );
+        let factor = match self.number(&factor_key)? {
             Some(factor) => Some(factor),
-            None => self.number("llama.rope.scale_linear")?,
+            None => self.number(&key(family, "rope.scale_linear"))?,
         };
-        match (self.text("llama.rope.scaling.type")?, factor) {
+        match (self.text(&type_key)?, factor) {
             (Some("none"), _) | (None, None) => Ok(RopeScaling::None),
             (None | Some("linear"), Some(1.0)) => Ok(RopeScaling::None),
             (None | Some("linear"), Some(factor)) => Ok(RopeScaling::Linear { factor }),
-            (Some("linear"), None) => {
-                Err(self.refuse("llama.rope.scaling.factor", "missing", "a number"))
-            }
+            (Some("yarn"), Some(factor)) => self.yarn(family, factor, max_positions),
+            (Some("linear" | "yarn"), None) => Err(self.refuse(&factor_key, "missing", "a number")),
             (Some(other), _) => Err(Error::unsupported(
-                format!("llama.rope.scaling.type {}", quoted(other)),
-                format!("{}: allowed are none and linear", self.place()),
+                format!("{type_key} {}", quoted(other)),
+                format!("{}: allowed are none, linear and yarn", self.place()),
             )),
         }
     }
 
+    /// YaRN as published; files that turn its other knobs are refused.
+    fn yarn(&self, family: Family, factor: f64, max_positions: usize) -> Result<RopeScaling> {
+        for knob in [
+            "attn_factor",
+            "yarn_attn_factor",
+            "yarn_beta_fast",
+            "yarn_beta_slow",
+            "yarn_ext_factor",
+            "yarn_log_multiplier",
+        ] {
+            let key = key(family, &format!("rope.scaling.{knob}"));
+            if self.value(&key).is_some() {
+                return Err(Error::unsupported(key, self.place()));
+            }
+        }
+        let original = key(family, "rope.scaling.original_context_length");
+        let original = match self.uint(&original)? {
+            Some(_) => self.size(&original)?,
+            None => max_positions,
+        };
+        Ok(RopeScaling::yarn(factor, original))
+    }
+
     /// The file holds only the divisors of the frequencies; the published parameters that give them are found by trial.
     fn llama3_scaling(&self, theta: f64, head_dim: usize) -> Result<RopeScaling> {
+        let shape = self.tensor("rope_freqs.weight").map(|freqs| &freqs.shape);
+        if shape.is_none_or(|shape| *shape != [head_dim / 2]) {
+            let allowed = format!("[{}], half the head size", head_dim / 2);
+            let found = format!("{:?}", shape.map_or(&[][..], Vec::as_slice));
+            return Err(self.refuse("tensor rope_freqs.weight", found, &allowed));
+        }
         let divisors = self.read_f32("rope_freqs.weight")?;
         let factor = f64::from(divisors.iter().copied().fold(1.0, f32::max));
         let (low, high, original) = (1.0, 4.0, 8192usize);
-        let fits = divisors.len() == head_dim / 2
-            && divisors.iter().enumerate().all(|(pair, found)| {
-                let frequency = theta.powf(-2.0 * pair as f64 / head_dim as f64);
-                let expected = llama3_divisor(frequency, factor, low, high, original as f64);
-                (f64::from(*found) / expected - 1.0).abs() < 1e-3
-            });
+        let fits = divisors.iter().enumerate().all(|(pair, found)| {
+            let frequency = theta.powf(-2.0 * pair as f64 / head_dim as f64);
+            let expected = llama3_divisor(frequency, factor, low, high, original as f64);
+            (f64::from(*found) / expected - 1.0).abs() < 1e-3
+        });
         if !fits {
             let reason = format!(
                 "{}: only Llama 3 scaling with frequency factors {low} and {high} from {original} positions is known",
@@ -183,6 +217,11 @@ impl GgufFile {
     }
 }
 
+/// The name of an architecture's key; ggml's names of architectures are ours of families.
+fn key(family: Family, name: &str) -> String {
+    format!("{}.{name}", family.name())
+}
+
 /// What Llama 3 scaling divides one rotary frequency (radians per position) by.
 fn llama3_divisor(frequency: f64, factor: f64, low: f64, high: f64, original: f64) -> f64 {
     let wavelength = std::f64::consts::TAU / frequency;
@@ -194,69 +233,6 @@ fn llama3_divisor(frequency: f64, factor: f64, low: f64, high: f64, original: f6
         let smooth = (original / wavelength - low) / (high - low);
         1.0 / ((1.0 - smooth) / factor + smooth)
     }
-}
-
-/// The checkpoint name of a GGUF tensor: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
-///
-/// `None` for tensors that have no counterpart, such as `rope_freqs.weight`.
-pub fn hf_name(gguf_name: &str) -> Option<String> {
-    match gguf_name {
-        "token_embd.weight" => return Some("model.embed_tokens.weight".into()),
-        "output_norm.weight" => return Some("model.norm.weight".into()),
-        "output.weight" => return Some("lm_head.weight".into()),
-        _ => {}
-    }
-    let (layer, part) = gguf_name.strip_prefix("blk.")?.split_once('.')?;
-    let layer: u32 = layer.parse().ok()?;
-    let module = match part.strip_suffix(".weight")? {
-        "attn_q" => "self_attn.q_proj",
-        "attn_k" => "self_attn.k_proj",
-        "attn_v" => "self_attn.v_proj",
-        "attn_output" => "self_attn.o_proj",
-        "ffn_gate" => "mlp.gate_proj",
-        "ffn_up" => "mlp.up_proj",
-        "ffn_down" => "mlp.down_proj",
-        "attn_norm" => "input_layernorm",
-        "ffn_norm" => "post_attention_layernorm",
-        _ => return None,
-    };
-    Some(format!("model.layers.{layer}.{module}.weight"))
-}
-
-/// Puts the rows of a GGUF query or key weight, shape `[heads * head_dim, inner]`, into checkpoint order.
-///
-/// GGUF llama files order them for interleaved rotation, `[heads, head_dim / 2, 2, inner]`; checkpoints rotate
-/// halves, `[heads, 2, head_dim / 2, inner]`. Fails when the length is not `heads * head_dim * inner` or
-/// `head_dim` is odd.
-pub fn unpermute_rope_rows(
-    data: &[f32],
-    heads: usize,
-    head_dim: usize,
-    inner: usize,
-) -> Result<Vec<f32>> {
-    let expected = heads
-        .checked_mul(head_dim)
-        .and_then(|rows| rows.checked_mul(inner));
-    if expected != Some(data.len()) || data.is_empty() || !head_dim.is_multiple_of(2) {
-        let allowed = format!("{heads} heads of an even size {head_dim}, rows of {inner}");
-        return Err(Error::invalid(
-            "query or key weight",
-            "length",
-            data.len(),
-            allowed,
-        ));
-    }
-    let half = head_dim / 2;
-    let mut out = Vec::with_capacity(data.len());
-    for head in data.chunks_exact(head_dim * inner) {
-        for side in 0..2 {
-            for pair in 0..half {
-                let row = (pair * 2 + side) * inner;
-                out.extend_from_slice(&head[row..row + inner]);
-            }
-        }
-    }
-    Ok(out)
 }
 
 #[cfg(test)]
@@ -296,6 +272,26 @@ mod tests {
     }
 
     #[test]
+    fn yarn() {
+        let set = |factor: f64| {
+            tiny_llama()
+                .value("llama.rope.scaling.type", &Value::String("yarn".into()))
+                .value("llama.rope.scaling.factor", &Value::Float(factor))
+        };
+        let key = "llama.rope.scaling.original_context_length";
+        let file = set(4.0).value(key, &Value::Uint(32)).open();
+        let expected = RopeScaling::yarn(4.0, 32);
+        assert_eq!(file.config().unwrap().rope_scaling, expected);
+        let knob = "llama.rope.scaling.yarn_ext_factor";
+        let file = set(4.0).value(knob, &Value::Float(1.0)).open();
+        let message = file.config().unwrap_err().to_string();
+        assert!(message.contains(knob), "{message}");
+        let file = set(-4.0).open();
+        let message = file.config().unwrap_err().to_string();
+        assert!(message.contains("factor is -4"), "{message}");
+    }
+
+    #[test]
     fn llama3_factors_are_recognised() {
         // 32 pairs with theta 500000 and factor 8 reach all three branches.
         let divisors: Vec<f32> = (0..32)
@@ -320,35 +316,5 @@ mod tests {
         let mut other = divisors;
         other[16] *= 1.1;
         assert!(load(&other).unwrap_err().is_refusal());
-    }
-
-    #[test]
-    fn names() {
-        let name = |n| hf_name(n).unwrap();
-        assert_eq!(name("token_embd.weight"), "model.embed_tokens.weight");
-        assert_eq!(
-            name("blk.12.attn_output.weight"),
-            "model.layers.12.self_attn.o_proj.weight"
-        );
-        assert_eq!(
-            name("blk.0.ffn_norm.weight"),
-            "model.layers.0.post_attention_layernorm.weight"
-        );
-        for other in ["rope_freqs.weight", "blk.x.attn_q.weight", "blk.1.attn_q"] {
-            assert_eq!(hf_name(other), None);
-        }
-    }
-
-    #[test]
-    fn rows_return_to_checkpoint_order() {
-        // Two heads of four rows of two numbers; checkpoint row r holds r and -r.
-        let checkpoint: Vec<f32> = (0..8).flat_map(|r| [r as f32, -(r as f32)]).collect();
-        let permuted: Vec<f32> = [0, 2, 1, 3, 4, 6, 5, 7]
-            .into_iter()
-            .flat_map(|r: usize| checkpoint[r * 2..r * 2 + 2].to_vec())
-            .collect();
-        assert_eq!(unpermute_rope_rows(&permuted, 2, 4, 2).unwrap(), checkpoint);
-        assert!(unpermute_rope_rows(&permuted, 2, 4, 3).is_err());
-        assert!(unpermute_rope_rows(&permuted, usize::MAX, 4, 3).is_err());
     }
 }

@@ -1,0 +1,189 @@
+//! What the families share: an embedding, a stack of layers, a norm and a head, run over a cache. A family is its
+//! [`Layer`].
+
+use crate::config::ModelConfig;
+use crate::layers::{Embedding, Linear, RmsNorm, Rope, RopeTable};
+use crate::{CausalLm, PrefillOptions};
+use burn::module::{Module, ModuleDisplay};
+use burn::tensor::{Device, Int, Tensor};
+use polykv_core::ops::bytes;
+use polykv_core::{Error, KvCache, Result};
+
+/// One layer of a family. Its field names spell the checkpoints' tensor names.
+pub trait Layer: Module + ModuleDisplay + Send + Sync {
+    /// A layer without weights: load into it before use.
+    fn new(config: &ModelConfig, device: &Device) -> Self;
+
+    /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`; `attend` gets rotated queries, rotated keys and values,
+    /// `[batch, heads, tokens, head_dim]` each.
+    ///
+    /// # Errors
+    /// Those of `attend`.
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        rope: &RopeTable,
+        attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
+    ) -> Result<Tensor<3>>;
+}
+
+/// The weights, under the names that Hugging Face checkpoints use.
+#[derive(Module, Debug)]
+pub struct Weights<L: Module> {
+    pub model: Stack<L>,
+    /// Absent in models whose head is the embedding.
+    pub lm_head: Option<Linear>,
+}
+
+#[derive(Module, Debug)]
+pub struct Stack<L: Module> {
+    pub embed_tokens: Embedding,
+    pub layers: Vec<L>,
+    pub norm: RmsNorm,
+}
+
+impl<L: Layer> Weights<L> {
+    /// A model without weights: load into it before use.
+    pub fn new(config: &ModelConfig, device: &Device) -> Self {
+        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+        Self {
+            model: Stack {
+                embed_tokens: Embedding::new(vocab, hidden, device),
+                layers: (0..config.layers).map(|_| L::new(config, device)).collect(),
+                norm: RmsNorm::new(hidden, config.rms_eps, device),
+            },
+            lm_head: (!config.tie_embeddings).then(|| Linear::new(hidden, vocab, device)),
+        }
+    }
+}
+
+/// A model, ready to run.
+#[derive(Debug)]
+pub struct Decoder<L: Layer> {
+    config: ModelConfig,
+    device: Device,
+    weights: Weights<L>,
+    rope: Rope,
+}
+
+impl<L: Layer> Decoder<L> {
+    pub fn new(config: ModelConfig, weights: Weights<L>, device: &Device) -> Self {
+        let rope = Rope::new(&config);
+        Self {
+            config,
+            device: device.clone(),
+            weights,
+            rope,
+        }
+    }
+
+    /// Layer-major: each layer sees the whole prompt, chunk by chunk, and is trimmed before the next one starts.
+    /// Returns the hidden states of each chunk.
+    fn run_prompt(
+        &self,
+        ids: Tensor<2, Int>,
+        cache: &mut KvCache,
+        options: &mut PrefillOptions<'_>,
+    ) -> Result<Vec<Tensor<3>>> {
+        let [_, tokens] = ids.dims();
+        let start = cache.seen();
+        self.check_length(start, tokens)?;
+        cache.begin_prefill(tokens)?;
+        let mut chunks = Vec::new();
+        for first in (0..tokens).step_by(options.chunk.max(1)) {
+            let last = tokens.min(first + options.chunk.max(1));
+            let part = ids.clone().narrow(1, first, last - first);
+            let rope = self.rope.table(start + first..start + last, &self.device);
+            chunks.push((self.weights.model.embed_tokens.forward(part), rope));
+        }
+        // A chunk's input is still held while its output is computed.
+        let held: usize = chunks.iter().map(|(x, _)| bytes(x)).sum();
+        options.activation_peak_bytes = held + chunks.first().map_or(0, |(x, _)| bytes(x));
+        for (index, layer) in self.weights.model.layers.iter().enumerate() {
+            for (x, rope) in &mut chunks {
+                let attend = |q, k, v| cache.prefill(index, q, k, v);
+                *x = layer.forward(x.clone(), rope, attend)?;
+            }
+            cache.end_prefill(index)?;
+            options.report(index + 1, self.config.layers);
+        }
+        Ok(chunks.into_iter().map(|(x, _)| x).collect())
+    }
+
+    fn check_length(&self, start: usize, tokens: usize) -> Result<()> {
+        if tokens == 0 {
+            return Err(Error::invalid("prompt", "length", "0 tokens", "at least 1"));
+        }
+        let (total, most) = (start + tokens, self.config.max_positions);
+        if total > most {
+            let allowed = format!("at most {most} tokens, the model's context");
+            return Err(Error::invalid(
+                "prompt",
+                "length",
+                format!("{total} tokens"),
+                allowed,
+            ));
+        }
+        Ok(())
+    }
+
+    fn head(&self, x: Tensor<3>) -> Tensor<3> {
+        let x = self.weights.model.norm.forward(x);
+        match &self.weights.lm_head {
+            Some(head) => head.forward(x),
+            None => self.weights.model.embed_tokens.as_head(x),
+        }
+    }
+}
+
+impl<L: Layer> CausalLm for Decoder<L> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    fn prefill(
+        &self,
+        ids: Tensor<2, Int>,
+        cache: &mut KvCache,
+        options: &mut PrefillOptions<'_>,
+    ) -> Result<Tensor<2>> {
+        let mut chunks = self.run_prompt(ids, cache, options)?;
+        let last = chunks
+            .pop()
+            .ok_or_else(|| Error::Failed("a prompt without chunks".into()))?;
+        let [batch, tokens, _] = last.dims();
+        let logits = self.head(last.narrow(1, tokens - 1, 1));
+        Ok(logits.reshape([batch, self.config.vocab_size]))
+    }
+
+    fn logits(
+        &self,
+        ids: Tensor<2, Int>,
+        cache: &mut KvCache,
+        options: &mut PrefillOptions<'_>,
+    ) -> Result<Tensor<3>> {
+        let chunks = self.run_prompt(ids, cache, options)?;
+        Ok(Tensor::cat(
+            chunks.into_iter().map(|x| self.head(x)).collect(),
+            1,
+        ))
+    }
+
+    fn decode(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Result<Tensor<2>> {
+        let [batch, tokens] = ids.dims();
+        if tokens != 1 {
+            return Err(Error::invalid("decode", "tokens", tokens, 1));
+        }
+        let position = cache.seen();
+        let rope = self.rope.table(position..position + 1, &self.device);
+        let mut x = self.weights.model.embed_tokens.forward(ids);
+        for (index, layer) in self.weights.model.layers.iter().enumerate() {
+            x = layer.forward(x, &rope, |q, k, v| cache.decode(index, q, k, v))?;
+        }
+        Ok(self.head(x).reshape([batch, self.config.vocab_size]))
+    }
+}

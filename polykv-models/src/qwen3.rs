@@ -1,0 +1,43 @@
+//! The Qwen3 family, dense: as Llama, with a norm over each head of queries and keys before they are rotated, and a
+//! head size that `hidden_size / heads` does not tell.
+
+use crate::config::ModelConfig;
+use crate::decoder::{Decoder, Layer};
+use crate::layers::{Attention, Mlp, RmsNorm, RopeTable};
+use burn::module::Module;
+use burn::tensor::{Device, Tensor};
+use polykv_core::Result;
+
+pub type Qwen3 = Decoder<Qwen3Layer>;
+
+#[derive(Module, Debug)]
+pub struct Qwen3Layer {
+    pub input_layernorm: RmsNorm,
+    pub self_attn: Attention,
+    pub post_attention_layernorm: RmsNorm,
+    pub mlp: Mlp,
+}
+
+impl Layer for Qwen3Layer {
+    fn new(config: &ModelConfig, device: &Device) -> Self {
+        let norm = || RmsNorm::new(config.hidden_size, config.rms_eps, device);
+        Self {
+            input_layernorm: norm(),
+            self_attn: Attention::new(config, device).with_head_norms(config, device),
+            post_attention_layernorm: norm(),
+            mlp: Mlp::new(config.hidden_size, config.intermediate_size, device),
+        }
+    }
+
+    fn forward(
+        &self,
+        x: Tensor<3>,
+        rope: &RopeTable,
+        attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
+    ) -> Result<Tensor<3>> {
+        let normed = self.input_layernorm.forward(x.clone());
+        let x = x + self.self_attn.forward(normed, rope, attend)?;
+        let normed = self.post_attention_layernorm.forward(x.clone());
+        Ok(x + self.mlp.forward(normed))
+    }
+}

@@ -1,0 +1,87 @@
+//! Memory that a budget frees, as the operating system sees it: two fresh processes on the same 8k prompt.
+
+#![cfg(target_os = "linux")]
+
+use std::fmt::Write;
+use std::process::Command;
+
+fn prompt() -> String {
+    const WORDS: [&str; 12] = [
+        "the harbour",
+        "an old wooden gate",
+        "seven green apples",
+        "a letter from the north",
+        "the evening train",
+        "a quiet garden",
+        "the bells",
+        "a painter",
+        "rain on the roof",
+        "the market",
+        "two ferries",
+        "a lamp",
+    ];
+    let mut text = String::new();
+    for i in 0..560 {
+        let [a, b, c] = [i % 12, i * 5 % 12, i * i % 12];
+        let _ = write!(
+            text,
+            "Nobody compared {} with {} before {}. ",
+            WORDS[a], WORDS[b], WORDS[c]
+        );
+    }
+    text
+}
+
+struct Run {
+    prompt_tokens: u64,
+    kv_bytes: u64,
+    process_peak: u64,
+}
+
+fn run(prompt: &std::path::Path, compression: &[&str]) -> Run {
+    let output = Command::new(env!("CARGO_BIN_EXE_polykv"))
+        .args(["generate", "-m", "smollm2-135m", "-n", "2", "--json", "-f"])
+        .arg(prompt)
+        .args(compression)
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    Run {
+        prompt_tokens: json["prompt_tokens"].as_u64().unwrap(),
+        kv_bytes: json["kv"]["peak_bytes"].as_u64().unwrap(),
+        process_peak: json["process_peak_bytes"].as_u64().unwrap(),
+    }
+}
+
+#[test]
+fn peak_resident_memory_falls_by_what_the_cache_saves() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    std::fs::write(&file, prompt()).unwrap();
+    let full = run(&file, &[]);
+    let trimmed = run(&file, &["--policy", "snapkv", "--budget", "256"]);
+    assert!(
+        (7000..8192).contains(&full.prompt_tokens),
+        "{} tokens",
+        full.prompt_tokens
+    );
+    let saving = full.kv_bytes - trimmed.kv_bytes;
+    let freed = full.process_peak.saturating_sub(trimmed.process_peak);
+    println!(
+        "{} tokens: KV peak {} -> {} bytes, process peak {} -> {} bytes",
+        full.prompt_tokens,
+        full.kv_bytes,
+        trimmed.kv_bytes,
+        full.process_peak,
+        trimmed.process_peak
+    );
+    assert!(
+        freed as f64 >= 0.8 * saving as f64,
+        "freed {freed} of {saving} bytes"
+    );
+}
