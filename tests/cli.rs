@@ -4,6 +4,9 @@ mod cli_support;
 
 #[path = "cli/compression.rs"]
 mod compression;
+#[cfg(feature = "hub")]
+#[path = "cli/hub.rs"]
+mod hub;
 
 use cli_support::{
     generate, generate_args, generate_json, path_str, polykv, polykv_with, tiny_model,

@@ -2,7 +2,7 @@
 
 mod values;
 
-pub use values::{Dtype, Phases, Setting};
+pub use values::{Dtype, Phases, Pullable, Setting};
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
@@ -24,7 +24,10 @@ pub enum Command {
     /// Without --plan and --policy the whole cache is kept. The defaults of the sampling are greedy; --top-k, --top-p
     /// and --min-p act at a temperature above 0.
     Generate(Box<GenerateArgs>),
-    /// Fetches a built-in model and prints its path; lists them without a name
+    /// Fetches a model and prints its path; lists the built-in ones without a name
+    ///
+    /// Models of the Hugging Face hub are fetched with the token in HF_TOKEN, or in the file that `hf auth login`
+    /// writes, and from HF_ENDPOINT where that is set. A pull that was interrupted goes on where it was.
     Pull(PullArgs),
     /// Looks at plan files
     Plan(PlanArgs),
@@ -54,9 +57,12 @@ pub struct GenerateArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Model")]
 pub struct ModelArgs {
-    /// A folder, a GGUF file, or a built-in name (see `polykv pull`)
+    /// A folder, a GGUF file, a built-in name (see `polykv pull`), or ORG/NAME or ORG/NAME:FILE.gguf of the hub
     #[arg(short, long, value_name = "MODEL")]
     pub model: String,
+    /// Branch, tag or commit of ORG/NAME
+    #[arg(long, value_name = "REVISION")]
+    pub revision: Option<String>,
     /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
@@ -191,9 +197,11 @@ pub struct SamplingArgs {
 
 #[derive(Debug, Args)]
 pub struct PullArgs {
-    /// A built-in model
-    #[arg(value_parser = values::aliases())]
-    pub name: Option<String>,
+    /// A built-in name, or ORG/NAME or ORG/NAME:FILE.gguf of the Hugging Face hub
+    pub name: Option<Pullable>,
+    /// Branch, tag or commit of ORG/NAME
+    #[arg(long, value_name = "REVISION", requires = "name")]
+    pub revision: Option<String>,
 }
 
 #[derive(Debug, Args)]

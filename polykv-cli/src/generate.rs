@@ -24,9 +24,12 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let device = spec.open()?;
 
     let mut pulling = progress::Pull::default();
-    let path = hub::resolve(&args.model.model, args.model.offline, &mut |step| {
+    let given = &args.model;
+    let revision = given.revision.as_deref();
+    let path = hub::resolve_at(&given.model, revision, given.offline, &mut |step| {
         pulling.step(step);
     })?;
+    drop(pulling);
     let loading = progress::spinner("loading the model");
     let model = models::load(&path, &device)?;
     loading.finish_and_clear();

@@ -1,6 +1,6 @@
-//! `polykv pull`: built-in models.
+//! `polykv pull`: models with a name, built in or of the hub.
 
-use crate::args::PullArgs;
+use crate::args::{PullArgs, Pullable};
 use crate::output::{progress, table};
 use anyhow::Context;
 use polykv::Error;
@@ -12,22 +12,26 @@ use std::io::Write;
 pub fn run(args: &PullArgs) -> anyhow::Result<()> {
     let text = match &args.name {
         None => list(),
-        Some(name) => pull(name)?,
+        Some(name) => pull(name, args.revision.as_deref())?,
     };
     writeln!(std::io::stdout(), "{text}").context("standard output")
 }
 
-fn pull(name: &str) -> polykv::Result<String> {
-    let known = || {
-        hub::ALIASES
-            .iter()
-            .map(|alias| alias.name)
-            .collect::<Vec<_>>()
-    };
-    let alias =
-        hub::alias(name).ok_or_else(|| Error::invalid("pull", "name", name, known().join(", ")))?;
+fn pull(name: &Pullable, revision: Option<&str>) -> polykv::Result<String> {
     let mut bar = progress::Pull::default();
-    let path = hub::pull(alias, &mut |step| bar.step(step))?;
+    let mut step = |step| bar.step(step);
+    let path = match (name, revision) {
+        (Pullable::BuiltIn(alias), None) => hub::pull(alias, &mut step)?,
+        (Pullable::Hub(repo), None) => hub::pull_repo(repo, &mut step)?,
+        (Pullable::Hub(repo), Some(revision)) => {
+            hub::pull_repo(&repo.clone().at(revision)?, &mut step)?
+        }
+        (Pullable::BuiltIn(alias), Some(revision)) => {
+            let allowed = "none: only models of the hub, ORG/NAME, have revisions";
+            let place = format!("model {}", alias.name);
+            return Err(Error::invalid(place, "revision", revision, allowed));
+        }
+    };
     Ok(path.display().to_string())
 }
 

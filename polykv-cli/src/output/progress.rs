@@ -3,6 +3,7 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use polykv::models::hub::Step;
 use std::io::IsTerminal;
+use std::sync::Arc;
 use std::time::Duration;
 
 const TICK: Duration = Duration::from_millis(100);
@@ -31,6 +32,8 @@ pub fn spinner(message: &'static str) -> ProgressBar {
 pub struct Pull {
     spinner: Option<ProgressBar>,
     unpacking: Option<ProgressBar>,
+    /// The file on its way.
+    file: Option<(Arc<str>, ProgressBar)>,
 }
 
 impl Pull {
@@ -38,12 +41,40 @@ impl Pull {
     pub fn step(&mut self, step: Step) {
         match step {
             Step::Downloading => self.spinner = Some(spinner("downloading the model")),
+            Step::File { name, done, total } => {
+                self.clear_spinner();
+                self.file(name, done, total);
+            }
             Step::Unpacking { done, total } => {
                 self.clear_spinner();
                 self.unpacking
                     .get_or_insert_with(|| bar(total, "unpacking {bar:30} {bytes}/{total_bytes}"))
                     .set_position(done);
             }
+        }
+    }
+
+    fn file(&mut self, name: Arc<str>, done: u64, total: u64) {
+        match &self.file {
+            Some((known, bar)) if *known == name => bar.set_position(done),
+            _ => {
+                self.clear_file();
+                let bar = bar(
+                    total,
+                    "{msg} {bar:30} {bytes}/{total_bytes} {binary_bytes_per_sec}",
+                );
+                let bar = bar.with_message(name.to_string());
+                bar.set_position(done);
+                // Of a file that is resumed, only what comes now counts for the speed.
+                bar.reset_eta();
+                self.file = Some((name, bar));
+            }
+        }
+    }
+
+    fn clear_file(&mut self) {
+        if let Some((_, bar)) = self.file.take() {
+            bar.finish_and_clear();
         }
     }
 
@@ -57,6 +88,7 @@ impl Pull {
 impl Drop for Pull {
     fn drop(&mut self) {
         self.clear_spinner();
+        self.clear_file();
         if let Some(bar) = &self.unpacking {
             bar.finish_and_clear();
         }

@@ -1,0 +1,205 @@
+//! One file from the hub into a folder: resumed where an earlier try ended, checked, and named only when it is whole.
+
+use super::Step;
+use super::client::{Attempt, Client, Facts, Remote, Trouble, later};
+use super::partial::Partial;
+use polykv_core::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+use ureq::Body;
+use ureq::http::{Response, StatusCode};
+
+/// How often a lost connection is made up for before the user is asked to.
+const REPEATS: u32 = 4;
+const CHUNK: usize = 1 << 17;
+
+/// Puts a file of at most `limit` bytes into `folder`, unless it is there.
+///
+/// # Errors
+/// As [`Client::get`]; a file that is too large, or not what the hub said it is. What came of a file whose connection
+/// was lost stays in `folder` under another name.
+pub(super) fn fetch(
+    client: &Client,
+    remote: Remote<'_>,
+    limit: u64,
+    folder: &Path,
+    progress: &mut dyn FnMut(Step),
+) -> Attempt<()> {
+    if folder.join(remote.file).is_file() {
+        return Ok(());
+    }
+    let mut repeats = 0;
+    loop {
+        match attempt(client, remote, limit, folder, progress) {
+            Err(Trouble::Lost(_)) if repeats < REPEATS => {
+                std::thread::sleep(client.pause * 2u32.pow(repeats));
+                repeats += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn attempt(
+    client: &Client,
+    remote: Remote<'_>,
+    limit: u64,
+    folder: &Path,
+    progress: &mut dyn FnMut(Step),
+) -> Attempt<()> {
+    let old = Partial::find(folder, remote.file)?;
+    let from = old.as_ref().map_or(0, |old| old.bytes);
+    let (facts, response) = client.get(remote, from)?;
+    if let Some(old) = old {
+        if resumes(&facts, &response, &old) {
+            return receive(remote, limit, (facts, response), old, progress);
+        }
+        old.remove()?;
+        if response.status() != StatusCode::OK {
+            drop(response);
+            let again = client.get(remote, 0)?;
+            let new = Partial::new(folder, remote.file, again.0.etag.as_deref());
+            return receive(remote, limit, again, new, progress);
+        }
+    }
+    let new = Partial::new(folder, remote.file, facts.etag.as_deref());
+    receive(remote, limit, (facts, response), new, progress)
+}
+
+/// Whether an answer goes on where `old` ends, with the same contents.
+fn resumes(facts: &Facts, response: &Response<Body>, old: &Partial) -> bool {
+    response.status() == StatusCode::PARTIAL_CONTENT
+        && facts.etag.as_ref() == Some(&old.etag)
+        && content_range(response).is_some_and(|(start, _)| start == old.bytes)
+}
+
+/// Start and total of `bytes START-END/TOTAL`.
+fn content_range(response: &Response<Body>) -> Option<(u64, u64)> {
+    let value = response.headers().get("content-range")?.to_str().ok()?;
+    let (range, total) = value.strip_prefix("bytes ")?.split_once('/')?;
+    let (start, _) = range.split_once('-')?;
+    Some((start.parse().ok()?, total.parse().ok()?))
+}
+
+/// The size of the whole file, checked before anything of it is written. None where the end is marked by the
+/// transfer itself, as servers do for texts that they make on the way.
+fn size(
+    remote: Remote<'_>,
+    limit: u64,
+    facts: &Facts,
+    response: &Response<Body>,
+) -> Result<Option<u64>> {
+    let place = remote.place();
+    let header = |name| {
+        response
+            .headers()
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+    };
+    let announced = match response.status() {
+        StatusCode::PARTIAL_CONTENT => content_range(response).map(|(_, total)| total),
+        StatusCode::OK => header("content-length").and_then(|length| length.parse().ok()),
+        status => return Err(Error::invalid(place, "answer of the hub", status, "200 OK")),
+    };
+    let chunked = header("transfer-encoding").is_some_and(|e| e.eq_ignore_ascii_case("chunked"));
+    if announced.is_none() && !chunked {
+        let allowed = "a number, to tell a whole file from a part";
+        return Err(Error::invalid(place, "Content-Length", "missing", allowed));
+    }
+    if let (Some(announced), Some(size)) = (announced, facts.size)
+        && announced != size
+    {
+        let allowed = format!("{size} bytes, as the hub says");
+        return Err(Error::invalid(
+            place,
+            "size",
+            format!("{announced} bytes"),
+            allowed,
+        ));
+    }
+    match announced.or(facts.size) {
+        Some(total) if total > limit => Err(too_large(remote, format!("{total} bytes"), limit)),
+        total => Ok(total),
+    }
+}
+
+fn too_large(remote: Remote<'_>, found: String, limit: u64) -> Error {
+    Error::invalid(
+        remote.place(),
+        "size",
+        found,
+        format!("at most {limit} bytes"),
+    )
+}
+
+/// Writes what is left of a file to the end of `part`.
+fn receive(
+    remote: Remote<'_>,
+    limit: u64,
+    (facts, response): (Facts, Response<Body>),
+    part: Partial,
+    progress: &mut dyn FnMut(Step),
+) -> Attempt<()> {
+    let total = size(remote, limit, &facts, &response)?;
+    let name: Arc<str> = remote.file.into();
+    let mut hash = match &facts.sha256 {
+        Some(_) => Some(part.hash()?),
+        None => None,
+    };
+    let mut file = part.open()?;
+    let mut body = response.into_body().into_reader();
+    let mut buffer = vec![0; CHUNK];
+    let mut done = part.bytes;
+    loop {
+        // The server may send more than it announced.
+        let most = total.unwrap_or(limit);
+        let lost = |why: &dyn std::fmt::Display| {
+            let (place, later) = (remote.place(), later(remote.repo));
+            let text = format!("{place}: the connection ended after {done} bytes ({why}); {later}");
+            Trouble::Lost(Error::Failed(text))
+        };
+        let count = body.read(&mut buffer).map_err(|e| lost(&e))?;
+        if count == 0 {
+            match total {
+                Some(total) if done < total => return Err(lost(&format!("of {total}"))),
+                _ => break,
+            }
+        }
+        done += count as u64;
+        if done > most {
+            part.remove()?;
+            return Err(too_large(remote, format!("{done} bytes or more"), most).into());
+        }
+        let bytes = &buffer[..count];
+        if let Some(hash) = &mut hash {
+            hash.update(bytes);
+        }
+        file.write_all(bytes)
+            .map_err(|e| Error::io(&part.path, e))?;
+        let (name, total) = (name.clone(), total.unwrap_or(done));
+        progress(Step::File { name, done, total });
+    }
+    finish(remote, &facts, hash, &file, &part)
+}
+
+/// Checks the contents and gives them their name.
+fn finish(
+    remote: Remote<'_>,
+    facts: &Facts,
+    hash: Option<Sha256>,
+    file: &File,
+    part: &Partial,
+) -> Attempt<()> {
+    if let (Some(hash), Some(expected)) = (hash, &facts.sha256) {
+        let found: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        if !found.eq_ignore_ascii_case(expected) {
+            part.remove()?;
+            return Err(Error::invalid(remote.place(), "sha256", found, expected).into());
+        }
+    }
+    file.sync_all().map_err(|e| Error::io(&part.path, e))?;
+    Ok(part.finish()?)
+}

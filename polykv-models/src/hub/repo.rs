@@ -1,0 +1,216 @@
+//! What ORG/NAME and ORG/NAME:FILE.gguf mean, and where their files lie in the cache.
+
+use polykv_core::{Error, Result};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// The branch that repositories of the hub have.
+const MAIN: &str = "main";
+/// Longest part of a name, in bytes.
+const MAX_NAME: usize = 128;
+
+/// A model on the hub: a repository's safetensors model, or one GGUF file of it, at a revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repo {
+    org: String,
+    name: String,
+    file: Option<String>,
+    revision: String,
+}
+
+impl Repo {
+    /// ORG/NAME or ORG/NAME:FILE.gguf at the branch main; none where `spec` has another form. Names become parts of
+    /// paths and addresses, so that only plain ones pass.
+    pub fn parse(spec: &str) -> Option<Self> {
+        let (id, file) = match spec.split_once(':') {
+            Some((id, file)) => (id, Some(file)),
+            None => (spec, None),
+        };
+        let (org, name) = id.split_once('/')?;
+        // The cache joins the two by --, as the hub does, which forbids it inside of names.
+        let plain_name = |part| is_plain(part) && !str::contains(part, "--");
+        let is_gguf = |file: &str| is_plain(file) && file.ends_with(".gguf");
+        let known = plain_name(org)
+            && plain_name(name)
+            && !name.ends_with(".gguf")
+            && file.is_none_or(is_gguf);
+        known.then(|| Self {
+            org: org.to_string(),
+            name: name.to_string(),
+            file: file.map(str::to_string),
+            revision: MAIN.to_string(),
+        })
+    }
+
+    /// The same at another branch, tag or commit.
+    ///
+    /// # Errors
+    /// A revision that is none.
+    pub fn at(self, revision: &str) -> Result<Self> {
+        match revision.len() <= MAX_NAME && revision.split('/').all(is_plain) {
+            true => Ok(Self {
+                revision: revision.to_string(),
+                ..self
+            }),
+            false => Err(Error::invalid(
+                format!("model {self}"),
+                "revision",
+                format!("{revision:?}"),
+                format!(
+                    "a branch, tag or commit: letters, digits and ._-/, at most {MAX_NAME} of them"
+                ),
+            )),
+        }
+    }
+
+    /// ORG/NAME.
+    pub fn id(&self) -> String {
+        format!("{}/{}", self.org, self.name)
+    }
+
+    /// The GGUF file, if it is about one.
+    pub fn file(&self) -> Option<&str> {
+        self.file.as_deref()
+    }
+
+    /// A branch, tag or commit.
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// The folder of all revisions.
+    pub(super) fn home(&self, cache: &Path) -> PathBuf {
+        cache.join(format!("{}--{}", self.org, self.name))
+    }
+
+    /// The folder of the revision.
+    pub(super) fn folder(&self, cache: &Path) -> PathBuf {
+        self.home(cache).join(segment(&self.revision))
+    }
+
+    /// What to load, if it is in the cache whole: a model's config.json gets its name after all other files.
+    pub(super) fn cached(&self, cache: &Path) -> Option<PathBuf> {
+        let folder = self.folder(cache);
+        let path = match &self.file {
+            Some(file) => folder.join(file),
+            None => folder.clone(),
+        };
+        let last = folder.join(self.file.as_deref().unwrap_or("config.json"));
+        last.is_file().then_some(path)
+    }
+
+    /// What fetches this into the cache.
+    pub(super) fn command(&self) -> String {
+        match self.revision.as_str() {
+            MAIN => format!("polykv pull {self}"),
+            revision => format!("polykv pull {self} --revision {revision}"),
+        }
+    }
+}
+
+impl fmt::Display for Repo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.org, self.name)?;
+        match &self.file {
+            Some(file) => write!(f, ":{file}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A revision as one part of a path or address. No revision holds a percent sign, so two never get the same.
+pub(super) fn segment(revision: &str) -> String {
+    revision.replace('/', "%2F")
+}
+
+/// A name that stays where it is put: no separators, no parent folder, not hidden, no flag.
+pub(super) fn is_plain(part: &str) -> bool {
+    let inner = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let starts = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    part.len() <= MAX_NAME
+        && part.starts_with(starts)
+        && part.chars().all(inner)
+        && !part.ends_with('.')
+        && !part.contains("..")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_plain() {
+        for spec in [
+            "org/Some-Model-1.5B",
+            "0-x/_a",
+            "org/name:Model.Q4_K_M.gguf",
+            "org/name:a--b.gguf",
+        ] {
+            assert_eq!(Repo::parse(spec).unwrap().to_string(), spec);
+        }
+        let long = format!("org/{}", "x".repeat(129));
+        for spec in [
+            "",
+            "name",
+            "/name",
+            "org/",
+            "org/..",
+            "../name",
+            "org/.name",
+            "org/a..b",
+            "org/a b",
+            "org/a\\b",
+            "org/näme",
+            "org/name/more",
+            "org--x/name",
+            "-org/name",
+            "org/name?x",
+            "org/name%2F",
+            "org/file.gguf",
+            "org/name:",
+            "org/name:model.safetensors",
+            "org/name:../x.gguf",
+            "org/name:a/x.gguf",
+            "org/name:.gguf",
+            "C:/name",
+            &long,
+        ] {
+            assert_eq!(Repo::parse(spec), None, "{spec}");
+        }
+    }
+
+    #[test]
+    fn revisions_have_folders_of_their_own() {
+        let cache = Path::new("/c");
+        let repo = Repo::parse("org/name").unwrap();
+        assert_eq!(repo.folder(cache), Path::new("/c/org--name/main"));
+        assert_eq!(repo.command(), "polykv pull org/name");
+        let request = repo.clone().at("refs/pr/1").unwrap();
+        assert_eq!(
+            request.folder(cache),
+            Path::new("/c/org--name/refs%2Fpr%2F1")
+        );
+        assert_eq!(
+            request.command(),
+            "polykv pull org/name --revision refs/pr/1"
+        );
+        for wrong in ["", "..", "a/../b", "/a", "a/", "a%2Fb", "a b", ".part-x"] {
+            let error = repo.clone().at(wrong).unwrap_err();
+            assert!(error.is_refusal() && error.to_string().contains(&format!("{wrong:?}")));
+        }
+    }
+
+    #[test]
+    fn a_model_is_there_with_its_config_and_a_file_by_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = Repo::parse("org/name").unwrap();
+        let file = Repo::parse("org/name:x.gguf").unwrap();
+        let folder = model.folder(dir.path());
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("x.gguf"), "x").unwrap();
+        assert_eq!(model.cached(dir.path()), None);
+        assert_eq!(file.cached(dir.path()), Some(folder.join("x.gguf")));
+        std::fs::write(folder.join("config.json"), "{}").unwrap();
+        assert_eq!(model.cached(dir.path()), Some(folder));
+    }
+}
