@@ -1,7 +1,7 @@
 //! The CPU kernels beside what plain tensor operations give, in one run; the last lines are the ratios.
 //!
 //! ```sh
-//! cargo bench --bench attention
+//! cargo bench --workspace --bench attention
 //! ```
 
 use burn::tensor::{Device, Distribution, Tensor};

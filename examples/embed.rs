@@ -1,7 +1,7 @@
 //! A decoder that knows nothing of PolyKV's models puts a PolyKV cache under its own attention.
 //!
 //! ```sh
-//! cargo run --release --example embed
+//! cargo run --release -p polykv-cli --example embed
 //! ```
 
 use burn::module::Module;
