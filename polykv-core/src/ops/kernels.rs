@@ -1,7 +1,7 @@
 //! The operators that backends implement with kernels of their own.
 
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, DispatchDevice, DispatchTensor, backend_extension};
+use burn::backend::{Backend, Dispatch, DispatchTensor, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 
 /// Operators under attention and the models' layers. Shapes: `q [batch, heads, t, d]`, `k`, `v
@@ -45,7 +45,13 @@ pub fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
 
 /// Whether the device is the CPU backend.
 pub fn is_cpu(device: &Device) -> bool {
-    matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+    #[cfg(feature = "flex")]
+    return matches!(device.as_dispatch(), burn::backend::DispatchDevice::Flex(_));
+    #[cfg(not(feature = "flex"))]
+    return {
+        let _ = device;
+        false
+    };
 }
 
 fn pair<const A: usize, const B: usize>(
