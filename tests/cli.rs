@@ -2,6 +2,8 @@
 
 mod cli_support;
 
+#[path = "cli/bench.rs"]
+mod bench;
 #[path = "cli/compression.rs"]
 mod compression;
 

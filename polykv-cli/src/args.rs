@@ -1,7 +1,9 @@
 //! What can be typed. Everything that clap can know is refused here, with exit code 2.
 
+mod bench;
 mod values;
 
+pub use bench::{BenchArgs, Format};
 pub use values::{Dtype, Phases, Setting};
 
 use clap::error::ErrorKind;
@@ -26,6 +28,8 @@ pub enum Command {
     Generate(Box<GenerateArgs>),
     /// Fetches a built-in model and prints its path; lists them without a name
     Pull(PullArgs),
+    /// Measures speed and memory of a model under FullKV and under plans
+    Bench(Box<BenchArgs>),
     /// Looks at plan files
     Plan(PlanArgs),
 }

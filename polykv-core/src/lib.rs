@@ -13,6 +13,7 @@ pub mod budget;
 pub mod cache;
 pub mod device;
 pub mod error;
+pub mod machine;
 pub mod ops;
 pub mod plan;
 pub mod policy;

@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser};
+use polykv::models::config::SHAPES;
 use polykv::models::hub::ALIASES;
 use polykv::{Phase, allocate, policy};
 use serde_yaml_ng::Value;
@@ -23,6 +24,11 @@ pub fn aliases() -> PossibleValuesParser {
     let value =
         |alias: &polykv::models::hub::Alias| PossibleValue::new(alias.name).help(alias.description);
     PossibleValuesParser::new(ALIASES.iter().map(value))
+}
+
+/// The published shapes.
+pub fn shapes() -> PossibleValuesParser {
+    PossibleValuesParser::new(SHAPES.iter().map(|(name, _)| *name))
 }
 
 /// A count that may not be zero.
