@@ -2,6 +2,10 @@
 
 #![cfg(feature = "flex")]
 
+#[path = "cache/estimate.rs"]
+mod estimate;
+#[path = "cache/protect.rs"]
+mod protect;
 mod reference;
 
 use burn::tensor::{Device, Tensor};

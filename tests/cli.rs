@@ -6,6 +6,8 @@ mod cli_support;
 mod bench;
 #[path = "cli/compression.rs"]
 mod compression;
+#[path = "cli/memory.rs"]
+mod memory;
 
 use cli_support::{
     generate, generate_args, generate_json, path_str, polykv, polykv_with, tiny_model,

@@ -3,7 +3,7 @@
 use crate::args::{CompressionArgs, Phases};
 use polykv::models::ModelConfig;
 use polykv::policy::{self, Params};
-use polykv::{Budget, Error, LayerShape, Phase, Plan, Result};
+use polykv::{Budget, Error, LayerShape, Phase, Plan, Result, Spans};
 use std::path::Path;
 
 /// How errors name the flags.
@@ -141,8 +141,17 @@ impl Placed {
     /// # Errors
     /// What [`Plan::resolve`] refuses.
     pub fn check(&self, prompt: usize, shape: LayerShape) -> Result<()> {
+        self.check_protected(prompt, shape, &Spans::default())
+    }
+
+    /// As [`Self::check`], with spans that no policy may evict.
+    ///
+    /// # Errors
+    /// As [`Self::check`]; a budget that the spans exceed.
+    pub fn check_protected(&self, prompt: usize, shape: LayerShape, spans: &Spans) -> Result<()> {
         let cost = shape.cost(self.plan.layers);
-        self.plan.resolve(&self.place, prompt, cost).map(|_| ())
+        let resolved = self.plan.resolve(&self.place, prompt, cost)?;
+        resolved.check_spans(&self.place, spans)
     }
 }
 

@@ -20,7 +20,7 @@ pub mod policy;
 
 pub use allocate::Allocator;
 pub use budget::Budget;
-pub use cache::{CacheReport, KvCache, LayerCache, LayerShape};
+pub use cache::{CacheEstimate, CacheReport, KvCache, LayerCache, LayerShape, Spans};
 pub use device::DeviceSpec;
 pub use error::{Error, Result};
 pub use plan::{Plan, Rule};
