@@ -4,6 +4,8 @@
 
 #[path = "cache/estimate.rs"]
 mod estimate;
+#[path = "cache/plans.rs"]
+mod plans;
 #[path = "cache/protect.rs"]
 mod protect;
 mod reference;
