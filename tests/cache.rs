@@ -2,6 +2,12 @@
 
 #![cfg(feature = "flex")]
 
+#[path = "cache/estimate.rs"]
+mod estimate;
+#[path = "cache/plans.rs"]
+mod plans;
+#[path = "cache/protect.rs"]
+mod protect;
 mod reference;
 
 use burn::tensor::{Device, Tensor};

@@ -2,11 +2,15 @@
 
 mod cli_support;
 
+#[path = "cli/bench.rs"]
+mod bench;
 #[path = "cli/compression.rs"]
 mod compression;
 #[cfg(feature = "hub")]
 #[path = "cli/hub.rs"]
 mod hub;
+#[path = "cli/memory.rs"]
+mod memory;
 
 use cli_support::{
     generate, generate_args, generate_json, path_str, polykv, polykv_with, tiny_model,

@@ -1,7 +1,9 @@
 //! What can be typed. Everything that clap can know is refused here, with exit code 2.
 
+mod bench;
 mod values;
 
+pub use bench::{BenchArgs, Format};
 pub use values::{Dtype, Phases, Pullable, Setting};
 
 use clap::error::ErrorKind;
@@ -29,6 +31,8 @@ pub enum Command {
     /// Models of the Hugging Face hub are fetched with the token in HF_TOKEN, or in the file that `hf auth login`
     /// writes, and from HF_ENDPOINT where that is set. A pull that was interrupted goes on where it was.
     Pull(PullArgs),
+    /// Measures speed and memory of a model under FullKV and under plans
+    Bench(Box<BenchArgs>),
     /// Looks at plan files
     Plan(PlanArgs),
 }
@@ -41,6 +45,8 @@ pub struct GenerateArgs {
     pub prompt: PromptArgs,
     #[command(flatten)]
     pub compression: CompressionArgs,
+    #[command(flatten)]
+    pub protection: ProtectionArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// Print one JSON object instead of text and statistics
@@ -148,6 +154,18 @@ pub struct CompressionArgs {
     pub allow_full_extra: bool,
 }
 
+/// Spans of the prompt that no policy evicts.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Compression")]
+pub struct ProtectionArgs {
+    /// Never evict the first N tokens of the prompt; they are charged to the budget
+    #[arg(long, value_name = "N", default_value = "0", hide_default_value = true)]
+    pub protect_prefix: usize,
+    /// Never evict the system message; its tokens are charged to the budget
+    #[arg(long, requires = "system")]
+    pub protect_system: bool,
+}
+
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Generation")]
 pub struct SamplingArgs {
@@ -219,6 +237,29 @@ pub enum PlanAction {
         #[arg(long)]
         json: bool,
     },
+    /// Computes the cache's memory from a model's config, without its weights
+    Memory(Box<MemoryArgs>),
+}
+
+#[derive(Debug, Args)]
+pub struct MemoryArgs {
+    /// A folder with config.json, a GGUF file, or the name of a published shape
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: String,
+    /// Tokens of the prompt
+    #[arg(short = 'n', long, value_name = "TOKENS", value_parser = values::at_least_one())]
+    pub tokens: usize,
+    /// Tokens decoded after it, as far as the model's context allows
+    #[arg(long, value_name = "N", default_value = "128")]
+    pub new_tokens: usize,
+    /// Sequences side by side
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::at_least_one())]
+    pub batch: usize,
+    #[command(flatten)]
+    pub compression: CompressionArgs,
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub json: bool,
 }
 
 impl Cli {
@@ -227,31 +268,37 @@ impl Cli {
     /// # Errors
     /// As clap reports them.
     pub fn checked(self) -> Result<Self, clap::Error> {
-        let Command::Generate(args) = &self.command else {
-            return Ok(self);
-        };
-        let (prompt, compression) = (&args.prompt, &args.compression);
-        let is_stdin = |name: &str| name == "-";
-        if prompt.prompt.as_deref().is_some_and(is_stdin)
-            && prompt
-                .file
-                .as_deref()
-                .and_then(|f| f.to_str())
-                .is_some_and(is_stdin)
-        {
-            let text = "--prompt and --file cannot both be '-': there is one standard input";
-            return Err(Self::command().error(ErrorKind::ArgumentConflict, text));
-        }
-        let budget = compression.budget.is_some()
-            || compression.budget_ratio.is_some()
-            || compression.budget_mb.is_some();
-        match &compression.policy {
-            Some(policy) if !budget && policy != "full" => {
-                let text =
-                    format!("--policy {policy} needs --budget, --budget-ratio or --budget-mb");
-                Err(Self::command().error(ErrorKind::MissingRequiredArgument, text))
+        let compression = match &self.command {
+            Command::Generate(args) => {
+                check_stdin(&args.prompt)?;
+                &args.compression
             }
-            _ => Ok(self),
+            Command::Plan(PlanArgs {
+                action: PlanAction::Memory(args),
+            }) => &args.compression,
+            _ => return Ok(self),
+        };
+        check_budget(compression)?;
+        Ok(self)
+    }
+}
+
+fn check_stdin(prompt: &PromptArgs) -> Result<(), clap::Error> {
+    let file = prompt.file.as_deref().and_then(|file| file.to_str());
+    if prompt.prompt.as_deref() == Some("-") && file == Some("-") {
+        let text = "--prompt and --file cannot both be '-': there is one standard input";
+        return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));
+    }
+    Ok(())
+}
+
+fn check_budget(args: &CompressionArgs) -> Result<(), clap::Error> {
+    let budget = args.budget.is_some() || args.budget_ratio.is_some() || args.budget_mb.is_some();
+    match &args.policy {
+        Some(policy) if !budget && policy != "full" => {
+            let text = format!("--policy {policy} needs --budget, --budget-ratio or --budget-mb");
+            Err(Cli::command().error(ErrorKind::MissingRequiredArgument, text))
         }
+        _ => Ok(()),
     }
 }

@@ -1,9 +1,10 @@
 //! From the compression flags to a plan: one path for plan files and for `--policy`.
 
-use crate::args::CompressionArgs;
+use crate::args::{CompressionArgs, Phases};
 use polykv::models::ModelConfig;
 use polykv::policy::{self, Params};
-use polykv::{Budget, Error, LayerShape, Phase, Plan, Result};
+use polykv::{Budget, Error, LayerShape, Phase, Plan, Result, Spans};
+use std::path::Path;
 
 /// How errors name the flags.
 const COMMAND_LINE: &str = "command line";
@@ -32,12 +33,7 @@ impl Source {
     /// A plan file that is refused, a budget or a parameter out of range.
     pub fn read(args: &CompressionArgs) -> Result<Self> {
         if let Some(path) = &args.plan {
-            let mut plan = Plan::read(path)?;
-            plan.allow_full_extra |= args.allow_full_extra;
-            return Ok(Self::File {
-                place: path.display().to_string(),
-                plan: Box::new(plan),
-            });
+            return Self::file(path, args.allow_full_extra);
         }
         let Some(policy) = args.policy.clone() else {
             return Ok(Self::Full);
@@ -52,6 +48,47 @@ impl Source {
             budget,
             phases: args.phase.unwrap_or_default().list(),
             allow_full_extra: args.allow_full_extra,
+        })
+    }
+
+    /// A short name for tables: the plan's own, its file's, or the policy and its budget.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Full => "full".into(),
+            Self::File { place, plan } => plan.name.clone().unwrap_or_else(|| place.clone()),
+            Self::Uniform { policy, budget, .. } => match budget {
+                Budget::Tokens(tokens) => format!("{policy} {tokens}"),
+                Budget::Ratio(ratio) => format!("{policy} ratio {ratio}"),
+                Budget::Bytes(bytes) => format!("{policy} {bytes} B"),
+            },
+        }
+    }
+
+    /// A plan file.
+    ///
+    /// # Errors
+    /// What [`Plan::read`] refuses.
+    pub fn file(path: &Path, allow_full_extra: bool) -> Result<Self> {
+        let mut plan = Plan::read(path)?;
+        plan.allow_full_extra |= allow_full_extra;
+        Ok(Self::File {
+            place: path.display().to_string(),
+            plan: Box::new(plan),
+        })
+    }
+
+    /// A policy with its default parameters in all layers and both phases.
+    ///
+    /// # Errors
+    /// A budget of zero.
+    pub fn uniform(policy: &str, budget: Budget) -> Result<Self> {
+        budget.validate(COMMAND_LINE)?;
+        Ok(Self::Uniform {
+            policy: policy.to_string(),
+            params: Params::new(),
+            budget,
+            phases: Phases::Both.list(),
+            allow_full_extra: false,
         })
     }
 
@@ -104,8 +141,17 @@ impl Placed {
     /// # Errors
     /// What [`Plan::resolve`] refuses.
     pub fn check(&self, prompt: usize, shape: LayerShape) -> Result<()> {
+        self.check_protected(prompt, shape, &Spans::default())
+    }
+
+    /// As [`Self::check`], with spans that no policy may evict.
+    ///
+    /// # Errors
+    /// As [`Self::check`]; a budget that the spans exceed.
+    pub fn check_protected(&self, prompt: usize, shape: LayerShape, spans: &Spans) -> Result<()> {
         let cost = shape.cost(self.plan.layers);
-        self.plan.resolve(&self.place, prompt, cost).map(|_| ())
+        let resolved = self.plan.resolve(&self.place, prompt, cost)?;
+        resolved.check_spans(&self.place, spans)
     }
 }
 

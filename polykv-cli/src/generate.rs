@@ -35,9 +35,11 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     loading.finish_and_clear();
 
     let plan = source.plan(model.model.config())?;
-    let ids = prompt::encode(&model, &args.prompt, text)?;
-    plan.check(ids.len(), model.model.cache_shape(1))?;
+    let ids = prompt::encode(&model, &args.prompt, &text)?;
+    let spans = prompt::protected(&model, &args.prompt, &args.protection, &text, ids.len())?;
+    plan.check_protected(ids.len(), model.model.cache_shape(1), &spans)?;
     let mut generator = Generator::new(model, plan.plan)?;
+    generator.protect(spans);
     let mut stdout = std::io::stdout();
     let mut written = Ok(());
     let mut prefill = progress::Prefill::default();

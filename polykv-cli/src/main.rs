@@ -1,6 +1,7 @@
 //! The `polykv` command.
 
 mod args;
+mod bench;
 mod compression;
 mod generate;
 mod output;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Generate(args) => generate::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Plan(args) => plan::run(args),
     }

@@ -1,5 +1,6 @@
 //! What is printed: data on standard output, statistics and progress on standard error.
 
+pub mod bench;
 mod json;
 pub mod progress;
 pub mod stats;
@@ -82,7 +83,7 @@ pub fn describe_params(params: &Params) -> String {
 }
 
 /// A size with a decimal unit.
-fn bytes(count: usize) -> String {
+pub fn bytes(count: usize) -> String {
     let units = [("GB", 1e9), ("MB", 1e6), ("kB", 1e3)];
     match units.into_iter().find(|(_, size)| count as f64 >= *size) {
         Some((unit, size)) => format!("{:.1} {unit}", count as f64 / size),

@@ -1,5 +1,7 @@
 //! `polykv plan`: plan files as tables and data.
 
+mod memory;
+
 use crate::args::{PlanAction, PlanArgs};
 use crate::output::{describe_budget, describe_params, table};
 use anyhow::Context;
@@ -7,13 +9,12 @@ use polykv::{Phase, Plan, Rule};
 use std::io::Write;
 
 /// # Errors
-/// A plan file that is refused.
+/// A plan file or a model that is refused.
 pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
-    let PlanAction::Show { file, json } = &args.action;
-    let plan = Plan::read(file)?;
-    let text = match json {
-        true => as_json(&plan)?,
-        false => as_table(&plan),
+    let text = match &args.action {
+        PlanAction::Show { file, json: true } => as_json(&Plan::read(file)?)?,
+        PlanAction::Show { file, json: false } => as_table(&Plan::read(file)?),
+        PlanAction::Memory(args) => memory::text(args)?,
     };
     writeln!(std::io::stdout(), "{text}").context("standard output")
 }

@@ -1,10 +1,10 @@
 //! Where the prompt comes from, and what becomes of it.
 
-use crate::args::PromptArgs;
+use crate::args::{PromptArgs, ProtectionArgs};
 use polykv::models::LoadedModel;
 use polykv::models::chat::Message;
 use polykv::models::tokenizer::Specials;
-use polykv::{Error, Result};
+use polykv::{Error, Result, Spans};
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -69,30 +69,60 @@ fn read_all(place: &str, source: impl Read) -> Result<String> {
 ///
 /// # Errors
 /// A template that does not render; a system message for a model without a template.
-pub fn encode(model: &LoadedModel, args: &PromptArgs, text: String) -> Result<Vec<u32>> {
+pub fn encode(model: &LoadedModel, args: &PromptArgs, text: &str) -> Result<Vec<u32>> {
     let tokenizer = &model.tokenizer;
     let mut ids = match &model.chat {
-        Some(chat) if !args.raw => {
-            let system = args
-                .system
-                .as_ref()
-                .map(|text| Message::new("system", text));
-            let messages: Vec<_> = system
-                .into_iter()
-                .chain([Message::new("user", text)])
-                .collect();
-            chat.encode(tokenizer, &messages, true)?
-        }
+        Some(chat) if !args.raw => chat.encode(tokenizer, &messages(args, text), true)?,
         _ if args.system.is_some() => {
             let reason = "the model has no chat template to put it into";
             return Err(Error::unsupported("a system message", reason));
         }
-        _ => tokenizer.encode(&text, Specials::AsText)?,
+        _ => tokenizer.encode(text, Specials::AsText)?,
     };
     if let Some(prefix) = &args.answer_prefix {
         ids.extend(tokenizer.encode(prefix, Specials::AsText)?);
     }
     Ok(ids)
+}
+
+fn messages(args: &PromptArgs, text: &str) -> Vec<Message> {
+    let system = args.system.as_ref();
+    let system = system.map(|text| Message::new("system", text));
+    system
+        .into_iter()
+        .chain([Message::new("user", text)])
+        .collect()
+}
+
+/// The span that no policy may evict: from the prompt's first token to the end of the prefix or of the system message,
+/// whichever is longer. `tokens` is the prompt's length.
+///
+/// # Errors
+/// A prefix longer than the prompt; a template in which the system message cannot be found.
+pub fn protected(
+    model: &LoadedModel,
+    prompt: &PromptArgs,
+    args: &ProtectionArgs,
+    text: &str,
+    tokens: usize,
+) -> Result<Spans> {
+    let prefix = args.protect_prefix;
+    if prefix > tokens {
+        let allowed = format!("at most {tokens}, the prompt's tokens");
+        return Err(Error::invalid(
+            "command line",
+            "--protect-prefix",
+            prefix,
+            allowed,
+        ));
+    }
+    let system = match &model.chat {
+        Some(chat) if args.protect_system => {
+            chat.leading_tokens(&model.tokenizer, &messages(prompt, text), 1)?
+        }
+        _ => 0,
+    };
+    Ok(Spans::new([0..prefix.max(system)]))
 }
 
 #[cfg(test)]

@@ -1,12 +1,17 @@
 //! The KV cache of a model: one [`LayerCache`] per layer under one plan.
 
+mod estimate;
 mod layer;
 mod order;
 mod report;
+mod slots;
+mod spans;
 mod store;
 
+pub use estimate::CacheEstimate;
 pub use layer::LayerCache;
 pub use report::CacheReport;
+pub use spans::Spans;
 
 use crate::budget::EntryCost;
 use crate::plan::Plan;
@@ -67,6 +72,7 @@ pub struct KvCache {
     shape: LayerShape,
     device: Device,
     layers: Vec<LayerCache>,
+    spans: Spans,
     peak_bytes: usize,
 }
 
@@ -83,18 +89,26 @@ impl KvCache {
             shape,
             device: device.clone(),
             layers: Vec::new(),
+            spans: Spans::default(),
             peak_bytes: 0,
         };
         cache.clear();
         Ok(cache)
     }
 
-    /// Forgets everything; the next prompt starts at position 0.
+    /// Forgets everything, protected spans too; the next prompt starts at position 0.
     pub fn clear(&mut self) {
         self.layers = (0..self.plan.layers)
             .map(|layer| LayerCache::new(layer, self.shape, &self.device))
             .collect();
+        self.spans = Spans::default();
         self.peak_bytes = 0;
+    }
+
+    /// Positions that no policy evicts from the next prompt on, beside those that the policies protect themselves. They
+    /// are charged to the budgets. Call it before the prompt that holds them: what is evicted does not come back.
+    pub fn protect(&mut self, spans: Spans) {
+        self.spans = spans;
     }
 
     pub fn plan(&self) -> &Plan {
@@ -123,15 +137,16 @@ impl KvCache {
     /// checks that the plan can be carried out. Call it before the first chunk.
     ///
     /// # Errors
-    /// What [`Plan::resolve`] refuses, before anything is computed.
+    /// What [`Plan::resolve`] refuses, and a budget that the protected spans exceed, before anything is computed.
     pub fn begin_prefill(&mut self, tokens: usize) -> Result<()> {
         let resolved = self.plan.resolve(
             "plan",
             self.seen() + tokens,
             self.shape.cost(self.plan.layers),
         )?;
+        resolved.check_spans("plan", &self.spans)?;
         for (layer, rules) in self.layers.iter_mut().zip(resolved.layers) {
-            layer.begin_prefill(rules, tokens);
+            layer.begin_prefill(rules, self.spans.clone(), tokens);
         }
         Ok(())
     }

@@ -13,13 +13,14 @@ pub mod budget;
 pub mod cache;
 pub mod device;
 pub mod error;
+pub mod machine;
 pub mod ops;
 pub mod plan;
 pub mod policy;
 
 pub use allocate::Allocator;
 pub use budget::Budget;
-pub use cache::{CacheReport, KvCache, LayerCache, LayerShape};
+pub use cache::{CacheEstimate, CacheReport, KvCache, LayerCache, LayerShape, Spans};
 pub use device::DeviceSpec;
 pub use error::{Error, Result};
 pub use plan::{Plan, Rule};

@@ -110,6 +110,35 @@ impl ChatTemplate {
         encode_pieces(tokenizer, &pieces, whole)
     }
 
+    /// How many tokens at the start of what [`Self::encode`] makes of `messages` belong to the first `count` of them,
+    /// the template's marks around them included.
+    ///
+    /// # Errors
+    /// A template that does not put them at the start, or that cannot render them alone.
+    pub fn leading_tokens(
+        &self,
+        tokenizer: &Tokenizer,
+        messages: &[Message],
+        count: usize,
+    ) -> Result<usize> {
+        let leading = &messages[..count.min(messages.len())];
+        let all = self.render(messages, true)?;
+        let starts = self.render(leading, false).is_ok_and(|text| {
+            let holds = |message: &Message| text.contains(message.content.trim());
+            all.starts_with(&text) && leading.iter().all(holds)
+        });
+        match starts {
+            true => Ok(self.encode(tokenizer, leading, false)?.len()),
+            false => Err(Error::unsupported(
+                "finding a message's tokens",
+                format!(
+                    "{}: the chat template does not render it as the prompt's start",
+                    self.place
+                ),
+            )),
+        }
+    }
+
     fn render_with(
         &self,
         messages: &[Message],

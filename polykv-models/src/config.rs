@@ -5,8 +5,10 @@ use polykv_core::{Error, Result};
 mod fields;
 mod hf;
 mod rope;
+mod shapes;
 
 pub use rope::RopeScaling;
+pub use shapes::SHAPES;
 
 const MAX_PARAMETERS: u64 = 1 << 41;
 
@@ -184,25 +186,8 @@ mod tests {
     use super::*;
 
     impl ModelConfig {
-        /// SmolLM2-135M.
         pub(crate) fn example() -> Self {
-            Self {
-                family: Family::Llama,
-                vocab_size: 49152,
-                hidden_size: 576,
-                intermediate_size: 1536,
-                layers: 30,
-                heads: 9,
-                kv_heads: 3,
-                head_dim: 64,
-                max_positions: 8192,
-                rms_eps: 1e-5,
-                rope_theta: 100_000.0,
-                rope_scaling: RopeScaling::None,
-                tie_embeddings: true,
-                bos_token: Some(1),
-                eos_tokens: vec![2],
-            }
+            Self::smollm2_135m()
         }
     }
 

@@ -5,7 +5,7 @@ use crate::stop::StopMatcher;
 use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Int, Tensor, TensorData};
 use polykv_core::device::run_on;
-use polykv_core::{CacheReport, Error, KvCache, Plan, Result};
+use polykv_core::{CacheReport, Error, KvCache, Plan, Result, Spans};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -105,7 +105,12 @@ impl Generator {
         &self.cache
     }
 
-    /// Forgets the sequence so far; the next prompt starts at position 0.
+    /// Positions that no policy evicts; see [`KvCache::protect`].
+    pub fn protect(&mut self, spans: Spans) {
+        self.cache.protect(spans);
+    }
+
+    /// Forgets the sequence so far and what was protected; the next prompt starts at position 0.
     pub fn clear(&mut self) {
         self.cache.clear();
     }

@@ -9,6 +9,7 @@ pub mod layers;
 pub mod llama;
 pub mod load;
 pub mod qwen3;
+pub mod random;
 pub mod sample;
 mod stop;
 pub mod tokenizer;

@@ -56,6 +56,17 @@ pub fn load_weights(path: &Path, device: &Device) -> Result<Box<dyn CausalLm>> {
     }
 }
 
+/// The shape of a model, without its weights: from the config.json of a folder or the header of a GGUF file.
+///
+/// # Errors
+/// As [`load`], as far as the config goes.
+pub fn config(path: &Path) -> Result<ModelConfig> {
+    match path.is_dir() {
+        true => read_config(path),
+        false => GgufFile::open(path)?.config(),
+    }
+}
+
 fn folder_model(folder: &Path, config: ModelConfig, device: &Device) -> Result<Box<dyn CausalLm>> {
     let (place, tensors) = safetensors::read_folder(folder)?;
     build(config, tensors, &place.display().to_string(), device)

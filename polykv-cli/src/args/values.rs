@@ -2,6 +2,7 @@
 
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser};
+use polykv::models::config::SHAPES;
 use polykv::models::hub::{self, ALIASES, Alias, Repo};
 use polykv::{Phase, allocate, policy};
 use serde_yaml_ng::Value;
@@ -38,6 +39,11 @@ impl FromStr for Pullable {
                 format!("no such model; allowed: {names}, ORG/NAME, ORG/NAME:FILE.gguf")
             })
     }
+}
+
+/// The published shapes.
+pub fn shapes() -> PossibleValuesParser {
+    PossibleValuesParser::new(SHAPES.iter().map(|(name, _)| *name))
 }
 
 /// A count that may not be zero.

@@ -1,16 +1,13 @@
 use super::LayerShape;
 use super::order::Order;
+use super::slots::slots_for;
+use super::spans::Spans;
 use super::store::Store;
 use crate::ops::{self, AttentionBlock, Protected};
 use crate::plan::{LayerRules, PhaseRule};
 use crate::policy::{Appended, LayerView, Needs, Phase, State};
 use crate::{Error, Result};
 use burn::tensor::{Device, Int, Tensor};
-
-/// The least free slots that a cache without a decode budget gets beyond its length, so that it does not grow at every
-/// token; a long one gets a part in `SLACK_PART` of its length.
-const SLACK: usize = 16;
-const SLACK_PART: usize = 32;
 
 /// The cache of one layer. Use it through [`KvCache`](super::KvCache).
 ///
@@ -22,6 +19,7 @@ pub struct LayerCache {
     shape: LayerShape,
     device: Device,
     rules: Option<LayerRules>,
+    spans: Spans,
     needs: Needs,
     /// Tokens of the announced prompt that have not arrived yet.
     expected: usize,
@@ -44,6 +42,7 @@ impl LayerCache {
             shape,
             device: device.clone(),
             rules: None,
+            spans: Spans::default(),
             needs: Needs::default(),
             expected: 0,
             store: None,
@@ -105,7 +104,7 @@ impl LayerCache {
         self.nan_count.take()
     }
 
-    pub(super) fn begin_prefill(&mut self, rules: LayerRules, tokens: usize) {
+    pub(super) fn begin_prefill(&mut self, rules: LayerRules, spans: Spans, tokens: usize) {
         let needs = |rule: &PhaseRule| match rule.budget {
             Some(_) => rule.policy.needs(),
             None => Needs::default(),
@@ -113,6 +112,7 @@ impl LayerCache {
         self.needs = needs(&rules.prefill).union(needs(&rules.decode));
         self.states.shared = rules.prefill.same_policy(&rules.decode);
         self.rules = Some(rules);
+        self.spans = spans;
         // Room is made when the layer's turn comes: for all layers at once it would be the full cache.
         self.expected = tokens;
     }
@@ -201,7 +201,7 @@ impl LayerCache {
         tokens: usize,
     ) -> Result<()> {
         let before = self.len();
-        let capacity = self.capacity_for(rules, tokens);
+        let capacity = slots_for(rules, before, tokens, self.expected);
         match &mut self.store {
             Some(store) if store.capacity() >= before + tokens => {}
             Some(store) => store.resize(capacity),
@@ -224,18 +224,6 @@ impl LayerCache {
         }
         self.seen += tokens;
         Ok(())
-    }
-
-    /// Slots to have when `tokens` more entries arrive and there is no room.
-    fn capacity_for(&self, rules: &LayerRules, tokens: usize) -> usize {
-        let least = self.len() + tokens.max(self.expected);
-        let slack = least + SLACK.max(least / SLACK_PART);
-        match (rules.prefill.budget, rules.decode.budget) {
-            // A prompt that will be trimmed gets no room for what comes after it.
-            (Some(_), _) | (_, Some(_)) if self.expected > 0 => least,
-            (_, Some(budget)) => slack.min(budget + 1).max(least),
-            (_, None) => slack,
-        }
     }
 
     fn remember_queries(&mut self, q: &Tensor<4>) {
@@ -300,9 +288,11 @@ impl LayerCache {
         })
     }
 
-    fn protected(&self, rule: &PhaseRule, budget: usize) -> Protected {
+    fn protected(&self, rule: &PhaseRule, budget: usize) -> Protected<'_> {
+        let (protect, spans) = self.spans.join(rule.policy.protect(budget));
         Protected {
-            protect: rule.policy.protect(budget),
+            protect,
+            spans,
             seen: self.seen,
         }
     }

@@ -3,17 +3,27 @@
 use crate::policy::Protect;
 use crate::{Error, Result};
 use burn::tensor::{Bool, IndexingUpdateOp, Int, IntDType, Tensor, TensorData};
+use std::ops::Range;
 
 /// The positions that no eviction may touch in a sequence of `seen` tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Protected {
+pub struct Protected<'a> {
     pub protect: Protect,
+    /// Ranges of positions beside those.
+    pub spans: &'a [Range<usize>],
     pub seen: usize,
 }
 
-impl Protected {
+impl Protected<'_> {
     fn contains(&self, position: i64) -> bool {
-        position < self.protect.sinks as i64 || position >= self.first_recent()
+        let in_span = |span: &Range<usize>| span.contains(&(position as usize));
+        position < self.protect.sinks as i64
+            || position >= self.first_recent()
+            || self.spans.iter().any(in_span)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.protect.count() == 0 && self.spans.is_empty()
     }
 
     fn first_recent(&self) -> i64 {
@@ -22,11 +32,16 @@ impl Protected {
 
     /// True where an entry is protected; the shape of `positions`.
     fn mask(&self, positions: Tensor<3, Int>) -> Tensor<3, Bool> {
-        let recent = positions.clone().greater_equal_elem(self.first_recent());
-        match self.protect.sinks {
-            0 => recent,
-            sinks => recent.bool_or(positions.lower_elem(sinks as i64)),
+        let below = |end: usize| positions.clone().lower_elem(end as i64);
+        let from = |start: i64| positions.clone().greater_equal_elem(start);
+        let mut mask = from(self.first_recent());
+        if self.protect.sinks > 0 {
+            mask = mask.bool_or(below(self.protect.sinks));
         }
+        for span in self.spans {
+            mask = mask.bool_or(from(span.start as i64).bool_and(below(span.end)));
+        }
+        mask
     }
 }
 
@@ -39,7 +54,7 @@ impl Protected {
 pub fn select(
     scores: Tensor<3>,
     positions: Tensor<3, Int>,
-    protected: Protected,
+    protected: Protected<'_>,
     budget: usize,
 ) -> Result<Tensor<3, Int>> {
     let [batch, kv_heads, entries] = scores.dims();
@@ -64,7 +79,7 @@ pub fn select(
 fn top(
     scores: &[f32],
     positions: &[i64],
-    protected: Protected,
+    protected: Protected<'_>,
     budget: usize,
 ) -> Result<impl Iterator<Item = i64>> {
     let mut slots: Vec<usize> = (0..scores.len()).collect();
@@ -101,11 +116,11 @@ fn top(
 pub fn drop_lowest(
     scores: Tensor<3>,
     positions: Tensor<3, Int>,
-    protected: Protected,
+    protected: Protected<'_>,
 ) -> Tensor<3, Int> {
-    let guarded = match protected.protect.count() {
-        0 => scores,
-        _ => scores.mask_fill(protected.mask(positions.clone()), f32::MAX),
+    let guarded = match protected.is_empty() {
+        true => scores,
+        false => scores.mask_fill(protected.mask(positions.clone()), f32::MAX),
     };
     let [_, _, entries] = guarded.dims();
     let lowest = guarded.clone().min_dim(2).repeat_dim(2, entries);

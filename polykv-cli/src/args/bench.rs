@@ -1,0 +1,76 @@
+//! The flags of `polykv bench`.
+
+use super::values;
+use clap::{ArgGroup, Args, ValueEnum};
+use polykv::DeviceSpec;
+use std::path::PathBuf;
+
+/// Each test runs under FullKV and under every plan that is given.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("models").args(["model", "random_weights"]).required(true))]
+pub struct BenchArgs {
+    /// A folder, a GGUF file, or a built-in name (see `polykv pull`)
+    #[arg(short, long, value_name = "MODEL")]
+    pub model: Option<String>,
+    /// A published shape with seeded weights made on the device; needs no file
+    #[arg(long, value_name = "SHAPE", value_parser = values::shapes())]
+    pub random_weights: Option<String>,
+    /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceSpec,
+    /// Use only what is on this machine
+    #[arg(long)]
+    pub offline: bool,
+    /// Tokens of the prompt whose prefill is timed; 0 for none
+    #[arg(short, long, value_name = "N", default_value = "512")]
+    pub prompt: usize,
+    /// Tokens whose decoding is timed; 0 for none
+    #[arg(short = 'n', long, value_name = "N", default_value = "128")]
+    pub new_tokens: usize,
+    /// Tokens of the prompt before the decoded ones; 0 stands for a prompt of one token
+    #[arg(
+        short,
+        long,
+        value_name = "N,…",
+        default_value = "0,2048,8192",
+        value_delimiter = ','
+    )]
+    pub depth: Vec<usize>,
+    /// Sequences side by side
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::at_least_one())]
+    pub batch: usize,
+    /// Repeats of every row; the rows take turns
+    #[arg(short, long, value_name = "N", default_value = "5", value_parser = values::at_least_one())]
+    pub repeat: usize,
+    /// Tokens of the prompt per pass through a layer
+    #[arg(long, value_name = "N", default_value = "512", value_parser = values::at_least_one())]
+    pub chunk: usize,
+    /// Seed of the prompts' tokens and of random weights
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub seed: u64,
+    /// Plan files, one group of rows each
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub plan: Vec<PathBuf>,
+    /// Policies, each at every --budget
+    #[arg(long, value_name = "NAME", num_args = 1.., requires = "budget", value_parser = values::policies())]
+    pub policy: Vec<String>,
+    /// Entries per layer, on average
+    #[arg(long, value_name = "N", num_args = 1.., requires = "policy")]
+    pub budget: Vec<usize>,
+    /// How the rows are printed
+    #[arg(short, long, value_enum, default_value = "md")]
+    pub output: Format,
+}
+
+/// Forms of the same rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// A Markdown table
+    Md,
+    /// One JSON array
+    Json,
+    /// One JSON object per line
+    Jsonl,
+    /// Comma-separated values with a header
+    Csv,
+}

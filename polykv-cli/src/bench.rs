@@ -1,0 +1,222 @@
+//! `polykv bench`: speed and memory of a model under FullKV and under plans.
+
+mod measure;
+
+use crate::args::BenchArgs;
+use crate::compression::{Placed, Source};
+use crate::output::{bench as output, progress};
+use anyhow::Context;
+use measure::{Sample, Test};
+use output::{Row, Spread};
+use polykv::device::run_on;
+use polykv::models::{CausalLm, ModelConfig, hub, load, random};
+use polykv::{Budget, Error, KvCache, machine, ops};
+use std::io::Write;
+
+/// Tokens of the unmeasured first run on the CPU, where only the allocator and the clock speed need waking.
+const WARM_UP: usize = 32;
+
+/// # Errors
+/// What was refused, or what failed on the way.
+pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let tests = tests(args)?;
+    let sources = sources(args)?;
+    let spec = args.device.resolve();
+    let device = spec.open()?;
+    let model = model(args, &device)?;
+    check_context(&tests, model.config())?;
+    let mut subjects = subjects(sources, model.as_ref(), args.batch, &tests)?;
+
+    let measuring = progress::spinner("measuring");
+    let measured = run_on(&device, || {
+        measure_all(args, model.as_ref(), &tests, &mut subjects)
+    })?;
+    measuring.finish_and_clear();
+    let name = args.model.as_ref().or(args.random_weights.as_ref());
+    let rows: Vec<Row> = measured
+        .iter()
+        .map(|rows| Row {
+            test: rows.test.to_string(),
+            plan: subjects[rows.subject].name.clone(),
+            plan_hash: subjects[rows.subject].cache.plan().hash(),
+            tok_s: Spread::of(rows.samples.iter().map(|sample| sample.tok_s)),
+            ttft_ms: Spread::of(rows.samples.iter().map(|sample| sample.ttft * 1e3)),
+            // Bytes and entries depend on lengths and budgets only, so every repeat has the same.
+            kv: rows.samples[0].cache.clone(),
+            bound_share: rows.bound_share(),
+            bandwidth: rows.bandwidth(),
+            model: name.cloned().unwrap_or_default(),
+            random_weights: args.random_weights.is_some(),
+            device: spec.to_string(),
+            dtype: "f32",
+            threads: machine::threads(),
+            batch: args.batch,
+            repeats: args.repeat,
+            seed: args.seed,
+        })
+        .collect();
+    let text = output::render(&rows, args.output)?;
+    writeln!(std::io::stdout(), "{text}").context("standard output")
+}
+
+fn tests(args: &BenchArgs) -> polykv::Result<Vec<Test>> {
+    let mut tests = Vec::new();
+    if args.prompt > 0 {
+        tests.push(Test::Prefill {
+            tokens: args.prompt,
+        });
+    }
+    if args.new_tokens > 0 {
+        tests.extend(args.depth.iter().map(|&depth| Test::Decode {
+            tokens: args.new_tokens,
+            depth,
+        }));
+    }
+    match tests.is_empty() {
+        true => Err(Error::invalid(
+            "command line",
+            "--prompt and --new-tokens",
+            "0 in both",
+            "at least one above 0",
+        )),
+        false => Ok(tests),
+    }
+}
+
+fn sources(args: &BenchArgs) -> polykv::Result<Vec<Source>> {
+    let mut sources = vec![Source::Full];
+    for path in &args.plan {
+        sources.push(Source::file(path, false)?);
+    }
+    for policy in &args.policy {
+        for &budget in &args.budget {
+            sources.push(Source::uniform(policy, Budget::Tokens(budget))?);
+        }
+    }
+    Ok(sources)
+}
+
+fn model(args: &BenchArgs, device: &burn::tensor::Device) -> polykv::Result<Box<dyn CausalLm>> {
+    if let Some(name) = &args.random_weights
+        && let Some(config) = ModelConfig::named(name)
+    {
+        let making = progress::spinner("making weights");
+        let model = random::random_weights(name, config, args.seed, device);
+        making.finish_and_clear();
+        return model;
+    }
+    let mut pulling = progress::Pull::default();
+    let spec = args.model.as_deref().unwrap_or_default();
+    let path = hub::resolve(spec, args.offline, &mut |step| pulling.step(step))?;
+    let loading = progress::spinner("loading the model");
+    let model = load::load_weights(&path, device);
+    loading.finish_and_clear();
+    model
+}
+
+fn check_context(tests: &[Test], config: &ModelConfig) -> polykv::Result<()> {
+    let most = config.max_positions;
+    match tests.iter().find(|test| test.positions() > most) {
+        Some(test) => Err(Error::invalid(
+            format!("test {test}"),
+            "length",
+            format!("{} tokens", test.positions()),
+            format!("at most {most} tokens, the model's context"),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// A plan with its cache.
+struct Subject {
+    name: String,
+    cache: KvCache,
+}
+
+fn subjects(
+    sources: Vec<Source>,
+    model: &dyn CausalLm,
+    batch: usize,
+    tests: &[Test],
+) -> polykv::Result<Vec<Subject>> {
+    let shape = model.cache_shape(batch);
+    let subject = |source: Source| {
+        let name = source.name();
+        let placed: Placed = source.plan(model.config())?;
+        for test in tests {
+            placed.check(test.prompt(), shape)?;
+        }
+        let cache = KvCache::new(placed.plan, shape, model.device())?;
+        Ok(Subject { name, cache })
+    };
+    sources.into_iter().map(subject).collect()
+}
+
+/// A test under one plan, with what its repeats took.
+struct Measured {
+    subject: usize,
+    test: Test,
+    samples: Vec<Sample>,
+    /// Bytes per second that could be read at most, measured before each repeat.
+    bandwidths: Vec<f64>,
+}
+
+impl Measured {
+    fn bandwidth(&self) -> Option<f64> {
+        let count = self.bandwidths.len();
+        (count > 0).then(|| self.bandwidths.iter().sum::<f64>() / count as f64)
+    }
+
+    /// How much of the bandwidth decoding used, mean over the repeats. It can pass 1 where caches hold what is read.
+    fn bound_share(&self) -> Option<f64> {
+        let shares: Option<Vec<f64>> = self
+            .samples
+            .iter()
+            .zip(&self.bandwidths)
+            .map(|(sample, bandwidth)| Some(sample.bytes_per_second? / bandwidth))
+            .collect();
+        let shares = shares.filter(|shares| !shares.is_empty())?;
+        Some(shares.iter().sum::<f64>() / shares.len() as f64)
+    }
+}
+
+/// All rows, plan by plan within a test. Each repeat goes once through all of them: a machine that changes its speed
+/// does so for every row.
+fn measure_all(
+    args: &BenchArgs,
+    model: &dyn CausalLm,
+    tests: &[Test],
+    subjects: &mut [Subject],
+) -> polykv::Result<Vec<Measured>> {
+    let cpu = ops::is_cpu(model.device());
+    let mut rows: Vec<Measured> = tests
+        .iter()
+        .flat_map(|&test| {
+            (0..subjects.len()).map(move |subject| Measured {
+                subject,
+                test,
+                samples: Vec::new(),
+                bandwidths: Vec::new(),
+            })
+        })
+        .collect();
+    let mut sample = |row: &Measured, test: Test, repeat: u64| {
+        let cache = &mut subjects[row.subject].cache;
+        let seed = args.seed.wrapping_add(repeat);
+        measure::run(model, cache, test, args.chunk, seed)
+    };
+    for row in &rows {
+        // Other devices compile and tune kernels per shape, so they need the real lengths.
+        let most = if cpu { WARM_UP } else { usize::MAX };
+        sample(row, row.test.shortened(most), 0)?;
+    }
+    for repeat in 0..args.repeat {
+        let bandwidth = cpu.then(machine::read_bandwidth);
+        for row in &mut rows {
+            let taken = sample(row, row.test, repeat as u64)?;
+            row.samples.push(taken);
+            row.bandwidths.extend(bandwidth);
+        }
+    }
+    Ok(rows)
+}

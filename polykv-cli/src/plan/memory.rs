@@ -1,0 +1,128 @@
+//! `polykv plan memory`: what the cache will occupy, computed from the model's config alone.
+
+use crate::args::MemoryArgs;
+use crate::compression::{Placed, Source};
+use crate::output::{bytes, table};
+use polykv::models::ModelConfig;
+use polykv::models::config::SHAPES;
+use polykv::models::load;
+use polykv::{CacheEstimate, Error, LayerShape, Plan, Result};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// FullKV and, if one is given, the plan: a table or one JSON object.
+///
+/// # Errors
+/// A model or a plan that is refused; more tokens than the model's context.
+pub fn text(args: &MemoryArgs) -> Result<String> {
+    let config = config(&args.model)?;
+    let most = config.max_positions;
+    if args.tokens > most {
+        let found = format!("{} tokens", args.tokens);
+        let allowed = format!("at most {most} tokens, the model's context");
+        return Err(Error::invalid("prompt", "length", found, allowed));
+    }
+    let new_tokens = args.new_tokens.min(most - args.tokens);
+    let cost = LayerShape {
+        batch: args.batch,
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        head_dim: config.head_dim,
+    }
+    .cost(config.layers);
+    let estimate = |plan: &Plan, place: &str| plan.estimate(place, args.tokens, new_tokens, cost);
+    let full = estimate(&Plan::full(config.layers), "FullKV")?;
+    let source = Source::read(&args.compression)?;
+    let plan = match source {
+        Source::Full => None,
+        source => {
+            let name = source.name();
+            let Placed { place, plan } = source.plan(&config)?;
+            Some((name, plan.hash(), estimate(&plan, &place)?))
+        }
+    };
+    let weights = config.parameters() * 4;
+    if args.json {
+        let mut object = json!({
+            "computed": true,
+            "model": args.model,
+            "fingerprint": config.fingerprint(),
+            "prompt_tokens": args.tokens,
+            "new_tokens": new_tokens,
+            "batch": args.batch,
+            "dtype": "f32",
+            "weight_bytes": weights,
+            "full": numbers(&full),
+        });
+        if let Some((name, hash, estimate)) = &plan {
+            object["plan"] = numbers(estimate);
+            object["plan"]["name"] = name.as_str().into();
+            object["plan"]["hash"] = hash.as_str().into();
+        }
+        return Ok(object.to_string());
+    }
+    let mut rows = table(&["plan", "steady", "peak", "of FullKV", "kept per layer"]);
+    rows.add_row(cells("FullKV", &full, &full));
+    if let Some((name, _, estimate)) = &plan {
+        rows.add_row(cells(name, estimate, &full));
+    }
+    Ok(format!(
+        "{} ({}): {} tokens of prompt and {new_tokens} new, batch {}\n\
+         computed from the config, not measured; keys and values in f32 (weights: {})\n{rows}",
+        args.model,
+        config.fingerprint(),
+        args.tokens,
+        args.batch,
+        bytes(weights as usize),
+    ))
+}
+
+/// An existing path goes before a published shape.
+fn config(model: &str) -> Result<ModelConfig> {
+    if !model.is_empty() && Path::new(model).exists() {
+        return load::config(Path::new(model));
+    }
+    ModelConfig::named(model).ok_or_else(|| {
+        let names: Vec<_> = SHAPES.iter().map(|(name, _)| *name).collect();
+        let allowed = format!(
+            "a folder with config.json, a .gguf file, or {}",
+            names.join(", ")
+        );
+        Error::invalid("command line", "--model", format!("'{model}'"), allowed)
+    })
+}
+
+fn numbers(estimate: &CacheEstimate) -> Value {
+    let (min, mean, max) = kept(estimate);
+    json!({
+        "steady_bytes": estimate.steady_bytes,
+        "peak_bytes": estimate.peak_bytes,
+        "kept_min": min,
+        "kept_mean": mean,
+        "kept_max": max,
+        "kept": estimate.kept,
+    })
+}
+
+fn cells(name: &str, estimate: &CacheEstimate, full: &CacheEstimate) -> [String; 5] {
+    let (min, mean, max) = kept(estimate);
+    let share = 100.0 * estimate.steady_bytes as f64 / full.steady_bytes as f64;
+    [
+        name.to_string(),
+        bytes(estimate.steady_bytes),
+        bytes(estimate.peak_bytes),
+        format!("{share:.1} %"),
+        format!("min {min}, mean {mean:.1}, max {max}"),
+    ]
+}
+
+fn kept(estimate: &CacheEstimate) -> (usize, f64, usize) {
+    let kept = &estimate.kept;
+    let mean = kept.iter().sum::<usize>() as f64 / kept.len().max(1) as f64;
+    let (min, max) = (kept.iter().min(), kept.iter().max());
+    (
+        min.copied().unwrap_or_default(),
+        mean,
+        max.copied().unwrap_or_default(),
+    )
+}

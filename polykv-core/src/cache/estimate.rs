@@ -1,0 +1,94 @@
+//! What a cache will occupy, from a plan and a shape alone.
+
+use super::slots::slots_for;
+use crate::Result;
+use crate::budget::EntryCost;
+use crate::plan::{LayerRules, Plan};
+
+/// Computed sizes of a cache, as [`CacheReport`](super::CacheReport) would measure them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CacheEstimate {
+    /// Bytes of keys and values over all layers after the last token.
+    pub steady_bytes: usize,
+    /// The most bytes on the way, transient copies included.
+    pub peak_bytes: usize,
+    /// Entries kept per layer after the last token.
+    pub kept: Vec<usize>,
+}
+
+impl Plan {
+    /// The memory of a prompt of `prompt` tokens and `new_tokens` decoded ones under this plan.
+    ///
+    /// # Errors
+    /// As [`Plan::resolve`]; `place` names the plan.
+    pub fn estimate(
+        &self,
+        place: &str,
+        prompt: usize,
+        new_tokens: usize,
+        cost: EntryCost,
+    ) -> Result<CacheEstimate> {
+        let resolved = self.resolve(place, prompt, cost)?;
+        let mut sizes = Sizes::default();
+        let mut layers = vec![Layer::default(); resolved.layers.len()];
+        for (layer, rules) in layers.iter_mut().zip(&resolved.layers) {
+            sizes.step(layer, |layer| layer.append(rules, prompt, prompt));
+            sizes.step(layer, |layer| layer.trim(rules.prefill.budget));
+        }
+        for _ in 0..new_tokens {
+            for (layer, rules) in layers.iter_mut().zip(&resolved.layers) {
+                sizes.step(layer, |layer| {
+                    layer.append(rules, 1, 0);
+                    layer.trim(rules.decode.budget);
+                });
+            }
+        }
+        Ok(CacheEstimate {
+            steady_bytes: sizes.slots * cost.bytes,
+            peak_bytes: sizes.peak * cost.bytes,
+            kept: layers.iter().map(|layer| layer.len).collect(),
+        })
+    }
+}
+
+/// Slots of all layers.
+#[derive(Default)]
+struct Sizes {
+    slots: usize,
+    peak: usize,
+}
+
+impl Sizes {
+    /// While a layer changes size, old and new exist side by side.
+    fn step(&mut self, layer: &mut Layer, change: impl FnOnce(&mut Layer)) {
+        let before = layer.slots;
+        change(layer);
+        self.slots = self.slots - before + layer.slots;
+        let transient = if layer.slots == before { 0 } else { before };
+        self.peak = self.peak.max(self.slots + transient);
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Layer {
+    len: usize,
+    slots: usize,
+}
+
+impl Layer {
+    fn append(&mut self, rules: &LayerRules, tokens: usize, expected: usize) {
+        if self.len + tokens > self.slots {
+            self.slots = slots_for(rules, self.len, tokens, expected);
+        }
+        self.len += tokens;
+    }
+
+    /// One entry too many is overwritten in place; more of them move to a new store.
+    fn trim(&mut self, budget: Option<usize>) {
+        let Some(budget) = budget.filter(|&budget| self.len > budget) else {
+            return;
+        };
+        self.slots = self.slots.min(budget + 1);
+        self.len = budget;
+    }
+}

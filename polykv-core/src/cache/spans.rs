@@ -1,0 +1,118 @@
+//! Positions that a caller protects, whatever the policies say.
+
+use crate::plan::{PhaseRule, Resolved};
+use crate::policy::{Phase, Protect};
+use crate::{Error, Result};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Ranges of positions from the start of the sequence, ascending, apart and not empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spans(Arc<[Range<usize>]>);
+
+impl Spans {
+    /// Sorts and joins any ranges.
+    pub fn new(ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
+        let mut ranges: Vec<_> = ranges.into_iter().filter(|r| !r.is_empty()).collect();
+        ranges.sort_unstable_by_key(|range| range.start);
+        let mut joined: Vec<Range<usize>> = Vec::new();
+        for range in ranges {
+            match joined.last_mut() {
+                Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+                _ => joined.push(range),
+            }
+        }
+        Self(joined.into())
+    }
+
+    /// How many positions that are.
+    pub fn count(&self) -> usize {
+        self.0.iter().map(Range::len).sum()
+    }
+
+    /// How many entries stay for sure beside what a policy protects, in a sequence so long that its latest positions
+    /// lie behind the spans.
+    pub fn count_with(&self, protect: Protect) -> usize {
+        let behind = |position: usize| position.max(protect.sinks);
+        let spans = self.0.iter();
+        let more: usize = spans
+            .map(|span| behind(span.end) - behind(span.start))
+            .sum();
+        protect.count() + more
+    }
+
+    /// The policy's protection with a span at the start of the sequence joined to its sinks, and the other spans.
+    pub(super) fn join(&self, protect: Protect) -> (Protect, &[Range<usize>]) {
+        match self.0.split_first() {
+            Some((first, rest)) if first.start <= protect.sinks => {
+                let sinks = protect.sinks.max(first.end);
+                (Protect { sinks, ..protect }, rest)
+            }
+            _ => (protect, &self.0),
+        }
+    }
+}
+
+impl Resolved {
+    /// Whether every layer's budgets hold the spans beside what its policies protect.
+    ///
+    /// # Errors
+    /// Names the layer, its budget and the least budget; `place` names the plan.
+    pub fn check_spans(&self, place: &str, spans: &Spans) -> Result<()> {
+        for (layer, rules) in self.layers.iter().enumerate() {
+            check(place, Phase::Prefill, layer, &rules.prefill, spans)?;
+            check(place, Phase::Decode, layer, &rules.decode, spans)?;
+        }
+        Ok(())
+    }
+}
+
+fn check(place: &str, phase: Phase, layer: usize, rule: &PhaseRule, spans: &Spans) -> Result<()> {
+    let Some(budget) = rule.budget else {
+        return Ok(());
+    };
+    let least = spans.count_with(rule.policy.protect(budget));
+    if least <= budget {
+        return Ok(());
+    }
+    let allowed = format!(
+        "at least {least}, {} protected positions and what policy {} protects",
+        spans.count(),
+        rule.policy.name()
+    );
+    let field = format!("{phase} budget of layer {layer}");
+    Err(Error::invalid(place, field, budget, allowed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROTECT: Protect = Protect {
+        sinks: 4,
+        recent: 8,
+    };
+
+    #[test]
+    fn ranges_are_sorted_and_joined() {
+        let spans = Spans::new([20..25, 0..0, 0..6, 5..9, 24..30]);
+        assert_eq!(*spans.0, [0..9, 20..30]);
+        assert_eq!(spans.count(), 19);
+        assert_eq!(spans.count_with(PROTECT), 5 + 10 + 12);
+        assert_eq!(Spans::default().count_with(PROTECT), 12);
+        let inside = Spans::new([1..3]);
+        assert_eq!(inside.count_with(PROTECT), 12);
+    }
+
+    #[test]
+    fn a_span_at_the_start_extends_the_sinks() {
+        let joined = |spans: &[Range<usize>]| {
+            let spans = Spans::new(spans.iter().cloned());
+            let (protect, rest) = spans.join(PROTECT);
+            (protect.sinks, rest.to_vec())
+        };
+        assert_eq!(joined(&[0..9, 20..30]), (9, vec![20..30]));
+        assert_eq!(joined(&[6..9, 20..30]), (4, vec![6..9, 20..30]));
+        assert_eq!(joined(&[1..3, 20..30]), (4, vec![20..30]));
+    }
+}

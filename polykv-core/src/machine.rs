@@ -1,0 +1,63 @@
+//! What this machine has: memory, its speed, threads.
+
+use rayon::prelude::*;
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Large enough that caches hold little of it.
+const BUFFER_BYTES: u64 = 512 << 20;
+const PASSES: usize = 4;
+/// Words that a thread reads at once.
+const CHUNK: usize = 1 << 16;
+
+/// Bytes that can still be allocated, where the system tells (Linux).
+pub fn free_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    available(&text)
+}
+
+fn available(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
+/// Threads that the CPU kernels use.
+pub fn threads() -> usize {
+    rayon::current_num_threads()
+}
+
+/// Bytes per second at which all threads together read main memory: the best of a few passes over a buffer of 512 MiB,
+/// or of a quarter of the free memory if that is less.
+pub fn read_bandwidth() -> f64 {
+    let bytes = free_memory().map_or(BUFFER_BYTES, |free| BUFFER_BYTES.min(free / 4));
+    let words = (bytes / 8).max(1) as usize;
+    // Values that are not zero: pages of zeros may be shared.
+    let buffer: Vec<u64> = (0..words as u64).into_par_iter().collect();
+    let mut best = f64::INFINITY;
+    for _ in 0..PASSES {
+        let started = Instant::now();
+        let sum: u64 = buffer
+            .par_chunks(CHUNK)
+            .map(|chunk| chunk.iter().fold(0u64, |sum, word| sum.wrapping_add(*word)))
+            .reduce(|| 0, u64::wrapping_add);
+        black_box(sum);
+        best = best.min(started.elapsed().as_secs_f64());
+    }
+    (words * 8) as f64 / best.max(1e-9)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn meminfo_is_read() {
+        let text = "MemTotal:       24 kB\nMemFree: 1 kB\nMemAvailable:   20 kB\n";
+        assert_eq!(available(text), Some(20 << 10));
+        assert_eq!(available("MemTotal: 24 kB\n"), None);
+        assert_eq!(available("MemAvailable: many kB\n"), None);
+    }
+}

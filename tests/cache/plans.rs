@@ -1,0 +1,42 @@
+//! The plan files that come with the project.
+
+use polykv::models::ModelConfig;
+use polykv::{LayerShape, Phase, Plan};
+use std::path::Path;
+
+#[test]
+fn every_plan_of_the_project_can_be_carried_out() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("plans");
+    let mut seen = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let place = path.display().to_string();
+        let plan = Plan::read(&path).unwrap();
+        let shapes = polykv::models::config::SHAPES.iter();
+        let config: ModelConfig = shapes
+            .map(|(_, shape)| shape())
+            .find(|config| Some(config.fingerprint()) == plan.model)
+            .unwrap_or_else(|| panic!("{place}: no known model"));
+        plan.check_model(&place, config.layers, &config.fingerprint())
+            .unwrap();
+        let shape = LayerShape {
+            batch: 1,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+        };
+        let resolved = plan
+            .resolve(&place, config.max_positions, shape.cost(config.layers))
+            .unwrap();
+        let total = plan
+            .budget
+            .total(config.max_positions, shape.cost(config.layers));
+        for phase in [Phase::Prefill, Phase::Decode] {
+            assert_eq!(resolved.total(phase), total, "{place}, {phase}");
+        }
+        seen.push(path.file_stem().unwrap().to_string_lossy().into_owned());
+    }
+    for name in ["llama-3.1-8b-starter", "qwen3-8b-starter", "smollm2-mixed"] {
+        assert!(seen.iter().any(|seen| seen == name), "{name}: {seen:?}");
+    }
+}
