@@ -4,6 +4,8 @@ mod cli_support;
 
 #[path = "cli/compression.rs"]
 mod compression;
+#[path = "cli/eval.rs"]
+mod eval;
 
 use cli_support::{
     generate, generate_args, generate_json, path_str, polykv, polykv_with, tiny_model,

@@ -1,7 +1,9 @@
 //! What can be typed. Everything that clap can know is refused here, with exit code 2.
 
+mod eval;
 mod values;
 
+pub use eval::{EvalArgs, TaskName};
 pub use values::{Dtype, Phases, Setting};
 
 use clap::error::ErrorKind;
@@ -24,6 +26,10 @@ pub enum Command {
     /// Without --plan and --policy the whole cache is kept. The defaults of the sampling are greedy; --top-k, --top-p
     /// and --min-p act at a temperature above 0.
     Generate(Box<GenerateArgs>),
+    /// Compares plans with the full cache: perplexity, hidden numbers, next-token distributions
+    ///
+    /// The full cache is always the first row. Samples come from the seed.
+    Eval(Box<EvalArgs>),
     /// Fetches a built-in model and prints its path; lists them without a name
     Pull(PullArgs),
     /// Looks at plan files
@@ -219,8 +225,17 @@ impl Cli {
     /// # Errors
     /// As clap reports them.
     pub fn checked(self) -> Result<Self, clap::Error> {
-        let Command::Generate(args) = &self.command else {
-            return Ok(self);
+        let args = match &self.command {
+            Command::Generate(args) => args,
+            Command::Eval(args) => {
+                let budget = args.compression("");
+                args.plans
+                    .policy
+                    .iter()
+                    .try_for_each(|policy| check_budget(policy, &budget))?;
+                return Ok(self);
+            }
+            _ => return Ok(self),
         };
         let (prompt, compression) = (&args.prompt, &args.compression);
         let is_stdin = |name: &str| name == "-";
@@ -234,16 +249,19 @@ impl Cli {
             let text = "--prompt and --file cannot both be '-': there is one standard input";
             return Err(Self::command().error(ErrorKind::ArgumentConflict, text));
         }
-        let budget = compression.budget.is_some()
-            || compression.budget_ratio.is_some()
-            || compression.budget_mb.is_some();
-        match &compression.policy {
-            Some(policy) if !budget && policy != "full" => {
-                let text =
-                    format!("--policy {policy} needs --budget, --budget-ratio or --budget-mb");
-                Err(Self::command().error(ErrorKind::MissingRequiredArgument, text))
-            }
-            _ => Ok(self),
+        if let Some(policy) = &compression.policy {
+            check_budget(policy, compression)?;
         }
+        Ok(self)
     }
+}
+
+fn check_budget(policy: &str, given: &CompressionArgs) -> Result<(), clap::Error> {
+    let budget =
+        given.budget.is_some() || given.budget_ratio.is_some() || given.budget_mb.is_some();
+    if budget || policy == "full" {
+        return Ok(());
+    }
+    let text = format!("--policy {policy} needs --budget, --budget-ratio or --budget-mb");
+    Err(Cli::command().error(ErrorKind::MissingRequiredArgument, text))
 }

@@ -4,6 +4,7 @@ use crate::args::CompressionArgs;
 use polykv::models::ModelConfig;
 use polykv::policy::{self, Params};
 use polykv::{Budget, Error, LayerShape, Phase, Plan, Result};
+use std::path::Path;
 
 /// How errors name the flags.
 const COMMAND_LINE: &str = "command line";
@@ -53,6 +54,18 @@ impl Source {
             phases: args.phase.unwrap_or_default().list(),
             allow_full_extra: args.allow_full_extra,
         })
+    }
+
+    /// A short name for tables: the plan's own, its file's or the policy's.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Full => "full".into(),
+            Self::Uniform { policy, .. } => policy.clone(),
+            Self::File { place, plan } => plan.name.clone().unwrap_or_else(|| {
+                let stem = Path::new(place).file_stem();
+                stem.map_or(place.clone(), |stem| stem.to_string_lossy().into_owned())
+            }),
+        }
     }
 
     /// The plan for a model.

@@ -2,7 +2,9 @@
 
 mod args;
 mod compression;
+mod eval;
 mod generate;
+mod model;
 mod output;
 mod plan;
 mod prompt;
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Generate(args) => generate::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Plan(args) => plan::run(args),
     }

@@ -1,5 +1,6 @@
 //! What is printed: data on standard output, statistics and progress on standard error.
 
+pub mod eval;
 mod json;
 pub mod progress;
 pub mod stats;

@@ -19,7 +19,9 @@ pub mod policy;
 
 pub use allocate::Allocator;
 pub use budget::Budget;
-pub use cache::{CacheReport, KvCache, LayerCache, LayerShape};
+pub use cache::{
+    CacheReport, KvCache, LayerCache, LayerShape, PromptCache, SharedPrefill, Untrimmed,
+};
 pub use device::DeviceSpec;
 pub use error::{Error, Result};
 pub use plan::{Plan, Rule};
