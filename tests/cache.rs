@@ -4,6 +4,9 @@
 
 mod reference;
 
+#[path = "cache/shared.rs"]
+mod shared;
+
 use burn::tensor::{Device, Tensor};
 use polykv::policy::{self, Params};
 use polykv::{Budget, KvCache, Phase, Plan, Rule};

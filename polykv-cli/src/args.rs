@@ -3,7 +3,7 @@
 mod eval;
 mod values;
 
-pub use eval::{EvalArgs, TaskName};
+pub use eval::{EvalArgs, SampleArgs, TaskName};
 pub use values::{Dtype, Phases, Setting};
 
 use clap::error::ErrorKind;

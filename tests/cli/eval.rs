@@ -55,7 +55,10 @@ fn every_task_gives_a_table_and_the_same_numbers_again() {
         let score = &json["tasks"][name];
         assert_eq!(score["metric"], metric);
         assert!(score["score"].is_number() && score["n"].as_u64() >= Some(2));
-        assert_eq!((&json["mean"], &json["seed"]), (&score["score"], &11.into()));
+        assert_eq!(
+            (&json["mean"], &json["seed"]),
+            (&score["score"], &11.into())
+        );
         assert!(json["versions"]["polykv"].is_string());
         let plans = json["plans"].as_array().unwrap();
         let names: Vec<_> = plans.iter().map(|plan| plan["name"].as_str()).collect();

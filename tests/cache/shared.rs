@@ -1,13 +1,9 @@
 //! One prompt under many plans at once equals each plan alone.
 
-#![cfg(feature = "flex")]
-
-mod reference;
-
+use crate::reference::harness::{Case, Inputs, inputs, kept, shape, tensor};
 use burn::tensor::{Device, Tensor};
 use polykv::policy::{self, Params};
 use polykv::{Budget, KvCache, Phase, Plan, PromptCache, SharedPrefill};
-use reference::harness::{Case, Inputs, inputs, kept, shape, tensor};
 use std::ops::Range;
 
 const LAYERS: usize = 2;
