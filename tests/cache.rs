@@ -10,6 +10,9 @@ mod plans;
 mod protect;
 mod reference;
 
+#[path = "cache/shared.rs"]
+mod shared;
+
 use burn::tensor::{Device, Tensor};
 use polykv::policy::{self, Params};
 use polykv::{Budget, KvCache, Phase, Plan, Rule};

@@ -6,6 +6,8 @@ mod cli_support;
 mod bench;
 #[path = "cli/compression.rs"]
 mod compression;
+#[path = "cli/eval.rs"]
+mod eval;
 #[cfg(feature = "hub")]
 #[path = "cli/hub.rs"]
 mod hub;

@@ -5,6 +5,8 @@ mod cli_support;
 
 #[path = "refusals/config.rs"]
 mod config;
+#[path = "refusals/eval.rs"]
+mod eval;
 #[path = "refusals/plan.rs"]
 mod plan;
 #[path = "refusals/run.rs"]

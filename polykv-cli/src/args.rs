@@ -1,9 +1,11 @@
 //! What can be typed. Everything that clap can know is refused here, with exit code 2.
 
 mod bench;
+mod eval;
 mod values;
 
 pub use bench::{BenchArgs, Format};
+pub use eval::{EvalArgs, SampleArgs, TaskName};
 pub use values::{Dtype, Phases, Pullable, Setting};
 
 use clap::error::ErrorKind;
@@ -26,6 +28,10 @@ pub enum Command {
     /// Without --plan and --policy the whole cache is kept. The defaults of the sampling are greedy; --top-k, --top-p
     /// and --min-p act at a temperature above 0.
     Generate(Box<GenerateArgs>),
+    /// Compares plans with the full cache: perplexity, hidden numbers, next-token distributions
+    ///
+    /// The full cache is always the first row. Samples come from the seed.
+    Eval(Box<EvalArgs>),
     /// Fetches a model and prints its path; lists the built-in ones without a name
     ///
     /// Models of the Hugging Face hub are fetched with the token in HF_TOKEN, or in the file that `hf auth login`
@@ -276,9 +282,18 @@ impl Cli {
             Command::Plan(PlanArgs {
                 action: PlanAction::Memory(args),
             }) => &args.compression,
+            Command::Eval(args) => {
+                let budget = args.compression("");
+                for policy in &args.plans.policy {
+                    check_budget(policy, &budget)?;
+                }
+                return Ok(self);
+            }
             _ => return Ok(self),
         };
-        check_budget(compression)?;
+        if let Some(policy) = &compression.policy {
+            check_budget(policy, compression)?;
+        }
         Ok(self)
     }
 }
@@ -292,13 +307,12 @@ fn check_stdin(prompt: &PromptArgs) -> Result<(), clap::Error> {
     Ok(())
 }
 
-fn check_budget(args: &CompressionArgs) -> Result<(), clap::Error> {
-    let budget = args.budget.is_some() || args.budget_ratio.is_some() || args.budget_mb.is_some();
-    match &args.policy {
-        Some(policy) if !budget && policy != "full" => {
-            let text = format!("--policy {policy} needs --budget, --budget-ratio or --budget-mb");
-            Err(Cli::command().error(ErrorKind::MissingRequiredArgument, text))
-        }
-        _ => Ok(()),
+fn check_budget(policy: &str, given: &CompressionArgs) -> Result<(), clap::Error> {
+    let budget =
+        given.budget.is_some() || given.budget_ratio.is_some() || given.budget_mb.is_some();
+    if budget || policy == "full" {
+        return Ok(());
     }
+    let text = format!("--policy {policy} needs --budget, --budget-ratio or --budget-mb");
+    Err(Cli::command().error(ErrorKind::MissingRequiredArgument, text))
 }

@@ -1,38 +1,25 @@
 //! `polykv generate`: one answer to one prompt.
 
-use crate::args::{Dtype, GenerateArgs};
+use crate::args::GenerateArgs;
 use crate::compression::Source;
 use crate::output::{Run, progress, stats};
-use crate::prompt;
+use crate::{model, prompt};
 use anyhow::Context;
-use polykv::Error;
 use polykv::models::generate::Event;
 use polykv::models::sample::SamplingParams;
-use polykv::models::{self, GenerateOptions, Generator, hub};
+use polykv::models::{GenerateOptions, Generator};
 use std::io::Write;
 
 /// # Errors
 /// What was refused, or what failed on the way.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     // Whatever can be checked without the model comes before it is loaded.
-    check_dtype(args.model.dtype)?;
+    model::check_dtype(args.model.dtype)?;
     let options = options(args);
     options.sampling.validate()?;
     let source = Source::read(&args.compression)?;
     let text = prompt::read(&args.prompt)?;
-    let spec = args.model.device.resolve();
-    let device = spec.open()?;
-
-    let mut pulling = progress::Pull::default();
-    let given = &args.model;
-    let revision = given.revision.as_deref();
-    let path = hub::resolve_at(&given.model, revision, given.offline, &mut |step| {
-        pulling.step(step);
-    })?;
-    drop(pulling);
-    let loading = progress::spinner("loading the model");
-    let model = models::load(&path, &device)?;
-    loading.finish_and_clear();
+    let (spec, model) = model::open(&args.model)?;
 
     let plan = source.plan(model.model.config())?;
     let ids = prompt::encode(&model, &args.prompt, &text)?;
@@ -74,17 +61,6 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         eprintln!("{}", stats::block(&run, args.verbose));
     }
     Ok(())
-}
-
-/// Weights become f32 on loading, and everything after follows them.
-fn check_dtype(dtype: Dtype) -> polykv::Result<()> {
-    let name = match dtype {
-        Dtype::Auto | Dtype::F32 => return Ok(()),
-        Dtype::F16 => "f16",
-        Dtype::Bf16 => "bf16",
-    };
-    let reason = "this version computes in f32 only; allowed: auto, f32";
-    Err(Error::unsupported(format!("dtype {name}"), reason))
 }
 
 fn options(args: &GenerateArgs) -> GenerateOptions {

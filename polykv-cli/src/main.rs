@@ -3,7 +3,9 @@
 mod args;
 mod bench;
 mod compression;
+mod eval;
 mod generate;
+mod model;
 mod output;
 mod plan;
 mod prompt;
@@ -47,6 +49,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Pull(args) => pull::run(args),
         Command::Plan(args) => plan::run(args),
     }

@@ -1,6 +1,7 @@
 //! What is printed: data on standard output, statistics and progress on standard error.
 
 pub mod bench;
+pub mod eval;
 mod json;
 pub mod progress;
 pub mod stats;

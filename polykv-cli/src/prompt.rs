@@ -39,7 +39,11 @@ pub fn read(args: &PromptArgs) -> Result<String> {
     Ok(text)
 }
 
-fn read_file(path: &Path) -> Result<String> {
+/// The whole file, or standard input for `-`.
+///
+/// # Errors
+/// A file that cannot be read, is too large or is not UTF-8.
+pub fn read_file(path: &Path) -> Result<String> {
     if path == Path::new("-") {
         return read_all("standard input", std::io::stdin().lock());
     }

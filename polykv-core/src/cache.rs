@@ -3,14 +3,19 @@
 mod estimate;
 mod layer;
 mod order;
+mod prompt;
 mod report;
+mod shared;
 mod slots;
 mod spans;
+mod states;
 mod store;
 
 pub use estimate::CacheEstimate;
 pub use layer::LayerCache;
+pub use prompt::{PromptCache, Untrimmed};
 pub use report::CacheReport;
+pub use shared::SharedPrefill;
 pub use spans::Spans;
 
 use crate::budget::EntryCost;
@@ -66,7 +71,9 @@ impl LayerShape {
 /// The caches of all layers. A model calls, for each layer in turn, [`KvCache::prefill`] for every chunk of the
 /// prompt and then [`KvCache::end_prefill`] once; afterwards [`KvCache::decode`] per layer and token. Running a layer
 /// over the whole prompt before the next one starts keeps the peak at one layer's full cache plus the budgets.
-#[derive(Debug)]
+///
+/// A clone continues on its own from the same state; its tensors are copied when one of the two changes them.
+#[derive(Clone, Debug)]
 pub struct KvCache {
     plan: Plan,
     shape: LayerShape,

@@ -20,7 +20,10 @@ pub mod policy;
 
 pub use allocate::Allocator;
 pub use budget::Budget;
-pub use cache::{CacheEstimate, CacheReport, KvCache, LayerCache, LayerShape, Spans};
+pub use cache::{
+    CacheEstimate, CacheReport, KvCache, LayerCache, LayerShape, PromptCache, SharedPrefill, Spans,
+    Untrimmed,
+};
 pub use device::DeviceSpec;
 pub use error::{Error, Result};
 pub use plan::{Plan, Rule};

@@ -7,7 +7,7 @@ use crate::{CausalLm, PrefillOptions};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
 use polykv_core::ops::bytes;
-use polykv_core::{Error, KvCache, Result};
+use polykv_core::{Error, KvCache, PromptCache, Result};
 
 /// One layer of a family. Its field names spell the checkpoints' tensor names.
 pub trait Layer: Module + ModuleDisplay + Send + Sync {
@@ -82,7 +82,7 @@ impl<L: Layer> Decoder<L> {
     fn run_prompt(
         &self,
         ids: Tensor<2, Int>,
-        cache: &mut KvCache,
+        cache: &mut dyn PromptCache,
         options: &mut PrefillOptions<'_>,
     ) -> Result<Vec<Tensor<3>>> {
         let [_, tokens] = ids.dims();
@@ -148,7 +148,7 @@ impl<L: Layer> CausalLm for Decoder<L> {
     fn prefill(
         &self,
         ids: Tensor<2, Int>,
-        cache: &mut KvCache,
+        cache: &mut dyn PromptCache,
         options: &mut PrefillOptions<'_>,
     ) -> Result<Tensor<2>> {
         let mut chunks = self.run_prompt(ids, cache, options)?;
@@ -163,7 +163,7 @@ impl<L: Layer> CausalLm for Decoder<L> {
     fn logits(
         &self,
         ids: Tensor<2, Int>,
-        cache: &mut KvCache,
+        cache: &mut dyn PromptCache,
         options: &mut PrefillOptions<'_>,
     ) -> Result<Tensor<3>> {
         let chunks = self.run_prompt(ids, cache, options)?;

@@ -3,6 +3,7 @@
 pub mod chat;
 pub mod config;
 pub mod decoder;
+pub mod eval;
 pub mod generate;
 pub mod hub;
 pub mod layers;
@@ -19,7 +20,7 @@ pub use generate::{Finish, GenerateOptions, Generation, Generator};
 pub use load::{LoadedModel, load};
 
 use burn::tensor::{Device, Int, Tensor};
-use polykv_core::{KvCache, LayerShape, Result};
+use polykv_core::{KvCache, LayerShape, PromptCache, Result};
 use std::fmt;
 
 /// A decoder that keeps its keys and values in a [`KvCache`].
@@ -36,7 +37,7 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
     fn prefill(
         &self,
         ids: Tensor<2, Int>,
-        cache: &mut KvCache,
+        cache: &mut dyn PromptCache,
         options: &mut PrefillOptions<'_>,
     ) -> Result<Tensor<2>>;
 
@@ -48,7 +49,7 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
     fn logits(
         &self,
         ids: Tensor<2, Int>,
-        cache: &mut KvCache,
+        cache: &mut dyn PromptCache,
         options: &mut PrefillOptions<'_>,
     ) -> Result<Tensor<3>>;
 

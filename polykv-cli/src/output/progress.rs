@@ -95,6 +95,32 @@ impl Drop for Pull {
     }
 }
 
+/// Samples of an evaluation, with the time that is left.
+#[derive(Default)]
+pub struct Samples(Option<ProgressBar>);
+
+impl Samples {
+    /// Shows the samples done.
+    pub fn step(&mut self, done: usize, total: usize) {
+        self.0
+            .get_or_insert_with(|| {
+                bar(
+                    total as u64,
+                    "evaluating {bar:30} sample {pos}/{len}, {eta} left",
+                )
+            })
+            .set_position(done as u64);
+    }
+}
+
+impl Drop for Samples {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 /// Layers of the prompt; gone before the first text is printed.
 #[derive(Default)]
 pub struct Prefill(Option<ProgressBar>);

@@ -1,11 +1,14 @@
+mod shared;
+
 use super::LayerShape;
 use super::order::Order;
 use super::slots::slots_for;
 use super::spans::Spans;
+use super::states::States;
 use super::store::Store;
 use crate::ops::{self, AttentionBlock, Protected};
 use crate::plan::{LayerRules, PhaseRule};
-use crate::policy::{Appended, LayerView, Needs, Phase, State};
+use crate::policy::{Appended, LayerView, Needs, Phase};
 use crate::{Error, Result};
 use burn::tensor::{Device, Int, Tensor};
 
@@ -13,7 +16,7 @@ use burn::tensor::{Device, Int, Tensor};
 ///
 /// While decoding at budget `b` the layer has `b + 1` slots: the new token takes the free one, attention runs over
 /// all, and the entry that scores lowest is overwritten by the newest. Shapes stay fixed from then on.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LayerCache {
     layer: usize,
     shape: LayerShape,
@@ -113,7 +116,12 @@ impl LayerCache {
         self.states.shared = rules.prefill.same_policy(&rules.decode);
         self.rules = Some(rules);
         self.spans = spans;
-        // Room is made when the layer's turn comes: for all layers at once it would be the full cache.
+        self.expect(tokens);
+    }
+
+    /// Announces tokens without changing the rules. Room is made when the layer's turn comes: for all layers at once
+    /// it would be the full cache.
+    pub(super) fn expect(&mut self, tokens: usize) {
         self.expected = tokens;
     }
 
@@ -125,7 +133,8 @@ impl LayerCache {
     ) -> Result<Tensor<4>> {
         let rules = self.rules()?;
         let tokens = self.check_shapes(&q, &k, &v)?;
-        self.append(&rules, &q, k, v, tokens)?;
+        let appended = self.append(&rules, &q, k, v, tokens);
+        self.states.append(&rules, &appended)?;
         self.expected = self.expected.saturating_sub(tokens);
         Ok(self.attend(&rules, q, false)?.0)
     }
@@ -147,7 +156,8 @@ impl LayerCache {
         if tokens != 1 {
             return Err(Error::invalid("decode", "tokens", tokens, 1));
         }
-        self.append(&rules, &q, k.clone(), v.clone(), 1)?;
+        let appended = self.append(&rules, &q, k.clone(), v.clone(), 1);
+        self.states.append(&rules, &appended)?;
         let over = rules.decode.budget.filter(|&budget| self.len() > budget);
         let (output, row) = self.attend(&rules, q, over.is_some())?;
         if let Some(budget) = over {
@@ -192,6 +202,7 @@ impl LayerCache {
         Ok(tokens)
     }
 
+    /// Takes new entries in; the policies are not told yet.
     fn append(
         &mut self,
         rules: &LayerRules,
@@ -199,7 +210,7 @@ impl LayerCache {
         k: Tensor<4>,
         v: Tensor<4>,
         tokens: usize,
-    ) -> Result<()> {
+    ) -> Appended {
         let before = self.len();
         let capacity = slots_for(rules, before, tokens, self.expected);
         match &mut self.store {
@@ -212,18 +223,15 @@ impl LayerCache {
         }
         self.order.append(before, tokens);
         self.remember_queries(q);
-        let appended = Appended {
+        let first = self.seen;
+        self.seen += tokens;
+        Appended {
             layer: self.layer,
             shape: self.shape,
             before,
-            positions: self.seen..self.seen + tokens,
+            positions: first..self.seen,
             device: self.device.clone(),
-        };
-        for (rule, state) in self.states.with(rules) {
-            rule.policy.append(state, &appended)?;
         }
-        self.seen += tokens;
-        Ok(())
     }
 
     fn remember_queries(&mut self, q: &Tensor<4>) {
@@ -234,9 +242,7 @@ impl LayerCache {
             Some(old) => Tensor::cat(vec![old, q.clone()], 2),
             None => q.clone(),
         };
-        let held = all.dims()[2];
-        let count = held.min(self.needs.queries);
-        self.queries = Some(all.narrow(2, held - count, count));
+        self.queries = Some(latest(all, self.needs.queries));
     }
 
     /// The attention output, and on demand the last query's attention row.
@@ -257,12 +263,7 @@ impl LayerCache {
         let states = &mut self.states;
         let mut observe = |block: &AttentionBlock| {
             row = want_row.then(|| block.last_row());
-            for (rule, state) in states.with(rules) {
-                if rule.policy.needs().attention {
-                    rule.policy.observe(state, block)?;
-                }
-            }
-            Ok(())
+            states.observe(rules, block)
         };
         let output = ops::attend(q, keys, values, Some(&mut observe))?;
         Ok((output, row))
@@ -358,45 +359,9 @@ impl LayerCache {
     }
 }
 
-/// The memories of both phases' policies; one memory when both phases run the same policy.
-#[derive(Debug, Default)]
-struct States {
-    prefill: State,
-    decode: State,
-    shared: bool,
-}
-
-impl States {
-    /// The policies that evict, each with its memory.
-    fn with<'a>(
-        &'a mut self,
-        rules: &'a LayerRules,
-    ) -> impl Iterator<Item = (&'a PhaseRule, &'a mut State)> {
-        let decode = (!self.shared).then_some((&rules.decode, &mut self.decode));
-        [Some((&rules.prefill, &mut self.prefill)), decode]
-            .into_iter()
-            .flatten()
-            .filter(|(rule, _)| rule.budget.is_some())
-    }
-
-    fn of(&self, phase: Phase) -> &State {
-        match phase {
-            Phase::Decode if !self.shared => &self.decode,
-            _ => &self.prefill,
-        }
-    }
-
-    fn keep(&mut self, slots: &Tensor<3, Int>) {
-        self.prefill.keep(slots);
-        self.decode.keep(slots);
-    }
-
-    fn replace(&mut self, victim: &Tensor<3, Int>) {
-        self.prefill.replace(victim);
-        self.decode.replace(victim);
-    }
-
-    fn bytes(&self) -> usize {
-        self.prefill.bytes() + self.decode.bytes()
-    }
+/// The last `count` queries of `[batch, heads, tokens, head_dim]`, all if there are fewer.
+fn latest(queries: Tensor<4>, count: usize) -> Tensor<4> {
+    let held = queries.dims()[2];
+    let count = held.min(count);
+    queries.narrow(2, held - count, count)
 }

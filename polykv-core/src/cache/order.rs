@@ -4,7 +4,7 @@ use super::LayerShape;
 use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
 
 /// Slots in ascending order of position, `[batch, kv_heads, entries]`; `None` while that is the identity.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Order(Option<Tensor<3, Int>>);
 
 impl Order {

@@ -5,7 +5,7 @@ use crate::ops;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, s};
 
 /// Keys, values and positions of the entries in slots `0..len`; slots beyond are free.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Store {
     /// `[batch, kv_heads, capacity, head_dim]`
     keys: Tensor<4>,

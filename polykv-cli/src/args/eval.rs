@@ -1,0 +1,171 @@
+//! What `polykv eval` takes.
+
+use super::values::{self, Phases};
+use super::{CompressionArgs, ModelArgs};
+use clap::{ArgGroup, Args, ValueEnum};
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub samples: SampleArgs,
+    #[command(flatten)]
+    pub plans: PlansArgs,
+    /// Print one JSON object instead of a table
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+    /// A folder for metrics.json and predictions.jsonl
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub out: Option<PathBuf>,
+}
+
+/// The tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TaskName {
+    /// Perplexity of a text's continuation after its prefix was compressed; needs --text
+    Ppl,
+    /// A number hidden in a long text
+    Needle,
+    /// Distance to the full cache's next-token distributions while decoding; needs --text
+    Fidelity,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Samples")]
+#[group(skip)]
+pub struct SampleArgs {
+    #[arg(long, value_enum)]
+    pub task: TaskName,
+    /// The text that windows are cut from, or - for standard input
+    #[arg(long, value_name = "FILE")]
+    pub text: Option<PathBuf>,
+    /// Tokens that are compressed
+    #[arg(
+        long,
+        value_name = "N,…",
+        value_delimiter = ',',
+        default_value = "1024"
+    )]
+    pub length: Vec<usize>,
+    /// Tokens after a window's prefix
+    #[arg(long, value_name = "N", default_value = "128")]
+    pub continuation: usize,
+    /// Where the needle is, from 0 (start) to 1 (end)
+    #[arg(
+        long,
+        value_name = "D,…",
+        value_delimiter = ',',
+        default_value = "0,0.25,0.5,0.75,1",
+        allow_negative_numbers = true
+    )]
+    pub depth: Vec<f64>,
+    /// Samples per length, and depth for needles
+    #[arg(long, value_name = "N", default_value = "4")]
+    pub limit: usize,
+    /// Needles: give the start of the answer to the model; it is compressed with the question
+    #[arg(long, overrides_with = "no_answer_prefix")]
+    pub answer_prefix: bool,
+    /// Needles: let the model write the whole answer (the default)
+    #[arg(long)]
+    pub no_answer_prefix: bool,
+    /// Needles: run the question over the compressed text instead of compressing it too
+    #[arg(long)]
+    pub question_after: bool,
+    /// Needles: feed the text without the model's chat template
+    #[arg(long)]
+    pub raw: bool,
+    /// Perplexity and needles: measure likelihoods token by token, with eviction while decoding
+    #[arg(long)]
+    pub decode: bool,
+    /// Fidelity: follow the full cache's own greedy choices instead of the text
+    #[arg(long)]
+    pub generated: bool,
+    /// Seed of the samples
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub seed: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Plans")]
+#[group(skip)]
+#[command(group = ArgGroup::new("budgets"))]
+pub struct PlansArgs {
+    /// A plan file; may be repeated
+    #[arg(long, value_name = "FILE")]
+    pub plan: Vec<PathBuf>,
+    /// One policy for all layers; may be repeated; needs a budget, except full
+    #[arg(long, value_name = "NAME", value_parser = values::policies(), value_delimiter = ',', num_args = 1..)]
+    pub policy: Vec<String>,
+    /// Entries per layer, on average
+    #[arg(
+        long,
+        value_name = "N",
+        group = "budgets",
+        requires = "policy",
+        allow_negative_numbers = true
+    )]
+    pub budget: Option<usize>,
+    /// Share of the prompt, above 0 and at most 1
+    #[arg(
+        long,
+        value_name = "R",
+        group = "budgets",
+        requires = "policy",
+        allow_negative_numbers = true
+    )]
+    pub budget_ratio: Option<f64>,
+    /// Keys and values of all layers, in units of 1,000,000 bytes
+    #[arg(
+        long,
+        value_name = "M",
+        group = "budgets",
+        requires = "policy",
+        allow_negative_numbers = true
+    )]
+    pub budget_mb: Option<f64>,
+    /// When to evict; the other phase keeps everything
+    #[arg(long, value_enum, requires = "policy")]
+    pub phase: Option<Phases>,
+    /// Layers that keep everything come on top of the budget
+    #[arg(long)]
+    pub allow_full_extra: bool,
+}
+
+impl EvalArgs {
+    /// What `generate` would be given for one of the policies.
+    pub fn compression(&self, policy: &str) -> CompressionArgs {
+        let plans = &self.plans;
+        CompressionArgs {
+            plan: None,
+            policy: Some(policy.to_string()),
+            budget: plans.budget,
+            budget_ratio: plans.budget_ratio,
+            budget_mb: plans.budget_mb,
+            allocator: None,
+            phase: plans.phase,
+            set: Vec::new(),
+            allow_full_extra: plans.allow_full_extra,
+        }
+    }
+
+    /// What `generate` would be given for each plan, in the order files, policies.
+    pub fn compressions(&self) -> Vec<CompressionArgs> {
+        let file = |path: &PathBuf| CompressionArgs {
+            plan: Some(path.clone()),
+            policy: None,
+            budget: None,
+            budget_ratio: None,
+            budget_mb: None,
+            phase: None,
+            ..self.compression("")
+        };
+        let files = self.plans.plan.iter().map(file);
+        // The full cache is there anyway.
+        let named = self.plans.policy.iter().filter(|name| *name != "full");
+        files
+            .chain(named.map(|name| self.compression(name)))
+            .collect()
+    }
+}

@@ -1,0 +1,83 @@
+//! One layer of a prompt that several caches share: the leader holds the entries, its followers only what their
+//! policies remember.
+
+use super::{LayerCache, latest};
+use crate::cache::LayerShape;
+use crate::ops::{self, AttentionBlock};
+use crate::plan::{LayerRules, PhaseRule};
+use crate::policy::{Full, Needs};
+use crate::{Error, Result};
+use burn::tensor::{Device, Tensor};
+use std::sync::Arc;
+
+impl LayerCache {
+    /// The leader of a prompt of `tokens` tokens, which keeps everything and gathers what any of `followers` needs.
+    pub(in crate::cache) fn leader<'a>(
+        layer: usize,
+        shape: LayerShape,
+        device: &Device,
+        tokens: usize,
+        followers: impl Iterator<Item = &'a LayerCache>,
+    ) -> Self {
+        let keep = PhaseRule {
+            policy: Arc::new(Full {}),
+            budget: None,
+        };
+        let mut leader = Self::new(layer, shape, device);
+        leader.rules = Some(LayerRules {
+            prefill: keep.clone(),
+            decode: keep,
+        });
+        leader.needs = followers.fold(Needs::default(), |needs, own| needs.union(own.needs));
+        leader.expect(tokens);
+        leader
+    }
+
+    pub(in crate::cache) fn index(&self) -> usize {
+        self.layer
+    }
+
+    /// Attention of a chunk, as [`LayerCache::prefill`]; the followers' policies see what they would see alone.
+    pub(in crate::cache) fn lead(
+        &mut self,
+        followers: &mut [&mut LayerCache],
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> Result<Tensor<4>> {
+        let rules = self.rules()?;
+        let tokens = self.check_shapes(&q, &k, &v)?;
+        let appended = self.append(&rules, &q, k, v, tokens);
+        self.expected = self.expected.saturating_sub(tokens);
+        for follower in followers.iter_mut() {
+            let rules = follower.rules()?;
+            follower.states.append(&rules, &appended)?;
+        }
+        let (keys, values) = match &self.store {
+            Some(store) => (store.keys(), store.values()),
+            None => return Err(Error::Failed("attention over an empty cache".into())),
+        };
+        if !self.needs.attention {
+            return ops::attend(q, keys, values, None);
+        }
+        let mut observe = |block: &AttentionBlock| {
+            followers.iter_mut().try_for_each(|follower| {
+                let rules = follower.rules()?;
+                follower.states.observe(&rules, block)
+            })
+        };
+        ops::attend(q, keys, values, Some(&mut observe))
+    }
+
+    /// Takes over the leader's entries, beside the memories that it has gathered itself.
+    pub(in crate::cache) fn follow(&mut self, leader: &LayerCache) {
+        self.store = leader.store.clone();
+        self.order = leader.order.clone();
+        self.queries = match (&leader.queries, self.needs.queries) {
+            (Some(queries), count) if count > 0 => Some(latest(queries.clone(), count)),
+            _ => None,
+        };
+        self.seen = leader.seen;
+        self.expected = 0;
+    }
+}

@@ -1,0 +1,71 @@
+//! What the policies of a layer's two phases remember.
+
+use crate::Result;
+use crate::ops::AttentionBlock;
+use crate::plan::{LayerRules, PhaseRule};
+use crate::policy::{Appended, Phase, State};
+use burn::tensor::{Int, Tensor};
+
+/// The memories of both phases' policies; one memory when both phases run the same policy.
+#[derive(Clone, Debug, Default)]
+pub(super) struct States {
+    prefill: State,
+    decode: State,
+    pub shared: bool,
+}
+
+impl States {
+    /// New entries, before any attention over them.
+    ///
+    /// # Errors
+    /// Those of the policies.
+    pub fn append(&mut self, rules: &LayerRules, appended: &Appended) -> Result<()> {
+        self.with(rules)
+            .try_for_each(|(rule, state)| rule.policy.append(state, appended))
+    }
+
+    /// A block of attention, for the policies that ask for it.
+    ///
+    /// # Errors
+    /// Those of the policies.
+    pub fn observe(&mut self, rules: &LayerRules, block: &AttentionBlock) -> Result<()> {
+        self.with(rules)
+            .filter(|(rule, _)| rule.policy.needs().attention)
+            .try_for_each(|(rule, state)| rule.policy.observe(state, block))
+    }
+
+    pub fn of(&self, phase: Phase) -> &State {
+        match phase {
+            Phase::Decode if !self.shared => &self.decode,
+            _ => &self.prefill,
+        }
+    }
+
+    /// Follows a compaction to `slots [batch, kv_heads, count]`.
+    pub fn keep(&mut self, slots: &Tensor<3, Int>) {
+        self.prefill.keep(slots);
+        self.decode.keep(slots);
+    }
+
+    /// Follows the move of the last entry into the slot `victim [batch, kv_heads, 1]`.
+    pub fn replace(&mut self, victim: &Tensor<3, Int>) {
+        self.prefill.replace(victim);
+        self.decode.replace(victim);
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.prefill.bytes() + self.decode.bytes()
+    }
+
+    /// The policies that evict, each with its memory.
+    fn with<'a>(
+        &'a mut self,
+        rules: &'a LayerRules,
+    ) -> impl Iterator<Item = (&'a PhaseRule, &'a mut State)> {
+        let decode = (!self.shared).then_some((&rules.decode, &mut self.decode));
+        [Some((&rules.prefill, &mut self.prefill)), decode]
+            .into_iter()
+            .flatten()
+            .filter(|(rule, _)| rule.budget.is_some())
+    }
+}

@@ -1,0 +1,117 @@
+//! How far a plan's next-token distributions are from FullKV's.
+
+use super::windows::{self, Window, WindowOptions};
+use super::{Evaluator, Prediction, Scores, Task, metrics};
+use crate::LoadedModel;
+use polykv_core::{KvCache, Result};
+
+/// Both run the same tokens after the same prefix, one by one under the plan's decode rule; the distributions after
+/// each of them are compared. The one right after the prefix is left out: eviction cannot change it.
+#[derive(Debug)]
+pub struct Fidelity {
+    windows: Vec<Window>,
+    /// Whether the tokens are those that FullKV chooses greedily, past an end token too, else the text's own.
+    generated: bool,
+}
+
+/// The comparisons of one plan, one number per token.
+#[derive(Clone, Default)]
+struct Distances {
+    kl: Vec<f64>,
+    agreement: Vec<f64>,
+}
+
+impl Fidelity {
+    /// # Errors
+    /// A text too short, and lengths beyond the model's context.
+    pub fn new(
+        model: &LoadedModel,
+        text: &str,
+        options: &WindowOptions,
+        generated: bool,
+    ) -> Result<Self> {
+        let windows = windows::cut(model, text, options)?;
+        Ok(Self { windows, generated })
+    }
+
+    /// The distances of every plan, FullKV's own included.
+    fn compare(
+        &self,
+        evaluator: &Evaluator<'_>,
+        given: &[u32],
+        next: &[f32],
+        caches: &mut [KvCache],
+    ) -> Result<Vec<Distances>> {
+        let mut plans = vec![Distances::default(); caches.len()];
+        let Some((full, others)) = caches.split_first_mut() else {
+            return Ok(plans);
+        };
+        let mut choice = metrics::most_likely(next)?;
+        for &text_token in given {
+            let token = if self.generated { choice } else { text_token };
+            let reference = evaluator.step(full, token)?;
+            choice = metrics::most_likely(&reference)?;
+            plans[0].add(&reference, &reference)?;
+            for (plan, cache) in plans[1..].iter_mut().zip(others.iter_mut()) {
+                plan.add(&reference, &evaluator.step(cache, token)?)?;
+            }
+        }
+        Ok(plans)
+    }
+}
+
+impl Distances {
+    fn add(&mut self, reference: &[f32], own: &[f32]) -> Result<()> {
+        self.kl.push(metrics::kl(reference, own)?);
+        let same = metrics::most_likely(reference)? == metrics::most_likely(own)?;
+        self.agreement.push(f64::from(u8::from(same)));
+        Ok(())
+    }
+}
+
+impl Task for Fidelity {
+    fn name(&self) -> &'static str {
+        "fidelity"
+    }
+
+    fn metric(&self) -> &'static str {
+        "kl"
+    }
+
+    fn prompt_tokens(&self) -> Vec<usize> {
+        self.windows.iter().map(|own| own.prefix.len()).collect()
+    }
+
+    fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
+        let window = &self.windows[sample];
+        let mut prompted = evaluator.prefill(&window.prefix)?;
+        let kept: Vec<f64> = prompted
+            .caches
+            .iter()
+            .map(|cache| cache.report().kept_mean())
+            .collect();
+        let distances = self.compare(
+            evaluator,
+            &window.continuation,
+            &prompted.next,
+            &mut prompted.caches,
+        )?;
+        let plans = evaluator.candidates().iter().zip(kept).zip(distances);
+        let predictions = plans.map(|((candidate, kept), found)| Prediction {
+            task: self.name(),
+            sample,
+            plan: candidate.name.clone(),
+            length: window.prefix.len(),
+            prompt_tokens: window.prefix.len(),
+            depth: None,
+            scores: Scores::from([
+                ("kl", metrics::mean(&found.kl)),
+                ("agreement", metrics::mean(&found.agreement)),
+                ("kept", kept),
+            ]),
+            output: None,
+            answer: None,
+        });
+        Ok(predictions.collect())
+    }
+}

@@ -1,0 +1,292 @@
+//! A number hidden in a long text, and the question for it.
+
+use super::windows::check_length;
+use super::{Evaluator, Prediction, Scores, Task, filler, metrics};
+use crate::LoadedModel;
+use crate::chat::Message;
+use crate::tokenizer::Specials;
+use polykv_core::{Error, KvCache, Result};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+
+/// Tokens that an answer may have beyond its number and, where the model has to write it, the lead-in.
+const SPARE: usize = 8;
+
+/// Which needles are hidden, and the protocol.
+#[derive(Clone, Debug)]
+pub struct NeedleOptions {
+    /// Tokens of the compressed prompt, at most; a prompt ends at a sentence, up to one sentence below.
+    pub lengths: Vec<usize>,
+    /// Where the needle is, from 0 (start) to 1 (end).
+    pub depths: Vec<f64>,
+    /// Samples per length and depth.
+    pub limit: usize,
+    /// Whether the start of the answer ("The special magic number for … is ") is given to the model. It makes the last
+    /// query of the prompt point at the needle, which favours policies that follow the last query.
+    pub answer_prefix: bool,
+    /// Whether the question, and the start of the answer with it, runs over the compressed text instead of being part
+    /// of what is compressed.
+    pub question_after: bool,
+    /// Whether the answer's likelihood is measured token by token with eviction, else in one pass without.
+    pub decode: bool,
+    /// Whether the text is fed without the model's chat template.
+    pub raw: bool,
+    pub seed: u64,
+}
+
+/// Scores: `exact`, 1 if the first number of the greedy answer is the hidden one; `nll`, mean over the tokens of the
+/// hidden number after the lead-in.
+#[derive(Debug)]
+pub struct Needle {
+    samples: Vec<Sample>,
+    decode: bool,
+}
+
+#[derive(Debug)]
+struct Sample {
+    length: usize,
+    depth: f64,
+    number: String,
+    /// What is compressed.
+    prompt: Vec<u32>,
+    /// What runs over the compressed cache before the answer.
+    after: Vec<u32>,
+    /// The start of the answer, if the model is not given it.
+    lead_in: Vec<u32>,
+    answer: Vec<u32>,
+}
+
+impl Needle {
+    /// # Errors
+    /// Depths outside 0 to 1; lengths too short for the question or beyond the model's context.
+    pub fn new(model: &LoadedModel, options: &NeedleOptions) -> Result<Self> {
+        for (field, value) in [
+            ("limit", options.limit),
+            ("number of lengths", options.lengths.len()),
+            ("number of depths", options.depths.len()),
+        ] {
+            if value == 0 {
+                return Err(Error::invalid("evaluation", field, 0, "at least 1"));
+            }
+        }
+        if let Some(depth) = options.depths.iter().find(|d| !(0.0..=1.0).contains(*d)) {
+            return Err(Error::invalid("evaluation", "depth", depth, "0 to 1"));
+        }
+        let context = model.model.config().max_positions;
+        let mut samples = Vec::new();
+        for &length in &options.lengths {
+            check_length(length, 0, context)?;
+            for &depth in &options.depths {
+                for index in 0..options.limit {
+                    let sample = Sample::make(model, options, length, depth, index)?;
+                    check_length(sample.prompt.len(), sample.more(), context)?;
+                    samples.push(sample);
+                }
+            }
+        }
+        Ok(Self {
+            samples,
+            decode: options.decode,
+        })
+    }
+}
+
+impl Sample {
+    /// The words depend on the seed and the index alone, so that lengths and depths differ in nothing else.
+    fn make(
+        model: &LoadedModel,
+        options: &NeedleOptions,
+        length: usize,
+        depth: f64,
+        index: usize,
+    ) -> Result<Self> {
+        let mut rng = StdRng::seed_from_u64(options.seed.wrapping_add(index as u64));
+        let place = filler::place(&mut rng);
+        let number = rng.random_range(100_000..1_000_000u32).to_string();
+        let encode = |text: &str| model.tokenizer.encode(text, Specials::AsText);
+        let lead_in = encode(&format!("The special magic number for {place} is "))?;
+        let question = format!("What is the special magic number for {place}?");
+        let needle = format!("The special magic number for {place} is {number}.");
+
+        let mut sentences = Vec::new();
+        let mut count = 0;
+        while count < length {
+            let sentence = filler::sentence(&mut rng);
+            count += encode(&format!(" {sentence}"))?.len();
+            sentences.push(sentence);
+        }
+        let (prompt, after) = loop {
+            let text = hide(&sentences, &needle, depth);
+            let (mut prompt, mut after) = ask(model, &text, &question, options)?;
+            if options.answer_prefix {
+                match options.question_after {
+                    true => after.extend(&lead_in),
+                    false => prompt.extend(&lead_in),
+                }
+            }
+            if prompt.len() <= length {
+                break (prompt, after);
+            }
+            if sentences.pop().is_none() {
+                let allowed = format!("at least {}, needle and question", prompt.len());
+                return Err(Error::invalid("evaluation", "length", length, allowed));
+            }
+        };
+        Ok(Self {
+            length,
+            depth,
+            answer: encode(&number)?,
+            number,
+            prompt,
+            after,
+            lead_in: match options.answer_prefix {
+                true => Vec::new(),
+                false => lead_in,
+            },
+        })
+    }
+
+    /// Tokens that may be run after the prompt.
+    fn more(&self) -> usize {
+        self.after.len() + self.longest_answer()
+    }
+
+    fn longest_answer(&self) -> usize {
+        self.lead_in.len() + self.answer.len() + SPARE
+    }
+
+    /// The greedy answer after a cache whose last logits are `next`.
+    fn generate(
+        &self,
+        evaluator: &Evaluator<'_>,
+        next: &[f32],
+        cache: &mut KvCache,
+    ) -> Result<String> {
+        let mut tokens = Vec::new();
+        let mut token = metrics::most_likely(next)?;
+        while !evaluator.model().eos_tokens.contains(&token) {
+            tokens.push(token);
+            if tokens.len() == self.longest_answer() {
+                break;
+            }
+            token = metrics::most_likely(&evaluator.step(cache, token)?)?;
+        }
+        evaluator.model().tokenizer.decode(&tokens, true)
+    }
+
+    /// Mean over the number's tokens, the lead-in before them.
+    fn answer_nll(
+        &self,
+        evaluator: &Evaluator<'_>,
+        next: &[f32],
+        cache: &mut KvCache,
+        decode: bool,
+    ) -> Result<f64> {
+        let tokens = [&self.lead_in[..], &self.answer].concat();
+        let nlls = evaluator.nlls(next, cache, &tokens, decode)?;
+        Ok(metrics::mean(&nlls[self.lead_in.len()..]))
+    }
+}
+
+/// The sentences with the needle among them.
+fn hide(sentences: &[String], needle: &str, depth: f64) -> String {
+    let mut parts: Vec<&str> = sentences.iter().map(String::as_str).collect();
+    let at = (depth * parts.len() as f64).round() as usize;
+    parts.insert(at, needle);
+    parts.join(" ")
+}
+
+/// The tokens to compress, and those of the question if it comes after.
+fn ask(
+    model: &LoadedModel,
+    text: &str,
+    question: &str,
+    options: &NeedleOptions,
+) -> Result<(Vec<u32>, Vec<u32>)> {
+    let chat = model.chat.as_ref().filter(|_| !options.raw);
+    let encode = |text: String| match chat {
+        Some(chat) => chat.encode(&model.tokenizer, &[Message::new("user", text)], true),
+        None => model.tokenizer.encode(&text, Specials::AsText),
+    };
+    // A template ends the question itself.
+    let end = if chat.is_some() { "" } else { "\n" };
+    let mut whole = encode(format!("{text}\n\n{question}{end}"))?;
+    if !options.question_after {
+        return Ok((whole, Vec::new()));
+    }
+    // Where the template puts the end of the text is found by leaving the question out.
+    let alone = encode(text.to_string())?;
+    let common = whole.iter().zip(&alone).take_while(|(a, b)| a == b).count();
+    let after = whole.split_off(common);
+    Ok((whole, after))
+}
+
+impl Task for Needle {
+    fn name(&self) -> &'static str {
+        "needle"
+    }
+
+    fn metric(&self) -> &'static str {
+        "exact"
+    }
+
+    fn prompt_tokens(&self) -> Vec<usize> {
+        self.samples.iter().map(|own| own.prompt.len()).collect()
+    }
+
+    fn run(&self, index: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
+        let sample = &self.samples[index];
+        let prompted = evaluator.prefill(&sample.prompt)?;
+        let plans = evaluator.candidates().iter();
+        plans
+            .zip(prompted.caches)
+            .map(|(candidate, mut cache)| {
+                let kept = cache.report().kept_mean();
+                let mut next = prompted.next.clone();
+                evaluator.feed(&mut cache, &sample.after, false, &mut |_, row| {
+                    next = row.to_vec();
+                    Ok(())
+                })?;
+                let mut copy = cache.clone();
+                let nll = sample.answer_nll(evaluator, &next, &mut copy, self.decode)?;
+                drop(copy);
+                let output = sample.generate(evaluator, &next, &mut cache)?;
+                let exact = metrics::first_number(&output) == Some(&sample.number);
+                Ok(Prediction {
+                    task: self.name(),
+                    sample: index,
+                    plan: candidate.name.clone(),
+                    length: sample.length,
+                    prompt_tokens: sample.prompt.len(),
+                    depth: Some(sample.depth),
+                    scores: Scores::from([
+                        ("exact", f64::from(u8::from(exact))),
+                        ("nll", nll),
+                        ("kept", kept),
+                    ]),
+                    output: Some(output),
+                    answer: Some(sample.number.clone()),
+                })
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depths_are_places_among_the_sentences() {
+        let sentences: Vec<String> = ["a.", "b.", "c.", "d."].map(String::from).into();
+        for (depth, wanted) in [
+            (0.0, "X a. b. c. d."),
+            (0.25, "a. X b. c. d."),
+            (0.5, "a. b. X c. d."),
+            (1.0, "a. b. c. d. X"),
+        ] {
+            assert_eq!(hide(&sentences, "X", depth), wanted);
+        }
+        assert_eq!(hide(&[], "X", 1.0), "X");
+    }
+}

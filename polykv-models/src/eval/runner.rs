@@ -1,0 +1,196 @@
+//! Running a prompt for all plans, and what follows it for each.
+
+use super::metrics;
+use crate::{LoadedModel, PrefillOptions};
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use polykv_core::{Error, KvCache, Plan, Result, SharedPrefill};
+
+/// Tokens per pass over a compressed cache; bounds the logits held at once.
+const PIECE: usize = 128;
+
+/// A plan under a name.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    pub name: String,
+    pub plan: Plan,
+}
+
+/// A model with the plans to compare.
+#[derive(Debug)]
+pub struct Evaluator<'a> {
+    model: &'a LoadedModel,
+    candidates: Vec<Candidate>,
+    chunk: usize,
+}
+
+/// A prompt that has run.
+#[derive(Debug)]
+pub struct Prompted {
+    /// Logits of the first token after the prompt, the same for all plans.
+    pub next: Vec<f32>,
+    /// One compressed cache per plan.
+    pub caches: Vec<KvCache>,
+}
+
+impl<'a> Evaluator<'a> {
+    /// FullKV comes first, under the name `full`, beside `plans`.
+    ///
+    /// # Errors
+    /// A plan for another model, and a name given twice.
+    pub fn new(model: &'a LoadedModel, plans: Vec<Candidate>) -> Result<Self> {
+        let config = model.model.config();
+        let mut candidates = vec![Candidate {
+            name: "full".into(),
+            plan: Plan::full(config.layers),
+        }];
+        for candidate in plans {
+            let name = &candidate.name;
+            candidate
+                .plan
+                .check_model(name, config.layers, &config.fingerprint())?;
+            if candidates.iter().any(|other| other.name == *name) {
+                let allowed = "a name for each plan";
+                return Err(Error::invalid(
+                    "plans",
+                    "name",
+                    format!("'{name}' twice"),
+                    allowed,
+                ));
+            }
+            candidates.push(candidate);
+        }
+        Ok(Self {
+            model,
+            candidates,
+            chunk: PrefillOptions::CHUNK,
+        })
+    }
+
+    pub fn model(&self) -> &LoadedModel {
+        self.model
+    }
+
+    pub fn device(&self) -> &Device {
+        self.model.model.device()
+    }
+
+    /// FullKV and the plans.
+    pub fn candidates(&self) -> &[Candidate] {
+        &self.candidates
+    }
+
+    /// Whether every plan can be carried out for a prompt.
+    ///
+    /// # Errors
+    /// What [`Plan::resolve`] refuses, with the plan's name.
+    pub fn check(&self, prompt_tokens: usize) -> Result<()> {
+        let shape = self.model.model.cache_shape(1);
+        for Candidate { name, plan } in &self.candidates {
+            plan.resolve(name, prompt_tokens, shape.cost(plan.layers))?;
+        }
+        Ok(())
+    }
+
+    /// Runs a prompt once and compresses it under every plan.
+    ///
+    /// # Errors
+    /// What the model and the plans refuse.
+    pub fn prefill(&self, prompt: &[u32]) -> Result<Prompted> {
+        let model = &self.model.model;
+        let plans = self.candidates.iter().map(|own| own.plan.clone()).collect();
+        let mut shared = SharedPrefill::new(plans, model.cache_shape(1), model.device())?;
+        let mut options = self.options();
+        let next = model.prefill(self.ids(prompt), &mut shared, &mut options)?;
+        Ok(Prompted {
+            next: read(next)?,
+            caches: shared.finish(),
+        })
+    }
+
+    /// Runs one token; the plan's decode rule acts. Returns the logits of the next one.
+    ///
+    /// # Errors
+    /// What the cache refuses; the model's context; a NaN score.
+    pub fn step(&self, cache: &mut KvCache, token: u32) -> Result<Vec<f32>> {
+        let logits = self.model.model.decode(self.ids(&[token]), cache)?;
+        let logits = read(logits)?;
+        cache.check()?;
+        Ok(logits)
+    }
+
+    /// Runs tokens after what the cache holds and gives the logits after each of them to `each`: token by token with
+    /// eviction if `decode`, else together over the compressed cache, which then evicts nothing.
+    ///
+    /// # Errors
+    /// What the model refuses, and those of `each`.
+    pub fn feed(
+        &self,
+        cache: &mut KvCache,
+        tokens: &[u32],
+        decode: bool,
+        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        if decode {
+            for (index, &token) in tokens.iter().enumerate() {
+                each(index, &self.step(cache, token)?)?;
+            }
+            return Ok(());
+        }
+        let vocab = self.model.model.config().vocab_size;
+        for (piece, tokens) in tokens.chunks(PIECE).enumerate() {
+            let mut options = self.options();
+            let mut cache = cache.untrimmed();
+            let logits = self
+                .model
+                .model
+                .logits(self.ids(tokens), &mut cache, &mut options)?;
+            for (index, row) in read(logits)?.chunks_exact(vocab).enumerate() {
+                each(piece * PIECE + index, row)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The negative log-likelihood of each of `tokens` after a cache whose last logits are `next`.
+    ///
+    /// # Errors
+    /// As [`Evaluator::feed`]; NaN in logits.
+    pub fn nlls(
+        &self,
+        next: &[f32],
+        cache: &mut KvCache,
+        tokens: &[u32],
+        decode: bool,
+    ) -> Result<Vec<f64>> {
+        let Some((&first, rest)) = tokens.split_first() else {
+            return Ok(Vec::new());
+        };
+        let mut nlls = vec![metrics::nll(next, first)?];
+        // The last token is not run: nothing is asked about what comes after it.
+        let run = &tokens[..rest.len()];
+        self.feed(cache, run, decode, &mut |index, row| {
+            nlls.push(metrics::nll(row, rest[index])?);
+            Ok(())
+        })?;
+        Ok(nlls)
+    }
+
+    fn options(&self) -> PrefillOptions<'static> {
+        PrefillOptions {
+            chunk: self.chunk,
+            ..PrefillOptions::default()
+        }
+    }
+
+    fn ids(&self, ids: &[u32]) -> Tensor<2, Int> {
+        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        let dims = [1, ids.len()];
+        Tensor::from_data(TensorData::new(ids, dims), self.device())
+    }
+}
+
+fn read<const D: usize>(logits: Tensor<D>) -> Result<Vec<f32>> {
+    logits
+        .try_into_vec_as()
+        .map_err(|e| Error::Failed(format!("reading logits from the device: {e:?}")))
+}

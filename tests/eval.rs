@@ -1,0 +1,250 @@
+//! The evaluation of plans, end to end on the tiny model.
+
+#![cfg(feature = "flex")]
+
+use burn::tensor::Device;
+use polykv::models::eval::{
+    Candidate, Evaluator, Fidelity, Needle, NeedleOptions, Ppl, Prediction, Summary, Task,
+    WindowOptions, evaluate,
+};
+use polykv::models::{LoadedModel, PrefillOptions, load};
+use polykv::policy::Params;
+use polykv::{Budget, KvCache, Phase, Plan};
+use std::path::Path;
+
+/// Words of our own, about 2,000 tokens in the tiny vocabulary.
+fn text() -> String {
+    let words = ["gate", "lamp", "under", "seven", "bridge", "quiet", "north"];
+    (0..600)
+        .map(|i| words[(i * i + i / 3) % 7])
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn model() -> LoadedModel {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
+    load(&folder, &Device::flex()).unwrap()
+}
+
+fn candidate(name: &str, policy: &str, budget: usize) -> Candidate {
+    let phases = [Phase::Prefill, Phase::Decode];
+    Candidate {
+        name: name.into(),
+        plan: Plan::uniform(3, policy, Params::new(), Budget::Tokens(budget), &phases),
+    }
+}
+
+/// A budget above every length, and two that evict.
+fn candidates() -> Vec<Candidate> {
+    vec![
+        candidate("roomy", "h2o", 500),
+        candidate("tova", "tova", 40),
+        candidate("random", "random", 40),
+    ]
+}
+
+fn windows() -> WindowOptions {
+    WindowOptions {
+        lengths: vec![100, 150],
+        continuation: 20,
+        limit: 2,
+        seed: 7,
+    }
+}
+
+fn needles() -> NeedleOptions {
+    NeedleOptions {
+        lengths: vec![420],
+        depths: vec![0.0, 1.0],
+        limit: 1,
+        answer_prefix: false,
+        question_after: false,
+        decode: false,
+        raw: false,
+        seed: 3,
+    }
+}
+
+fn run(model: &LoadedModel, task: &dyn Task) -> (Vec<Prediction>, Summary) {
+    let evaluator = Evaluator::new(model, candidates()).unwrap();
+    let mut steps = Vec::new();
+    let predictions = evaluate(task, &evaluator, &mut |done, total| {
+        steps.push((done, total));
+    })
+    .unwrap();
+    let count = task.prompt_tokens().len();
+    assert_eq!(steps.last(), Some(&(count, count)));
+    assert_eq!(predictions.len(), count * 4, "full and three plans");
+    let summary = Summary::of(task, &evaluator, &predictions);
+    let names: Vec<_> = summary.plans.iter().map(|plan| plan.name.clone()).collect();
+    assert_eq!(names, ["full", "roomy", "tova", "random"]);
+    (predictions, summary)
+}
+
+fn score(summary: &Summary, plan: usize, name: &str) -> f64 {
+    summary.plans[plan].scores[name]
+}
+
+#[test]
+fn perplexity_changes_only_with_eviction() {
+    let model = model();
+    for decode in [false, true] {
+        let task = Ppl::new(&model, &text(), &windows(), decode).unwrap();
+        let (predictions, summary) = run(&model, &task);
+        assert_eq!(score(&summary, 0, "delta_nll"), 0.0);
+        assert!(score(&summary, 1, "delta_nll").abs() < 1e-6);
+        assert_eq!(score(&summary, 0, "kept"), 125.0);
+        for plan in [2, 3] {
+            assert!(score(&summary, plan, "delta_nll").abs() > 1e-5);
+            assert_eq!(score(&summary, plan, "kept"), 40.0);
+        }
+        let full = &summary.plans[0];
+        assert!((full.scores["perplexity"] - full.scores["nll"].exp()).abs() < 1e-9);
+        let groups: Vec<_> = full.groups.iter().map(|g| (g.length, g.n)).collect();
+        assert_eq!(groups, [(100, 2), (150, 2)]);
+        assert_eq!(predictions, run(&model, &task).0, "the same numbers again");
+    }
+}
+
+#[test]
+fn full_likelihoods_equal_one_pass_over_the_whole_window() {
+    let model = model();
+    let evaluator = Evaluator::new(&model, vec![]).unwrap();
+    let tokens: Vec<u32> = (0..120).map(|i| 3 + (i * 37 % 250) as u32).collect();
+    let (prefix, rest) = tokens.split_at(90);
+    let mut prompted = evaluator.prefill(prefix).unwrap();
+    let next = prompted.next.clone();
+    let found = evaluator
+        .nlls(&next, &mut prompted.caches[0], rest, false)
+        .unwrap();
+    let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
+    let ids = burn::tensor::TensorData::new(ids, [1, 120]);
+    let ids = burn::tensor::Tensor::from_data(ids, &Device::flex());
+    let mut cache =
+        KvCache::new(Plan::full(3), model.model.cache_shape(1), &Device::flex()).unwrap();
+    let logits = model
+        .model
+        .logits(ids, &mut cache, &mut PrefillOptions::default())
+        .unwrap();
+    let logits: Vec<f32> = logits.try_into_vec_as().unwrap();
+    for (i, (nll, token)) in found.iter().zip(rest).enumerate() {
+        let row = &logits[(89 + i) * 320..][..320];
+        let sum: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+        let wanted = sum.ln() - f64::from(row[*token as usize]);
+        assert!((nll - wanted).abs() < 1e-4, "{nll}, not {wanted}");
+    }
+}
+
+#[test]
+fn fidelity_is_perfect_without_eviction() {
+    let model = model();
+    for generated in [false, true] {
+        let task = Fidelity::new(&model, &text(), &windows(), generated).unwrap();
+        let (predictions, summary) = run(&model, &task);
+        for plan in [0, 1] {
+            assert!(score(&summary, plan, "kl") < 1e-6);
+            assert_eq!(score(&summary, plan, "agreement"), 1.0);
+        }
+        for plan in [2, 3] {
+            assert!(score(&summary, plan, "kl") > 1e-6);
+        }
+        assert_eq!(predictions, run(&model, &task).0, "the same numbers again");
+    }
+}
+
+#[test]
+fn needles_follow_the_protocol() {
+    let model = model();
+    let mut lengths = Vec::new();
+    for (answer_prefix, question_after, raw) in [
+        (false, false, false),
+        (true, false, false),
+        (true, false, true),
+        (false, true, false),
+        (true, true, true),
+    ] {
+        let options = NeedleOptions {
+            answer_prefix,
+            question_after,
+            raw,
+            ..needles()
+        };
+        let task = Needle::new(&model, &options).unwrap();
+        assert!(
+            task.prompt_tokens()
+                .iter()
+                .all(|&count| count > 340 && count <= 420)
+        );
+        let (predictions, summary) = run(&model, &task);
+        assert!(score(&summary, 1, "delta_nll").abs() < 1e-5);
+        assert!(score(&summary, 2, "delta_nll").abs() > 1e-6);
+        for pair in predictions.chunks_exact(4) {
+            assert_eq!(pair[0].output, pair[1].output, "a budget above the length");
+            assert_eq!(pair[0].answer, pair[3].answer);
+            assert_eq!(pair[0].answer.as_ref().map(String::len), Some(6));
+        }
+        let depths: Vec<_> = summary.plans[0].groups.iter().map(|g| g.depth).collect();
+        assert_eq!(depths, [Some(0.0), Some(1.0)]);
+        assert_eq!(predictions, run(&model, &task).0, "the same numbers again");
+        lengths.push(task.prompt_tokens());
+    }
+    assert_ne!(lengths[0], lengths[2], "the template counts");
+}
+
+#[test]
+fn what_cannot_be_evaluated_is_refused() {
+    let model = model();
+    let refuse = |result: polykv::Result<()>, parts: &[&str]| {
+        let error = result.unwrap_err();
+        assert!(error.is_refusal(), "{error}");
+        for part in parts {
+            assert!(error.to_string().contains(part), "{part}: {error}");
+        }
+    };
+    let cut = |options: WindowOptions| Ppl::new(&model, &text(), &options, false).map(|_| ());
+    let with = |length, continuation, limit| WindowOptions {
+        lengths: vec![length],
+        continuation,
+        limit,
+        seed: 0,
+    };
+    refuse(cut(with(500, 20, 1)), &["500 and 20", "at most 512"]);
+    refuse(cut(with(0, 20, 1)), &["length is 0"]);
+    refuse(cut(with(10, 0, 1)), &["continuation is 0"]);
+    refuse(cut(with(10, 1, 0)), &["limit is 0"]);
+    let short = Ppl::new(&model, "two words", &windows(), false).map(|_| ());
+    refuse(short, &["text is", "at least 120"]);
+    let hide = |options: NeedleOptions| Needle::new(&model, &options).map(|_| ());
+    let depths = vec![0.5, 1.5];
+    refuse(
+        hide(NeedleOptions {
+            depths,
+            ..needles()
+        }),
+        &["depth is 1.5", "0 to 1"],
+    );
+    for (length, parts) in [
+        (20, ["length is 20", "needle and question"]),
+        (505, ["tokens after it", "at most 512"]),
+        (usize::MAX, ["tokens after it", "at most 512"]),
+    ] {
+        let lengths = vec![length];
+        refuse(
+            hide(NeedleOptions {
+                lengths,
+                ..needles()
+            }),
+            &parts,
+        );
+    }
+    // A plan that cannot be carried out is found before anything is computed.
+    let evaluator = Evaluator::new(&model, vec![candidate("small", "snapkv", 8)]).unwrap();
+    let task = Ppl::new(&model, &text(), &windows(), false).unwrap();
+    let result = evaluate(&task, &evaluator, &mut |_, _| panic!("it started"));
+    refuse(
+        result.map(|_| ()),
+        &["small", "budget of layer 0 is 8", "at least 32"],
+    );
+    let twice = vec![candidate("a", "tova", 9), candidate("a", "h2o", 9)];
+    refuse(Evaluator::new(&model, twice).map(|_| ()), &["'a' twice"]);
+}
