@@ -55,7 +55,10 @@ impl Source {
     pub fn name(&self) -> String {
         match self {
             Self::Full => "full".into(),
-            Self::File { place, plan } => plan.name.clone().unwrap_or_else(|| place.clone()),
+            Self::File { place, plan } => plan.name.clone().unwrap_or_else(|| {
+                let stem = Path::new(place).file_stem();
+                stem.map_or(place.clone(), |stem| stem.to_string_lossy().into_owned())
+            }),
             Self::Uniform { policy, budget, .. } => match budget {
                 Budget::Tokens(tokens) => format!("{policy} {tokens}"),
                 Budget::Ratio(ratio) => format!("{policy} ratio {ratio}"),

@@ -64,7 +64,13 @@ fn every_task_gives_a_table_and_the_same_numbers_again() {
         let names: Vec<_> = plans.iter().map(|plan| plan["name"].as_str()).collect();
         assert_eq!(
             names,
-            [Some("full"), Some("tova"), Some("random"), Some("snapkv")]
+            [
+                "full",
+                "tova ratio 0.4",
+                "random ratio 0.4",
+                "snapkv ratio 0.4"
+            ]
+            .map(Some)
         );
         for plan in plans {
             assert_eq!(plan["hash"].as_str().map(str::len), Some(16));
