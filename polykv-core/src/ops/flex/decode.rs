@@ -122,12 +122,14 @@ fn part_attention<const FMA: bool>(
             row[g * n + t] = dot::<FMA>(query, key) * scale;
         }
     }
-    let most: Vec<f32> = (0..at.group)
-        .map(|g| max(&row[g * n..(g + 1) * n]))
-        .collect();
-    let total: Vec<f32> = (0..at.group)
-        .map(|g| exp_sum::<FMA>(&mut row[g * n..(g + 1) * n], most[g]))
-        .collect();
+    // Loops instead of closures here and below: a closure is compiled without the features of its caller.
+    let mut most = vec![0.0; at.group];
+    let mut total = vec![0.0; at.group];
+    for g in 0..at.group {
+        let row = &mut row[g * n..(g + 1) * n];
+        most[g] = max(row);
+        total[g] = exp_sum::<FMA>(row, most[g]);
+    }
     let mut output = vec![0.0; at.group * dim];
     for t in 0..n {
         let value = v.row(at.batch, at.kv_head, at.first + t);
