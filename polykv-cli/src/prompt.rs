@@ -126,7 +126,7 @@ pub fn protected(
         }
         _ => 0,
     };
-    Ok(Spans::new([0..prefix.max(system)]))
+    Ok(Spans::prefix(prefix.max(system)))
 }
 
 #[cfg(test)]

@@ -78,31 +78,35 @@ fn every_policy_keeps_protected_spans_in_both_phases() {
 
 #[test]
 fn a_budget_below_the_protection_is_refused_before_the_prompt() {
-    let begin = |policy: &str, budget, spans: &[Range<usize>]| {
+    let begin = |policy: &str, budget, spans: Spans| {
         let plan = Plan::uniform(2, policy, Params::new(), Budget::Tokens(budget), &BOTH);
         let mut cache = KvCache::new(plan, shape(), &Device::flex()).unwrap();
-        cache.protect(Spans::new(spans.iter().cloned()));
+        cache.protect(spans);
         cache.begin_prefill(100)
     };
     // Sinks inside the span count once.
-    begin("streaming-llm", 9, &SPANS).unwrap();
-    let error = begin("streaming-llm", 8, &SPANS).unwrap_err().to_string();
+    begin("streaming-llm", 9, Spans::new(SPANS)).unwrap();
+    let error = begin("streaming-llm", 8, Spans::new(SPANS))
+        .unwrap_err()
+        .to_string();
     assert_eq!(
         error,
         "plan: prefill budget of layer 0 is 8; allowed: at least 9, 8 protected positions and what policy \
          streaming-llm protects"
     );
-    begin("snapkv", 42, &[0..10]).unwrap();
-    let error = begin("snapkv", 41, &[0..10]).unwrap_err().to_string();
+    begin("snapkv", 42, Spans::prefix(10)).unwrap();
+    let error = begin("snapkv", 41, Spans::prefix(10))
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("is 41; allowed: at least 42"), "{error}");
-    begin("full", 1, &[0..50]).unwrap();
+    begin("full", 1, Spans::prefix(50)).unwrap();
 }
 
 #[test]
 fn clearing_forgets_the_protection() {
     let plan = Plan::uniform(1, "tova", Params::new(), Budget::Tokens(4), &BOTH);
     let mut cache = KvCache::new(plan, shape(), &Device::flex()).unwrap();
-    cache.protect(Spans::new([0..8]));
+    cache.protect(Spans::prefix(8));
     assert!(cache.begin_prefill(20).is_err());
     cache.clear();
     cache.begin_prefill(20).unwrap();

@@ -160,3 +160,16 @@ fn what_cannot_be_measured_is_refused_first() {
     refused("-p 9", 2, &["--model"]);
     refused("--random-weights llama-9", 2, &["llama-3.1-8b"]);
 }
+
+#[test]
+fn weights_that_do_not_fit_into_memory_are_refused() {
+    let free = polykv::machine::free_memory();
+    // Elsewhere they might fit, and would be made.
+    if free.is_some_and(|free| free < 30 << 30) {
+        let parts = [
+            "llama-3.1-8b: size of the weights is 32121044992 bytes",
+            "free memory",
+        ];
+        refused("--random-weights llama-3.1-8b", 3, &parts);
+    }
+}

@@ -25,6 +25,11 @@ impl Spans {
         Self(joined.into())
     }
 
+    /// The first `tokens` positions.
+    pub fn prefix(tokens: usize) -> Self {
+        Self::new(std::iter::once(0..tokens))
+    }
+
     /// How many positions that are.
     pub fn count(&self) -> usize {
         self.0.iter().map(Range::len).sum()
@@ -100,19 +105,21 @@ mod tests {
         assert_eq!(spans.count(), 19);
         assert_eq!(spans.count_with(PROTECT), 5 + 10 + 12);
         assert_eq!(Spans::default().count_with(PROTECT), 12);
-        let inside = Spans::new([1..3]);
+        let inside = Spans::new([1..2, 2..3]);
         assert_eq!(inside.count_with(PROTECT), 12);
     }
 
     #[test]
     fn a_span_at_the_start_extends_the_sinks() {
-        let joined = |spans: &[Range<usize>]| {
-            let spans = Spans::new(spans.iter().cloned());
+        let joined = |first: Range<usize>| {
+            let spans = Spans::new([first, 20..30]);
             let (protect, rest) = spans.join(PROTECT);
-            (protect.sinks, rest.to_vec())
+            assert_eq!(protect.recent, PROTECT.recent);
+            assert_eq!(rest.last(), Some(&(20..30)));
+            (protect.sinks, rest.len())
         };
-        assert_eq!(joined(&[0..9, 20..30]), (9, vec![20..30]));
-        assert_eq!(joined(&[6..9, 20..30]), (4, vec![6..9, 20..30]));
-        assert_eq!(joined(&[1..3, 20..30]), (4, vec![20..30]));
+        assert_eq!(joined(0..9), (9, 1));
+        assert_eq!(joined(6..9), (4, 2));
+        assert_eq!(joined(1..3), (4, 1));
     }
 }
