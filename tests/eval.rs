@@ -54,7 +54,7 @@ fn windows() -> WindowOptions {
 
 fn needles() -> NeedleOptions {
     NeedleOptions {
-        lengths: vec![420],
+        lengths: vec![380],
         depths: vec![0.0, 1.0],
         limit: 1,
         answer_prefix: false,
@@ -173,7 +173,7 @@ fn needles_follow_the_protocol() {
         assert!(
             task.prompt_tokens()
                 .iter()
-                .all(|&count| count > 340 && count <= 420)
+                .all(|&count| count > 300 && count <= 380)
         );
         let (predictions, summary) = run(&model, &task);
         assert!(score(&summary, 1, "delta_nll").abs() < 1e-5);

@@ -28,6 +28,13 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let evaluator = Evaluator::new(&model, candidates(sources, model.model.config())?)?;
     let task = task(&args.samples, &model, &text)?;
 
+    // A folder that cannot be written is found before the work, one for work that is refused is not made.
+    for tokens in task.prompt_tokens() {
+        evaluator.check(tokens)?;
+    }
+    if let Some(folder) = &args.out {
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    }
     let mut samples = progress::Samples::default();
     let predictions = evaluate(&*task, &evaluator, &mut |done, total| {
         samples.step(done, total);

@@ -38,7 +38,7 @@ fn every_task_gives_a_table_and_the_same_numbers_again() {
             "ΔNLL",
         ),
         (
-            "needle --length 450 --depth 0,1 --limit 1".into(),
+            "needle --length 380 --depth 0,1 --limit 1".into(),
             "exact",
             "exact match",
         ),
@@ -108,7 +108,7 @@ fn a_budget_above_the_length_changes_nothing() {
 #[test]
 fn protocols_differ_and_are_named() {
     let run = |more: &str| {
-        let args = format!("--task needle --length 450 --depth 0.5 --limit 1 {PLANS}{more}");
+        let args = format!("--task needle --length 380 --depth 0.5 --limit 1 {PLANS}{more}");
         (eval_json(&args), eval(&args).stdout)
     };
     let (plain, table) = run("");

@@ -15,6 +15,7 @@ const REFUSED: &str = "
     --task needle --length 100000 | 100000 | at most 512
     --task needle --length 20 | length is 20 | needle and question
     --task needle --length 400 --limit 0 | limit is 0 | at least 1
+    --task needle --length 400 --limit 18446744073709551615 | limit is 18446744073709551615 | at most 100000
     --task needle --length 400 --depth 1.5 | depth is 1.5 | 0 to 1
     --task needle --length 400 --depth -0.1 | depth is -0.1 | 0 to 1
     --task needle --length 400 --depth nan | depth is NaN | 0 to 1

@@ -209,12 +209,11 @@ fn protocol(args: &SampleArgs) -> String {
     }
 }
 
-/// Writes metrics.json and predictions.jsonl; a reader never sees half a file.
+/// Writes metrics.json and predictions.jsonl into a folder; a reader never sees half a file.
 ///
 /// # Errors
-/// A folder that cannot be made or written.
+/// A folder that is not there or cannot be written.
 pub fn write(folder: &Path, metrics: &str, predictions: &[Prediction]) -> Result<()> {
-    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     let mut lines = String::new();
     for prediction in predictions {
         let line = serde_json::to_string(prediction).map_err(|e| {

@@ -1,6 +1,6 @@
 //! A number hidden in a long text, and the question for it.
 
-use super::windows::check_length;
+use super::windows::{check_counts, check_length};
 use super::{Evaluator, Prediction, Scores, Task, filler, metrics};
 use crate::LoadedModel;
 use crate::chat::Message;
@@ -60,26 +60,26 @@ impl Needle {
     /// # Errors
     /// Depths outside 0 to 1; lengths too short for the question or beyond the model's context.
     pub fn new(model: &LoadedModel, options: &NeedleOptions) -> Result<Self> {
-        for (field, value) in [
+        check_counts(&[
             ("limit", options.limit),
             ("number of lengths", options.lengths.len()),
             ("number of depths", options.depths.len()),
-        ] {
-            if value == 0 {
-                return Err(Error::invalid("evaluation", field, 0, "at least 1"));
-            }
-        }
+        ])?;
         if let Some(depth) = options.depths.iter().find(|d| !(0.0..=1.0).contains(*d)) {
             return Err(Error::invalid("evaluation", "depth", depth, "0 to 1"));
         }
         let context = model.model.config().max_positions;
+        let seeds: Vec<u64> = StdRng::seed_from_u64(options.seed)
+            .random_iter()
+            .take(options.limit)
+            .collect();
         let mut samples = Vec::new();
         for &length in &options.lengths {
             check_length(length, 0, context)?;
             for &depth in &options.depths {
-                for index in 0..options.limit {
-                    let sample = Sample::make(model, options, length, depth, index)?;
-                    check_length(sample.prompt.len(), sample.more(), context)?;
+                for &seed in &seeds {
+                    let sample = Sample::make(model, options, length, depth, seed)?;
+                    check_length(length, sample.more(), context)?;
                     samples.push(sample);
                 }
             }
@@ -92,15 +92,15 @@ impl Needle {
 }
 
 impl Sample {
-    /// The words depend on the seed and the index alone, so that lengths and depths differ in nothing else.
+    /// The words depend on the seed alone, so that lengths and depths differ in nothing else.
     fn make(
         model: &LoadedModel,
         options: &NeedleOptions,
         length: usize,
         depth: f64,
-        index: usize,
+        seed: u64,
     ) -> Result<Self> {
-        let mut rng = StdRng::seed_from_u64(options.seed.wrapping_add(index as u64));
+        let mut rng = StdRng::seed_from_u64(seed);
         let place = filler::place(&mut rng);
         let number = rng.random_range(100_000..1_000_000u32).to_string();
         let encode = |text: &str| model.tokenizer.encode(text, Specials::AsText);

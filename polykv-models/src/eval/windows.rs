@@ -7,6 +7,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use rand::seq::index;
 
+const MOST: usize = 100_000;
+
 /// Which windows are cut from a text.
 #[derive(Clone, Debug)]
 pub struct WindowOptions {
@@ -33,15 +35,11 @@ pub(super) struct Window {
 pub(super) fn cut(model: &LoadedModel, text: &str, options: &WindowOptions) -> Result<Vec<Window>> {
     let tokens = model.tokenizer.encode(text, Specials::AsText)?;
     let context = model.model.config().max_positions;
-    for (field, value) in [
+    check_counts(&[
         ("continuation", options.continuation),
         ("limit", options.limit),
         ("number of lengths", options.lengths.len()),
-    ] {
-        if value == 0 {
-            return Err(Error::invalid("evaluation", field, 0, "at least 1"));
-        }
-    }
+    ])?;
     for &length in &options.lengths {
         check_length(length, options.continuation, context)?;
         let whole = length + options.continuation;
@@ -65,6 +63,20 @@ pub(super) fn cut(model: &LoadedModel, text: &str, options: &WindowOptions) -> R
             .collect::<Vec<_>>()
     });
     Ok(windows.collect())
+}
+
+/// Counts have a ceiling, because all samples are made before the first one runs.
+///
+/// # Errors
+/// Names the count.
+pub(super) fn check_counts(counts: &[(&str, usize)]) -> Result<()> {
+    match counts.iter().find(|(_, count)| !(1..=MOST).contains(count)) {
+        Some((field, count)) => {
+            let allowed = format!("at least 1, at most {MOST}");
+            Err(Error::invalid("evaluation", field, count, allowed))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Whether a prompt of `length` and `more` tokens fit the model.
