@@ -119,33 +119,8 @@ pub struct CompressionArgs {
     /// One policy for all layers; needs a budget, except full
     #[arg(long, value_name = "NAME", value_parser = values::policies())]
     pub policy: Option<String>,
-    /// Entries per layer, on average
-    #[arg(
-        long,
-        value_name = "N",
-        group = "budgets",
-        requires = "policy",
-        allow_negative_numbers = true
-    )]
-    pub budget: Option<usize>,
-    /// Share of the prompt, above 0 and at most 1
-    #[arg(
-        long,
-        value_name = "R",
-        group = "budgets",
-        requires = "policy",
-        allow_negative_numbers = true
-    )]
-    pub budget_ratio: Option<f64>,
-    /// Keys and values of all layers, in units of 1,000,000 bytes
-    #[arg(
-        long,
-        value_name = "M",
-        group = "budgets",
-        requires = "policy",
-        allow_negative_numbers = true
-    )]
-    pub budget_mb: Option<f64>,
+    #[command(flatten)]
+    pub budget: BudgetArgs,
     /// How the total is split over layers
     #[arg(long, value_name = "NAME", value_parser = values::allocators(), requires = "policy")]
     pub allocator: Option<String>,
@@ -268,6 +243,44 @@ pub struct MemoryArgs {
     pub json: bool,
 }
 
+/// The budget of policies, in one of its units.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub struct BudgetArgs {
+    /// Entries per layer, on average
+    #[arg(
+        long,
+        value_name = "N",
+        group = "budgets",
+        requires = "policy",
+        allow_negative_numbers = true
+    )]
+    pub budget: Option<usize>,
+    /// Share of the prompt, above 0 and at most 1
+    #[arg(
+        long,
+        value_name = "R",
+        group = "budgets",
+        requires = "policy",
+        allow_negative_numbers = true
+    )]
+    pub budget_ratio: Option<f64>,
+    /// Keys and values of all layers, in units of 1,000,000 bytes
+    #[arg(
+        long,
+        value_name = "M",
+        group = "budgets",
+        requires = "policy",
+        allow_negative_numbers = true
+    )]
+    pub budget_mb: Option<f64>,
+}
+
+impl BudgetArgs {
+    fn is_given(&self) -> bool {
+        self.budget.is_some() || self.budget_ratio.is_some() || self.budget_mb.is_some()
+    }
+}
+
 impl Cli {
     /// What depends on several arguments at once, beyond what clap's own rules can say.
     ///
@@ -283,16 +296,15 @@ impl Cli {
                 action: PlanAction::Memory(args),
             }) => &args.compression,
             Command::Eval(args) => {
-                let budget = args.compression("");
                 for policy in &args.plans.policy {
-                    check_budget(policy, &budget)?;
+                    check_budget(policy, &args.plans.budget)?;
                 }
                 return Ok(self);
             }
             _ => return Ok(self),
         };
         if let Some(policy) = &compression.policy {
-            check_budget(policy, compression)?;
+            check_budget(policy, &compression.budget)?;
         }
         Ok(self)
     }
@@ -307,10 +319,8 @@ fn check_stdin(prompt: &PromptArgs) -> Result<(), clap::Error> {
     Ok(())
 }
 
-fn check_budget(policy: &str, given: &CompressionArgs) -> Result<(), clap::Error> {
-    let budget =
-        given.budget.is_some() || given.budget_ratio.is_some() || given.budget_mb.is_some();
-    if budget || policy == "full" {
+fn check_budget(policy: &str, budget: &BudgetArgs) -> Result<(), clap::Error> {
+    if budget.is_given() || policy == "full" {
         return Ok(());
     }
     let text = format!("--policy {policy} needs --budget, --budget-ratio or --budget-mb");

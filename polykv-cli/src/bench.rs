@@ -4,12 +4,13 @@ mod measure;
 
 use crate::args::BenchArgs;
 use crate::compression::{Placed, Source};
+use crate::model;
 use crate::output::{bench as output, progress};
 use anyhow::Context;
 use measure::{Sample, Test};
 use output::{Row, Spread};
 use polykv::device::run_on;
-use polykv::models::{CausalLm, ModelConfig, hub, load, random};
+use polykv::models::{CausalLm, ModelConfig, load, random};
 use polykv::{Budget, Error, KvCache, machine, ops};
 use std::io::Write;
 
@@ -105,9 +106,11 @@ fn model(args: &BenchArgs, device: &burn::tensor::Device) -> polykv::Result<Box<
         making.finish_and_clear();
         return model;
     }
-    let mut pulling = progress::Pull::default();
-    let spec = args.model.as_deref().unwrap_or_default();
-    let path = hub::resolve(spec, args.offline, &mut |step| pulling.step(step))?;
+    let path = model::path(
+        args.model.as_deref().unwrap_or_default(),
+        None,
+        args.offline,
+    )?;
     let loading = progress::spinner("loading the model");
     let model = load::load_weights(&path, device);
     loading.finish_and_clear();

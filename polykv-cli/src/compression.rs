@@ -1,6 +1,6 @@
 //! From the compression flags to a plan: one path for plan files and for `--policy`.
 
-use crate::args::{CompressionArgs, Phases};
+use crate::args::{BudgetArgs, CompressionArgs, Phases};
 use polykv::models::ModelConfig;
 use polykv::policy::{self, Params};
 use polykv::{Budget, Error, LayerShape, Phase, Plan, Result, Spans};
@@ -38,7 +38,7 @@ impl Source {
         let Some(policy) = args.policy.clone() else {
             return Ok(Self::Full);
         };
-        let budget = budget(args)?;
+        let budget = budget(&args.budget)?;
         let set = args.set.iter();
         let params: Params = set.map(|s| (s.key.clone(), s.value.clone())).collect();
         policy::build(COMMAND_LINE, &policy, &params)?;
@@ -158,7 +158,7 @@ impl Placed {
     }
 }
 
-fn budget(args: &CompressionArgs) -> Result<Budget> {
+fn budget(args: &BudgetArgs) -> Result<Budget> {
     let budget = match (args.budget, args.budget_ratio, args.budget_mb) {
         (Some(tokens), ..) => Budget::Tokens(tokens),
         (_, Some(ratio), _) => Budget::Ratio(ratio),

@@ -4,6 +4,7 @@ use crate::args::{Dtype, ModelArgs};
 use crate::output::progress;
 use polykv::models::{LoadedModel, hub, load};
 use polykv::{DeviceSpec, Error, Result};
+use std::path::PathBuf;
 
 /// Weights become f32 on loading, and everything after follows them.
 ///
@@ -26,14 +27,18 @@ pub fn check_dtype(dtype: Dtype) -> Result<()> {
 pub fn open(args: &ModelArgs) -> Result<(DeviceSpec, LoadedModel)> {
     let spec = args.device.resolve();
     let device = spec.open()?;
-    let mut pulling = progress::Pull::default();
-    let revision = args.revision.as_deref();
-    let path = hub::resolve_at(&args.model, revision, args.offline, &mut |step| {
-        pulling.step(step);
-    })?;
-    drop(pulling);
+    let path = path(&args.model, args.revision.as_deref(), args.offline)?;
     let loading = progress::spinner("loading the model");
     let model = load(&path, &device)?;
     loading.finish_and_clear();
     Ok((spec, model))
+}
+
+/// Where the model lies, after fetching it if need be.
+///
+/// # Errors
+/// A name that is no model, or a download that fails.
+pub fn path(model: &str, revision: Option<&str>, offline: bool) -> Result<PathBuf> {
+    let mut pulling = progress::Pull::default();
+    hub::resolve_at(model, revision, offline, &mut |step| pulling.step(step))
 }

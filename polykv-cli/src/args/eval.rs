@@ -1,7 +1,7 @@
 //! What `polykv eval` takes.
 
 use super::values::{self, Phases};
-use super::{CompressionArgs, ModelArgs};
+use super::{BudgetArgs, CompressionArgs, ModelArgs};
 use clap::{ArgGroup, Args, ValueEnum};
 use std::path::PathBuf;
 
@@ -98,33 +98,8 @@ pub struct PlansArgs {
     /// One policy for all layers; may be repeated; needs a budget, except full
     #[arg(long, value_name = "NAME", value_parser = values::policies(), value_delimiter = ',', num_args = 1..)]
     pub policy: Vec<String>,
-    /// Entries per layer, on average
-    #[arg(
-        long,
-        value_name = "N",
-        group = "budgets",
-        requires = "policy",
-        allow_negative_numbers = true
-    )]
-    pub budget: Option<usize>,
-    /// Share of the prompt, above 0 and at most 1
-    #[arg(
-        long,
-        value_name = "R",
-        group = "budgets",
-        requires = "policy",
-        allow_negative_numbers = true
-    )]
-    pub budget_ratio: Option<f64>,
-    /// Keys and values of all layers, in units of 1,000,000 bytes
-    #[arg(
-        long,
-        value_name = "M",
-        group = "budgets",
-        requires = "policy",
-        allow_negative_numbers = true
-    )]
-    pub budget_mb: Option<f64>,
+    #[command(flatten)]
+    pub budget: BudgetArgs,
     /// When to evict; the other phase keeps everything
     #[arg(long, value_enum, requires = "policy")]
     pub phase: Option<Phases>,
@@ -141,8 +116,6 @@ impl EvalArgs {
             plan: None,
             policy: Some(policy.to_string()),
             budget: plans.budget,
-            budget_ratio: plans.budget_ratio,
-            budget_mb: plans.budget_mb,
             allocator: None,
             phase: plans.phase,
             set: Vec::new(),
@@ -155,9 +128,7 @@ impl EvalArgs {
         let file = |path: &PathBuf| CompressionArgs {
             plan: Some(path.clone()),
             policy: None,
-            budget: None,
-            budget_ratio: None,
-            budget_mb: None,
+            budget: BudgetArgs::default(),
             phase: None,
             ..self.compression("")
         };
