@@ -5,12 +5,14 @@ mod attend;
 #[cfg(feature = "flex")]
 mod flex;
 pub mod kernels;
+pub mod layers;
 pub mod oracle;
 mod pool;
 mod select;
 
-pub use attend::{AttentionBlock, Observer, attend, linear, silu_mul, window_attention};
+pub use attend::{AttentionBlock, Observer, attend, window_attention};
 pub use kernels::is_cpu;
+pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, silu_mul};
 pub use pool::{Pool, pool};
 pub use select::{Protected, drop_lowest, put, select, take};
 

@@ -112,20 +112,3 @@ pub fn window_attention(
 ) -> Tensor<5> {
     oracle::window_attention(q, k, positions, seen)
 }
-
-/// `x [rows, in]` times the transpose of `weight [out, in]` → `[rows, out]`.
-pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    // Stock products of few rows run on one thread; those of many are as fast as it gets.
-    match kernels::has_kernels(&x) && x.dims()[0] <= 4 {
-        true => kernels::linear_token(x, weight),
-        false => x.matmul(weight.transpose()),
-    }
-}
-
-/// `silu(gate) · up`, elementwise.
-pub fn silu_mul<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    match kernels::has_kernels(&gate) {
-        true => kernels::silu_mul(gate, up),
-        false => burn::tensor::activation::silu(gate) * up,
-    }
-}

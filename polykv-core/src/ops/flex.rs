@@ -1,10 +1,12 @@
 //! CPU kernels in plain Rust for the Flex backend. Each is written once over a [`simd::Level`] and compiled for
 //! AVX-512, AVX2 and without either; the best that the processor has is chosen at run time.
 
-mod decode;
+pub mod layers;
+mod linear;
 mod pointwise;
 mod prefill;
 mod simd;
+mod token;
 mod view;
 
 #[cfg(test)]
@@ -14,9 +16,12 @@ use super::kernels::KvOps;
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::{Shape, TensorData};
-use simd::Level;
-use view::{Heads, Matrix};
+use burn::tensor::{DType, Shape, TensorData, bf16, f16};
+use simd::{Element, Level};
+use view::Heads;
+
+/// Below this many bytes of work a second thread costs more than it saves.
+const PARALLEL_BYTES: usize = 64 << 10;
 
 impl KvOps for Flex {
     fn attend_prompt(
@@ -24,7 +29,7 @@ impl KvOps for Flex {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (q, k, v) = (inner_dense(q), inner_dense(k), inner_dense(v));
+        let (q, k, v) = (inner_dense(q), widened(k), widened(v));
         let (q, k, v) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
         let (output, log_sums) = prefill::attend(Level::best(), &q, &k, &v);
         // The kernel writes [batch, tokens, heads, head_dim], which the output projection wants.
@@ -37,7 +42,7 @@ impl KvOps for Flex {
         k: FloatTensor<Self>,
         log_sums: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let (q, k) = (inner_dense(q), inner_dense(k));
+        let (q, k) = (inner_dense(q), widened(k));
         let (q, k) = (Heads::of(&q), Heads::of(&k));
         let sums = prefill::column_sums(Level::best(), &q, &k, log_sums.storage::<f32>());
         tensor(sums, [k.batch, k.heads, k.tokens])
@@ -49,34 +54,26 @@ impl KvOps for Flex {
         v: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let (q, k, v) = (inner_dense(q), inner_dense(k), inner_dense(v));
-        let (q, k, v) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
-        let (output, row) = decode::attend(Level::best(), &q, &k, &v);
-        let group = q.heads / k.heads;
-        (
-            tensor(output, [q.batch, q.heads, 1, q.dim]),
-            tensor(row, [q.batch, k.heads, group, k.tokens]),
-        )
+        match k.dtype() {
+            DType::F16 => attend_token::<f16>(&q, &k, &v),
+            DType::BF16 => attend_token::<bf16>(&q, &k, &v),
+            _ => attend_token::<f32>(&q, &k, &v),
+        }
     }
+}
 
-    fn linear_token(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
-        let x = x.to_contiguous();
-        let weight = inner_dense(weight);
-        let weight = Matrix::of(&weight);
-        let output = decode::linear(Level::best(), x.storage_from_offset(), &weight);
-        let rows = x.layout().shape()[0];
-        tensor(output, [rows, weight.rows])
-    }
-
-    fn silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
-        let shape = gate.layout().shape().clone();
-        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
-        let output = pointwise::silu_mul(
-            Level::best(),
-            gate.storage_from_offset(),
-            up.storage_from_offset(),
-        );
-        FlexTensor::from_data(TensorData::new(output, shape))
-    }
+fn attend_token<E: Element>(
+    q: &FlexTensor,
+    k: &FlexTensor,
+    v: &FlexTensor,
+) -> (FlexTensor, FlexTensor) {
+    let (q, k, v) = (Heads::of(q), Heads::<E>::of(k), Heads::<E>::of(v));
+    let (output, row) = token::attend(Level::best(), &q, &k, &v);
+    let group = q.heads / k.heads;
+    (
+        tensor(output, [q.batch, q.heads, 1, q.dim]),
+        tensor(row, [q.batch, k.heads, group, k.tokens]),
+    )
 }
 
 fn tensor<const D: usize>(values: Vec<f32>, shape: [usize; D]) -> FlexTensor {
@@ -91,14 +88,23 @@ fn inner_dense(tensor: FlexTensor) -> FlexTensor {
     }
 }
 
-/// The elements of a contiguous tensor that is not the start of its storage.
-trait StorageFromOffset {
-    fn storage_from_offset(&self) -> &[f32];
+/// As f32, last axis dense.
+fn widened(tensor: FlexTensor) -> FlexTensor {
+    match tensor.dtype() {
+        DType::F16 => widened_from::<f16>(&tensor),
+        DType::BF16 => widened_from::<bf16>(&tensor),
+        _ => inner_dense(tensor),
+    }
 }
 
-impl StorageFromOffset for FlexTensor {
-    fn storage_from_offset(&self) -> &[f32] {
-        let start = self.layout().start_offset();
-        &self.storage::<f32>()[start..start + self.layout().num_elements()]
-    }
+fn widened_from<E: Element>(tensor: &FlexTensor) -> FlexTensor {
+    let tensor = tensor.to_contiguous();
+    let output = pointwise::widen(Level::best(), elements::<E>(&tensor));
+    FlexTensor::from_data(TensorData::new(output, tensor.layout().shape().clone()))
+}
+
+/// The elements of a contiguous tensor, which may start inside its storage.
+fn elements<E: burn::tensor::Element + bytemuck::Pod>(tensor: &FlexTensor) -> &[E] {
+    let start = tensor.layout().start_offset();
+    &tensor.storage::<E>()[start..start + tensor.layout().num_elements()]
 }

@@ -1,11 +1,11 @@
-//! The operators that backends implement with kernels of their own.
+//! The operators of attention that backends implement with kernels of their own.
 
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, DispatchTensor, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 
-/// Operators under attention and the models' layers. Shapes: `q [batch, heads, t, d]`, `k`, `v
-/// [batch, kv_heads, n, d]`, `heads` a multiple of `kv_heads`.
+/// Shapes: `q [batch, heads, t, d]` in f32, `k`, `v [batch, kv_heads, n, d]` as they are stored, `heads` a multiple of
+/// `kv_heads`; results are f32.
 #[backend_extension(Flex: cfg(feature = "flex"))]
 pub trait KvOps: Backend {
     /// Causal attention aligned at the end: the output `[batch, heads, t, d]`, and per query the logarithm of the sum
@@ -30,12 +30,6 @@ pub trait KvOps: Backend {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// `x [rows, in]` times the transpose of `weight [out, in]`, for few rows.
-    fn linear_token(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// `silu(gate) · up`, elementwise.
-    fn silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// Whether the tensor's backend implements [`KvOps`] for its dtype; elsewhere plain tensor operations do the same.
@@ -82,15 +76,4 @@ pub fn attend_token(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Ten
         k.into_dispatch(),
         v.into_dispatch(),
     ))
-}
-
-pub fn linear_token(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
-    Tensor::from_dispatch(Dispatch::linear_token(
-        x.into_dispatch(),
-        weight.into_dispatch(),
-    ))
-}
-
-pub fn silu_mul<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
-    Tensor::from_dispatch(Dispatch::silu_mul(gate.into_dispatch(), up.into_dispatch()))
 }

@@ -1,6 +1,7 @@
 //! The operators in plain tensor operations: what runs on backends without kernels, and what kernels are tested
 //! against.
 
+use super::layers::product;
 use super::{AttentionBlock, Observer};
 use crate::Result;
 use burn::tensor::activation::softmax;
@@ -38,7 +39,7 @@ pub fn attend(
             q.clone()
                 .slice(s![.., .., start..end, ..])
                 .reshape([batch, kv_heads, group * rows, d]);
-        let mut scores = folded.matmul(part(&k).swap_dims(2, 3));
+        let mut scores = product(folded, part(&k).swap_dims(2, 3));
         if rows > 1 {
             let mask = causal_mask(rows, visible, &device);
             let shape = [batch, kv_heads, group, rows, visible];
@@ -54,7 +55,7 @@ pub fn attend(
                 group,
             ))?;
         }
-        let output = probabilities.matmul(part(&v));
+        let output = product(probabilities, part(&v));
         outputs.push(output.reshape([batch, heads, rows, d]));
     }
     Ok(match outputs.len() {
@@ -93,11 +94,10 @@ pub fn window_attention(
     let [_, kv_heads, entries, _] = k.dims();
     let group = heads / kv_heads;
     let device = q.device();
-    let scores = q
+    let q = q
         .mul_scalar(1.0 / (d as f32).sqrt())
-        .reshape([batch, kv_heads, group * window, d])
-        .matmul(k.swap_dims(2, 3))
-        .reshape([batch, kv_heads, group, window, entries]);
+        .reshape([batch, kv_heads, group * window, d]);
+    let scores = product(q, k.swap_dims(2, 3)).reshape([batch, kv_heads, group, window, entries]);
     if window == 1 {
         return softmax(scores, 4);
     }
@@ -113,4 +113,24 @@ pub fn window_attention(
         .greater(of_query)
         .expand([batch, kv_heads, group, window, entries]);
     softmax(scores.mask_fill(hidden, MASKED), 4)
+}
+
+/// As [`rms_norm`](super::rms_norm).
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
+    let mean_square = x.clone().square().mean_dim(D - 1);
+    x / mean_square.add_scalar(eps).sqrt() * weight.unsqueeze::<D>()
+}
+
+/// As [`rotate`](super::rotate).
+pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+    let [_, _, _, d] = x.dims();
+    let first = x.clone().slice(s![.., .., .., 0..d / 2]);
+    let second = x.slice(s![.., .., .., d / 2..d]);
+    Tensor::cat(
+        vec![
+            first.clone() * cos.clone() - second.clone() * sin.clone(),
+            second * cos + first * sin,
+        ],
+        3,
+    )
 }

@@ -54,10 +54,11 @@ impl Attention {
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>> {
         let [batch, tokens, _] = x.dims();
-        let q = normed(&self.q_norm, self.heads(self.q_proj.forward(x.clone())));
-        let k = normed(&self.k_norm, self.heads(self.k_proj.forward(x.clone())));
-        let (q, k) = (rope.rotate(q), rope.rotate(k));
-        let v = self.heads(self.v_proj.forward(x));
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let [q, k, v] = Linear::forward_all(projections, x).map(|x| self.heads(x));
+        let q = rope.rotate(normed(&self.q_norm, q).swap_dims(1, 2));
+        let k = rope.rotate(normed(&self.k_norm, k).swap_dims(1, 2));
+        let v = v.swap_dims(1, 2);
         let [_, heads, _, _] = q.dims();
         let output =
             attend(q, k, v)?
@@ -66,10 +67,10 @@ impl Attention {
         Ok(self.o_proj.forward(output))
     }
 
+    /// `[batch, tokens, heads * head_dim]` → `[batch, tokens, heads, head_dim]`
     fn heads(&self, x: Tensor<3>) -> Tensor<4> {
         let [batch, tokens, width] = x.dims();
         x.reshape([batch, tokens, width / self.head_dim, self.head_dim])
-            .swap_dims(1, 2)
     }
 }
 

@@ -1,5 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Int, Tensor};
+use polykv_core::ops;
 
 /// The token embedding, which tied models use as their output head too.
 #[derive(Module, Debug)]
@@ -20,9 +21,7 @@ impl Embedding {
         let [batch, tokens] = ids.dims();
         let weight = self.weight.val();
         let [_, hidden] = weight.dims();
-        weight
-            .select(0, ids.reshape([batch * tokens]))
-            .reshape([batch, tokens, hidden])
+        ops::rows(weight, ids.reshape([batch * tokens])).reshape([batch, tokens, hidden])
     }
 
     /// `[batch, tokens, hidden]` → logits `[batch, tokens, vocab]`

@@ -22,8 +22,7 @@ impl Mlp {
 
     /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let gate = self.gate_proj.forward(x.clone());
-        self.down_proj
-            .forward(ops::silu_mul(gate, self.up_proj.forward(x)))
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x);
+        self.down_proj.forward(ops::silu_mul(gate, up))
     }
 }

@@ -1,5 +1,6 @@
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
+use polykv_core::ops;
 
 /// Root-mean-square normalisation over the last axis.
 #[derive(Module, Debug)]
@@ -19,7 +20,6 @@ impl RmsNorm {
 
     /// `[.., size]` → `[.., size]`
     pub fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let mean_square = x.clone().square().mean_dim(D - 1);
-        x / mean_square.add_scalar(self.eps).sqrt() * self.weight.val().unsqueeze::<D>()
+        ops::rms_norm(x, self.weight.val(), self.eps)
     }
 }

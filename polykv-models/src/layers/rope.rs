@@ -1,5 +1,6 @@
 use crate::config::{ModelConfig, RopeScaling};
-use burn::tensor::{Device, Tensor, TensorData, s};
+use burn::tensor::{Device, Tensor, TensorData};
+use polykv_core::ops;
 use std::f64::consts::TAU;
 use std::ops::Range;
 
@@ -115,18 +116,7 @@ fn blend(frequency: f64, factor: f64, kept: f64) -> f64 {
 impl RopeTable {
     /// `[batch, heads, tokens, head_dim]` in and out.
     pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        let [_, _, _, head_dim] = x.dims();
-        let half = head_dim / 2;
-        let first = x.clone().slice(s![.., .., .., 0..half]);
-        let second = x.slice(s![.., .., .., half..head_dim]);
-        let (cos, sin) = (self.cos.clone(), self.sin.clone());
-        Tensor::cat(
-            vec![
-                first.clone() * cos.clone() - second.clone() * sin.clone(),
-                second * cos + first * sin,
-            ],
-            3,
-        )
+        ops::rotate(x, self.cos.clone(), self.sin.clone())
     }
 }
 

@@ -1,15 +1,18 @@
-//! `silu(gate) · up` in one pass.
+//! What lies between the products: gating, normalisation, rotation, widening of weights; one pass each.
 
-use super::simd::{Level, dispatch, exp};
+use super::linear::{BLOCK, Blocks};
+use super::simd::{Element, LANES, Level, dispatch, exp, fma, reduce};
+use super::view::Heads;
 use rayon::prelude::*;
 
+/// Elements that are worth handing to another thread.
 const CHUNK: usize = 16_384;
 
-/// Same length in and out.
+/// `silu(gate) · up`; same length in and out.
 pub fn silu_mul(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
     let mut output = vec![0.0; gate.len()];
     let block = |((output, gate), up): ((&mut [f32], &[f32]), &[f32])| {
-        dispatch!(level, fn block(output: &mut [f32], gate: &[f32], up: &[f32]));
+        dispatch!(level, fn gated(output: &mut [f32], gate: &[f32], up: &[f32]));
     };
     output
         .par_chunks_mut(CHUNK)
@@ -20,8 +23,160 @@ pub fn silu_mul(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
 }
 
 #[inline(always)]
-fn block<const FMA: bool>(output: &mut [f32], gate: &[f32], up: &[f32]) {
+fn gated<const FMA: bool>(output: &mut [f32], gate: &[f32], up: &[f32]) {
     for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
         *output = gate / (1.0 + exp::<FMA>(-gate)) * up;
+    }
+}
+
+/// Rows of `weight`'s length over the root of their mean square, times `weight`.
+pub fn rms_norm(level: Level, x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let mut output = vec![0.0; x.len()];
+    let step = (CHUNK / weight.len()).max(1) * weight.len();
+    let block = |(output, x): (&mut [f32], &[f32])| {
+        dispatch!(level, fn normed(output: &mut [f32], x: &[f32], weight: &[f32], eps: f32));
+    };
+    output
+        .par_chunks_mut(step)
+        .zip(x.par_chunks(step))
+        .for_each(block);
+    output
+}
+
+#[inline(always)]
+fn normed<const FMA: bool>(output: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
+    let size = weight.len();
+    for (output, x) in output.chunks_exact_mut(size).zip(x.chunks_exact(size)) {
+        let mut sums = [0.0f32; LANES];
+        let (chunks, rest) = x.as_chunks::<LANES>();
+        for chunk in chunks {
+            for i in 0..LANES {
+                sums[i] = fma::<FMA>(chunk[i], chunk[i], sums[i]);
+            }
+        }
+        let mut sum = reduce(sums);
+        for x in rest {
+            sum = fma::<FMA>(*x, *x, sum);
+        }
+        let scale = 1.0 / (sum / size as f32 + eps).sqrt();
+        for ((output, x), weight) in output.iter_mut().zip(x).zip(weight) {
+            *output = x * scale * weight;
+        }
+    }
+}
+
+/// Turns element `i` of each vector with element `i + dim / 2`; `cos` and `sin` are `[tokens, dim / 2]`. Returns
+/// `[batch, heads, tokens, dim]`.
+pub fn rotate(level: Level, x: &Heads<'_>, cos: &[f32], sin: &[f32]) -> Vec<f32> {
+    let mut output = vec![0.0; x.batch * x.heads * x.tokens * x.dim];
+    let tokens = (CHUNK / x.dim).clamp(1, x.tokens);
+    let blocks = x.tokens.div_ceil(tokens);
+    // Chunks must not straddle heads: each head's tokens are cut on their own.
+    let block = |(i, output): (usize, &mut [f32])| {
+        let (head, first) = (i / blocks, i % blocks * tokens);
+        let at = Rotation {
+            batch: head / x.heads,
+            head: head % x.heads,
+            first,
+        };
+        dispatch!(level, fn rotated(
+            at: Rotation, output: &mut [f32], x: &Heads<'_>, cos: &[f32], sin: &[f32],
+        ));
+    };
+    let parts: Vec<&mut [f32]> = output
+        .chunks_exact_mut(x.tokens * x.dim)
+        .flat_map(|head| head.chunks_mut(tokens * x.dim))
+        .collect();
+    match x.tokens * x.heads * x.dim < CHUNK {
+        true => parts.into_iter().enumerate().for_each(block),
+        false => parts.into_par_iter().enumerate().for_each(block),
+    }
+    output
+}
+
+/// Consecutive tokens of one head.
+#[derive(Clone, Copy)]
+struct Rotation {
+    batch: usize,
+    head: usize,
+    first: usize,
+}
+
+#[inline(always)]
+fn rotated<const FMA: bool>(
+    at: Rotation,
+    output: &mut [f32],
+    x: &Heads<'_>,
+    cos: &[f32],
+    sin: &[f32],
+) {
+    let half = x.dim / 2;
+    for (t, output) in output.chunks_exact_mut(x.dim).enumerate() {
+        let token = at.first + t;
+        let (a, b) = x.row(at.batch, at.head, token).split_at(half);
+        let (cos, sin) = (&cos[token * half..][..half], &sin[token * half..][..half]);
+        let (first, second) = output.split_at_mut(half);
+        for i in 0..half {
+            first[i] = fma::<FMA>(a[i], cos[i], -(b[i] * sin[i]));
+            second[i] = fma::<FMA>(b[i], cos[i], a[i] * sin[i]);
+        }
+    }
+}
+
+/// Elements as f32.
+pub fn widen<E: Element>(level: Level, elements: &[E]) -> Vec<f32> {
+    let mut output = vec![0.0; elements.len()];
+    let block = |(output, elements): (&mut [f32], &[E])| {
+        dispatch!(level, fn widened<E: Element>(output: &mut [f32], elements: &[E]));
+    };
+    output
+        .par_chunks_mut(CHUNK)
+        .zip(elements.par_chunks(CHUNK))
+        .for_each(block);
+    output
+}
+
+#[inline(always)]
+fn widened<const FMA: bool, E: Element>(output: &mut [f32], elements: &[E]) {
+    let (chunks, rest) = output.as_chunks_mut::<LANES>();
+    let (from, from_rest) = elements.as_chunks::<LANES>();
+    for (output, elements) in chunks.iter_mut().zip(from) {
+        *output = E::widen_all::<FMA>(elements);
+    }
+    for (output, element) in rest.iter_mut().zip(from_rest) {
+        *output = element.widen();
+    }
+}
+
+/// The given rows of 8-bit weights as f32, `[rows.len(), columns]`.
+pub fn widen_rows(level: Level, weight: &Blocks<'_>, rows: &[usize]) -> Vec<f32> {
+    let mut output = vec![0.0; rows.len() * weight.columns];
+    let block = |(row, output): (&usize, &mut [f32])| {
+        let row = *row;
+        dispatch!(level, fn scaled(output: &mut [f32], weight: &Blocks<'_>, row: usize));
+    };
+    match output.len() < CHUNK {
+        true => rows
+            .iter()
+            .zip(output.chunks_exact_mut(weight.columns))
+            .for_each(block),
+        false => rows
+            .par_iter()
+            .zip(output.par_chunks_exact_mut(weight.columns))
+            .with_min_len(CHUNK.div_ceil(weight.columns))
+            .for_each(block),
+    }
+    output
+}
+
+#[inline(always)]
+fn scaled<const FMA: bool>(output: &mut [f32], weight: &Blocks<'_>, row: usize) {
+    let at = row * weight.columns;
+    let values = &weight.values[at..at + weight.columns];
+    for (block, output) in output.chunks_exact_mut(BLOCK).enumerate() {
+        let scale = weight.scales[at / BLOCK + block];
+        for (output, value) in output.iter_mut().zip(&values[block * BLOCK..]) {
+            *output = f32::from(*value) * scale;
+        }
     }
 }

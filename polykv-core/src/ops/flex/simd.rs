@@ -1,5 +1,6 @@
 //! Run-time choice of the instruction set, and arithmetic that the compiler turns into vector code.
 
+use burn::tensor::{bf16, f16};
 use std::sync::OnceLock;
 
 /// Instruction sets that the kernels are compiled for.
@@ -24,7 +25,10 @@ impl Level {
         let mut levels = vec![Self::Baseline];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c")
+            {
                 levels.push(Self::Avx2);
                 if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
                     levels.push(Self::Avx512);
@@ -35,32 +39,102 @@ impl Level {
     }
 }
 
-/// Compiles a function for every level: `dispatch!(level, kernel(args))` calls `kernel::<FMA>(args)`, an
+/// Compiles a function for every level: `dispatch!(level, fn kernel(args))` calls `kernel::<FMA>(args)`, an
 /// `#[inline(always)]` function, inside a function with the level's target features. `FMA` says whether fused
-/// multiply-add is one instruction; without it `mul_add` would be a library call.
+/// multiply-add is one instruction; without it `mul_add` would be a library call. A kernel over several element types
+/// is written `fn kernel<E: Element>(args)` and called as `kernel::<FMA, E>(args)`.
 macro_rules! dispatch {
-    ($level:expr, fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? ) => {{
+    ($level:expr, fn $name:ident $(<$e:ident: $bound:ident>)? ($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? ) => {{
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx2,fma")]
-        unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
-            $name::<true>($($arg),*)
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn avx2 $(<$e: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+            $name::<true $(, $e)?>($($arg),*)
         }
         #[cfg(target_arch = "x86_64")]
-        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
-        unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
-            $name::<true>($($arg),*)
+        #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")]
+        unsafe fn avx512 $(<$e: $bound>)? ($($arg: $ty),*) $(-> $ret)? {
+            $name::<true $(, $e)?>($($arg),*)
         }
         match $level {
             // SAFETY: `Level::available` has seen the features on this processor.
             #[cfg(target_arch = "x86_64")]
-            $crate::ops::flex::simd::Level::Avx512 => unsafe { avx512($($arg),*) },
+            $crate::ops::flex::simd::Level::Avx512 => unsafe { avx512 $(::<$e>)? ($($arg),*) },
             #[cfg(target_arch = "x86_64")]
-            $crate::ops::flex::simd::Level::Avx2 => unsafe { avx2($($arg),*) },
-            _ => $name::<{ cfg!(target_arch = "aarch64") }>($($arg),*),
+            $crate::ops::flex::simd::Level::Avx2 => unsafe { avx2 $(::<$e>)? ($($arg),*) },
+            _ => $name::<{ cfg!(target_arch = "aarch64") } $(, $e)?>($($arg),*),
         }
     }};
 }
 pub(super) use dispatch;
+
+/// Elements per vector of the kernels: one register of AVX-512, two of AVX2.
+pub const LANES: usize = 16;
+
+/// What weights and cached keys and values are stored as; arithmetic is in f32.
+pub trait Element: burn::tensor::Element + bytemuck::Pod {
+    fn widen(self) -> f32;
+
+    /// Sixteen at once. `FMA` stands for AVX2's companions, F16C among them.
+    #[inline(always)]
+    fn widen_all<const FMA: bool>(elements: &[Self; LANES]) -> [f32; LANES] {
+        let mut wide = [0.0; LANES];
+        for i in 0..LANES {
+            wide[i] = elements[i].widen();
+        }
+        wide
+    }
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        // Moved into place, the exponent is 112 too small; the product also normalises subnormals.
+        let size = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+        // Infinities and NaN have the largest exponent in both types.
+        let special = if bits & 0x7c00 == 0x7c00 {
+            0x7f80_0000
+        } else {
+            0
+        };
+        f32::from_bits(size.to_bits() | special | (bits & 0x8000) << 16)
+    }
+
+    #[inline(always)]
+    fn widen_all<const FMA: bool>(elements: &[Self; LANES]) -> [f32; LANES] {
+        let mut wide = [0.0; LANES];
+        #[cfg(target_arch = "x86_64")]
+        if FMA {
+            use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
+            for half in 0..2 {
+                // SAFETY: `FMA` on this architecture means that F16C was seen; both halves lie inside the arrays.
+                unsafe {
+                    let bits = _mm_loadu_si128(elements.as_ptr().add(half * 8).cast());
+                    _mm256_storeu_ps(wide.as_mut_ptr().add(half * 8), _mm256_cvtph_ps(bits));
+                }
+            }
+            return wide;
+        }
+        for i in 0..LANES {
+            wide[i] = elements[i].widen();
+        }
+        wide
+    }
+}
 
 /// `a * b + c`
 #[inline(always)]
@@ -90,35 +164,67 @@ pub fn exp<const FMA: bool>(x: f32) -> f32 {
     y * f32::from_bits(((z as i32 + 127) << 23) as u32)
 }
 
+/// The sum of the lanes.
+#[inline(always)]
+pub fn reduce(lanes: [f32; LANES]) -> f32 {
+    let mut eight = [0.0f32; 8];
+    for i in 0..8 {
+        eight[i] = lanes[i] + lanes[i + 8];
+    }
+    let [a, b, c, d, e, f, g, h] = eight;
+    ((a + e) + (b + f)) + ((c + g) + (d + h))
+}
+
+/// `x · y + sums`, lane by lane. Vectors go by value: those that are indexed by a variable would live in memory.
+#[inline(always)]
+pub fn fma_all<const FMA: bool>(
+    x: &[f32; LANES],
+    y: [f32; LANES],
+    mut sums: [f32; LANES],
+) -> [f32; LANES] {
+    for i in 0..LANES {
+        sums[i] = fma::<FMA>(x[i], y[i], sums[i]);
+    }
+    sums
+}
+
 /// Sum of products.
 #[inline(always)]
-pub fn dot<const FMA: bool>(x: &[f32], y: &[f32]) -> f32 {
-    // Four independent vectors of sums hide the latency of the additions. They are separate arrays with constant
-    // indices only, so that the compiler keeps them in registers.
-    let mut sums = [[0.0f32; 16]; 4];
-    let (x, x_rest) = x.as_chunks::<64>();
-    let (y, y_rest) = y.as_chunks::<64>();
+pub fn dot<const FMA: bool, E: Element>(x: &[f32], y: &[E]) -> f32 {
+    let (x, x_rest) = x.as_chunks::<LANES>();
+    let (y, y_rest) = y.as_chunks::<LANES>();
+    let mut sums = [0.0f32; LANES];
     for (x, y) in x.iter().zip(y) {
-        for (part, sums) in sums.iter_mut().enumerate() {
-            for i in 0..16 {
-                sums[i] = fma::<FMA>(x[part * 16 + i], y[part * 16 + i], sums[i]);
-            }
+        sums = fma_all::<FMA>(x, E::widen_all::<FMA>(y), sums);
+    }
+    let mut sum = reduce(sums);
+    for (x, y) in x_rest.iter().zip(y_rest) {
+        sum = fma::<FMA>(*x, y.widen(), sum);
+    }
+    sum
+}
+
+/// Sums of products of `x` with four rows of its length: four independent sums hide the latency of the
+/// additions, and `x` is read once for all of them.
+#[inline(always)]
+pub fn dots<const FMA: bool, E: Element>(x: &[f32], rows: [&[E]; 4]) -> [f32; 4] {
+    let chunks = x.as_chunks::<LANES>().0;
+    let [a, b, c, d] = rows.map(|row| row.as_chunks::<LANES>().0);
+    let [mut p, mut q, mut r, mut s] = [[0.0f32; LANES]; 4];
+    for ((((x, a), b), c), d) in chunks.iter().zip(a).zip(b).zip(c).zip(d) {
+        p = fma_all::<FMA>(x, E::widen_all::<FMA>(a), p);
+        q = fma_all::<FMA>(x, E::widen_all::<FMA>(b), q);
+        r = fma_all::<FMA>(x, E::widen_all::<FMA>(c), r);
+        s = fma_all::<FMA>(x, E::widen_all::<FMA>(d), s);
+    }
+    let mut sums = [reduce(p), reduce(q), reduce(r), reduce(s)];
+    let done = chunks.len() * LANES;
+    for (sum, row) in sums.iter_mut().zip(rows) {
+        for (x, y) in x[done..].iter().zip(&row[done..]) {
+            *sum = fma::<FMA>(*x, y.widen(), *sum);
         }
     }
-    let [mut a, b, c, d] = sums;
-    for i in 0..16 {
-        a[i] = (a[i] + b[i]) + (c[i] + d[i]);
-    }
-    let mut half = [0.0f32; 8];
-    for i in 0..8 {
-        half[i] = a[i] + a[i + 8];
-    }
-    let mut rest = 0.0;
-    for (x, y) in x_rest.iter().zip(y_rest) {
-        rest = fma::<FMA>(*x, *y, rest);
-    }
-    let [a, b, c, d, e, f, g, h] = half;
-    rest + (((a + e) + (b + f)) + ((c + g) + (d + h)))
+    sums
 }
 
 /// Replaces scores by `e^(score − max)` and returns their sum.

@@ -1,11 +1,12 @@
-//! Strided f32 tensors whose last axis is dense, as slices.
+//! Strided tensors whose last axis is dense, as slices.
 
+use super::simd::Element;
 use burn::backend::flex::FlexTensor;
 
 /// `[batch, heads, tokens, dim]`
 #[derive(Clone, Copy)]
-pub struct Heads<'a> {
-    data: &'a [f32],
+pub struct Heads<'a, E = f32> {
+    data: &'a [E],
     start: usize,
     strides: [usize; 3],
     pub batch: usize,
@@ -14,13 +15,13 @@ pub struct Heads<'a> {
     pub dim: usize,
 }
 
-impl<'a> Heads<'a> {
+impl<'a, E: Element> Heads<'a, E> {
     pub fn of(tensor: &'a FlexTensor) -> Self {
         let layout = tensor.layout();
         let [batch, heads, tokens, dim] = layout.shape().dims::<4>();
         let stride = |axis: usize| layout.strides()[axis] as usize;
         Self {
-            data: tensor.storage::<f32>(),
+            data: tensor.storage::<E>(),
             start: layout.start_offset(),
             strides: [stride(0), stride(1), stride(2)],
             batch,
@@ -32,7 +33,7 @@ impl<'a> Heads<'a> {
 
     /// The vector of one token in one head.
     #[inline(always)]
-    pub fn row(&self, batch: usize, head: usize, token: usize) -> &'a [f32] {
+    pub fn row(&self, batch: usize, head: usize, token: usize) -> &'a [E] {
         let [b, h, t] = self.strides;
         let at = self.start + batch * b + head * h + token * t;
         &self.data[at..at + self.dim]
@@ -41,20 +42,20 @@ impl<'a> Heads<'a> {
 
 /// `[rows, columns]`
 #[derive(Clone, Copy)]
-pub struct Matrix<'a> {
-    data: &'a [f32],
+pub struct Matrix<'a, E> {
+    data: &'a [E],
     start: usize,
     stride: usize,
     pub rows: usize,
     pub columns: usize,
 }
 
-impl<'a> Matrix<'a> {
+impl<'a, E: Element> Matrix<'a, E> {
     pub fn of(tensor: &'a FlexTensor) -> Self {
         let layout = tensor.layout();
         let [rows, columns] = layout.shape().dims::<2>();
         Self {
-            data: tensor.storage::<f32>(),
+            data: tensor.storage::<E>(),
             start: layout.start_offset(),
             stride: layout.strides()[0] as usize,
             rows,
@@ -63,7 +64,7 @@ impl<'a> Matrix<'a> {
     }
 
     #[inline(always)]
-    pub fn row(&self, row: usize) -> &'a [f32] {
+    pub fn row(&self, row: usize) -> &'a [E] {
         let at = self.start + row * self.stride;
         &self.data[at..at + self.columns]
     }

@@ -1,0 +1,122 @@
+//! The operators of the models' layers on the CPU; the callers have seen that the tensors are there and in f32, weights
+//! apart.
+
+use super::linear::{self, Blocks, Weight};
+use super::simd::Level;
+use super::view::{Heads, Matrix};
+use super::{elements, inner_dense, pointwise, tensor, widened};
+use burn::backend::flex::{FlexQTensor, FlexTensor};
+use burn::backend::{BackendTensor, DispatchTensorKind, Flex};
+use burn::tensor::kind::Basic;
+use burn::tensor::{DType, Int, Tensor, TensorData, bf16, f16};
+
+/// As [`linears`](crate::ops::linears), the results side by side.
+pub fn multiply<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N]) -> Tensor<2> {
+    let x = float(x);
+    let dtype = weights[0].dtype();
+    if matches!(dtype, DType::QFloat(_)) {
+        let weights = weights.map(quantized);
+        return products(x, &weights.each_ref().map(blocks));
+    }
+    let weights = weights.map(|weight| inner_dense(float(weight)));
+    match dtype {
+        DType::F16 => products(x, &weights.each_ref().map(Matrix::<f16>::of)),
+        DType::BF16 => products(x, &weights.each_ref().map(Matrix::<bf16>::of)),
+        _ => products(x, &weights.each_ref().map(Matrix::<f32>::of)),
+    }
+}
+
+fn products<W: Weight>(x: FlexTensor, weights: &[W]) -> Tensor<2> {
+    let x = x.to_contiguous();
+    let rows = x.layout().shape()[0];
+    let output = linear::multiply(Level::best(), elements(&x), weights);
+    let width = output.len() / rows;
+    float_back(tensor(output, [rows, width]))
+}
+
+/// As [`silu_mul`](crate::ops::silu_mul).
+pub fn silu_mul<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    let shape = gate.shape();
+    let (gate, up) = (float(gate).to_contiguous(), float(up).to_contiguous());
+    let output = pointwise::silu_mul(Level::best(), elements(&gate), elements(&up));
+    float_back(FlexTensor::from_data(TensorData::new(output, shape)))
+}
+
+/// As [`rms_norm`](crate::ops::rms_norm).
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f32) -> Tensor<D> {
+    let shape = x.shape();
+    let (x, weight) = (float(x).to_contiguous(), float(weight).to_contiguous());
+    let output = pointwise::rms_norm(Level::best(), elements(&x), elements(&weight), eps);
+    float_back(FlexTensor::from_data(TensorData::new(output, shape)))
+}
+
+/// As [`rotate`](crate::ops::rotate).
+pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+    let x = inner_dense(float(x));
+    let (cos, sin) = (float(cos).to_contiguous(), float(sin).to_contiguous());
+    let x = Heads::of(&x);
+    let output = pointwise::rotate(Level::best(), &x, elements(&cos), elements(&sin));
+    float_back(tensor(output, [x.batch, x.heads, x.tokens, x.dim]))
+}
+
+/// A weight of any storage type as f32.
+pub fn widen(weight: Tensor<2>) -> Tensor<2> {
+    match weight.dtype() {
+        DType::QFloat(_) => {
+            let weight = quantized(weight);
+            let weight = blocks(&weight);
+            widen_rows(&weight, &(0..weight.rows).collect::<Vec<_>>())
+        }
+        _ => float_back(widened(float(weight))),
+    }
+}
+
+/// Some rows of an 8-bit weight as f32.
+pub fn select(weight: Tensor<2>, rows: Tensor<1, Int>) -> Tensor<2> {
+    let rows = flex(rows).int().to_contiguous();
+    let rows: Vec<usize> = match rows.dtype() {
+        DType::I32 => indices::<i32>(&rows),
+        _ => indices::<i64>(&rows),
+    };
+    widen_rows(&blocks(&quantized(weight)), &rows)
+}
+
+fn indices<E: burn::tensor::Element + bytemuck::Pod>(rows: &FlexTensor) -> Vec<usize> {
+    let rows = elements::<E>(rows).iter();
+    rows.map(|row| row.elem::<i64>() as usize).collect()
+}
+
+fn widen_rows(weight: &Blocks<'_>, rows: &[usize]) -> Tensor<2> {
+    let output = pointwise::widen_rows(Level::best(), weight, rows);
+    float_back(tensor(output, [rows.len(), weight.columns]))
+}
+
+/// Weights made by [`quantize`](crate::ops::quantize) are contiguous, with their blocks along the rows.
+fn blocks(weight: &FlexQTensor) -> Blocks<'_> {
+    let [rows, columns] = weight.tensor().layout().shape().dims::<2>();
+    Blocks {
+        values: weight.tensor().storage(),
+        scales: weight.scales(),
+        rows,
+        columns,
+    }
+}
+
+fn flex<const D: usize, K: Basic>(tensor: Tensor<D, K>) -> BackendTensor<Flex> {
+    match tensor.into_dispatch().kind {
+        DispatchTensorKind::Flex(tensor) => tensor,
+        other => unreachable!("kernels of the CPU were given {other:?}"),
+    }
+}
+
+fn float<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
+    flex(tensor).float()
+}
+
+fn quantized(tensor: Tensor<2>) -> FlexQTensor {
+    flex(tensor).quantized()
+}
+
+fn float_back<const D: usize>(tensor: FlexTensor) -> Tensor<D> {
+    Tensor::from_primitive::<Flex>(tensor)
+}

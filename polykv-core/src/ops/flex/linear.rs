@@ -1,0 +1,181 @@
+//! Products of a few rows with weights in any storage type. They are bound by memory: each weight is read once per row,
+//! in its own type, and widened on the way into the registers.
+
+use super::PARALLEL_BYTES;
+use super::simd::{Element, LANES, Level, dispatch, dot, dots, fma, reduce};
+use super::view::Matrix;
+use rayon::prelude::*;
+
+/// Values that share a scale in 8-bit weights.
+pub const BLOCK: usize = 32;
+
+/// 8-bit weights `[rows, columns]`, each block of [`BLOCK`] values along a row with a scale of its own.
+#[derive(Clone, Copy)]
+pub struct Blocks<'a> {
+    pub values: &'a [i8],
+    pub scales: &'a [f32],
+    pub rows: usize,
+    /// A multiple of [`BLOCK`].
+    pub columns: usize,
+}
+
+impl<'a> Blocks<'a> {
+    /// The blocks of a row with their scales.
+    #[inline(always)]
+    fn row(&self, row: usize) -> (&'a [[i8; BLOCK]], &'a [f32]) {
+        let count = self.columns / BLOCK;
+        let values = &self.values[row * self.columns..][..self.columns];
+        let scales = &self.scales[row * count..][..count];
+        (values.as_chunks().0, scales)
+    }
+}
+
+/// A weight `[rows, columns]` that vectors are multiplied with.
+pub trait Weight: Copy + Sync {
+    fn rows(&self) -> usize;
+    fn columns(&self) -> usize;
+    fn bytes(&self) -> usize;
+    /// `output[i] = x · row (first + i)`
+    fn multiply(&self, level: Level, x: &[f32], first: usize, output: &mut [f32]);
+}
+
+impl<E: Element> Weight for Matrix<'_, E> {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn bytes(&self) -> usize {
+        self.rows * self.columns * size_of::<E>()
+    }
+
+    fn multiply(&self, level: Level, x: &[f32], first: usize, output: &mut [f32]) {
+        let weight = self;
+        dispatch!(level, fn rows<E: Element>(
+            output: &mut [f32], x: &[f32], weight: &Matrix<'_, E>, first: usize,
+        ));
+    }
+}
+
+impl Weight for Blocks<'_> {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn bytes(&self) -> usize {
+        self.values.len() + size_of_val(self.scales)
+    }
+
+    fn multiply(&self, level: Level, x: &[f32], first: usize, output: &mut [f32]) {
+        let weight = self;
+        dispatch!(level, fn block_rows(
+            output: &mut [f32], x: &[f32], weight: &Blocks<'_>, first: usize,
+        ));
+    }
+}
+
+/// `x [n, columns]` times the transposes of the weights, side by side: `[n, Σ rows]`. One hand-over to the threads
+/// serves all weights.
+pub fn multiply<W: Weight>(level: Level, x: &[f32], weights: &[W]) -> Vec<f32> {
+    let columns = weights.first().map_or(1, W::columns);
+    let width: usize = weights.iter().map(W::rows).sum();
+    let bytes: usize = weights.iter().map(W::bytes).sum();
+    let threads = match bytes < PARALLEL_BYTES {
+        true => 1,
+        false => rayon::current_num_threads(),
+    };
+    // Several parts per thread even out threads that are late; too many would cost more than they even out.
+    let parts = threads * if bytes > 8 << 20 { 8 } else { 2 };
+    let step = width.div_ceil(parts).max(1);
+    let mut output = vec![0.0; x.len() / columns * width];
+    for (x, mut output) in x.chunks_exact(columns).zip(output.chunks_exact_mut(width)) {
+        let mut tasks = Vec::with_capacity(parts + weights.len());
+        for weight in weights {
+            for first in (0..weight.rows()).step_by(step) {
+                let (part, rest) = output.split_at_mut(step.min(weight.rows() - first));
+                tasks.push((weight, first, part));
+                output = rest;
+            }
+        }
+        let run = |(weight, first, part): (&W, usize, &mut [f32])| {
+            weight.multiply(level, x, first, part);
+        };
+        match threads {
+            1 => tasks.into_iter().for_each(run),
+            _ => tasks.into_par_iter().for_each(run),
+        }
+    }
+    output
+}
+
+#[inline(always)]
+fn rows<const FMA: bool, E: Element>(
+    output: &mut [f32],
+    x: &[f32],
+    weight: &Matrix<'_, E>,
+    first: usize,
+) {
+    let (fours, rest) = output.as_chunks_mut::<4>();
+    let done = first + fours.len() * 4;
+    for (i, y) in fours.iter_mut().enumerate() {
+        let at = first + 4 * i;
+        let rows = [
+            weight.row(at),
+            weight.row(at + 1),
+            weight.row(at + 2),
+            weight.row(at + 3),
+        ];
+        *y = dots::<FMA, E>(x, rows);
+    }
+    for (i, y) in rest.iter_mut().enumerate() {
+        *y = dot::<FMA, E>(x, weight.row(done + i));
+    }
+}
+
+#[inline(always)]
+fn block_rows<const FMA: bool>(output: &mut [f32], x: &[f32], weight: &Blocks<'_>, first: usize) {
+    let x = x.as_chunks::<BLOCK>().0;
+    let (pairs, rest) = output.as_chunks_mut::<2>();
+    let done = first + pairs.len() * 2;
+    for (i, pair) in pairs.iter_mut().enumerate() {
+        let (a_values, a_scales) = weight.row(first + 2 * i);
+        let (b_values, b_scales) = weight.row(first + 2 * i + 1);
+        let [mut a, mut b] = [[0.0f32; LANES]; 2];
+        for block in 0..x.len() {
+            a = add_block::<FMA>(&x[block], &a_values[block], a_scales[block], a);
+            b = add_block::<FMA>(&x[block], &b_values[block], b_scales[block], b);
+        }
+        *pair = [reduce(a), reduce(b)];
+    }
+    for (i, y) in rest.iter_mut().enumerate() {
+        let (values, scales) = weight.row(done + i);
+        let mut sums = [0.0f32; LANES];
+        for block in 0..x.len() {
+            sums = add_block::<FMA>(&x[block], &values[block], scales[block], sums);
+        }
+        *y = reduce(sums);
+    }
+}
+
+/// `sums + scale · (x · values)`, the two halves of a block in the same lanes.
+#[inline(always)]
+fn add_block<const FMA: bool>(
+    x: &[f32; BLOCK],
+    values: &[i8; BLOCK],
+    scale: f32,
+    mut sums: [f32; LANES],
+) -> [f32; LANES] {
+    for i in 0..LANES {
+        let low = x[i] * f32::from(values[i]);
+        let product = fma::<FMA>(x[LANES + i], f32::from(values[LANES + i]), low);
+        sums[i] = fma::<FMA>(product, scale, sums[i]);
+    }
+    sums
+}

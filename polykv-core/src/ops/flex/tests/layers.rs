@@ -1,0 +1,220 @@
+use super::super::linear::{self, Blocks};
+use super::super::simd;
+use super::super::view::Matrix;
+use super::super::{layers, pointwise};
+use super::*;
+use burn::backend::DispatchTensorKind;
+use burn::tensor::Int;
+
+fn normal(shape: [usize; 2]) -> Tensor<2> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex())
+}
+
+/// Rows, columns and outputs, of which columns divide by the block of 8-bit weights where it matters.
+const SHAPES: [(usize, usize, usize); 5] = [
+    (1, 576, 1536),
+    (3, 65, 7),
+    (4, 64, 1),
+    (2, 200, 333),
+    (1, 32, 5),
+];
+
+#[test]
+fn products_with_every_storage_type_equal_those_with_its_values_in_f32() {
+    for (rows, columns, outputs) in SHAPES {
+        let x = normal([rows, columns]);
+        for dtype in [DType::F32, DType::F16, DType::BF16] {
+            // A view into a wider weight: rows are not next to each other.
+            let weight = normal([outputs, columns + 3])
+                .narrow(1, 2, columns)
+                .cast(dtype);
+            let wide = weight.clone().cast(DType::F32);
+            let wanted = values(x.clone().matmul(wide.transpose()));
+            let (x, weight) = (flex(&x), flex(&weight));
+            for level in Level::available() {
+                let found = match dtype {
+                    DType::F16 => product(level, &x, &[Matrix::<f16>::of(&weight)]),
+                    DType::BF16 => product(level, &x, &[Matrix::<bf16>::of(&weight)]),
+                    _ => product(level, &x, &[Matrix::<f32>::of(&weight)]),
+                };
+                let what = format!("{level:?}, {dtype:?}, {rows} x {columns} x {outputs}");
+                assert_close(&found, &wanted, 1e-4, &what);
+            }
+        }
+    }
+}
+
+fn product<W: linear::Weight>(level: Level, x: &FlexTensor, weights: &[W]) -> Vec<f32> {
+    linear::multiply(level, elements(x), weights)
+}
+
+#[test]
+fn products_with_8_bit_weights_equal_those_with_their_values_in_f32() {
+    for (rows, columns, outputs) in [(1, 576, 1537), (2, 96, 4), (1, 32, 1)] {
+        let x = normal([rows, columns]);
+        let weight = crate::ops::quantize(normal([outputs, columns]));
+        let wanted = values(x.clone().matmul(weight.clone().dequantize().transpose()));
+        let weight = match weight.into_dispatch().kind {
+            DispatchTensorKind::Flex(tensor) => tensor.quantized(),
+            other => panic!("not a CPU tensor: {other:?}"),
+        };
+        let weight = Blocks {
+            values: weight.tensor().storage(),
+            scales: weight.scales(),
+            rows: outputs,
+            columns,
+        };
+        for level in Level::available() {
+            let found = product(level, &flex(&x), &[weight]);
+            assert_close(
+                &found,
+                &wanted,
+                1e-4,
+                &format!("{level:?}, {columns} x {outputs}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn quantizing_loses_at_most_half_a_step_per_block() {
+    let weight = normal([3, 64]);
+    let found = values(crate::ops::quantize(weight.clone()).dequantize());
+    let weight = values(weight);
+    for (block, found) in weight.chunks(32).zip(found.chunks(32)) {
+        let most = block.iter().fold(0.0f32, |most, x| most.max(x.abs()));
+        for (a, b) in block.iter().zip(found) {
+            assert!((a - b).abs() <= most / 127.0 * 0.501, "{a}: {b} of {most}");
+        }
+    }
+}
+
+#[test]
+fn weights_of_one_input_give_what_each_gives_alone() {
+    let x = normal([2, 64]);
+    for quantized in [false, true] {
+        let weights = [300, 7, 64].map(|outputs| match quantized {
+            true => crate::ops::quantize(normal([outputs, 64])),
+            false => normal([outputs, 64]),
+        });
+        let together = crate::ops::linears(x.clone(), weights.clone());
+        for (weight, found) in weights.into_iter().zip(together) {
+            let wanted = values(crate::ops::linear(x.clone(), weight));
+            assert_close(
+                &values(found),
+                &wanted,
+                0.0,
+                &format!("quantized {quantized}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn prompts_and_rows_read_weights_of_every_storage_type() {
+    let x = normal([9, 64]);
+    let weight = normal([50, 64]);
+    let ids = Tensor::<1, Int>::from_data([3, 49, 3], &Device::flex());
+    for stored in [
+        weight.clone().cast(DType::F16),
+        weight.clone().cast(DType::BF16),
+        crate::ops::quantize(weight),
+    ] {
+        let what = format!("{:?}", stored.dtype());
+        let wide = match stored.dtype() {
+            DType::QFloat(_) => stored.clone().dequantize(),
+            _ => stored.clone().cast(DType::F32),
+        };
+        let found = crate::ops::linear(x.clone(), stored.clone());
+        assert_eq!(found.dtype(), DType::F32);
+        let wanted = x.clone().matmul(wide.clone().transpose());
+        assert_close(&values(found), &values(wanted), 1e-5, &what);
+        let found = crate::ops::rows(stored.clone(), ids.clone());
+        assert_close(
+            &values(found),
+            &values(wide.clone().select(0, ids.clone())),
+            0.0,
+            &what,
+        );
+        assert_close(&values(layers::widen(stored)), &values(wide), 0.0, &what);
+    }
+}
+
+#[test]
+fn silu_mul_equals_the_oracle() {
+    let distribution = Distribution::Uniform(-100.0, 100.0);
+    let gate = Tensor::<2>::random([3, 5501], distribution, &Device::flex());
+    let up = Tensor::<2>::random([3, 5501], distribution, &Device::flex());
+    let wanted = values(burn::tensor::activation::silu(gate.clone()) * up.clone());
+    let (gate, up) = (flex(&gate), flex(&up));
+    for level in Level::available() {
+        let found = pointwise::silu_mul(level, elements(&gate), elements(&up));
+        assert_close(&found, &wanted, 1e-5, &format!("{level:?}"));
+    }
+}
+
+#[test]
+fn rms_norm_equals_the_oracle() {
+    for [rows, size] in [[1, 576], [70, 33], [3, 5]] {
+        let (x, weight) = (normal([rows, size]), normal([1, size]).reshape([size]));
+        let wanted = values(oracle::rms_norm(x.clone(), weight.clone(), 1e-5));
+        for level in Level::available() {
+            let (x, weight) = (flex(&x), flex(&weight));
+            let found = pointwise::rms_norm(level, elements(&x), elements(&weight), 1e-5);
+            assert_close(
+                &found,
+                &wanted,
+                1e-5,
+                &format!("{level:?}, {rows} x {size}"),
+            );
+        }
+    }
+}
+
+#[test]
+fn rotate_equals_the_oracle() {
+    for case in &CASES {
+        let dim = case.dim / 2 * 2;
+        let x = random(case.batch, case.heads, case.tokens, dim);
+        let tables = [(); 2].map(|()| {
+            let dims = [1, 1, case.tokens, dim / 2];
+            Tensor::<4>::random(dims, Distribution::Uniform(-1.0, 1.0), &Device::flex())
+        });
+        let [cos, sin] = tables.clone();
+        let wanted = values(oracle::rotate(x.clone(), cos, sin));
+        let (x, [cos, sin]) = (flex(&x), tables.map(|table| flex(&table)));
+        for level in Level::available() {
+            let found = pointwise::rotate(level, &Heads::of(&x), elements(&cos), elements(&sin));
+            assert_close(&found, &wanted, 1e-5, &format!("{level:?}, dim {dim}"));
+        }
+    }
+}
+
+/// All bit patterns, at every level.
+#[test]
+fn f16_widens_as_the_standard_says() {
+    let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+    for level in Level::available() {
+        let found = pointwise::widen(level, &all);
+        for (half, found) in all.iter().zip(found) {
+            let wanted = half.to_f32();
+            let same = found == wanted || (found.is_nan() && wanted.is_nan());
+            assert!(same, "{level:?}: {:#x} became {found}", half.to_bits());
+        }
+    }
+}
+
+#[test]
+fn exp_is_accurate_over_its_range() {
+    for i in -8600..8700 {
+        let x = i as f32 / 100.0;
+        let wanted = f64::from(x).exp();
+        for found in [simd::exp::<true>(x), simd::exp::<false>(x)] {
+            assert!(
+                (f64::from(found) / wanted - 1.0).abs() < 3e-7,
+                "e^{x}: {found} for {wanted}"
+            );
+        }
+    }
+    assert!(simd::exp::<true>(-1e30) < 1e-37);
+}

@@ -1,0 +1,238 @@
+//! Attention of one token per sequence over a cache. It is bound by memory: each key and value is read once for the
+//! whole query group.
+
+use super::PARALLEL_BYTES;
+use super::simd::{Element, LANES, Level, dispatch, dot, dots, exp_sum, fma, max};
+use super::view::Heads;
+use rayon::prelude::*;
+
+/// Attention of one query per head, `q [batch, heads, 1, dim]`, over all tokens of `k` and `v [batch, kv_heads, n,
+/// dim]`. Returns `[batch, heads, dim]` and the probabilities `[batch, heads, n]`.
+pub fn attend<E: Element>(
+    level: Level,
+    q: &Heads<'_>,
+    k: &Heads<'_, E>,
+    v: &Heads<'_, E>,
+) -> (Vec<f32>, Vec<f32>) {
+    let group = q.heads / k.heads;
+    let kv_heads = k.batch * k.heads;
+    let small = k.tokens * k.dim * size_of::<E>() < PARALLEL_BYTES;
+    // Two tasks per thread at least: KV heads alone rarely divide by the threads.
+    let splits = match small {
+        true => 1,
+        false => (2 * rayon::current_num_threads()).div_ceil(kv_heads),
+    };
+    let step = k.tokens.div_ceil(splits).max(1);
+    let part = |i: usize| {
+        let (kv, first) = (i / splits, (i % splits * step).min(k.tokens));
+        let at = Part {
+            batch: kv / k.heads,
+            kv_head: kv % k.heads,
+            group,
+            first,
+            count: step.min(k.tokens - first),
+        };
+        dispatch!(level, fn part_attention<E: Element>(
+            at: Part, q: &Heads<'_>, k: &Heads<'_, E>, v: &Heads<'_, E>,
+        ) -> Partial)
+    };
+    let parts: Vec<Partial> = match small {
+        true => (0..kv_heads * splits).map(part).collect(),
+        false => (0..kv_heads * splits)
+            .into_par_iter()
+            .with_max_len(1)
+            .map(part)
+            .collect(),
+    };
+    let mut output = vec![0.0; q.batch * q.heads * q.dim];
+    let mut row = Vec::with_capacity(q.batch * q.heads * k.tokens);
+    for (head, output) in output.chunks_exact_mut(q.dim).enumerate() {
+        let (kv, g) = (head / group, head % group);
+        join(&parts[kv * splits..(kv + 1) * splits], g, output, &mut row);
+    }
+    (output, row)
+}
+
+/// A range of the keys of one KV head.
+#[derive(Clone, Copy)]
+struct Part {
+    batch: usize,
+    kv_head: usize,
+    group: usize,
+    first: usize,
+    count: usize,
+}
+
+/// Attention over a part, not yet divided by its total.
+struct Partial {
+    /// Exponentials relative to the part's largest score, `[group][count]`.
+    row: Vec<f32>,
+    /// Per query of the group: the largest score and the sum of the exponentials.
+    most: Vec<f32>,
+    total: Vec<f32>,
+    /// `[group][dim]`
+    output: Vec<f32>,
+}
+
+#[inline(always)]
+fn part_attention<const FMA: bool, E: Element>(
+    at: Part,
+    q: &Heads<'_>,
+    k: &Heads<'_, E>,
+    v: &Heads<'_, E>,
+) -> Partial {
+    let (n, dim) = (at.count, q.dim);
+    let mut part = Partial {
+        row: vec![0.0; at.group * n],
+        most: vec![0.0; at.group],
+        total: vec![0.0; at.group],
+        output: vec![0.0; at.group * dim],
+    };
+    part_scores::<FMA, E>(at, q, k, &mut part.row);
+    // Loops instead of closures here and below: a closure is compiled without the features of its caller.
+    for g in 0..at.group {
+        let row = &mut part.row[g * n..(g + 1) * n];
+        part.most[g] = max(row);
+        part.total[g] = exp_sum::<FMA>(row, part.most[g]);
+    }
+    let mut g = 0;
+    while g < at.group {
+        let output = &mut part.output[g * dim..];
+        let rows = &part.row[g * n..];
+        g += match at.group - g {
+            0 | 1 => weighted_sum::<FMA, E, 1>(at, v, rows, output),
+            2 => weighted_sum::<FMA, E, 2>(at, v, rows, output),
+            3 => weighted_sum::<FMA, E, 3>(at, v, rows, output),
+            _ => weighted_sum::<FMA, E, 4>(at, v, rows, output),
+        };
+    }
+    part
+}
+
+/// Keys that all queries of a group meet before the next ones are read: few enough to stay in the first-level cache.
+const KEYS: usize = 32;
+
+/// Scaled products of the group's queries with the part's keys, `row [group][count]`.
+#[inline(always)]
+fn part_scores<const FMA: bool, E: Element>(
+    at: Part,
+    q: &Heads<'_>,
+    k: &Heads<'_, E>,
+    row: &mut [f32],
+) {
+    let scale = 1.0 / (q.dim as f32).sqrt();
+    let n = at.count;
+    for start in (0..n).step_by(KEYS) {
+        let end = n.min(start + KEYS);
+        for g in 0..at.group {
+            let query = q.row(at.batch, at.kv_head * at.group + g, 0);
+            let row = &mut row[g * n + start..g * n + end];
+            let (fours, rest) = row.as_chunks_mut::<4>();
+            let mut token = at.first + start;
+            for four in fours {
+                let keys = [
+                    k.row(at.batch, at.kv_head, token),
+                    k.row(at.batch, at.kv_head, token + 1),
+                    k.row(at.batch, at.kv_head, token + 2),
+                    k.row(at.batch, at.kv_head, token + 3),
+                ];
+                let products = dots::<FMA, E>(query, keys);
+                for i in 0..4 {
+                    four[i] = products[i] * scale;
+                }
+                token += 4;
+            }
+            for (i, x) in rest.iter_mut().enumerate() {
+                let key = k.row(at.batch, at.kv_head, token + i);
+                *x = dot::<FMA, E>(query, key) * scale;
+            }
+        }
+    }
+}
+
+/// Values weighted by the first `G` of `rows [..][count]`, added to the first `G` of `output [..][dim]`; returns `G`.
+#[inline(always)]
+fn weighted_sum<const FMA: bool, E: Element, const G: usize>(
+    at: Part,
+    v: &Heads<'_, E>,
+    rows: &[f32],
+    output: &mut [f32],
+) -> usize {
+    let wide = 4 * LANES;
+    let mut first = 0;
+    while first + wide <= v.dim {
+        weighted_lanes::<FMA, E, G, 4>(at, v, rows, first, output);
+        first += wide;
+    }
+    while first + LANES <= v.dim {
+        weighted_lanes::<FMA, E, G, 1>(at, v, rows, first, output);
+        first += LANES;
+    }
+    for t in 0..at.count {
+        let value = v.row(at.batch, at.kv_head, at.first + t);
+        for g in 0..G {
+            for d in first..v.dim {
+                let o = &mut output[g * v.dim + d];
+                *o = fma::<FMA>(rows[g * at.count + t], value[d].widen(), *o);
+            }
+        }
+    }
+    G
+}
+
+/// As [`weighted_sum`] for the `P` vectors from element `first` on, whose sums stay in registers.
+#[inline(always)]
+fn weighted_lanes<const FMA: bool, E: Element, const G: usize, const P: usize>(
+    at: Part,
+    v: &Heads<'_, E>,
+    rows: &[f32],
+    first: usize,
+    output: &mut [f32],
+) {
+    let mut sums = [[[0.0f32; LANES]; P]; G];
+    for t in 0..at.count {
+        let value = &v.row(at.batch, at.kv_head, at.first + t)[first..first + P * LANES];
+        let parts = value.as_chunks::<LANES>().0;
+        for part in 0..P {
+            let value = E::widen_all::<FMA>(&parts[part]);
+            for g in 0..G {
+                let weight = rows[g * at.count + t];
+                for i in 0..LANES {
+                    sums[g][part][i] = fma::<FMA>(weight, value[i], sums[g][part][i]);
+                }
+            }
+        }
+    }
+    for g in 0..G {
+        let output = &mut output[g * v.dim + first..][..P * LANES];
+        for (part, output) in output.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            *output = sums[g][part];
+        }
+    }
+}
+
+/// Puts the parts of query `g` of a group together: adds to `output [dim]`, appends the probabilities to `row`.
+fn join(parts: &[Partial], g: usize, output: &mut [f32], row: &mut Vec<f32>) {
+    let most = parts
+        .iter()
+        .map(|part| part.most[g])
+        .fold(f32::MIN, f32::max);
+    let weights: Vec<f32> = parts
+        .iter()
+        .map(|part| (part.most[g] - most).exp())
+        .collect();
+    let total: f32 = parts
+        .iter()
+        .zip(&weights)
+        .map(|(part, w)| part.total[g] * w)
+        .sum();
+    for (part, weight) in parts.iter().zip(weights) {
+        let weight = weight / total;
+        let n = part.row.len() / part.most.len();
+        row.extend(part.row[g * n..(g + 1) * n].iter().map(|p| p * weight));
+        let dim = output.len();
+        for (o, x) in output.iter_mut().zip(&part.output[g * dim..(g + 1) * dim]) {
+            *o += x * weight;
+        }
+    }
+}
