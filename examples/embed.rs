@@ -6,7 +6,7 @@
 
 use burn::module::Module;
 use burn::nn::{Linear, LinearConfig};
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use polykv::{DeviceSpec, KvCache, LayerShape, Plan};
 
 const PLAN: &str = "
@@ -36,6 +36,7 @@ const SHAPE: LayerShape = LayerShape {
     heads: 4,
     kv_heads: 2,
     head_dim: 16,
+    dtype: DType::F32,
 };
 
 impl MyAttention {

@@ -4,14 +4,14 @@
 //! Put a [`KvCache`] under any attention module, or run one of the [`models`]:
 //!
 //! ```
-//! use burn::tensor::{Device, Distribution, Tensor};
+//! use burn::tensor::{DType, Device, Distribution, Tensor};
 //! use polykv::{Budget, KvCache, LayerShape, Phase, Plan};
 //!
 //! # fn main() -> polykv::Result<()> {
 //! // Two layers, 4 query heads over 2 KV heads; TOVA keeps 16 entries per layer in both phases.
 //! let phases = [Phase::Prefill, Phase::Decode];
 //! let plan = Plan::uniform(2, "tova", Default::default(), Budget::Tokens(16), &phases);
-//! let shape = LayerShape { batch: 1, heads: 4, kv_heads: 2, head_dim: 8 };
+//! let shape = LayerShape { batch: 1, heads: 4, kv_heads: 2, head_dim: 8, dtype: DType::F32 };
 //! # #[cfg(feature = "flex")] {
 //! let device = Device::flex();
 //! let mut cache = KvCache::new(plan, shape, &device)?;

@@ -96,6 +96,22 @@ fn json_has_every_field_of_the_contract() {
 }
 
 #[test]
+fn dtypes_halve_the_cache_and_are_named() {
+    let run = |dtype: &str| -> serde_json::Value {
+        let args = ["-n", "4", "-p", LONG, "--json", "--dtype", dtype];
+        serde_json::from_str(&generate(&args).stdout).unwrap()
+    };
+    let full = run("auto");
+    assert_eq!(full["dtype"], "f32");
+    for dtype in ["f16", "bf16", "q8"] {
+        let json = run(dtype);
+        assert_eq!(json["dtype"], dtype);
+        let bytes = json["kv"]["bytes"].as_u64().unwrap();
+        assert_eq!(Some(bytes * 2), full["kv"]["bytes"].as_u64(), "{dtype}");
+    }
+}
+
+#[test]
 fn prompts_come_from_flag_file_and_standard_input() {
     let dir = tempfile::tempdir().unwrap();
     let file = write(&dir, "prompt.txt", &format!("{LONG}\n"));

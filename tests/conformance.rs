@@ -10,7 +10,7 @@ mod reference;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv::models::{CausalLm, PrefillOptions, load};
 use polykv::policy::{self, Params};
-use polykv::{Budget, DeviceSpec, KvCache, Phase, Plan};
+use polykv::{Budget, DeviceSpec, KvCache, Phase, Plan, Storage};
 use reference::harness::{Case, compare};
 use std::path::Path;
 
@@ -136,7 +136,7 @@ fn a_model_agrees_with_the_cpu_under_every_policy() {
     let devices = devices();
     let models: Vec<_> = devices
         .iter()
-        .map(|(_, device)| load::load_weights(&folder, device).unwrap())
+        .map(|(_, device)| load::load_weights(&folder, Storage::F32, device).unwrap())
         .collect();
     for (plan_name, plan) in plans() {
         let (wanted, kept) = run(&*models[0], &plan);

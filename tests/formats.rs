@@ -5,7 +5,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv::models::load::gguf::GgufFile;
 use polykv::models::{CausalLm, PrefillOptions, load};
-use polykv::{KvCache, Plan};
+use polykv::{KvCache, Plan, Storage};
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
@@ -102,7 +102,7 @@ fn an_index_at_odds_with_its_shards_is_refused() {
     for (spoil, parts) in cases {
         let folder = copy_of_shards();
         spoil(folder.path());
-        let error = load::load_weights(folder.path(), &Device::flex()).unwrap_err();
+        let error = load::load_weights(folder.path(), Storage::F32, &Device::flex()).unwrap_err();
         let message = error.to_string();
         assert!(
             error.is_refusal() && message.lines().count() == 1,
@@ -292,8 +292,8 @@ fn a_qwen3_file_equals_its_checkpoint() {
     tiny_qwen3_as_gguf(&path);
     let device = Device::flex();
     let prompt: Vec<i64> = (3..93).collect();
-    let from_file = load::load_weights(&path, &device).unwrap();
-    let from_folder = load::load_weights(&fixture("tiny-qwen3"), &device).unwrap();
+    let from_file = load::load_weights(&path, Storage::F32, &device).unwrap();
+    let from_folder = load::load_weights(&fixture("tiny-qwen3"), Storage::F32, &device).unwrap();
     assert_eq!(from_file.config(), from_folder.config());
     assert_eq!(logits(&*from_file, &prompt), logits(&*from_folder, &prompt));
 }

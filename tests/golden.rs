@@ -2,13 +2,13 @@
 
 #![cfg(feature = "flex")]
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use polykv::models::chat::Message;
 use polykv::models::tokenizer::Specials;
 use polykv::models::{CausalLm, PrefillOptions, load};
 use polykv::ops::{AttentionBlock, attend};
 use polykv::policy::{self, Appended, LayerView, Params, State};
-use polykv::{Budget, KvCache, LayerShape, Phase, Plan};
+use polykv::{Budget, KvCache, LayerShape, Phase, Plan, Storage};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
@@ -107,7 +107,7 @@ fn tiny_models_equal_transformers() {
         let golden = Golden::read(&format!("{name}/golden.safetensors"));
         let prompt = golden.ints("ids");
         let (_, wanted) = golden.floats("logits");
-        let model = load::load_weights(&fixture(name), &Device::flex()).unwrap();
+        let model = load::load_weights(&fixture(name), Storage::F32, &Device::flex()).unwrap();
         for chunk in [512, 10] {
             let mut options = PrefillOptions {
                 chunk,
@@ -161,7 +161,7 @@ fn recast(folder: &Path, dtype: Dtype, cast: fn(f32) -> Vec<u8>) {
 #[test]
 fn half_precision_files_load_exactly() {
     let logits = |folder: &Path| -> Vec<f32> {
-        let model = load::load_weights(folder, &Device::flex()).unwrap();
+        let model = load::load_weights(folder, Storage::F32, &Device::flex()).unwrap();
         let prompt = ids(&[5, 99, 42, 7], model.device());
         let logits = model.logits(
             prompt,
@@ -262,6 +262,7 @@ const PRESS_SHAPE: LayerShape = LayerShape {
     heads: 4,
     kv_heads: 2,
     head_dim: 16,
+    dtype: DType::F32,
 };
 
 #[test]
@@ -335,8 +336,8 @@ fn scores_equal_kvpress() {
                 shape: PRESS_SHAPE,
                 seen: 61,
                 heads_agree: true,
-                keys,
-                values,
+                stored_keys: keys,
+                stored_values: values,
                 positions,
                 queries: Some(&queries),
                 row: None,

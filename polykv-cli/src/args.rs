@@ -6,11 +6,11 @@ mod values;
 
 pub use bench::{BenchArgs, Format};
 pub use eval::{EvalArgs, SampleArgs, TaskName};
-pub use values::{Dtype, Phases, Pullable, Setting};
+pub use values::{Phases, Pullable, Setting};
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
-use polykv::DeviceSpec;
+use polykv::{DeviceSpec, Storage};
 use std::path::PathBuf;
 
 /// Runs language models with a KV cache that each layer compresses in its own way.
@@ -78,9 +78,9 @@ pub struct ModelArgs {
     /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
-    /// Numbers of weights, activations and cache
-    #[arg(long, value_enum, default_value = "auto")]
-    pub dtype: Dtype,
+    /// How weights and cache are stored; q8 goes with an f16 cache, auto is f32
+    #[arg(long, default_value = "auto", value_parser = values::dtypes())]
+    pub dtype: Storage,
     /// Use only what is on this machine
     #[arg(long)]
     pub offline: bool,
@@ -236,6 +236,9 @@ pub struct MemoryArgs {
     /// Sequences side by side
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::at_least_one())]
     pub batch: usize,
+    /// How weights and cache are stored; q8 goes with an f16 cache, auto is f32
+    #[arg(long, default_value = "auto", value_parser = values::dtypes())]
+    pub dtype: Storage,
     #[command(flatten)]
     pub compression: CompressionArgs,
     /// Print one JSON object instead

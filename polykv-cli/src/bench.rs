@@ -49,7 +49,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
             model: name.cloned().unwrap_or_default(),
             random_weights: args.random_weights.is_some(),
             device: spec.to_string(),
-            dtype: "f32",
+            dtype: args.dtype.name(),
             threads: machine::threads(),
             batch: args.batch,
             repeats: args.repeat,
@@ -102,7 +102,7 @@ fn model(args: &BenchArgs, device: &burn::tensor::Device) -> polykv::Result<Box<
         && let Some(config) = ModelConfig::named(name)
     {
         let making = progress::spinner("making weights");
-        let model = random::random_weights(name, config, args.seed, device);
+        let model = random::random_weights(name, config, args.seed, args.dtype, device);
         making.finish_and_clear();
         return model;
     }
@@ -112,7 +112,7 @@ fn model(args: &BenchArgs, device: &burn::tensor::Device) -> polykv::Result<Box<
         args.offline,
     )?;
     let loading = progress::spinner("loading the model");
-    let model = load::load_weights(&path, device);
+    let model = load::load_weights(&path, args.dtype, device);
     loading.finish_and_clear();
     model
 }

@@ -17,7 +17,6 @@ use std::io::Write;
 /// What was refused, or what failed on the way.
 pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     // Whatever can be checked without the model comes before it is loaded.
-    model::check_dtype(args.model.dtype)?;
     let sources = args
         .compressions()
         .iter()

@@ -14,7 +14,6 @@ use std::io::Write;
 /// What was refused, or what failed on the way.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     // Whatever can be checked without the model comes before it is loaded.
-    model::check_dtype(args.model.dtype)?;
     let options = options(args);
     options.sampling.validate()?;
     let source = Source::read(&args.compression)?;
@@ -46,7 +45,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let run = Run {
         model: &args.model.model,
         device: spec.to_string(),
-        dtype: "f32",
+        dtype: args.model.dtype.name(),
         generation: &generation,
         cache: generator.cache(),
     };

@@ -31,6 +31,8 @@ pub struct LayerShape {
     pub heads: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    /// What keys and values are stored as; they are given and read in f32.
+    pub dtype: DType,
 }
 
 impl LayerShape {
@@ -39,11 +41,11 @@ impl LayerShape {
         self.heads / self.kv_heads
     }
 
-    /// What an entry costs in a cache of this shape, in f32.
+    /// What an entry costs in a cache of this shape.
     pub fn cost(&self, layers: usize) -> EntryCost {
         EntryCost {
             layers,
-            bytes: 2 * self.batch * self.kv_heads * self.head_dim * DType::F32.size(),
+            bytes: 2 * self.batch * self.kv_heads * self.head_dim * self.dtype.size(),
         }
     }
 

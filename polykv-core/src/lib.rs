@@ -17,6 +17,7 @@ pub mod machine;
 pub mod ops;
 pub mod plan;
 pub mod policy;
+pub mod storage;
 
 pub use allocate::Allocator;
 pub use budget::Budget;
@@ -28,3 +29,4 @@ pub use device::DeviceSpec;
 pub use error::{Error, Result};
 pub use plan::{Plan, Rule};
 pub use policy::{Phase, Policy};
+pub use storage::Storage;

@@ -7,7 +7,7 @@ use crate::{CausalLm, PrefillOptions};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
 use polykv_core::ops::bytes;
-use polykv_core::{Error, KvCache, PromptCache, Result};
+use polykv_core::{Error, KvCache, PromptCache, Result, Storage};
 
 /// One layer of a family. Its field names spell the checkpoints' tensor names.
 pub trait Layer: Module + ModuleDisplay + Send + Sync {
@@ -62,16 +62,23 @@ impl<L: Layer> Weights<L> {
 pub struct Decoder<L: Layer> {
     config: ModelConfig,
     device: Device,
+    storage: Storage,
     weights: Weights<L>,
     rope: Rope,
 }
 
 impl<L: Layer> Decoder<L> {
-    pub fn new(config: ModelConfig, weights: Weights<L>, device: &Device) -> Self {
+    pub fn new(
+        config: ModelConfig,
+        weights: Weights<L>,
+        storage: Storage,
+        device: &Device,
+    ) -> Self {
         let rope = Rope::new(&config);
         Self {
             config,
             device: device.clone(),
+            storage,
             weights,
             rope,
         }
@@ -143,6 +150,10 @@ impl<L: Layer> CausalLm for Decoder<L> {
 
     fn device(&self) -> &Device {
         &self.device
+    }
+
+    fn storage(&self) -> Storage {
+        self.storage
     }
 
     fn prefill(

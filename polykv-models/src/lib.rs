@@ -20,7 +20,7 @@ pub use generate::{Finish, GenerateOptions, Generation, Generator};
 pub use load::{LoadedModel, load};
 
 use burn::tensor::{Device, Int, Tensor};
-use polykv_core::{KvCache, LayerShape, PromptCache, Result};
+use polykv_core::{KvCache, LayerShape, PromptCache, Result, Storage};
 use std::fmt;
 
 /// A decoder that keeps its keys and values in a [`KvCache`].
@@ -28,6 +28,9 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
     fn config(&self) -> &ModelConfig;
 
     fn device(&self) -> &Device;
+
+    /// How the weights are stored, and the cache is to be.
+    fn storage(&self) -> Storage;
 
     /// Runs a prompt, `ids [batch, tokens]`, after whatever the cache has seen; every layer is trimmed by its prefill
     /// rule. Returns the logits of the last position, `[batch, vocab]`.
@@ -67,6 +70,7 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
+            dtype: self.storage().cache(),
         }
     }
 }

@@ -10,11 +10,12 @@ use crate::decoder::{Decoder, Layer, Weights};
 use crate::llama::LlamaLayer;
 use crate::qwen3::Qwen3Layer;
 use crate::tokenizer::Tokenizer;
-use burn::tensor::{DType, Device, Shape};
+use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use burn_store::burn_pack::Tensor as PackTensor;
 use burn_store::{ApplyError, ModuleSnapshot, bridge};
 use gguf::GgufFile;
-use polykv_core::{Error, Result};
+use polykv_core::ops::layers::{Q8_BLOCK, quantize};
+use polykv_core::{Error, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,27 +32,36 @@ pub struct LoadedModel {
     pub eos_tokens: Vec<u32>,
 }
 
-/// Loads a folder with config.json, tokenizer.json and model.safetensors (or its shards), or a GGUF file. Weights become f32.
+/// Loads a folder with config.json, tokenizer.json and model.safetensors (or its shards), or a GGUF file. Weights and
+/// cache are stored in f32.
 ///
 /// # Errors
 /// What is missing, malformed or unsupported, with file, field, value found and values allowed.
 pub fn load(path: &Path, device: &Device) -> Result<LoadedModel> {
+    load_as(path, Storage::F32, device)
+}
+
+/// As [`load`], with weights and cache stored as said.
+///
+/// # Errors
+/// As [`load`]; also a format that the device or the model's shape does not allow.
+pub fn load_as(path: &Path, storage: Storage, device: &Device) -> Result<LoadedModel> {
     match path.is_dir() {
-        true => load_folder(path, device),
-        false => load_gguf(path, device),
+        true => load_folder(path, storage, device),
+        false => load_gguf(path, storage, device),
     }
 }
 
 /// Loads the model alone, without text: config.json and the safetensors files of a folder, or a GGUF file.
 ///
 /// # Errors
-/// As [`load`].
-pub fn load_weights(path: &Path, device: &Device) -> Result<Box<dyn CausalLm>> {
+/// As [`load_as`].
+pub fn load_weights(path: &Path, storage: Storage, device: &Device) -> Result<Box<dyn CausalLm>> {
     match path.is_dir() {
-        true => folder_model(path, read_config(path)?, device),
+        true => folder_model(path, read_config(path)?, storage, device),
         false => {
             let file = Arc::new(GgufFile::open(path)?);
-            gguf_model(&file, file.config()?, device)
+            gguf_model(&file, file.config()?, storage, device)
         }
     }
 }
@@ -67,18 +77,30 @@ pub fn config(path: &Path) -> Result<ModelConfig> {
     }
 }
 
-fn folder_model(folder: &Path, config: ModelConfig, device: &Device) -> Result<Box<dyn CausalLm>> {
+fn folder_model(
+    folder: &Path,
+    config: ModelConfig,
+    storage: Storage,
+    device: &Device,
+) -> Result<Box<dyn CausalLm>> {
     let (place, tensors) = safetensors::read_folder(folder)?;
-    build(config, tensors, &place.display().to_string(), device)
+    build(
+        config,
+        tensors,
+        &place.display().to_string(),
+        storage,
+        device,
+    )
 }
 
 fn gguf_model(
     file: &Arc<GgufFile>,
     config: ModelConfig,
+    storage: Storage,
     device: &Device,
 ) -> Result<Box<dyn CausalLm>> {
     let tensors = gguf::tensors(file, &config)?;
-    build(config, tensors, file.place(), device)
+    build(config, tensors, file.place(), storage, device)
 }
 
 fn read_config(folder: &Path) -> Result<ModelConfig> {
@@ -100,7 +122,7 @@ fn read_config(folder: &Path) -> Result<ModelConfig> {
     ModelConfig::from_hf_json(&place, &text)
 }
 
-fn load_folder(folder: &Path, device: &Device) -> Result<LoadedModel> {
+fn load_folder(folder: &Path, storage: Storage, device: &Device) -> Result<LoadedModel> {
     let config = read_config(folder)?;
     let tokenizer = Tokenizer::from_json_file(&folder.join("tokenizer.json"))?;
     tokenizer.check_ids(config.vocab_size)?;
@@ -112,11 +134,11 @@ fn load_folder(folder: &Path, device: &Device) -> Result<LoadedModel> {
         tokenizer,
         chat,
         eos_tokens: config.eos_tokens.clone(),
-        model: folder_model(folder, config, device)?,
+        model: folder_model(folder, config, storage, device)?,
     })
 }
 
-fn load_gguf(path: &Path, device: &Device) -> Result<LoadedModel> {
+fn load_gguf(path: &Path, storage: Storage, device: &Device) -> Result<LoadedModel> {
     let file = Arc::new(GgufFile::open(path)?);
     let config = file.config()?;
     let tokenizer = Tokenizer::from_gguf(&file)?;
@@ -126,24 +148,30 @@ fn load_gguf(path: &Path, device: &Device) -> Result<LoadedModel> {
         tokenizer,
         chat,
         eos_tokens: config.eos_tokens.clone(),
-        model: gguf_model(&file, config, device)?,
+        model: gguf_model(&file, config, storage, device)?,
     })
 }
 
 /// A model from its config and its tensors, which carry Hugging Face names; `place` names their file in errors.
 ///
 /// # Errors
-/// Tensors that are missing, too many or of the wrong shape.
+/// Tensors that are missing, too many or of the wrong shape; a format that the device or a tensor does not allow.
 pub fn build(
     config: ModelConfig,
     tensors: Vec<PackTensor>,
     place: &str,
+    storage: Storage,
     device: &Device,
 ) -> Result<Box<dyn CausalLm>> {
     check_head(&config, &tensors, place)?;
+    storage.check(device)?;
+    let tensors = tensors
+        .into_iter()
+        .map(|tensor| convert(tensor, storage, place, device))
+        .collect::<Result<_>>()?;
     match config.family {
-        Family::Llama => build_family::<LlamaLayer>(config, tensors, place, device),
-        Family::Qwen3 => build_family::<Qwen3Layer>(config, tensors, place, device),
+        Family::Llama => build_family::<LlamaLayer>(config, tensors, place, storage, device),
+        Family::Qwen3 => build_family::<Qwen3Layer>(config, tensors, place, storage, device),
     }
 }
 
@@ -151,11 +179,12 @@ fn build_family<L: Layer + 'static>(
     config: ModelConfig,
     tensors: Vec<PackTensor>,
     place: &str,
+    storage: Storage,
     device: &Device,
 ) -> Result<Box<dyn CausalLm>> {
     let mut weights = Weights::<L>::new(&config, device);
     apply(&mut weights, tensors, place)?;
-    Ok(Box::new(Decoder::new(config, weights, device)))
+    Ok(Box::new(Decoder::new(config, weights, storage, device)))
 }
 
 /// The flag in the config and the tensors in the file must agree: a wrong head gives fluent nonsense.
@@ -179,7 +208,6 @@ fn check_head(config: &ModelConfig, tensors: &[PackTensor], place: &str) -> Resu
 }
 
 fn apply<M: ModuleSnapshot>(module: &mut M, tensors: Vec<PackTensor>, place: &str) -> Result<()> {
-    let tensors = tensors.into_iter().map(to_f32).collect();
     let result = module.apply(tensors, None, None, false);
     let tensor = |name: &str| format!("tensor {name}");
     if let Some(error) = result.errors.first() {
@@ -236,13 +264,39 @@ fn dims(shape: &Shape) -> String {
     format!("{:?}", shape.as_slice())
 }
 
-/// Defers the conversion to the moment when the tensor is uploaded.
-fn to_f32(tensor: PackTensor) -> PackTensor {
-    if tensor.dtype == DType::F32 {
-        return tensor;
+/// Defers the conversion to the moment when the tensor is uploaded. Only matrices are stored in fewer bits.
+fn convert(
+    tensor: PackTensor,
+    storage: Storage,
+    place: &str,
+    device: &Device,
+) -> Result<PackTensor> {
+    let shape = tensor.shape.clone();
+    let dtype = match shape.num_dims() {
+        2 => storage.weights(),
+        _ => DType::F32,
+    };
+    if tensor.dtype == dtype {
+        return Ok(tensor);
     }
-    let (name, shape) = (tensor.name.clone(), tensor.shape.clone());
-    bridge::map_data(tensor, name, DType::F32, shape, |data| {
-        data.convert_dtype(DType::F32)
-    })
+    let name = tensor.name.clone();
+    if !matches!(dtype, DType::QFloat(_)) {
+        let convert = move |data: TensorData| data.convert_dtype(dtype);
+        return Ok(bridge::map_data(tensor, name, dtype, shape, convert));
+    }
+    let columns = shape[1];
+    if !columns.is_multiple_of(Q8_BLOCK) {
+        let field = format!("columns of tensor {name}, for dtype {storage}");
+        return Err(Error::invalid(
+            place,
+            field,
+            columns,
+            format!("a multiple of {Q8_BLOCK}"),
+        ));
+    }
+    let device = device.clone();
+    Ok(bridge::map_data(tensor, name, dtype, shape, move |data| {
+        let wide = data.convert_dtype(DType::F32);
+        quantize(Tensor::from_data(wide, &device)).into_data()
+    }))
 }

@@ -6,13 +6,14 @@ use crate::decoder::{Decoder, Layer, Weights};
 use crate::llama::LlamaLayer;
 use crate::qwen3::Qwen3Layer;
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Device, Distribution, Tensor};
-use polykv_core::{Error, Result, machine, ops};
+use burn::tensor::{Device, Distribution, Tensor};
+use polykv_core::ops::layers::q8_scheme;
+use polykv_core::{Error, Result, Storage, machine, ops};
 
 /// The standard deviation that the published models were initialised with.
 const DEVIATION: f64 = 0.02;
 
-/// A model with normally distributed f32 weights and norms of one. The same seed and device give the same weights.
+/// A model with normally distributed weights and norms of one. The same seed and device give the same weights.
 ///
 /// # Errors
 /// A config out of range; on the CPU, weights that the machine's free memory cannot hold. `name` stands in the error.
@@ -20,38 +21,46 @@ pub fn random_weights(
     name: &str,
     config: ModelConfig,
     seed: u64,
+    storage: Storage,
     device: &Device,
 ) -> Result<Box<dyn CausalLm>> {
     config.validate(name)?;
+    storage.check(device)?;
     if ops::is_cpu(device)
         && let Some(free) = machine::free_memory()
     {
-        check_memory(name, &config, free)?;
+        check_memory(name, &config, storage, free)?;
     }
     device.seed(seed);
     Ok(match config.family {
-        Family::Llama => family::<LlamaLayer>(config, device),
-        Family::Qwen3 => family::<Qwen3Layer>(config, device),
+        Family::Llama => family::<LlamaLayer>(config, storage, device),
+        Family::Qwen3 => family::<Qwen3Layer>(config, storage, device),
     })
 }
 
-fn family<L: Layer + 'static>(config: ModelConfig, device: &Device) -> Box<dyn CausalLm> {
-    let weights = Weights::<L>::new(&config, device).map(&mut Fill);
-    Box::new(Decoder::new(config, weights, device))
+fn family<L: Layer + 'static>(
+    config: ModelConfig,
+    storage: Storage,
+    device: &Device,
+) -> Box<dyn CausalLm> {
+    let weights = Weights::<L>::new(&config, device).map(&mut Fill { storage });
+    Box::new(Decoder::new(config, weights, storage, device))
 }
 
-fn check_memory(name: &str, config: &ModelConfig, free: u64) -> Result<()> {
-    let needed = config.parameters().saturating_mul(DType::F32.size() as u64);
+fn check_memory(name: &str, config: &ModelConfig, storage: Storage, free: u64) -> Result<()> {
+    let needed = storage.weight_bytes(config.parameters());
     if needed <= free {
         return Ok(());
     }
-    let found = format!("{needed} bytes in f32");
+    let found = format!("{needed} bytes in {storage}");
     let allowed = format!("at most {free} bytes, the machine's free memory");
     Err(Error::invalid(name, "size of the weights", found, allowed))
 }
 
 /// Gives every weight that does not exist yet its values.
-struct Fill;
+struct Fill {
+    storage: Storage,
+}
 
 impl ModuleMapper for Fill {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
@@ -59,7 +68,13 @@ impl ModuleMapper for Fill {
         // Only norms have one axis.
         let values = match D {
             1 => Tensor::ones(shape, &device),
-            _ => Tensor::random(shape, Distribution::Normal(0.0, DEVIATION), &device),
+            _ => {
+                let values = Tensor::random(shape, Distribution::Normal(0.0, DEVIATION), &device);
+                match self.storage {
+                    Storage::Q8 => values.quantize_dynamic(&q8_scheme()),
+                    storage => values.cast(storage.weights()),
+                }
+            }
         };
         Param::initialized(param.id, values)
     }
@@ -73,8 +88,8 @@ mod tests {
     fn weights_beyond_the_free_memory_are_refused_with_both_numbers() {
         let config = ModelConfig::llama_3_1_8b();
         let needed = 8_030_261_248 * 4;
-        check_memory("llama-3.1-8b", &config, needed).unwrap();
-        let error = check_memory("llama-3.1-8b", &config, needed - 1).unwrap_err();
+        check_memory("llama-3.1-8b", &config, Storage::F32, needed).unwrap();
+        let error = check_memory("llama-3.1-8b", &config, Storage::F32, needed - 1).unwrap_err();
         assert_eq!(
             error.to_string(),
             "llama-3.1-8b: size of the weights is 32121044992 bytes in f32; \
@@ -102,7 +117,8 @@ mod tests {
             ..ModelConfig::smollm2_135m()
         };
         let logits = |family, seed| {
-            let model = random_weights("test", config(family), seed, &device).unwrap();
+            let model =
+                random_weights("test", config(family), seed, Storage::F32, &device).unwrap();
             let mut cache = KvCache::new(Plan::full(2), model.cache_shape(1), &device).unwrap();
             let ids = Tensor::<2, Int>::from_data(TensorData::new(vec![3i64, 7], [1, 2]), &device);
             let options = &mut PrefillOptions::default();

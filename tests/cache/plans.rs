@@ -1,5 +1,6 @@
 //! The plan files that come with the project.
 
+use burn::tensor::DType;
 use polykv::models::ModelConfig;
 use polykv::{LayerShape, Phase, Plan};
 use std::path::Path;
@@ -24,6 +25,7 @@ fn every_plan_of_the_project_can_be_carried_out() {
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
+            dtype: DType::F32,
         };
         let resolved = plan
             .resolve(&place, config.max_positions, shape.cost(config.layers))

@@ -1,7 +1,7 @@
 //! Runs a cache and the reference side by side.
 
 use super::{DIM, HEADS, KV_HEADS, Reference, Token, tokens};
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use polykv::{KvCache, LayerShape, Phase, Plan};
 
 /// What a run is made of.
@@ -46,6 +46,7 @@ pub fn shape() -> LayerShape {
         heads: HEADS,
         kv_heads: KV_HEADS,
         head_dim: DIM,
+        dtype: DType::F32,
     }
 }
 

@@ -22,7 +22,6 @@ const REFUSED: &str = "
     --task needle --length 400 --policy snapkv --budget 8 | snapkv | budget of layer 0 is 8 | at least 32
     --task needle --length 400 --policy tova --budget 600 | budget.tokens is 600 | at most 512
     --task needle --length 400 --plan /nonexistent.yaml | /nonexistent.yaml | No such file
-    --task needle --length 400 --dtype f16 | dtype f16 | f32
 ";
 
 const USAGE: &str = "

@@ -8,8 +8,6 @@ use std::path::Path;
 
 /// Arguments after `-p x`, what the error says.
 const LIMITS: &str = "
-    --dtype f16 | dtype f16 | f32
-    --dtype bf16 | dtype bf16 | f32
     --policy snapkv --budget 8 | budget of layer 0 is 8 | at least 32 | snapkv
     --policy streaming-llm --budget 8 --set sinks=8 | is 8 | at least 9 | streaming-llm
     --policy snapkv --budget 40 --set windw=8 | command line | windw | window

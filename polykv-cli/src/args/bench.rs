@@ -2,7 +2,7 @@
 
 use super::values;
 use clap::{ArgGroup, Args, ValueEnum};
-use polykv::DeviceSpec;
+use polykv::{DeviceSpec, Storage};
 use std::path::PathBuf;
 
 /// Each test runs under FullKV and under every plan that is given.
@@ -18,6 +18,9 @@ pub struct BenchArgs {
     /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
+    /// How weights and cache are stored; q8 goes with an f16 cache, auto is f32
+    #[arg(long, default_value = "auto", value_parser = values::dtypes())]
+    pub dtype: Storage,
     /// Use only what is on this machine
     #[arg(long)]
     pub offline: bool,

@@ -1,10 +1,10 @@
 //! Values with names: lists come from the registries, so that a new policy needs no line here.
 
 use clap::ValueEnum;
-use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser};
+use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use polykv::models::config::SHAPES;
 use polykv::models::hub::{self, ALIASES, Alias, Repo};
-use polykv::{Phase, allocate, policy};
+use polykv::{Phase, Storage, allocate, policy};
 use serde_yaml_ng::Value;
 use std::str::FromStr;
 
@@ -51,13 +51,10 @@ pub fn at_least_one() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
 
-/// Known number formats; which of them work is for the model and the device to say.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Dtype {
-    Auto,
-    F32,
-    F16,
-    Bf16,
+/// Number formats by name; which of them work is for the model and the device to say. `auto` is f32.
+pub fn dtypes() -> impl TypedValueParser<Value = Storage> {
+    let names = ["auto"].into_iter().chain(Storage::ALL.map(Storage::name));
+    PossibleValuesParser::new(names).map(|name| name.parse().unwrap_or_default())
 }
 
 /// The phases in which a policy evicts.

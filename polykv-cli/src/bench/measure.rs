@@ -1,11 +1,11 @@
 //! One timed run of one test.
 
 use polykv::models::{CausalLm, ModelConfig, PrefillOptions};
-use polykv::{CacheReport, Error, KvCache, Result};
+use polykv::{CacheReport, Error, KvCache, Result, Storage};
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{Int, Tensor, TensorData};
 
 /// What is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ pub fn run(
     };
     let mut next = greedy(model.prefill(prompt, cache, &mut options)?)?;
     let ttft = started.elapsed().as_secs_f64();
-    let weights = weights_read(model.config()) as f64;
+    let weights = weights_read(model.config(), model.storage()) as f64;
     let (mut decoding, mut read) = (Duration::ZERO, 0.0);
     for _ in 0..test.steps() {
         let started = Instant::now();
@@ -144,10 +144,10 @@ fn greedy(logits: Tensor<2>) -> Result<Vec<i64>> {
 }
 
 /// Bytes of weights that a decode step reads: all but an embedding table of which it looks up single rows.
-fn weights_read(config: &ModelConfig) -> u64 {
+fn weights_read(config: &ModelConfig, storage: Storage) -> u64 {
     let table = (config.vocab_size * config.hidden_size) as u64;
     let unread = if config.tie_embeddings { 0 } else { table };
-    (config.parameters() - unread) * DType::F32.size() as u64
+    storage.weight_bytes(config.parameters() - unread)
 }
 
 /// Bytes of keys and values that the step which has just ended left, as the measure of what it read.
@@ -201,8 +201,9 @@ mod tests {
     #[test]
     fn weights_read_leave_out_an_untied_embedding() {
         let tied = ModelConfig::smollm2_135m();
-        assert_eq!(weights_read(&tied), 134_515_008 * 4);
+        assert_eq!(weights_read(&tied, Storage::F32), 134_515_008 * 4);
         let llama = ModelConfig::llama_3_1_8b();
-        assert_eq!(weights_read(&llama), (8_030_261_248 - 128_256 * 4096) * 4);
+        let read = weights_read(&llama, Storage::Bf16);
+        assert_eq!(read, (8_030_261_248 - 128_256 * 4096) * 2);
     }
 }

@@ -93,7 +93,7 @@ impl<'a> Metrics<'a> {
             settings: settings(&args.samples),
             model: &args.model.model,
             device: device.to_string(),
-            dtype: "f32",
+            dtype: args.model.dtype.name(),
             versions: BTreeMap::from([("polykv", env!("CARGO_PKG_VERSION"))]),
         }
     }

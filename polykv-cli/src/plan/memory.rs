@@ -28,6 +28,7 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
+        dtype: args.dtype.cache(),
     }
     .cost(config.layers);
     let estimate = |plan: &Plan, place: &str| plan.estimate(place, args.tokens, new_tokens, cost);
@@ -41,7 +42,7 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
             Some((name, plan.hash(), estimate(&plan, &place)?))
         }
     };
-    let weights = config.parameters() * 4;
+    let weights = args.dtype.weight_bytes(config.parameters());
     if args.json {
         let mut object = json!({
             "computed": true,
@@ -50,7 +51,7 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
             "prompt_tokens": args.tokens,
             "new_tokens": new_tokens,
             "batch": args.batch,
-            "dtype": "f32",
+            "dtype": args.dtype.name(),
             "weight_bytes": weights,
             "full": numbers(&full),
         });
@@ -68,11 +69,12 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
     }
     Ok(format!(
         "{} ({}): {} tokens of prompt and {new_tokens} new, batch {}\n\
-         computed from the config, not measured; keys and values in f32 (weights: {})\n{rows}",
+         computed from the config, not measured; dtype {} (weights: {})\n{rows}",
         args.model,
         config.fingerprint(),
         args.tokens,
         args.batch,
+        args.dtype,
         bytes(weights as usize),
     ))
 }

@@ -133,6 +133,7 @@ impl LayerCache {
     ) -> Result<Tensor<4>> {
         let rules = self.rules()?;
         let tokens = self.check_shapes(&q, &k, &v)?;
+        let (k, v) = (self.stored(k), self.stored(v));
         let appended = self.append(&rules, &q, k, v, tokens);
         self.states.append(&rules, &appended)?;
         self.expected = self.expected.saturating_sub(tokens);
@@ -156,6 +157,7 @@ impl LayerCache {
         if tokens != 1 {
             return Err(Error::invalid("decode", "tokens", tokens, 1));
         }
+        let (k, v) = (self.stored(k), self.stored(v));
         let appended = self.append(&rules, &q, k.clone(), v.clone(), 1);
         self.states.append(&rules, &appended)?;
         let over = rules.decode.budget.filter(|&budget| self.len() > budget);
@@ -181,6 +183,7 @@ impl LayerCache {
             heads,
             kv_heads,
             head_dim,
+            ..
         } = self.shape;
         let tokens = q.dims()[2];
         for (name, found, wanted) in [
@@ -200,6 +203,14 @@ impl LayerCache {
             }
         }
         Ok(tokens)
+    }
+
+    /// Keys or values in the type that the cache stores.
+    fn stored(&self, entries: Tensor<4>) -> Tensor<4> {
+        match entries.dtype() == self.shape.dtype {
+            true => entries,
+            false => entries.cast(self.shape.dtype),
+        }
     }
 
     /// Takes new entries in; the policies are not told yet.
@@ -280,8 +291,8 @@ impl LayerCache {
             shape: self.shape,
             seen: self.seen,
             heads_agree: self.heads_agree,
-            keys: store.keys(),
-            values: store.values(),
+            stored_keys: store.keys(),
+            stored_values: store.values(),
             positions: store.positions(),
             queries: self.queries.as_ref(),
             row,

@@ -10,6 +10,7 @@ const SHAPE: LayerShape = LayerShape {
     heads: 4,
     kv_heads: 2,
     head_dim: 8,
+    dtype: DType::F32,
 };
 
 #[test]

@@ -21,8 +21,9 @@ impl Policy for KeyDiff {
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let [batch, kv_heads, entries, _] = view.keys.dims();
-        let units = unit(view.keys.clone());
+        let keys = view.keys();
+        let [batch, kv_heads, entries, _] = keys.dims();
+        let units = unit(keys);
         let anchor = unit(units.clone().mean_dim(2));
         let cosines = (units * anchor).sum_dim(3);
         Ok(cosines.neg().reshape([batch, kv_heads, entries]))

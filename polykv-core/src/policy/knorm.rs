@@ -20,8 +20,9 @@ impl Policy for KNorm {
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let [batch, kv_heads, entries, _] = view.keys.dims();
-        let squares = view.keys.clone().square().sum_dim(3);
+        let keys = view.keys();
+        let [batch, kv_heads, entries, _] = keys.dims();
+        let squares = keys.square().sum_dim(3);
         Ok(squares.sqrt().neg().reshape([batch, kv_heads, entries]))
     }
 }

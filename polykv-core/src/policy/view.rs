@@ -4,7 +4,7 @@ use super::Phase;
 use crate::cache::LayerShape;
 use crate::ops;
 use crate::{Error, Result};
-use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor};
 use std::ops::Range;
 
 /// A policy's memory of one sequence batch in one layer.
@@ -76,10 +76,10 @@ pub struct LayerView<'a> {
     pub seen: usize,
     /// Whether all KV heads hold the same positions in the same slots.
     pub heads_agree: bool,
-    /// `[batch, kv_heads, entries, head_dim]`
-    pub keys: Tensor<4>,
-    /// `[batch, kv_heads, entries, head_dim]`
-    pub values: Tensor<4>,
+    /// In the cache's own type; see [`LayerView::keys`].
+    pub stored_keys: Tensor<4>,
+    /// In the cache's own type; see [`LayerView::values`].
+    pub stored_values: Tensor<4>,
     /// `[batch, kv_heads, entries]`
     pub positions: Tensor<3, Int>,
     /// The latest queries, `[batch, heads, tokens, head_dim]`, if some policy of the layer needs them.
@@ -91,6 +91,16 @@ pub struct LayerView<'a> {
 }
 
 impl LayerView<'_> {
+    /// `[batch, kv_heads, entries, head_dim]`, f32.
+    pub fn keys(&self) -> Tensor<4> {
+        self.stored_keys.clone().cast(DType::F32)
+    }
+
+    /// `[batch, kv_heads, entries, head_dim]`, f32.
+    pub fn values(&self) -> Tensor<4> {
+        self.stored_values.clone().cast(DType::F32)
+    }
+
     /// The last `count` queries, fewer if fewer were seen: `[batch, heads, min(count, seen), head_dim]`.
     ///
     /// # Errors
@@ -113,7 +123,7 @@ impl LayerView<'_> {
         if let Some(row) = &self.row {
             return Ok(row.clone());
         }
-        let [batch, kv_heads, entries, _] = self.keys.dims();
+        let [batch, kv_heads, entries, _] = self.stored_keys.dims();
         let group = self.shape.group();
         Ok(self
             .window_attention(1)?
@@ -128,7 +138,7 @@ impl LayerView<'_> {
     pub fn window_attention(&self, window: usize) -> Result<Tensor<5>> {
         Ok(ops::window_attention(
             self.queries(window)?,
-            self.keys.clone(),
+            self.stored_keys.clone(),
             self.positions.clone(),
             self.seen,
         ))

@@ -47,6 +47,7 @@ impl LayerCache {
     ) -> Result<Tensor<4>> {
         let rules = self.rules()?;
         let tokens = self.check_shapes(&q, &k, &v)?;
+        let (k, v) = (self.stored(k), self.stored(v));
         let appended = self.append(&rules, &q, k, v, tokens);
         self.expected = self.expected.saturating_sub(tokens);
         for follower in followers.iter_mut() {

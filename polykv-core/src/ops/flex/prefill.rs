@@ -4,6 +4,7 @@
 use super::simd::{Level, dispatch, exp, exp_sum, fma, max};
 use super::view::Heads;
 use rayon::prelude::*;
+use std::borrow::Cow;
 
 /// Queries per tile. With `WIDTH` it makes a register tile that fits AVX2's 16 registers, AVX-512's and NEON's.
 const ROWS: usize = 6;
@@ -118,41 +119,43 @@ const HIDDEN: f32 = -1e30;
 pub fn attend(level: Level, q: &Heads<'_>, k: &Heads<'_>, v: &Heads<'_>) -> (Vec<f32>, Vec<f32>) {
     let keys = pack_all(k);
     let group = q.heads / k.heads;
+    let values: Vec<Cow<'_, [f32]>> = (0..v.batch * v.heads)
+        .into_par_iter()
+        .map(|i| v.dense(i / v.heads, i % v.heads))
+        .collect();
     let blocks = q.tokens.div_ceil(ROWS);
     let mut output = vec![0.0; q.batch * q.tokens * q.heads * q.dim];
     let mut log_sums = vec![0.0; q.batch * q.heads * q.tokens];
     let shared = (Shared(output.as_mut_ptr()), Shared(log_sums.as_mut_ptr()));
     // The longest tiles first, so that no thread is left with one at the end.
-    (0..q.batch * q.heads * blocks)
-        .into_par_iter()
-        .rev()
-        .for_each(|i| {
-            let (batch, head, block) = (i / (q.heads * blocks), i % q.heads, i / q.heads % blocks);
-            let first = block * ROWS;
-            let tile = Tile {
-                batch,
-                head,
-                first,
-                rows: ROWS.min(q.tokens - first),
-                visible: k.tokens - q.tokens + first + 1,
-            };
-            let keys = &keys[batch * k.heads + head / group][..];
-            let result = &mut vec![0.0; ROWS * q.dim][..];
-            let logs = dispatch!(level, fn tile_attention(
-            tile: Tile, q: &Heads<'_>, keys: &[f32], v: &Heads<'_>, result: &mut [f32],
+    let tiles = (0..q.batch * q.heads * blocks).into_par_iter().rev();
+    tiles.for_each(|i| {
+        let (batch, head, block) = (i / (q.heads * blocks), i % q.heads, i / q.heads % blocks);
+        let first = block * ROWS;
+        let tile = Tile {
+            batch,
+            head,
+            first,
+            rows: ROWS.min(q.tokens - first),
+            visible: k.tokens - q.tokens + first + 1,
+        };
+        let kv = batch * k.heads + head / group;
+        let (keys, values) = (&keys[kv][..], &values[kv][..]);
+        let result = &mut vec![0.0; ROWS * q.dim][..];
+        let logs = dispatch!(level, fn tile_attention(
+            tile: Tile, q: &Heads<'_>, keys: &[f32], values: &[f32], result: &mut [f32],
         ) -> [f32; ROWS]);
-            for r in 0..tile.rows {
-                let token = first + r;
-                let at = ((batch * q.tokens + token) * q.heads + head) * q.dim;
-                // SAFETY: each (batch, head, token) belongs to exactly one tile.
-                unsafe {
-                    shared.0.write(at, &result[r * q.dim..(r + 1) * q.dim]);
-                    shared
-                        .1
-                        .write((batch * q.heads + head) * q.tokens + token, &logs[r..=r]);
-                }
+        for r in 0..tile.rows {
+            let token = first + r;
+            let at = ((batch * q.tokens + token) * q.heads + head) * q.dim;
+            // SAFETY: each (batch, head, token) belongs to exactly one tile.
+            unsafe {
+                shared.0.write(at, &result[r * q.dim..(r + 1) * q.dim]);
+                let at = (batch * q.heads + head) * q.tokens + token;
+                shared.1.write(at, &logs[r..=r]);
             }
-        });
+        }
+    });
     (output, log_sums)
 }
 
@@ -161,19 +164,19 @@ fn tile_attention<const FMA: bool>(
     tile: Tile,
     q: &Heads<'_>,
     keys: &[f32],
-    v: &Heads<'_>,
+    values: &[f32],
     result: &mut [f32],
 ) -> [f32; ROWS] {
     let dim = q.dim;
     let queries = tile.pack(q);
-    let kv_head = tile.head / (q.heads / v.heads);
     let mut most = [HIDDEN; ROWS];
     let mut totals = [0.0f32; ROWS];
-    for (index, keys) in keys.chunks_exact(KEYS * dim).enumerate() {
+    let tiles = keys
+        .chunks_exact(KEYS * dim)
+        .zip(values.chunks(KEYS * dim))
+        .take(tile.last_visible().div_ceil(KEYS));
+    for (index, (keys, values)) in tiles.enumerate() {
         let start = index * KEYS;
-        if start >= tile.last_visible() {
-            break;
-        }
         let mut scores = scores::<FMA>(tile, &queries, keys, start);
         let mut decay = [0.0; ROWS];
         for r in 0..ROWS {
@@ -182,23 +185,8 @@ fn tile_attention<const FMA: bool>(
             most[r] = top;
             totals[r] = totals[r] * decay[r] + exp_sum::<FMA>(&mut scores[r], top);
         }
-        for (row, decay) in result.chunks_exact_mut(dim).zip(decay) {
-            row.iter_mut().for_each(|x| *x *= decay);
-        }
-        let mut weights = [[0.0; ROWS]; KEYS];
-        for r in 0..ROWS {
-            for j in 0..KEYS {
-                weights[j][r] = scores[r][j];
-            }
-        }
         let count = KEYS.min(tile.last_visible() - start);
-        let values = Values {
-            v,
-            batch: tile.batch,
-            kv_head,
-            start,
-        };
-        accumulate::<FMA>(&weights[..count], values, result);
+        accumulate::<FMA>(&scores, decay, &values[..count * dim], result);
     }
     for (row, total) in result.chunks_exact_mut(dim).zip(totals) {
         row.iter_mut().for_each(|x| *x /= total);
@@ -206,36 +194,43 @@ fn tile_attention<const FMA: bool>(
     std::array::from_fn(|r| most[r] + totals[r].ln())
 }
 
-/// The values of one KV head from token `start` on.
-#[derive(Clone, Copy)]
-struct Values<'a> {
-    v: &'a Heads<'a>,
-    batch: usize,
-    kv_head: usize,
-    start: usize,
-}
-
-/// `result [ROWS][dim] += weightsᵀ · values`
+/// `result [ROWS][dim] = decay · result + weights · values`, with `values [..][dim]`.
 #[inline(always)]
-fn accumulate<const FMA: bool>(weights: &[[f32; ROWS]], values: Values<'_>, result: &mut [f32]) {
-    let dim = values.v.dim;
-    let row = |j: usize| values.v.row(values.batch, values.kv_head, values.start + j);
+fn accumulate<const FMA: bool>(
+    weights: &Scores,
+    decay: [f32; ROWS],
+    values: &[f32],
+    result: &mut [f32],
+) {
+    let dim = result.len() / ROWS;
     let full = dim / WIDTH * WIDTH;
     for first in (0..full).step_by(WIDTH) {
         let mut sums = [[0.0f32; WIDTH]; ROWS];
-        let part = (0..weights.len()).filter_map(|j| row(j)[first..].first_chunk::<WIDTH>());
-        multiply::<FMA>(&mut sums, weights, part);
+        for (j, value) in values.chunks_exact(dim).enumerate().take(KEYS) {
+            let value = &value[first..first + WIDTH];
+            for r in 0..ROWS {
+                for i in 0..WIDTH {
+                    sums[r][i] = fma::<FMA>(weights[r][j], value[i], sums[r][i]);
+                }
+            }
+        }
         for r in 0..ROWS {
+            let result = &mut result[r * dim + first..][..WIDTH];
             for i in 0..WIDTH {
-                result[r * dim + first + i] += sums[r][i];
+                result[i] = fma::<FMA>(decay[r], result[i], sums[r][i]);
             }
         }
     }
+    if full == dim {
+        return;
+    }
     // Head sizes that are no multiple of the width leave a rest.
     for (r, result) in result.chunks_exact_mut(dim).enumerate() {
-        for (j, weights) in weights.iter().enumerate() {
-            for (x, v) in result[full..].iter_mut().zip(&row(j)[full..]) {
-                *x = fma::<FMA>(weights[r], *v, *x);
+        let rest = &mut result[full..];
+        rest.iter_mut().for_each(|x| *x *= decay[r]);
+        for (value, weight) in values.chunks_exact(dim).zip(&weights[r]) {
+            for (x, v) in rest.iter_mut().zip(&value[full..]) {
+                *x = fma::<FMA>(*weight, *v, *x);
             }
         }
     }

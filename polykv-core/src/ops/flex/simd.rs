@@ -249,16 +249,28 @@ pub fn exp_sum<const FMA: bool>(scores: &mut [f32], max: f32) -> f32 {
 /// The largest element.
 #[inline(always)]
 pub fn max(values: &[f32]) -> f32 {
-    let mut most = [f32::MIN; 16];
-    let (chunks, rest) = values.as_chunks::<16>();
+    let mut most = [f32::MIN; LANES];
+    let (chunks, rest) = values.as_chunks::<LANES>();
     for chunk in chunks {
-        for i in 0..16 {
-            most[i] = if chunk[i] > most[i] {
-                chunk[i]
-            } else {
-                most[i]
-            };
+        for i in 0..LANES {
+            most[i] = larger(chunk[i], most[i]);
         }
     }
-    rest.iter().chain(&most).copied().fold(f32::MIN, f32::max)
+    for (i, x) in rest.iter().enumerate() {
+        most[i] = larger(*x, most[i]);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            most[i] = larger(most[i], most[i + width]);
+        }
+        width /= 2;
+    }
+    most[0]
+}
+
+/// One instruction, unlike `f32::max`, which looks for NaN.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
 }

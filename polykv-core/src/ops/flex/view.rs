@@ -2,6 +2,7 @@
 
 use super::simd::Element;
 use burn::backend::flex::FlexTensor;
+use std::borrow::Cow;
 
 /// `[batch, heads, tokens, dim]`
 #[derive(Clone, Copy)]
@@ -37,6 +38,18 @@ impl<'a, E: Element> Heads<'a, E> {
         let [b, h, t] = self.strides;
         let at = self.start + batch * b + head * h + token * t;
         &self.data[at..at + self.dim]
+    }
+}
+
+impl<'a> Heads<'a> {
+    /// All vectors of a head, one after the other.
+    pub fn dense(&self, batch: usize, head: usize) -> Cow<'a, [f32]> {
+        if self.tokens == 0 || self.strides[2] == self.dim {
+            let start = self.start + batch * self.strides[0] + head * self.strides[1];
+            return self.data[start..start + self.tokens * self.dim].into();
+        }
+        let rows = (0..self.tokens).map(|token| self.row(batch, head, token));
+        rows.collect::<Vec<_>>().concat().into()
     }
 }
 
