@@ -11,6 +11,8 @@ mod eval;
 #[cfg(feature = "hub")]
 #[path = "cli/hub.rs"]
 mod hub;
+#[path = "cli/kept.rs"]
+mod kept;
 #[path = "cli/memory.rs"]
 mod memory;
 

@@ -64,6 +64,9 @@ pub struct GenerateArgs {
     /// Show the rules of the plan in the statistics
     #[arg(short, long, help_heading = "Output")]
     pub verbose: bool,
+    /// Write a page that shows which tokens of the prompt the layers kept
+    #[arg(long, value_name = "FILE.html", help_heading = "Output")]
+    pub show_kept: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ mod bench;
 mod compression;
 mod eval;
 mod generate;
+mod kept;
 mod model;
 mod output;
 mod plan;
