@@ -120,8 +120,8 @@ fn settings(args: &SampleArgs) -> Settings<'_> {
     Settings {
         length: &args.length,
         limit: args.limit,
-        continuation: (!needle).then_some(args.continuation),
-        depth: needle.then_some(&args.depth),
+        continuation: (!needle).then_some(args.continuation()),
+        depth: needle.then_some(args.depth()),
         answer_prefix: needle.then_some(args.answer_prefix),
         question_after: needle.then_some(args.question_after),
         raw: needle.then_some(args.raw),
@@ -182,12 +182,12 @@ fn protocol(args: &SampleArgs) -> String {
     };
     match args.task {
         TaskName::Ppl => format!(
-            "ppl: prefixes of {lengths} tokens compressed, {} tokens after them {one_by_one}",
-            args.continuation
+            "ppl: prefixes of {lengths} tokens compressed, {} tokens after them {one_by_one}, all but the first scored",
+            args.continuation()
         ),
         TaskName::Fidelity => format!(
             "fidelity: prefixes of {lengths} tokens compressed, {} {} tokens decoded after them",
-            args.continuation,
+            args.continuation(),
             match args.generated {
                 true => "generated",
                 false => "given",
