@@ -261,7 +261,7 @@ mod tests {
             token("<script>alert('&\"')</script>", 1..2, &[0, 0]),
             token("\u{1F600}", 2..5, &[3, 0]),
         ];
-        let html = text(&tokens, &Spans::new([1..3]), 4);
+        let html = text(&tokens, &Spans::new([1..2, 2..3]), 4);
         for part in [
             "<span class=\"special\" style=\"--k:1.0000\" data-p=\"0\" data-h=\"2 2\">&lt;|im_start|&gt;</span>",
             "<span class=\"none kept\" style=\"--k:0.0000\" data-p=\"1\" data-h=\"0 0\">\
