@@ -11,11 +11,14 @@ mod eval;
 #[cfg(feature = "hub")]
 #[path = "cli/hub.rs"]
 mod hub;
+#[path = "cli/kept.rs"]
+mod kept;
 #[path = "cli/memory.rs"]
 mod memory;
 
 use cli_support::{
-    generate, generate_args, generate_json, path_str, polykv, polykv_with, tiny_model,
+    copy_of_tiny_model, generate, generate_args, generate_json, path_str, polykv, polykv_with,
+    tiny_model,
 };
 use serde_json::Value;
 use std::path::Path;
@@ -165,6 +168,28 @@ fn the_template_and_what_goes_around_it() {
     assert!(!text(&prefixed).starts_with("xyz"));
     // Text that spells a special token is text.
     assert!(count(&["--raw", "-p", "<|im_end|>"]) > 1);
+}
+
+#[test]
+fn text_without_a_template_starts_as_the_tokenizer_asks() {
+    let model = copy_of_tiny_model();
+    let count = |more: &[&str]| {
+        let args = [&["-n", "1", "--json", "-p", "Sure:"], more].concat();
+        let answer = polykv(&generate_args(model.path(), &args));
+        let json: Value = serde_json::from_str(&answer.stdout).unwrap();
+        json["prompt_tokens"].as_u64().unwrap()
+    };
+    let before = (count(&["--raw"]), count(&[]));
+    let path = model.path().join("tokenizer.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    json["post_processor"] = serde_json::json!({
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "b", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {"b": {"id": "b", "ids": [1], "tokens": ["<|im_start|>"]}},
+    });
+    std::fs::write(&path, json.to_string()).unwrap();
+    assert_eq!((count(&["--raw"]), count(&[])), (before.0 + 1, before.1));
 }
 
 #[test]

@@ -107,6 +107,31 @@ fn perplexity_changes_only_with_eviction() {
 }
 
 #[test]
+fn perplexity_leaves_out_the_token_that_eviction_cannot_change() {
+    let model = model();
+    let text = "gate lamp under seven bridge quiet north ".repeat(4);
+    let specials = polykv::models::tokenizer::Specials::AsText;
+    let tokens = model.tokenizer.encode(&text, specials).unwrap();
+    // One window, the whole text.
+    let (prefix, rest) = tokens.split_at(tokens.len() - 20);
+    let options = WindowOptions {
+        lengths: vec![prefix.len()],
+        ..windows()
+    };
+    let task = Ppl::new(&model, &text, &options, false).unwrap();
+    let evaluator = Evaluator::new(&model, vec![candidate("tova", "tova", 40)]).unwrap();
+    let found = evaluate(&task, &evaluator, &mut |_, _| {}).unwrap();
+    assert_eq!(found.len(), 2);
+    let mut prompted = evaluator.prefill(prefix).unwrap();
+    for (prediction, cache) in found.iter().zip(&mut prompted.caches) {
+        let nlls = evaluator.nlls(&prompted.next, cache, rest, false).unwrap();
+        assert_eq!(nlls.len(), 20);
+        let mean = nlls[1..].iter().sum::<f64>() / 19.0;
+        assert!((prediction.scores["nll"] - mean).abs() < 1e-9);
+    }
+}
+
+#[test]
 fn full_likelihoods_equal_one_pass_over_the_whole_window() {
     let model = model();
     let evaluator = Evaluator::new(&model, vec![]).unwrap();
@@ -211,7 +236,8 @@ fn what_cannot_be_evaluated_is_refused() {
     refuse(cut(with(500, 20, 1)), &["500 and 20", "at most 512"]);
     refuse(cut(with(0, 20, 1)), &["length is 0"]);
     refuse(cut(with(10, 0, 1)), &["continuation is 0"]);
-    refuse(cut(with(10, 1, 0)), &["limit is 0"]);
+    refuse(cut(with(10, 2, 0)), &["limit is 0"]);
+    refuse(cut(with(10, 1, 1)), &["continuation is 1", "at least 2"]);
     let short = Ppl::new(&model, "two words", &windows(), false).map(|_| ());
     refuse(short, &["text is", "at least 120"]);
     let hide = |options: NeedleOptions| Needle::new(&model, &options).map(|_| ());

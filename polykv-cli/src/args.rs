@@ -9,7 +9,7 @@ pub use eval::{EvalArgs, SampleArgs, TaskName};
 pub use values::{Phases, Pullable, Setting};
 
 use clap::error::ErrorKind;
-use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand};
+use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use polykv::{DeviceSpec, Storage};
 use std::path::PathBuf;
 
@@ -64,6 +64,9 @@ pub struct GenerateArgs {
     /// Show the rules of the plan in the statistics
     #[arg(short, long, help_heading = "Output")]
     pub verbose: bool,
+    /// Write a page that shows which tokens of the prompt the layers kept
+    #[arg(long, value_name = "FILE.html", help_heading = "Output")]
+    pub show_kept: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -97,7 +100,7 @@ pub struct PromptArgs {
     /// A file with the prompt, or - for standard input; goes before the text of --prompt
     #[arg(short, long, value_name = "FILE")]
     pub file: Option<PathBuf>,
-    /// Feed the text as it is, without the model's chat template
+    /// Feed the text as it is, without the model's chat template, after the tokenizer's begin token if it has one
     #[arg(long, conflicts_with = "system")]
     pub raw: bool,
     /// System message
@@ -299,6 +302,7 @@ impl Cli {
                 action: PlanAction::Memory(args),
             }) => &args.compression,
             Command::Eval(args) => {
+                check_read(&args.samples)?;
                 for policy in &args.plans.policy {
                     check_budget(policy, &args.plans.budget)?;
                 }
@@ -320,6 +324,22 @@ fn check_stdin(prompt: &PromptArgs) -> Result<(), clap::Error> {
         return Err(Cli::command().error(ErrorKind::ArgumentConflict, text));
     }
     Ok(())
+}
+
+fn check_read(samples: &SampleArgs) -> Result<(), clap::Error> {
+    let Some((flag, tasks)) = samples.unread() else {
+        return Ok(());
+    };
+    let name = |task: &TaskName| {
+        task.to_possible_value()
+            .map(|value| value.get_name().to_string())
+    };
+    let tasks: Vec<_> = tasks.iter().filter_map(name).collect();
+    let text = format!(
+        "the task does not read {flag}, which is for {}",
+        tasks.join(" and ")
+    );
+    Err(Cli::command().error(ErrorKind::ArgumentConflict, text))
 }
 
 fn check_budget(policy: &str, budget: &BudgetArgs) -> Result<(), clap::Error> {

@@ -17,15 +17,18 @@ use std::io::Write;
 /// Tokens of the unmeasured first run on the CPU, where only the allocator and the clock speed need waking.
 const WARM_UP: usize = 32;
 
+/// Depths unless said otherwise, as far as they fit the model.
+const DEPTHS: [usize; 3] = [0, 2048, 8192];
+
 /// # Errors
 /// What was refused, or what failed on the way.
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
-    let tests = tests(args)?;
+    check_lengths(args)?;
     let sources = sources(args)?;
     let spec = args.device.resolve();
     let device = spec.open()?;
     let model = model(args, &device)?;
-    check_context(&tests, model.config())?;
+    let tests = tests(args, model.config().max_positions)?;
     let mut subjects = subjects(sources, model.as_ref(), args.batch, &tests)?;
 
     let measuring = progress::spinner("measuring");
@@ -60,27 +63,49 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{text}").context("standard output")
 }
 
-fn tests(args: &BenchArgs) -> polykv::Result<Vec<Test>> {
-    let mut tests = Vec::new();
-    if args.prompt > 0 {
-        tests.push(Test::Prefill {
-            tokens: args.prompt,
-        });
-    }
-    if args.new_tokens > 0 {
-        tests.extend(args.depth.iter().map(|&depth| Test::Decode {
-            tokens: args.new_tokens,
-            depth,
-        }));
-    }
-    match tests.is_empty() {
-        true => Err(Error::invalid(
-            "command line",
+/// What can be said without the model.
+fn check_lengths(args: &BenchArgs) -> polykv::Result<()> {
+    let refuse = |field, found, allowed| Err(Error::invalid("command line", field, found, allowed));
+    match (args.prompt, args.new_tokens) {
+        (0, 0) => refuse(
             "--prompt and --new-tokens",
             "0 in both",
             "at least one above 0",
+        ),
+        (_, 0) if !args.depth.is_empty() => refuse(
+            "--new-tokens",
+            "0 beside --depth",
+            "at least 1, or no --depth",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// # Errors
+/// Lengths beyond the model's context, unless nobody asked for them.
+fn tests(args: &BenchArgs, context: usize) -> polykv::Result<Vec<Test>> {
+    let tokens = args.new_tokens;
+    let decode = |depth: usize| Test::Decode { tokens, depth };
+    let prefill = Test::Prefill {
+        tokens: args.prompt,
+    };
+    let mut tests: Vec<Test> = (args.prompt > 0).then_some(prefill).into_iter().collect();
+    if tokens > 0 {
+        let fits = |depth: usize| depth == 0 || decode(depth).positions() <= context;
+        let default = DEPTHS.into_iter().filter(|&depth| fits(depth));
+        match args.depth.is_empty() {
+            true => tests.extend(default.map(decode)),
+            false => tests.extend(args.depth.iter().map(|&depth| decode(depth))),
+        }
+    }
+    match tests.iter().find(|test| test.positions() > context) {
+        Some(test) => Err(Error::invalid(
+            format!("test {test}"),
+            "length",
+            format!("{} tokens", test.positions()),
+            format!("at most {context} tokens, the model's context"),
         )),
-        false => Ok(tests),
+        None => Ok(tests),
     }
 }
 
@@ -115,19 +140,6 @@ fn model(args: &BenchArgs, device: &burn::tensor::Device) -> polykv::Result<Box<
     let model = load::load_weights(&path, args.dtype, device);
     loading.finish_and_clear();
     model
-}
-
-fn check_context(tests: &[Test], config: &ModelConfig) -> polykv::Result<()> {
-    let most = config.max_positions;
-    match tests.iter().find(|test| test.positions() > most) {
-        Some(test) => Err(Error::invalid(
-            format!("test {test}"),
-            "length",
-            format!("{} tokens", test.positions()),
-            format!("at most {most} tokens, the model's context"),
-        )),
-        None => Ok(()),
-    }
 }
 
 /// A plan with its cache.

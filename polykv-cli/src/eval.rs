@@ -69,7 +69,7 @@ fn text(args: &SampleArgs) -> Result<String> {
 fn task(args: &SampleArgs, model: &LoadedModel, text: &str) -> Result<Box<dyn Task>> {
     let windows = WindowOptions {
         lengths: args.length.clone(),
-        continuation: args.continuation,
+        continuation: args.continuation(),
         limit: args.limit,
         seed: args.seed,
     };
@@ -79,7 +79,7 @@ fn task(args: &SampleArgs, model: &LoadedModel, text: &str) -> Result<Box<dyn Ta
         TaskName::Needle => {
             let options = NeedleOptions {
                 lengths: args.length.clone(),
-                depths: args.depth.clone(),
+                depths: args.depth().to_vec(),
                 limit: args.limit,
                 answer_prefix: args.answer_prefix,
                 question_after: args.question_after,

@@ -2,7 +2,8 @@
 
 use crate::args::GenerateArgs;
 use crate::compression::Source;
-use crate::output::{Run, progress, stats};
+use crate::kept::{self, Snapshot};
+use crate::output::{self, Run, progress, stats};
 use crate::{model, prompt};
 use anyhow::Context;
 use polykv::models::generate::Event;
@@ -18,6 +19,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     options.sampling.validate()?;
     let source = Source::read(&args.compression)?;
     let text = prompt::read(&args.prompt)?;
+    args.show_kept.as_deref().map_or(Ok(()), kept::check_path)?;
     let (spec, model) = model::open(&args.model)?;
 
     let plan = source.plan(model.model.config())?;
@@ -25,12 +27,15 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let spans = prompt::protected(&model, &args.prompt, &args.protection, &text, ids.len())?;
     plan.check_protected(ids.len(), model.model.cache_shape(1), &spans)?;
     let mut generator = Generator::new(model, plan.plan)?;
-    generator.protect(spans);
+    generator.protect(spans.clone());
+    let mut snapshot = None;
     let mut stdout = std::io::stdout();
     let mut written = Ok(());
     let mut prefill = progress::Prefill::default();
     let generation = generator.generate(&ids, &options, &mut |event| match event {
         Event::Prefill { done, total } => prefill.step(done, total),
+        Event::Prompt(cache) if args.show_kept.is_some() => snapshot = Some(Snapshot::of(cache)),
+        Event::Prompt(_) => {}
         Event::Text(piece) if !args.json && written.is_ok() => {
             written = stdout
                 .write_all(piece.as_bytes())
@@ -49,6 +54,11 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         generation: &generation,
         cache: generator.cache(),
     };
+    if let (Some(path), Some(snapshot)) = (&args.show_kept, snapshot) {
+        let tokens = kept::tokens(&generator.model().tokenizer, &ids, &snapshot.read()?)?;
+        let page = output::kept::page(&run, &tokens, &spans)?;
+        output::write_whole(path, &page)?;
+    }
     if args.json {
         let json = serde_json::to_string(&run.json())?;
         return writeln!(stdout, "{json}").context("standard output");

@@ -5,6 +5,7 @@ mod bench;
 mod compression;
 mod eval;
 mod generate;
+mod kept;
 mod model;
 mod output;
 mod plan;
@@ -27,6 +28,7 @@ const FAILED: u8 = 4;
 static PANIC: Mutex<Option<String>> = Mutex::new(None);
 
 fn main() -> ExitCode {
+    polykv::machine::keep_freed_memory();
     let cli = match Cli::try_parse().and_then(Cli::checked) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),

@@ -3,14 +3,17 @@
 pub mod bench;
 pub mod eval;
 mod json;
+pub mod kept;
 pub mod progress;
 pub mod stats;
 
 use comfy_table::{Table, presets};
 use polykv::models::Generation;
 use polykv::policy::Params;
-use polykv::{Budget, KvCache, Phase, Plan};
+use polykv::{Budget, Error, KvCache, Phase, Plan, Result};
 use serde_yaml_ng::Value;
+use std::io::Write;
+use std::path::Path;
 
 /// A finished generation and where it ran.
 pub struct Run<'a> {
@@ -90,6 +93,20 @@ pub fn bytes(count: usize) -> String {
         Some((unit, size)) => format!("{:.1} {unit}", count as f64 / size),
         None => format!("{count} B"),
     }
+}
+
+/// Writes a file under a temporary name, then renames it: a reader never sees half of it.
+///
+/// # Errors
+/// A path that cannot be written.
+pub fn write_whole(path: &Path, content: &str) -> Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    let part = Path::new(&name);
+    std::fs::File::create(part)
+        .and_then(|mut file| file.write_all(content.as_bytes()))
+        .and_then(|()| std::fs::rename(part, path))
+        .map_err(|e| Error::io(path, e))
 }
 
 /// At most one decimal, none if it is zero.

@@ -69,7 +69,8 @@ fn read_all(place: &str, source: impl Read) -> Result<String> {
     })
 }
 
-/// Token ids of the prompt: in the chat template if the model has one, unless it is to be fed as it is.
+/// Token ids of the prompt: in the chat template if the model has one, unless it is to be fed as it is; then after
+/// the begin token if the tokenizer asks for one.
 ///
 /// # Errors
 /// A template that does not render; a system message for a model without a template.
@@ -81,7 +82,11 @@ pub fn encode(model: &LoadedModel, args: &PromptArgs, text: &str) -> Result<Vec<
             let reason = "the model has no chat template to put it into";
             return Err(Error::unsupported("a system message", reason));
         }
-        _ => tokenizer.encode(text, Specials::AsText)?,
+        _ => [
+            tokenizer.start(),
+            &tokenizer.encode(text, Specials::AsText)?,
+        ]
+        .concat(),
     };
     if let Some(prefix) = &args.answer_prefix {
         ids.extend(tokenizer.encode(prefix, Specials::AsText)?);

@@ -76,6 +76,8 @@ impl Generation {
 pub enum Event<'a> {
     /// Layers of the prompt done, and layers in all.
     Prefill { done: usize, total: usize },
+    /// The prompt has run and every layer is trimmed; the first token is not known yet.
+    Prompt(&'a KvCache),
     /// New text, cut at character boundaries.
     Text(&'a str),
 }
@@ -158,6 +160,7 @@ impl Generator {
         };
         let mut logits = model.prefill(self.token_ids(prompt), &mut self.cache, &mut prefill)?;
         let activation_peak_bytes = prefill.activation_peak_bytes;
+        on_event(Event::Prompt(&self.cache));
         let mut output = Output::new(&self.model, &options.stop);
         let mut tokens = Vec::new();
         let mut first = None;

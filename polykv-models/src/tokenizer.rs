@@ -26,13 +26,14 @@ pub enum Specials {
     AsText,
 }
 
-/// A tokenizer that never adds tokens of its own (no BOS), never truncates and never pads.
+/// A tokenizer that never adds tokens of its own (but see [`Tokenizer::start`]), never truncates and never pads.
 pub struct Tokenizer {
     place: String,
     parsing: tokenizers::Tokenizer,
     /// The same tokenizer, blind to special tokens in its input.
     literal: tokenizers::Tokenizer,
     special_ids: HashSet<u32>,
+    start: Vec<u32>,
     vocab_size: usize,
 }
 
@@ -108,6 +109,17 @@ impl Tokenizer {
             .filter_map(|(id, token)| token.special.then_some(id))
             .collect();
         let last = parsing.get_vocab(true).into_values().max();
+        let start = start(&parsing).map_err(refuse)?;
+        let vocab_size = last.map_or(0, |id| id as usize + 1);
+        if let Some(id) = start.iter().find(|&&id| id as usize >= vocab_size) {
+            let field = "token of post_processor";
+            return Err(Error::invalid(
+                place,
+                field,
+                id,
+                format!("below {vocab_size}"),
+            ));
+        }
         let mut literal = parsing.clone();
         literal.set_encode_special_tokens(true);
         parsing.set_encode_special_tokens(false);
@@ -116,7 +128,8 @@ impl Tokenizer {
             parsing,
             literal,
             special_ids,
-            vocab_size: last.map_or(0, |id| id as usize + 1),
+            start,
+            vocab_size,
         })
     }
 
@@ -142,6 +155,12 @@ impl Tokenizer {
             ));
         }
         Ok(ids)
+    }
+
+    /// What belongs before a text that is fed without a template: the begin token of models that were trained with
+    /// one, else nothing. Templates write it themselves.
+    pub fn start(&self) -> &[u32] {
+        &self.start
     }
 
     /// The text of the ids; unknown ids are left out, incomplete UTF-8 becomes U+FFFD.
@@ -187,6 +206,19 @@ impl Tokenizer {
     }
 }
 
+/// What the file's post-processor puts before a text.
+fn start(tokenizer: &tokenizers::Tokenizer) -> std::result::Result<Vec<u32>, String> {
+    let ids = |specials| {
+        guarded(|| tokenizer.encode_fast("a", specials)).map(|found| found.get_ids().to_vec())
+    };
+    let (plain, whole) = (ids(false)?, ids(true)?);
+    if plain.is_empty() {
+        return Ok(Vec::new());
+    }
+    let at = whole.windows(plain.len()).position(|part| part == plain);
+    Ok(whole[..at.unwrap_or(0)].to_vec())
+}
+
 /// Runs a call into the tokenizers crate; its panics become errors like any other.
 fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
@@ -208,7 +240,7 @@ fn cut(text: &str) -> String {
 mod tests {
     use super::*;
     use crate::load::gguf::Value;
-    use crate::load::gguf::testing::tiny_llama;
+    use crate::load::gguf::testing::{Gguf, tiny_llama};
 
     fn tiny() -> Tokenizer {
         Tokenizer::from_gguf(&tiny_llama().open()).unwrap()
@@ -285,6 +317,53 @@ mod tests {
             "pad_token": "x"});
         let tokenizer = Tokenizer::from_json("t", json.to_string().as_bytes()).unwrap();
         assert_eq!(tokenizer.encode("abcd", Specials::AsText).unwrap().len(), 4);
+    }
+
+    #[test]
+    fn the_begin_token_is_told_and_not_added() {
+        let flag = |value| tiny_llama().value("tokenizer.ggml.add_bos_token", &Value::Bool(value));
+        let pre = |file: Gguf, name: &str| {
+            file.replace("tokenizer.ggml.pre", &Value::String(name.into()))
+        };
+        for (file, start) in [
+            (flag(true), &[257][..]),
+            (flag(false), &[]),
+            (tiny_llama(), &[]),
+            (pre(tiny_llama(), "llama-bpe"), &[257]),
+            (pre(flag(false), "llama-bpe"), &[]),
+        ] {
+            let tokenizer = Tokenizer::from_gguf(&file.open()).unwrap();
+            assert_eq!(tokenizer.start(), start);
+            assert_eq!(tokenizer.encode("ab", Specials::Parse).unwrap().len(), 2);
+        }
+        let unknown = flag(true).replace("tokenizer.ggml.bos_token_id", &Value::Uint(999));
+        let message = Tokenizer::from_gguf(&unknown.open())
+            .unwrap_err()
+            .to_string();
+        assert!(message.contains("bos_token_id is 999"), "{message}");
+    }
+
+    #[test]
+    fn a_post_processor_may_add_begin_and_end() {
+        let mut json = gguf::tokenizer_json(&tiny_llama().open()).unwrap();
+        let special = |id: u32| serde_json::json!({"id": "t", "ids": [id], "tokens": ["t"]});
+        let template = |id| {
+            let own = serde_json::json!({"SpecialToken": {"id": "t", "type_id": 0}});
+            let text = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
+            serde_json::json!({"type": "TemplateProcessing", "single": [own, text, own],
+                "pair": [own, text], "special_tokens": {"t": special(id)}})
+        };
+        json["post_processor"] = template(258);
+        let tokenizer = Tokenizer::from_json("t", json.to_string().as_bytes()).unwrap();
+        assert_eq!(tokenizer.start(), [258]);
+        json["post_processor"] = template(300);
+        let message = Tokenizer::from_json("t", json.to_string().as_bytes())
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("300") && message.contains("below 261"),
+            "{message}"
+        );
     }
 
     #[test]

@@ -124,6 +124,17 @@ fn the_forms_hold_the_same_rows() {
 }
 
 #[test]
+fn depths_that_nobody_asked_for_fit_the_model() {
+    let text = bench("-p 8 -n 4 -r 1 -o jsonl");
+    let tests: Vec<Value> = text
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["test"].clone())
+        .collect();
+    // 2048 and 8192 are beyond the context of 512.
+    assert_eq!(tests, ["pp8", "tg4@d0"]);
+}
+
+#[test]
 fn random_weights_need_no_file() {
     let args = "bench --device cpu --random-weights smollm2-135m -p 4 -n 1 -d 2 -r 1 -o json";
     let answer = polykv(&args.split(' ').collect::<Vec<_>>());
@@ -146,6 +157,18 @@ fn what_cannot_be_measured_is_refused_first() {
         &["tg8@d510", "518 tokens", "at most 512"],
     );
     refused(&format!("-m {model} -p 0 -n 0"), 3, &["0 in both"]);
+    refused(&format!("-m {model} -n 0 -d 4"), 3, &["0 beside --depth"]);
+    refused(&format!("-m {model} -p 513"), 3, &["pp513", "at most 512"]);
+    refused(
+        &format!("-m {model} --policy full --budget 9"),
+        2,
+        &["full", "snapkv"],
+    );
+    refused(
+        "--random-weights smollm2-135m --offline",
+        2,
+        &["--offline", "--random-weights"],
+    );
     refused(
         &format!("-m {model} -p 9 -n 0 --policy snapkv --budget 8"),
         3,

@@ -12,6 +12,7 @@ const REFUSED: &str = "
     --task ppl --text SHORT --length 400 | 400 and 128 tokens | at most 512
     --task ppl --text SHORT --length 0 | length is 0
     --task ppl --text SHORT --length 10 --continuation 0 | continuation is 0 | at least 1
+    --task ppl --text SHORT --length 2 --continuation 1 | continuation is 1 | at least 2
     --task needle --length 100000 | 100000 | at most 512
     --task needle --length 20 | length is 20 | needle and question
     --task needle --length 400 --limit 0 | limit is 0 | at least 1
@@ -31,6 +32,17 @@ const USAGE: &str = "
     --task needle --policy tova --budget 9 --budget-ratio 0.5 | --budget
     --task needle --length x | --length
     --text a.txt | --task
+    --task needle --text SHORT | --text | ppl and fidelity
+    --task needle --continuation 9 | --continuation | ppl and fidelity
+    --task ppl --text SHORT --depth 0.5 | --depth | needle
+    --task ppl --text SHORT --answer-prefix | --answer-prefix | needle
+    --task fidelity --text SHORT --no-answer-prefix | --answer-prefix | needle
+    --task ppl --text SHORT --question-after | --question-after | needle
+    --task fidelity --text SHORT --raw | --raw | needle
+    --task fidelity --text SHORT --decode | --decode | ppl and needle
+    --task ppl --text SHORT --generated | --generated | fidelity
+    --task needle --policy full --budget 9 | full | tova
+    --task needle --policy tova --budget 9 --allow-full-extra | --plan
 ";
 
 fn eval(args: &str, code: i32, parts: &[&str]) {

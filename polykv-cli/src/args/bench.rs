@@ -22,7 +22,7 @@ pub struct BenchArgs {
     #[arg(long, default_value = "auto", value_parser = values::dtypes())]
     pub dtype: Storage,
     /// Use only what is on this machine
-    #[arg(long)]
+    #[arg(long, conflicts_with = "random_weights")]
     pub offline: bool,
     /// Tokens of the prompt whose prefill is timed; 0 for none
     #[arg(short, long, value_name = "N", default_value = "512")]
@@ -30,14 +30,9 @@ pub struct BenchArgs {
     /// Tokens whose decoding is timed; 0 for none
     #[arg(short = 'n', long, value_name = "N", default_value = "128")]
     pub new_tokens: usize,
-    /// Tokens of the prompt before the decoded ones; 0 stands for a prompt of one token
-    #[arg(
-        short,
-        long,
-        value_name = "N,…",
-        default_value = "0,2048,8192",
-        value_delimiter = ','
-    )]
+    /// Tokens of the prompt before the decoded ones; 0 stands for a prompt of one token [default: those of 0,2048,8192
+    /// that fit the model's context]
+    #[arg(short, long, value_name = "N,…", value_delimiter = ',')]
     pub depth: Vec<usize>,
     /// Sequences side by side
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::at_least_one())]
@@ -55,7 +50,7 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub plan: Vec<PathBuf>,
     /// Policies, each at every --budget
-    #[arg(long, value_name = "NAME", num_args = 1.., requires = "budget", value_parser = values::policies())]
+    #[arg(long, value_name = "NAME", num_args = 1.., requires = "budget", value_parser = values::evicting())]
     pub policy: Vec<String>,
     /// Entries per layer, on average
     #[arg(long, value_name = "N", num_args = 1.., requires = "policy")]

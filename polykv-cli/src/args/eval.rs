@@ -38,7 +38,7 @@ pub enum TaskName {
 pub struct SampleArgs {
     #[arg(long, value_enum)]
     pub task: TaskName,
-    /// The text that windows are cut from, or - for standard input
+    /// Perplexity and fidelity: the text that windows are cut from, or - for standard input
     #[arg(long, value_name = "FILE")]
     pub text: Option<PathBuf>,
     /// Tokens that are compressed
@@ -49,18 +49,17 @@ pub struct SampleArgs {
         default_value = "1024"
     )]
     pub length: Vec<usize>,
-    /// Tokens after a window's prefix
-    #[arg(long, value_name = "N", default_value = "128")]
-    pub continuation: usize,
-    /// Where the needle is, from 0 (start) to 1 (end)
+    /// Perplexity and fidelity: tokens after a window's prefix [default: 128]
+    #[arg(long, value_name = "N")]
+    continuation: Option<usize>,
+    /// Needles: where the number is, from 0 (start) to 1 (end) [default: 0,0.25,0.5,0.75,1]
     #[arg(
         long,
         value_name = "D,…",
         value_delimiter = ',',
-        default_value = "0,0.25,0.5,0.75,1",
         allow_negative_numbers = true
     )]
-    pub depth: Vec<f64>,
+    depth: Vec<f64>,
     /// Samples per length, and depth for needles
     #[arg(long, value_name = "N", default_value = "4")]
     pub limit: usize,
@@ -95,17 +94,57 @@ pub struct PlansArgs {
     /// A plan file; may be repeated
     #[arg(long, value_name = "FILE")]
     pub plan: Vec<PathBuf>,
-    /// One policy for all layers; may be repeated; needs a budget, except full
-    #[arg(long, value_name = "NAME", value_parser = values::policies(), value_delimiter = ',', num_args = 1..)]
+    /// One policy for all layers; may be repeated; needs a budget
+    #[arg(long, value_name = "NAME", value_parser = values::evicting(), value_delimiter = ',', num_args = 1..)]
     pub policy: Vec<String>,
     #[command(flatten)]
     pub budget: BudgetArgs,
     /// When to evict; the other phase keeps everything
     #[arg(long, value_enum, requires = "policy")]
     pub phase: Option<Phases>,
-    /// Layers that keep everything come on top of the budget
-    #[arg(long)]
+    /// Layers of plan files that keep everything come on top of the budget
+    #[arg(long, requires = "plan")]
     pub allow_full_extra: bool,
+}
+
+impl SampleArgs {
+    pub fn continuation(&self) -> usize {
+        self.continuation.unwrap_or(128)
+    }
+
+    pub fn depth(&self) -> &[f64] {
+        match self.depth.as_slice() {
+            [] => &[0.0, 0.25, 0.5, 0.75, 1.0],
+            given => given,
+        }
+    }
+
+    /// A flag that is given although the task does not read it, with the tasks that do.
+    pub fn unread(&self) -> Option<(&'static str, &'static [TaskName])> {
+        use TaskName::{Fidelity, Needle, Ppl};
+        let flags: [(&str, bool, &[TaskName]); 8] = [
+            ("--text", self.text.is_some(), &[Ppl, Fidelity]),
+            (
+                "--continuation",
+                self.continuation.is_some(),
+                &[Ppl, Fidelity],
+            ),
+            ("--depth", !self.depth.is_empty(), &[Needle]),
+            (
+                "--answer-prefix",
+                self.answer_prefix || self.no_answer_prefix,
+                &[Needle],
+            ),
+            ("--question-after", self.question_after, &[Needle]),
+            ("--raw", self.raw, &[Needle]),
+            ("--decode", self.decode, &[Ppl, Needle]),
+            ("--generated", self.generated, &[Fidelity]),
+        ];
+        let mut unread = flags
+            .into_iter()
+            .filter(|(_, given, tasks)| *given && !tasks.contains(&self.task));
+        unread.next().map(|(flag, _, tasks)| (flag, tasks))
+    }
 }
 
 impl EvalArgs {
@@ -133,8 +172,7 @@ impl EvalArgs {
             ..self.compression("")
         };
         let files = self.plans.plan.iter().map(file);
-        // The full cache is there anyway.
-        let named = self.plans.policy.iter().filter(|name| *name != "full");
+        let named = self.plans.policy.iter();
         files
             .chain(named.map(|name| self.compression(name)))
             .collect()

@@ -14,6 +14,13 @@ pub fn policies() -> PossibleValuesParser {
     PossibleValuesParser::new(policy::REGISTRY.iter().map(value))
 }
 
+/// The policies beside `full`, for commands that compare with it anyway.
+pub fn evicting() -> PossibleValuesParser {
+    let evicts = |entry: &&policy::Entry| entry.name != "full";
+    let value = |entry: &policy::Entry| PossibleValue::new(entry.name).help(entry.summary);
+    PossibleValuesParser::new(policy::REGISTRY.iter().filter(evicts).map(value))
+}
+
 /// The allocators.
 pub fn allocators() -> PossibleValuesParser {
     PossibleValuesParser::new(allocate::REGISTRY.iter().map(|(name, _)| *name))

@@ -35,6 +35,11 @@ impl Spans {
         self.0.iter().map(Range::len).sum()
     }
 
+    /// Whether a position lies in one of them.
+    pub fn contains(&self, position: usize) -> bool {
+        self.0.iter().any(|span| span.contains(&position))
+    }
+
     /// How many entries stay for sure beside what a policy protects, in a sequence so long that its latest positions
     /// lie behind the spans.
     pub fn count_with(&self, protect: Protect) -> usize {
@@ -103,6 +108,8 @@ mod tests {
         let spans = Spans::new([20..25, 0..0, 0..6, 5..9, 24..30]);
         assert_eq!(*spans.0, [0..9, 20..30]);
         assert_eq!(spans.count(), 19);
+        assert_eq!((0..40).filter(|&at| spans.contains(at)).count(), 19);
+        assert!(spans.contains(8) && !spans.contains(9));
         assert_eq!(spans.count_with(PROTECT), 5 + 10 + 12);
         assert_eq!(Spans::default().count_with(PROTECT), 12);
         let inside = Spans::new([1..2, 2..3]);

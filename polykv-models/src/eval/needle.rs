@@ -206,7 +206,10 @@ fn ask(
     let chat = model.chat.as_ref().filter(|_| !options.raw);
     let encode = |text: String| match chat {
         Some(chat) => chat.encode(&model.tokenizer, &[Message::new("user", text)], true),
-        None => model.tokenizer.encode(&text, Specials::AsText),
+        None => {
+            let ids = model.tokenizer.encode(&text, Specials::AsText)?;
+            Ok([model.tokenizer.start(), &ids].concat())
+        }
     };
     // A template ends the question itself.
     let end = if chat.is_some() { "" } else { "\n" };

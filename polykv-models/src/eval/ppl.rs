@@ -3,10 +3,10 @@
 use super::windows::{self, Window, WindowOptions};
 use super::{Evaluator, Prediction, Scores, Task, metrics};
 use crate::LoadedModel;
-use polykv_core::Result;
+use polykv_core::{Error, Result};
 
-/// The continuation is teacher-forced over the compressed prefix. Its first token is predicted by the prefix alone,
-/// which eviction cannot change.
+/// The continuation is teacher-forced over the compressed prefix. Its first token is run but not scored: what predicts
+/// it is the prefix alone, which eviction cannot change.
 #[derive(Debug)]
 pub struct Ppl {
     windows: Vec<Window>,
@@ -16,13 +16,17 @@ pub struct Ppl {
 
 impl Ppl {
     /// # Errors
-    /// A text too short, and lengths beyond the model's context.
+    /// A text too short, lengths beyond the model's context, and a continuation of fewer than two tokens.
     pub fn new(
         model: &LoadedModel,
         text: &str,
         options: &WindowOptions,
         decode: bool,
     ) -> Result<Self> {
+        if options.continuation == 1 {
+            let allowed = "at least 2, since the first token is not scored";
+            return Err(Error::invalid("evaluation", "continuation", 1, allowed));
+        }
         let windows = windows::cut(model, text, options)?;
         Ok(Self { windows, decode })
     }
@@ -58,7 +62,7 @@ impl Task for Ppl {
                     length: window.prefix.len(),
                     prompt_tokens: window.prefix.len(),
                     depth: None,
-                    scores: Scores::from([("nll", metrics::mean(&nlls)), ("kept", kept)]),
+                    scores: Scores::from([("nll", metrics::mean(&nlls[1..])), ("kept", kept)]),
                     output: None,
                     answer: None,
                 })

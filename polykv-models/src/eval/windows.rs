@@ -28,7 +28,8 @@ pub(super) struct Window {
     pub continuation: Vec<u32>,
 }
 
-/// Windows at different starts, in the order of the text; they may overlap.
+/// Windows at different starts, in the order of the text; they may overlap. They are pieces of a text, so none has a
+/// begin token.
 ///
 /// # Errors
 /// Lengths that are zero, beyond the model's context or beyond the text, with the numbers.

@@ -87,6 +87,11 @@ impl GgufFile {
         self.typed(key, "a text", Value::as_str)
     }
 
+    /// A yes or no; an error when the value has another type.
+    pub fn flag(&self, key: &str) -> Result<Option<bool>> {
+        self.typed(key, "true or false", Value::as_bool)
+    }
+
     /// A list of texts; an error when the value has another type.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
         self.typed(key, "an array of texts", |v| {

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
+const BOS: &str = "tokenizer.ggml.bos_token_id";
 
 /// ggml's numbers for kinds of tokens.
 const CONTROL: u64 = 3;
@@ -23,6 +24,8 @@ struct Pre {
     normalizer: Value,
     /// Whether a word that is a token is taken whole, whatever the merges say.
     ignore_merges: bool,
+    /// Whether the published tokenizer puts a begin token before a text, for files that do not say.
+    add_bos: bool,
 }
 
 /// Fails when a key is missing or malformed, or names a model or pre-tokenizer that is not known.
@@ -82,7 +85,7 @@ pub(super) fn tokenizer_json(file: &GgufFile) -> Result<Value> {
         "added_tokens": added,
         "normalizer": pre.normalizer,
         "pre_tokenizer": pre.pre_tokenizer,
-        "post_processor": null,
+        "post_processor": post_processor(file, &tokens, pre.add_bos)?,
         "decoder": byte_level(true),
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
@@ -92,11 +95,32 @@ pub(super) fn tokenizer_json(file: &GgufFile) -> Result<Value> {
     }))
 }
 
+/// The begin token before a text, where the file asks for it.
+fn post_processor(file: &GgufFile, tokens: &[&str], by_default: bool) -> Result<Value> {
+    let add = file.flag("tokenizer.ggml.add_bos_token")?;
+    let (true, Some(id)) = (add.unwrap_or(by_default), file.uint(BOS)?) else {
+        return Ok(Value::Null);
+    };
+    let Some(token) = usize::try_from(id).ok().and_then(|at| tokens.get(at)) else {
+        let allowed = format!("below {}, the number of tokens", tokens.len());
+        return Err(Error::invalid(file.place(), BOS, id, allowed));
+    };
+    let begin = json!({"SpecialToken": {"id": token, "type_id": 0}});
+    let text = |id: &str, type_id: u32| json!({"Sequence": {"id": id, "type_id": type_id}});
+    Ok(json!({
+        "type": "TemplateProcessing",
+        "single": [begin, text("A", 0)],
+        "pair": [begin, text("A", 0), text("B", 1)],
+        "special_tokens": {*token: {"id": token, "ids": [id], "tokens": [token]}},
+    }))
+}
+
 fn pre_tokenizer(file: &GgufFile) -> Result<Pre> {
     let plain = |pre_tokenizer| Pre {
         pre_tokenizer,
         normalizer: Value::Null,
         ignore_merges: false,
+        add_bos: false,
     };
     Ok(
         match file.text("tokenizer.ggml.pre")?.unwrap_or("default") {
@@ -107,6 +131,7 @@ fn pre_tokenizer(file: &GgufFile) -> Result<Pre> {
             })),
             "llama-bpe" | "llama3" | "llama-v3" => Pre {
                 ignore_merges: true,
+                add_bos: true,
                 ..plain(split(LLAMA3_SPLIT))
             },
             "qwen2" => Pre {

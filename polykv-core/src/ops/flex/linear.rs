@@ -2,7 +2,7 @@
 //! in its own type, and widened on the way into the registers.
 
 use super::PARALLEL_BYTES;
-use super::simd::{Element, LANES, Level, dispatch, dot, dots, fma, reduce};
+use super::simd::{Element, LANES, Level, dispatch, dot, fma, reduce};
 use super::view::Matrix;
 use rayon::prelude::*;
 
@@ -122,45 +122,30 @@ fn rows<const FMA: bool, E: Element>(
     weight: &Matrix<'_, E>,
     first: usize,
 ) {
-    let (fours, rest) = output.as_chunks_mut::<4>();
-    let done = first + fours.len() * 4;
-    for (i, y) in fours.iter_mut().enumerate() {
-        let at = first + 4 * i;
-        let rows = [
-            weight.row(at),
-            weight.row(at + 1),
-            weight.row(at + 2),
-            weight.row(at + 3),
-        ];
-        *y = dots::<FMA, E>(x, rows);
-    }
-    for (i, y) in rest.iter_mut().enumerate() {
-        *y = dot::<FMA, E>(x, weight.row(done + i));
+    for (i, y) in output.iter_mut().enumerate() {
+        *y = dot::<FMA, E>(x, weight.row(first + i));
     }
 }
 
 #[inline(always)]
 fn block_rows<const FMA: bool>(output: &mut [f32], x: &[f32], weight: &Blocks<'_>, first: usize) {
     let x = x.as_chunks::<BLOCK>().0;
-    let (pairs, rest) = output.as_chunks_mut::<2>();
-    let done = first + pairs.len() * 2;
-    for (i, pair) in pairs.iter_mut().enumerate() {
-        let (a_values, a_scales) = weight.row(first + 2 * i);
-        let (b_values, b_scales) = weight.row(first + 2 * i + 1);
+    for (i, y) in output.iter_mut().enumerate() {
+        let (values, scales) = weight.row(first + i);
+        // Two sums hide the latency of the additions.
         let [mut a, mut b] = [[0.0f32; LANES]; 2];
-        for block in 0..x.len() {
-            a = add_block::<FMA>(&x[block], &a_values[block], a_scales[block], a);
-            b = add_block::<FMA>(&x[block], &b_values[block], b_scales[block], b);
+        let pairs = x.len() / 2 * 2;
+        for block in (0..pairs).step_by(2) {
+            a = add_block::<FMA>(&x[block], &values[block], scales[block], a);
+            b = add_block::<FMA>(&x[block + 1], &values[block + 1], scales[block + 1], b);
         }
-        *pair = [reduce(a), reduce(b)];
-    }
-    for (i, y) in rest.iter_mut().enumerate() {
-        let (values, scales) = weight.row(done + i);
-        let mut sums = [0.0f32; LANES];
-        for block in 0..x.len() {
-            sums = add_block::<FMA>(&x[block], &values[block], scales[block], sums);
+        if pairs < x.len() {
+            a = add_block::<FMA>(&x[pairs], &values[pairs], scales[pairs], a);
         }
-        *y = reduce(sums);
+        for i in 0..LANES {
+            a[i] += b[i];
+        }
+        *y = reduce(a);
     }
 }
 
