@@ -12,7 +12,7 @@ mod select;
 
 pub use attend::{AttentionBlock, Observer, attend, window_attention};
 pub use kernels::is_cpu;
-pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, silu_mul};
+pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, settle, silu_mul};
 pub use pool::{Pool, pool};
 pub use select::{Protected, drop_lowest, put, select, take};
 

@@ -10,11 +10,12 @@ use crate::decoder::{Decoder, Layer, Weights};
 use crate::llama::LlamaLayer;
 use crate::qwen3::Qwen3Layer;
 use crate::tokenizer::Tokenizer;
+use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use burn_store::burn_pack::Tensor as PackTensor;
 use burn_store::{ApplyError, ModuleSnapshot, bridge};
 use gguf::GgufFile;
-use polykv_core::ops::layers::{Q8_BLOCK, quantize};
+use polykv_core::ops::layers::{Q8_BLOCK, quantize, settle};
 use polykv_core::{Error, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
@@ -184,6 +185,7 @@ fn build_family<L: Layer + 'static>(
 ) -> Result<Box<dyn CausalLm>> {
     let mut weights = Weights::<L>::new(&config, device);
     apply(&mut weights, tensors, place)?;
+    weights.visit(&mut Settle);
     Ok(Box::new(Decoder::new(config, weights, storage, device)))
 }
 
@@ -204,6 +206,15 @@ fn check_head(config: &ModelConfig, tensors: &[PackTensor], place: &str) -> Resu
             "present, since tie_word_embeddings is false",
         )),
         _ => Ok(()),
+    }
+}
+
+/// Where weights lie matters from now on.
+struct Settle;
+
+impl ModuleVisitor for Settle {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        settle(&param.val());
     }
 }
 

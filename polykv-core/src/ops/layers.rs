@@ -28,6 +28,16 @@ pub fn quantize(weight: Tensor<2>) -> Tensor<2> {
     weight.quantize_dynamic(&q8_scheme())
 }
 
+/// Prepares a weight for being read with every token: on the CPU it moves to huge pages.
+pub fn settle<const D: usize>(weight: &Tensor<D>) {
+    #[cfg(feature = "flex")]
+    if kernels::is_cpu(&weight.device()) {
+        cpu::settle(weight.clone());
+    }
+    #[cfg(not(feature = "flex"))]
+    let _ = weight;
+}
+
 /// `x [rows, in]` times the transpose of `weight [out, in]` → `[rows, out]`.
 pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
     let [output] = linears(x, [weight]);

@@ -5,6 +5,7 @@ use super::linear::{self, Blocks, Weight};
 use super::simd::Level;
 use super::view::{Heads, Matrix};
 use super::{elements, inner_dense, pointwise, tensor, widened};
+use crate::machine;
 use burn::backend::flex::{FlexQTensor, FlexTensor};
 use burn::backend::{BackendTensor, DispatchTensorKind, Flex};
 use burn::tensor::kind::Basic;
@@ -71,6 +72,24 @@ pub fn widen(weight: Tensor<2>) -> Tensor<2> {
     }
 }
 
+/// Moves a weight to huge pages.
+pub fn settle<const D: usize>(weight: Tensor<D>) {
+    let memory = |tensor: &FlexTensor| match tensor.dtype() {
+        DType::F16 => machine::use_huge_pages(bytemuck::cast_slice(tensor.storage::<f16>())),
+        DType::BF16 => machine::use_huge_pages(bytemuck::cast_slice(tensor.storage::<bf16>())),
+        DType::I8 => machine::use_huge_pages(bytemuck::cast_slice(tensor.storage::<i8>())),
+        _ => machine::use_huge_pages(bytemuck::cast_slice(tensor.storage::<f32>())),
+    };
+    match weight.dtype() {
+        DType::QFloat(_) => {
+            let weight = quantized(weight);
+            memory(weight.tensor());
+            machine::use_huge_pages(bytemuck::cast_slice(weight.scales()));
+        }
+        _ => memory(&float(weight)),
+    }
+}
+
 /// Some rows of an 8-bit weight as f32.
 pub fn select(weight: Tensor<2>, rows: Tensor<1, Int>) -> Tensor<2> {
     let rows = flex(rows).int().to_contiguous();
@@ -113,7 +132,7 @@ fn float<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
     flex(tensor).float()
 }
 
-fn quantized(tensor: Tensor<2>) -> FlexQTensor {
+fn quantized<const D: usize>(tensor: Tensor<D>) -> FlexQTensor {
     flex(tensor).quantized()
 }
 

@@ -2,8 +2,9 @@
 //! in its own type, and widened on the way into the registers.
 
 use super::PARALLEL_BYTES;
-use super::simd::{Element, LANES, Level, dispatch, dot, fma, reduce};
+use super::simd::{Element, Level, Vector, dispatch, dot};
 use super::view::Matrix;
+use burn::tensor::DType;
 use rayon::prelude::*;
 
 /// Values that share a scale in 8-bit weights.
@@ -54,6 +55,11 @@ impl<E: Element> Weight for Matrix<'_, E> {
 
     fn multiply(&self, level: Level, x: &[f32], first: usize, output: &mut [f32]) {
         let weight = self;
+        // Loads of 64 bytes stream f32 more slowly than those of 32: 26 against 34 GB/s on Zen 4.
+        let level = match E::dtype() {
+            DType::F32 => level.min(Level::Avx2),
+            _ => level,
+        };
         dispatch!(level, fn rows<E: Element>(
             output: &mut [f32], x: &[f32], weight: &Matrix<'_, E>, first: usize,
         ));
@@ -116,51 +122,41 @@ pub fn multiply<W: Weight>(level: Level, x: &[f32], weights: &[W]) -> Vec<f32> {
 }
 
 #[inline(always)]
-fn rows<const FMA: bool, E: Element>(
+fn rows<V: Vector, E: Element>(
     output: &mut [f32],
     x: &[f32],
     weight: &Matrix<'_, E>,
     first: usize,
 ) {
     for (i, y) in output.iter_mut().enumerate() {
-        *y = dot::<FMA, E>(x, weight.row(first + i));
+        *y = dot::<V, E>(x, weight.row(first + i));
     }
 }
 
 #[inline(always)]
-fn block_rows<const FMA: bool>(output: &mut [f32], x: &[f32], weight: &Blocks<'_>, first: usize) {
+fn block_rows<V: Vector>(output: &mut [f32], x: &[f32], weight: &Blocks<'_>, first: usize) {
     let x = x.as_chunks::<BLOCK>().0;
     for (i, y) in output.iter_mut().enumerate() {
         let (values, scales) = weight.row(first + i);
         // Two sums hide the latency of the additions.
-        let [mut a, mut b] = [[0.0f32; LANES]; 2];
+        let [mut a, mut b] = [V::splat(0.0); 2];
         let pairs = x.len() / 2 * 2;
         for block in (0..pairs).step_by(2) {
-            a = add_block::<FMA>(&x[block], &values[block], scales[block], a);
-            b = add_block::<FMA>(&x[block + 1], &values[block + 1], scales[block + 1], b);
+            a = add_block::<V>(&x[block], &values[block], scales[block], a);
+            b = add_block::<V>(&x[block + 1], &values[block + 1], scales[block + 1], b);
         }
         if pairs < x.len() {
-            a = add_block::<FMA>(&x[pairs], &values[pairs], scales[pairs], a);
+            a = add_block::<V>(&x[pairs], &values[pairs], scales[pairs], a);
         }
-        for i in 0..LANES {
-            a[i] += b[i];
-        }
-        *y = reduce(a);
+        *y = a.add(b).sum();
     }
 }
 
 /// `sums + scale · (x · values)`, the two halves of a block in the same lanes.
 #[inline(always)]
-fn add_block<const FMA: bool>(
-    x: &[f32; BLOCK],
-    values: &[i8; BLOCK],
-    scale: f32,
-    mut sums: [f32; LANES],
-) -> [f32; LANES] {
-    for i in 0..LANES {
-        let low = x[i] * f32::from(values[i]);
-        let product = fma::<FMA>(x[LANES + i], f32::from(values[LANES + i]), low);
-        sums[i] = fma::<FMA>(product, scale, sums[i]);
-    }
-    sums
+fn add_block<V: Vector>(x: &[f32; BLOCK], values: &[i8; BLOCK], scale: f32, sums: V) -> V {
+    let (x, values) = (x.as_chunks().0, values.as_chunks().0);
+    let products = V::load_i8(&values[0]).mul_add(V::load(&x[0]), V::splat(0.0));
+    let products = V::load_i8(&values[1]).mul_add(V::load(&x[1]), products);
+    products.mul_add(V::splat(scale), sums)
 }

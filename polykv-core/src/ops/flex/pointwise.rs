@@ -1,7 +1,7 @@
 //! What lies between the products: gating, normalisation, rotation, widening of weights; one pass each.
 
 use super::linear::{BLOCK, Blocks};
-use super::simd::{Element, LANES, Level, dispatch, exp, fma, reduce};
+use super::simd::{Element, LANES, Level, Vector, dispatch, dot, exp, fma};
 use super::view::Heads;
 use rayon::prelude::*;
 
@@ -23,9 +23,9 @@ pub fn silu_mul(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
 }
 
 #[inline(always)]
-fn gated<const FMA: bool>(output: &mut [f32], gate: &[f32], up: &[f32]) {
+fn gated<V: Vector>(output: &mut [f32], gate: &[f32], up: &[f32]) {
     for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
-        *output = gate / (1.0 + exp::<FMA>(-gate)) * up;
+        *output = gate / (1.0 + exp::<V>(-gate)) * up;
     }
 }
 
@@ -44,20 +44,10 @@ pub fn rms_norm(level: Level, x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
 }
 
 #[inline(always)]
-fn normed<const FMA: bool>(output: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
+fn normed<V: Vector>(output: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     let size = weight.len();
     for (output, x) in output.chunks_exact_mut(size).zip(x.chunks_exact(size)) {
-        let mut sums = [0.0f32; LANES];
-        let (chunks, rest) = x.as_chunks::<LANES>();
-        for chunk in chunks {
-            for i in 0..LANES {
-                sums[i] = fma::<FMA>(chunk[i], chunk[i], sums[i]);
-            }
-        }
-        let mut sum = reduce(sums);
-        for x in rest {
-            sum = fma::<FMA>(*x, *x, sum);
-        }
+        let sum = dot::<V, f32>(x, x);
         let scale = 1.0 / (sum / size as f32 + eps).sqrt();
         for ((output, x), weight) in output.iter_mut().zip(x).zip(weight) {
             *output = x * scale * weight;
@@ -103,13 +93,7 @@ struct Rotation {
 }
 
 #[inline(always)]
-fn rotated<const FMA: bool>(
-    at: Rotation,
-    output: &mut [f32],
-    x: &Heads<'_>,
-    cos: &[f32],
-    sin: &[f32],
-) {
+fn rotated<V: Vector>(at: Rotation, output: &mut [f32], x: &Heads<'_>, cos: &[f32], sin: &[f32]) {
     let half = x.dim / 2;
     for (t, output) in output.chunks_exact_mut(x.dim).enumerate() {
         let token = at.first + t;
@@ -117,8 +101,8 @@ fn rotated<const FMA: bool>(
         let (cos, sin) = (&cos[token * half..][..half], &sin[token * half..][..half]);
         let (first, second) = output.split_at_mut(half);
         for i in 0..half {
-            first[i] = fma::<FMA>(a[i], cos[i], -(b[i] * sin[i]));
-            second[i] = fma::<FMA>(b[i], cos[i], a[i] * sin[i]);
+            first[i] = fma::<V>(a[i], cos[i], -(b[i] * sin[i]));
+            second[i] = fma::<V>(b[i], cos[i], a[i] * sin[i]);
         }
     }
 }
@@ -137,11 +121,11 @@ pub fn widen<E: Element>(level: Level, elements: &[E]) -> Vec<f32> {
 }
 
 #[inline(always)]
-fn widened<const FMA: bool, E: Element>(output: &mut [f32], elements: &[E]) {
+fn widened<V: Vector, E: Element>(output: &mut [f32], elements: &[E]) {
     let (chunks, rest) = output.as_chunks_mut::<LANES>();
     let (from, from_rest) = elements.as_chunks::<LANES>();
     for (output, elements) in chunks.iter_mut().zip(from) {
-        *output = E::widen_all::<FMA>(elements);
+        *output = E::load::<V>(elements).lanes();
     }
     for (output, element) in rest.iter_mut().zip(from_rest) {
         *output = element.widen();
@@ -170,7 +154,7 @@ pub fn widen_rows(level: Level, weight: &Blocks<'_>, rows: &[usize]) -> Vec<f32>
 }
 
 #[inline(always)]
-fn scaled<const FMA: bool>(output: &mut [f32], weight: &Blocks<'_>, row: usize) {
+fn scaled<V: Vector>(output: &mut [f32], weight: &Blocks<'_>, row: usize) {
     let at = row * weight.columns;
     let values = &weight.values[at..at + weight.columns];
     for (block, output) in output.chunks_exact_mut(BLOCK).enumerate() {

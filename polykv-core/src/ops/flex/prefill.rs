@@ -1,7 +1,7 @@
 //! Causal attention of many queries, in tiles that stay in cache, and the sums of its columns. Neither ever holds a
 //! row of scores, let alone the matrix.
 
-use super::simd::{Level, dispatch, exp, exp_sum, fma, max};
+use super::simd::{Level, Vector, dispatch, exp, exp_sum, fma, max};
 use super::view::Heads;
 use rayon::prelude::*;
 use std::borrow::Cow;
@@ -15,7 +15,7 @@ const WIDTH: usize = 16;
 
 /// `sums[r] += Σ_s a[s][r] · b[s]`: the one loop that all time is spent in.
 #[inline(always)]
-fn multiply<'b, const FMA: bool>(
+fn multiply<'b, V: Vector>(
     sums: &mut [[f32; WIDTH]; ROWS],
     a: &[[f32; ROWS]],
     b: impl Iterator<Item = &'b [f32; WIDTH]>,
@@ -24,7 +24,7 @@ fn multiply<'b, const FMA: bool>(
     for (a, b) in a.iter().zip(b) {
         for r in 0..ROWS {
             for i in 0..WIDTH {
-                local[r][i] = fma::<FMA>(a[r], b[i], local[r][i]);
+                local[r][i] = fma::<V>(a[r], b[i], local[r][i]);
             }
         }
     }
@@ -87,17 +87,12 @@ impl Tile {
 type Scores = [[f32; KEYS]; ROWS];
 
 #[inline(always)]
-fn scores<const FMA: bool>(
-    tile: Tile,
-    queries: &[[f32; ROWS]],
-    keys: &[f32],
-    start: usize,
-) -> Scores {
+fn scores<V: Vector>(tile: Tile, queries: &[[f32; ROWS]], keys: &[f32], start: usize) -> Scores {
     let mut scores = [[0.0; KEYS]; ROWS];
     let parts = keys.chunks_exact(queries.len() * WIDTH);
     for (part, keys) in parts.enumerate() {
         let mut sums = [[0.0f32; WIDTH]; ROWS];
-        multiply::<FMA>(&mut sums, queries, keys.as_chunks::<WIDTH>().0.iter());
+        multiply::<V>(&mut sums, queries, keys.as_chunks::<WIDTH>().0.iter());
         for r in 0..ROWS {
             scores[r][part * WIDTH..(part + 1) * WIDTH].copy_from_slice(&sums[r]);
         }
@@ -160,7 +155,7 @@ pub fn attend(level: Level, q: &Heads<'_>, k: &Heads<'_>, v: &Heads<'_>) -> (Vec
 }
 
 #[inline(always)]
-fn tile_attention<const FMA: bool>(
+fn tile_attention<V: Vector>(
     tile: Tile,
     q: &Heads<'_>,
     keys: &[f32],
@@ -177,16 +172,16 @@ fn tile_attention<const FMA: bool>(
         .take(tile.last_visible().div_ceil(KEYS));
     for (index, (keys, values)) in tiles.enumerate() {
         let start = index * KEYS;
-        let mut scores = scores::<FMA>(tile, &queries, keys, start);
+        let mut scores = scores::<V>(tile, &queries, keys, start);
         let mut decay = [0.0; ROWS];
         for r in 0..ROWS {
             let top = most[r].max(max(&scores[r]));
-            decay[r] = exp::<FMA>(most[r] - top);
+            decay[r] = exp::<V>(most[r] - top);
             most[r] = top;
-            totals[r] = totals[r] * decay[r] + exp_sum::<FMA>(&mut scores[r], top);
+            totals[r] = totals[r] * decay[r] + exp_sum::<V>(&mut scores[r], top);
         }
         let count = KEYS.min(tile.last_visible() - start);
-        accumulate::<FMA>(&scores, decay, &values[..count * dim], result);
+        accumulate::<V>(&scores, decay, &values[..count * dim], result);
     }
     for (row, total) in result.chunks_exact_mut(dim).zip(totals) {
         row.iter_mut().for_each(|x| *x /= total);
@@ -196,12 +191,7 @@ fn tile_attention<const FMA: bool>(
 
 /// `result [ROWS][dim] = decay · result + weights · values`, with `values [..][dim]`.
 #[inline(always)]
-fn accumulate<const FMA: bool>(
-    weights: &Scores,
-    decay: [f32; ROWS],
-    values: &[f32],
-    result: &mut [f32],
-) {
+fn accumulate<V: Vector>(weights: &Scores, decay: [f32; ROWS], values: &[f32], result: &mut [f32]) {
     let dim = result.len() / ROWS;
     let full = dim / WIDTH * WIDTH;
     for first in (0..full).step_by(WIDTH) {
@@ -210,14 +200,14 @@ fn accumulate<const FMA: bool>(
             let value = &value[first..first + WIDTH];
             for r in 0..ROWS {
                 for i in 0..WIDTH {
-                    sums[r][i] = fma::<FMA>(weights[r][j], value[i], sums[r][i]);
+                    sums[r][i] = fma::<V>(weights[r][j], value[i], sums[r][i]);
                 }
             }
         }
         for r in 0..ROWS {
             let result = &mut result[r * dim + first..][..WIDTH];
             for i in 0..WIDTH {
-                result[i] = fma::<FMA>(decay[r], result[i], sums[r][i]);
+                result[i] = fma::<V>(decay[r], result[i], sums[r][i]);
             }
         }
     }
@@ -230,7 +220,7 @@ fn accumulate<const FMA: bool>(
         rest.iter_mut().for_each(|x| *x *= decay[r]);
         for (value, weight) in values.chunks_exact(dim).zip(&weights[r]) {
             for (x, v) in rest.iter_mut().zip(&value[full..]) {
-                *x = fma::<FMA>(*weight, *v, *x);
+                *x = fma::<V>(*weight, *v, *x);
             }
         }
     }
@@ -274,7 +264,7 @@ struct Columns {
 }
 
 #[inline(always)]
-fn tile_columns<const FMA: bool>(
+fn tile_columns<V: Vector>(
     at: Columns,
     q: &Heads<'_>,
     keys: &[f32],
@@ -293,12 +283,12 @@ fn tile_columns<const FMA: bool>(
                 rows: ROWS.min(q.tokens - first),
                 visible: at.hidden + first + 1,
             };
-            let scores = scores::<FMA>(tile, &tile.pack(q), keys, at.start);
+            let scores = scores::<V>(tile, &tile.pack(q), keys, at.start);
             for (r, row) in scores.iter().enumerate().take(tile.rows) {
                 let log_sum = log_sums[(at.batch * q.heads + head) * q.tokens + first + r];
                 for i in 0..KEYS {
                     // exp clamps at e⁻⁸⁷, which is nothing beside a probability.
-                    sums[i] += exp::<FMA>(row[i] - log_sum);
+                    sums[i] += exp::<V>(row[i] - log_sum);
                 }
             }
         }

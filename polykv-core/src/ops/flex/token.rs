@@ -2,7 +2,7 @@
 //! whole query group.
 
 use super::PARALLEL_BYTES;
-use super::simd::{Element, LANES, Level, dispatch, dot, dots, exp_sum, fma, max};
+use super::simd::{Element, LANES, Level, Vector, dispatch, dot, dots, exp_sum, fma, max};
 use super::view::Heads;
 use rayon::prelude::*;
 
@@ -75,7 +75,7 @@ struct Partial {
 }
 
 #[inline(always)]
-fn part_attention<const FMA: bool, E: Element>(
+fn part_attention<V: Vector, E: Element>(
     at: Part,
     q: &Heads<'_>,
     k: &Heads<'_, E>,
@@ -88,22 +88,22 @@ fn part_attention<const FMA: bool, E: Element>(
         total: vec![0.0; at.group],
         output: vec![0.0; at.group * dim],
     };
-    part_scores::<FMA, E>(at, q, k, &mut part.row);
+    part_scores::<V, E>(at, q, k, &mut part.row);
     // Loops instead of closures here and below: a closure is compiled without the features of its caller.
     for g in 0..at.group {
         let row = &mut part.row[g * n..(g + 1) * n];
         part.most[g] = max(row);
-        part.total[g] = exp_sum::<FMA>(row, part.most[g]);
+        part.total[g] = exp_sum::<V>(row, part.most[g]);
     }
     let mut g = 0;
     while g < at.group {
         let output = &mut part.output[g * dim..];
         let rows = &part.row[g * n..];
         g += match at.group - g {
-            0 | 1 => weighted_sum::<FMA, E, 1>(at, v, rows, output),
-            2 => weighted_sum::<FMA, E, 2>(at, v, rows, output),
-            3 => weighted_sum::<FMA, E, 3>(at, v, rows, output),
-            _ => weighted_sum::<FMA, E, 4>(at, v, rows, output),
+            0 | 1 => weighted_sum::<V, E, 1>(at, v, rows, output),
+            2 => weighted_sum::<V, E, 2>(at, v, rows, output),
+            3 => weighted_sum::<V, E, 3>(at, v, rows, output),
+            _ => weighted_sum::<V, E, 4>(at, v, rows, output),
         };
     }
     part
@@ -114,12 +114,7 @@ const KEYS: usize = 32;
 
 /// Scaled products of the group's queries with the part's keys, `row [group][count]`.
 #[inline(always)]
-fn part_scores<const FMA: bool, E: Element>(
-    at: Part,
-    q: &Heads<'_>,
-    k: &Heads<'_, E>,
-    row: &mut [f32],
-) {
+fn part_scores<V: Vector, E: Element>(at: Part, q: &Heads<'_>, k: &Heads<'_, E>, row: &mut [f32]) {
     let scale = 1.0 / (q.dim as f32).sqrt();
     let n = at.count;
     for start in (0..n).step_by(KEYS) {
@@ -136,7 +131,7 @@ fn part_scores<const FMA: bool, E: Element>(
                     k.row(at.batch, at.kv_head, token + 2),
                     k.row(at.batch, at.kv_head, token + 3),
                 ];
-                let products = dots::<FMA, E>(query, keys);
+                let products = dots::<V, E>(query, keys);
                 for i in 0..4 {
                     four[i] = products[i] * scale;
                 }
@@ -144,7 +139,7 @@ fn part_scores<const FMA: bool, E: Element>(
             }
             for (i, x) in rest.iter_mut().enumerate() {
                 let key = k.row(at.batch, at.kv_head, token + i);
-                *x = dot::<FMA, E>(query, key) * scale;
+                *x = dot::<V, E>(query, key) * scale;
             }
         }
     }
@@ -152,7 +147,7 @@ fn part_scores<const FMA: bool, E: Element>(
 
 /// Values weighted by the first `G` of `rows [..][count]`, added to the first `G` of `output [..][dim]`; returns `G`.
 #[inline(always)]
-fn weighted_sum<const FMA: bool, E: Element, const G: usize>(
+fn weighted_sum<V: Vector, E: Element, const G: usize>(
     at: Part,
     v: &Heads<'_, E>,
     rows: &[f32],
@@ -161,11 +156,11 @@ fn weighted_sum<const FMA: bool, E: Element, const G: usize>(
     let wide = 4 * LANES;
     let mut first = 0;
     while first + wide <= v.dim {
-        weighted_lanes::<FMA, E, G, 4>(at, v, rows, first, output);
+        weighted_lanes::<V, E, G, 4>(at, v, rows, first, output);
         first += wide;
     }
     while first + LANES <= v.dim {
-        weighted_lanes::<FMA, E, G, 1>(at, v, rows, first, output);
+        weighted_lanes::<V, E, G, 1>(at, v, rows, first, output);
         first += LANES;
     }
     for t in 0..at.count {
@@ -173,7 +168,7 @@ fn weighted_sum<const FMA: bool, E: Element, const G: usize>(
         for g in 0..G {
             for d in first..v.dim {
                 let o = &mut output[g * v.dim + d];
-                *o = fma::<FMA>(rows[g * at.count + t], value[d].widen(), *o);
+                *o = fma::<V>(rows[g * at.count + t], value[d].widen(), *o);
             }
         }
     }
@@ -182,31 +177,29 @@ fn weighted_sum<const FMA: bool, E: Element, const G: usize>(
 
 /// As [`weighted_sum`] for the `P` vectors from element `first` on, whose sums stay in registers.
 #[inline(always)]
-fn weighted_lanes<const FMA: bool, E: Element, const G: usize, const P: usize>(
+fn weighted_lanes<V: Vector, E: Element, const G: usize, const P: usize>(
     at: Part,
     v: &Heads<'_, E>,
     rows: &[f32],
     first: usize,
     output: &mut [f32],
 ) {
-    let mut sums = [[[0.0f32; LANES]; P]; G];
+    let mut sums = [[V::splat(0.0); P]; G];
     for t in 0..at.count {
         let value = &v.row(at.batch, at.kv_head, at.first + t)[first..first + P * LANES];
         let parts = value.as_chunks::<LANES>().0;
         for part in 0..P {
-            let value = E::widen_all::<FMA>(&parts[part]);
+            let value = E::load::<V>(&parts[part]);
             for g in 0..G {
-                let weight = rows[g * at.count + t];
-                for i in 0..LANES {
-                    sums[g][part][i] = fma::<FMA>(weight, value[i], sums[g][part][i]);
-                }
+                let weight = V::splat(rows[g * at.count + t]);
+                sums[g][part] = value.mul_add(weight, sums[g][part]);
             }
         }
     }
     for g in 0..G {
         let output = &mut output[g * v.dim + first..][..P * LANES];
         for (part, output) in output.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            *output = sums[g][part];
+            *output = sums[g][part].lanes();
         }
     }
 }
