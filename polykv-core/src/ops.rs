@@ -8,11 +8,13 @@ pub mod kernels;
 pub mod oracle;
 mod pool;
 mod select;
+mod top;
 
 pub use attend::{AttentionBlock, Observer, attend, linear, silu_mul, window_attention};
 pub use kernels::is_cpu;
 pub use pool::{Pool, pool};
-pub use select::{Protected, drop_lowest, put, select, take};
+pub use select::{Protected, drop_lowest, put, rest, select, take};
+pub use top::{top, top_on_host};
 
 use burn::tensor::Tensor;
 use burn::tensor::kind::Basic;

@@ -1,14 +1,14 @@
 mod shared;
 
-use super::LayerShape;
 use super::order::Order;
 use super::slots::slots_for;
 use super::spans::Spans;
 use super::states::States;
 use super::store::Store;
+use super::{LayerFacts, LayerShape};
 use crate::ops::{self, AttentionBlock, Protected};
 use crate::plan::{LayerRules, PhaseRule};
-use crate::policy::{Appended, LayerView, Needs, Phase};
+use crate::policy::{Appended, LayerView, Merge, Needs, Phase, Split};
 use crate::{Error, Result};
 use burn::tensor::{Device, Int, Tensor};
 
@@ -22,6 +22,7 @@ pub struct LayerCache {
     shape: LayerShape,
     device: Device,
     rules: Option<LayerRules>,
+    facts: LayerFacts,
     spans: Spans,
     needs: Needs,
     /// Tokens of the announced prompt that have not arrived yet.
@@ -45,6 +46,7 @@ impl LayerCache {
             shape,
             device: device.clone(),
             rules: None,
+            facts: LayerFacts::default(),
             spans: Spans::default(),
             needs: Needs::default(),
             expected: 0,
@@ -107,7 +109,13 @@ impl LayerCache {
         self.nan_count.take()
     }
 
-    pub(super) fn begin_prefill(&mut self, rules: LayerRules, spans: Spans, tokens: usize) {
+    pub(super) fn begin_prefill(
+        &mut self,
+        rules: LayerRules,
+        facts: LayerFacts,
+        spans: Spans,
+        tokens: usize,
+    ) {
         let needs = |rule: &PhaseRule| match rule.budget {
             Some(_) => rule.policy.needs(),
             None => Needs::default(),
@@ -115,6 +123,7 @@ impl LayerCache {
         self.needs = needs(&rules.prefill).union(needs(&rules.decode));
         self.states.shared = rules.prefill.same_policy(&rules.decode);
         self.rules = Some(rules);
+        self.facts = facts;
         self.spans = spans;
         self.expect(tokens);
     }
@@ -135,7 +144,6 @@ impl LayerCache {
         let tokens = self.check_shapes(&q, &k, &v)?;
         let appended = self.append(&rules, &q, k, v, tokens);
         self.states.append(&rules, &appended)?;
-        self.expected = self.expected.saturating_sub(tokens);
         Ok(self.attend(&rules, q, false)?.0)
     }
 
@@ -212,6 +220,7 @@ impl LayerCache {
         tokens: usize,
     ) -> Appended {
         let before = self.len();
+        let values = v.clone();
         let capacity = slots_for(rules, before, tokens, self.expected);
         match &mut self.store {
             Some(store) if store.capacity() >= before + tokens => {}
@@ -225,11 +234,16 @@ impl LayerCache {
         self.remember_queries(q);
         let first = self.seen;
         self.seen += tokens;
+        self.expected = self.expected.saturating_sub(tokens);
         Appended {
             layer: self.layer,
             shape: self.shape,
             before,
             positions: first..self.seen,
+            to_come: self.expected,
+            queries: q.clone(),
+            values,
+            facts: self.facts.clone(),
             device: self.device.clone(),
         }
     }
@@ -269,7 +283,13 @@ impl LayerCache {
         Ok((output, row))
     }
 
-    fn view(&self, phase: Phase, row: Option<Tensor<4>>) -> Result<LayerView<'_>> {
+    fn view(
+        &self,
+        phase: Phase,
+        rule: &PhaseRule,
+        budget: usize,
+        row: Option<Tensor<4>>,
+    ) -> Result<LayerView<'_>> {
         let store = self
             .store
             .as_ref()
@@ -279,6 +299,9 @@ impl LayerCache {
             layer: self.layer,
             shape: self.shape,
             seen: self.seen,
+            budget,
+            protected: self.protected(rule, budget),
+            facts: &self.facts,
             heads_agree: self.heads_agree,
             keys: store.keys(),
             values: store.values(),
@@ -306,16 +329,27 @@ impl LayerCache {
         budget: usize,
         row: Option<Tensor<4>>,
     ) -> Result<()> {
-        let protected = self.protected(rule, budget);
-        let view = self.view(phase, row)?;
+        let view = self.view(phase, rule, budget, row)?;
         let scores = rule.policy.score(self.states.of(phase), &view)?;
-        let slots = ops::select(scores, view.positions, protected, budget).map_err(|error| {
+        let (positions, protected) = (view.positions.clone(), view.protected);
+        let slots = ops::select(scores, positions, protected, budget).map_err(|error| {
             let name = rule.policy.name();
             Error::Failed(format!(
                 "layer {}, {phase}, policy {name}: {error}",
                 self.layer
             ))
         })?;
+        if rule.policy.merges() {
+            let split = Split {
+                kept: slots.clone(),
+                evicted: ops::rest(&slots, self.len())?,
+            };
+            let mut state = self.states.of(phase).clone();
+            let merge = rule.policy.merge(&mut state, &view, &split)?;
+            drop(view);
+            *self.states.of_mut(phase) = state;
+            self.merge(merge);
+        }
         self.heads_agree &= rule.policy.same_for_all_heads();
         self.states.keep(&slots);
         if let Some(store) = &mut self.store {
@@ -334,15 +368,30 @@ impl LayerCache {
         value: Tensor<4>,
     ) -> Result<()> {
         let len = self.len();
-        let protected = self.protected(rule, len - 1);
-        let (scores, positions) = {
-            // The view must be gone before the store is written: only unshared tensors are written in place.
-            let view = self.view(Phase::Decode, row)?;
-            let scores = rule.policy.score(self.states.of(Phase::Decode), &view)?;
-            (scores, view.positions)
-        };
+        // The view must be gone before the store is written: only unshared tensors are written in place.
+        let view = self.view(Phase::Decode, rule, len - 1, row)?;
+        let scores = rule.policy.score(self.states.of(Phase::Decode), &view)?;
         let nans = scores.clone().is_nan().int().sum().float();
-        let victim = ops::drop_lowest(scores, positions, protected);
+        let victim = ops::drop_lowest(scores, view.positions.clone(), view.protected);
+        let (mut key, mut value) = (key, value);
+        match rule.policy.merges() {
+            false => drop(view),
+            true => {
+                let split = Split {
+                    kept: self.order.without(&victim, len, self.shape),
+                    evicted: victim.clone(),
+                };
+                let mut state = self.states.of(Phase::Decode).clone();
+                let merge = rule.policy.merge(&mut state, &view, &split)?;
+                drop(view);
+                *self.states.of_mut(Phase::Decode) = state;
+                self.merge(merge);
+                // The newest entry moves next, with what it may have received.
+                if let Some(store) = &self.store {
+                    (key, value) = store.last();
+                }
+            }
+        }
         self.nan_count = Some(match self.nan_count.take() {
             Some(count) => count + nans,
             None => nans,
@@ -356,6 +405,12 @@ impl LayerCache {
             store.replace(victim, key, value, self.seen - 1);
         }
         Ok(())
+    }
+
+    fn merge(&mut self, merge: Option<Merge>) {
+        if let (Some(store), Some(merge)) = (&mut self.store, merge) {
+            store.merge(merge);
+        }
     }
 }
 

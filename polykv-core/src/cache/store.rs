@@ -2,6 +2,7 @@
 
 use super::LayerShape;
 use crate::ops;
+use crate::policy::Merge;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, s};
 
 /// Keys, values and positions of the entries in slots `0..len`; slots beyond are free.
@@ -125,6 +126,25 @@ impl Store {
         self.positions
             .inplace(|t| t.scatter(2, victim, moved, IndexingUpdateOp::Assign));
         self.len -= 1;
+    }
+
+    /// The key and the value of the last entry, `[batch, kv_heads, 1, head_dim]` each.
+    pub fn last(&self) -> (Tensor<4>, Tensor<4>) {
+        let last = |tensor: &Tensor<4>| tensor.clone().narrow(2, self.len - 1, 1);
+        (last(&self.keys), last(&self.values))
+    }
+
+    /// Adds to keys and values, in place while nobody else holds the tensors.
+    pub fn merge(&mut self, merge: Merge) {
+        let index = |slots: Tensor<3, Int>, dims| slots.unsqueeze_dim::<4>(3).expand(dims);
+        let add = |tensor: &mut Tensor<4>, delta: Tensor<4>| {
+            let index = index(merge.slots.clone(), delta.dims());
+            tensor.inplace(|t| t.scatter(2, index, delta, IndexingUpdateOp::Add));
+        };
+        if let Some(delta) = merge.keys {
+            add(&mut self.keys, delta);
+        }
+        add(&mut self.values, merge.values);
     }
 
     /// Where the keys and values lie in memory.
