@@ -12,88 +12,17 @@ mod reference;
 
 #[path = "cache/shared.rs"]
 mod shared;
+#[path = "cache/variants.rs"]
+mod variants;
 
 use burn::tensor::{Device, Tensor};
 use polykv::policy::{self, Params};
-use polykv::{Budget, Phase, Plan, Rule};
+use polykv::{Budget, KvCache, Phase, Plan, Rule};
 use proptest::prelude::*;
-use reference::harness::{Case, cache, compare, inputs, kept, small, tensor};
+use reference::harness::{Case, cache, compare, inputs, kept, shape, small, tensor};
+use variants::variants;
 
 const BOTH: [Phase; 2] = [Phase::Prefill, Phase::Decode];
-
-fn params(pairs: &[(&str, &str)]) -> Params {
-    pairs
-        .iter()
-        .map(|(name, value)| (name.to_string(), serde_yaml(value)))
-        .collect()
-}
-
-fn serde_yaml(text: &str) -> serde_yaml_ng::Value {
-    serde_yaml_ng::from_str(text).unwrap()
-}
-
-/// Small parameters, so that a short run exercises them, beside the defaults that fit.
-fn variants() -> Vec<(&'static str, Params)> {
-    vec![
-        ("streaming-llm", params(&[("sinks", "3")])),
-        ("snapkv", params(&[("window", "4"), ("kernel", "3")])),
-        (
-            "snapkv",
-            params(&[("window", "5"), ("kernel", "5"), ("pool", "avg")]),
-        ),
-        ("snapkv", params(&[("window", "3"), ("kernel", "1")])),
-        ("tova", params(&[])),
-        ("tova", params(&[("protect_last", "2")])),
-        ("h2o", params(&[])),
-        (
-            "h2o",
-            params(&[("normalize", "true"), ("recent_fraction", "0.0")]),
-        ),
-        ("pyramidkv", params(&[("window", "4"), ("kernel", "3")])),
-        ("cake", params(&[("window", "4"), ("kernel", "3")])),
-        (
-            "cake",
-            params(&[("window", "3"), ("kernel", "1"), ("gamma", "5.0")]),
-        ),
-        ("scissorhands", params(&[("history", "9"), ("recent", "3")])),
-        ("scissorhands", params(&[])),
-        ("d2o", params(&[("sinks", "2")])),
-        (
-            "d2o",
-            params(&[("recent_fraction", "0.25"), ("ema", "0.8")]),
-        ),
-        (
-            "cam",
-            params(&[("window", "3"), ("sinks", "2"), ("seed", "5")]),
-        ),
-        ("cam", params(&[("sinks", "0")])),
-        ("expected-attention", params(&[])),
-        (
-            "expected-attention",
-            params(&[("future", "7"), ("sinks", "2"), ("epsilon", "0.0")]),
-        ),
-        ("lagkv", params(&[("lag", "3"), ("sinks", "2")])),
-        ("lagkv", params(&[])),
-        (
-            "criticalkv",
-            params(&[("base", "{policy: snapkv, window: 4, kernel: 3}")]),
-        ),
-        ("criticalkv", params(&[("base", "h2o"), ("first", "0.3")])),
-        ("blend", params(&[])),
-        (
-            "blend",
-            params(&[(
-                "policies",
-                "[{policy: tova, share: 1}, {policy: snapkv, share: 2, window: 4, kernel: 3}, \
-                 {policy: knorm, share: 1}]",
-            )]),
-        ),
-        ("blend", params(&[("policies", "streaming-llm:2,tova:3")])),
-        ("knorm", params(&[])),
-        ("keydiff", params(&[])),
-        ("random", params(&[("seed", "9")])),
-    ]
-}
 
 fn case(plan: Plan) -> Case {
     Case {
@@ -337,6 +266,24 @@ fn nan_scores_are_errors_in_both_phases() {
     cache.check().unwrap();
     cache.decode(0, nan(6), nan(2), nan(2)).unwrap();
     assert!(cache.check().unwrap_err().to_string().contains("NaN"));
+}
+
+#[test]
+fn a_model_that_tells_too_little_is_refused_before_the_prompt() {
+    let begin = |name: &str, phases: &[Phase]| {
+        let plan = Plan::uniform(2, name, small(name), Budget::Tokens(16), phases);
+        let mut cache = KvCache::new(plan, shape(), &Device::flex()).unwrap();
+        cache.begin_prefill(40).map_err(|error| error.to_string())
+    };
+    for (name, missing) in [
+        ("expected-attention", "rotary frequencies"),
+        ("criticalkv", "the output projection's weights"),
+    ] {
+        let error = begin(name, &BOTH[1..]).unwrap_err();
+        let wanted = format!("decode policy of layer 0 is {name}, which needs {missing}");
+        assert!(error.contains(&wanted), "{error}");
+    }
+    begin("snapkv", &BOTH).unwrap();
 }
 
 #[test]

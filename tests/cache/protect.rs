@@ -1,6 +1,7 @@
 //! Spans that no policy may evict.
 
-use super::{BOTH, case, variants};
+use super::variants::variants;
+use super::{BOTH, case};
 use crate::reference::harness::{Case, cache, inputs, kept, tensor};
 use burn::tensor::Device;
 use polykv::policy::Params;

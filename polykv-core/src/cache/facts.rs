@@ -117,3 +117,48 @@ fn turn(x: Tensor<4>, rows: usize, cos: Vec<f64>, sin: Vec<f64>) -> Tensor<4> {
         3,
     )
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use burn::tensor::Distribution;
+
+    fn rope() -> RopeFacts {
+        RopeFacts {
+            frequencies: [1.0, 0.01, 0.0].into(),
+            magnitude: 1.5,
+        }
+    }
+
+    fn worst(a: Tensor<4>, b: Tensor<4>) -> f32 {
+        (a - b).abs().max().into_scalar::<f32>()
+    }
+
+    #[test]
+    fn rotating_back_undoes_a_rotation() {
+        let device = Device::flex();
+        let x = Tensor::<4>::random([2, 3, 5, 6], Distribution::Default, &device);
+        // Rotating forth is rotating back at minus the position, where the factor divides instead.
+        let angles: Vec<f64> = (7..12)
+            .flat_map(|p| rope().angles(f64::from(p)).collect::<Vec<_>>())
+            .collect();
+        let cos = angles.iter().map(|a| a.cos() * 1.5).collect();
+        let sin = angles.iter().map(|a| a.sin() * 1.5).collect();
+        let rotated = turn(x.clone(), 5, cos, sin);
+        assert!(worst(rotated.clone(), x.clone()) > 0.1);
+        assert!(worst(rope().unrotate(rotated, 7), x) < 1e-5);
+    }
+
+    #[test]
+    fn the_mean_rotation_is_the_mean_of_rotations() {
+        let device = Device::flex();
+        let x = Tensor::<4>::random([1, 2, 4, 6], Distribution::Default, &device);
+        let (first, count) = (20, 9);
+        let one = |p: usize| rope().unrotate_mean(x.clone(), p, 1);
+        let sum = (first + 1..first + count)
+            .map(one)
+            .fold(one(first), |a, b| a + b);
+        let mean = sum.div_scalar(count as f32);
+        assert!(worst(rope().unrotate_mean(x, first, count), mean) < 1e-5);
+    }
+}

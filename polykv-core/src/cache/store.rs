@@ -128,18 +128,20 @@ impl Store {
         self.len -= 1;
     }
 
-    /// The key and the value of the last entry, `[batch, kv_heads, 1, head_dim]` each.
+    /// Copies of the last entry's key and value, `[batch, kv_heads, 1, head_dim]` each.
     pub fn last(&self) -> (Tensor<4>, Tensor<4>) {
-        let last = |tensor: &Tensor<4>| tensor.clone().narrow(2, self.len - 1, 1);
+        let [batch, kv_heads, _] = self.positions.dims();
+        let device = self.positions.device();
+        let slot = Tensor::full([batch, kv_heads, 1], (self.len - 1) as i64, &device);
+        let last = |tensor: &Tensor<4>| ops::take(tensor.clone(), slot.clone());
         (last(&self.keys), last(&self.values))
     }
 
     /// Adds to keys and values, in place while nobody else holds the tensors.
     pub fn merge(&mut self, merge: Merge) {
-        let index = |slots: Tensor<3, Int>, dims| slots.unsqueeze_dim::<4>(3).expand(dims);
         let add = |tensor: &mut Tensor<4>, delta: Tensor<4>| {
-            let index = index(merge.slots.clone(), delta.dims());
-            tensor.inplace(|t| t.scatter(2, index, delta, IndexingUpdateOp::Add));
+            let sum = ops::take(tensor.clone(), merge.slots.clone()) + delta;
+            tensor.inplace(|t| ops::put(t, merge.slots.clone(), sum));
         };
         if let Some(delta) = merge.keys {
             add(&mut self.keys, delta);

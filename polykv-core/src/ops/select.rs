@@ -161,10 +161,10 @@ pub fn take(tensor: Tensor<4>, slots: Tensor<3, Int>) -> Tensor<4> {
     tensor.gather(2, index)
 }
 
-/// Overwrites one entry per sequence and head, in place while the tensor is not shared: `tensor
-/// [batch, kv_heads, n, d]` at `slot [batch, kv_heads, 1]` becomes `entry [batch, kv_heads, 1, d]`.
-pub fn put(tensor: Tensor<4>, slot: Tensor<3, Int>, entry: Tensor<4>) -> Tensor<4> {
-    let dims = entry.dims();
-    let index = slot.unsqueeze_dim::<4>(3).expand(dims);
-    tensor.scatter(2, index, entry, IndexingUpdateOp::Assign)
+/// Overwrites entries, in place while the tensor is not shared: `tensor [batch, kv_heads, n, d]` at the different
+/// `slots [batch, kv_heads, m]` becomes `entries [batch, kv_heads, m, d]`.
+pub fn put(tensor: Tensor<4>, slots: Tensor<3, Int>, entries: Tensor<4>) -> Tensor<4> {
+    let dims = entries.dims();
+    let index = slots.unsqueeze_dim::<4>(3).expand(dims);
+    tensor.scatter(2, index, entries, IndexingUpdateOp::Assign)
 }

@@ -141,3 +141,66 @@ impl Policy for Blend {
         unreachable!("a blend has at least two members")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::build;
+
+    fn blend(policies: &str) -> Result<std::sync::Arc<dyn Policy>> {
+        let value: Value = serde_yaml_ng::from_str(policies).unwrap();
+        build("test", "blend", &Params::from([("policies".into(), value)]))
+    }
+
+    #[test]
+    fn short_and_long_forms_are_the_same() {
+        let short = blend("tova:1,snapkv:2").unwrap();
+        let long = blend("[{policy: tova}, {policy: snapkv, share: 2.0, window: 32}]").unwrap();
+        assert_eq!(short.params(), long.params());
+        assert_eq!(short.needs().queries, 32);
+        assert!(!short.same_for_all_heads());
+        assert!(
+            blend("tova:1,streaming-llm:1")
+                .unwrap()
+                .same_for_all_heads()
+        );
+    }
+
+    #[test]
+    fn protection_is_the_union_of_each_share() {
+        let own = blend("h2o:1,streaming-llm:3").unwrap().protect(40);
+        // h2o protects half of its 10 entries.
+        assert_eq!(
+            own,
+            Protect {
+                sinks: 4,
+                recent: 5
+            }
+        );
+    }
+
+    #[test]
+    fn wrong_members_are_refused_by_name() {
+        for (policies, reason) in [
+            ("tova", "policies 2 to 16 of them (found 1)"),
+            (
+                "tova:1,tovva:1",
+                "policies[1]: inside it: policy is 'tovva'",
+            ),
+            ("tova:1,full:1", "found full"),
+            ("tova:1,d2o:1", "found d2o"),
+            ("tova:0,h2o:1", "share of tova above 0"),
+            ("tova:x,h2o:1", "share of tova a number (found 'x')"),
+            (
+                "[tova, {share: 1}]",
+                "policies[1]: a map with the name under 'policy'",
+            ),
+            ("[tova, {policy: snapkv, windw: 3}]", "windw"),
+            ("[tova, 3]", "a policy's name"),
+            ("7", "policies a list"),
+        ] {
+            let error = blend(policies).unwrap_err().to_string();
+            assert!(error.contains(reason), "{policies}: {error}");
+        }
+    }
+}

@@ -4,7 +4,7 @@ use super::{
 };
 use crate::Result;
 use crate::ops;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, IntDType, Tensor};
 use serde::{Deserialize, Serialize};
 
 /// Keeps the first `sinks` positions and the latest ones, as [`StreamingLlm`](super::StreamingLlm), and merges values
@@ -102,9 +102,11 @@ impl Policy for Cam {
         let values = (values * merged).div_scalar(self.window as f32);
 
         let kept = split.kept.dims()[2];
-        let positions = view.positions.clone();
-        let [kept_at, evicted_at] =
-            [&split.kept, &split.evicted].map(|slots| positions.clone().gather(2, slots.clone()));
+        // burn 0.22.1 reads wrong numbers on wgpu where it fuses two gathers of one tensor into a comparison: the other
+        // is of a copy.
+        let kept_at = view.positions.clone().gather(2, split.kept.clone()).float();
+        let positions = view.positions.clone().float();
+        let evicted_at = positions.gather(2, split.evicted.clone());
         let evicted = evicted_at.dims()[2];
         let index = |count: usize| {
             Tensor::<1, Int>::arange(0..count as i64, &view.keys.device())
@@ -112,25 +114,22 @@ impl Policy for Cam {
                 .expand([batch, kv_heads, count])
         };
         if evicted == 1 {
-            let before = kept_at.lower(evicted_at.expand([batch, kv_heads, kept]));
-            let first = before.int().sum_dim(2);
-            let receivers = index(self.window) + first.expand([batch, kv_heads, self.window]);
-            let beyond = receivers.clone().greater_equal_elem(kept as i64);
-            let slots = split
-                .kept
+            let count = self.window.min(kept);
+            let dims = [batch, kv_heads, count];
+            // The first kept position behind the evicted one; the newest stays, so there is one.
+            let before = kept_at
                 .clone()
-                .gather(2, receivers.clamp_max(kept as i64 - 1));
-            let values = values.expand([batch, kv_heads, self.window, d]).mask_fill(
-                beyond
-                    .unsqueeze_dim::<4>(3)
-                    .expand([batch, kv_heads, self.window, d]),
-                0.0,
-            );
-            let keys = None;
+                .lower(evicted_at.expand([batch, kv_heads, kept]));
+            let first = kept_at.mask_fill(before, f32::MAX).argmin(2);
+            let first = first.cast(IntDType::from(split.kept.dtype())).expand(dims);
+            // Near the end there are fewer: the slots must still be different ones.
+            let ranks = index(count) + first.clone().clamp_max((kept - count) as i64);
+            let earlier = ranks.clone().lower(first).unsqueeze_dim::<4>(3);
+            let spread = [batch, kv_heads, count, d];
             return Ok(Some(Merge {
-                slots,
-                keys,
-                values,
+                slots: split.kept.clone().gather(2, ranks),
+                keys: None,
+                values: values.expand(spread).mask_fill(earlier.expand(spread), 0.0),
             }));
         }
         let mut spread = Tensor::<4>::zeros([batch, kv_heads, kept, d], &view.keys.device());

@@ -143,3 +143,46 @@ fn output_norms(values: &Tensor<4>, output: &Tensor<2>, group: usize) -> Tensor<
     });
     Tensor::cat(heads.collect(), 1)
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::policy::build;
+    use burn::tensor::Device;
+
+    #[test]
+    fn norms_are_those_of_projected_values() {
+        let device = Device::flex();
+        // Two query heads over one KV head of two elements, a hidden state of three.
+        let output = Tensor::from_data(
+            [
+                [1.0, 0.0, 2.0, 2.0],
+                [0.0, -1.0, 0.0, 0.0],
+                [1.0, 1.0, 0.0, 1.0],
+            ],
+            &device,
+        );
+        let values = Tensor::from_data([[[[1.0, 2.0], [3.0, -3.0]]]], &device);
+        let norms: Vec<f32> = output_norms(&values, &output, 2).try_into_vec_as().unwrap();
+        // |1| + |-2| + |3| and |6| + |2|; |3| + |3| + |0| and |0| + |-3|.
+        assert_eq!(norms, [(6.0 + 8.0) / 2.0, (6.0 + 3.0) / 2.0]);
+    }
+
+    #[test]
+    fn wrong_bases_and_shares_are_refused_by_name() {
+        for (params, reason) in [
+            ("{base: full}", "base: policies that evict"),
+            ("{base: cam}", "found cam"),
+            ("{base: {policy: snapkv, kernel: 4}}", "kernel odd"),
+            ("{first: 1.5}", "first from 0 to 1"),
+            ("{epsilon: -1}", "epsilon from 0"),
+            ("{second: 1}", "second"),
+        ] {
+            let params: Params = serde_yaml_ng::from_str(params).unwrap();
+            let error = build("test", "criticalkv", &params)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+}

@@ -129,15 +129,28 @@ impl Policy for D2o {
         let totals = Tensor::<3>::full([batch, kv_heads, kept], E, &weight.device());
         let totals = totals.scatter(2, target.clone(), weight.clone(), IndexingUpdateOp::Add);
         let part = (weight / totals.gather(2, target.clone())).unsqueeze_dim::<4>(3);
-        let slots = split.kept.clone().gather(2, target);
+        let slots = split.kept.clone().gather(2, target.clone());
         let moved = |going: Tensor<4>, all: &Tensor<4>| {
-            (going - ops::take(all.clone(), slots.clone())) * part.clone()
+            let delta = (going - ops::take(all.clone(), slots.clone())) * part.clone();
+            if evicted == 1 {
+                return delta;
+            }
+            let [_, _, _, d] = delta.dims();
+            let index = target.clone().unsqueeze_dim::<4>(3).expand(delta.dims());
+            let sums = Tensor::zeros([batch, kv_heads, kept, d], &delta.device());
+            sums.scatter(2, index, delta, IndexingUpdateOp::Add)
         };
         let values = ops::take(view.values.clone(), split.evicted.clone());
+        let keys = Some(moved(going, &view.keys));
+        let values = moved(values, &view.values);
+        let slots = match evicted {
+            1 => slots,
+            _ => split.kept.clone(),
+        };
         Ok(Some(Merge {
-            keys: Some(moved(going, &view.keys)),
-            values: moved(values, &view.values),
             slots,
+            keys,
+            values,
         }))
     }
 }

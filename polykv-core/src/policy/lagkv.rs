@@ -121,3 +121,17 @@ fn ranks(scores: Tensor<4>) -> Tensor<4> {
         .sum_dim(4)
         .reshape([batch, kv_heads, partitions, lag])
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    #[test]
+    fn of_equal_scores_the_later_ranks_higher() {
+        let scores = [[[[3.0, 1.0, 3.0, 0.5], [2.0, 2.0, 2.0, 2.0]]]];
+        let found = ranks(Tensor::from_data(scores, &Device::flex()));
+        let found: Vec<f32> = found.try_into_vec_as().unwrap();
+        assert_eq!(found, [2.0, 1.0, 3.0, 0.0, 0.0, 1.0, 2.0, 3.0]);
+    }
+}

@@ -35,10 +35,10 @@ pub struct Split {
     pub evicted: Tensor<3, Int>,
 }
 
-/// What is added to entries that stay. A slot that is named twice gets both.
+/// What is added to entries that stay.
 #[derive(Clone, Debug)]
 pub struct Merge {
-    /// `[batch, kv_heads, count]`
+    /// Different slots of entries that stay, `[batch, kv_heads, count]`.
     pub slots: Tensor<3, Int>,
     /// `[batch, kv_heads, count, head_dim]`, if keys change.
     pub keys: Option<Tensor<4>>,
