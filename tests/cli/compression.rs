@@ -63,7 +63,7 @@ fn policies_inside_policies_are_set_by_a_flag() {
     let flags = ["-p", LONG, "--budget", "32", "--policy", "blend"];
     let wrong = [&flags[..], &["--set", "policies=tova:1,h2:3"]].concat();
     let wrong = polykv(&generate_args(&tiny_model(), &wrong));
-    assert_eq!(wrong.code, 1);
+    assert_eq!(wrong.code, 3);
     assert!(wrong.stderr.contains("policy is 'h2'"), "{}", wrong.stderr);
 }
 

@@ -117,28 +117,31 @@ impl Policy for Blend {
     }
 
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let mut stages = Stages::default();
-        let last = self.members.len() - 1;
-        for (i, (own, part)) in self.parts(view.budget).enumerate() {
+        let parts: Vec<(&Member, usize)> = self.parts(view.budget).collect();
+        let scored = |index: usize| -> Result<(Tensor<3>, Protected<'_>)> {
+            let (own, part) = parts[index];
             let protected = Protected {
                 protect: own.policy.protect(part),
                 spans: &[],
                 seen: view.seen,
             };
-            let part_view = LayerView {
+            let view = LayerView {
                 budget: part,
                 protected,
                 ..view.clone()
             };
-            let scores = own.policy.score(&state.members[i], &part_view)?;
-            if i == last {
-                return Ok(stages.finish(scores));
-            }
+            let scores = own.policy.score(&state.members[index], &view)?;
+            Ok((scores, protected))
+        };
+        let last = parts.len() - 1;
+        let mut stages = Stages::default();
+        for (index, (_, part)) in parts.iter().enumerate().take(last) {
+            let (scores, protected) = scored(index)?;
             let taken = stages.taken();
-            let best = view.best(scores.clone(), protected, taken.as_ref(), part)?;
+            let best = view.best(scores.clone(), protected, taken.as_ref(), *part)?;
             stages.push(best, scores);
         }
-        unreachable!("a blend has at least two members")
+        Ok(stages.finish(scored(last)?.0))
     }
 }
 
