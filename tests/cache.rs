@@ -12,48 +12,17 @@ mod reference;
 
 #[path = "cache/shared.rs"]
 mod shared;
+#[path = "cache/variants.rs"]
+mod variants;
 
 use burn::tensor::{Device, Tensor};
 use polykv::policy::{self, Params};
 use polykv::{Budget, KvCache, Phase, Plan, Rule};
 use proptest::prelude::*;
-use reference::harness::{Case, compare, inputs, kept, shape, tensor};
+use reference::harness::{Case, cache, compare, inputs, kept, shape, small, tensor};
+use variants::variants;
 
 const BOTH: [Phase; 2] = [Phase::Prefill, Phase::Decode];
-
-fn params(pairs: &[(&str, &str)]) -> Params {
-    pairs
-        .iter()
-        .map(|(name, value)| (name.to_string(), serde_yaml(value)))
-        .collect()
-}
-
-fn serde_yaml(text: &str) -> serde_yaml_ng::Value {
-    serde_yaml_ng::from_str(text).unwrap()
-}
-
-/// Small parameters, so that a short run exercises them, beside the defaults that fit.
-fn variants() -> Vec<(&'static str, Params)> {
-    vec![
-        ("streaming-llm", params(&[("sinks", "3")])),
-        ("snapkv", params(&[("window", "4"), ("kernel", "3")])),
-        (
-            "snapkv",
-            params(&[("window", "5"), ("kernel", "5"), ("pool", "avg")]),
-        ),
-        ("snapkv", params(&[("window", "3"), ("kernel", "1")])),
-        ("tova", params(&[])),
-        ("tova", params(&[("protect_last", "2")])),
-        ("h2o", params(&[])),
-        (
-            "h2o",
-            params(&[("normalize", "true"), ("recent_fraction", "0.0")]),
-        ),
-        ("knorm", params(&[])),
-        ("keydiff", params(&[])),
-        ("random", params(&[("seed", "9")])),
-    ]
-}
 
 fn case(plan: Plan) -> Case {
     Case {
@@ -91,11 +60,12 @@ fn every_policy_equals_the_reference_in_both_phases() {
 
 #[test]
 fn any_two_policies_can_share_a_layer() {
-    for (prefill, first) in variants() {
-        for (decode, second) in variants() {
-            let mut plan = Plan::uniform(1, prefill, first.clone(), Budget::Tokens(14), &BOTH);
+    let policies = || policy::names().into_iter().filter(|name| *name != "full");
+    for prefill in policies() {
+        for decode in policies() {
+            let mut plan = Plan::uniform(1, prefill, small(prefill), Budget::Tokens(14), &BOTH);
             plan.decode[0].policy = decode.into();
-            plan.decode[0].params = second;
+            plan.decode[0].params = small(decode);
             assert_equal(&Case {
                 prompt: 30,
                 chunk: 30,
@@ -144,7 +114,7 @@ fn a_budget_that_covers_everything_changes_nothing() {
                 let case = case(plan);
                 let data = inputs(&case, 0);
                 let device = Device::flex();
-                let mut cache = KvCache::new(case.plan.clone(), shape(), &device).unwrap();
+                let mut cache = cache(case.plan.clone(), &device);
                 cache.begin_prefill(45).unwrap();
                 let part = |t: &[Vec<Vec<f64>>]| tensor(&t[..45], &device);
                 cache
@@ -181,7 +151,7 @@ fn a_decode_budget_below_the_prefill_budget_compacts_once() {
     assert_equal(&case);
     let device = Device::flex();
     let data = inputs(&case, 0);
-    let mut cache = KvCache::new(plan, shape(), &device).unwrap();
+    let mut cache = cache(plan, &device);
     cache.begin_prefill(45).unwrap();
     let part = |t: &[Vec<Vec<f64>>], r: std::ops::Range<usize>| tensor(&t[r], &device);
     cache
@@ -212,7 +182,7 @@ fn the_report_is_what_the_tensors_occupy() {
     let plan = Plan::uniform(2, "tova", Params::new(), Budget::Tokens(10), &BOTH);
     let case = case(plan.clone());
     let device = Device::flex();
-    let mut cache = KvCache::new(plan, shape(), &device).unwrap();
+    let mut cache = cache(plan, &device);
     cache.begin_prefill(45).unwrap();
     for layer in 0..2 {
         let data = inputs(&case, layer);
@@ -241,7 +211,7 @@ fn a_second_prompt_continues_and_is_trimmed_too() {
         ..case(plan.clone())
     };
     let data = inputs(&case, 0);
-    let mut cache = KvCache::new(plan, shape(), &device).unwrap();
+    let mut cache = cache(plan, &device);
     let mut run = |range: std::ops::Range<usize>| {
         cache.begin_prefill(range.len()).unwrap();
         let part = |t: &[Vec<Vec<f64>>]| tensor(&t[range.clone()], &device);
@@ -275,7 +245,7 @@ fn nan_scores_are_errors_in_both_phases() {
     let nan = |heads| Tensor::<4>::full([1, heads, 1, 16], f32::NAN, &device);
     let some = |heads, n| Tensor::<4>::ones([1, heads, n, 16], &device);
     let plan = Plan::uniform(1, "tova", Params::new(), Budget::Tokens(4), &BOTH);
-    let mut cache = KvCache::new(plan, shape(), &device).unwrap();
+    let mut cache = cache(plan, &device);
     cache.begin_prefill(9).unwrap();
     cache
         .prefill(0, some(6, 8), some(2, 8), some(2, 8))
@@ -299,10 +269,28 @@ fn nan_scores_are_errors_in_both_phases() {
 }
 
 #[test]
+fn a_model_that_tells_too_little_is_refused_before_the_prompt() {
+    let begin = |name: &str, phases: &[Phase]| {
+        let plan = Plan::uniform(2, name, small(name), Budget::Tokens(16), phases);
+        let mut cache = KvCache::new(plan, shape(), &Device::flex()).unwrap();
+        cache.begin_prefill(40).map_err(|error| error.to_string())
+    };
+    for (name, missing) in [
+        ("expected-attention", "rotary frequencies"),
+        ("criticalkv", "the output projection's weights"),
+    ] {
+        let error = begin(name, &BOTH[1..]).unwrap_err();
+        let wanted = format!("decode policy of layer 0 is {name}, which needs {missing}");
+        assert!(error.contains(&wanted), "{error}");
+    }
+    begin("snapkv", &BOTH).unwrap();
+}
+
+#[test]
 fn misuse_is_refused_by_name() {
     let device = Device::flex();
     let some = |heads, n| Tensor::<4>::ones([1, heads, n, 16], &device);
-    let mut cache = KvCache::new(Plan::full(1), shape(), &device).unwrap();
+    let mut cache = cache(Plan::full(1), &device);
     let message = cache
         .decode(0, some(6, 1), some(2, 1), some(2, 1))
         .unwrap_err()
@@ -327,7 +315,7 @@ proptest! {
     /// Kept entries are unique, contain the protected ones and number exactly min(n, b).
     #[test]
     fn kept_sets_are_exact(
-        which in 0usize..11,
+        which in 0..variants().len(),
         prompt in 1usize..90,
         budget in 12usize..60,
         steps in 0usize..12,
@@ -338,7 +326,7 @@ proptest! {
         let case = Case { plan: plan.clone(), prompt, chunk: 32, steps, seed };
         let device = Device::flex();
         let data = inputs(&case, 0);
-        let mut cache = KvCache::new(plan, shape(), &device).unwrap();
+        let mut cache = cache(plan, &device);
         cache.begin_prefill(prompt).unwrap();
         let part = |t: &[Vec<Vec<f64>>], r: std::ops::Range<usize>| tensor(&t[r], &device);
         let all = 0..prompt;

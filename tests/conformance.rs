@@ -9,9 +9,9 @@ mod reference;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv::models::{CausalLm, PrefillOptions, load};
-use polykv::policy::{self, Params};
+use polykv::policy;
 use polykv::{Budget, DeviceSpec, KvCache, Phase, Plan, Storage};
-use reference::harness::{Case, compare};
+use reference::harness::{Case, compare, small};
 use std::path::Path;
 
 const BOTH: [Phase; 2] = [Phase::Prefill, Phase::Decode];
@@ -38,11 +38,7 @@ fn every_device_agrees() {
             .into_iter()
             .filter(|policy| *policy != "full")
         {
-            let params: Params = match policy {
-                "snapkv" => serde_yaml_ng::from_str("{window: 4, kernel: 3}").unwrap(),
-                _ => Params::new(),
-            };
-            let plan = Plan::uniform(1, policy, params, Budget::Tokens(12), &BOTH);
+            let plan = Plan::uniform(1, policy, small(policy), Budget::Tokens(12), &BOTH);
             let difference = compare(
                 &Case {
                     plan,
@@ -118,14 +114,8 @@ fn plans() -> Vec<(String, Plan)> {
     );
     let mut plans = vec![("mixed".to_string(), mixed.unwrap())];
     for policy in policy::names() {
-        let params: Params = match policy {
-            "snapkv" => serde_yaml_ng::from_str("{window: 4, kernel: 3}").unwrap(),
-            _ => Params::new(),
-        };
-        plans.push((
-            policy.into(),
-            Plan::uniform(3, policy, params, Budget::Tokens(14), &BOTH),
-        ));
+        let plan = Plan::uniform(3, policy, small(policy), Budget::Tokens(14), &BOTH);
+        plans.push((policy.into(), plan));
     }
     plans
 }

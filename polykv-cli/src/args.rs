@@ -130,7 +130,7 @@ pub struct CompressionArgs {
     /// When to evict; the other phase keeps everything
     #[arg(long, value_enum, requires = "policy")]
     pub phase: Option<Phases>,
-    /// A parameter of the policy, such as window=32; may be repeated
+    /// A parameter of the policy, such as window=32 or policies=tova:0.5,h2o:0.5; may be repeated
     #[arg(long, value_name = "KEY=VALUE", requires = "policy")]
     pub set: Vec<Setting>,
     /// Layers that keep everything come on top of the budget

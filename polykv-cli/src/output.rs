@@ -72,18 +72,31 @@ pub fn describe_budget(plan: &Plan) -> String {
 
 /// Parameters as `--set` takes them.
 pub fn describe_params(params: &Params) -> String {
-    let scalar = |value: &Value| match value {
+    let parts: Vec<_> = params
+        .iter()
+        .map(|(key, value)| format!("{key}={}", in_one_line(value)))
+        .collect();
+    parts.join(" ")
+}
+
+/// A value as YAML in one line.
+fn in_one_line(value: &Value) -> String {
+    match value {
         Value::String(text) => text.clone(),
+        Value::Sequence(list) => {
+            let parts: Vec<_> = list.iter().map(in_one_line).collect();
+            format!("[{}]", parts.join(", "))
+        }
+        Value::Mapping(map) => {
+            let part = |(key, value)| format!("{}: {}", in_one_line(key), in_one_line(value));
+            let parts: Vec<_> = map.iter().map(part).collect();
+            format!("{{{}}}", parts.join(", "))
+        }
         other => serde_yaml_ng::to_string(other)
             .unwrap_or_default()
             .trim()
             .to_string(),
-    };
-    let parts: Vec<_> = params
-        .iter()
-        .map(|(key, value)| format!("{key}={}", scalar(value)))
-        .collect();
-    parts.join(" ")
+    }
 }
 
 /// A size with a decimal unit.

@@ -1,6 +1,7 @@
 //! The KV cache of a model: one [`LayerCache`] per layer under one plan.
 
 mod estimate;
+mod facts;
 mod layer;
 mod order;
 mod prompt;
@@ -12,6 +13,7 @@ mod states;
 mod store;
 
 pub use estimate::CacheEstimate;
+pub use facts::{LayerFacts, ModelFacts, RopeFacts};
 pub use layer::LayerCache;
 pub use prompt::{PromptCache, Untrimmed};
 pub use report::CacheReport;
@@ -81,6 +83,7 @@ pub struct KvCache {
     shape: LayerShape,
     device: Device,
     layers: Vec<LayerCache>,
+    facts: ModelFacts,
     spans: Spans,
     peak_bytes: usize,
 }
@@ -98,6 +101,7 @@ impl KvCache {
             shape,
             device: device.clone(),
             layers: Vec::new(),
+            facts: ModelFacts::default(),
             spans: Spans::default(),
             peak_bytes: 0,
         };
@@ -118,6 +122,11 @@ impl KvCache {
     /// are charged to the budgets. Call it before the prompt that holds them: what is evicted does not come back.
     pub fn protect(&mut self, spans: Spans) {
         self.spans = spans;
+    }
+
+    /// What some policies need to know of the model. Models tell it themselves before a prompt.
+    pub fn set_facts(&mut self, facts: &ModelFacts) {
+        self.facts = facts.clone();
     }
 
     pub fn plan(&self) -> &Plan {
@@ -146,7 +155,8 @@ impl KvCache {
     /// checks that the plan can be carried out. Call it before the first chunk.
     ///
     /// # Errors
-    /// What [`Plan::resolve`] refuses, and a budget that the protected spans exceed, before anything is computed.
+    /// What [`Plan::resolve`] refuses, a budget that the protected spans exceed, and a policy that needs more of the
+    /// model than [`KvCache::set_facts`] told, before anything is computed.
     pub fn begin_prefill(&mut self, tokens: usize) -> Result<()> {
         let resolved = self.plan.resolve(
             "plan",
@@ -154,8 +164,12 @@ impl KvCache {
             self.shape.cost(self.plan.layers),
         )?;
         resolved.check_spans("plan", &self.spans)?;
-        for (layer, rules) in self.layers.iter_mut().zip(resolved.layers) {
-            layer.begin_prefill(rules, self.spans.clone(), tokens);
+        for (layer, rules) in resolved.layers.iter().enumerate() {
+            self.facts.layer(layer).check(layer, rules)?;
+        }
+        for (index, rules) in resolved.layers.into_iter().enumerate() {
+            let facts = self.facts.layer(index);
+            self.layers[index].begin_prefill(rules, facts, self.spans.clone(), tokens);
         }
         Ok(())
     }

@@ -22,8 +22,8 @@ pub mod storage;
 pub use allocate::Allocator;
 pub use budget::Budget;
 pub use cache::{
-    CacheEstimate, CacheReport, KvCache, LayerCache, LayerShape, PromptCache, SharedPrefill, Spans,
-    Untrimmed,
+    CacheEstimate, CacheReport, KvCache, LayerCache, LayerFacts, LayerShape, ModelFacts,
+    PromptCache, RopeFacts, SharedPrefill, Spans, Untrimmed,
 };
 pub use device::DeviceSpec;
 pub use error::{Error, Result};

@@ -9,12 +9,14 @@ pub mod layers;
 pub mod oracle;
 mod pool;
 mod select;
+mod top;
 
 pub use attend::{AttentionBlock, Observer, attend, window_attention};
 pub use kernels::is_cpu;
-pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, settle, silu_mul};
+pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, settle, silu_mul, to_f32};
 pub use pool::{Pool, pool};
-pub use select::{Protected, drop_lowest, put, select, take};
+pub use select::{Protected, drop_lowest, put, rest, select, take};
+pub use top::{top, top_on_host};
 
 use burn::tensor::Tensor;
 use burn::tensor::kind::Basic;

@@ -3,25 +3,47 @@
 //! A policy is one file in `policy/` and one line in [`REGISTRY`]; the plan schema, the command line's help and the
 //! test matrix read that list. Most policies write [`Policy::needs`], [`Policy::protect`] and [`Policy::score`] only.
 
+mod blend;
+mod cake;
+mod cam;
+mod criticalkv;
+mod d2o;
+mod expected_attention;
 mod full;
 mod h2o;
 mod keydiff;
 mod knorm;
+mod lagkv;
+mod member;
+mod pyramidkv;
 mod random;
+mod scissorhands;
 mod snapkv;
+mod stages;
+mod state;
 mod streaming_llm;
 mod tova;
 mod view;
 
+pub use blend::Blend;
+pub use cake::Cake;
+pub use cam::Cam;
+pub use criticalkv::CriticalKv;
+pub use d2o::D2o;
+pub use expected_attention::ExpectedAttention;
 pub use full::Full;
 pub use h2o::H2o;
 pub use keydiff::KeyDiff;
 pub use knorm::KNorm;
+pub use lagkv::LagKv;
+pub use pyramidkv::PyramidKv;
 pub use random::Random;
+pub use scissorhands::Scissorhands;
 pub use snapkv::SnapKv;
+pub use state::State;
 pub use streaming_llm::StreamingLlm;
 pub use tova::Tova;
-pub use view::{Appended, LayerView, State};
+pub use view::{Appended, LayerView, Merge, Split};
 
 use crate::ops::AttentionBlock;
 use crate::{Error, Result};
@@ -61,6 +83,10 @@ pub struct Needs {
     pub attention: bool,
     /// Whether scores depend on the entries' order of position (pooling, partitions).
     pub position_order: bool,
+    /// Whether the model must tell its rotary frequencies.
+    pub rope: bool,
+    /// Whether the model must tell the weights of the projection after attention.
+    pub output: bool,
 }
 
 impl Needs {
@@ -70,6 +96,8 @@ impl Needs {
             queries: self.queries.max(other.queries),
             attention: self.attention || other.attention,
             position_order: self.position_order || other.position_order,
+            rope: self.rope || other.rope,
+            output: self.output || other.output,
         }
     }
 }
@@ -131,6 +159,22 @@ pub trait Policy: Send + Sync + fmt::Debug {
 
     /// `[batch, kv_heads, entries]`, slot order, higher stays. Never called for a policy that does not evict.
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>>;
+
+    /// True if evicted entries leave something behind: [`Policy::merge`] is then called at every eviction.
+    fn merges(&self) -> bool {
+        false
+    }
+
+    /// What the entries that are about to go add to those that stay. Statistics of the entries that stay are left as
+    /// they are.
+    fn merge(
+        &self,
+        _state: &mut State,
+        _view: &LayerView<'_>,
+        _split: &Split,
+    ) -> Result<Option<Merge>> {
+        Ok(None)
+    }
 }
 
 /// Parameters of a policy as a plan file states them.
@@ -157,6 +201,16 @@ pub const REGISTRY: &[Entry] = &[
         "attention of the last window, pooled",
         "arXiv 2404.14469",
     ),
+    entry::<PyramidKv>(
+        "pyramidkv",
+        "as snapkv, with a smaller window",
+        "arXiv 2406.02069",
+    ),
+    entry::<Cake>(
+        "cake",
+        "mean and variance of the last window's attention; the current query's in decode",
+        "arXiv 2503.12491",
+    ),
     entry::<Tova>(
         "tova",
         "attention of the last query, one set for all heads",
@@ -167,11 +221,46 @@ pub const REGISTRY: &[Entry] = &[
         "attention summed over all queries",
         "arXiv 2306.14048",
     ),
+    entry::<Scissorhands>(
+        "scissorhands",
+        "how often attention was above average lately",
+        "arXiv 2305.17118",
+    ),
+    entry::<D2o>(
+        "d2o",
+        "as h2o, merging evicted entries into similar ones",
+        "arXiv 2406.13035",
+    ),
+    entry::<Cam>(
+        "cam",
+        "as streaming-llm, merging some evicted values into later ones",
+        "ICML 2024",
+    ),
+    entry::<ExpectedAttention>(
+        "expected-attention",
+        "attention expected of queries to come",
+        "arXiv 2510.00636",
+    ),
+    entry::<LagKv>(
+        "lagkv",
+        "entries that differ from those that follow",
+        "arXiv 2504.04704",
+    ),
+    entry::<CriticalKv>(
+        "criticalkv",
+        "a base policy, then its score weighted by the output projection: base=snapkv",
+        "arXiv 2502.03805",
+    ),
     entry::<KNorm>("knorm", "keys of small norm", "arXiv 2406.11430"),
     entry::<KeyDiff>(
         "keydiff",
         "keys that differ from the others",
         "arXiv 2504.15364",
+    ),
+    entry::<Blend>(
+        "blend",
+        "shares of the budget for several policies: policies=tova:0.5,h2o:0.5",
+        "-",
     ),
     entry::<Random>("random", "a seeded hash: the floor for every policy", "-"),
 ];

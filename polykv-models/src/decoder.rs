@@ -7,7 +7,7 @@ use crate::{CausalLm, PrefillOptions};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
 use polykv_core::ops::bytes;
-use polykv_core::{Error, KvCache, PromptCache, Result, Storage};
+use polykv_core::{Error, KvCache, ModelFacts, PromptCache, Result, Storage};
 
 /// One layer of a family. Its field names spell the checkpoints' tensor names.
 pub trait Layer: Module + ModuleDisplay + Send + Sync {
@@ -25,6 +25,9 @@ pub trait Layer: Module + ModuleDisplay + Send + Sync {
         rope: &RopeTable,
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>>;
+
+    /// The weight of the projection after attention, `[hidden, heads * head_dim]`.
+    fn output_weight(&self) -> Tensor<2>;
 }
 
 /// The weights, under the names that Hugging Face checkpoints use.
@@ -95,6 +98,7 @@ impl<L: Layer> Decoder<L> {
         let [_, tokens] = ids.dims();
         let start = cache.seen();
         self.check_length(start, tokens)?;
+        cache.set_facts(&self.facts());
         cache.begin_prefill(tokens)?;
         let mut chunks = Vec::new();
         for first in (0..tokens).step_by(options.chunk.max(1)) {
@@ -115,6 +119,14 @@ impl<L: Layer> Decoder<L> {
             options.report(index + 1, self.config.layers);
         }
         Ok(chunks.into_iter().map(|(x, _)| x).collect())
+    }
+
+    fn facts(&self) -> ModelFacts {
+        let layers = self.weights.model.layers.iter();
+        ModelFacts {
+            rope: Some(self.rope.facts()),
+            output: layers.map(Layer::output_weight).collect(),
+        }
     }
 
     fn check_length(&self, start: usize, tokens: usize) -> Result<()> {

@@ -39,4 +39,8 @@ impl Layer for LlamaLayer {
         let normed = self.post_attention_layernorm.forward(x.clone());
         Ok(x + self.mlp.forward(normed))
     }
+
+    fn output_weight(&self) -> Tensor<2> {
+        self.self_attn.o_proj.weight.val()
+    }
 }

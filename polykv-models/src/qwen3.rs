@@ -40,4 +40,8 @@ impl Layer for Qwen3Layer {
         let normed = self.post_attention_layernorm.forward(x.clone());
         Ok(x + self.mlp.forward(normed))
     }
+
+    fn output_weight(&self) -> Tensor<2> {
+        self.self_attn.o_proj.weight.val()
+    }
 }

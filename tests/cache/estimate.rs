@@ -1,10 +1,10 @@
 //! Computed sizes against measured ones.
 
 use super::BOTH;
-use crate::reference::harness::shape;
+use crate::reference::harness::{cache, shape};
 use burn::tensor::{Device, Distribution, Tensor};
 use polykv::policy::Params;
-use polykv::{Budget, CacheReport, KvCache, Plan, Rule};
+use polykv::{Budget, CacheReport, Plan, Rule};
 
 const LAYERS: usize = 3;
 
@@ -12,7 +12,7 @@ fn measured(plan: &Plan, prompt: usize, chunk: usize, steps: usize) -> CacheRepo
     let device = Device::flex();
     let random =
         |heads, tokens| Tensor::<4>::random([1, heads, tokens, 16], Distribution::Default, &device);
-    let mut cache = KvCache::new(plan.clone(), shape(), &device).unwrap();
+    let mut cache = cache(plan.clone(), &device);
     cache.begin_prefill(prompt).unwrap();
     for layer in 0..LAYERS {
         for start in (0..prompt).step_by(chunk) {

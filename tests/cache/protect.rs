@@ -1,10 +1,11 @@
 //! Spans that no policy may evict.
 
-use super::{BOTH, case, variants};
-use crate::reference::harness::{Case, inputs, kept, shape, tensor};
+use super::variants::variants;
+use super::{BOTH, case};
+use crate::reference::harness::{Case, cache, inputs, kept, tensor};
 use burn::tensor::Device;
 use polykv::policy::Params;
-use polykv::{Budget, KvCache, Plan, Spans};
+use polykv::{Budget, Plan, Spans};
 use std::ops::Range;
 
 const SPANS: [Range<usize>; 2] = [0..5, 20..23];
@@ -14,7 +15,7 @@ const BUDGET: usize = 24;
 fn history(case: &Case, spans: Spans) -> Vec<Vec<Vec<usize>>> {
     let device = Device::flex();
     let data = inputs(case, 0);
-    let mut cache = KvCache::new(case.plan.clone(), shape(), &device).unwrap();
+    let mut cache = cache(case.plan.clone(), &device);
     cache.protect(spans);
     cache.begin_prefill(case.prompt).unwrap();
     let part = |t: &[Vec<Vec<f64>>], range: Range<usize>| tensor(&t[range], &device);
@@ -80,7 +81,7 @@ fn every_policy_keeps_protected_spans_in_both_phases() {
 fn a_budget_below_the_protection_is_refused_before_the_prompt() {
     let begin = |policy: &str, budget, spans: Spans| {
         let plan = Plan::uniform(2, policy, Params::new(), Budget::Tokens(budget), &BOTH);
-        let mut cache = KvCache::new(plan, shape(), &Device::flex()).unwrap();
+        let mut cache = cache(plan, &Device::flex());
         cache.protect(spans);
         cache.begin_prefill(100)
     };
@@ -105,7 +106,7 @@ fn a_budget_below_the_protection_is_refused_before_the_prompt() {
 #[test]
 fn clearing_forgets_the_protection() {
     let plan = Plan::uniform(1, "tova", Params::new(), Budget::Tokens(4), &BOTH);
-    let mut cache = KvCache::new(plan, shape(), &Device::flex()).unwrap();
+    let mut cache = cache(plan, &Device::flex());
     cache.protect(Spans::prefix(8));
     assert!(cache.begin_prefill(20).is_err());
     cache.clear();

@@ -1,6 +1,6 @@
 //! One prompt under many plans at once equals each plan alone.
 
-use crate::reference::harness::{Case, Inputs, inputs, kept, shape, tensor};
+use crate::reference::harness::{Case, Inputs, cache, facts, inputs, kept, shape, small, tensor};
 use burn::tensor::{Device, Tensor};
 use polykv::policy::{self, Params};
 use polykv::{Budget, KvCache, Phase, Plan, PromptCache, SharedPrefill};
@@ -16,10 +16,7 @@ fn plans() -> Vec<Plan> {
     let phases = [Phase::Prefill, Phase::Decode];
     let mut plans = vec![Plan::full(LAYERS)];
     for name in policy::names().into_iter().filter(|name| *name != "full") {
-        let params = match name {
-            "snapkv" => Params::from([("window".into(), 4.into())]),
-            _ => Params::new(),
-        };
+        let params = small(name);
         for phases in [&phases[..1], &phases[1..], &phases[..]] {
             let budget = Budget::Tokens(12);
             plans.push(Plan::uniform(LAYERS, name, params.clone(), budget, phases));
@@ -110,11 +107,12 @@ fn same_entries(found: &KvCache, wanted: &KvCache, what: &str) {
 fn each_fork_equals_its_plan_alone() {
     let (plans, data) = (plans(), data());
     let mut shared = SharedPrefill::new(plans.clone(), shape(), &Device::flex()).unwrap();
+    shared.set_facts(&facts(LAYERS, &Device::flex()));
     let outputs = prefill(&mut shared, &data, 0..PROMPT);
     assert_eq!(shared.seen(), PROMPT);
     for (plan, mut fork) in plans.into_iter().zip(shared.finish()) {
         let what = plan.to_yaml();
-        let mut alone = KvCache::new(plan, shape(), &Device::flex()).unwrap();
+        let mut alone = cache(plan, &Device::flex());
         near(&outputs, &prefill(&mut alone, &data, 0..PROMPT), &what);
         same_entries(&fork, &alone, &what);
         // A clone goes its own way and leaves the original as it is.
@@ -132,10 +130,11 @@ fn each_fork_equals_its_plan_alone() {
 fn forks_take_more_prompt() {
     let (plans, data) = (plans(), data());
     let mut shared = SharedPrefill::new(plans.clone(), shape(), &Device::flex()).unwrap();
+    shared.set_facts(&facts(LAYERS, &Device::flex()));
     prefill(&mut shared, &data, 0..PROMPT);
     for (plan, mut fork) in plans.into_iter().zip(shared.finish()) {
         let what = plan.to_yaml();
-        let mut alone = KvCache::new(plan, shape(), &Device::flex()).unwrap();
+        let mut alone = cache(plan, &Device::flex());
         prefill(&mut alone, &data, 0..PROMPT);
         let wanted = prefill(&mut alone, &data, PROMPT..70);
         near(&prefill(&mut fork, &data, PROMPT..70), &wanted, &what);
@@ -148,7 +147,7 @@ fn untrimmed_tokens_see_what_was_kept_and_evict_nothing() {
     let data = data();
     for plan in plans() {
         let what = plan.to_yaml();
-        let mut cache = KvCache::new(plan, shape(), &Device::flex()).unwrap();
+        let mut cache = cache(plan, &Device::flex());
         prefill(&mut cache, &data, 0..PROMPT);
         let before: Vec<_> = (0..LAYERS).map(|layer| kept(&cache, layer)).collect();
         // Eviction comes after the last query, so the outputs are the same with it.

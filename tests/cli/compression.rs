@@ -1,7 +1,7 @@
 //! Plans, policies and budgets.
 
 use super::{LONG, text, write};
-use crate::cli_support::{generate, generate_json, polykv};
+use crate::cli_support::{generate, generate_args, generate_json, polykv, tiny_model};
 use serde_json::Value;
 
 #[test]
@@ -47,6 +47,24 @@ fn a_plan_file_gives_each_layer_its_own_policy_and_budget() {
     assert_eq!(shown["prefill"][0]["params"]["window"], 8);
     assert_eq!(shown["decode"][0]["layers"], "0-1");
     assert_eq!(shown["hash"], json["plan_hash"]);
+}
+
+#[test]
+fn policies_inside_policies_are_set_by_a_flag() {
+    let run = |policy: &str, set: &str| {
+        let flags = ["-p", LONG, "-n", "3", "--budget", "32", "-v"];
+        generate(&[&flags[..], &["--policy", policy, "--set", set]].concat()).stderr
+    };
+    let blend = run("blend", "policies=tova:1,h2o:3");
+    assert!(blend.contains("prefill 0-2 blend, policies="), "{blend}");
+    assert!(blend.contains("tova") && blend.contains("h2o"), "{blend}");
+    let critical = run("criticalkv", "base=h2o");
+    assert!(critical.contains("criticalkv, base="), "{critical}");
+    let flags = ["-p", LONG, "--budget", "32", "--policy", "blend"];
+    let wrong = [&flags[..], &["--set", "policies=tova:1,h2:3"]].concat();
+    let wrong = polykv(&generate_args(&tiny_model(), &wrong));
+    assert_eq!(wrong.code, 3);
+    assert!(wrong.stderr.contains("policy is 'h2'"), "{}", wrong.stderr);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! Runs a cache and the reference side by side.
 
+use super::scores::{FREQUENCIES, HIDDEN, MAGNITUDE, output_weight};
 use super::{DIM, HEADS, KV_HEADS, Reference, Token, tokens};
 use burn::tensor::{DType, Device, Tensor, TensorData};
-use polykv::{KvCache, LayerShape, Phase, Plan};
+use polykv::policy::Params;
+use polykv::{KvCache, LayerShape, ModelFacts, Phase, Plan, RopeFacts};
 
 /// What a run is made of.
 #[derive(Clone, Debug)]
@@ -50,6 +52,44 @@ pub fn shape() -> LayerShape {
     }
 }
 
+/// What a model with these layers would tell its cache.
+pub fn facts(layers: usize, device: &Device) -> ModelFacts {
+    let output = (0..layers).map(|layer| {
+        let rows = output_weight(layer).concat();
+        let values: Vec<f32> = rows.into_iter().map(|x| x as f32).collect();
+        Tensor::from_data(TensorData::new(values, [HIDDEN, HEADS * DIM]), device)
+    });
+    ModelFacts {
+        rope: Some(RopeFacts {
+            frequencies: FREQUENCIES.as_slice().into(),
+            magnitude: MAGNITUDE,
+        }),
+        output: output.collect(),
+    }
+}
+
+/// An empty cache of a model that has told its facts.
+pub fn cache(plan: Plan, device: &Device) -> KvCache {
+    let layers = plan.layers;
+    let mut cache = KvCache::new(plan, shape(), device).unwrap();
+    cache.set_facts(&facts(layers, device));
+    cache
+}
+
+/// Parameters with which a policy acts on a dozen entries; none where its defaults do.
+pub fn small(policy: &str) -> Params {
+    let text = match policy {
+        "snapkv" | "pyramidkv" | "cake" => "{window: 4, kernel: 3}",
+        "scissorhands" => "{history: 9, recent: 3}",
+        "cam" => "{window: 3, sinks: 2}",
+        "lagkv" => "{lag: 3, sinks: 2}",
+        "d2o" => "{sinks: 2}",
+        "criticalkv" => "{base: {policy: snapkv, window: 4, kernel: 3}}",
+        _ => "{}",
+    };
+    serde_yaml_ng::from_str(text).unwrap()
+}
+
 /// `[1, heads, tokens, DIM]`
 pub fn tensor(tokens: &[Token], device: &Device) -> Tensor<4> {
     let heads = tokens[0].len();
@@ -87,7 +127,7 @@ pub fn kept(cache: &KvCache, layer: usize) -> Vec<Vec<usize>> {
 /// Runs every layer of the case's plan on `device` and on the reference.
 pub fn compare(case: &Case, device: &Device) -> Difference {
     let mut difference = Difference::default();
-    let mut cache = KvCache::new(case.plan.clone(), shape(), device).unwrap();
+    let mut cache = cache(case.plan.clone(), device);
     cache.begin_prefill(case.prompt).unwrap();
     for layer in 0..case.plan.layers {
         let data = inputs(case, layer);

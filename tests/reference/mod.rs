@@ -2,6 +2,8 @@
 //! backend's cache is compared with.
 
 pub mod harness;
+mod merges;
+mod scores;
 
 use polykv::{Phase, Plan, Policy};
 use std::collections::BTreeMap;
@@ -37,6 +39,10 @@ struct Entry {
     value: Vec<f64>,
     /// Attention received so far, mean over the group.
     sum: f64,
+    /// For each query since it arrived, how many query heads gave it an even part of their attention or more.
+    hits: Vec<usize>,
+    /// Norm of what its value becomes after the output projection, mean over the group, as it arrived.
+    output_norm: f64,
 }
 
 /// One layer with batch 1.
@@ -47,6 +53,8 @@ pub struct Reference {
     budgets: BTreeMap<Phase, Option<usize>>,
     policies: BTreeMap<Phase, std::sync::Arc<dyn Policy>>,
     agree: bool,
+    /// Of d2o, per phase that remembers it and KV head.
+    thresholds: BTreeMap<(Phase, usize), f64>,
 }
 
 impl Reference {
@@ -77,6 +85,7 @@ impl Reference {
                 .map(|(phase, rule)| (phase, rule.policy))
                 .collect(),
             agree: true,
+            thresholds: BTreeMap::new(),
         }
     }
 
@@ -91,13 +100,21 @@ impl Reference {
                 key: k[head].clone(),
                 value: v[head].clone(),
                 sum: 0.0,
+                hits: Vec::new(),
+                output_norm: scores::output_norm(self.layer, head, &v[head]),
             });
-            for g in 0..GROUP {
-                let row = self.row(head, g, position);
-                let entries = &mut self.heads[head];
+            let rows: Vec<Vec<f64>> = (0..GROUP).map(|g| self.row(head, g, position)).collect();
+            let entries = &mut self.heads[head];
+            let even = 1.0 / entries.len() as f64;
+            for (j, entry) in entries.iter_mut().enumerate() {
+                entry.sum += rows.iter().map(|row| row[j]).sum::<f64>() / GROUP as f64;
+                entry
+                    .hits
+                    .push(rows.iter().filter(|row| row[j] >= even).count());
+            }
+            for row in &rows {
                 let mut out = vec![0.0; DIM];
-                for (entry, p) in entries.iter_mut().zip(&row) {
-                    entry.sum += p / GROUP as f64;
+                for (entry, p) in entries.iter().zip(row) {
                     for (o, v) in out.iter_mut().zip(&entry.value) {
                         *o += p * v;
                     }
@@ -140,104 +157,41 @@ impl Reference {
         let protect = policy.protect(budget);
         let seen = self.queries.len();
         let scores: Vec<Vec<f64>> = (0..KV_HEADS)
-            .map(|head| self.scores(&*policy, head))
+            .map(|head| self.scores(&*policy, head, phase, budget))
             .collect();
         for (head, scores) in scores.into_iter().enumerate() {
-            let mut ranked: Vec<(bool, f64, Entry)> = self.heads[head]
-                .drain(..)
-                .zip(scores)
-                .map(|(e, s)| {
-                    (
-                        e.position < protect.sinks || e.position + protect.recent >= seen,
-                        s,
-                        e,
-                    )
-                })
-                .collect();
-            ranked.sort_by(|a, b| {
-                b.0.cmp(&a.0)
-                    .then(b.1.total_cmp(&a.1))
-                    .then(b.2.position.cmp(&a.2.position))
-            });
-            ranked.truncate(budget);
-            ranked.sort_by_key(|(_, _, entry)| entry.position);
-            self.heads[head] = ranked.into_iter().map(|(_, _, entry)| entry).collect();
+            let safe = |p: usize| p < protect.sinks || p + protect.recent >= seen;
+            let kept = self.top(head, &scores, &safe, &[], budget);
+            self.merge(phase, head, &kept);
+            let entries = std::mem::take(&mut self.heads[head]);
+            let kept = entries
+                .into_iter()
+                .enumerate()
+                .filter(|(j, _)| kept.contains(j));
+            self.heads[head] = kept.map(|(_, entry)| entry).collect();
         }
-        self.agree &= matches!(policy.name(), "tova" | "streaming-llm");
+        self.agree &= policy.same_for_all_heads();
     }
 
-    fn scores(&self, policy: &dyn Policy, head: usize) -> Vec<f64> {
-        let params = policy.params();
-        let number = |name: &str| params[name].as_f64().unwrap();
-        let seen = self.queries.len();
+    /// The best `count` entries, those of safe positions first, none of `taken`; of equal scores the later.
+    fn top(
+        &self,
+        head: usize,
+        scores: &[f64],
+        safe: &dyn Fn(usize) -> bool,
+        taken: &[usize],
+        count: usize,
+    ) -> Vec<usize> {
         let entries = &self.heads[head];
-        match policy.name() {
-            "streaming-llm" => entries.iter().map(|e| e.position as f64).collect(),
-            "h2o" => entries
-                .iter()
-                .map(|e| match params["normalize"].as_bool().unwrap() {
-                    true => e.sum / (seen - e.position) as f64,
-                    false => e.sum,
-                })
-                .collect(),
-            "tova" => {
-                let over = if self.agree {
-                    0..KV_HEADS
-                } else {
-                    head..head + 1
-                };
-                let rows: Vec<Vec<f64>> = over
-                    .flat_map(|h| (0..GROUP).map(move |g| (h, g)))
-                    .map(|(h, g)| self.row(h, g, seen - 1))
-                    .collect();
-                mean(&rows)
-            }
-            "snapkv" => {
-                let window = (number("window") as usize).min(seen);
-                let sums: Vec<Vec<f64>> = (0..GROUP)
-                    .map(|g| {
-                        let rows: Vec<Vec<f64>> = (seen - window..seen)
-                            .map(|p| self.row(head, g, p))
-                            .collect();
-                        mean(&rows).iter().map(|x| x * window as f64).collect()
-                    })
-                    .collect();
-                let scores = mean(&sums);
-                let old = scores.len().saturating_sub(window);
-                let reach = number("kernel") as usize / 2;
-                let max = params["pool"].as_str() == Some("max");
-                (0..scores.len())
-                    .map(|j| {
-                        if j >= old {
-                            return scores[j];
-                        }
-                        let near = &scores[j.saturating_sub(reach)..(j + reach + 1).min(old)];
-                        match max {
-                            true => near.iter().copied().fold(f64::NEG_INFINITY, f64::max),
-                            false => near.iter().sum::<f64>() / (2 * reach + 1) as f64,
-                        }
-                    })
-                    .collect()
-            }
-            "knorm" => entries.iter().map(|e| -norm(&e.key)).collect(),
-            "keydiff" => {
-                let units: Vec<Vec<f64>> = entries
-                    .iter()
-                    .map(|e| e.key.iter().map(|x| x / norm(&e.key)).collect())
-                    .collect();
-                let anchor = mean(&units);
-                let length = norm(&anchor);
-                units
-                    .iter()
-                    .map(|unit| -unit.iter().zip(&anchor).map(|(a, b)| a * b).sum::<f64>() / length)
-                    .collect()
-            }
-            "random" => entries
-                .iter()
-                .map(|e| hash(number("seed") as u64, self.layer, head, e.position))
-                .collect(),
-            other => panic!("no reference for policy {other}: write one"),
-        }
+        let free = (0..entries.len()).filter(|j| !taken.contains(j));
+        let mut ranked: Vec<usize> = free.collect();
+        let key = |j: usize| (safe(entries[j].position), scores[j], entries[j].position);
+        ranked.sort_by(|&a, &b| {
+            let (a, b) = (key(a), key(b));
+            b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)).then(b.2.cmp(&a.2))
+        });
+        ranked.truncate(count);
+        ranked
     }
 
     /// Kept positions per KV head, ascending.
@@ -247,28 +201,4 @@ impl Reference {
             .map(|head| head.iter().map(|e| e.position).collect())
             .collect()
     }
-}
-
-fn norm(x: &[f64]) -> f64 {
-    x.iter().map(|x| x * x).sum::<f64>().sqrt()
-}
-
-fn mean(rows: &[Vec<f64>]) -> Vec<f64> {
-    (0..rows[0].len())
-        .map(|j| rows.iter().map(|row| row[j]).sum::<f64>() / rows.len() as f64)
-        .collect()
-}
-
-/// SplitMix64 over the words, the top 24 bits.
-fn hash(seed: u64, layer: usize, head: usize, position: usize) -> f64 {
-    fn mix(x: u64) -> u64 {
-        let x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let x = (x ^ (x >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        x ^ (x >> 31)
-    }
-    let x = [layer, head, position]
-        .iter()
-        .fold(seed, |x, &w| mix(x ^ mix(w as u64)));
-    (x >> 40) as f64 / (1u64 << 24) as f64
 }

@@ -1,11 +1,12 @@
+mod evict;
 mod shared;
 
-use super::LayerShape;
 use super::order::Order;
 use super::slots::slots_for;
 use super::spans::Spans;
 use super::states::States;
 use super::store::Store;
+use super::{LayerFacts, LayerShape};
 use crate::ops::{self, AttentionBlock, Protected};
 use crate::plan::{LayerRules, PhaseRule};
 use crate::policy::{Appended, LayerView, Needs, Phase};
@@ -22,6 +23,7 @@ pub struct LayerCache {
     shape: LayerShape,
     device: Device,
     rules: Option<LayerRules>,
+    facts: LayerFacts,
     spans: Spans,
     needs: Needs,
     /// Tokens of the announced prompt that have not arrived yet.
@@ -45,6 +47,7 @@ impl LayerCache {
             shape,
             device: device.clone(),
             rules: None,
+            facts: LayerFacts::default(),
             spans: Spans::default(),
             needs: Needs::default(),
             expected: 0,
@@ -107,7 +110,13 @@ impl LayerCache {
         self.nan_count.take()
     }
 
-    pub(super) fn begin_prefill(&mut self, rules: LayerRules, spans: Spans, tokens: usize) {
+    pub(super) fn begin_prefill(
+        &mut self,
+        rules: LayerRules,
+        facts: LayerFacts,
+        spans: Spans,
+        tokens: usize,
+    ) {
         let needs = |rule: &PhaseRule| match rule.budget {
             Some(_) => rule.policy.needs(),
             None => Needs::default(),
@@ -115,6 +124,7 @@ impl LayerCache {
         self.needs = needs(&rules.prefill).union(needs(&rules.decode));
         self.states.shared = rules.prefill.same_policy(&rules.decode);
         self.rules = Some(rules);
+        self.facts = facts;
         self.spans = spans;
         self.expect(tokens);
     }
@@ -136,7 +146,6 @@ impl LayerCache {
         let (k, v) = (self.stored(k), self.stored(v));
         let appended = self.append(&rules, &q, k, v, tokens);
         self.states.append(&rules, &appended)?;
-        self.expected = self.expected.saturating_sub(tokens);
         Ok(self.attend(&rules, q, false)?.0)
     }
 
@@ -223,6 +232,7 @@ impl LayerCache {
         tokens: usize,
     ) -> Appended {
         let before = self.len();
+        let values = v.clone();
         let capacity = slots_for(rules, before, tokens, self.expected);
         match &mut self.store {
             Some(store) if store.capacity() >= before + tokens => {}
@@ -236,11 +246,16 @@ impl LayerCache {
         self.remember_queries(q);
         let first = self.seen;
         self.seen += tokens;
+        self.expected = self.expected.saturating_sub(tokens);
         Appended {
             layer: self.layer,
             shape: self.shape,
             before,
             positions: first..self.seen,
+            to_come: self.expected,
+            queries: q.clone(),
+            values,
+            facts: self.facts.clone(),
             device: self.device.clone(),
         }
     }
@@ -280,7 +295,13 @@ impl LayerCache {
         Ok((output, row))
     }
 
-    fn view(&self, phase: Phase, row: Option<Tensor<4>>) -> Result<LayerView<'_>> {
+    fn view(
+        &self,
+        phase: Phase,
+        rule: &PhaseRule,
+        budget: usize,
+        row: Option<Tensor<4>>,
+    ) -> Result<LayerView<'_>> {
         let store = self
             .store
             .as_ref()
@@ -290,6 +311,9 @@ impl LayerCache {
             layer: self.layer,
             shape: self.shape,
             seen: self.seen,
+            budget,
+            protected: self.protected(rule, budget),
+            facts: &self.facts,
             heads_agree: self.heads_agree,
             stored_keys: store.keys(),
             stored_values: store.values(),
@@ -307,66 +331,6 @@ impl LayerCache {
             spans,
             seen: self.seen,
         }
-    }
-
-    /// Keeps the best `budget` entries, in order of position, with one free slot.
-    fn compact(
-        &mut self,
-        phase: Phase,
-        rule: &PhaseRule,
-        budget: usize,
-        row: Option<Tensor<4>>,
-    ) -> Result<()> {
-        let protected = self.protected(rule, budget);
-        let view = self.view(phase, row)?;
-        let scores = rule.policy.score(self.states.of(phase), &view)?;
-        let slots = ops::select(scores, view.positions, protected, budget).map_err(|error| {
-            let name = rule.policy.name();
-            Error::Failed(format!(
-                "layer {}, {phase}, policy {name}: {error}",
-                self.layer
-            ))
-        })?;
-        self.heads_agree &= rule.policy.same_for_all_heads();
-        self.states.keep(&slots);
-        if let Some(store) = &mut self.store {
-            store.keep(slots, budget + 1);
-        }
-        self.order.reset();
-        Ok(())
-    }
-
-    /// One entry goes, without waiting for the device: the newest takes its slot.
-    fn replace(
-        &mut self,
-        rule: &PhaseRule,
-        row: Option<Tensor<4>>,
-        key: Tensor<4>,
-        value: Tensor<4>,
-    ) -> Result<()> {
-        let len = self.len();
-        let protected = self.protected(rule, len - 1);
-        let (scores, positions) = {
-            // The view must be gone before the store is written: only unshared tensors are written in place.
-            let view = self.view(Phase::Decode, row)?;
-            let scores = rule.policy.score(self.states.of(Phase::Decode), &view)?;
-            (scores, view.positions)
-        };
-        let nans = scores.clone().is_nan().int().sum().float();
-        let victim = ops::drop_lowest(scores, positions, protected);
-        self.nan_count = Some(match self.nan_count.take() {
-            Some(count) => count + nans,
-            None => nans,
-        });
-        self.heads_agree &= rule.policy.same_for_all_heads();
-        self.states.replace(&victim);
-        if self.needs.position_order {
-            self.order.replace(victim.clone(), len, self.shape);
-        }
-        if let Some(store) = &mut self.store {
-            store.replace(victim, key, value, self.seen - 1);
-        }
-        Ok(())
     }
 }
 

@@ -27,12 +27,25 @@ impl Order {
     /// The last entry, which has the latest position, moved from slot `len − 1` into the slot of `victim
     /// [batch, kv_heads, 1]`.
     pub fn replace(&mut self, victim: Tensor<3, Int>, len: usize, shape: LayerShape) {
+        let kept = [shape.batch, shape.kv_heads, len - 1];
+        let order = self.without(&victim, len, shape);
+        let moved = order.clone().equal_elem((len - 1) as i64);
+        self.0 = Some(order.mask_where(moved, victim.expand(kept)));
+    }
+
+    /// The slots of all entries but `victim [batch, kv_heads, 1]` in this order: `[batch, kv_heads, len − 1]`.
+    pub fn without(
+        &self,
+        victim: &Tensor<3, Int>,
+        len: usize,
+        shape: LayerShape,
+    ) -> Tensor<3, Int> {
         let dims = [shape.batch, shape.kv_heads, len];
         let device = victim.device();
-        let order = self
-            .0
-            .take()
-            .unwrap_or_else(|| slots(0, len, &device).expand(dims));
+        let order = match &self.0 {
+            Some(order) => order.clone(),
+            None => slots(0, len, &device).expand(dims),
+        };
         let kept = [shape.batch, shape.kv_heads, len - 1];
         // rank[slot]: the inverse permutation, read at the victim.
         let rank = Tensor::zeros(dims, &device)
@@ -45,9 +58,7 @@ impl Order {
             .gather(2, victim.clone());
         let index = slots(0, len - 1, &device).expand(kept);
         let skip = index.clone().greater_equal(rank.expand(kept)).int();
-        let order = order.gather(2, index + skip);
-        let moved = order.clone().equal_elem((len - 1) as i64);
-        self.0 = Some(order.mask_where(moved, victim.expand(kept)));
+        order.gather(2, index + skip)
     }
 
     pub fn bytes(&self) -> usize {

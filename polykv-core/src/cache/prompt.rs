@@ -1,6 +1,6 @@
 //! What a model needs of a cache to run a prompt.
 
-use super::KvCache;
+use super::{KvCache, ModelFacts};
 use crate::Result;
 use burn::tensor::Tensor;
 use std::fmt;
@@ -10,6 +10,9 @@ use std::fmt;
 pub trait PromptCache: fmt::Debug {
     /// How many tokens have been seen: the position of the next one.
     fn seen(&self) -> usize;
+
+    /// What some policies need to know of the model; before [`PromptCache::begin_prefill`].
+    fn set_facts(&mut self, facts: &ModelFacts);
 
     /// # Errors
     /// As [`KvCache::begin_prefill`].
@@ -33,6 +36,10 @@ pub trait PromptCache: fmt::Debug {
 impl PromptCache for KvCache {
     fn seen(&self) -> usize {
         KvCache::seen(self)
+    }
+
+    fn set_facts(&mut self, facts: &ModelFacts) {
+        KvCache::set_facts(self, facts);
     }
 
     fn begin_prefill(&mut self, tokens: usize) -> Result<()> {
@@ -69,6 +76,10 @@ impl KvCache {
 impl PromptCache for Untrimmed<'_> {
     fn seen(&self) -> usize {
         self.0.seen()
+    }
+
+    fn set_facts(&mut self, facts: &ModelFacts) {
+        self.0.set_facts(facts);
     }
 
     fn begin_prefill(&mut self, tokens: usize) -> Result<()> {

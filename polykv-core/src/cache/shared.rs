@@ -1,6 +1,6 @@
 //! One prompt under many plans.
 
-use super::{KvCache, LayerCache, LayerShape, PromptCache};
+use super::{KvCache, LayerCache, LayerShape, ModelFacts, PromptCache};
 use crate::plan::Plan;
 use crate::{Error, Result};
 use burn::tensor::{Device, Tensor};
@@ -79,6 +79,11 @@ impl SharedPrefill {
 impl PromptCache for SharedPrefill {
     fn seen(&self) -> usize {
         self.caches.first().map_or(0, KvCache::seen)
+    }
+
+    fn set_facts(&mut self, facts: &ModelFacts) {
+        let caches = self.caches.iter_mut();
+        caches.for_each(|cache| cache.set_facts(facts));
     }
 
     /// # Errors

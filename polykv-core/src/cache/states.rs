@@ -41,6 +41,13 @@ impl States {
         }
     }
 
+    pub fn of_mut(&mut self, phase: Phase) -> &mut State {
+        match phase {
+            Phase::Decode if !self.shared => &mut self.decode,
+            _ => &mut self.prefill,
+        }
+    }
+
     /// Follows a compaction to `slots [batch, kv_heads, count]`.
     pub fn keep(&mut self, slots: &Tensor<3, Int>) {
         self.prefill.keep(slots);

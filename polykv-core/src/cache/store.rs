@@ -2,6 +2,7 @@
 
 use super::LayerShape;
 use crate::ops;
+use crate::policy::Merge;
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, s};
 
 /// Keys, values and positions of the entries in slots `0..len`; slots beyond are free.
@@ -125,6 +126,29 @@ impl Store {
         self.positions
             .inplace(|t| t.scatter(2, victim, moved, IndexingUpdateOp::Assign));
         self.len -= 1;
+    }
+
+    /// Copies of the last entry's key and value, `[batch, kv_heads, 1, head_dim]` each.
+    pub fn last(&self) -> (Tensor<4>, Tensor<4>) {
+        let [batch, kv_heads, _] = self.positions.dims();
+        let device = self.positions.device();
+        let slot = Tensor::full([batch, kv_heads, 1], (self.len - 1) as i64, &device);
+        let last = |tensor: &Tensor<4>| ops::take(tensor.clone(), slot.clone());
+        (last(&self.keys), last(&self.values))
+    }
+
+    /// Adds to keys and values, in place while nobody else holds the tensors.
+    pub fn merge(&mut self, merge: Merge) {
+        let add = |tensor: &mut Tensor<4>, delta: Tensor<4>| {
+            let old = ops::take(tensor.clone(), merge.slots.clone());
+            let dtype = old.dtype();
+            let sum = (old.cast(DType::F32) + delta).cast(dtype);
+            tensor.inplace(|t| ops::put(t, merge.slots.clone(), sum));
+        };
+        if let Some(delta) = merge.keys {
+            add(&mut self.keys, delta);
+        }
+        add(&mut self.values, merge.values);
     }
 
     /// Where the keys and values lie in memory.

@@ -19,13 +19,24 @@ fn decode_writes_in_place() {
     let random =
         |heads, tokens| Tensor::<4>::random([2, heads, tokens, 8], Distribution::Default, &device);
     for name in policy::names() {
-        let params = match name {
-            "snapkv" => Params::from([("window".into(), 4.into())]),
-            _ => Params::new(),
+        let text = match name {
+            "snapkv" | "pyramidkv" | "cake" => "{window: 4}",
+            "scissorhands" => "{recent: 2}",
+            "lagkv" => "{lag: 2}",
+            "criticalkv" => "{base: h2o}",
+            _ => "{}",
         };
+        let params: Params = serde_yaml_ng::from_str(text).unwrap();
         let phases = [Phase::Prefill, Phase::Decode];
         let plan = Plan::uniform(1, name, params, Budget::Tokens(10), &phases);
         let mut cache = KvCache::new(plan, SHAPE, &device).unwrap();
+        cache.set_facts(&ModelFacts {
+            rope: Some(RopeFacts {
+                frequencies: [1.0, 0.3, 0.1, 0.03].into(),
+                magnitude: 1.0,
+            }),
+            output: vec![Tensor::random([12, 32], Distribution::Default, &device)],
+        });
         cache.begin_prefill(20).unwrap();
         cache
             .prefill(0, random(4, 20), random(2, 20), random(2, 20))

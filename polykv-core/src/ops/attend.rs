@@ -3,6 +3,7 @@
 use super::{kernels, oracle};
 use crate::Result;
 use burn::tensor::{Int, Tensor, s};
+use std::ops::Range;
 
 /// The attention of consecutive queries over the entries that the last of them sees. Policies ask it for what they
 /// need of the probabilities; the matrix itself need not exist.
@@ -44,6 +45,54 @@ impl AttentionBlock {
             Source::Probabilities { rows, group } => oracle::column_sums(rows.clone(), *group),
             Source::Kernel(from) => {
                 kernels::column_sums(from.q.clone(), from.k.clone(), from.log_sums.clone())
+            }
+        }
+    }
+
+    /// How many queries the block has.
+    pub fn tokens(&self) -> usize {
+        match &self.0 {
+            Source::Probabilities { rows, group } => rows.dims()[2] / group,
+            Source::Kernel(from) => from.q.dims()[2],
+        }
+    }
+
+    /// Query heads per KV head.
+    pub fn group(&self) -> usize {
+        match &self.0 {
+            Source::Probabilities { group, .. } => *group,
+            Source::Kernel(from) => from.q.dims()[1] / from.k.dims()[1],
+        }
+    }
+
+    /// How many entries the block's last query sees.
+    pub fn entries(&self) -> usize {
+        match &self.0 {
+            Source::Probabilities { rows, .. } => rows.dims()[3],
+            Source::Kernel(from) => from.k.dims()[2],
+        }
+    }
+
+    /// The attention of some of the block's queries over the entries that the last of them sees, computed again if it
+    /// was not kept: `[batch, kv_heads, group, queries, entries]`.
+    pub fn rows(&self, queries: Range<usize>) -> Tensor<5> {
+        let seen = self.entries() - self.tokens() + queries.end;
+        match &self.0 {
+            Source::Probabilities { rows, group } => {
+                let [batch, kv_heads, count, entries] = rows.dims();
+                rows.clone()
+                    .reshape([batch, kv_heads, *group, count / group, entries])
+                    .slice(s![.., .., .., queries, 0..seen])
+            }
+            Source::Kernel(from) => {
+                let [batch, kv_heads, _, _] = from.k.dims();
+                // What a query sees depends on the entries' order only: slots stand in for positions.
+                let slots = Tensor::<1, Int>::arange(0..seen as i64, &from.k.device())
+                    .reshape([1, 1, seen])
+                    .expand([batch, kv_heads, seen]);
+                let q = from.q.clone().slice(s![.., .., queries, ..]);
+                let k = from.k.clone().narrow(2, 0, seen);
+                oracle::window_attention(q, k, slots, seen)
             }
         }
     }

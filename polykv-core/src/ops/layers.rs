@@ -72,6 +72,11 @@ pub fn rows(weight: Tensor<2>, ids: Tensor<1, Int>) -> Tensor<2> {
     weight.select(0, ids).dequantize().cast(DType::F32)
 }
 
+/// A stored weight as f32.
+pub fn to_f32(weight: Tensor<2>) -> Tensor<2> {
+    widen(weight).cast(DType::F32)
+}
+
 /// A stored weight as f32 where products cannot read its type well; on GPUs half-precision types stay.
 fn widen(weight: Tensor<2>) -> Tensor<2> {
     if weight.dtype() == DType::F32 {

@@ -31,7 +31,7 @@ impl Protected<'_> {
     }
 
     /// True where an entry is protected; the shape of `positions`.
-    fn mask(&self, positions: Tensor<3, Int>) -> Tensor<3, Bool> {
+    pub fn mask(&self, positions: Tensor<3, Int>) -> Tensor<3, Bool> {
         let below = |end: usize| positions.clone().lower_elem(end as i64);
         let from = |start: i64| positions.clone().greater_equal_elem(start);
         let mut mask = from(self.first_recent());
@@ -74,6 +74,25 @@ pub fn select(
     }
     let data = TensorData::new(kept, [batch, kv_heads, budget]);
     Ok(Tensor::from_data(data, &device))
+}
+
+/// The slots of `0..entries` that `slots [batch, kv_heads, count]` leaves out, ascending: `[batch, kv_heads, entries −
+/// count]`. Reads the slots.
+///
+/// # Errors
+/// A device that cannot be read.
+pub fn rest(slots: &Tensor<3, Int>, entries: usize) -> Result<Tensor<3, Int>> {
+    let [batch, kv_heads, count] = slots.dims();
+    let read = |e| Error::Failed(format!("reading slots from the device: {e:?}"));
+    let values: Vec<i64> = slots.clone().try_into_vec_as().map_err(read)?;
+    let mut others: Vec<i64> = Vec::with_capacity(batch * kv_heads * (entries - count));
+    for kept in values.chunks_exact(count) {
+        let mut free = vec![true; entries];
+        kept.iter().for_each(|&slot| free[slot as usize] = false);
+        others.extend((0..entries as i64).filter(|&slot| free[slot as usize]));
+    }
+    let data = TensorData::new(others, [batch, kv_heads, entries - count]);
+    Ok(Tensor::from_data(data, &slots.device()))
 }
 
 fn top(
@@ -142,10 +161,10 @@ pub fn take(tensor: Tensor<4>, slots: Tensor<3, Int>) -> Tensor<4> {
     tensor.gather(2, index)
 }
 
-/// Overwrites one entry per sequence and head, in place while the tensor is not shared: `tensor
-/// [batch, kv_heads, n, d]` at `slot [batch, kv_heads, 1]` becomes `entry [batch, kv_heads, 1, d]`.
-pub fn put(tensor: Tensor<4>, slot: Tensor<3, Int>, entry: Tensor<4>) -> Tensor<4> {
-    let dims = entry.dims();
-    let index = slot.unsqueeze_dim::<4>(3).expand(dims);
-    tensor.scatter(2, index, entry, IndexingUpdateOp::Assign)
+/// Overwrites entries, in place while the tensor is not shared: `tensor [batch, kv_heads, n, d]` at the different
+/// `slots [batch, kv_heads, m]` becomes `entries [batch, kv_heads, m, d]`.
+pub fn put(tensor: Tensor<4>, slots: Tensor<3, Int>, entries: Tensor<4>) -> Tensor<4> {
+    let dims = entries.dims();
+    let index = slots.unsqueeze_dim::<4>(3).expand(dims);
+    tensor.scatter(2, index, entries, IndexingUpdateOp::Assign)
 }

@@ -56,25 +56,12 @@ impl Policy for H2o {
     }
 
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
-        if state.entries.is_empty() {
-            let [batch, kv_heads] = [appended.shape.batch, appended.shape.kv_heads];
-            let entries = appended.before + appended.positions.len();
-            state
-                .entries
-                .push(Tensor::zeros([batch, kv_heads, entries], &appended.device));
-        } else {
-            state.extend_with_zeros(appended);
-        }
+        append_sums(state, appended);
         Ok(())
     }
 
     fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
-        let sums = block.column_sums();
-        let seen = sums.dims()[2];
-        state.entries[0].inplace(|total| {
-            let updated = total.clone().slice(s![.., .., 0..seen]) + sums;
-            total.slice_assign(s![.., .., 0..seen], updated)
-        });
+        observe_sums(state, block);
         Ok(())
     }
 
@@ -92,4 +79,25 @@ impl Policy for H2o {
             .add_scalar(view.seen as f32);
         Ok(sums / visible)
     }
+}
+
+/// Zeros for new entries in the sums of attention.
+pub(super) fn append_sums(state: &mut State, appended: &Appended) {
+    if !state.entries.is_empty() {
+        return state.extend_with_zeros(appended);
+    }
+    let [batch, kv_heads] = [appended.shape.batch, appended.shape.kv_heads];
+    let entries = appended.before + appended.positions.len();
+    let sums = Tensor::zeros([batch, kv_heads, entries], &appended.device);
+    state.entries.push(sums);
+}
+
+/// Adds what a block of queries gives to each entry.
+pub(super) fn observe_sums(state: &mut State, block: &AttentionBlock) {
+    let sums = block.column_sums();
+    let seen = sums.dims()[2];
+    state.entries[0].inplace(|total| {
+        let updated = total.clone().slice(s![.., .., 0..seen]) + sums;
+        total.slice_assign(s![.., .., 0..seen], updated)
+    });
 }

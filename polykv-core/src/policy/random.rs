@@ -14,6 +14,21 @@ pub struct Random {
 impl Checked for Random {}
 
 impl Random {
+    /// The hashes of appended entries, `[batch, kv_heads, tokens]`.
+    pub(super) fn hashes(&self, appended: &Appended) -> Tensor<3> {
+        let shape = appended.shape;
+        let tokens = appended.positions.len();
+        let mut values = Vec::with_capacity(shape.batch * shape.kv_heads * tokens);
+        for _ in 0..shape.batch {
+            for head in 0..shape.kv_heads {
+                let positions = appended.positions.clone();
+                values.extend(positions.map(|position| self.hash(appended.layer, head, position)));
+            }
+        }
+        let dims = [shape.batch, shape.kv_heads, tokens];
+        Tensor::from_data(TensorData::new(values, dims), &appended.device)
+    }
+
     /// In [0, 1), exact in f32.
     fn hash(&self, layer: usize, head: usize, position: usize) -> f32 {
         let mut x = self.seed;
@@ -44,26 +59,7 @@ impl Policy for Random {
     // Positions are known on the host when entries arrive: hashing them there keeps 64-bit integers off devices that
     // have none.
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
-        let shape = appended.shape;
-        let mut values =
-            Vec::with_capacity(shape.batch * shape.kv_heads * appended.positions.len());
-        for _ in 0..shape.batch {
-            for head in 0..shape.kv_heads {
-                values.extend(
-                    appended
-                        .positions
-                        .clone()
-                        .map(|position| self.hash(appended.layer, head, position)),
-                );
-            }
-        }
-        let dims = [shape.batch, shape.kv_heads, appended.positions.len()];
-        let new = Tensor::<3>::from_data(TensorData::new(values, dims), &appended.device);
-        let all = match state.entries.pop() {
-            Some(old) => Tensor::cat(vec![old, new], 2),
-            None => new,
-        };
-        state.entries.push(all);
+        state.extend_with(self.hashes(appended));
         Ok(())
     }
 

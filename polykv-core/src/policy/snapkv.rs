@@ -1,6 +1,6 @@
 use super::{Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
 use crate::Result;
-use crate::ops::{Pool, pool};
+use crate::ops::Pool;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -68,14 +68,6 @@ impl Policy for SnapKv {
             .sum_dim(3)
             .mean_dim(2)
             .reshape([batch, kv_heads, entries]);
-        // The window's own entries are protected and must not leak into their neighbours through the pooling.
-        let old = entries.saturating_sub(window);
-        if old == 0 {
-            return Ok(scores);
-        }
-        let ordered = view.to_position_order(scores);
-        let pooled = pool(ordered.clone().narrow(2, 0, old), self.kernel, self.pool);
-        let tail = ordered.narrow(2, old, entries - old);
-        Ok(view.to_slot_order(Tensor::cat(vec![pooled, tail], 2)))
+        Ok(view.pool_before(scores, window, self.kernel, self.pool))
     }
 }

@@ -1,57 +1,11 @@
-//! What policies see of a layer, and what they remember.
+//! What policies see of a layer.
 
 use super::Phase;
-use crate::cache::LayerShape;
-use crate::ops;
+use crate::cache::{LayerFacts, LayerShape};
+use crate::ops::{self, Pool, Protected};
 use crate::{Error, Result};
-use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{Bool, DType, Device, IndexingUpdateOp, Int, Tensor};
 use std::ops::Range;
-
-/// A policy's memory of one sequence batch in one layer.
-#[derive(Clone, Debug, Default)]
-pub struct State {
-    /// Statistics per entry, each `[batch, kv_heads, entries]` in slot order; the cache gathers, moves and drops
-    /// them together with the entries.
-    pub entries: Vec<Tensor<3>>,
-}
-
-impl State {
-    /// Gives the appended entries zeros in every statistic.
-    pub fn extend_with_zeros(&mut self, appended: &Appended) {
-        for tensor in &mut self.entries {
-            let [batch, kv_heads, _] = tensor.dims();
-            let zeros = Tensor::zeros(
-                [batch, kv_heads, appended.positions.len()],
-                (&appended.device, tensor.dtype()),
-            );
-            tensor.inplace(|old| Tensor::cat(vec![old, zeros], 2));
-        }
-    }
-
-    /// Follows a compaction to `slots [batch, kv_heads, count]`.
-    pub(crate) fn keep(&mut self, slots: &Tensor<3, Int>) {
-        for tensor in &mut self.entries {
-            tensor.inplace(|t| t.gather(2, slots.clone()));
-        }
-    }
-
-    /// Follows the move of the last entry into the slot `victim [batch, kv_heads, 1]`.
-    pub(crate) fn replace(&mut self, victim: &Tensor<3, Int>) {
-        for tensor in &mut self.entries {
-            let last = tensor.dims()[2] - 1;
-            tensor.inplace(|t| {
-                let moved = t.clone().narrow(2, last, 1);
-                t.scatter(2, victim.clone(), moved, IndexingUpdateOp::Assign)
-                    .narrow(2, 0, last)
-            });
-        }
-    }
-
-    /// Bytes of all statistics.
-    pub fn bytes(&self) -> usize {
-        self.entries.iter().map(ops::bytes).sum()
-    }
-}
 
 /// Entries that were just appended.
 #[derive(Clone, Debug)]
@@ -62,18 +16,50 @@ pub struct Appended {
     pub before: usize,
     /// The positions of the new entries; they take the slots from `before` on, in this order.
     pub positions: Range<usize>,
+    /// Tokens of the announced prompt that are still to come after these.
+    pub to_come: usize,
+    /// Their queries after rotary embedding, `[batch, heads, tokens, head_dim]`.
+    pub queries: Tensor<4>,
+    /// `[batch, kv_heads, tokens, head_dim]`
+    pub values: Tensor<4>,
+    pub facts: LayerFacts,
     pub device: Device,
+}
+
+/// An eviction that has been decided but not carried out.
+#[derive(Clone, Debug)]
+pub struct Split {
+    /// Slots that stay, `[batch, kv_heads, kept]`; ascending by position if the policy needs that order.
+    pub kept: Tensor<3, Int>,
+    /// Slots that go, `[batch, kv_heads, evicted]`.
+    pub evicted: Tensor<3, Int>,
+}
+
+/// What is added to entries that stay.
+#[derive(Clone, Debug)]
+pub struct Merge {
+    /// Different slots of entries that stay, `[batch, kv_heads, count]`.
+    pub slots: Tensor<3, Int>,
+    /// `[batch, kv_heads, count, head_dim]`, if keys change.
+    pub keys: Option<Tensor<4>>,
+    /// `[batch, kv_heads, count, head_dim]`
+    pub values: Tensor<4>,
 }
 
 /// One layer's cache at the moment of an eviction. Entries are in slot order: during decode a new entry takes the
 /// slot of an evicted one, so slots are not in order of position; see [`LayerView::to_position_order`].
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct LayerView<'a> {
     pub phase: Phase,
     pub layer: usize,
     pub shape: LayerShape,
     /// How many tokens the layer has seen: the position of the next one.
     pub seen: usize,
+    /// How many entries will stay.
+    pub budget: usize,
+    /// The entries that stay whatever their score.
+    pub protected: Protected<'a>,
+    pub facts: &'a LayerFacts,
     /// Whether all KV heads hold the same positions in the same slots.
     pub heads_agree: bool,
     /// In the cache's own type; see [`LayerView::keys`].
@@ -142,6 +128,51 @@ impl LayerView<'_> {
             self.positions.clone(),
             self.seen,
         ))
+    }
+
+    /// Pools the scores of neighbouring positions, the latest `window` entries left out: they are protected and must
+    /// not leak into their neighbours.
+    pub fn pool_before(
+        &self,
+        scores: Tensor<3>,
+        window: usize,
+        kernel: usize,
+        pool: Pool,
+    ) -> Tensor<3> {
+        let [_, _, entries] = scores.dims();
+        let old = entries.saturating_sub(window);
+        if old == 0 || kernel <= 1 {
+            return scores;
+        }
+        let ordered = self.to_position_order(scores);
+        let pooled = ops::pool(ordered.clone().narrow(2, 0, old), kernel, pool);
+        let tail = ordered.narrow(2, old, entries - old);
+        self.to_slot_order(Tensor::cat(vec![pooled, tail], 2))
+    }
+
+    /// True for the `count` entries that a stage of a policy takes, `[batch, kv_heads, entries]`: those under `protect`
+    /// first, then the highest scores, none of `taken`. Costs sorting on the CPU. Other devices compare every score
+    /// with every other in a decode step, O(entries²), so that nothing waits for the host.
+    ///
+    /// # Errors
+    /// A device that cannot be read.
+    pub fn best(
+        &self,
+        scores: Tensor<3>,
+        protect: Protected<'_>,
+        taken: Option<&Tensor<3, Bool>>,
+        count: usize,
+    ) -> Result<Tensor<3, Bool>> {
+        let [_, _, entries] = scores.dims();
+        let mut scores = scores.mask_fill(protect.mask(self.positions.clone()), f32::MAX);
+        if let Some(taken) = taken {
+            scores = scores.mask_fill(taken.clone(), f32::MIN);
+        }
+        // Evicting more than one entry reads the scores anyway.
+        match ops::is_cpu(&scores.device()) || entries > self.budget + 1 {
+            true => ops::top_on_host(scores, self.positions.clone(), count),
+            false => Ok(ops::top(scores, self.positions.clone(), count)),
+        }
     }
 
     /// Reorders a per-entry tensor from slots to ascending positions.

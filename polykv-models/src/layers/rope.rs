@@ -1,6 +1,6 @@
 use crate::config::{ModelConfig, RopeScaling};
 use burn::tensor::{Device, Tensor, TensorData};
-use polykv_core::ops;
+use polykv_core::{RopeFacts, ops};
 use std::f64::consts::TAU;
 use std::ops::Range;
 
@@ -38,6 +38,14 @@ impl Rope {
         Self {
             frequencies,
             magnitude,
+        }
+    }
+
+    /// What a cache's policies may need to know.
+    pub fn facts(&self) -> RopeFacts {
+        RopeFacts {
+            frequencies: self.frequencies.as_slice().into(),
+            magnitude: self.magnitude,
         }
     }
 

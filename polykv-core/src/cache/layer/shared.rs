@@ -5,7 +5,7 @@ use super::{LayerCache, latest};
 use crate::cache::LayerShape;
 use crate::ops::{self, AttentionBlock};
 use crate::plan::{LayerRules, PhaseRule};
-use crate::policy::{Full, Needs};
+use crate::policy::Full;
 use crate::{Error, Result};
 use burn::tensor::{Device, Tensor};
 use std::sync::Arc;
@@ -28,7 +28,10 @@ impl LayerCache {
             prefill: keep.clone(),
             decode: keep,
         });
-        leader.needs = followers.fold(Needs::default(), |needs, own| needs.union(own.needs));
+        for own in followers {
+            leader.needs = leader.needs.union(own.needs);
+            leader.facts = own.facts.clone();
+        }
         leader.expect(tokens);
         leader
     }
@@ -49,7 +52,6 @@ impl LayerCache {
         let tokens = self.check_shapes(&q, &k, &v)?;
         let (k, v) = (self.stored(k), self.stored(v));
         let appended = self.append(&rules, &q, k, v, tokens);
-        self.expected = self.expected.saturating_sub(tokens);
         for follower in followers.iter_mut() {
             let rules = follower.rules()?;
             follower.states.append(&rules, &appended)?;

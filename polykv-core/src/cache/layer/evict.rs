@@ -1,0 +1,102 @@
+//! Carrying out an eviction in one layer.
+
+use super::LayerCache;
+use crate::ops;
+use crate::plan::PhaseRule;
+use crate::policy::{Merge, Phase, Split};
+use crate::{Error, Result};
+use burn::tensor::Tensor;
+
+impl LayerCache {
+    /// Keeps the best `budget` entries, in order of position, with one free slot.
+    pub(super) fn compact(
+        &mut self,
+        phase: Phase,
+        rule: &PhaseRule,
+        budget: usize,
+        row: Option<Tensor<4>>,
+    ) -> Result<()> {
+        let view = self.view(phase, rule, budget, row)?;
+        let scores = rule.policy.score(self.states.of(phase), &view)?;
+        let (positions, protected) = (view.positions.clone(), view.protected);
+        let slots = ops::select(scores, positions, protected, budget).map_err(|error| {
+            let name = rule.policy.name();
+            Error::Failed(format!(
+                "layer {}, {phase}, policy {name}: {error}",
+                self.layer
+            ))
+        })?;
+        if rule.policy.merges() {
+            let split = Split {
+                kept: slots.clone(),
+                evicted: ops::rest(&slots, self.len())?,
+            };
+            let mut state = self.states.of(phase).clone();
+            let merge = rule.policy.merge(&mut state, &view, &split)?;
+            drop(view);
+            *self.states.of_mut(phase) = state;
+            self.merge(merge);
+        }
+        self.heads_agree &= rule.policy.same_for_all_heads();
+        self.states.keep(&slots);
+        if let Some(store) = &mut self.store {
+            store.keep(slots, budget + 1);
+        }
+        self.order.reset();
+        Ok(())
+    }
+
+    /// One entry goes, without waiting for the device: the newest takes its slot.
+    pub(super) fn replace(
+        &mut self,
+        rule: &PhaseRule,
+        row: Option<Tensor<4>>,
+        key: Tensor<4>,
+        value: Tensor<4>,
+    ) -> Result<()> {
+        let len = self.len();
+        // The view must be gone before the store is written: only unshared tensors are written in place.
+        let view = self.view(Phase::Decode, rule, len - 1, row)?;
+        let scores = rule.policy.score(self.states.of(Phase::Decode), &view)?;
+        let nans = scores.clone().is_nan().int().sum().float();
+        let victim = ops::drop_lowest(scores, view.positions.clone(), view.protected);
+        let (mut key, mut value) = (key, value);
+        match rule.policy.merges() {
+            false => drop(view),
+            true => {
+                let split = Split {
+                    kept: self.order.without(&victim, len, self.shape),
+                    evicted: victim.clone(),
+                };
+                let mut state = self.states.of(Phase::Decode).clone();
+                let merge = rule.policy.merge(&mut state, &view, &split)?;
+                drop(view);
+                *self.states.of_mut(Phase::Decode) = state;
+                self.merge(merge);
+                // The newest entry moves next, with what it may have received.
+                if let Some(store) = &self.store {
+                    (key, value) = store.last();
+                }
+            }
+        }
+        self.nan_count = Some(match self.nan_count.take() {
+            Some(count) => count + nans,
+            None => nans,
+        });
+        self.heads_agree &= rule.policy.same_for_all_heads();
+        self.states.replace(&victim);
+        if self.needs.position_order {
+            self.order.replace(victim.clone(), len, self.shape);
+        }
+        if let Some(store) = &mut self.store {
+            store.replace(victim, key, value, self.seen - 1);
+        }
+        Ok(())
+    }
+
+    fn merge(&mut self, merge: Option<Merge>) {
+        if let (Some(store), Some(merge)) = (&mut self.store, merge) {
+            store.merge(merge);
+        }
+    }
+}

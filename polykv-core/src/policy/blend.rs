@@ -1,0 +1,209 @@
+use super::member::Member;
+use super::stages::Stages;
+use super::{Appended, Checked, LayerView, Needs, Params, Policy, Protect, State};
+use crate::Result;
+use crate::allocate::largest_remainder;
+use crate::ops::{AttentionBlock, Protected};
+use burn::tensor::Tensor;
+use serde::Deserialize;
+use serde_yaml_ng::Value;
+
+/// Several policies with shares of the budget: each in turn takes its part of what the earlier ones left, what it
+/// protects itself first. `policies` is a list of maps `{policy: tova, share: 0.5, ...}` with the parameters of each
+/// policy, or in short `tova:0.5,h2o:0.5`. Shares are relative; the parts sum to the budget by largest remainder. What
+/// members protect always stays, charged to the member that takes it; spans that the caller protects are charged to
+/// the last members.
+///
+/// During decode the b + 1 entries are chosen anew at every step: all members but the last must know their best
+/// entries, see [`LayerView::best`] for what that costs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "Text")]
+pub struct Blend {
+    members: Vec<Member>,
+}
+
+/// Each member is a pass over the entries at every step.
+const MOST: usize = 16;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Text {
+    #[serde(default = "halves")]
+    policies: Value,
+}
+
+fn halves() -> Value {
+    "h2o:0.5,tova:0.5".into()
+}
+
+impl TryFrom<Text> for Blend {
+    type Error = String;
+
+    fn try_from(text: Text) -> std::result::Result<Self, String> {
+        let listed: Vec<Value> = match text.policies {
+            Value::String(list) => list.split(',').map(Value::from).collect(),
+            Value::Sequence(list) => list,
+            _ => return Err("policies a list, or text as in tova:0.5,h2o:0.5".into()),
+        };
+        if !(2..=MOST).contains(&listed.len()) {
+            let found = listed.len();
+            return Err(format!("policies 2 to {MOST} of them (found {found})"));
+        }
+        let members = listed.iter().enumerate().map(|(i, value)| {
+            Member::parse(value).map_err(|reason| format!("policies[{i}]: {reason}"))
+        });
+        Ok(Self {
+            members: members.collect::<std::result::Result<_, _>>()?,
+        })
+    }
+}
+
+impl Checked for Blend {}
+
+impl Blend {
+    /// Each member with its entries of a budget.
+    fn parts(&self, budget: usize) -> impl Iterator<Item = (&Member, usize)> {
+        let shares: Vec<f64> = self.members.iter().map(|own| own.share).collect();
+        self.members.iter().zip(largest_remainder(budget, &shares))
+    }
+}
+
+impl Policy for Blend {
+    fn name(&self) -> &'static str {
+        "blend"
+    }
+
+    fn params(&self) -> Params {
+        let members = self.members.iter().map(|own| own.to_value(true));
+        Params::from([("policies".into(), Value::Sequence(members.collect()))])
+    }
+
+    fn needs(&self) -> Needs {
+        let members = self.members.iter();
+        members.fold(Needs::default(), |all, own| all.union(own.policy.needs()))
+    }
+
+    fn protect(&self, budget: usize) -> Protect {
+        let parts = self.parts(budget);
+        let protects = parts.map(|(own, part)| own.policy.protect(part));
+        protects.fold(Protect::default(), |all, own| Protect {
+            sinks: all.sinks.max(own.sinks),
+            recent: all.recent.max(own.recent),
+        })
+    }
+
+    fn same_for_all_heads(&self) -> bool {
+        self.members
+            .iter()
+            .all(|own| own.policy.same_for_all_heads())
+    }
+
+    fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
+        state
+            .members
+            .resize_with(self.members.len(), State::default);
+        let members = self.members.iter().zip(&mut state.members);
+        members
+            .into_iter()
+            .try_for_each(|(own, state)| own.policy.append(state, appended))
+    }
+
+    fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
+        let mut members = self.members.iter().zip(&mut state.members);
+        members.try_for_each(|(own, state)| match own.policy.needs().attention {
+            true => own.policy.observe(state, block),
+            false => Ok(()),
+        })
+    }
+
+    fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
+        let parts: Vec<(&Member, usize)> = self.parts(view.budget).collect();
+        let scored = |index: usize| -> Result<(Tensor<3>, Protected<'_>)> {
+            let (own, part) = parts[index];
+            let protected = Protected {
+                protect: own.policy.protect(part),
+                spans: &[],
+                seen: view.seen,
+            };
+            let view = LayerView {
+                budget: part,
+                protected,
+                ..view.clone()
+            };
+            let scores = own.policy.score(&state.members[index], &view)?;
+            Ok((scores, protected))
+        };
+        let last = parts.len() - 1;
+        let mut stages = Stages::default();
+        for (index, (_, part)) in parts.iter().enumerate().take(last) {
+            let (scores, protected) = scored(index)?;
+            let taken = stages.taken();
+            let best = view.best(scores.clone(), protected, taken.as_ref(), *part)?;
+            stages.push(best, scores);
+        }
+        Ok(stages.finish(scored(last)?.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::build;
+
+    fn blend(policies: &str) -> Result<std::sync::Arc<dyn Policy>> {
+        let value: Value = serde_yaml_ng::from_str(policies).unwrap();
+        build("test", "blend", &Params::from([("policies".into(), value)]))
+    }
+
+    #[test]
+    fn short_and_long_forms_are_the_same() {
+        let short = blend("tova:1,snapkv:2").unwrap();
+        let long = blend("[{policy: tova}, {policy: snapkv, share: 2.0, window: 32}]").unwrap();
+        assert_eq!(short.params(), long.params());
+        assert_eq!(short.needs().queries, 32);
+        assert!(!short.same_for_all_heads());
+        assert!(
+            blend("tova:1,streaming-llm:1")
+                .unwrap()
+                .same_for_all_heads()
+        );
+    }
+
+    #[test]
+    fn protection_is_the_union_of_each_share() {
+        let own = blend("h2o:1,streaming-llm:3").unwrap().protect(40);
+        // h2o protects half of its 10 entries.
+        assert_eq!(
+            own,
+            Protect {
+                sinks: 4,
+                recent: 5
+            }
+        );
+    }
+
+    #[test]
+    fn wrong_members_are_refused_by_name() {
+        for (policies, reason) in [
+            ("tova", "policies 2 to 16 of them (found 1)"),
+            (
+                "tova:1,tovva:1",
+                "policies[1]: inside it: policy is 'tovva'",
+            ),
+            ("tova:1,full:1", "found full"),
+            ("tova:1,d2o:1", "found d2o"),
+            ("tova:0,h2o:1", "share of tova above 0"),
+            ("tova:x,h2o:1", "share of tova a number (found 'x')"),
+            (
+                "[tova, {share: 1}]",
+                "policies[1]: a map with the name under 'policy'",
+            ),
+            ("[tova, {policy: snapkv, windw: 3}]", "windw"),
+            ("[tova, 3]", "a policy's name"),
+            ("7", "policies a list"),
+        ] {
+            let error = blend(policies).unwrap_err().to_string();
+            assert!(error.contains(reason), "{policies}: {error}");
+        }
+    }
+}

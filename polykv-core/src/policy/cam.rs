@@ -1,0 +1,173 @@
+use super::{
+    Appended, Checked, LayerView, Merge, Needs, Params, Phase, Policy, Protect, Random, Split,
+    State, params_of,
+};
+use crate::Result;
+use crate::ops;
+use burn::tensor::{Int, IntDType, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// Keeps the first `sinks` positions and the latest ones, as [`StreamingLlm`](super::StreamingLlm), and merges values
+/// that go into those that stay (CaM, ICML 2024). An entry with the attention a, mean over the query group, leaves, with
+/// probability min(a / ā, 1), its value over `window` to each of the next `window` kept positions; ā is the mean of a
+/// over the kept entries behind the sinks. Its key is dropped. a is the mean over the last `window` queries after the
+/// prompt, and that of the current query during decode. Chance is a hash of (seed, layer, head, position).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cam {
+    pub window: usize,
+    pub sinks: usize,
+    pub seed: u64,
+}
+
+impl Default for Cam {
+    fn default() -> Self {
+        Self {
+            window: 32,
+            sinks: 4,
+            seed: 0,
+        }
+    }
+}
+
+impl Checked for Cam {
+    fn check(&self) -> std::result::Result<(), String> {
+        match self.window {
+            0 => Err("window at least 1".into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Evicted entries that are spread at a time.
+const BLOCK: usize = 1024;
+
+impl Policy for Cam {
+    fn name(&self) -> &'static str {
+        "cam"
+    }
+
+    fn params(&self) -> Params {
+        params_of(self)
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            queries: self.window,
+            position_order: true,
+            ..Needs::default()
+        }
+    }
+
+    fn protect(&self, _budget: usize) -> Protect {
+        Protect {
+            sinks: self.sinks,
+            recent: 1,
+        }
+    }
+
+    fn same_for_all_heads(&self) -> bool {
+        true
+    }
+
+    fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
+        state.extend_with(Random { seed: self.seed }.hashes(appended));
+        Ok(())
+    }
+
+    fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
+        Ok(view.positions.clone().float())
+    }
+
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merge(
+        &self,
+        state: &mut State,
+        view: &LayerView<'_>,
+        split: &Split,
+    ) -> Result<Option<Merge>> {
+        let [batch, kv_heads, entries, d] = view.stored_keys.dims();
+        let attention = match view.phase {
+            Phase::Prefill => view.window_attention(self.window)?.mean_dim(3).mean_dim(2),
+            Phase::Decode => view.attention_row()?.mean_dim(2).unsqueeze_dim::<5>(3),
+        };
+        let attention = attention.reshape([batch, kv_heads, entries]);
+        let chance = self.chance(&attention, view, split);
+        let hashes = state.entries[0].clone().gather(2, split.evicted.clone());
+        let merged = hashes.lower(chance).float().unsqueeze_dim::<4>(3);
+        let values = ops::take(view.values(), split.evicted.clone());
+        let values = (values * merged).div_scalar(self.window as f32);
+
+        let kept = split.kept.dims()[2];
+        // burn 0.22.1 reads wrong numbers on wgpu where it fuses two gathers of one tensor into a comparison: the other
+        // is of a copy.
+        let kept_at = view.positions.clone().gather(2, split.kept.clone()).float();
+        let positions = view.positions.clone().float();
+        let evicted_at = positions.gather(2, split.evicted.clone());
+        let evicted = evicted_at.dims()[2];
+        let index = |count: usize| {
+            Tensor::<1, Int>::arange(0..count as i64, &view.stored_keys.device())
+                .reshape([1, 1, count])
+                .expand([batch, kv_heads, count])
+        };
+        if evicted == 1 {
+            let count = self.window.min(kept);
+            let dims = [batch, kv_heads, count];
+            // The first kept position behind the evicted one; the newest stays, so there is one.
+            let before = kept_at
+                .clone()
+                .lower(evicted_at.expand([batch, kv_heads, kept]));
+            let first = kept_at.mask_fill(before, f32::MAX).argmin(2);
+            let first = first.cast(IntDType::from(split.kept.dtype())).expand(dims);
+            // Near the end there are fewer: the slots must still be different ones.
+            let ranks = index(count) + first.clone().clamp_max((kept - count) as i64);
+            let earlier = ranks.clone().lower(first).unsqueeze_dim::<4>(3);
+            let spread = [batch, kv_heads, count, d];
+            return Ok(Some(Merge {
+                slots: split.kept.clone().gather(2, ranks),
+                keys: None,
+                values: values.expand(spread).mask_fill(earlier.expand(spread), 0.0),
+            }));
+        }
+        let mut spread = Tensor::<4>::zeros([batch, kv_heads, kept, d], &view.stored_keys.device());
+        for start in (0..evicted).step_by(BLOCK) {
+            let count = BLOCK.min(evicted - start);
+            let dims = [batch, kv_heads, count, kept];
+            let own = evicted_at.clone().narrow(2, start, count);
+            let own = own.unsqueeze_dim::<4>(3).expand(dims);
+            let before = kept_at
+                .clone()
+                .unsqueeze_dim::<4>(2)
+                .expand(dims)
+                .lower(own);
+            let first = before.int().sum_dim(3).expand(dims);
+            let rank = index(kept).unsqueeze_dim::<4>(2).expand(dims) - first;
+            let near = rank.clone().greater_equal_elem(0);
+            let near = near.bool_and(rank.lower_elem(self.window as i64)).float();
+            spread = spread
+                + near
+                    .swap_dims(2, 3)
+                    .matmul(values.clone().narrow(2, start, count));
+        }
+        Ok(Some(Merge {
+            slots: split.kept.clone(),
+            keys: None,
+            values: spread,
+        }))
+    }
+}
+
+impl Cam {
+    /// a / ā of the evicted entries, `[batch, kv_heads, evicted]`.
+    fn chance(&self, attention: &Tensor<3>, view: &LayerView<'_>, split: &Split) -> Tensor<3> {
+        let of = |slots: &Tensor<3, Int>| attention.clone().gather(2, slots.clone());
+        let recent = view.positions.clone().gather(2, split.kept.clone());
+        let recent = recent.greater_equal_elem(self.sinks as i64).float();
+        let count = recent.clone().sum_dim(2).clamp_min(1.0);
+        let mean = (of(&split.kept) * recent).sum_dim(2) / count;
+        of(&split.evicted) / mean.clamp_min(f32::MIN_POSITIVE)
+    }
+}

@@ -1,0 +1,190 @@
+use super::member::Member;
+use super::stages::Stages;
+use super::{Appended, Checked, LayerView, Needs, Params, Policy, Protect, State};
+use crate::ops::{self, AttentionBlock};
+use crate::{Error, Result};
+use burn::tensor::{DType, Tensor, s};
+use serde::Deserialize;
+use serde_yaml_ng::Value;
+
+/// The part `first` of the budget by the score of a `base` policy, the rest by (score + `epsilon`) times the norm of
+/// what an entry's value becomes after the output projection, ‖W_O v‖₁, mean over the query group (CriticalKV, arXiv
+/// 2502.03805). Meant for base scores that are not negative. `base` is a policy's name, or a map of `policy` and its
+/// parameters.
+///
+/// The model must tell the weights of its output projection. The norm is computed once, when an entry arrives: about
+/// one more output projection per token.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "Text")]
+pub struct CriticalKv {
+    base: Member,
+    first: f64,
+    epsilon: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Text {
+    base: Value,
+    first: f64,
+    epsilon: f64,
+}
+
+impl Default for Text {
+    fn default() -> Self {
+        Self {
+            base: "snapkv".into(),
+            first: 0.5,
+            epsilon: 1e-4,
+        }
+    }
+}
+
+impl TryFrom<Text> for CriticalKv {
+    type Error = String;
+
+    fn try_from(text: Text) -> std::result::Result<Self, String> {
+        if !(0.0..=1.0).contains(&text.first) {
+            return Err("first from 0 to 1".into());
+        }
+        if !(0.0..=1e6).contains(&text.epsilon) {
+            return Err("epsilon from 0 to 1e6".into());
+        }
+        Ok(Self {
+            base: Member::parse(&text.base).map_err(|reason| format!("base: {reason}"))?,
+            first: text.first,
+            epsilon: text.epsilon,
+        })
+    }
+}
+
+impl Checked for CriticalKv {}
+
+/// Tokens whose projected values exist at a time.
+const BLOCK: usize = 256;
+
+impl Policy for CriticalKv {
+    fn name(&self) -> &'static str {
+        "criticalkv"
+    }
+
+    fn params(&self) -> Params {
+        Params::from([
+            ("base".into(), self.base.to_value(false)),
+            ("first".into(), self.first.into()),
+            ("epsilon".into(), self.epsilon.into()),
+        ])
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            output: true,
+            ..self.base.policy.needs()
+        }
+    }
+
+    fn protect(&self, budget: usize) -> Protect {
+        self.base.policy.protect(budget)
+    }
+
+    fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
+        state.members.resize_with(1, State::default);
+        self.base.policy.append(&mut state.members[0], appended)?;
+        let output = appended.facts.output.as_ref().ok_or_else(|| {
+            Error::Failed("policy criticalkv runs without the output projection".into())
+        })?;
+        state.extend_with(output_norms(
+            &appended.values,
+            output,
+            appended.shape.group(),
+        ));
+        Ok(())
+    }
+
+    fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
+        match self.base.policy.needs().attention {
+            true => self.base.policy.observe(&mut state.members[0], block),
+            false => Ok(()),
+        }
+    }
+
+    fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
+        let scores = self.base.policy.score(&state.members[0], view)?;
+        let weighted = scores.clone().add_scalar(self.epsilon as f32) * state.entries[0].clone();
+        let first = ((view.budget as f64 * self.first).floor() as usize).max(1);
+        let mut stages = Stages::default();
+        let best = view.best(scores.clone(), view.protected, None, first)?;
+        stages.push(best, scores);
+        Ok(stages.finish(weighted))
+    }
+}
+
+/// ‖W v‖₁, mean over the query group: `values [batch, kv_heads, tokens, head_dim]`, `output [hidden, heads *
+/// head_dim]` → `[batch, kv_heads, tokens]`.
+fn output_norms(values: &Tensor<4>, output: &Tensor<2>, group: usize) -> Tensor<3> {
+    let [batch, kv_heads, tokens, d] = values.dims();
+    let values = values.clone().cast(DType::F32);
+    let output = ops::to_f32(output.clone());
+    let of_head = |head: usize, first: usize, count: usize| {
+        let kv_head = head / group;
+        let part = values
+            .clone()
+            .slice(s![.., kv_head..=kv_head, first..first + count, ..]);
+        let weight = output.clone().slice(s![.., head * d..(head + 1) * d]);
+        let projected = part.reshape([batch * count, d]).matmul(weight.transpose());
+        projected.abs().sum_dim(1).reshape([batch, 1, count])
+    };
+    let heads = (0..kv_heads).map(|kv_head| {
+        let blocks = (0..tokens).step_by(BLOCK).map(|first| {
+            let count = BLOCK.min(tokens - first);
+            let mine = kv_head * group..(kv_head + 1) * group;
+            let norms = mine.map(|head| of_head(head, first, count));
+            Tensor::cat(norms.collect(), 1).mean_dim(1)
+        });
+        Tensor::cat(blocks.collect(), 2)
+    });
+    Tensor::cat(heads.collect(), 1)
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::policy::build;
+    use burn::tensor::Device;
+
+    #[test]
+    fn norms_are_those_of_projected_values() {
+        let device = Device::flex();
+        // Two query heads over one KV head of two elements, a hidden state of three.
+        let output = Tensor::from_data(
+            [
+                [1.0, 0.0, 2.0, 2.0],
+                [0.0, -1.0, 0.0, 0.0],
+                [1.0, 1.0, 0.0, 1.0],
+            ],
+            &device,
+        );
+        let values = Tensor::from_data([[[[1.0, 2.0], [3.0, -3.0]]]], &device);
+        let norms: Vec<f32> = output_norms(&values, &output, 2).try_into_vec_as().unwrap();
+        // |1| + |-2| + |3| and |6| + |2|; |3| + |3| + |0| and |0| + |-3|.
+        assert_eq!(norms, [(6.0 + 8.0) / 2.0, (6.0 + 3.0) / 2.0]);
+    }
+
+    #[test]
+    fn wrong_bases_and_shares_are_refused_by_name() {
+        for (params, reason) in [
+            ("{base: full}", "base: policies that evict"),
+            ("{base: cam}", "found cam"),
+            ("{base: {policy: snapkv, kernel: 4}}", "kernel odd"),
+            ("{first: 1.5}", "first from 0 to 1"),
+            ("{epsilon: -1}", "epsilon from 0"),
+            ("{second: 1}", "second"),
+        ] {
+            let params: Params = serde_yaml_ng::from_str(params).unwrap();
+            let error = build("test", "criticalkv", &params)
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains(reason), "{error}");
+        }
+    }
+}

@@ -1,0 +1,162 @@
+use super::h2o::{append_sums, observe_sums};
+use super::{
+    Appended, Checked, LayerView, Merge, Needs, Params, Policy, Protect, Split, State, params_of,
+};
+use crate::Result;
+use crate::ops::{self, AttentionBlock};
+use burn::tensor::{IndexingUpdateOp, IntDType, Tensor};
+use serde::{Deserialize, Serialize};
+use std::f32::consts::E;
+
+/// Scores by the attention summed over all queries, as [`H2o`](super::H2o), with sinks, and merges what goes into what
+/// stays (D2O, arXiv 2406.13035). Each evicted key looks for the kept key of the largest cosine. If that similarity u
+/// reaches a threshold, key and value are averaged into the kept ones with the weights eᵘ and, for the kept entry
+/// itself, e; otherwise they are dropped. The threshold, one per sequence and KV head, is the mean best similarity of
+/// the first eviction, and then follows that of each eviction by `ema`. A kept entry keeps its own sum.
+///
+/// Merging costs one more pass over the keys per decode step. The budgets that the method gives to layers are an
+/// allocator's part.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct D2o {
+    pub sinks: usize,
+    /// Share of the budget that goes to the latest entries whatever their score.
+    pub recent_fraction: f64,
+    /// Weight of the latest eviction in the threshold.
+    pub ema: f64,
+}
+
+impl Default for D2o {
+    fn default() -> Self {
+        Self {
+            sinks: 4,
+            recent_fraction: 0.5,
+            ema: 0.5,
+        }
+    }
+}
+
+impl Checked for D2o {
+    fn check(&self) -> std::result::Result<(), String> {
+        if !(0.0..=1.0).contains(&self.recent_fraction) {
+            return Err("recent_fraction from 0 to 1".into());
+        }
+        if !(0.0..=1.0).contains(&self.ema) {
+            return Err("ema from 0 to 1".into());
+        }
+        Ok(())
+    }
+}
+
+/// Evicted entries that are compared with the kept ones at a time.
+const BLOCK: usize = 1024;
+
+impl Policy for D2o {
+    fn name(&self) -> &'static str {
+        "d2o"
+    }
+
+    fn params(&self) -> Params {
+        params_of(self)
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            attention: true,
+            ..Needs::default()
+        }
+    }
+
+    fn protect(&self, budget: usize) -> Protect {
+        Protect {
+            sinks: self.sinks,
+            recent: (budget as f64 * self.recent_fraction).floor() as usize,
+        }
+    }
+
+    fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
+        append_sums(state, appended);
+        Ok(())
+    }
+
+    fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
+        observe_sums(state, block);
+        Ok(())
+    }
+
+    fn score(&self, state: &State, _view: &LayerView<'_>) -> Result<Tensor<3>> {
+        Ok(state.entries[0].clone())
+    }
+
+    fn merges(&self) -> bool {
+        true
+    }
+
+    fn merge(
+        &self,
+        state: &mut State,
+        view: &LayerView<'_>,
+        split: &Split,
+    ) -> Result<Option<Merge>> {
+        let [batch, kv_heads, evicted] = split.evicted.dims();
+        let kept = split.kept.dims()[2];
+        let going = ops::take(view.keys(), split.evicted.clone());
+        let staying = unit(ops::take(view.keys(), split.kept.clone())).swap_dims(2, 3);
+        let (best, target): (Vec<_>, Vec<_>) = (0..evicted)
+            .step_by(BLOCK)
+            .map(|first| {
+                let some = going.clone().narrow(2, first, BLOCK.min(evicted - first));
+                let cosines = unit(some).matmul(staying.clone());
+                cosines.max_dim_with_indices(3)
+            })
+            .unzip();
+        let dims = [batch, kv_heads, evicted];
+        let best = Tensor::cat(best, 2).reshape(dims);
+        let dtype = IntDType::from(split.kept.dtype());
+        let target = Tensor::cat(target, 2).reshape(dims).cast(dtype);
+
+        let mean = best.clone().mean_dim(2).reshape([batch, kv_heads, 1, 1]);
+        let threshold = match state.sequence.pop() {
+            Some(old) => mean.mul_scalar(self.ema as f32) + old.mul_scalar((1.0 - self.ema) as f32),
+            None => mean,
+        };
+        state.sequence.push(threshold.clone());
+        let threshold = threshold.reshape([batch, kv_heads, 1]).expand(dims);
+        let too_far = best.clone().lower(threshold);
+        let weight = best.exp().mask_fill(too_far, 0.0);
+
+        // All that goes into one entry is averaged at once: the order of the evicted does not matter.
+        let totals = Tensor::<3>::full([batch, kv_heads, kept], E, &weight.device());
+        let totals = totals.scatter(2, target.clone(), weight.clone(), IndexingUpdateOp::Add);
+        let part = (weight / totals.gather(2, target.clone())).unsqueeze_dim::<4>(3);
+        let slots = split.kept.clone().gather(2, target.clone());
+        let moved = |going: Tensor<4>, all: &Tensor<4>| {
+            let delta = (going - ops::take(all.clone(), slots.clone())) * part.clone();
+            if evicted == 1 {
+                return delta;
+            }
+            let [_, _, _, d] = delta.dims();
+            let index = target.clone().unsqueeze_dim::<4>(3).expand(delta.dims());
+            let sums = Tensor::zeros([batch, kv_heads, kept, d], &delta.device());
+            sums.scatter(2, index, delta, IndexingUpdateOp::Add)
+        };
+        let values = ops::take(view.values(), split.evicted.clone());
+        let keys = Some(moved(going, &view.keys()));
+        let values = moved(values, &view.values());
+        let slots = match evicted {
+            1 => slots,
+            _ => split.kept.clone(),
+        };
+        Ok(Some(Merge {
+            slots,
+            keys,
+            values,
+        }))
+    }
+}
+
+/// Scaled to unit norm along the last axis; zeros stay zeros.
+fn unit(x: Tensor<4>) -> Tensor<4> {
+    let norm = x.clone().square().sum_dim(3).sqrt();
+    x / norm.clamp_min(1e-12)
+}

@@ -1,0 +1,150 @@
+use super::{Appended, Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
+use crate::cache::{LayerFacts, RopeFacts};
+use crate::{Error, Result};
+use burn::tensor::Tensor;
+use burn::tensor::activation::softmax;
+use serde::{Deserialize, Serialize};
+
+/// The attention that queries to come can be expected to pay, times the norm of the value (Expected Attention, arXiv
+/// 2510.00636). Queries before rotary embedding are taken as normal, with the mean and covariance of those seen so
+/// far, and rotated to the mean of the next `future` positions: softmax of μ·k/√d + kᵀΣk/(2d) over the entries, mean
+/// over the query group. The first `sinks` queries do not count, and the first `sinks` positions stay.
+///
+/// The model must tell its rotary frequencies. Beside the cache there are head_dim × (head_dim + 1) numbers per query
+/// head; a score costs a product with that covariance per entry and query head.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExpectedAttention {
+    /// How many positions to come are averaged.
+    pub future: usize,
+    pub sinks: usize,
+    /// Added to the attention before it is multiplied by the norm of the value.
+    pub epsilon: f64,
+}
+
+impl Default for ExpectedAttention {
+    fn default() -> Self {
+        Self {
+            future: 512,
+            sinks: 4,
+            epsilon: 0.01,
+        }
+    }
+}
+
+impl Checked for ExpectedAttention {
+    fn check(&self) -> std::result::Result<(), String> {
+        if self.future == 0 {
+            return Err("future at least 1".into());
+        }
+        match (0.0..=1e6).contains(&self.epsilon) {
+            true => Ok(()),
+            false => Err("epsilon from 0 to 1e6".into()),
+        }
+    }
+}
+
+/// Finite, since WGSL has no infinity literal.
+const MASKED: f32 = -1e30;
+
+fn rope(facts: &LayerFacts) -> Result<&RopeFacts> {
+    facts.rope.as_ref().ok_or_else(|| {
+        Error::Failed("policy expected-attention runs without rotary frequencies".into())
+    })
+}
+
+impl Policy for ExpectedAttention {
+    fn name(&self) -> &'static str {
+        "expected-attention"
+    }
+
+    fn params(&self) -> Params {
+        params_of(self)
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            rope: true,
+            ..Needs::default()
+        }
+    }
+
+    fn protect(&self, _budget: usize) -> Protect {
+        Protect {
+            sinks: self.sinks,
+            recent: 0,
+        }
+    }
+
+    /// Keeps `state.sequence` = the mean `[batch, heads, 1, head_dim]` and the sum of squared deviations `[batch,
+    /// heads, head_dim, head_dim]` of `state.counts[0]` queries.
+    fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
+        let first = appended.positions.start.max(self.sinks);
+        let new = appended.positions.end.saturating_sub(first);
+        if new == 0 {
+            return Ok(());
+        }
+        let tokens = appended.positions.len();
+        let queries = appended.queries.clone().narrow(2, tokens - new, new);
+        let queries = rope(&appended.facts)?.unrotate(queries, first);
+        let mean = queries.clone().mean_dim(2);
+        let squares = |x: Tensor<4>| x.clone().swap_dims(2, 3).matmul(x);
+        let Some(old_mean) = state.sequence.first().cloned() else {
+            state.sequence = vec![mean.clone(), squares(queries - mean)];
+            state.counts = vec![new];
+            return Ok(());
+        };
+        // Merged by the means' distance (Chan, Golub, LeVeque): plain sums of squares would cancel.
+        let (old, all) = (state.counts[0] as f64, (state.counts[0] + new) as f64);
+        let step = mean.clone() - old_mean;
+        let mut more = squares(step.clone()).mul_scalar((old * new as f64 / all) as f32);
+        if new > 1 {
+            more = more + squares(queries - mean);
+        }
+        state.sequence[0].inplace(|t| t + step.mul_scalar((new as f64 / all) as f32));
+        state.sequence[1].inplace(|t| t + more);
+        state.counts[0] += new;
+        Ok(())
+    }
+
+    fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
+        let [batch, kv_heads, entries, d] = view.stored_keys.dims();
+        let group = view.shape.group();
+        let flat = [batch, kv_heads, 1, entries];
+        let expected = match state.sequence.as_slice() {
+            [mean, squares] => {
+                // Turning the keys back is the same as turning mean and covariance forth, and cheaper.
+                let keys = rope(view.facts)?.unrotate_mean(view.keys(), view.seen, self.future);
+                let mean = mean.clone().reshape([batch, kv_heads, group, d]);
+                let linear = mean.matmul(keys.clone().swap_dims(2, 3));
+                let linear = linear.mul_scalar(1.0 / (d as f32).sqrt());
+                let squares = squares.clone().reshape([batch, kv_heads, group, d * d]);
+                let spread = (0..group)
+                    .map(|g| {
+                        let own = squares
+                            .clone()
+                            .narrow(2, g, 1)
+                            .reshape([batch, kv_heads, d, d]);
+                        let product = keys.clone().matmul(own) * keys.clone();
+                        product.sum_dim(3).reshape(flat)
+                    })
+                    .collect();
+                let scale = 1.0 / (2.0 * d as f64 * state.counts[0] as f64);
+                linear + Tensor::cat(spread, 2).mul_scalar(scale as f32)
+            }
+            // No query but those of the sinks: nothing speaks for one entry.
+            _ => Tensor::zeros(
+                [batch, kv_heads, group, entries],
+                &view.stored_keys.device(),
+            ),
+        };
+        let sinks = view.positions.clone().lower_elem(self.sinks as i64);
+        let sinks = sinks
+            .reshape(flat)
+            .expand([batch, kv_heads, group, entries]);
+        let attention = softmax(expected.mask_fill(sinks, MASKED), 3).mean_dim(2);
+        let norms = view.values().square().sum_dim(3).sqrt();
+        let dims = [batch, kv_heads, entries];
+        Ok(attention.reshape(dims).add_scalar(self.epsilon as f32) * norms.reshape(dims))
+    }
+}

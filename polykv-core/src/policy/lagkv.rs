@@ -1,0 +1,137 @@
+use super::{Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
+use crate::Result;
+use crate::ops;
+use burn::tensor::activation::softmax;
+use burn::tensor::{Int, Tensor, s};
+use serde::{Deserialize, Serialize};
+
+/// Entries whose keys and values stand out from those that follow (LagKV, arXiv 2504.04704). After the first `sinks`
+/// entries, in order of position, partitions of `lag` entries are scaled per channel by the range of the next
+/// partition; the deviation over the channels, softmax over the partition, mean of keys and values, gives each entry
+/// its rank within its partition. The sinks, the last partition and what follows it rank above all. Of equal ranks the
+/// later stays. A cache of fewer than two partitions keeps its latest entries.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LagKv {
+    pub lag: usize,
+    pub sinks: usize,
+}
+
+impl Default for LagKv {
+    fn default() -> Self {
+        Self { lag: 128, sinks: 4 }
+    }
+}
+
+impl Checked for LagKv {
+    fn check(&self) -> std::result::Result<(), String> {
+        match self.lag {
+            2..=4096 => Ok(()),
+            _ => Err("lag from 2 to 4096".into()),
+        }
+    }
+}
+
+impl Policy for LagKv {
+    fn name(&self) -> &'static str {
+        "lagkv"
+    }
+
+    fn params(&self) -> Params {
+        params_of(self)
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            position_order: true,
+            ..Needs::default()
+        }
+    }
+
+    fn protect(&self, _budget: usize) -> Protect {
+        Protect {
+            sinks: self.sinks,
+            recent: 0,
+        }
+    }
+
+    fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
+        let [batch, kv_heads, entries, _] = view.stored_keys.dims();
+        let device = view.stored_keys.device();
+        let sinks = self.sinks.min(entries);
+        let partitions = (entries - sinks) / self.lag;
+        let ones = |count| Tensor::<3>::ones([batch, kv_heads, count], &device);
+        let mut parts = vec![ones(sinks)];
+        if partitions < 2 {
+            let body = entries - sinks;
+            let recency = Tensor::<1, Int>::arange(0..body as i64, &device).float();
+            let recency = recency.div_scalar(body.max(1) as f32);
+            parts.push(
+                recency
+                    .reshape([1, 1, body])
+                    .expand([batch, kv_heads, body]),
+            );
+        } else {
+            let ordered = |entries: &Tensor<4>| match view.order {
+                Some(order) => ops::take(entries.clone(), order.clone()),
+                None => entries.clone(),
+            };
+            let keys = self.stand_out(ordered(&view.keys()), sinks, partitions);
+            let values = self.stand_out(ordered(&view.values()), sinks, partitions);
+            let scored = (partitions - 1) * self.lag;
+            let ranks = ranks(keys + values).div_scalar(self.lag as f32);
+            parts.push(ranks.reshape([batch, kv_heads, scored]));
+            parts.push(ones(entries - sinks - scored));
+        }
+        parts.retain(|part| part.dims()[2] > 0);
+        Ok(view.to_slot_order(Tensor::cat(parts, 2)))
+    }
+}
+
+impl LagKv {
+    /// `x [batch, kv_heads, entries, head_dim]` in order of position → `[batch, kv_heads, partitions − 1, lag]`.
+    fn stand_out(&self, x: Tensor<4>, sinks: usize, partitions: usize) -> Tensor<4> {
+        let [batch, kv_heads, _, d] = x.dims();
+        let x = x
+            .slice(s![.., .., sinks..sinks + partitions * self.lag, ..])
+            .reshape([batch, kv_heads, partitions, self.lag, d]);
+        let next = x.clone().narrow(2, 1, partitions - 1);
+        let own = x.narrow(2, 0, partitions - 1);
+        let low = next.clone().min_dim(3);
+        // A channel that is constant says nothing; it must not divide by zero.
+        let range = (next.max_dim(3) - low.clone()).clamp_min(1e-12);
+        let spread = ((own - low) / range).var(4).sqrt();
+        softmax(spread, 3).reshape([batch, kv_heads, partitions - 1, self.lag])
+    }
+}
+
+/// Ranks along the last axis from 0, of equal scores the later above.
+fn ranks(scores: Tensor<4>) -> Tensor<4> {
+    let [batch, kv_heads, partitions, lag] = scores.dims();
+    let dims = [batch, kv_heads, partitions, lag, lag];
+    let own = scores.clone().unsqueeze_dim::<5>(4).expand(dims);
+    let other = scores.unsqueeze_dim::<5>(3).expand(dims);
+    let index = Tensor::<1, Int>::arange(0..lag as i64, &own.device());
+    let earlier = index.clone().reshape([1, 1, 1, 1, lag]).expand(dims);
+    let earlier = earlier.lower(index.reshape([1, 1, 1, lag, 1]).expand(dims));
+    let below = other.clone().lower(own.clone());
+    let below = below.bool_or(other.equal(own).bool_and(earlier));
+    below
+        .float()
+        .sum_dim(4)
+        .reshape([batch, kv_heads, partitions, lag])
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use burn::tensor::Device;
+
+    #[test]
+    fn of_equal_scores_the_later_ranks_higher() {
+        let scores = [[[[3.0, 1.0, 3.0, 0.5], [2.0, 2.0, 2.0, 2.0]]]];
+        let found = ranks(Tensor::from_data(scores, &Device::flex()));
+        let found: Vec<f32> = found.try_into_vec_as().unwrap();
+        assert_eq!(found, [2.0, 1.0, 3.0, 0.0, 0.0, 1.0, 2.0, 3.0]);
+    }
+}

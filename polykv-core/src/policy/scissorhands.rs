@@ -1,0 +1,182 @@
+use super::{Appended, Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
+use crate::Result;
+use crate::ops::AttentionBlock;
+use burn::tensor::{Tensor, TensorData, s};
+use serde::{Deserialize, Serialize};
+
+/// How often an entry got at least an even part of a query's attention, over the last `history` queries: a count per
+/// query head, mean over the query group. The latest `recent` entries always stay (Scissorhands, arXiv 2305.17118).
+///
+/// What each query did is remembered exactly, as the number of query heads of the group that paid attention: ⌊24 / ⌈log₂
+/// (group + 1)⌉⌋ queries share one f32. With 400 queries and a group of 4 that is 50 numbers beside each entry's key
+/// and value.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Scissorhands {
+    /// How many queries count.
+    pub history: usize,
+    pub recent: usize,
+}
+
+impl Default for Scissorhands {
+    fn default() -> Self {
+        Self {
+            history: 400,
+            recent: 10,
+        }
+    }
+}
+
+impl Checked for Scissorhands {
+    fn check(&self) -> std::result::Result<(), String> {
+        match self.history {
+            1..=65536 => Ok(()),
+            _ => Err("history from 1 to 65536".into()),
+        }
+    }
+}
+
+/// How counts of a query group are packed: digits in the 24 bits that an f32 holds exactly.
+#[derive(Clone, Copy)]
+struct Packing {
+    bits: usize,
+    per_word: usize,
+}
+
+impl Packing {
+    fn new(group: usize) -> Self {
+        let bits = (usize::BITS - group.leading_zeros()) as usize;
+        Self {
+            bits,
+            per_word: (24 / bits).max(1),
+        }
+    }
+
+    /// The weight of a digit.
+    fn power(&self, digit: usize) -> f32 {
+        (self.bits as f32 * digit as f32).exp2()
+    }
+}
+
+/// `state.counts`: the queries seen so far, and those of the announced prompt that are not seen yet.
+const SEEN: usize = 0;
+const TO_COME: usize = 1;
+
+impl Policy for Scissorhands {
+    fn name(&self) -> &'static str {
+        "scissorhands"
+    }
+
+    fn params(&self) -> Params {
+        params_of(self)
+    }
+
+    fn needs(&self) -> Needs {
+        Needs {
+            attention: true,
+            ..Needs::default()
+        }
+    }
+
+    fn protect(&self, _budget: usize) -> Protect {
+        Protect {
+            sinks: 0,
+            recent: self.recent,
+        }
+    }
+
+    fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
+        let (shape, tokens) = (appended.shape, appended.positions.len());
+        if state.rows.is_empty() {
+            let words = self.history.div_ceil(Packing::new(shape.group()).per_word);
+            let [batch, kv_heads, entries] =
+                [shape.batch, shape.kv_heads, appended.before + tokens];
+            let device = &appended.device;
+            state.entries = vec![Tensor::zeros([batch, kv_heads, entries], device)];
+            state.rows = vec![Tensor::zeros([batch, kv_heads, entries, words], device)];
+            state.counts = vec![0, 0];
+        } else {
+            state.extend_with_zeros(appended);
+        }
+        state.counts[TO_COME] = tokens + appended.to_come;
+        Ok(())
+    }
+
+    fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
+        let tokens = block.tokens();
+        let (seen, to_come) = (state.counts[SEEN], state.counts[TO_COME]);
+        // Queries that the rest of the prompt will push out of the history need not be looked at.
+        let mut next = to_come.saturating_sub(self.history).min(tokens);
+        while next < tokens {
+            next += self.observe_word(state, block, seen + next, next);
+        }
+        state.counts = vec![seen + tokens, to_come.saturating_sub(tokens)];
+        Ok(())
+    }
+
+    fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
+        let counts = state.entries[0].clone();
+        Ok(counts.div_scalar(view.shape.group() as f32))
+    }
+}
+
+impl Scissorhands {
+    /// Notes queries from the block's `first` on, which is the `query`th of the sequence, as far as they share a word
+    /// of the history; returns how many those are.
+    fn observe_word(
+        &self,
+        state: &mut State,
+        block: &AttentionBlock,
+        query: usize,
+        first: usize,
+    ) -> usize {
+        let (tokens, device) = (block.tokens(), state.entries[0].device());
+        let place = query % self.history;
+        let packing = Packing::new(block.group());
+        let (word, digit) = (place / packing.per_word, place % packing.per_word);
+        let count = (packing.per_word - digit)
+            .min(tokens - first)
+            .min(self.history - place);
+        let attention = block.rows(first..first + count);
+        let [batch, kv_heads, _, _, seen] = attention.dims();
+        let column = |f: &dyn Fn(usize) -> f32| {
+            let values: Vec<f32> = (0..count).map(f).collect();
+            Tensor::<5>::from_data(TensorData::new(values, [1, 1, 1, count, 1]), &device)
+        };
+        let visible = block.entries() - tokens + first + 1;
+        let even = column(&|i| 1.0 / (visible + i) as f32);
+        let hits = attention
+            .clone()
+            .greater_equal(even.expand(attention.dims()));
+        let hits = hits.float().sum_dim(2); // [batch, kv_heads, 1, count, seen]
+        let flat = [batch, kv_heads, seen];
+        let gained = hits.clone().sum_dim(3).reshape(flat);
+        let new = (hits * column(&|i| packing.power(i)))
+            .sum_dim(3)
+            .reshape(flat);
+
+        let range = s![.., .., 0..seen, word..word + 1];
+        let old = state.rows[0].clone().slice(range).reshape(flat);
+        // Products with powers of two are exact; quotients need not be on every device.
+        let (above, below) = (1.0 / packing.power(digit), packing.power(digit));
+        let mut left = old.clone().mul_scalar(above).floor();
+        let mut replaced = left.zeros_like();
+        let mut lost = left.zeros_like();
+        for i in 0..count {
+            let rest = left.clone().mul_scalar(1.0 / packing.power(1)).floor();
+            let value = left - rest.clone().mul_scalar(packing.power(1));
+            replaced = replaced + value.clone().mul_scalar(packing.power(i));
+            lost = lost + value;
+            left = rest;
+        }
+        let packed = old + (new - replaced).mul_scalar(below);
+        let range = s![.., .., 0..seen, word..word + 1];
+        state.rows[0]
+            .inplace(|t| t.slice_assign(range, packed.reshape([batch, kv_heads, seen, 1])));
+        state.entries[0].inplace(|t| {
+            let counts = t.clone().slice(s![.., .., 0..seen]) + gained - lost;
+            t.slice_assign(s![.., .., 0..seen], counts)
+        });
+        count
+    }
+}

@@ -1,0 +1,87 @@
+use super::Appended;
+use crate::ops;
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+
+/// A policy's memory of one sequence batch in one layer.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    /// Statistics per entry, each `[batch, kv_heads, entries]` in slot order; the cache gathers, moves and drops
+    /// them together with the entries.
+    pub entries: Vec<Tensor<3>>,
+    /// Statistics per entry with several numbers each, `[batch, kv_heads, entries, width]`; they follow the entries
+    /// too.
+    pub rows: Vec<Tensor<4>>,
+    /// Statistics of the whole sequence, which no eviction moves.
+    pub sequence: Vec<Tensor<4>>,
+    /// Numbers that the host knows.
+    pub counts: Vec<usize>,
+    /// The memories of the policies that this policy is made of.
+    pub members: Vec<State>,
+}
+
+impl State {
+    /// Gives the appended entries zeros in every statistic.
+    pub fn extend_with_zeros(&mut self, appended: &Appended) {
+        let tokens = appended.positions.len();
+        for tensor in &mut self.entries {
+            let [batch, kv_heads, _] = tensor.dims();
+            let like = (&appended.device, tensor.dtype());
+            let zeros = Tensor::zeros([batch, kv_heads, tokens], like);
+            tensor.inplace(|old| Tensor::cat(vec![old, zeros], 2));
+        }
+        for tensor in &mut self.rows {
+            let [batch, kv_heads, _, width] = tensor.dims();
+            let like = (&appended.device, tensor.dtype());
+            let zeros = Tensor::zeros([batch, kv_heads, tokens, width], like);
+            tensor.inplace(|old| Tensor::cat(vec![old, zeros], 2));
+        }
+    }
+
+    /// Gives the appended entries their values in the first statistic, `new [batch, kv_heads, tokens]`.
+    pub fn extend_with(&mut self, new: Tensor<3>) {
+        let all = match self.entries.pop() {
+            Some(old) => Tensor::cat(vec![old, new], 2),
+            None => new,
+        };
+        self.entries.push(all);
+    }
+
+    /// Follows a compaction to `slots [batch, kv_heads, count]`.
+    pub(crate) fn keep(&mut self, slots: &Tensor<3, Int>) {
+        for tensor in &mut self.entries {
+            tensor.inplace(|t| t.gather(2, slots.clone()));
+        }
+        for tensor in &mut self.rows {
+            tensor.inplace(|t| ops::take(t, slots.clone()));
+        }
+        self.members.iter_mut().for_each(|own| own.keep(slots));
+    }
+
+    /// Follows the move of the last entry into the slot `victim [batch, kv_heads, 1]`.
+    pub(crate) fn replace(&mut self, victim: &Tensor<3, Int>) {
+        for tensor in &mut self.entries {
+            let last = tensor.dims()[2] - 1;
+            tensor.inplace(|t| {
+                let moved = t.clone().narrow(2, last, 1);
+                t.scatter(2, victim.clone(), moved, IndexingUpdateOp::Assign)
+                    .narrow(2, 0, last)
+            });
+        }
+        for tensor in &mut self.rows {
+            let last = tensor.dims()[2] - 1;
+            tensor.inplace(|t| {
+                let moved = t.clone().narrow(2, last, 1);
+                ops::put(t, victim.clone(), moved).narrow(2, 0, last)
+            });
+        }
+        self.members.iter_mut().for_each(|own| own.replace(victim));
+    }
+
+    /// Bytes of all statistics.
+    pub fn bytes(&self) -> usize {
+        self.entries.iter().map(ops::bytes).sum::<usize>()
+            + self.rows.iter().map(ops::bytes).sum::<usize>()
+            + self.sequence.iter().map(ops::bytes).sum::<usize>()
+            + self.members.iter().map(Self::bytes).sum::<usize>()
+    }
+}
