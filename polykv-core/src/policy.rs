@@ -18,6 +18,7 @@ pub use h2o::H2o;
 pub use keydiff::KeyDiff;
 pub use knorm::KNorm;
 pub use random::Random;
+pub(crate) use random::splitmix;
 pub use snapkv::SnapKv;
 pub use streaming_llm::StreamingLlm;
 pub use tova::Tova;

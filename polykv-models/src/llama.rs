@@ -39,4 +39,8 @@ impl Layer for LlamaLayer {
         let normed = self.post_attention_layernorm.forward(x.clone());
         Ok(x + self.mlp.forward(normed))
     }
+
+    fn attention_output(&self, attended: Tensor<4>) -> Tensor<3> {
+        self.self_attn.output(attended)
+    }
 }

@@ -40,4 +40,8 @@ impl Layer for Qwen3Layer {
         let normed = self.post_attention_layernorm.forward(x.clone());
         Ok(x + self.mlp.forward(normed))
     }
+
+    fn attention_output(&self, attended: Tensor<4>) -> Tensor<3> {
+        self.self_attn.output(attended)
+    }
 }

@@ -53,17 +53,20 @@ impl Attention {
         rope: &RopeTable,
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>> {
-        let [batch, tokens, _] = x.dims();
         let q = normed(&self.q_norm, self.heads(self.q_proj.forward(x.clone())));
         let k = normed(&self.k_norm, self.heads(self.k_proj.forward(x.clone())));
         let (q, k) = (rope.rotate(q), rope.rotate(k));
         let v = self.heads(self.v_proj.forward(x));
-        let [_, heads, _, _] = q.dims();
-        let output =
-            attend(q, k, v)?
-                .swap_dims(1, 2)
-                .reshape([batch, tokens, heads * self.head_dim]);
-        Ok(self.o_proj.forward(output))
+        Ok(self.output(attend(q, k, v)?))
+    }
+
+    /// The projection of what the heads attended to: `[batch, heads, tokens, head_dim]` → `[batch, tokens, hidden]`.
+    pub fn output(&self, attended: Tensor<4>) -> Tensor<3> {
+        let [batch, heads, tokens, head_dim] = attended.dims();
+        let joined = attended
+            .swap_dims(1, 2)
+            .reshape([batch, tokens, heads * head_dim]);
+        self.o_proj.forward(joined)
     }
 
     fn heads(&self, x: Tensor<3>) -> Tensor<4> {
