@@ -7,7 +7,7 @@ mod plan;
 mod values;
 
 pub use bench::{BenchArgs, Format};
-pub use calibrate::{BudgetSignal, CalibrateArgs, Objective};
+pub use calibrate::{BudgetSignal, CalibrateArgs, ChoiceArgs, Objective, RouteName, SignalName};
 pub use eval::{EvalArgs, SampleArgs, TaskName};
 pub use plan::{MemoryArgs, PlanAction, PlanArgs};
 pub use values::{Dtype, Phases, Pullable, Setting};
@@ -131,8 +131,8 @@ pub struct CompressionArgs {
     pub policy: Option<String>,
     #[command(flatten)]
     pub budget: BudgetArgs,
-    /// How the total is split over layers
-    #[arg(long, value_name = "NAME", value_parser = values::allocators(), requires = "policy")]
+    /// How the total is split over layers [default: uniform, or what the policy's own method uses]
+    #[arg(long, value_name = "NAME", value_parser = values::ready_allocators(), requires = "policy")]
     pub allocator: Option<String>,
     /// When to evict; the other phase keeps everything
     #[arg(long, value_enum, requires = "policy")]

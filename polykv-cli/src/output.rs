@@ -1,16 +1,20 @@
 //! What is printed: data on standard output, statistics and progress on standard error.
 
 pub mod bench;
+pub mod calibrate;
 pub mod eval;
 mod json;
+pub mod picture;
 pub mod progress;
 pub mod stats;
 
 use comfy_table::{Table, presets};
 use polykv::models::Generation;
 use polykv::policy::Params;
-use polykv::{Budget, KvCache, Phase, Plan};
+use polykv::{Budget, Error, KvCache, Phase, Plan, Result};
 use serde_yaml_ng::Value;
+use std::io::Write;
+use std::path::Path;
 
 /// A finished generation and where it ran.
 pub struct Run<'a> {
@@ -43,6 +47,20 @@ pub fn one_line(text: &str) -> String {
         .join(" ")
 }
 
+/// Writes under a temporary name, then renames: a reader never sees half a file.
+///
+/// # Errors
+/// A folder that is not there or cannot be written.
+pub fn write_whole(path: &Path, content: &str) -> Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    let part = Path::new(&name);
+    std::fs::File::create(part)
+        .and_then(|mut file| file.write_all(content.as_bytes()))
+        .and_then(|()| std::fs::rename(part, path))
+        .map_err(|e| Error::io(path, e))
+}
+
 /// An empty table in this program's style.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -60,10 +78,12 @@ pub fn describe_budget(plan: &Plan) -> String {
     if rules.all(|rule| rule.policy == "full") {
         return "everything is kept".into();
     }
+    let online = plan.online.as_ref();
+    let split = online.map_or(String::new(), |name| format!(", split by {name}"));
     match plan.budget {
-        Budget::Tokens(tokens) => format!("{tokens} entries per layer on average"),
-        Budget::Ratio(ratio) => format!("{} % of the prompt", trimmed(ratio * 100.0)),
-        Budget::Bytes(count) => format!("{} over all layers", bytes(count as usize)),
+        Budget::Tokens(tokens) => format!("{tokens} entries per layer on average{split}"),
+        Budget::Ratio(ratio) => format!("{} % of the prompt{split}", trimmed(ratio * 100.0)),
+        Budget::Bytes(count) => format!("{} over all layers{split}", bytes(count as usize)),
     }
 }
 

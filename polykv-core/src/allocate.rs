@@ -185,8 +185,12 @@ mod tests {
 
     #[test]
     fn least_budgets_hold_what_is_protected() {
-        let least = |name: &str| least_budget(&*policy::build("test", name, &Params::new()).unwrap());
-        assert_eq!([least("snapkv"), least("streaming-llm"), least("h2o")], [32, 5, 1]);
+        let least =
+            |name: &str| least_budget(&*policy::build("test", name, &Params::new()).unwrap());
+        assert_eq!(
+            [least("snapkv"), least("streaming-llm"), least("h2o")],
+            [32, 5, 1]
+        );
     }
 
     #[test]

@@ -12,9 +12,9 @@ pub use measure::Measurer;
 pub use pool::Pool;
 
 use crate::LoadedModel;
+use crate::layers::RopeTable;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
-use crate::layers::RopeTable;
 use polykv_core::{Error, KvCache, Phase, PromptCache, Result};
 use std::ops::Range;
 

@@ -2,9 +2,10 @@
 
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser};
+use polykv::allocate::{self, Basis};
 use polykv::models::config::SHAPES;
 use polykv::models::hub::{self, ALIASES, Alias, Repo};
-use polykv::{Phase, allocate, policy};
+use polykv::{Phase, policy};
 use serde_yaml_ng::Value;
 use std::str::FromStr;
 
@@ -14,9 +15,16 @@ pub fn policies() -> PossibleValuesParser {
     PossibleValuesParser::new(policy::REGISTRY.iter().map(value))
 }
 
-/// The allocators.
+/// All allocators.
 pub fn allocators() -> PossibleValuesParser {
     PossibleValuesParser::new(allocate::REGISTRY.iter().map(|(name, _)| *name))
+}
+
+/// The allocators that need no calibration.
+pub fn ready_allocators() -> PossibleValuesParser {
+    let all = allocate::REGISTRY.iter();
+    let ready = all.filter(|(_, allocator)| allocator.basis() != Basis::Calibration);
+    PossibleValuesParser::new(ready.map(|(name, _)| *name))
 }
 
 /// What can be fetched.

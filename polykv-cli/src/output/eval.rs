@@ -1,12 +1,11 @@
 //! What `eval` prints and writes.
 
-use super::{describe_budget, table as new_table};
+use super::{describe_budget, table as new_table, write_whole};
 use crate::args::{EvalArgs, SampleArgs, TaskName};
 use polykv::models::eval::{Evaluator, Group, PlanSummary, Prediction, Scores, Summary};
 use polykv::{DeviceSpec, Error, Result};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 
 /// metrics.json. Scripts depend on it: fields may be added, never renamed or dropped.
@@ -225,15 +224,4 @@ pub fn write(folder: &Path, metrics: &str, predictions: &[Prediction]) -> Result
     }
     write_whole(&folder.join("predictions.jsonl"), &lines)?;
     write_whole(&folder.join("metrics.json"), &format!("{metrics}\n"))
-}
-
-/// Writes under a temporary name, then renames.
-fn write_whole(path: &Path, content: &str) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    let part = Path::new(&name);
-    std::fs::File::create(part)
-        .and_then(|mut file| file.write_all(content.as_bytes()))
-        .and_then(|()| std::fs::rename(part, path))
-        .map_err(|e| Error::io(path, e))
 }

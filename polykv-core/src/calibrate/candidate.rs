@@ -26,7 +26,12 @@ impl Candidate {
             true => Ok(policy),
             false => {
                 let found = format!("'{}'", self.policy);
-                Err(Error::invalid(place, "policies", found, "policies that evict"))
+                Err(Error::invalid(
+                    place,
+                    "policies",
+                    found,
+                    "policies that evict",
+                ))
             }
         }
     }
@@ -79,7 +84,8 @@ impl FromStr for Candidate {
             let known = policy::names().join(", ");
             return Err(format!("no policy '{name}'; allowed: {known}"));
         }
-        let wrong = || format!("'{params}' are no parameters; allowed: KEY=VALUE:… or {{KEY: VALUE, …}}");
+        let wrong =
+            || format!("'{params}' are no parameters; allowed: KEY=VALUE:… or {{KEY: VALUE, …}}");
         let params = match params {
             "" => Params::new(),
             map if map.starts_with('{') => serde_yaml_ng::from_str(map).map_err(|_| wrong())?,
@@ -104,7 +110,10 @@ impl fmt::Display for Candidate {
         f.write_str(&self.policy)?;
         let nested = |value: &Value| matches!(value, Value::Sequence(_) | Value::Mapping(_));
         if self.params.values().any(nested) {
-            let map = self.params.iter().map(|(k, v)| (Value::from(k.as_str()), v.clone()));
+            let map = self
+                .params
+                .iter()
+                .map(|(k, v)| (Value::from(k.as_str()), v.clone()));
             return write!(f, ":{}", flow(&Value::Mapping(map.collect())));
         }
         let mut params = self.params.iter();
@@ -123,7 +132,10 @@ fn flow(value: &Value) -> String {
         }
         Value::String(text) => text.clone(),
         // Scalars print in one line.
-        other => serde_yaml_ng::to_string(other).unwrap_or_default().trim().to_string(),
+        other => serde_yaml_ng::to_string(other)
+            .unwrap_or_default()
+            .trim()
+            .to_string(),
     }
 }
 
@@ -133,7 +145,11 @@ mod tests {
 
     #[test]
     fn text_round_trips() {
-        for text in ["tova", "snapkv:kernel=5:window=64", "h2o:{a: [tova, h2o], b: [0.5, 0.25]}"] {
+        for text in [
+            "tova",
+            "snapkv:kernel=5:window=64",
+            "h2o:{a: [tova, h2o], b: [0.5, 0.25]}",
+        ] {
             let candidate: Candidate = text.parse().unwrap();
             assert_eq!(candidate.to_string(), text);
         }
@@ -150,7 +166,12 @@ mod tests {
         assert!(message("snapkv:window").contains("KEY=VALUE"));
         assert!(message("h2o,tova,h2o").contains("'h2o' comes twice"));
         let full: Candidate = "full".parse().unwrap();
-        assert!(full.build("test").unwrap_err().to_string().contains("policies that evict"));
+        assert!(
+            full.build("test")
+                .unwrap_err()
+                .to_string()
+                .contains("policies that evict")
+        );
     }
 
     #[test]

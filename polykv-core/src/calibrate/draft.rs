@@ -45,7 +45,9 @@ impl Draft<'_> {
     fn rules(&self, budgets: &[usize], picks: &[usize]) -> Vec<Rule> {
         let (least, most) = (budgets.iter().min(), budgets.iter().max());
         // A split that differs by what does not divide is what a plan without shares means.
-        let uneven = least.zip(most).is_some_and(|(least, most)| most - least > 1);
+        let uneven = least
+            .zip(most)
+            .is_some_and(|(least, most)| most - least > 1);
         let rule = |(layer, &pick): (usize, &usize)| {
             let own = &self.candidates[pick];
             let mut rule = Rule::new(LayerRange::all(1), own.policy.clone());
@@ -83,11 +85,15 @@ mod tests {
         assert_eq!(tokens, [Some(30), Some(15)]);
         assert_eq!(plan.prefill[1].params["window"], 8);
         assert_eq!(plan.decode[0].policy, "full");
-        let plan = draft(Budget::Ratio(0.5), &[30, 15, 15]).plan(Some(&[0, 1, 0]), Some(&[1, 1, 1]));
+        let plan =
+            draft(Budget::Ratio(0.5), &[30, 15, 15]).plan(Some(&[0, 1, 0]), Some(&[1, 1, 1]));
         plan.validate("draft").unwrap();
         assert_eq!((plan.prefill.len(), plan.decode.len()), (3, 1));
         assert_eq!(plan.prefill[0].share, Some(30.0));
         let plan = draft(Budget::Tokens(20), &[20, 20, 20]).plan(Some(&[0; 3]), None);
-        assert_eq!((plan.prefill[0].tokens, plan.prefill[0].share), (None, None));
+        assert_eq!(
+            (plan.prefill[0].tokens, plan.prefill[0].share),
+            (None, None)
+        );
     }
 }

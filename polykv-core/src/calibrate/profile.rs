@@ -65,7 +65,9 @@ impl Profile {
         let first = own.first()?;
         let perplexity = mean(own.iter().map(|one| one.full_nll)).exp();
         let phase = |of: fn(&Measured) -> &PhaseMeasured| PhaseProfile {
-            cosine: table(&of(first).cosine, |l, c| mean(own.iter().map(|one| of(one).cosine[l][c]))),
+            cosine: table(&of(first).cosine, |l, c| {
+                mean(own.iter().map(|one| of(one).cosine[l][c]))
+            }),
             delta_ppl: table(&of(first).nll, |l, c| {
                 mean(own.iter().map(|one| of(one).nll[l][c])).exp() - perplexity
             }),
@@ -98,7 +100,11 @@ impl PhaseProfile {
 }
 
 fn table(shape: &[Vec<f64>], value: impl Fn(usize, usize) -> f64) -> Vec<Vec<f64>> {
-    let row = |layer: usize| (0..shape[layer].len()).map(|own| value(layer, own)).collect();
+    let row = |layer: usize| {
+        (0..shape[layer].len())
+            .map(|own| value(layer, own))
+            .collect()
+    };
     (0..shape.len()).map(row).collect()
 }
 
@@ -128,7 +134,11 @@ mod tests {
                 decode: phase(full_nll - 1.0),
             }
         };
-        let all = [one(Data::Text, 1.0, 0.5), one(Data::Evidence, 9.0, 0.0), one(Data::Text, 2.0, 0.7)];
+        let all = [
+            one(Data::Text, 1.0, 0.5),
+            one(Data::Evidence, 9.0, 0.0),
+            one(Data::Text, 2.0, 0.7),
+        ];
         let profile = Profile::of(&all, Data::Text).unwrap();
         assert_eq!((profile.examples, profile.entropy[0]), (2, 1.6));
         assert!((profile.perplexity - 1.5f64.exp()).abs() < 1e-12);

@@ -31,7 +31,10 @@ pub fn route(
     direction: Direction,
     costs: &[usize],
 ) -> Vec<usize> {
-    let losses: Vec<Vec<Vec<f64>>> = profiles.iter().map(|own| losses(own, phase, signal)).collect();
+    let losses: Vec<Vec<Vec<f64>>> = profiles
+        .iter()
+        .map(|own| losses(own, phase, signal))
+        .collect();
     let weighed = match &losses[..] {
         [only] => only.clone(),
         all => weigh(all),
@@ -65,7 +68,9 @@ fn losses(profile: &Profile, phase: Phase, signal: Signal) -> Vec<Vec<f64>> {
 fn weigh(profiles: &[Vec<Vec<f64>>]) -> Vec<Vec<f64>> {
     let scales: Vec<f64> = profiles
         .iter()
-        .map(|layers| layers.iter().map(|row| spread(row)).sum::<f64>() / layers.len().max(1) as f64)
+        .map(|layers| {
+            layers.iter().map(|row| spread(row)).sum::<f64>() / layers.len().max(1) as f64
+        })
         .collect();
     let layers = profiles.first().map_or(0, Vec::len);
     (0..layers)
@@ -76,8 +81,14 @@ fn weigh(profiles: &[Vec<Vec<f64>>]) -> Vec<Vec<f64>> {
                 .map(|(profile, &scale)| regrets(&profile[layer], least(&profile[layer]), scale))
                 .collect();
             let candidates = own.first().map_or(0, Vec::len);
-            let of = |candidate: usize| own.iter().map(|regrets| regrets[candidate]).collect::<Vec<f64>>();
-            (0..candidates).map(|candidate| joint(&of(candidate))).collect()
+            let of = |candidate: usize| {
+                own.iter()
+                    .map(|regrets| regrets[candidate])
+                    .collect::<Vec<f64>>()
+            };
+            (0..candidates)
+                .map(|candidate| joint(&of(candidate)))
+                .collect()
         })
         .collect()
 }
@@ -120,8 +131,14 @@ mod tests {
 
     fn profile(losses: &[[f64; 3]]) -> Profile {
         let phase = PhaseProfile {
-            cosine: losses.iter().map(|row| row.map(|loss| 1.0 - loss).to_vec()).collect(),
-            delta_ppl: losses.iter().map(|row| row.map(|loss| -loss).to_vec()).collect(),
+            cosine: losses
+                .iter()
+                .map(|row| row.map(|loss| 1.0 - loss).to_vec())
+                .collect(),
+            delta_ppl: losses
+                .iter()
+                .map(|row| row.map(|loss| -loss).to_vec())
+                .collect(),
         };
         Profile {
             examples: 1,
@@ -159,6 +176,9 @@ mod tests {
         assert_eq!(regrets(&[1.0, 3.0, 0.5], 1.0, 2.0), [0.0, 1.0, -0.25]);
         assert_eq!(joint(&[1.0, 0.0]), 0.75);
         assert_eq!(joint(&[0.5]), 0.5);
-        assert_eq!([spread(&[5.0, 1.0, 2.0]), spread(&[1.0, 4.0]), spread(&[])], [1.0, 1.5, 0.0]);
+        assert_eq!(
+            [spread(&[5.0, 1.0, 2.0]), spread(&[1.0, 4.0]), spread(&[])],
+            [1.0, 1.5, 0.0]
+        );
     }
 }

@@ -1,5 +1,5 @@
-use super::route::{joint, least, regrets, spread};
 use super::Data;
+use super::route::{joint, least, regrets, spread};
 use crate::Result;
 use crate::plan::LayerRange;
 use crate::policy::splitmix;
@@ -56,7 +56,9 @@ struct Scale(Vec<(Data, f64, f64)>);
 
 impl Scale {
     fn of(singles: &[Losses]) -> Self {
-        let kinds: Vec<Data> = singles.first().map_or(Vec::new(), |one| one.keys().copied().collect());
+        let kinds: Vec<Data> = singles
+            .first()
+            .map_or(Vec::new(), |one| one.keys().copied().collect());
         let of = |data: Data| {
             let losses: Vec<f64> = singles.iter().map(|one| one[&data]).collect();
             // Below a thousandth of a nat all policies are equal.
@@ -66,7 +68,8 @@ impl Scale {
     }
 
     fn score(&self, losses: &Losses) -> f64 {
-        let of = |(data, best, scale): &(Data, f64, f64)| regrets(&[losses[data]], *best, *scale)[0];
+        let of =
+            |(data, best, scale): &(Data, f64, f64)| regrets(&[losses[data]], *best, *scale)[0];
         joint(&self.0.iter().map(of).collect::<Vec<f64>>())
     }
 }
@@ -95,7 +98,14 @@ impl Search {
         };
         for (candidate, losses) in singles.into_iter().enumerate() {
             let all = Some(LayerRange::all(layers));
-            found.consider(all, Some(candidate), vec![candidate; layers], losses, &scale, 0.0);
+            found.consider(
+                all,
+                Some(candidate),
+                vec![candidate; layers],
+                losses,
+                &scale,
+                0.0,
+            );
         }
         let losses = match known.get(&self.start) {
             Some(losses) => losses.clone(),
@@ -120,7 +130,14 @@ impl Search {
                     left -= 1;
                     let losses = evaluate(&picks)?;
                     known.insert(picks.clone(), losses.clone());
-                    found.consider(Some(group), Some(candidate), picks, losses, &scale, LEAST_GAIN);
+                    found.consider(
+                        Some(group),
+                        Some(candidate),
+                        picks,
+                        losses,
+                        &scale,
+                        LEAST_GAIN,
+                    );
                 }
             }
             if found.score >= before {
@@ -189,9 +206,15 @@ mod tests {
     /// Text wants candidate 0 in layers 0-3, evidence candidate 1 in layers 4-7; candidate 2 is bad at both.
     fn losses(picks: &[usize]) -> Losses {
         let wrong = |layers: std::ops::Range<usize>, wanted: usize| {
-            picks[layers].iter().map(|&pick| (pick as f64 - wanted as f64).abs()).sum::<f64>()
+            picks[layers]
+                .iter()
+                .map(|&pick| (pick as f64 - wanted as f64).abs())
+                .sum::<f64>()
         };
-        Losses::from([(Data::Text, wrong(0..4, 0)), (Data::Evidence, 10.0 * wrong(4..8, 1))])
+        Losses::from([
+            (Data::Text, wrong(0..4, 0)),
+            (Data::Evidence, 10.0 * wrong(4..8, 1)),
+        ])
     }
 
     fn search(moves: usize) -> (Found, usize) {
@@ -213,11 +236,19 @@ mod tests {
     fn the_mixture_is_found_and_every_step_recorded() {
         let (found, runs) = search(100);
         assert_eq!(found.picks, [0, 0, 0, 0, 1, 1, 1, 1]);
-        assert_eq!(found.losses, Losses::from([(Data::Text, 0.0), (Data::Evidence, 0.0)]));
+        assert_eq!(
+            found.losses,
+            Losses::from([(Data::Text, 0.0), (Data::Evidence, 0.0)])
+        );
         // Both are as good as the best single policy, each on its own kind.
         assert_eq!(found.score, 0.0);
         assert_eq!(found.moves.len(), runs);
-        let taken: Vec<f64> = found.moves.iter().filter(|one| one.taken).map(|one| one.score).collect();
+        let taken: Vec<f64> = found
+            .moves
+            .iter()
+            .filter(|one| one.taken)
+            .map(|one| one.score)
+            .collect();
         assert!(taken.windows(2).all(|pair| pair[1] < pair[0]) && taken.last() == Some(&0.0));
         assert_eq!(search(100).0, found);
     }

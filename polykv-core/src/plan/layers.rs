@@ -37,7 +37,12 @@ impl Plan {
                 ..rule
             };
             match joined.last_mut() {
-                Some(last) if (Rule { layers: range, ..last.clone() }) == rule => {
+                Some(last)
+                    if (Rule {
+                        layers: range,
+                        ..last.clone()
+                    }) == rule =>
+                {
                     last.layers.last = layer;
                 }
                 _ => joined.push(rule),
@@ -87,9 +92,16 @@ mod tests {
         assert_eq!(policies, ["tova", "tova", "h2o", "h2o", "h2o", "h2o"]);
         let mut other = plan.clone();
         other.set_layers(Phase::Prefill, rules);
-        let ranges: Vec<String> = other.prefill.iter().map(|rule| rule.layers.to_string()).collect();
+        let ranges: Vec<String> = other
+            .prefill
+            .iter()
+            .map(|rule| rule.layers.to_string())
+            .collect();
         assert_eq!(ranges, ["0-1", "2-5"]);
-        assert_eq!(other.by_layer(Phase::Prefill), plan.by_layer(Phase::Prefill));
+        assert_eq!(
+            other.by_layer(Phase::Prefill),
+            plan.by_layer(Phase::Prefill)
+        );
         other.validate("test").unwrap();
     }
 
@@ -99,7 +111,8 @@ mod tests {
         let whole = |plan: &Plan| -> Vec<String> {
             let prefill = plan.by_layer(Phase::Prefill).into_iter();
             let both = prefill.zip(plan.by_layer(Phase::Decode));
-            both.map(|(a, b)| format!("{} {:?} {} {:?}", a.policy, a.tokens, b.policy, b.params)).collect()
+            both.map(|(a, b)| format!("{} {:?} {} {:?}", a.policy, a.tokens, b.policy, b.params))
+                .collect()
         };
         let sorted = |mut list: Vec<String>| {
             list.sort();

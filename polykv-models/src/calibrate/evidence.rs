@@ -22,7 +22,16 @@ pub struct EvidenceOptions {
 }
 
 const OWNERS: [&str; 10] = [
-    "Bertram", "Ludmila", "Ignatius", "Rosalind", "Casimir", "Philippa", "Thaddeus", "Wilhelmine", "Barnaby", "Seraphina",
+    "Bertram",
+    "Ludmila",
+    "Ignatius",
+    "Rosalind",
+    "Casimir",
+    "Philippa",
+    "Thaddeus",
+    "Wilhelmine",
+    "Barnaby",
+    "Seraphina",
 ];
 
 /// Facts at depths, the question, the start of the answer and the answer.
@@ -72,7 +81,12 @@ fn facts(rng: &mut impl Rng, count: usize) -> Puzzle {
     let numbers: Vec<String> = (0..count).map(|_| number(rng)).collect();
     let pairs = owners.iter().zip(&numbers);
     let facts: Vec<(f64, String)> = pairs
-        .map(|(owner, number)| (depth(rng), format!("The locker of {owner} has the number {number}.")))
+        .map(|(owner, number)| {
+            (
+                depth(rng),
+                format!("The locker of {owner} has the number {number}."),
+            )
+        })
         .collect();
     Puzzle {
         facts,
@@ -128,9 +142,20 @@ mod tests {
             for puzzle in [facts(&mut rng, 1), facts(&mut rng, 4), chain(&mut rng)] {
                 let wanted = format!("has the number {}.", puzzle.answer);
                 let holds = |text: &str| text.ends_with(&wanted);
-                assert_eq!(puzzle.facts.iter().filter(|(_, fact)| holds(fact)).count(), 1);
-                assert!(puzzle.facts.iter().all(|(depth, _)| (0.0..0.9).contains(depth)));
-                assert!(!puzzle.question.contains(&puzzle.answer) && !puzzle.lead_in.contains(&puzzle.answer));
+                assert_eq!(
+                    puzzle.facts.iter().filter(|(_, fact)| holds(fact)).count(),
+                    1
+                );
+                assert!(
+                    puzzle
+                        .facts
+                        .iter()
+                        .all(|(depth, _)| (0.0..0.9).contains(depth))
+                );
+                assert!(
+                    !puzzle.question.contains(&puzzle.answer)
+                        && !puzzle.lead_in.contains(&puzzle.answer)
+                );
             }
         }
     }

@@ -58,11 +58,20 @@ impl Examples {
         texts: &[String],
         options: &TextOptions,
     ) -> Result<()> {
-        let TextOptions { length, continuation, .. } = *options;
+        let TextOptions {
+            length,
+            continuation,
+            ..
+        } = *options;
         check_counts(&[("examples", options.examples)])?;
         if continuation < 2 {
             let field = "continuation";
-            return Err(Error::invalid("calibration", field, continuation, "at least 2"));
+            return Err(Error::invalid(
+                "calibration",
+                field,
+                continuation,
+                "at least 2",
+            ));
         }
         check_length(length, continuation, model.model.config().max_positions)?;
         let whole = length + continuation;
@@ -75,7 +84,9 @@ impl Examples {
         }
         if windows.is_empty() {
             let found = format!("{} texts of at most {longest} tokens", texts.len());
-            let allowed = format!("one of at least {whole}, a prefix of {length} and a continuation of {continuation}");
+            let allowed = format!(
+                "one of at least {whole}, a prefix of {length} and a continuation of {continuation}"
+            );
             return Err(Error::invalid("calibration", "data", found, allowed));
         }
         for index in starts(windows.len(), options.examples, options.seed) {

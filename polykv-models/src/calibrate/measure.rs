@@ -66,7 +66,11 @@ impl<'a> Measurer<'a> {
     /// # Errors
     /// Names the candidate and its budget.
     pub fn check(&self, prompt: usize) -> Result<()> {
-        let cost = self.model.model.cache_shape(1).cost(self.model.model.config().layers);
+        let cost = self
+            .model
+            .model
+            .cache_shape(1)
+            .cost(self.model.model.config().layers);
         for (plan, candidate) in self.plans.iter().zip(self.candidates.iter().cycle()) {
             let place = format!("calibration of {candidate}");
             let resolved = plan.resolve(&place, prompt, cost)?;
@@ -100,7 +104,11 @@ impl<'a> Measurer<'a> {
         let mut plans = vec![Plan::full(config.layers)];
         plans.extend(self.plans.iter().cloned());
         let mut shared = SharedPrefill::new(plans, model.cache_shape(1), model.device())?;
-        model.prefill(ids(self.model, &example.prompt), &mut shared, &mut PrefillOptions::default())?;
+        model.prefill(
+            ids(self.model, &example.prompt),
+            &mut shared,
+            &mut PrefillOptions::default(),
+        )?;
         let mut caches = shared.finish();
         let mut full = caches.remove(0);
         let prefix = full.clone();
@@ -121,7 +129,9 @@ impl<'a> Measurer<'a> {
             let mut others = Vec::new();
             x = model.layer(layer, input.clone(), &rope, &mut |q, k, v| {
                 let output = attend(&mut full, Phase::Prefill, layer, [&q, &k, &v])?;
-                found.entropy.push(entropy(&full, layer, q.clone(), example)?);
+                found
+                    .entropy
+                    .push(entropy(&full, layer, q.clone(), example)?);
                 for (index, cache) in caches.iter_mut().enumerate() {
                     let phase = PHASES[index / self.candidates.len()];
                     others.push(attend(cache, phase, layer, [&q, &k, &v])?);
@@ -143,7 +153,9 @@ impl<'a> Measurer<'a> {
             }
             if self.likelihoods {
                 for attended in others {
-                    let changed = model.layer(layer, input.clone(), &rope, &mut |_, _, _| Ok(attended.clone()))?;
+                    let changed = model.layer(layer, input.clone(), &rope, &mut |_, _, _| {
+                        Ok(attended.clone())
+                    })?;
                     let top = self.above(layer, changed, &rope, &prefix)?;
                     found.nll.push(nll(self.model, example, top));
                 }
@@ -157,11 +169,24 @@ impl<'a> Measurer<'a> {
     }
 
     /// The layers above `layer` over everything that FullKV keeps.
-    fn above(&self, layer: usize, x: Tensor<3>, rope: &RopeTable, prefix: &KvCache) -> Result<Tensor<3>> {
+    fn above(
+        &self,
+        layer: usize,
+        x: Tensor<3>,
+        rope: &RopeTable,
+        prefix: &KvCache,
+    ) -> Result<Tensor<3>> {
         let mut cache = prefix.clone();
         cache.untrimmed().begin_prefill(x.dims()[1])?;
         let count = self.model.model.config().layers;
-        layers(self.model, layer + 1..count, x, rope, &mut cache, Phase::Prefill)
+        layers(
+            self.model,
+            layer + 1..count,
+            x,
+            rope,
+            &mut cache,
+            Phase::Prefill,
+        )
     }
 
     fn collect(&self, example: &Example, full_nll: f64, found: Signals) -> Result<Measured> {
@@ -203,5 +228,9 @@ fn entropy(full: &KvCache, layer: usize, q: Tensor<4>, example: &Example) -> Res
     // The cache knows the positions of its last queries, so all of the continuation's go in.
     let attention = ops::window_attention(q, keys, positions, own.seen());
     let queries = example.queries();
-    Ok(signals::mean_entropy(attention.narrow(3, queries.start, queries.len())))
+    Ok(signals::mean_entropy(attention.narrow(
+        3,
+        queries.start,
+        queries.len(),
+    )))
 }

@@ -45,7 +45,10 @@ impl<'a> Pool<'a> {
                 Some(prefill) => draft.plan(Some(prefill), Some(&all)),
             }
         });
-        let plans: Vec<Plan> = [Plan::full(draft.layers)].into_iter().chain(plans).collect();
+        let plans: Vec<Plan> = [Plan::full(draft.layers)]
+            .into_iter()
+            .chain(plans)
+            .collect();
         let prompts = run_on(model.model.device(), || {
             let prompts = examples.iter().enumerate().map(|(index, example)| {
                 progress(index);
@@ -56,7 +59,11 @@ impl<'a> Pool<'a> {
         Ok(Self {
             model,
             draft,
-            phase: if prefill.is_none() { Phase::Prefill } else { Phase::Decode },
+            phase: if prefill.is_none() {
+                Phase::Prefill
+            } else {
+                Phase::Decode
+            },
             prefill: prefill.map(<[usize]>::to_vec).unwrap_or_default(),
             prompts,
         })
@@ -67,7 +74,10 @@ impl<'a> Pool<'a> {
     /// # Errors
     /// A pick that is no candidate, NaN in scores or likelihoods.
     pub fn losses(&self, picks: &[usize]) -> Result<Losses> {
-        if let Some(wrong) = picks.iter().find(|&&pick| pick >= self.draft.candidates.len()) {
+        if let Some(wrong) = picks
+            .iter()
+            .find(|&&pick| pick >= self.draft.candidates.len())
+        {
             let allowed = format!("below {}", self.draft.candidates.len());
             return Err(Error::invalid("route", "candidate", wrong, allowed));
         }
@@ -78,7 +88,11 @@ impl<'a> Pool<'a> {
         run_on(self.model.model.device(), || {
             let mut losses = Losses::new();
             for data in [Data::Text, Data::Evidence] {
-                let own: Vec<&Prompted> = self.prompts.iter().filter(|one| one.example.data == data).collect();
+                let own: Vec<&Prompted> = self
+                    .prompts
+                    .iter()
+                    .filter(|one| one.example.data == data)
+                    .collect();
                 let mut sum = 0.0;
                 for prompted in &own {
                     let mut cache = KvCache::of_layers(plan.clone(), &prompted.caches, picks)?;

@@ -56,12 +56,7 @@ impl Haystack {
     }
 
     /// The tokens to compress, and those of the question if it comes after.
-    fn ask(
-        &self,
-        model: &LoadedModel,
-        text: &str,
-        question: &str,
-    ) -> Result<(Vec<u32>, Vec<u32>)> {
+    fn ask(&self, model: &LoadedModel, text: &str, question: &str) -> Result<(Vec<u32>, Vec<u32>)> {
         let chat = model.chat.as_ref().filter(|_| !self.raw);
         let encode = |text: String| match chat {
             Some(chat) => chat.encode(&model.tokenizer, &[Message::new("user", text)], true),
@@ -85,7 +80,12 @@ impl Haystack {
 fn hide(sentences: &[String], facts: &[(f64, String)]) -> String {
     let mut placed: Vec<(usize, &str)> = facts
         .iter()
-        .map(|(depth, fact)| ((depth * sentences.len() as f64).round() as usize, fact.as_str()))
+        .map(|(depth, fact)| {
+            (
+                (depth * sentences.len() as f64).round() as usize,
+                fact.as_str(),
+            )
+        })
         .collect();
     placed.sort_by_key(|(place, _)| *place);
     let mut placed = placed.into_iter().peekable();
