@@ -4,6 +4,8 @@ mod cli_support;
 
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "cli/calibrate.rs"]
+mod calibrate;
 #[path = "cli/compression.rs"]
 mod compression;
 #[path = "cli/eval.rs"]
@@ -13,6 +15,8 @@ mod eval;
 mod hub;
 #[path = "cli/memory.rs"]
 mod memory;
+#[path = "cli/plan.rs"]
+mod plan;
 
 use cli_support::{
     generate, generate_args, generate_json, path_str, polykv, polykv_with, tiny_model,
