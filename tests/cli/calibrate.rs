@@ -40,8 +40,10 @@ fn a_calibration_becomes_a_plan_that_runs() {
         "{base} --allocator calibrated --refine 4 --out {}",
         path_str(&out)
     );
-    let json = calibrate_json(&args);
-    assert_eq!(read(&out, "profile.json"), format!("{json}\n"));
+    let printed = calibrate(&format!("{args} --json"));
+    assert_eq!((printed.code, printed.stderr.as_str()), (0, ""));
+    assert_eq!(read(&out, "profile.json"), printed.stdout);
+    let json: Value = serde_json::from_str(&printed.stdout).unwrap();
     for data in ["text", "evidence"] {
         let profile = &json["profiles"][data];
         assert_eq!(profile["examples"], 2);

@@ -83,7 +83,7 @@ fn a_shuffle_keeps_counts_and_sums() {
     let dir = tempfile::tempdir().unwrap();
     let file = write(&dir, "mine.yaml", PLAN);
     let mut seen = std::collections::BTreeSet::new();
-    for seed in 0..8 {
+    for seed in 0..16 {
         let text = plan(&["shuffle", &file, "--seed", &seed.to_string()]).stdout;
         assert_eq!(
             text,

@@ -9,7 +9,7 @@ const REFUSED: &str = "
     --objective text | --data | missing | --objective evidence
     --data /nonexistent.txt | /nonexistent.txt | No such file
     --data EMPTY | without .txt and .md files
-    --data SHORT | data is 1 texts of at most | at least 1152
+    --data SHORT --length 100 | data is 1 texts of at most | at least 228
     --data LONG --length 500 | 500 and 128 tokens | at most 512
     --data LONG --length 0 | length is 0 | at least 1
     --data LONG --length 100 --continuation 1 | continuation is 1 | at least 2
