@@ -60,7 +60,7 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     let mut report = Report::new(args, &model, candidates.clone(), budget, &journal)?;
     let draft = report.draft(&candidates, budget);
     if args.choice.refine > 0 {
-        for phase in [Phase::Prefill, Phase::Decode] {
+        for &phase in args.choice.refine_phase.list() {
             let found = refine(
                 args,
                 &model,

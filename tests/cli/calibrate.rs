@@ -87,6 +87,14 @@ fn a_calibration_becomes_a_plan_that_runs() {
     assert!(generated["kv"]["kept_mean"].as_f64() < generated["kv"]["seen"].as_f64());
 
     // The measurements serve other choices as well.
+    let other = format!(
+        "{base} --refine 1 --refine-phase prefill --resume --out {}",
+        path_str(&out)
+    );
+    let prefill = calibrate_json(&other);
+    assert!(
+        prefill["prefill"]["refined"].is_object() && prefill["decode"].get("refined").is_none()
+    );
     let other = format!("{base} --route inverse --resume --out {}", path_str(&out));
     let inverse = calibrate_json(&other);
     assert_eq!(inverse["profiles"], json["profiles"]);

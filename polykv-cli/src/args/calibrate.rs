@@ -1,6 +1,6 @@
 //! What `polykv calibrate` takes.
 
-use super::{BudgetArgs, ModelArgs, values};
+use super::{BudgetArgs, ModelArgs, Phases, values};
 use clap::{ArgGroup, Args, ValueEnum};
 use polykv::calibrate::Candidate;
 use std::path::PathBuf;
@@ -92,6 +92,9 @@ pub struct ChoiceArgs {
     /// Improve the route of each phase by up to N evaluations of whole plans on the examples
     #[arg(long, value_name = "N", default_value = "0")]
     pub refine: usize,
+    /// Which phase's route is refined; decode evaluations run token by token and take longer
+    #[arg(long, value_enum, default_value = "both")]
+    pub refine_phase: Phases,
 }
 
 /// The list of `--policies`.

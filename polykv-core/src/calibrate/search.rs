@@ -176,11 +176,11 @@ impl Found {
 /// Halves, quarters, … down to single layers, each size in a seeded order.
 fn groups(layers: usize, state: &mut u64) -> Vec<LayerRange> {
     let mut all = Vec::new();
-    let mut parts = 2;
-    while layers > 1 {
-        let parts_now = parts.min(layers);
-        let edge = |part: usize| part * layers / parts_now;
-        let mut level: Vec<LayerRange> = (0..parts_now)
+    let mut parts = 1;
+    while parts < layers {
+        parts = layers.min(2 * parts);
+        let edge = |part: usize| part * layers / parts;
+        let mut level: Vec<LayerRange> = (0..parts)
             .map(|part| LayerRange {
                 first: edge(part),
                 last: edge(part + 1) - 1,
@@ -191,10 +191,6 @@ fn groups(layers: usize, state: &mut u64) -> Vec<LayerRange> {
             level.swap(last, (*state % (last as u64 + 1)) as usize);
         }
         all.extend(level);
-        if parts_now == layers {
-            break;
-        }
-        parts *= 2;
     }
     all
 }
