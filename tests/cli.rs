@@ -4,6 +4,8 @@ mod cli_support;
 
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "cli/calibrate.rs"]
+mod calibrate;
 #[path = "cli/compression.rs"]
 mod compression;
 #[path = "cli/eval.rs"]
@@ -15,6 +17,8 @@ mod hub;
 mod kept;
 #[path = "cli/memory.rs"]
 mod memory;
+#[path = "cli/plan.rs"]
+mod plan;
 
 use cli_support::{
     copy_of_tiny_model, generate, generate_args, generate_json, path_str, polykv, polykv_with,

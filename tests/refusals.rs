@@ -3,6 +3,8 @@
 
 mod cli_support;
 
+#[path = "refusals/calibrate.rs"]
+mod calibrate;
 #[path = "refusals/config.rs"]
 mod config;
 #[path = "refusals/eval.rs"]

@@ -1,11 +1,15 @@
 //! What can be typed. Everything that clap can know is refused here, with exit code 2.
 
 mod bench;
+mod calibrate;
 mod eval;
+mod plan;
 mod values;
 
 pub use bench::{BenchArgs, Format};
+pub use calibrate::{BudgetSignal, CalibrateArgs, ChoiceArgs, Objective, RouteName, SignalName};
 pub use eval::{EvalArgs, SampleArgs, TaskName};
+pub use plan::{MemoryArgs, PlanAction, PlanArgs};
 pub use values::{Phases, Pullable, Setting};
 
 use clap::error::ErrorKind;
@@ -39,7 +43,13 @@ pub enum Command {
     Pull(PullArgs),
     /// Measures speed and memory of a model under FullKV and under plans
     Bench(Box<BenchArgs>),
-    /// Looks at plan files
+    /// Finds a plan for a model: which policy each layer runs in each phase, and how many entries it keeps
+    ///
+    /// Every policy is tried in every layer alone, at the budget, on windows of plain text (--data) and on questions about
+    /// facts hidden in a made-up text (--objective evidence or both). The route takes the best one per layer and phase;
+    /// --refine goes on from there with the whole plan in effect. Keep the data apart from what the plan is tested on.
+    Calibrate(Box<CalibrateArgs>),
+    /// Shows, compares and changes plan files
     Plan(PlanArgs),
 }
 
@@ -114,7 +124,7 @@ pub struct PromptArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Compression")]
 #[group(skip)]
-#[command(group = ArgGroup::new("budgets"))]
+#[command(group = ArgGroup::new("budgets").requires("policy"))]
 pub struct CompressionArgs {
     /// A plan file: policy and budget of each layer and phase
     #[arg(long, value_name = "FILE", conflicts_with_all = ["policy", "budgets", "allocator", "phase", "set"])]
@@ -124,8 +134,8 @@ pub struct CompressionArgs {
     pub policy: Option<String>,
     #[command(flatten)]
     pub budget: BudgetArgs,
-    /// How the total is split over layers
-    #[arg(long, value_name = "NAME", value_parser = values::allocators(), requires = "policy")]
+    /// How the total is split over layers [default: uniform, or what the policy's own method uses]
+    #[arg(long, value_name = "NAME", value_parser = values::ready_allocators(), requires = "policy")]
     pub allocator: Option<String>,
     /// When to evict; the other phase keeps everything
     #[arg(long, value_enum, requires = "policy")]
@@ -206,49 +216,6 @@ pub struct PullArgs {
     pub revision: Option<String>,
 }
 
-#[derive(Debug, Args)]
-pub struct PlanArgs {
-    #[command(subcommand)]
-    pub action: PlanAction,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum PlanAction {
-    /// Checks a plan file and shows it as a table
-    Show {
-        file: PathBuf,
-        /// Print one JSON object instead
-        #[arg(long)]
-        json: bool,
-    },
-    /// Computes the cache's memory from a model's config, without its weights
-    Memory(Box<MemoryArgs>),
-}
-
-#[derive(Debug, Args)]
-pub struct MemoryArgs {
-    /// A folder with config.json, a GGUF file, or the name of a published shape
-    #[arg(short, long, value_name = "MODEL")]
-    pub model: String,
-    /// Tokens of the prompt
-    #[arg(short = 'n', long, value_name = "TOKENS", value_parser = values::at_least_one())]
-    pub tokens: usize,
-    /// Tokens decoded after it, as far as the model's context allows
-    #[arg(long, value_name = "N", default_value = "128")]
-    pub new_tokens: usize,
-    /// Sequences side by side
-    #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::at_least_one())]
-    pub batch: usize,
-    /// How weights and cache are stored; q8 goes with an f16 cache, auto is f32
-    #[arg(long, default_value = "auto", value_parser = values::dtypes())]
-    pub dtype: Storage,
-    #[command(flatten)]
-    pub compression: CompressionArgs,
-    /// Print one JSON object instead
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// The budget of policies, in one of its units.
 #[derive(Args, Clone, Copy, Debug, Default)]
 pub struct BudgetArgs {
@@ -257,7 +224,6 @@ pub struct BudgetArgs {
         long,
         value_name = "N",
         group = "budgets",
-        requires = "policy",
         allow_negative_numbers = true
     )]
     pub budget: Option<usize>,
@@ -266,7 +232,6 @@ pub struct BudgetArgs {
         long,
         value_name = "R",
         group = "budgets",
-        requires = "policy",
         allow_negative_numbers = true
     )]
     pub budget_ratio: Option<f64>,
@@ -275,7 +240,6 @@ pub struct BudgetArgs {
         long,
         value_name = "M",
         group = "budgets",
-        requires = "policy",
         allow_negative_numbers = true
     )]
     pub budget_mb: Option<f64>,

@@ -1,6 +1,7 @@
 //! From the compression flags to a plan: one path for plan files and for `--policy`.
 
 use crate::args::{BudgetArgs, CompressionArgs, Phases};
+use polykv::allocate::{self, Allocator, Basis};
 use polykv::models::ModelConfig;
 use polykv::policy::{self, Params};
 use polykv::{Budget, Error, LayerShape, Phase, Plan, Result, Spans};
@@ -22,6 +23,8 @@ pub enum Source {
         params: Params,
         budget: Budget,
         phases: &'static [Phase],
+        /// The allocator, if it splits per prompt.
+        online: Option<String>,
         allow_full_extra: bool,
     },
 }
@@ -42,7 +45,12 @@ impl Source {
         let set = args.set.iter();
         let params: Params = set.map(|s| (s.key.clone(), s.value.clone())).collect();
         policy::build(COMMAND_LINE, &policy, &params)?;
+        let allocator = match &args.allocator {
+            Some(name) => allocate::by_name(name)?,
+            None => allocate::of_policy(&policy),
+        };
         Ok(Self::Uniform {
+            online: online(allocator),
             policy,
             params,
             budget,
@@ -87,6 +95,7 @@ impl Source {
     pub fn uniform(policy: &str, budget: Budget) -> Result<Self> {
         budget.validate(COMMAND_LINE)?;
         Ok(Self::Uniform {
+            online: online(allocate::of_policy(policy)),
             policy: policy.to_string(),
             params: Params::new(),
             budget,
@@ -108,12 +117,14 @@ impl Source {
                 params,
                 budget,
                 phases,
+                online,
                 allow_full_extra,
             } => {
                 let plan = Plan::uniform(config.layers, &policy, params, budget, phases);
                 (
                     COMMAND_LINE.to_string(),
                     Plan {
+                        online,
                         allow_full_extra,
                         ..plan
                     },
@@ -158,7 +169,15 @@ impl Placed {
     }
 }
 
-fn budget(args: &BudgetArgs) -> Result<Budget> {
+fn online(allocator: &dyn Allocator) -> Option<String> {
+    (allocator.basis() == Basis::Prompt).then(|| allocator.name().to_string())
+}
+
+/// The budget of the flags, all of the prompt if none is given.
+///
+/// # Errors
+/// A budget out of range.
+pub fn budget(args: &BudgetArgs) -> Result<Budget> {
     let budget = match (args.budget, args.budget_ratio, args.budget_mb) {
         (Some(tokens), ..) => Budget::Tokens(tokens),
         (_, Some(ratio), _) => Budget::Ratio(ratio),

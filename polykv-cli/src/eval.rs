@@ -34,7 +34,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     if let Some(folder) = &args.out {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     }
-    let mut samples = progress::Samples::default();
+    let mut samples = progress::Steps::new("evaluating", "sample");
     let predictions = evaluate(&*task, &evaluator, &mut |done, total| {
         samples.step(done, total);
     })?;

@@ -2,6 +2,7 @@
 
 mod args;
 mod bench;
+mod calibrate;
 mod compression;
 mod eval;
 mod generate;
@@ -53,6 +54,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Bench(args) => bench::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Pull(args) => pull::run(args),
+        Command::Calibrate(args) => calibrate::run(args),
         Command::Plan(args) => plan::run(args),
     }
 }

@@ -1,9 +1,11 @@
 //! What is printed: data on standard output, statistics and progress on standard error.
 
 pub mod bench;
+pub mod calibrate;
 pub mod eval;
 mod json;
 pub mod kept;
+pub mod picture;
 pub mod progress;
 pub mod stats;
 
@@ -46,6 +48,20 @@ pub fn one_line(text: &str) -> String {
         .join(" ")
 }
 
+/// Writes under a temporary name, then renames: a reader never sees half a file.
+///
+/// # Errors
+/// A folder that is not there or cannot be written.
+pub fn write_whole(path: &Path, content: &str) -> Result<()> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    let part = Path::new(&name);
+    std::fs::File::create(part)
+        .and_then(|mut file| file.write_all(content.as_bytes()))
+        .and_then(|()| std::fs::rename(part, path))
+        .map_err(|e| Error::io(path, e))
+}
+
 /// An empty table in this program's style.
 pub fn table(header: &[&str]) -> Table {
     let mut table = Table::new();
@@ -63,10 +79,12 @@ pub fn describe_budget(plan: &Plan) -> String {
     if rules.all(|rule| rule.policy == "full") {
         return "everything is kept".into();
     }
+    let online = plan.online.as_ref();
+    let split = online.map_or(String::new(), |name| format!(", split by {name}"));
     match plan.budget {
-        Budget::Tokens(tokens) => format!("{tokens} entries per layer on average"),
-        Budget::Ratio(ratio) => format!("{} % of the prompt", trimmed(ratio * 100.0)),
-        Budget::Bytes(count) => format!("{} over all layers", bytes(count as usize)),
+        Budget::Tokens(tokens) => format!("{tokens} entries per layer on average{split}"),
+        Budget::Ratio(ratio) => format!("{} % of the prompt{split}", trimmed(ratio * 100.0)),
+        Budget::Bytes(count) => format!("{} over all layers{split}", bytes(count as usize)),
     }
 }
 
@@ -106,20 +124,6 @@ pub fn bytes(count: usize) -> String {
         Some((unit, size)) => format!("{:.1} {unit}", count as f64 / size),
         None => format!("{count} B"),
     }
-}
-
-/// Writes a file under a temporary name, then renames it: a reader never sees half of it.
-///
-/// # Errors
-/// A path that cannot be written.
-pub fn write_whole(path: &Path, content: &str) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    let part = Path::new(&name);
-    std::fs::File::create(part)
-        .and_then(|mut file| file.write_all(content.as_bytes()))
-        .and_then(|()| std::fs::rename(part, path))
-        .map_err(|e| Error::io(path, e))
 }
 
 /// At most one decimal, none if it is zero.

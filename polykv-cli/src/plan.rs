@@ -1,22 +1,66 @@
 //! `polykv plan`: plan files as tables and data.
 
+mod diff;
+mod invert;
 mod memory;
 
 use crate::args::{PlanAction, PlanArgs};
-use crate::output::{describe_budget, describe_params, table};
+use crate::output::{describe_budget, describe_params, picture, table, write_whole};
 use anyhow::Context;
-use polykv::{Phase, Plan, Rule};
+use polykv::{Error, Phase, Plan, Result, Rule};
 use std::io::Write;
+use std::path::Path;
 
 /// # Errors
 /// A plan file or a model that is refused.
 pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let text = match &args.action {
-        PlanAction::Show { file, json: true } => as_json(&Plan::read(file)?)?,
-        PlanAction::Show { file, json: false } => as_table(&Plan::read(file)?),
+        PlanAction::Show { file, json, out } => {
+            if let Some(out) = out {
+                check_svg(out)?;
+            }
+            let plan = Plan::read(file)?;
+            if let Some(out) = out {
+                write_whole(out, &picture::svg(&plan))?;
+            }
+            match json {
+                true => as_json(&plan)?,
+                false => as_table(&plan),
+            }
+        }
+        PlanAction::Diff { a, b, json } => diff::text(a, b, *json)?,
+        PlanAction::Shuffle { file, seed, out } => {
+            return finish(&Plan::read(file)?.shuffled(*seed), out.as_deref());
+        }
+        PlanAction::Invert { file, profile, out } => {
+            return finish(&invert::plan(file, profile.as_deref())?, out.as_deref());
+        }
         PlanAction::Memory(args) => memory::text(args)?,
     };
     writeln!(std::io::stdout(), "{text}").context("standard output")
+}
+
+/// A plan goes to its file, or to standard output.
+fn finish(plan: &Plan, out: Option<&Path>) -> anyhow::Result<()> {
+    match out {
+        Some(path) => Ok(plan.write(path)?),
+        None => write!(std::io::stdout(), "{}", plan.to_yaml()).context("standard output"),
+    }
+}
+
+fn check_svg(path: &Path) -> Result<()> {
+    match path.extension().is_some_and(|own| own == "svg") {
+        true => Ok(()),
+        false => {
+            let found = format!("'{}'", path.display());
+            Err(Error::invalid(
+                "command line",
+                "--out",
+                found,
+                "a name that ends in .svg",
+            ))
+        }
+    }
 }
 
 fn as_json(plan: &Plan) -> serde_json::Result<String> {
@@ -48,7 +92,7 @@ fn as_table(plan: &Plan) -> String {
                 rule.layers.to_string(),
                 rule.policy.clone(),
                 describe_params(&rule.params),
-                entries(rule),
+                entries(rule, plan.online.is_some()),
             ]);
         }
     }
@@ -56,10 +100,11 @@ fn as_table(plan: &Plan) -> String {
     lines.join("\n")
 }
 
-fn entries(rule: &Rule) -> String {
+fn entries(rule: &Rule, online: bool) -> String {
     match (rule.tokens, rule.share) {
         (Some(tokens), _) => tokens.to_string(),
         _ if rule.policy == "full" => "all".into(),
+        _ if online => "split per prompt".into(),
         (None, share) => format!("share {}", share.unwrap_or(1.0)),
     }
 }

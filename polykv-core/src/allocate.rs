@@ -1,9 +1,14 @@
 //! Splitting a total budget over layers.
 
+mod calibrated;
+mod pyramid;
 mod uniform;
 
+pub use calibrated::Calibrated;
+pub use pyramid::Pyramid;
 pub use uniform::Uniform;
 
+use crate::policy::Policy;
 use crate::{Error, Result};
 use std::fmt::Debug;
 
@@ -12,17 +17,43 @@ use std::fmt::Debug;
 pub struct LayerStat {
     /// Relative claim on the total, positive.
     pub share: f64,
+    /// The smallest budget under which the layer's policy works, see [`least_budget`].
+    pub least: usize,
+    /// How much a small budget hurts the layer, as calibration measured it; 0 where nothing was measured.
+    pub sensitivity: f64,
 }
 
-/// Splits `total` entries over layers; the result sums to `total` exactly.
+/// What an allocator splits by beside the total.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basis {
+    /// The shares that a plan states.
+    Shares,
+    /// The layer's place in the stack and the prompt's length: a plan names the allocator.
+    Prompt,
+    /// What calibration measured: a plan holds the result.
+    Calibration,
+}
+
+/// Splits `total` entries over layers for a prompt of `prompt` tokens; the result sums to `total` exactly.
 pub trait Allocator: Send + Sync + Debug {
     fn name(&self) -> &'static str;
 
-    fn split(&self, total: usize, layers: &[LayerStat]) -> Vec<usize>;
+    fn basis(&self) -> Basis;
+
+    /// The policy whose published method includes this allocator.
+    fn implied_by(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn split(&self, total: usize, prompt: usize, layers: &[LayerStat]) -> Vec<usize>;
 }
 
 /// Every allocator by name. A new one is one file and one line here.
-pub const REGISTRY: &[(&str, &dyn Allocator)] = &[("uniform", &Uniform)];
+pub const REGISTRY: &[(&str, &dyn Allocator)] = &[
+    ("uniform", &Uniform),
+    ("pyramid", &Pyramid { beta: 20.0 }),
+    ("calibrated", &Calibrated { epsilon: 1e-6 }),
+];
 
 /// # Errors
 /// Refuses an unknown name, listing the known ones.
@@ -35,6 +66,26 @@ pub fn by_name(name: &str) -> Result<&'static dyn Allocator> {
             let known: Vec<_> = REGISTRY.iter().map(|(name, _)| *name).collect();
             Error::invalid("allocator", "name", name, known.join(", "))
         })
+}
+
+/// The allocator that a policy's published method uses, uniform if it has none of its own.
+pub fn of_policy(policy: &str) -> &'static dyn Allocator {
+    let own = REGISTRY
+        .iter()
+        .find(|(_, allocator)| allocator.implied_by() == Some(policy));
+    own.map_or(&Uniform, |(_, allocator)| *allocator)
+}
+
+/// The smallest budget that holds what a policy protects under it.
+pub fn least_budget(policy: &dyn Policy) -> usize {
+    let mut budget = 1;
+    loop {
+        let protected = policy.protect(budget).count().max(1);
+        if protected <= budget {
+            return budget;
+        }
+        budget = protected;
+    }
 }
 
 /// Integers in proportion to `weights` that sum to `total` exactly: floors first, then one more for each of the
@@ -67,9 +118,47 @@ pub fn largest_remainder(total: usize, weights: &[f64]) -> Vec<usize> {
     counts
 }
 
+/// As [`largest_remainder`], with at least `least` and at most `most` of each; the sum is exact whatever the limits, which
+/// give way if they do not fit the total.
+pub fn within(total: usize, weights: &[f64], least: &[usize], most: &[usize]) -> Vec<usize> {
+    let floor: usize = least.iter().sum();
+    let ceiling = most.iter().copied().fold(0, usize::saturating_add);
+    if floor > total || ceiling < total {
+        return largest_remainder(total, weights);
+    }
+    let mut counts = least.to_vec();
+    let mut left = total - floor;
+    // Each round fills a layer for good or ends.
+    while left > 0 {
+        let open = |i: usize| counts[i] < most[i];
+        let own: Vec<f64> = weights
+            .iter()
+            .enumerate()
+            .map(|(i, &weight)| if open(i) { weight } else { 0.0 })
+            .collect();
+        let given = largest_remainder(left, &own);
+        let before = left;
+        for (i, given) in given.into_iter().enumerate() {
+            let taken = given.min(most[i].saturating_sub(counts[i]));
+            counts[i] += taken;
+            left -= taken;
+        }
+        if left == before {
+            // Only layers of weight zero have room.
+            for (count, &most) in counts.iter_mut().zip(most) {
+                let taken = left.min(most.saturating_sub(*count));
+                *count += taken;
+                left -= taken;
+            }
+        }
+    }
+    counts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{self, Params};
     use proptest::prelude::*;
 
     #[test]
@@ -87,7 +176,47 @@ mod tests {
         );
     }
 
+    #[test]
+    fn limits_hold_and_the_excess_goes_to_the_others() {
+        assert_eq!(within(10, &[8.0, 1.0, 1.0], &[1; 3], &[4; 3]), [4, 3, 3]);
+        assert_eq!(within(10, &[1.0, 0.0], &[0; 2], &[6; 2]), [6, 4]);
+        assert_eq!(within(10, &[1.0, 1.0], &[6; 2], &[9; 2]), [5, 5]);
+    }
+
+    #[test]
+    fn least_budgets_hold_what_is_protected() {
+        let least =
+            |name: &str| least_budget(&*policy::build("test", name, &Params::new()).unwrap());
+        assert_eq!(
+            [least("snapkv"), least("streaming-llm"), least("h2o")],
+            [32, 5, 1]
+        );
+    }
+
+    #[test]
+    fn a_method_names_its_allocator() {
+        assert_eq!(of_policy("pyramidkv").name(), "pyramid");
+        assert_eq!(of_policy("snapkv").name(), "uniform");
+    }
+
     proptest! {
+        #[test]
+        fn every_allocator_sums_exactly(
+            total in 0usize..100_000,
+            prompt in 1usize..5000,
+            layers in prop::collection::vec((1usize..64, 0.0f64..50.0), 1..80),
+        ) {
+            let stats: Vec<LayerStat> = layers
+                .iter()
+                .map(|&(least, sensitivity)| LayerStat { share: 1.0, least, sensitivity })
+                .collect();
+            for (name, allocator) in REGISTRY {
+                let budgets = allocator.split(total, prompt, &stats);
+                prop_assert_eq!(budgets.len(), stats.len());
+                prop_assert_eq!(budgets.iter().sum::<usize>(), total, "{}", name);
+            }
+        }
+
         #[test]
         fn the_sum_is_exact(total in 0usize..1_000_000, weights in prop::collection::vec(1e-6f64..1e6, 1..200)) {
             let counts = largest_remainder(total, &weights);

@@ -109,6 +109,45 @@ impl KvCache {
         Ok(cache)
     }
 
+    /// A cache under `plan` that takes layer `l` from `caches[picks[l]]`. The caches have taken in the same tokens, and
+    /// `plan` gives each layer the rules of the cache it comes from. The layers share their tensors with the originals until
+    /// one of them changes.
+    ///
+    /// # Errors
+    /// A number of picks other than the plan's layers, a pick that is no cache, a cache with fewer layers.
+    pub fn of_layers(plan: Plan, caches: &[Self], picks: &[usize]) -> Result<Self> {
+        let refused = |field: &str, found: usize, allowed: String| {
+            Err(Error::invalid("cache of layers", field, found, allowed))
+        };
+        if picks.len() != plan.layers {
+            return refused("picks", picks.len(), format!("{}, the layers", plan.layers));
+        }
+        let mut layers = Vec::with_capacity(picks.len());
+        for (layer, &pick) in picks.iter().enumerate() {
+            let Some(cache) = caches.get(pick) else {
+                return refused("pick", pick, format!("below {}", caches.len()));
+            };
+            match cache.layers.get(layer) {
+                Some(own) => layers.push(own.clone()),
+                None => return refused("layer", layer, format!("below {}", cache.layers.len())),
+            }
+        }
+        let Some(first) = picks.first().map(|&pick| &caches[pick]) else {
+            return refused("picks", 0, "at least 1".into());
+        };
+        let mut cache = Self {
+            plan,
+            shape: first.shape,
+            device: first.device.clone(),
+            layers,
+            facts: first.facts.clone(),
+            spans: first.spans.clone(),
+            peak_bytes: 0,
+        };
+        cache.peak_bytes = cache.kv_bytes();
+        Ok(cache)
+    }
+
     /// Forgets everything, protected spans too; the next prompt starts at position 0.
     pub fn clear(&mut self) {
         self.layers = (0..self.plan.layers)

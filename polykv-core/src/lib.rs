@@ -1,7 +1,7 @@
 //! Layer-wise KV-cache compression: a [`Plan`] gives each layer and phase (prefill, decode) its own eviction
 //! [`Policy`] and its own budget under a fixed total (PolyKV, arXiv 2606.15157).
 //!
-//! The pipeline, in the order of the modules: a [`Budget`] is split over layers by an [`Allocator`], a [`Plan`] holds
+//! [`calibrate`] measures what each policy does in each layer and finds a plan. From there on: a [`Budget`] is split over layers by an [`Allocator`], a [`Plan`] holds
 //! the result, and a [`KvCache`] of one [`LayerCache`] per layer carries it out while a model runs.
 //!
 //! Shapes, everywhere: queries `[batch, heads, tokens, head_dim]`, keys and values
@@ -11,6 +11,7 @@
 pub mod allocate;
 pub mod budget;
 pub mod cache;
+pub mod calibrate;
 pub mod device;
 pub mod error;
 pub mod machine;

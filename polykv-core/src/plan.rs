@@ -1,11 +1,13 @@
 //! The plan file: which policy and how many entries each layer gets in each phase.
 
+mod layers;
 mod range;
 mod resolve;
 
 pub use range::LayerRange;
 pub use resolve::{LayerRules, PhaseRule, Resolved};
 
+use crate::allocate::{self, Basis};
 use crate::budget::Budget;
 use crate::policy::{Params, Phase};
 use crate::{Error, Result};
@@ -40,6 +42,9 @@ pub struct Plan {
     /// Full layers come on top of the budget instead of being charged to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_full_extra: bool,
+    /// The allocator that splits the total anew for each prompt; the rules then state no shares.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub online: Option<String>,
     pub prefill: Vec<Rule>,
     pub decode: Vec<Rule>,
 }
@@ -98,6 +103,7 @@ impl Plan {
             layers,
             budget,
             allow_full_extra: false,
+            online: None,
             prefill: rules(Phase::Prefill),
             decode: rules(Phase::Decode),
         }
@@ -198,6 +204,7 @@ impl Plan {
             return Err(Error::invalid(place, "layers", self.layers, allowed));
         }
         self.budget.validate(place)?;
+        self.validate_online(place)?;
         for phase in [Phase::Prefill, Phase::Decode] {
             self.validate_phase(place, phase)?;
         }
@@ -224,6 +231,29 @@ impl Plan {
                 ))
             }
             _ => Ok(()),
+        }
+    }
+
+    fn validate_online(&self, place: &str) -> Result<()> {
+        let Some(name) = &self.online else {
+            return Ok(());
+        };
+        let known = allocate::REGISTRY.iter();
+        let online: Vec<&str> = known
+            .filter(|(_, allocator)| allocator.basis() == Basis::Prompt)
+            .map(|(name, _)| *name)
+            .collect();
+        if !online.contains(&name.as_str()) {
+            let found = format!("'{name}'");
+            return Err(Error::invalid(place, "online", found, online.join(", ")));
+        }
+        let mut rules = self.prefill.iter().chain(&self.decode);
+        match rules.any(|rule| rule.tokens.is_some() || rule.share.is_some()) {
+            true => {
+                let found = format!("{name} beside tokens or shares in the rules");
+                Err(Error::invalid(place, "online", found, "one or the other"))
+            }
+            false => Ok(()),
         }
     }
 

@@ -38,6 +38,7 @@ pub use knorm::KNorm;
 pub use lagkv::LagKv;
 pub use pyramidkv::PyramidKv;
 pub use random::Random;
+pub(crate) use random::splitmix;
 pub use scissorhands::Scissorhands;
 pub use snapkv::SnapKv;
 pub use state::State;

@@ -3,11 +3,12 @@
 
 use crate::config::ModelConfig;
 use crate::layers::{Embedding, Linear, RmsNorm, Rope, RopeTable};
-use crate::{CausalLm, PrefillOptions};
+use crate::{Attend, CausalLm, PrefillOptions};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
 use polykv_core::ops::bytes;
 use polykv_core::{Error, KvCache, ModelFacts, PromptCache, Result, Storage};
+use std::ops::Range;
 
 /// One layer of a family. Its field names spell the checkpoints' tensor names.
 pub trait Layer: Module + ModuleDisplay + Send + Sync {
@@ -28,6 +29,9 @@ pub trait Layer: Module + ModuleDisplay + Send + Sync {
 
     /// The weight of the projection after attention, `[hidden, heads * head_dim]`.
     fn output_weight(&self) -> Tensor<2>;
+
+    /// The projection after attention: `[batch, heads, tokens, head_dim]` → `[batch, tokens, hidden]`.
+    fn attention_output(&self, attended: Tensor<4>) -> Tensor<3>;
 }
 
 /// The weights, under the names that Hugging Face checkpoints use.
@@ -104,8 +108,7 @@ impl<L: Layer> Decoder<L> {
         for first in (0..tokens).step_by(options.chunk.max(1)) {
             let last = tokens.min(first + options.chunk.max(1));
             let part = ids.clone().narrow(1, first, last - first);
-            let rope = self.rope.table(start + first..start + last, &self.device);
-            chunks.push((self.weights.model.embed_tokens.forward(part), rope));
+            chunks.push((self.embed(part), self.rope(start + first..start + last)));
         }
         // A chunk's input is still held while its output is computed.
         let held: usize = chunks.iter().map(|(x, _)| bytes(x)).sum();
@@ -146,12 +149,11 @@ impl<L: Layer> Decoder<L> {
         Ok(())
     }
 
-    fn head(&self, x: Tensor<3>) -> Tensor<3> {
-        let x = self.weights.model.norm.forward(x);
-        match &self.weights.lm_head {
-            Some(head) => head.forward(x),
-            None => self.weights.model.embed_tokens.as_head(x),
-        }
+    fn layer_at(&self, index: usize) -> Result<&L> {
+        self.weights.model.layers.get(index).ok_or_else(|| {
+            let allowed = format!("0 to {}", self.config.layers.saturating_sub(1));
+            Error::invalid("model", "layer", index, allowed)
+        })
     }
 }
 
@@ -202,11 +204,41 @@ impl<L: Layer> CausalLm for Decoder<L> {
             return Err(Error::invalid("decode", "tokens", tokens, 1));
         }
         let position = cache.seen();
-        let rope = self.rope.table(position..position + 1, &self.device);
-        let mut x = self.weights.model.embed_tokens.forward(ids);
+        let rope = self.rope(position..position + 1);
+        let mut x = self.embed(ids);
         for (index, layer) in self.weights.model.layers.iter().enumerate() {
             x = layer.forward(x, &rope, |q, k, v| cache.decode(index, q, k, v))?;
         }
         Ok(self.head(x).reshape([batch, self.config.vocab_size]))
+    }
+
+    fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
+        self.weights.model.embed_tokens.forward(ids)
+    }
+
+    fn rope(&self, positions: Range<usize>) -> RopeTable {
+        self.rope.table(positions, &self.device)
+    }
+
+    fn layer(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        rope: &RopeTable,
+        attend: &mut Attend<'_>,
+    ) -> Result<Tensor<3>> {
+        self.layer_at(index)?.forward(x, rope, attend)
+    }
+
+    fn attention_output(&self, layer: usize, attended: Tensor<4>) -> Result<Tensor<3>> {
+        Ok(self.layer_at(layer)?.attention_output(attended))
+    }
+
+    fn head(&self, x: Tensor<3>) -> Tensor<3> {
+        let x = self.weights.model.norm.forward(x);
+        match &self.weights.lm_head {
+            Some(head) => head.forward(x),
+            None => self.weights.model.embed_tokens.as_head(x),
+        }
     }
 }

@@ -3,13 +3,14 @@
 //! plans give the same numbers.
 
 mod fidelity;
-mod filler;
+pub(crate) mod filler;
+pub(crate) mod haystack;
 pub mod metrics;
 mod needle;
 mod ppl;
 mod runner;
 mod summary;
-mod windows;
+pub(crate) mod windows;
 
 pub use fidelity::Fidelity;
 pub use needle::{Needle, NeedleOptions};

@@ -1,5 +1,6 @@
 //! Model families, weight formats and generation on top of [`polykv_core`].
 
+pub mod calibrate;
 pub mod chat;
 pub mod config;
 pub mod decoder;
@@ -20,8 +21,10 @@ pub use generate::{Finish, GenerateOptions, Generation, Generator};
 pub use load::{LoadedModel, load};
 
 use burn::tensor::{Device, Int, Tensor};
+use layers::RopeTable;
 use polykv_core::{KvCache, LayerShape, PromptCache, Result, Storage};
 use std::fmt;
+use std::ops::Range;
 
 /// A decoder that keeps its keys and values in a [`KvCache`].
 pub trait CausalLm: Send + Sync + fmt::Debug {
@@ -62,6 +65,35 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
     /// What the cache refuses.
     fn decode(&self, ids: Tensor<2, Int>, cache: &mut KvCache) -> Result<Tensor<2>>;
 
+    /// The hidden states of tokens before the first layer: `ids [batch, tokens]` → `[batch, tokens, hidden]`. With
+    /// [`CausalLm::layer`] and [`CausalLm::head`] a caller can run parts of the model, over any cache or none.
+    fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3>;
+
+    /// The rotary embedding of consecutive positions.
+    fn rope(&self, positions: Range<usize>) -> RopeTable;
+
+    /// One layer over hidden states `[batch, tokens, hidden]` at the positions of `rope`; the attention itself is the
+    /// caller's.
+    ///
+    /// # Errors
+    /// A layer that is not there, and those of `attend`.
+    fn layer(
+        &self,
+        index: usize,
+        x: Tensor<3>,
+        rope: &RopeTable,
+        attend: &mut Attend<'_>,
+    ) -> Result<Tensor<3>>;
+
+    /// What attention `[batch, heads, tokens, head_dim]` adds to the hidden states in a layer, `[batch, tokens, hidden]`.
+    ///
+    /// # Errors
+    /// A layer that is not there.
+    fn attention_output(&self, layer: usize, attended: Tensor<4>) -> Result<Tensor<3>>;
+
+    /// The logits of hidden states after the last layer: `[batch, tokens, hidden]` → `[batch, tokens, vocab]`.
+    fn head(&self, x: Tensor<3>) -> Tensor<3>;
+
     /// What the cache must be made for.
     fn cache_shape(&self, batch: usize) -> LayerShape {
         let config = self.config();
@@ -74,6 +106,10 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
         }
     }
 }
+
+/// Attention of a layer: rotated queries, rotated keys and values, `[batch, heads or kv_heads, tokens, head_dim]` each, →
+/// `[batch, heads, tokens, head_dim]`.
+pub type Attend<'a> = dyn FnMut(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>> + 'a;
 
 /// How a prompt is run.
 pub struct PrefillOptions<'a> {

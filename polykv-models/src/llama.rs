@@ -43,4 +43,8 @@ impl Layer for LlamaLayer {
     fn output_weight(&self) -> Tensor<2> {
         self.self_attn.o_proj.weight.val()
     }
+
+    fn attention_output(&self, attended: Tensor<4>) -> Tensor<3> {
+        self.self_attn.output(attended)
+    }
 }

@@ -5,7 +5,7 @@ use crate::cli_support::{Answer, path_str, polykv, tiny_model};
 use serde_json::Value;
 
 /// About 2,000 tokens in the tiny vocabulary.
-fn text(dir: &tempfile::TempDir) -> String {
+pub fn text(dir: &tempfile::TempDir) -> String {
     let words = ["gate", "lamp", "under", "seven", "bridge", "quiet", "north"];
     let text: Vec<&str> = (0..600).map(|i| words[(i * i + i / 3) % 7]).collect();
     write(dir, "text.txt", &text.join(" "))

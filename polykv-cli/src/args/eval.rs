@@ -89,7 +89,7 @@ pub struct SampleArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Plans")]
 #[group(skip)]
-#[command(group = ArgGroup::new("budgets"))]
+#[command(group = ArgGroup::new("budgets").requires("policy"))]
 pub struct PlansArgs {
     /// A plan file; may be repeated
     #[arg(long, value_name = "FILE")]

@@ -2,9 +2,10 @@
 
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
+use polykv::allocate::{self, Basis};
 use polykv::models::config::SHAPES;
 use polykv::models::hub::{self, ALIASES, Alias, Repo};
-use polykv::{Phase, Storage, allocate, policy};
+use polykv::{Phase, Storage, policy};
 use serde_yaml_ng::Value;
 use std::str::FromStr;
 
@@ -21,9 +22,16 @@ pub fn evicting() -> PossibleValuesParser {
     PossibleValuesParser::new(policy::REGISTRY.iter().filter(evicts).map(value))
 }
 
-/// The allocators.
+/// All allocators.
 pub fn allocators() -> PossibleValuesParser {
     PossibleValuesParser::new(allocate::REGISTRY.iter().map(|(name, _)| *name))
+}
+
+/// The allocators that need no calibration.
+pub fn ready_allocators() -> PossibleValuesParser {
+    let all = allocate::REGISTRY.iter();
+    let ready = all.filter(|(_, allocator)| allocator.basis() != Basis::Calibration);
+    PossibleValuesParser::new(ready.map(|(name, _)| *name))
 }
 
 /// What can be fetched.

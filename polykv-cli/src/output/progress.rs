@@ -95,27 +95,44 @@ impl Drop for Pull {
     }
 }
 
-/// Samples of an evaluation, with the time that is left.
-#[derive(Default)]
-pub struct Samples(Option<ProgressBar>);
+/// Steps of a long piece of work, with the time that is left.
+pub struct Steps {
+    /// What is done, and what a step is.
+    label: &'static str,
+    unit: &'static str,
+    bar: Option<ProgressBar>,
+}
 
-impl Samples {
-    /// Shows the samples done.
+impl Steps {
+    pub fn new(label: &'static str, unit: &'static str) -> Self {
+        Self {
+            label,
+            unit,
+            bar: None,
+        }
+    }
+
+    /// Shows the steps done.
     pub fn step(&mut self, done: usize, total: usize) {
-        self.0
+        let (label, unit) = (self.label, self.unit);
+        self.bar
             .get_or_insert_with(|| {
-                bar(
+                let bar = bar(
                     total as u64,
-                    "evaluating {bar:30} sample {pos}/{len}, {eta} left",
-                )
+                    &format!("{label} {{bar:30}} {unit} {{pos}}/{{len}}, {{eta}} left"),
+                );
+                // Of work that is resumed, only what comes now counts for the time left.
+                bar.set_position(done as u64);
+                bar.reset_eta();
+                bar
             })
             .set_position(done as u64);
     }
 }
 
-impl Drop for Samples {
+impl Drop for Steps {
     fn drop(&mut self) {
-        if let Some(bar) = &self.0 {
+        if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }

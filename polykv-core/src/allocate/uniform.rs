@@ -1,4 +1,4 @@
-use super::{Allocator, LayerStat, largest_remainder};
+use super::{Allocator, Basis, LayerStat, largest_remainder};
 
 /// The same budget in every layer, or in proportion to the shares that a plan gives; what does not divide goes to the
 /// largest remainders, one entry each.
@@ -10,7 +10,11 @@ impl Allocator for Uniform {
         "uniform"
     }
 
-    fn split(&self, total: usize, layers: &[LayerStat]) -> Vec<usize> {
+    fn basis(&self) -> Basis {
+        Basis::Shares
+    }
+
+    fn split(&self, total: usize, _prompt: usize, layers: &[LayerStat]) -> Vec<usize> {
         let shares: Vec<f64> = layers.iter().map(|stat| stat.share).collect();
         largest_remainder(total, &shares)
     }
@@ -23,9 +27,14 @@ mod tests {
     #[test]
     fn splits_by_share_to_the_exact_total() {
         let stats = |shares: &[f64]| -> Vec<LayerStat> {
-            shares.iter().map(|&share| LayerStat { share }).collect()
+            let stat = |&share: &f64| LayerStat {
+                share,
+                least: 1,
+                sensitivity: 0.0,
+            };
+            shares.iter().map(stat).collect()
         };
-        assert_eq!(Uniform.split(11, &stats(&[1.0; 3])), [4, 4, 3]);
-        assert_eq!(Uniform.split(12, &stats(&[1.0, 2.0])), [4, 8]);
+        assert_eq!(Uniform.split(11, 9, &stats(&[1.0; 3])), [4, 4, 3]);
+        assert_eq!(Uniform.split(12, 9, &stats(&[1.0, 2.0])), [4, 8]);
     }
 }

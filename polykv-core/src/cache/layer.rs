@@ -76,6 +76,11 @@ impl LayerCache {
         self.store.as_ref().map(Store::positions)
     }
 
+    /// The keys of the entries, in slot order: `[batch, kv_heads, entries, head_dim]`.
+    pub fn keys(&self) -> Option<Tensor<4>> {
+        self.store.as_ref().map(Store::keys)
+    }
+
     /// Bytes of keys and values, free slots included.
     pub fn kv_bytes(&self) -> usize {
         self.store.as_ref().map_or(0, Store::kv_bytes)

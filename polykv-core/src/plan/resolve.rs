@@ -1,7 +1,7 @@
 //! From a plan to the budgets of one prompt.
 
 use super::Plan;
-use crate::allocate::{Allocator, LayerStat, Uniform};
+use crate::allocate::{self, LayerStat, Uniform};
 use crate::budget::EntryCost;
 use crate::policy::{self, Phase, Policy};
 use crate::{Error, Result};
@@ -132,9 +132,17 @@ impl Plan {
         };
         let stats: Vec<LayerStat> = evicting
             .iter()
-            .map(|claim| LayerStat { share: claim.share })
+            .map(|claim| LayerStat {
+                share: claim.share,
+                least: allocate::least_budget(&*claim.policy),
+                sensitivity: 0.0,
+            })
             .collect();
-        let mut split = Uniform.split(left, &stats).into_iter();
+        let allocator = match &self.online {
+            Some(name) => allocate::by_name(name)?,
+            None => &Uniform,
+        };
+        let mut split = allocator.split(left, prompt, &stats).into_iter();
         let mut budgets = Vec::with_capacity(claims.len());
         for (layer, claim) in claims.iter().enumerate() {
             let share = match claim.policy.evicts() {

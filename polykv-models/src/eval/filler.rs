@@ -64,7 +64,7 @@ const PLACES: [&str; 12] = [
 ];
 
 /// One sentence.
-pub(super) fn sentence(rng: &mut impl Rng) -> String {
+pub(crate) fn sentence(rng: &mut impl Rng) -> String {
     let (who, what, how) = (pick(rng, &WHO), pick(rng, &WHAT), pick(rng, &HOW));
     format!("{who} {what} {how}")
 }

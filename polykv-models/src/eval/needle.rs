@@ -1,9 +1,9 @@
 //! A number hidden in a long text, and the question for it.
 
+use super::haystack::Haystack;
 use super::windows::{check_counts, check_length};
 use super::{Evaluator, Prediction, Scores, Task, filler, metrics};
 use crate::LoadedModel;
-use crate::chat::Message;
 use crate::tokenizer::Specials;
 use polykv_core::{Error, KvCache, Result};
 use rand::rngs::StdRng;
@@ -108,30 +108,17 @@ impl Sample {
         let question = format!("What is the special magic number for {place}?");
         let needle = format!("The special magic number for {place} is {number}.");
 
-        let mut sentences = Vec::new();
-        let mut count = 0;
-        while count < length {
-            let sentence = filler::sentence(&mut rng);
-            count += encode(&format!(" {sentence}"))?.len();
-            sentences.push(sentence);
-        }
-        let (prompt, after) = loop {
-            let text = hide(&sentences, &needle, depth);
-            let (mut prompt, mut after) = ask(model, &text, &question, options)?;
-            if options.answer_prefix {
-                match options.question_after {
-                    true => after.extend(&lead_in),
-                    false => prompt.extend(&lead_in),
-                }
-            }
-            if prompt.len() <= length {
-                break (prompt, after);
-            }
-            if sentences.pop().is_none() {
-                let allowed = format!("at least {}, needle and question", prompt.len());
-                return Err(Error::invalid("evaluation", "length", length, allowed));
-            }
+        let haystack = Haystack {
+            length,
+            raw: options.raw,
+            question_after: options.question_after,
         };
+        let prefix = match options.answer_prefix {
+            true => &lead_in[..],
+            false => &[],
+        };
+        let facts = [(depth, needle)];
+        let (prompt, after) = haystack.around(model, &mut rng, &facts, &question, prefix)?;
         Ok(Self {
             length,
             depth,
@@ -188,42 +175,6 @@ impl Sample {
     }
 }
 
-/// The sentences with the needle among them.
-fn hide(sentences: &[String], needle: &str, depth: f64) -> String {
-    let mut parts: Vec<&str> = sentences.iter().map(String::as_str).collect();
-    let at = (depth * parts.len() as f64).round() as usize;
-    parts.insert(at, needle);
-    parts.join(" ")
-}
-
-/// The tokens to compress, and those of the question if it comes after.
-fn ask(
-    model: &LoadedModel,
-    text: &str,
-    question: &str,
-    options: &NeedleOptions,
-) -> Result<(Vec<u32>, Vec<u32>)> {
-    let chat = model.chat.as_ref().filter(|_| !options.raw);
-    let encode = |text: String| match chat {
-        Some(chat) => chat.encode(&model.tokenizer, &[Message::new("user", text)], true),
-        None => {
-            let ids = model.tokenizer.encode(&text, Specials::AsText)?;
-            Ok([model.tokenizer.start(), &ids].concat())
-        }
-    };
-    // A template ends the question itself.
-    let end = if chat.is_some() { "" } else { "\n" };
-    let mut whole = encode(format!("{text}\n\n{question}{end}"))?;
-    if !options.question_after {
-        return Ok((whole, Vec::new()));
-    }
-    // Where the template puts the end of the text is found by leaving the question out.
-    let alone = encode(text.to_string())?;
-    let common = whole.iter().zip(&alone).take_while(|(a, b)| a == b).count();
-    let after = whole.split_off(common);
-    Ok((whole, after))
-}
-
 impl Task for Needle {
     fn name(&self) -> &'static str {
         "needle"
@@ -272,24 +223,5 @@ impl Task for Needle {
                 })
             })
             .collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn depths_are_places_among_the_sentences() {
-        let sentences: Vec<String> = ["a.", "b.", "c.", "d."].map(String::from).into();
-        for (depth, wanted) in [
-            (0.0, "X a. b. c. d."),
-            (0.25, "a. X b. c. d."),
-            (0.5, "a. b. X c. d."),
-            (1.0, "a. b. c. d. X"),
-        ] {
-            assert_eq!(hide(&sentences, "X", depth), wanted);
-        }
-        assert_eq!(hide(&[], "X", 1.0), "X");
     }
 }

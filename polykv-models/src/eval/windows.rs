@@ -70,7 +70,7 @@ pub(super) fn cut(model: &LoadedModel, text: &str, options: &WindowOptions) -> R
 ///
 /// # Errors
 /// Names the count.
-pub(super) fn check_counts(counts: &[(&str, usize)]) -> Result<()> {
+pub(crate) fn check_counts(counts: &[(&str, usize)]) -> Result<()> {
     match counts.iter().find(|(_, count)| !(1..=MOST).contains(count)) {
         Some((field, count)) => {
             let allowed = format!("at least 1, at most {MOST}");
@@ -84,7 +84,7 @@ pub(super) fn check_counts(counts: &[(&str, usize)]) -> Result<()> {
 ///
 /// # Errors
 /// Names both numbers.
-pub(super) fn check_length(length: usize, more: usize, context: usize) -> Result<()> {
+pub(crate) fn check_length(length: usize, more: usize, context: usize) -> Result<()> {
     if length == 0 {
         return Err(Error::invalid("evaluation", "length", 0, "at least 1"));
     }
@@ -97,7 +97,7 @@ pub(super) fn check_length(length: usize, more: usize, context: usize) -> Result
 }
 
 /// `count` different numbers below `choices`, ascending; all if there are fewer.
-fn starts(choices: usize, count: usize, seed: u64) -> Vec<usize> {
+pub(crate) fn starts(choices: usize, count: usize, seed: u64) -> Vec<usize> {
     let mut rng = StdRng::seed_from_u64(seed);
     let mut starts = index::sample(&mut rng, choices, count.min(choices)).into_vec();
     starts.sort_unstable();

@@ -53,18 +53,20 @@ impl Attention {
         rope: &RopeTable,
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>> {
-        let [batch, tokens, _] = x.dims();
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
         let [q, k, v] = Linear::forward_all(projections, x).map(|x| self.heads(x));
         let q = rope.rotate(normed(&self.q_norm, q).swap_dims(1, 2));
         let k = rope.rotate(normed(&self.k_norm, k).swap_dims(1, 2));
-        let v = v.swap_dims(1, 2);
-        let [_, heads, _, _] = q.dims();
-        let output =
-            attend(q, k, v)?
-                .swap_dims(1, 2)
-                .reshape([batch, tokens, heads * self.head_dim]);
-        Ok(self.o_proj.forward(output))
+        Ok(self.output(attend(q, k, v.swap_dims(1, 2))?))
+    }
+
+    /// The projection of what the heads attended to: `[batch, heads, tokens, head_dim]` → `[batch, tokens, hidden]`.
+    pub fn output(&self, attended: Tensor<4>) -> Tensor<3> {
+        let [batch, heads, tokens, head_dim] = attended.dims();
+        let joined = attended
+            .swap_dims(1, 2)
+            .reshape([batch, tokens, heads * head_dim]);
+        self.o_proj.forward(joined)
     }
 
     /// `[batch, tokens, heads * head_dim]` → `[batch, tokens, heads, head_dim]`

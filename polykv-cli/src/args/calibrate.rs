@@ -1,0 +1,128 @@
+//! What `polykv calibrate` takes.
+
+use super::{BudgetArgs, ModelArgs, Phases, values};
+use clap::{ArgGroup, Args, ValueEnum};
+use polykv::calibrate::Candidate;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+#[derive(Debug, Args)]
+pub struct CalibrateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub examples: ExampleArgs,
+    #[command(flatten)]
+    pub choice: ChoiceArgs,
+    /// A folder for plan.yaml, profile.json with every number, and measurements.jsonl, which --resume reads
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub out: PathBuf,
+    /// Go on with what an interrupted run left in the folder; routes and allocators may differ from that run's
+    #[arg(long, help_heading = "Output")]
+    pub resume: bool,
+    /// Print profile.json instead of a table
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Examples")]
+#[group(skip)]
+pub struct ExampleArgs {
+    /// Text files, and folders whose .txt and .md files are read; any length
+    #[arg(long, value_name = "FILE|DIR", num_args = 1..)]
+    pub data: Vec<PathBuf>,
+    /// What a plan has to keep
+    #[arg(long, value_enum, default_value = "text")]
+    pub objective: Objective,
+    /// Windows of the text
+    #[arg(long, value_name = "N", default_value = "8")]
+    pub examples: usize,
+    /// Questions about hidden facts
+    #[arg(long, value_name = "N", default_value = "12")]
+    pub evidence: usize,
+    /// Tokens that are compressed
+    #[arg(long, value_name = "N", default_value = "1024")]
+    pub length: usize,
+    /// Tokens of the text after them
+    #[arg(long, value_name = "N", default_value = "128")]
+    pub continuation: usize,
+    /// Run questions over the compressed text instead of compressing them too
+    #[arg(long)]
+    pub question_after: bool,
+    /// Seed of the examples and of the order in which --refine tries layers
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub seed: u64,
+}
+
+/// Which examples count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Objective {
+    /// The likelihood of a text's continuation: the paper's
+    Text,
+    /// The likelihood of an answer that is hidden in the text
+    Evidence,
+    /// Both: the loss beyond the best policy on either, on a common scale
+    Both,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Plan")]
+#[group(skip)]
+#[command(group = ArgGroup::new("budgets").required(true))]
+pub struct ChoiceArgs {
+    /// The policies to choose from, with parameters if wanted: h2o,tova,snapkv:window=64 [default: all published ones]
+    #[arg(long, value_name = "NAME,…")]
+    pub policies: Option<Policies>,
+    #[command(flatten)]
+    pub budget: BudgetArgs,
+    /// What the route follows: the attention output's cosine with the full cache's, or perplexity (which takes minutes
+    /// more)
+    #[arg(long, value_enum, default_value = "cosine")]
+    pub signal: SignalName,
+    /// The best policy of each layer, or as a control the worst
+    #[arg(long, value_enum, default_value = "forward")]
+    pub route: RouteName,
+    /// How the total is split over layers
+    #[arg(long, value_name = "NAME", value_parser = values::allocators(), default_value = "uniform")]
+    pub allocator: String,
+    /// What --allocator calibrated follows: the entropy of the attention, or the worst policy's perplexity
+    #[arg(long, value_enum, default_value = "entropy")]
+    pub budget_signal: BudgetSignal,
+    /// Improve the route of each phase by up to N evaluations of whole plans on the examples
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub refine: usize,
+    /// Which phase's route is refined; decode evaluations run token by token and take longer
+    #[arg(long, value_enum, default_value = "both")]
+    pub refine_phase: Phases,
+}
+
+/// The list of `--policies`.
+#[derive(Clone, Debug)]
+pub struct Policies(pub Vec<Candidate>);
+
+impl FromStr for Policies {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        Candidate::parse_list(text).map(Self)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SignalName {
+    Cosine,
+    Ppl,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RouteName {
+    Forward,
+    Inverse,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BudgetSignal {
+    Entropy,
+    Ppl,
+}

@@ -1,0 +1,79 @@
+//! What `calibrate` prints.
+
+use super::{describe_budget, table as new_table};
+use crate::calibrate::Report;
+use polykv::calibrate::{Data, Losses};
+use polykv::{Phase, Plan};
+
+/// The examples, the plan, and what refinement gained.
+pub fn table(report: &Report, plan: &Plan) -> String {
+    let mut lines = Vec::new();
+    for (&data, profile) in &report.profiles {
+        lines.push(format!(
+            "{}: {} examples, perplexity {:.3} under the full cache",
+            name(data),
+            profile.examples,
+            profile.perplexity
+        ));
+    }
+    lines.push(format!("budget: {}", describe_budget(plan)));
+    let mut rows = new_table(&["phase", "layers", "policy", "entries per layer"]);
+    for phase in [Phase::Prefill, Phase::Decode] {
+        for rule in plan.rules(phase) {
+            let budgets = &report.phase(phase).budgets[rule.layers.first..=rule.layers.last];
+            let (least, most) = (budgets.iter().min(), budgets.iter().max());
+            let entries = match (least, most) {
+                (Some(least), Some(most)) if least == most => least.to_string(),
+                (Some(least), Some(most)) => format!("{least} to {most}"),
+                _ => String::new(),
+            };
+            let pick = report.phase(phase).picks()[rule.layers.first];
+            rows.add_row([
+                phase.to_string(),
+                rule.layers.to_string(),
+                report.candidates[pick].to_string(),
+                entries,
+            ]);
+        }
+    }
+    lines.push(rows.to_string());
+    lines.extend(
+        [Phase::Prefill, Phase::Decode]
+            .iter()
+            .filter_map(|&phase| refined(report, phase)),
+    );
+    lines.join("\n")
+}
+
+/// The losses of the single policies, the first route and the last one.
+fn refined(report: &Report, phase: Phase) -> Option<String> {
+    let found = report.phase(phase).refined.as_ref()?;
+    let kinds: Vec<Data> = found.losses.keys().copied().collect();
+    let mut header = vec![format!("{phase}: whole plan")];
+    header.extend(kinds.iter().map(|&data| format!("{} ΔNLL", name(data))));
+    header.push("score".into());
+    let mut rows = new_table(&header.iter().map(String::as_str).collect::<Vec<_>>());
+    let mut add = |label: String, losses: &Losses, score: f64| {
+        let mut row = vec![label];
+        row.extend(kinds.iter().map(|data| format!("{:+.4}", losses[data])));
+        row.push(format!("{score:.3}"));
+        rows.add_row(row);
+    };
+    let starts = report.candidates.len() + 1;
+    for one in found.moves.iter().take(starts) {
+        let label = one.candidate.map_or("one at a time".into(), |own| {
+            report.candidates[own].to_string()
+        });
+        add(label, &one.losses, one.score);
+    }
+    let tried = found.moves.len().saturating_sub(starts);
+    add(format!("after {tried} moves"), &found.losses, found.score);
+    Some(rows.to_string())
+}
+
+fn name(data: Data) -> &'static str {
+    match data {
+        Data::Text => "text",
+        Data::Evidence => "evidence",
+    }
+}

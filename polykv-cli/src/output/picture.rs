@@ -1,0 +1,187 @@
+//! A plan as SVG: one bar per layer and phase, its colour the policy, its height the budget.
+
+use super::describe_budget;
+use polykv::{Phase, Plan, Rule};
+use std::fmt::Write;
+
+const BAR: usize = 16;
+const GAP: usize = 4;
+const HEIGHT: usize = 120;
+const LEFT: usize = 70;
+const TOP: usize = 40;
+/// From the top of one phase to that of the next.
+const PANEL: usize = HEIGHT + 50;
+/// Pixels per letter, generously.
+const LETTER: usize = 7;
+
+/// The whole file.
+pub fn svg(plan: &Plan) -> String {
+    let phases = [Phase::Prefill, Phase::Decode];
+    let mut labels: Vec<String> = Vec::new();
+    for rule in phases.iter().flat_map(|&phase| plan.rules(phase)) {
+        let label = label(rule);
+        if !labels.contains(&label) {
+            labels.push(label);
+        }
+    }
+    let title = format!(
+        "{}: {}",
+        plan.name.as_deref().unwrap_or("plan"),
+        describe_budget(plan)
+    );
+    let longest = labels
+        .iter()
+        .map(|own| own.chars().count() + 3)
+        .max()
+        .unwrap_or(0);
+    let width = (LEFT + plan.layers * (BAR + GAP) + 20)
+        .max(LEFT + LETTER * longest.max(title.chars().count()));
+    let legend = TOP + 2 * PANEL;
+    let height = legend + 20 * labels.len() + 10;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+         viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" font-size=\"12\">\n\
+         <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
+    );
+    text(&mut svg, 10, 20, "start", &title);
+    let most = phases
+        .iter()
+        .flat_map(|&phase| plan.rules(phase))
+        .filter_map(amount)
+        .fold(0.0, f64::max);
+    for (row, phase) in phases.into_iter().enumerate() {
+        let base = TOP + row * PANEL + HEIGHT;
+        text(
+            &mut svg,
+            LEFT - 10,
+            base - HEIGHT / 2,
+            "end",
+            &phase.to_string(),
+        );
+        for (layer, rule) in plan.by_layer(phase).iter().enumerate() {
+            // What keeps everything is as high as the picture.
+            let share = amount(rule).map_or(1.0, |own| own / most);
+            let bar = (share * HEIGHT as f64).round().max(1.0) as usize;
+            let x = LEFT + layer * (BAR + GAP);
+            let own = label(rule);
+            let index = labels.iter().position(|known| *known == own).unwrap_or(0);
+            let _ = writeln!(
+                svg,
+                "<rect x=\"{x}\" y=\"{}\" width=\"{BAR}\" height=\"{bar}\" fill=\"{}\"><title>{}</title></rect>",
+                base - bar,
+                colour(index),
+                escaped(&format!("{phase}, layer {layer}: {own}, {}", entries(rule)))
+            );
+            if layer % 5 == 0 || plan.layers <= 10 {
+                text(
+                    &mut svg,
+                    x + BAR / 2,
+                    base + 16,
+                    "middle",
+                    &layer.to_string(),
+                );
+            }
+        }
+    }
+    for (index, label) in labels.iter().enumerate() {
+        let y = legend + 20 * index;
+        let _ = writeln!(
+            svg,
+            "<rect x=\"{LEFT}\" y=\"{y}\" width=\"12\" height=\"12\" fill=\"{}\"/>",
+            colour(index)
+        );
+        text(&mut svg, LEFT + 18, y + 11, "start", label);
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+fn label(rule: &Rule) -> String {
+    let params = super::describe_params(&rule.params);
+    match params.is_empty() {
+        true => rule.policy.clone(),
+        false => format!("{} {params}", rule.policy),
+    }
+}
+
+/// Entries or share, whichever the plan states; none for what keeps everything.
+fn amount(rule: &Rule) -> Option<f64> {
+    match (rule.tokens, rule.policy.as_str()) {
+        (Some(tokens), _) => Some(tokens as f64),
+        (None, "full") => None,
+        (None, _) => Some(rule.share.unwrap_or(1.0)),
+    }
+}
+
+fn entries(rule: &Rule) -> String {
+    match (rule.tokens, amount(rule)) {
+        (Some(tokens), _) => format!("{tokens} entries"),
+        (None, Some(share)) => format!("share {share}"),
+        (None, None) => "everything".into(),
+    }
+}
+
+/// Colours that stay apart for a dozen policies.
+fn colour(index: usize) -> &'static str {
+    const COLOURS: [&str; 12] = [
+        "#3366aa", "#dd7733", "#449966", "#bb3355", "#8866bb", "#997744", "#55aacc", "#ddaa33",
+        "#777777", "#cc66aa", "#88aa33", "#224455",
+    ];
+    COLOURS[index % COLOURS.len()]
+}
+
+fn text(svg: &mut String, x: usize, y: usize, anchor: &str, content: &str) {
+    let content = escaped(content);
+    let _ = writeln!(
+        svg,
+        "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\">{content}</text>"
+    );
+}
+
+/// Names and parameters come from a file that anybody may have written.
+fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in super::one_line(text).chars() {
+        match c {
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '&' => safe.push_str("&amp;"),
+            '"' => safe.push_str("&quot;"),
+            c => safe.push(c),
+        }
+    }
+    safe
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_by_hand() {
+        let plan = "{schema: 1, name: 'a < b & c', layers: 3, budget: {tokens: 20}, prefill:
+            [{layers: 0, policy: tova, tokens: 40}, {layers: 1-2, policy: h2o, tokens: 10}],
+            decode: [{layers: 0-2, policy: full}]}";
+        let svg = svg(&Plan::from_yaml("test", plan).unwrap());
+        assert!(svg.contains("a &lt; b &amp; c"), "{svg}");
+        let bars = |height: usize| {
+            svg.matches(&format!("width=\"16\" height=\"{height}\""))
+                .count()
+        };
+        assert_eq!((bars(120), bars(30)), (1 + 3, 2));
+        for part in [
+            "layer 1: h2o, 10 entries",
+            "layer 2: full, everything",
+            "prefill",
+            "decode",
+        ] {
+            assert!(svg.contains(part), "{part}: {svg}");
+        }
+        // Every element is closed, and nothing but elements opens.
+        let opened = svg.matches('<').count() - svg.matches("</").count();
+        assert_eq!(
+            opened,
+            svg.matches("/>").count() + svg.matches("</").count()
+        );
+    }
+}

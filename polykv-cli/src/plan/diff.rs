@@ -1,0 +1,117 @@
+//! `polykv plan diff`: where two plans differ.
+
+use crate::output::{describe_budget, describe_params, table};
+use polykv::{Error, Phase, Plan, Result, Rule};
+use serde::Serialize;
+use std::path::Path;
+
+#[derive(Serialize)]
+struct Difference {
+    phase: Phase,
+    first: usize,
+    last: usize,
+    a: String,
+    b: String,
+}
+
+/// A table or one JSON object.
+///
+/// # Errors
+/// A plan file that is refused, or plans with different numbers of layers.
+pub fn text(a: &Path, b: &Path, json: bool) -> Result<String> {
+    let plans = [Plan::read(a)?, Plan::read(b)?];
+    if plans[0].layers != plans[1].layers {
+        let allowed = format!("{}, as in {}", plans[0].layers, a.display());
+        return Err(Error::invalid(
+            b.display(),
+            "layers",
+            plans[1].layers,
+            allowed,
+        ));
+    }
+    let found = differences(&plans[0], &plans[1]);
+    let layers = |phase: Phase| -> usize {
+        let own = found.iter().filter(|one| one.phase == phase);
+        own.map(|one| one.last - one.first + 1).sum()
+    };
+    let (prefill, decode) = (layers(Phase::Prefill), layers(Phase::Decode));
+    if json {
+        let object = serde_json::json!({
+            "a": plans[0].hash(),
+            "b": plans[1].hash(),
+            "budget": plans.each_ref().map(describe_budget),
+            "layers": plans[0].layers,
+            "differing": {"prefill": prefill, "decode": decode},
+            "differences": found,
+        });
+        return Ok(object.to_string());
+    }
+    let mut lines = Vec::new();
+    let budgets = plans.each_ref().map(describe_budget);
+    if budgets[0] != budgets[1] {
+        lines.push(format!("budget: {} against {}", budgets[0], budgets[1]));
+    }
+    if !found.is_empty() {
+        let names = [a, b].map(|path| path.display().to_string());
+        let mut rows = table(&["phase", "layers", &names[0], &names[1]]);
+        for one in &found {
+            let range = match one.first == one.last {
+                true => one.first.to_string(),
+                false => format!("{}-{}", one.first, one.last),
+            };
+            rows.add_row([one.phase.to_string(), range, one.a.clone(), one.b.clone()]);
+        }
+        lines.push(rows.to_string());
+    }
+    let all = plans[0].layers;
+    lines.push(format!(
+        "{prefill} of {all} layers differ in prefill, {decode} of {all} in decode"
+    ));
+    Ok(lines.join("\n"))
+}
+
+/// Neighbours that differ in the same way are one difference.
+fn differences(a: &Plan, b: &Plan) -> Vec<Difference> {
+    let mut found: Vec<Difference> = Vec::new();
+    for phase in [Phase::Prefill, Phase::Decode] {
+        let pairs = a.by_layer(phase).into_iter().zip(b.by_layer(phase));
+        for (layer, (a, b)) in pairs.enumerate() {
+            let (a, b) = (describe(&a), describe(&b));
+            if a == b {
+                continue;
+            }
+            match found.last_mut() {
+                Some(last)
+                    if last.phase == phase
+                        && last.last + 1 == layer
+                        && last.a == a
+                        && last.b == b =>
+                {
+                    last.last = layer;
+                }
+                _ => found.push(Difference {
+                    phase,
+                    first: layer,
+                    last: layer,
+                    a,
+                    b,
+                }),
+            }
+        }
+    }
+    found
+}
+
+fn describe(rule: &Rule) -> String {
+    let mut text = rule.policy.clone();
+    let params = describe_params(&rule.params);
+    if !params.is_empty() {
+        text.push_str(&format!(" {params}"));
+    }
+    match (rule.tokens, rule.share) {
+        (Some(tokens), _) => text.push_str(&format!(", {tokens} entries")),
+        (None, Some(share)) if share != 1.0 => text.push_str(&format!(", share {share}")),
+        _ => {}
+    }
+    text
+}

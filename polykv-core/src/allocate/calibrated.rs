@@ -1,0 +1,55 @@
+use super::{Allocator, Basis, LayerStat, within};
+
+/// A floor for every layer and the rest in proportion to the measured sensitivities (PolyKV, arXiv 2606.15157,
+/// Algorithm 1). The floor is what the layer's policy protects, at least a quarter of the average budget; no layer gets
+/// more than the prompt, the excess goes to the others in the same proportion.
+#[derive(Debug)]
+pub struct Calibrated {
+    /// Added to every sensitivity, so that equal ones of zero mean equal budgets.
+    pub epsilon: f64,
+}
+
+impl Allocator for Calibrated {
+    fn name(&self) -> &'static str {
+        "calibrated"
+    }
+
+    fn basis(&self) -> Basis {
+        Basis::Calibration
+    }
+
+    fn split(&self, total: usize, prompt: usize, layers: &[LayerStat]) -> Vec<usize> {
+        let quarter = total / layers.len().max(1) / 4;
+        let least: Vec<usize> = layers.iter().map(|own| own.least.max(quarter)).collect();
+        let most: Vec<usize> = least.iter().map(|&least| least.max(prompt)).collect();
+        let weights: Vec<f64> = layers
+            .iter()
+            .map(|own| own.sensitivity.max(0.0) + self.epsilon)
+            .collect();
+        within(total, &weights, &least, &most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(total: usize, prompt: usize, least: usize, signal: &[f64]) -> Vec<usize> {
+        let stat = |&sensitivity: &f64| LayerStat {
+            share: 1.0,
+            least,
+            sensitivity,
+        };
+        let stats: Vec<LayerStat> = signal.iter().map(stat).collect();
+        Calibrated { epsilon: 1e-6 }.split(total, prompt, &stats)
+    }
+
+    #[test]
+    fn budgets_by_hand() {
+        // Floors of 25 leave 225 for the weights 1, 2 and 6.
+        assert_eq!(split(300, 1000, 5, &[1.0, 2.0, 6.0]), [50, 75, 175]);
+        assert_eq!(split(300, 1000, 40, &[0.0, 0.0, 1.0]), [40, 40, 220]);
+        assert_eq!(split(300, 150, 40, &[0.0, 0.0, 1.0]), [75, 75, 150]);
+        assert_eq!(split(300, 1000, 5, &[0.0; 3]), [100; 3]);
+    }
+}

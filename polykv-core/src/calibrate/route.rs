@@ -1,0 +1,184 @@
+use super::Profile;
+use crate::policy::Phase;
+use serde::{Deserialize, Serialize};
+
+/// What the route follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Signal {
+    Cosine,
+    Ppl,
+}
+
+/// The best candidate of each layer, or the worst as a control.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Direction {
+    Forward,
+    Inverse,
+}
+
+/// The candidate of each layer in one phase, as an index. `costs` rank the candidates: of equally good ones the cheapest is
+/// taken, then the first.
+///
+/// One profile gives the paper's route: the highest cosine, or the lowest ΔPPL. Several (our addition) are weighed by
+/// [`joint`]: each profile's losses become regrets against the layer's best candidate, on a scale that is the same for all
+/// layers, so that a profile to which a layer does not matter has no say there.
+pub fn route(
+    profiles: &[&Profile],
+    phase: Phase,
+    signal: Signal,
+    direction: Direction,
+    costs: &[usize],
+) -> Vec<usize> {
+    let losses: Vec<Vec<Vec<f64>>> = profiles
+        .iter()
+        .map(|own| losses(own, phase, signal))
+        .collect();
+    let weighed = match &losses[..] {
+        [only] => only.clone(),
+        all => weigh(all),
+    };
+    let sign = match direction {
+        Direction::Forward => 1.0,
+        Direction::Inverse => -1.0,
+    };
+    let best = |row: &Vec<f64>| {
+        let order = |&a: &usize, &b: &usize| {
+            let by_loss = (sign * row[a]).total_cmp(&(sign * row[b]));
+            by_loss.then(costs[a].cmp(&costs[b])).then(a.cmp(&b))
+        };
+        (0..row.len()).min_by(order).unwrap_or(0)
+    };
+    weighed.iter().map(best).collect()
+}
+
+fn losses(profile: &Profile, phase: Phase, signal: Signal) -> Vec<Vec<f64>> {
+    let own = profile.phase(phase);
+    match signal {
+        Signal::Ppl => own.delta_ppl.clone(),
+        Signal::Cosine => {
+            let row = |row: &Vec<f64>| row.iter().map(|cosine| 1.0 - cosine).collect();
+            own.cosine.iter().map(row).collect()
+        }
+    }
+}
+
+/// Joint losses, `[layer][candidate]`, from those of several profiles.
+fn weigh(profiles: &[Vec<Vec<f64>>]) -> Vec<Vec<f64>> {
+    let scales: Vec<f64> = profiles
+        .iter()
+        .map(|layers| {
+            layers.iter().map(|row| spread(row)).sum::<f64>() / layers.len().max(1) as f64
+        })
+        .collect();
+    let layers = profiles.first().map_or(0, Vec::len);
+    (0..layers)
+        .map(|layer| {
+            let own: Vec<Vec<f64>> = profiles
+                .iter()
+                .zip(&scales)
+                .map(|(profile, &scale)| regrets(&profile[layer], least(&profile[layer]), scale))
+                .collect();
+            let candidates = own.first().map_or(0, Vec::len);
+            let of = |candidate: usize| {
+                own.iter()
+                    .map(|regrets| regrets[candidate])
+                    .collect::<Vec<f64>>()
+            };
+            (0..candidates)
+                .map(|candidate| joint(&of(candidate)))
+                .collect()
+        })
+        .collect()
+}
+
+/// Losses beyond the best known one, in units of `scale`; negative for what is better than that.
+pub fn regrets(losses: &[f64], best: f64, scale: f64) -> Vec<f64> {
+    // A scale of nothing means that all are equal.
+    let scale = scale.max(1e-9);
+    losses.iter().map(|loss| (loss - best) / scale).collect()
+}
+
+/// One number for several regrets: the mean of the worst and the average. The worst alone would be blind to gains
+/// elsewhere.
+pub fn joint(regrets: &[f64]) -> f64 {
+    let worst = regrets.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let mean = regrets.iter().sum::<f64>() / regrets.len().max(1) as f64;
+    (worst + mean) / 2.0
+}
+
+pub(super) fn least(values: &[f64]) -> f64 {
+    values.iter().copied().fold(f64::INFINITY, f64::min)
+}
+
+/// The median's distance from the least: unlike the largest it does not depend on how bad a bad candidate is.
+pub(super) fn spread(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.len() {
+        0 => 0.0,
+        odd if odd % 2 == 1 => sorted[middle] - sorted[0],
+        _ => (sorted[middle - 1] + sorted[middle]) / 2.0 - sorted[0],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::PhaseProfile;
+    use super::*;
+
+    fn profile(losses: &[[f64; 3]]) -> Profile {
+        let phase = PhaseProfile {
+            cosine: losses
+                .iter()
+                .map(|row| row.map(|loss| 1.0 - loss).to_vec())
+                .collect(),
+            delta_ppl: losses
+                .iter()
+                .map(|row| row.map(|loss| -loss).to_vec())
+                .collect(),
+        };
+        Profile {
+            examples: 1,
+            perplexity: 10.0,
+            entropy: vec![1.0; losses.len()],
+            prefill: phase.clone(),
+            decode: phase,
+        }
+    }
+
+    fn by(profiles: &[&Profile], signal: Signal, direction: Direction) -> Vec<usize> {
+        route(profiles, Phase::Decode, signal, direction, &[2, 1, 1])
+    }
+
+    #[test]
+    fn one_profile_takes_the_best_and_ties_the_cheapest() {
+        let own = profile(&[[0.1, 0.2, 0.3], [0.3, 0.5, 0.2], [0.25, 0.25, 0.25]]);
+        assert_eq!(by(&[&own], Signal::Cosine, Direction::Forward), [0, 2, 1]);
+        assert_eq!(by(&[&own], Signal::Cosine, Direction::Inverse), [2, 1, 1]);
+        // The fixture's ΔPPL runs the other way.
+        assert_eq!(by(&[&own], Signal::Ppl, Direction::Forward), [2, 1, 1]);
+    }
+
+    #[test]
+    fn two_profiles_meet_in_the_middle() {
+        let text = profile(&[[0.0, 0.1, 0.9], [0.0, 0.1, 0.9], [0.0, 0.001, 0.002]]);
+        let evidence = profile(&[[0.9, 0.1, 0.0], [0.0, 0.001, 0.002], [0.9, 0.4, 0.0]]);
+        let both = by(&[&text, &evidence], Signal::Cosine, Direction::Forward);
+        // The compromise where both care, else the choice of the one that does.
+        assert_eq!(both, [1, 0, 2]);
+    }
+
+    #[test]
+    fn joint_losses_by_hand() {
+        assert_eq!(regrets(&[1.0, 3.0, 0.5], 1.0, 2.0), [0.0, 1.0, -0.25]);
+        assert_eq!(joint(&[1.0, 0.0]), 0.75);
+        assert_eq!(joint(&[0.5]), 0.5);
+        assert_eq!(
+            [spread(&[5.0, 1.0, 2.0]), spread(&[1.0, 4.0]), spread(&[])],
+            [1.0, 1.5, 0.0]
+        );
+    }
+}

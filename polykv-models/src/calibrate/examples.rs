@@ -1,0 +1,166 @@
+use super::evidence::{self, EvidenceOptions};
+use crate::LoadedModel;
+use crate::eval::windows::{check_counts, check_length, starts};
+use crate::tokenizer::Specials;
+use polykv_core::calibrate::Data;
+use polykv_core::{Error, Result};
+use std::ops::Range;
+
+/// Bytes of text per call of the tokenizer: bounds its memory whatever the text's length.
+const PIECE: usize = 1 << 20;
+
+/// A prefix that is compressed, and a given continuation that is scored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    pub data: Data,
+    pub prompt: Vec<u32>,
+    /// At least two tokens.
+    pub continuation: Vec<u32>,
+    /// Which tokens of the continuation are scored; not the first, which eviction cannot change.
+    pub scored: Range<usize>,
+}
+
+impl Example {
+    /// The tokens of the continuation that are run: about what comes after the last one nothing is asked.
+    pub fn run(&self) -> &[u32] {
+        &self.continuation[..self.continuation.len() - 1]
+    }
+
+    /// Which of them predict scored tokens.
+    pub fn queries(&self) -> Range<usize> {
+        self.scored.start - 1..self.scored.end - 1
+    }
+}
+
+/// Windows of plain text.
+#[derive(Clone, Debug)]
+pub struct TextOptions {
+    pub examples: usize,
+    /// Tokens of the prefix.
+    pub length: usize,
+    /// Tokens after it, at least 2.
+    pub continuation: usize,
+    pub seed: u64,
+}
+
+/// The examples of a calibration.
+#[derive(Clone, Debug, Default)]
+pub struct Examples(pub Vec<Example>);
+
+impl Examples {
+    /// Adds windows of texts: each text is cut into windows from its start, and a seed chooses among all of them.
+    ///
+    /// # Errors
+    /// Texts without a single window, counts of zero, and windows beyond the model's context.
+    pub fn add_text(
+        &mut self,
+        model: &LoadedModel,
+        texts: &[String],
+        options: &TextOptions,
+    ) -> Result<()> {
+        let TextOptions {
+            length,
+            continuation,
+            ..
+        } = *options;
+        check_counts(&[("examples", options.examples)])?;
+        if continuation < 2 {
+            let field = "continuation";
+            return Err(Error::invalid(
+                "calibration",
+                field,
+                continuation,
+                "at least 2",
+            ));
+        }
+        check_length(length, continuation, model.model.config().max_positions)?;
+        let whole = length + continuation;
+        let mut windows = Vec::new();
+        let mut longest = 0;
+        for text in texts {
+            let tokens = encode(model, text)?;
+            longest = longest.max(tokens.len());
+            windows.extend(tokens.chunks_exact(whole).map(<[u32]>::to_vec));
+        }
+        if windows.is_empty() {
+            let found = format!("{} texts of at most {longest} tokens", texts.len());
+            let allowed = format!(
+                "one of at least {whole}, a prefix of {length} and a continuation of {continuation}"
+            );
+            return Err(Error::invalid("calibration", "data", found, allowed));
+        }
+        for index in starts(windows.len(), options.examples, options.seed) {
+            let mut prompt = std::mem::take(&mut windows[index]);
+            let continuation = prompt.split_off(length);
+            self.0.push(Example {
+                data: Data::Text,
+                prompt,
+                scored: 1..continuation.len(),
+                continuation,
+            });
+        }
+        Ok(())
+    }
+
+    /// Adds questions about facts hidden in a text.
+    ///
+    /// # Errors
+    /// A count of zero, lengths too short for facts and question or beyond the model's context.
+    pub fn add_evidence(&mut self, model: &LoadedModel, options: &EvidenceOptions) -> Result<()> {
+        check_counts(&[("evidence", options.examples)])?;
+        let context = model.model.config().max_positions;
+        check_length(options.length, 0, context)?;
+        for example in evidence::examples(model, options)? {
+            check_length(example.prompt.len(), example.continuation.len(), context)?;
+            self.0.push(example);
+        }
+        Ok(())
+    }
+}
+
+/// The tokens of a text, piece by piece; pieces end before white space.
+fn encode(model: &LoadedModel, text: &str) -> Result<Vec<u32>> {
+    let mut tokens = Vec::new();
+    let mut rest = text;
+    while !rest.is_empty() {
+        let end = piece_end(rest);
+        tokens.extend(model.tokenizer.encode(&rest[..end], Specials::AsText)?);
+        rest = &rest[end..];
+    }
+    Ok(tokens)
+}
+
+fn piece_end(text: &str) -> usize {
+    if text.len() <= PIECE {
+        return text.len();
+    }
+    let most = text.floor_char_boundary(PIECE);
+    match text[..most].rfind(char::is_whitespace) {
+        Some(end) if end > 0 => end,
+        _ => most,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_those_before_the_scored_tokens() {
+        let example = Example {
+            data: Data::Evidence,
+            prompt: vec![1],
+            continuation: vec![5, 6, 7, 8],
+            scored: 2..4,
+        };
+        assert_eq!((example.run(), example.queries()), (&[5, 6, 7][..], 1..3));
+    }
+
+    #[test]
+    fn pieces_end_before_white_space() {
+        let long = format!("{}é {}", "a".repeat(PIECE - 3), "b".repeat(9));
+        assert_eq!(piece_end(&long), PIECE - 1);
+        assert_eq!(piece_end("short text"), 10);
+        assert_eq!(piece_end(&"é".repeat(PIECE)), PIECE);
+    }
+}

@@ -1,0 +1,236 @@
+use super::{Example, attend, ids, layers, nll, read};
+use crate::layers::RopeTable;
+use crate::{LoadedModel, PrefillOptions};
+use burn::tensor::Tensor;
+use polykv_core::calibrate::{Candidate, Measured, PhaseMeasured, signals};
+use polykv_core::device::run_on;
+use polykv_core::{Budget, Error, KvCache, Phase, Plan, PromptCache, Result, SharedPrefill, ops};
+
+const PHASES: [Phase; 2] = [Phase::Prefill, Phase::Decode];
+
+/// Perturbs one layer at a time: in each layer and phase, every candidate at the budget while all else is kept.
+///
+/// An example's prefix runs once. The continuation runs once too: a layer's inputs are FullKV's whatever is tried in it,
+/// so that one pass serves all layers, and each candidate costs its attention alone. Likelihoods cost the layers above for
+/// each candidate as well.
+#[derive(Debug)]
+pub struct Measurer<'a> {
+    model: &'a LoadedModel,
+    candidates: &'a [Candidate],
+    /// One phase of one candidate each, prefill first; all layers at once.
+    plans: Vec<Plan>,
+    /// Whether likelihoods are measured beside cosines.
+    likelihoods: bool,
+}
+
+/// What the layers of one example give, in the order of layers, phases and candidates; the host reads it at the end.
+#[derive(Default)]
+struct Signals {
+    entropy: Vec<Tensor<1>>,
+    cosine: Vec<Tensor<1>>,
+    nll: Vec<Tensor<1>>,
+}
+
+impl<'a> Measurer<'a> {
+    /// # Errors
+    /// No candidate, and candidates or a budget that are refused.
+    pub fn new(
+        model: &'a LoadedModel,
+        candidates: &'a [Candidate],
+        budget: Budget,
+        likelihoods: bool,
+    ) -> Result<Self> {
+        if candidates.is_empty() {
+            return Err(Error::invalid("calibration", "policies", 0, "at least 1"));
+        }
+        let layers = model.model.config().layers;
+        let mut plans = Vec::new();
+        for phase in PHASES {
+            for own in candidates {
+                own.build("calibration")?;
+                let plan = Plan::uniform(layers, &own.policy, own.params.clone(), budget, &[phase]);
+                plan.validate("calibration")?;
+                plans.push(plan);
+            }
+        }
+        Ok(Self {
+            model,
+            candidates,
+            plans,
+            likelihoods,
+        })
+    }
+
+    /// Whether every candidate can run at the budget for a prompt of `prompt` tokens, and evicts there at all.
+    ///
+    /// # Errors
+    /// Names the candidate and its budget.
+    pub fn check(&self, prompt: usize) -> Result<()> {
+        let cost = self
+            .model
+            .model
+            .cache_shape(1)
+            .cost(self.model.model.config().layers);
+        for (plan, candidate) in self.plans.iter().zip(self.candidates.iter().cycle()) {
+            let place = format!("calibration of {candidate}");
+            let resolved = plan.resolve(&place, prompt, cost)?;
+            let first = resolved.layers.first();
+            let budget = first.and_then(|rules| rules.prefill.budget.or(rules.decode.budget));
+            if let Some(budget) = budget
+                && budget >= prompt
+            {
+                let allowed = format!("below {prompt}, the tokens of the shortest prefix");
+                return Err(Error::invalid("calibration", "budget", budget, allowed));
+            }
+        }
+        Ok(())
+    }
+
+    /// `progress` is called before each layer.
+    ///
+    /// # Errors
+    /// What the model and the policies refuse, NaN in scores or signals.
+    pub fn measure(
+        &self,
+        example: &Example,
+        progress: &mut (dyn FnMut(usize) + Send),
+    ) -> Result<Measured> {
+        run_on(self.model.model.device(), || self.run(example, progress))
+    }
+
+    fn run(&self, example: &Example, progress: &mut dyn FnMut(usize)) -> Result<Measured> {
+        let model = &self.model.model;
+        let config = model.config();
+        let mut plans = vec![Plan::full(config.layers)];
+        plans.extend(self.plans.iter().cloned());
+        let mut shared = SharedPrefill::new(plans, model.cache_shape(1), model.device())?;
+        model.prefill(
+            ids(self.model, &example.prompt),
+            &mut shared,
+            &mut PrefillOptions::default(),
+        )?;
+        let mut caches = shared.finish();
+        let mut full = caches.remove(0);
+        let prefix = full.clone();
+
+        let run = example.run();
+        let start = example.prompt.len();
+        let rope = model.rope(start..start + run.len());
+        let mut x = model.embed(ids(self.model, run));
+        let mut found = Signals::default();
+        full.untrimmed().begin_prefill(run.len())?;
+        for cache in &mut caches[..self.candidates.len()] {
+            cache.untrimmed().begin_prefill(run.len())?;
+        }
+        for layer in 0..config.layers {
+            progress(layer);
+            let input = x.clone();
+            let mut reference = None;
+            let mut others = Vec::new();
+            x = model.layer(layer, input.clone(), &rope, &mut |q, k, v| {
+                let output = attend(&mut full, Phase::Prefill, layer, [&q, &k, &v])?;
+                found
+                    .entropy
+                    .push(entropy(&full, layer, q.clone(), example)?);
+                for (index, cache) in caches.iter_mut().enumerate() {
+                    let phase = PHASES[index / self.candidates.len()];
+                    others.push(attend(cache, phase, layer, [&q, &k, &v])?);
+                }
+                reference = Some(output.clone());
+                Ok(output)
+            })?;
+            let output = |attended: &Tensor<4>| {
+                let queries = example.queries();
+                let scored = attended.clone().narrow(2, queries.start, queries.len());
+                model.attention_output(layer, scored)
+            };
+            if let Some(reference) = &reference {
+                let reference = output(reference)?;
+                for other in &others {
+                    let cosine = signals::mean_cosine(reference.clone(), output(other)?);
+                    found.cosine.push(cosine);
+                }
+            }
+            if self.likelihoods {
+                for attended in others {
+                    let changed = model.layer(layer, input.clone(), &rope, &mut |_, _, _| {
+                        Ok(attended.clone())
+                    })?;
+                    let top = self.above(layer, changed, &rope, &prefix)?;
+                    found.nll.push(nll(self.model, example, top));
+                }
+            }
+        }
+        for cache in &mut caches {
+            cache.check()?;
+        }
+        let full_nll = read(nll(self.model, example, x))?;
+        self.collect(example, full_nll[0], found)
+    }
+
+    /// The layers above `layer` over everything that FullKV keeps.
+    fn above(
+        &self,
+        layer: usize,
+        x: Tensor<3>,
+        rope: &RopeTable,
+        prefix: &KvCache,
+    ) -> Result<Tensor<3>> {
+        let mut cache = prefix.clone();
+        cache.untrimmed().begin_prefill(x.dims()[1])?;
+        let count = self.model.model.config().layers;
+        layers(
+            self.model,
+            layer + 1..count,
+            x,
+            rope,
+            &mut cache,
+            Phase::Prefill,
+        )
+    }
+
+    fn collect(&self, example: &Example, full_nll: f64, found: Signals) -> Result<Measured> {
+        let candidates = self.candidates.len();
+        let phases = |values: Vec<f64>| -> [Vec<Vec<f64>>; 2] {
+            let rows = |phase: usize| {
+                let layers = values.chunks_exact(2 * candidates);
+                layers
+                    .map(|layer| layer[phase * candidates..][..candidates].to_vec())
+                    .collect()
+            };
+            [rows(0), rows(1)]
+        };
+        let cosine = phases(read(Tensor::cat(found.cosine, 0))?);
+        let nll = match self.likelihoods {
+            true => phases(read(Tensor::cat(found.nll, 0))?),
+            false => [Vec::new(), Vec::new()],
+        };
+        let both = cosine.into_iter().zip(nll);
+        let mut both = both.map(|(cosine, nll)| PhaseMeasured { cosine, nll });
+        Ok(Measured {
+            data: example.data,
+            prompt_tokens: example.prompt.len(),
+            scored_tokens: example.scored.len(),
+            full_nll,
+            entropy: read(Tensor::cat(found.entropy, 0))?,
+            prefill: both.next().unwrap_or_default(),
+            decode: both.next().unwrap_or_default(),
+        })
+    }
+}
+
+/// Of the attention of the scored queries over everything.
+fn entropy(full: &KvCache, layer: usize, q: Tensor<4>, example: &Example) -> Result<Tensor<1>> {
+    let own = &full.layers()[layer];
+    let (Some(keys), Some(positions)) = (own.keys(), own.positions()) else {
+        return Err(Error::Failed("entropy of an empty cache".into()));
+    };
+    // The cache knows the positions of its last queries, so all of the continuation's go in.
+    let attention = ops::window_attention(q, keys, positions, own.seen());
+    let queries = example.queries();
+    Ok(signals::mean_entropy(attention.narrow(
+        3,
+        queries.start,
+        queries.len(),
+    )))
+}

@@ -1,0 +1,144 @@
+use super::{Example, ids, layers, nll, read};
+use crate::{LoadedModel, PrefillOptions};
+use polykv_core::calibrate::{Data, Draft, Losses};
+use polykv_core::device::run_on;
+use polykv_core::{Error, KvCache, Phase, Plan, PromptCache, Result, SharedPrefill};
+
+/// Examples whose prompts have run once under every candidate, so that any route costs its continuations only: a layer's cut
+/// of the prompt does not depend on what the other layers keep.
+#[derive(Debug)]
+pub struct Pool<'a> {
+    model: &'a LoadedModel,
+    draft: &'a Draft<'a>,
+    phase: Phase,
+    /// The prefill route under which decode routes are compared.
+    prefill: Vec<usize>,
+    prompts: Vec<Prompted<'a>>,
+}
+
+#[derive(Debug)]
+struct Prompted<'a> {
+    example: &'a Example,
+    full_nll: f64,
+    /// One per candidate, which rules all layers.
+    caches: Vec<KvCache>,
+}
+
+impl<'a> Pool<'a> {
+    /// For routes of the prefill, with everything kept while decoding, or if `prefill` gives its route, for routes of the
+    /// decode phase. `progress` is called with the prompts done.
+    ///
+    /// # Errors
+    /// What the model and the plans refuse.
+    pub fn new(
+        model: &'a LoadedModel,
+        draft: &'a Draft<'a>,
+        prefill: Option<&[usize]>,
+        examples: &'a [Example],
+        progress: &mut (dyn FnMut(usize) + Send),
+    ) -> Result<Self> {
+        let count = draft.candidates.len();
+        let plans = (0..count).map(|candidate| {
+            let all = vec![candidate; draft.layers];
+            match prefill {
+                None => draft.plan(Some(&all), None),
+                Some(prefill) => draft.plan(Some(prefill), Some(&all)),
+            }
+        });
+        let plans: Vec<Plan> = [Plan::full(draft.layers)]
+            .into_iter()
+            .chain(plans)
+            .collect();
+        let prompts = run_on(model.model.device(), || {
+            let prompts = examples.iter().enumerate().map(|(index, example)| {
+                progress(index);
+                Prompted::run(model, &plans, example)
+            });
+            prompts.collect::<Result<_>>()
+        })?;
+        Ok(Self {
+            model,
+            draft,
+            phase: if prefill.is_none() {
+                Phase::Prefill
+            } else {
+                Phase::Decode
+            },
+            prefill: prefill.map(<[usize]>::to_vec).unwrap_or_default(),
+            prompts,
+        })
+    }
+
+    /// The mean negative log-likelihoods of a route's continuations beyond FullKV's.
+    ///
+    /// # Errors
+    /// A pick that is no candidate, NaN in scores or likelihoods.
+    pub fn losses(&self, picks: &[usize]) -> Result<Losses> {
+        if let Some(wrong) = picks
+            .iter()
+            .find(|&&pick| pick >= self.draft.candidates.len())
+        {
+            let allowed = format!("below {}", self.draft.candidates.len());
+            return Err(Error::invalid("route", "candidate", wrong, allowed));
+        }
+        let plan = match self.phase {
+            Phase::Prefill => self.draft.plan(Some(picks), None),
+            Phase::Decode => self.draft.plan(Some(&self.prefill), Some(picks)),
+        };
+        run_on(self.model.model.device(), || {
+            let mut losses = Losses::new();
+            for data in [Data::Text, Data::Evidence] {
+                let own: Vec<&Prompted> = self
+                    .prompts
+                    .iter()
+                    .filter(|one| one.example.data == data)
+                    .collect();
+                let mut sum = 0.0;
+                for prompted in &own {
+                    let mut cache = KvCache::of_layers(plan.clone(), &prompted.caches, picks)?;
+                    let own = continuation(self.model, prompted.example, &mut cache, self.phase)?;
+                    sum += own - prompted.full_nll;
+                }
+                if !own.is_empty() {
+                    losses.insert(data, sum / own.len() as f64);
+                }
+            }
+            Ok(losses)
+        })
+    }
+}
+
+impl<'a> Prompted<'a> {
+    fn run(model: &LoadedModel, plans: &[Plan], example: &'a Example) -> Result<Self> {
+        let own = &model.model;
+        let mut shared = SharedPrefill::new(plans.to_vec(), own.cache_shape(1), own.device())?;
+        let mut options = PrefillOptions::default();
+        own.prefill(ids(model, &example.prompt), &mut shared, &mut options)?;
+        let mut caches = shared.finish();
+        let mut full = caches.remove(0);
+        Ok(Self {
+            example,
+            full_nll: continuation(model, example, &mut full, Phase::Prefill)?,
+            caches,
+        })
+    }
+}
+
+/// The mean negative log-likelihood of the scored tokens over a compressed prompt.
+fn continuation(
+    model: &LoadedModel,
+    example: &Example,
+    cache: &mut KvCache,
+    phase: Phase,
+) -> Result<f64> {
+    let own = &model.model;
+    let (run, start) = (example.run(), example.prompt.len());
+    let rope = own.rope(start..start + run.len());
+    if phase == Phase::Prefill {
+        cache.untrimmed().begin_prefill(run.len())?;
+    }
+    let x = own.embed(ids(model, run));
+    let x = layers(model, 0..own.config().layers, x, &rope, cache, phase)?;
+    cache.check()?;
+    Ok(read(nll(model, example, x))?[0])
+}

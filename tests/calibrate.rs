@@ -1,0 +1,213 @@
+//! What calibration measures equals runs of the plans that it stands for.
+
+#![cfg(feature = "flex")]
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+use polykv::calibrate::{Candidate, Data, Draft, Measured};
+use polykv::models::calibrate::{EvidenceOptions, Example, Examples, Measurer, Pool};
+use polykv::models::eval::metrics;
+use polykv::models::{LoadedModel, PrefillOptions, load};
+use polykv::{Budget, KvCache, Phase, Plan};
+use std::path::Path;
+
+const BUDGET: usize = 50;
+
+fn model() -> LoadedModel {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
+    load(&folder, &Device::flex()).unwrap()
+}
+
+fn candidates() -> Vec<Candidate> {
+    Candidate::parse_list("tova,snapkv:window=8,h2o").unwrap()
+}
+
+fn example() -> Example {
+    let token = |i: u32| (i * i * 7 + i * 3) % 300 + 3;
+    Example {
+        data: Data::Text,
+        prompt: (0..120).map(token).collect(),
+        continuation: (120..134).map(token).collect(),
+        scored: 3..14,
+    }
+}
+
+fn ids(ids: &[u32]) -> Tensor<2, Int> {
+    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+    let dims = [1, ids.len()];
+    Tensor::from_data(TensorData::new(ids, dims), &Device::flex())
+}
+
+/// The mean over the scored tokens, token by token with eviction, or in one pass without.
+fn nll(model: &LoadedModel, plan: Plan, example: &Example, decode: bool) -> f64 {
+    let own = &model.model;
+    let mut cache = KvCache::new(plan, own.cache_shape(1), own.device()).unwrap();
+    let options = &mut PrefillOptions::default();
+    own.prefill(ids(&example.prompt), &mut cache, options)
+        .unwrap();
+    let rows: Vec<Vec<f32>> = match decode {
+        true => {
+            let step = |&token: &u32| {
+                own.decode(ids(&[token]), &mut cache)
+                    .unwrap()
+                    .try_into_vec_as()
+                    .unwrap()
+            };
+            example.run().iter().map(step).collect()
+        }
+        false => {
+            let logits = own
+                .logits(ids(example.run()), &mut cache.untrimmed(), options)
+                .unwrap();
+            let all: Vec<f32> = logits.try_into_vec_as().unwrap();
+            all.chunks_exact(own.config().vocab_size)
+                .map(<[f32]>::to_vec)
+                .collect()
+        }
+    };
+    let scored = example.scored.clone();
+    let of = |token: usize| metrics::nll(&rows[token - 1], example.continuation[token]).unwrap();
+    metrics::mean(&scored.map(of).collect::<Vec<_>>())
+}
+
+fn near(found: f64, wanted: f64, what: &str) {
+    assert!(
+        (found - wanted).abs() < 2e-5,
+        "{what}: {found}, not {wanted}"
+    );
+}
+
+fn measure(model: &LoadedModel, budget: usize) -> Measured {
+    let candidates = candidates();
+    let measurer = Measurer::new(model, &candidates, Budget::Tokens(budget), true).unwrap();
+    let mut layers = Vec::new();
+    let found = measurer
+        .measure(&example(), &mut |layer| layers.push(layer))
+        .unwrap();
+    assert_eq!(layers, [0, 1, 2]);
+    found
+}
+
+#[test]
+fn a_layer_alone_equals_a_plan_that_compresses_one_layer() {
+    let (model, example) = (model(), example());
+    let found = measure(&model, BUDGET);
+    assert_eq!((found.prompt_tokens, found.scored_tokens), (120, 11));
+    near(
+        found.full_nll,
+        nll(&model, Plan::full(3), &example, false),
+        "full",
+    );
+    for (phase, own) in [
+        (Phase::Prefill, &found.prefill),
+        (Phase::Decode, &found.decode),
+    ] {
+        for layer in 0..3 {
+            for (index, candidate) in candidates().into_iter().enumerate() {
+                let mut plan = Plan::full(3);
+                plan.budget = Budget::Tokens(BUDGET);
+                plan.allow_full_extra = true;
+                let mut rules = plan.by_layer(phase);
+                (rules[layer].policy, rules[layer].params) =
+                    (candidate.policy.clone(), candidate.params.clone());
+                plan.set_layers(phase, rules);
+                let wanted = nll(&model, plan, &example, phase == Phase::Decode);
+                let what = format!("{phase}, layer {layer}, {candidate}");
+                near(own.nll[layer][index], wanted, &what);
+                assert!(
+                    (wanted - found.full_nll).abs() > 1e-6,
+                    "{what} changes nothing"
+                );
+                let cosine = own.cosine[layer][index];
+                assert!((0.0..0.99999).contains(&cosine), "{what}: {cosine}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_not_evicted_changes_nothing() {
+    let found = measure(&model(), 140);
+    for own in [&found.prefill, &found.decode] {
+        for layer in 0..3 {
+            for candidate in 0..3 {
+                near(own.cosine[layer][candidate], 1.0, "cosine");
+                near(own.nll[layer][candidate], found.full_nll, "likelihood");
+            }
+        }
+    }
+    // Uniform attention over n entries has the largest entropy, ln n.
+    let most = 134f64.ln();
+    assert!(
+        found.entropy.iter().all(|own| (0.1..most).contains(own)),
+        "{:?}",
+        found.entropy
+    );
+}
+
+#[test]
+fn a_pool_equals_whole_plans() {
+    let (model, candidates, examples) = (model(), candidates(), [example()]);
+    let draft = Draft {
+        candidates: &candidates,
+        layers: 3,
+        budget: Budget::Tokens(BUDGET),
+        model: None,
+        budgets: [vec![60, 50, 40], vec![40, 50, 60]],
+        online: None,
+    };
+    let full = nll(&model, Plan::full(3), &examples[0], false);
+    let prefill = [2, 0, 1];
+    for (fixed, picks) in [
+        (None, [0, 1, 2]),
+        (None, [2, 2, 2]),
+        (Some(&prefill[..]), [1, 0, 0]),
+    ] {
+        let pool = Pool::new(&model, &draft, fixed, &examples, &mut |_| {}).unwrap();
+        let plan = match fixed {
+            None => draft.plan(Some(&picks), None),
+            Some(fixed) => draft.plan(Some(fixed), Some(&picks)),
+        };
+        let wanted = nll(&model, plan, &examples[0], fixed.is_some()) - full;
+        for _ in 0..2 {
+            let found = pool.losses(&picks).unwrap();
+            assert_eq!(found.keys().copied().collect::<Vec<_>>(), [Data::Text]);
+            near(found[&Data::Text], wanted, &format!("{picks:?}"));
+        }
+        let wrong = pool.losses(&[0, 3, 0]).unwrap_err().to_string();
+        assert!(
+            wrong.contains("candidate is 3; allowed: below 3"),
+            "{wrong}"
+        );
+    }
+}
+
+#[test]
+fn evidence_asks_for_what_the_prompt_holds() {
+    let model = model();
+    let make = |seed, question_after| {
+        let options = EvidenceOptions {
+            examples: 3,
+            length: 360,
+            question_after,
+            seed,
+        };
+        let mut examples = Examples::default();
+        examples.add_evidence(&model, &options).unwrap();
+        examples.0
+    };
+    let text = |tokens: &[u32]| model.tokenizer.decode(tokens, true).unwrap();
+    for (example, after) in make(1, false).iter().zip(make(1, true)) {
+        let answer = text(&example.continuation[example.scored.clone()]);
+        let prompt = text(&example.prompt);
+        assert!(
+            prompt.contains(&format!("has the number {}.", answer.trim())),
+            "{answer}: {prompt}"
+        );
+        assert!(prompt.contains("Which number") && !text(&after.prompt).contains("Which number"));
+        assert!(text(&after.continuation).contains("Which number"));
+        assert_eq!(text(&after.continuation[after.scored.clone()]), answer);
+        assert!(example.prompt.len() <= 360);
+    }
+    assert_eq!(make(1, false), make(1, false));
+    assert_ne!(make(1, false), make(2, false));
+}

@@ -1,0 +1,192 @@
+//! `polykv calibrate`, and the plan that it writes.
+
+use super::eval::text;
+use super::write;
+use crate::cli_support::{Answer, generate_json, path_str, polykv, tiny_model};
+use serde_json::Value;
+use std::path::Path;
+
+const SMALL: &str = "--length 300 --continuation 12 --examples 2 --evidence 2 --policies h2o,tova,streaming-llm \
+                     --budget-ratio 0.3 --seed 5";
+
+/// Arguments are separated by spaces.
+fn calibrate(args: &str) -> Answer {
+    let model = tiny_model();
+    let start = ["calibrate", "--device", "cpu", "-m", path_str(&model)];
+    polykv(
+        &start
+            .into_iter()
+            .chain(args.split_whitespace())
+            .collect::<Vec<_>>(),
+    )
+}
+
+fn calibrate_json(args: &str) -> Value {
+    let answer = calibrate(&format!("{args} --json"));
+    assert_eq!((answer.code, answer.stderr.as_str()), (0, ""), "{args}");
+    serde_json::from_str(&answer.stdout).unwrap()
+}
+
+fn read(folder: &Path, name: &str) -> String {
+    std::fs::read_to_string(folder.join(name)).unwrap()
+}
+
+#[test]
+fn a_calibration_becomes_a_plan_that_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (text(&dir), dir.path().join("out"));
+    let base = format!("--data {data} {SMALL} --objective both");
+    let args = format!(
+        "{base} --allocator calibrated --refine 4 --out {}",
+        path_str(&out)
+    );
+    let printed = calibrate(&format!("{args} --json"));
+    assert_eq!((printed.code, printed.stderr.as_str()), (0, ""));
+    assert_eq!(read(&out, "profile.json"), printed.stdout);
+    let json: Value = serde_json::from_str(&printed.stdout).unwrap();
+    for data in ["text", "evidence"] {
+        let profile = &json["profiles"][data];
+        assert_eq!(profile["examples"], 2);
+        assert!(profile["perplexity"].as_f64() > Some(1.0));
+        for phase in ["prefill", "decode"] {
+            let layers = profile[phase]["cosine"].as_array().unwrap();
+            assert_eq!(layers.len(), 3);
+            for cosines in layers {
+                let cosines: Vec<f64> = serde_json::from_value(cosines.clone()).unwrap();
+                assert!(
+                    cosines.len() == 3 && cosines.iter().all(|c| (-1.0..=1.000001).contains(c)),
+                    "{cosines:?}"
+                );
+                assert!(
+                    cosines.iter().any(|c| *c < 0.9999),
+                    "nothing was perturbed: {cosines:?}"
+                );
+            }
+        }
+    }
+    for phase in ["prefill", "decode"] {
+        let budgets: Vec<u64> = serde_json::from_value(json[phase]["budgets"].clone()).unwrap();
+        assert_eq!(budgets.iter().sum::<u64>(), 3 * 90);
+        assert!(budgets.iter().all(|&budget| budget >= 22));
+        // Three single policies, the start and at most four moves.
+        let moves = json[phase]["refined"]["moves"].as_array().unwrap();
+        assert!((4..=8).contains(&moves.len()), "{}", moves.len());
+    }
+    let plan = out.join("plan.yaml");
+    let prompt = read(dir.path(), "text.txt");
+    let generated = generate_json(&[
+        "--plan",
+        path_str(&plan),
+        "-n",
+        "4",
+        "--raw",
+        "-p",
+        &prompt[..600],
+    ]);
+    assert_eq!(generated["plan_hash"], json["plan_hash"]);
+    assert!(generated["kv"]["kept_mean"].as_f64() < generated["kv"]["seen"].as_f64());
+
+    // The measurements serve other choices as well.
+    let other = format!(
+        "{base} --refine 1 --refine-phase prefill --resume --out {}",
+        path_str(&out)
+    );
+    let prefill = calibrate_json(&other);
+    assert!(
+        prefill["prefill"]["refined"].is_object() && prefill["decode"].get("refined").is_none()
+    );
+    let other = format!("{base} --route inverse --resume --out {}", path_str(&out));
+    let inverse = calibrate_json(&other);
+    assert_eq!(inverse["profiles"], json["profiles"]);
+    assert_ne!(inverse["prefill"]["route"], json["prefill"]["route"]);
+    let table = calibrate(&other).stdout;
+    for part in [
+        "text: 2 examples",
+        "evidence: 2 examples",
+        "prefill",
+        "decode",
+        "30 % of the prompt",
+    ] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+}
+
+#[test]
+fn an_interrupted_run_ends_with_the_same_profile() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = text(&dir);
+    let out = |name: &str| dir.path().join(name);
+    let args = |name: &str, more: &str| {
+        let out = out(name);
+        format!(
+            "--data {data} {SMALL} --objective both --signal ppl --refine 3 --out {} {more}",
+            path_str(&out)
+        )
+    };
+    let whole = calibrate_json(&args("whole", ""));
+    assert!(whole["profiles"]["text"]["decode"]["delta_ppl"][2][1].is_number());
+    assert_eq!(calibrate_json(&args("again", "")), whole);
+    let lines = read(&out("whole"), "measurements.jsonl");
+    let count = lines.lines().count();
+    assert!(count > 8, "{count}");
+    // Cut after the header, in the middle of a measurement and among the evaluations of plans.
+    for (index, kept) in [1, 2, count - 2].into_iter().enumerate() {
+        let name = format!("cut{index}");
+        std::fs::create_dir(out(&name)).unwrap();
+        let mut cut: String = lines.split_inclusive('\n').take(kept).collect();
+        cut.push_str(&lines.lines().nth(kept).unwrap()[..20]);
+        std::fs::write(out(&name).join("measurements.jsonl"), cut).unwrap();
+        assert_eq!(
+            calibrate_json(&args(&name, "--resume")),
+            whole,
+            "{kept} lines"
+        );
+        for file in ["profile.json", "plan.yaml"] {
+            assert_eq!(read(&out(&name), file), read(&out("whole"), file));
+        }
+        assert_eq!(read(&out(&name), "measurements.jsonl"), lines);
+    }
+    // Not by accident, and not with other settings.
+    let refused = |args: &str, parts: &[&str]| {
+        let answer = calibrate(args);
+        assert_eq!(answer.code, 3, "{}", answer.stderr);
+        for part in parts {
+            assert!(answer.stderr.contains(part), "{part}: {}", answer.stderr);
+        }
+    };
+    refused(&args("whole", ""), &["measurements.jsonl", "--resume"]);
+    refused(
+        &args("whole", "--resume").replace("--seed 5", "--seed 6"),
+        &["seed is 5", "allowed: 6"],
+    );
+    let changed = write(
+        &dir,
+        "text.txt",
+        &read(dir.path(), "text.txt").replace("gate", "moon"),
+    );
+    assert_eq!(changed, data);
+    refused(&args("whole", "--resume"), &["tokens is"]);
+}
+
+#[test]
+fn pyramids_and_folders_of_text() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("texts");
+    std::fs::create_dir_all(folder.join("more")).unwrap();
+    std::fs::copy(text(&dir), folder.join("more/a.md")).unwrap();
+    std::fs::write(folder.join("b.bin"), b"\xff\xfe").unwrap();
+    let out = dir.path().join("out");
+    let args = format!(
+        "--data {} {SMALL} --allocator pyramid --out {}",
+        path_str(&folder),
+        path_str(&out)
+    );
+    let json = calibrate_json(&args);
+    assert!(read(&out, "plan.yaml").contains("online: pyramid"));
+    let budgets: Vec<u64> = serde_json::from_value(json["decode"]["budgets"].clone()).unwrap();
+    assert!(
+        budgets[0] > budgets[1] && budgets[1] > budgets[2],
+        "{budgets:?}"
+    );
+    assert!(json["profiles"].get("evidence").is_none());
+}
