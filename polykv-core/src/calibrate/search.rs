@@ -18,7 +18,8 @@ const LEAST_GAIN: f64 = 0.1;
 /// candidate, and the best one that helps stays.
 ///
 /// The score is the [`joint`] regret: each kind of data's loss beyond that of the best single policy, in units of the
-/// distance from there to the median single policy. A plan below 0 beats every single policy on every kind of data.
+/// distance from there to the median single policy. With one kind of data, a plan below 0 beats every single policy; with
+/// two, its gain on one outweighs what it may lose on the other.
 #[derive(Clone, Debug)]
 pub struct Search {
     pub candidates: usize,
