@@ -2,6 +2,8 @@
 
 #![cfg(feature = "flex")]
 
+#[path = "cache/batch.rs"]
+mod batch;
 #[path = "cache/estimate.rs"]
 mod estimate;
 #[path = "cache/plans.rs"]
