@@ -21,7 +21,6 @@ const REFUSED: &str = "
     --objective evidence --length 60 | length is 60 | needle and question
     --objective evidence --length 505 | at most 512
     --objective evidence --length 300 --evidence 0 | evidence is 0 | at least 1
-    --objective evidence --dtype f16 | dtype f16 | f32
 ";
 
 const USAGE: &str = "
