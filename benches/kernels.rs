@@ -1,0 +1,185 @@
+//! The CPU kernels beside what plain tensor operations give, in one run; the last lines are the ratios.
+//!
+//! ```sh
+//! cargo bench --workspace --bench kernels
+//! ```
+
+use burn::tensor::{DType, Device, Distribution, Tensor};
+use criterion::Criterion;
+use polykv::device::run_on;
+use polykv::ops::{self, AttentionBlock, oracle};
+use std::hint::black_box;
+use std::time::Instant;
+
+/// SmolLM2's attention: 9 query heads over 3 KV heads of 64.
+fn tensors(tokens: usize, entries: usize) -> [Tensor<4>; 3] {
+    let random = |heads, tokens| {
+        Tensor::random(
+            [1, heads, tokens, 64],
+            Distribution::Default,
+            &Device::flex(),
+        )
+    };
+    [random(9, tokens), random(3, entries), random(3, entries)]
+}
+
+fn sum(block: &AttentionBlock) -> polykv::Result<()> {
+    black_box(block.column_sums());
+    Ok(())
+}
+
+struct Pair {
+    name: String,
+    kernel: Box<dyn Fn()>,
+    oracle: Box<dyn Fn()>,
+}
+
+fn pair(name: impl Into<String>, kernel: impl Fn() + 'static, oracle: impl Fn() + 'static) -> Pair {
+    Pair {
+        name: name.into(),
+        kernel: Box::new(kernel),
+        oracle: Box::new(oracle),
+    }
+}
+
+fn attention_pairs() -> Vec<Pair> {
+    let mut pairs = Vec::new();
+    let mut add = |name: String, [q, k, v]: [Tensor<4>; 3], sums: bool| {
+        let (q2, k2, v2) = (q.clone(), k.clone(), v.clone());
+        let kernel = move || {
+            let (q, k, v) = (q.clone(), k.clone(), v.clone());
+            match sums {
+                true => black_box(ops::attend(q, k, v, Some(&mut sum))).ok(),
+                false => black_box(ops::attend(q, k, v, None)).ok(),
+            };
+        };
+        let oracle = move || {
+            let (q, k, v) = (q2.clone(), k2.clone(), v2.clone());
+            match sums {
+                true => black_box(oracle::attend(q, k, v, Some(&mut sum))).ok(),
+                false => black_box(oracle::attend(q, k, v, None)).ok(),
+            };
+        };
+        pairs.push(pair(name, kernel, oracle));
+    };
+    for tokens in [512, 2048] {
+        let name = format!("prompt attention, {tokens} tokens");
+        add(name, tensors(tokens, tokens), false);
+        let name = format!("prompt attention with column sums (h2o), {tokens} tokens");
+        add(name, tensors(tokens, tokens), true);
+    }
+    for entries in [257, 2048] {
+        let name = format!("token attention, {entries} entries");
+        let [q, k, v] = tensors(1, entries);
+        add(name, [q.clone(), k.clone(), v.clone()], false);
+        let name = format!("token attention, {entries} entries in f16");
+        add(name, [q, k.cast(DType::F16), v.cast(DType::F16)], false);
+    }
+    pairs
+}
+
+/// SmolLM2's output head, norm and rotary embedding.
+fn layer_pairs() -> Vec<Pair> {
+    let random =
+        |dims: [usize; 2]| Tensor::<2>::random(dims, Distribution::Default, &Device::flex());
+    let mut pairs = Vec::new();
+    let head = random([49_152, 576]);
+    let formats = [
+        ("f32", head.clone()),
+        ("f16", head.clone().cast(DType::F16)),
+        ("q8", ops::quantize(head.clone())),
+    ];
+    for (format, weight) in formats {
+        let (x, head) = (random([1, 576]), head.clone());
+        let x2 = x.clone();
+        pairs.push(pair(
+            format!("one row times 576 x 49152 in {format} (oracle: f32)"),
+            move || {
+                black_box(ops::linear(x.clone(), weight.clone()));
+            },
+            move || {
+                black_box(x2.clone().matmul(head.clone().transpose()));
+            },
+        ));
+    }
+    for rows in [1, 512] {
+        let (x, weight) = (random([rows, 576]), random([1, 576]).reshape([576]));
+        let (x2, weight2) = (x.clone(), weight.clone());
+        pairs.push(pair(
+            format!("RMS norm, {rows} rows of 576"),
+            move || {
+                black_box(ops::rms_norm(x.clone(), weight.clone(), 1e-5));
+            },
+            move || {
+                black_box(oracle::rms_norm(x2.clone(), weight2.clone(), 1e-5));
+            },
+        ));
+        let [x, ..] = tensors(rows, 1);
+        let tables = [(); 2].map(|()| random([rows, 32]).reshape([1, 1, rows, 32]));
+        let (x2, [cos, sin]) = (x.clone(), tables);
+        let (cos2, sin2) = (cos.clone(), sin.clone());
+        pairs.push(pair(
+            format!("rotary embedding, 9 heads, {rows} tokens"),
+            move || {
+                black_box(ops::rotate(x.clone(), cos.clone(), sin.clone()));
+            },
+            move || {
+                black_box(oracle::rotate(x2.clone(), cos2.clone(), sin2.clone()));
+            },
+        ));
+    }
+    pairs
+}
+
+/// Median seconds of both, in turns, so that a machine that changes its speed changes both.
+fn medians(pair: &Pair) -> [f64; 2] {
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..15 {
+        for (work, times) in [&pair.kernel, &pair.oracle].into_iter().zip(&mut times) {
+            let start = Instant::now();
+            work();
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    })
+}
+
+fn main() {
+    // Where generation runs its kernels too.
+    run_on(&Device::flex(), run);
+}
+
+fn run() {
+    let mut criterion = Criterion::default().sample_size(10).configure_from_args();
+    // `cargo test --benches` runs everything once and has no use for ratios.
+    let measuring = std::env::args().any(|arg| arg == "--bench");
+    let mut lines = Vec::new();
+    for pair in attention_pairs().into_iter().chain(layer_pairs()) {
+        criterion.bench_function(&format!("{}/kernel", pair.name), |b| {
+            b.iter(|| (pair.kernel)())
+        });
+        criterion.bench_function(&format!("{}/oracle", pair.name), |b| {
+            b.iter(|| (pair.oracle)())
+        });
+        if measuring {
+            let [kernel, oracle] = medians(&pair);
+            lines.push(format!(
+                "{:5.2} x  {} ({:.0} µs, {:.0} µs)",
+                oracle / kernel,
+                pair.name,
+                oracle * 1e6,
+                kernel * 1e6
+            ));
+        }
+    }
+    criterion.final_summary();
+    if measuring {
+        println!(
+            "oracle / kernel, medians of 15 runs in turns:\n{}",
+            lines.join("\n")
+        );
+    }
+}
