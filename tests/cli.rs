@@ -119,6 +119,24 @@ fn dtypes_halve_the_cache_and_are_named() {
 }
 
 #[test]
+fn the_doctor_tests_every_device() {
+    let answer = polykv(&["doctor", "--json"]);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    let report: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+    let devices = report["devices"].as_array().unwrap();
+    let names: Vec<_> = devices.iter().map(|device| &device["backend"]).collect();
+    assert_eq!(names, ["cpu", "wgpu", "cuda"]);
+    let cpu = &devices[0];
+    assert_eq!(cpu["dtypes"], serde_json::json!(["f32", "f16", "bf16", "q8"]));
+    for check in cpu["kernels"].as_array().unwrap() {
+        assert_eq!(check["ok"], true, "{check}");
+    }
+    for device in devices.iter().filter(|device| device["available"] == false) {
+        assert!(device["reason"].as_str().unwrap().contains("device"), "{device}");
+    }
+}
+
+#[test]
 fn prompts_come_from_flag_file_and_standard_input() {
     let dir = tempfile::tempdir().unwrap();
     let file = write(&dir, "prompt.txt", &format!("{LONG}\n"));

@@ -51,6 +51,15 @@ pub enum Command {
     Calibrate(Box<CalibrateArgs>),
     /// Shows, compares and changes plan files
     Plan(PlanArgs),
+    /// Lists the devices with what they have, and tests every operator on them
+    Doctor(DoctorArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object instead
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Args)]

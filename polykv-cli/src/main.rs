@@ -4,6 +4,7 @@ mod args;
 mod bench;
 mod calibrate;
 mod compression;
+mod doctor;
 mod eval;
 mod generate;
 mod kept;
@@ -56,6 +57,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Pull(args) => pull::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Doctor(args) => doctor::run(args),
     }
 }
 

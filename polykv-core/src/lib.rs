@@ -13,6 +13,7 @@ pub mod budget;
 pub mod cache;
 pub mod calibrate;
 pub mod device;
+pub mod doctor;
 pub mod error;
 pub mod machine;
 pub mod ops;

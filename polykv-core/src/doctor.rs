@@ -1,0 +1,198 @@
+//! What a device has, and whether the operators give the right numbers on it.
+
+mod host;
+
+use crate::ops::{self, AttentionBlock, Protected};
+use crate::policy::Protect;
+use crate::{Error, Result, Storage};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use host::Inputs;
+use serde::Serialize;
+
+/// One operator on one device.
+#[derive(Clone, Debug, Serialize)]
+pub struct Check {
+    pub name: &'static str,
+    pub ok: bool,
+    /// The largest difference from the same computation in f64 on the host, over elements of about 1; none for choices,
+    /// which are right or wrong.
+    pub max_error: Option<f64>,
+}
+
+/// Differences beyond this are errors, not rounding.
+const TOLERANCE: f64 = 1e-4;
+
+/// The storage formats that a device has.
+pub fn formats(device: &Device) -> Vec<Storage> {
+    let has = |storage: &Storage| storage.check(device).is_ok();
+    Storage::ALL.into_iter().filter(has).collect()
+}
+
+/// Runs every operator on small inputs and compares it with plain arithmetic in f64 on the host: some seconds on a GPU,
+/// most of them for compiling kernels.
+///
+/// # Errors
+/// A device that cannot be read from.
+pub fn self_test(device: &Device) -> Result<Vec<Check>> {
+    let inputs = Inputs::new();
+    let mut checks = Vec::new();
+    attention(&inputs, device, &mut checks)?;
+    layers(&inputs, device, &mut checks)?;
+    choices(&inputs, device, &mut checks)?;
+    Ok(checks)
+}
+
+fn attention(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()> {
+    let [q, k, v] = inputs.attention(device);
+    let expected = inputs.attended();
+    let mut sums: Option<Tensor<3>> = None;
+    let mut add = |block: &AttentionBlock| {
+        let part = block.column_sums();
+        let [batch, heads, seen] = part.dims();
+        let missing = Tensor::zeros([batch, heads, Inputs::TOKENS - seen], &part.device());
+        let part = Tensor::cat(vec![part, missing], 2);
+        sums = Some(match sums.take() {
+            Some(sums) => sums + part,
+            None => part,
+        });
+        Ok(())
+    };
+    let output = ops::attend(q.clone(), k.clone(), v.clone(), Some(&mut add))?;
+    checks.push(compare("prompt attention", output, &expected.output)?);
+    if let Some(sums) = sums {
+        checks.push(compare("attention per key", sums, &expected.column_sums)?);
+    }
+    let last = q.narrow(2, Inputs::TOKENS - 1, 1);
+    let mut row = None;
+    let mut keep = |block: &AttentionBlock| {
+        row = Some(block.last_row());
+        Ok(())
+    };
+    let output = ops::attend(last.clone(), k.clone(), v, Some(&mut keep))?;
+    checks.push(compare("token attention", output, &expected.last_output)?);
+    if let Some(row) = row {
+        checks.push(compare(
+            "attention of the last query",
+            row,
+            &expected.last_row,
+        )?);
+    }
+    let positions = inputs.positions(device);
+    let window = ops::window_attention(last, k, positions, Inputs::TOKENS);
+    checks.push(compare("window attention", window, &expected.last_row)?);
+    Ok(())
+}
+
+fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()> {
+    let (x, weight) = inputs.linear(device);
+    let expected = inputs.product();
+    for storage in formats(device) {
+        let (name, stored) = match storage {
+            Storage::F32 => ("product with f32 weights", weight.clone()),
+            Storage::F16 => ("product with f16 weights", weight.clone().cast(DType::F16)),
+            Storage::Bf16 => (
+                "product with bf16 weights",
+                weight.clone().cast(DType::BF16),
+            ),
+            Storage::Q8 => ("product with 8-bit weights", ops::quantize(weight.clone())),
+        };
+        let mut check = compare(name, ops::linear(x.clone(), stored), &expected)?;
+        // What the formats themselves round away is no error of the operator.
+        let allowed = match storage {
+            Storage::F32 => TOLERANCE,
+            Storage::F16 => 2e-3,
+            Storage::Bf16 | Storage::Q8 => 2e-2,
+        };
+        check.ok = check.max_error.is_some_and(|error| error <= allowed);
+        checks.push(check);
+    }
+    let ones = Tensor::<1>::ones([Inputs::WIDTH], device);
+    let normed = ops::rms_norm(x.clone(), ones, 1e-5);
+    checks.push(compare("RMS norm", normed, &inputs.normed())?);
+    let gated = ops::silu_mul(x.clone(), x);
+    checks.push(compare("gated unit", gated, &inputs.gated())?);
+    let [q, ..] = inputs.attention(device);
+    let [cos, sin] = inputs.turns(device);
+    let turned = ops::rotate(q, cos, sin);
+    checks.push(compare("rotary embedding", turned, &inputs.turned())?);
+    Ok(())
+}
+
+fn choices(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()> {
+    let positions = inputs.positions(device);
+    let protected = Protected {
+        protect: Protect {
+            sinks: 2,
+            recent: 3,
+        },
+        spans: &[],
+        seen: Inputs::TOKENS,
+    };
+    let scores = inputs.scores(device);
+    let kept = ops::select(scores.clone(), positions.clone(), protected, Inputs::BUDGET)?;
+    checks.push(exact("selection", kept, &inputs.kept())?);
+    let victim = ops::drop_lowest(scores, positions, protected);
+    checks.push(exact("eviction", victim, &inputs.victims())?);
+    Ok(())
+}
+
+fn compare<const D: usize>(
+    name: &'static str,
+    found: Tensor<D>,
+    expected: &[f64],
+) -> Result<Check> {
+    let found: Vec<f32> = found.try_into_vec_as().map_err(unreadable)?;
+    let differences = found
+        .iter()
+        .zip(expected)
+        .map(|(a, b)| (f64::from(*a) - b).abs());
+    let worst = differences.fold(
+        0.0,
+        |worst: f64, x| if x > worst || x.is_nan() { x } else { worst },
+    );
+    Ok(Check {
+        name,
+        ok: found.len() == expected.len() && worst <= TOLERANCE,
+        max_error: Some(worst),
+    })
+}
+
+fn exact(name: &'static str, found: Tensor<3, Int>, expected: &[i64]) -> Result<Check> {
+    let found: Vec<i64> = found.try_into_vec_as().map_err(unreadable)?;
+    Ok(Check {
+        name,
+        ok: found == expected,
+        max_error: None,
+    })
+}
+
+fn unreadable(error: impl std::fmt::Debug) -> Error {
+    Error::Failed(format!("reading from the device: {error:?}"))
+}
+
+fn on<const D: usize>(values: Vec<f32>, dims: [usize; D], device: &Device) -> Tensor<D> {
+    Tensor::from_data(TensorData::new(values, dims), device)
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_passes_every_check() {
+        let checks = self_test(&Device::flex()).unwrap();
+        assert!(checks.len() >= 13, "{checks:?}");
+        for check in &checks {
+            assert!(check.ok, "{check:?}");
+        }
+    }
+
+    #[test]
+    fn wrong_numbers_fail() {
+        let device = Device::flex();
+        let found = on(vec![1.0, 2.0], [2], &device);
+        assert!(!compare("test", found.clone(), &[1.0, 2.001]).unwrap().ok);
+        assert!(!compare("test", found.clone(), &[1.0]).unwrap().ok);
+        assert!(!compare("test", found * f32::NAN, &[1.0, 2.0]).unwrap().ok);
+    }
+}

@@ -1,0 +1,224 @@
+//! Inputs of the self-test and what must come out, in plain f64 loops.
+
+use super::on;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+/// Seeded numbers: queries of 4 heads over 2 KV heads of 32, and a weight.
+pub struct Inputs {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    x: Vec<f32>,
+    weight: Vec<f32>,
+    scores: Vec<f32>,
+}
+
+/// Attention in f64.
+pub struct Attended {
+    /// `[heads][tokens][dim]`
+    pub output: Vec<f64>,
+    /// `[kv_heads][tokens]`
+    pub column_sums: Vec<f64>,
+    /// `[heads][dim]` of the last query
+    pub last_output: Vec<f64>,
+    /// `[heads][tokens]` of the last query
+    pub last_row: Vec<f64>,
+}
+
+impl Inputs {
+    const HEADS: usize = 4;
+    const KV_HEADS: usize = 2;
+    const DIM: usize = 32;
+    /// Odd, and more than a tile of the kernels.
+    pub const TOKENS: usize = 71;
+    pub const WIDTH: usize = 96;
+    const OUTPUTS: usize = 33;
+    pub const BUDGET: usize = 20;
+
+    pub fn new() -> Self {
+        let mut state = 1u64;
+        // Uniform from -1 to 1, with two decimals: every storage format holds them well.
+        let mut numbers = |count: usize| {
+            let mut next = || {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                ((state >> 33) % 201) as f32 / 100.0 - 1.0
+            };
+            (0..count).map(|_| next()).collect::<Vec<f32>>()
+        };
+        let keys = Self::KV_HEADS * Self::TOKENS * Self::DIM;
+        Self {
+            q: numbers(Self::HEADS * Self::TOKENS * Self::DIM),
+            k: numbers(keys),
+            v: numbers(keys),
+            x: numbers(Self::WIDTH),
+            weight: numbers(Self::OUTPUTS * Self::WIDTH),
+            scores: numbers(Self::KV_HEADS * Self::TOKENS),
+        }
+    }
+
+    pub fn attention(&self, device: &Device) -> [Tensor<4>; 3] {
+        let heads = |values: &[f32], heads| {
+            on(values.to_vec(), [1, heads, Self::TOKENS, Self::DIM], device)
+        };
+        [
+            heads(&self.q, Self::HEADS),
+            heads(&self.k, Self::KV_HEADS),
+            heads(&self.v, Self::KV_HEADS),
+        ]
+    }
+
+    pub fn linear(&self, device: &Device) -> (Tensor<2>, Tensor<2>) {
+        let weight = on(self.weight.clone(), [Self::OUTPUTS, Self::WIDTH], device);
+        (on(self.x.clone(), [1, Self::WIDTH], device), weight)
+    }
+
+    /// `[1, kv_heads, tokens]`
+    pub fn scores(&self, device: &Device) -> Tensor<3> {
+        on(
+            self.scores.clone(),
+            [1, Self::KV_HEADS, Self::TOKENS],
+            device,
+        )
+    }
+
+    /// In order, for every KV head.
+    pub fn positions(&self, device: &Device) -> Tensor<3, Int> {
+        let tokens = 0..Self::TOKENS as i64;
+        let all: Vec<i64> = (0..Self::KV_HEADS).flat_map(|_| tokens.clone()).collect();
+        let data = TensorData::new(all, [1, Self::KV_HEADS, Self::TOKENS]);
+        Tensor::from_data(data, device)
+    }
+
+    /// Cosines and sines, `[1, 1, tokens, dim / 2]`.
+    pub fn turns(&self, device: &Device) -> [Tensor<4>; 2] {
+        let dims = [1, 1, Self::TOKENS, Self::DIM / 2];
+        let angles =
+            || (0..Self::TOKENS).flat_map(|t| (0..Self::DIM / 2).map(move |i| angle(t, i)));
+        [
+            on(angles().map(|a| a.cos() as f32).collect(), dims, device),
+            on(angles().map(|a| a.sin() as f32).collect(), dims, device),
+        ]
+    }
+
+    pub fn attended(&self) -> Attended {
+        let group = Self::HEADS / Self::KV_HEADS;
+        let mut found = Attended {
+            output: Vec::new(),
+            column_sums: vec![0.0; Self::KV_HEADS * Self::TOKENS],
+            last_output: Vec::new(),
+            last_row: Vec::new(),
+        };
+        for head in 0..Self::HEADS {
+            let kv = head / group;
+            for t in 0..Self::TOKENS {
+                let row = self.row(head, kv, t);
+                for (j, p) in row.iter().enumerate() {
+                    found.column_sums[kv * Self::TOKENS + j] += p / group as f64;
+                }
+                let output = (0..Self::DIM).map(|d| {
+                    let values = row.iter().enumerate();
+                    let value = |j: usize| f64::from(self.v[vector(kv, j) + d]);
+                    values.map(|(j, p)| p * value(j)).sum::<f64>()
+                });
+                found.output.extend(output);
+                if t + 1 == Self::TOKENS {
+                    let start = found.output.len() - Self::DIM;
+                    found.last_output.extend_from_slice(&found.output[start..]);
+                    found.last_row.extend(row);
+                }
+            }
+        }
+        found
+    }
+
+    /// The attention of one query.
+    fn row(&self, head: usize, kv: usize, token: usize) -> Vec<f64> {
+        let product = |j: usize| {
+            let terms = (0..Self::DIM).map(|d| {
+                f64::from(self.q[vector(head, token) + d]) * f64::from(self.k[vector(kv, j) + d])
+            });
+            (terms.sum::<f64>() / (Self::DIM as f64).sqrt()).exp()
+        };
+        let row: Vec<f64> = (0..=token).map(product).collect();
+        let total: f64 = row.iter().sum();
+        row.into_iter().map(|x| x / total).collect()
+    }
+
+    pub fn product(&self) -> Vec<f64> {
+        let rows = self.weight.chunks_exact(Self::WIDTH);
+        let dot = |row: &[f32]| {
+            let terms = row.iter().zip(&self.x);
+            terms.map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        rows.map(dot).collect()
+    }
+
+    pub fn normed(&self) -> Vec<f64> {
+        let squares: f64 = self.x.iter().map(|x| f64::from(*x).powi(2)).sum();
+        let scale = 1.0 / (squares / Self::WIDTH as f64 + 1e-5).sqrt();
+        self.x.iter().map(|x| f64::from(*x) * scale).collect()
+    }
+
+    /// `silu(x) · x`
+    pub fn gated(&self) -> Vec<f64> {
+        let gated = |x: &f32| {
+            let x = f64::from(*x);
+            x / (1.0 + (-x).exp()) * x
+        };
+        self.x.iter().map(gated).collect()
+    }
+
+    /// The queries, rotated.
+    pub fn turned(&self) -> Vec<f64> {
+        let half = Self::DIM / 2;
+        let vectors = self.q.chunks_exact(Self::DIM).enumerate();
+        vectors
+            .flat_map(|(at, x)| {
+                let token = at % Self::TOKENS;
+                (0..Self::DIM).map(move |d| {
+                    let a = angle(token, d % half);
+                    let (own, other) = (f64::from(x[d]), f64::from(x[(d + half) % Self::DIM]));
+                    let sign = if d < half { -1.0 } else { 1.0 };
+                    own * a.cos() + sign * other * a.sin()
+                })
+            })
+            .collect()
+    }
+
+    /// The slots that stay, in order, with the first two and the last three protected.
+    pub fn kept(&self) -> Vec<i64> {
+        let free = Self::BUDGET - 5;
+        let mut kept = Vec::new();
+        for scores in self.scores.chunks_exact(Self::TOKENS) {
+            let mut order: Vec<usize> = (2..Self::TOKENS - 3).collect();
+            order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(b.cmp(&a)));
+            let mut stay = [&order[..free], &[0, 1]].concat();
+            stay.extend(Self::TOKENS - 3..Self::TOKENS);
+            stay.sort_unstable();
+            kept.extend(stay.into_iter().map(|slot| slot as i64));
+        }
+        kept
+    }
+
+    /// The slot of the lowest unprotected score of each head.
+    pub fn victims(&self) -> Vec<i64> {
+        let rows = self.scores.chunks_exact(Self::TOKENS);
+        let lowest = |scores: &[f32]| {
+            let free = 2..Self::TOKENS - 3;
+            let slot = free.min_by(|&a, &b| scores[a].total_cmp(&scores[b]).then(a.cmp(&b)));
+            slot.unwrap_or(0) as i64
+        };
+        rows.map(lowest).collect()
+    }
+}
+
+/// Where a token's vector starts.
+fn vector(head: usize, token: usize) -> usize {
+    (head * Inputs::TOKENS + token) * Inputs::DIM
+}
+
+fn angle(token: usize, pair: usize) -> f64 {
+    token as f64 * 0.5f64.powi(pair as i32)
+}
