@@ -87,7 +87,7 @@ fn layer_pairs() -> Vec<Pair> {
     let formats = [
         ("f32", head.clone()),
         ("f16", head.clone().cast(DType::F16)),
-        ("q8", ops::quantize(head.clone())),
+        ("q8", ops::settle(ops::quantize(head.clone()))),
     ];
     for (format, weight) in formats {
         let (x, head) = (random([1, 576]), head.clone());

@@ -127,12 +127,18 @@ fn the_doctor_tests_every_device() {
     let names: Vec<_> = devices.iter().map(|device| &device["backend"]).collect();
     assert_eq!(names, ["cpu", "wgpu", "cuda"]);
     let cpu = &devices[0];
-    assert_eq!(cpu["dtypes"], serde_json::json!(["f32", "f16", "bf16", "q8"]));
+    assert_eq!(
+        cpu["dtypes"],
+        serde_json::json!(["f32", "f16", "bf16", "q8"])
+    );
     for check in cpu["kernels"].as_array().unwrap() {
         assert_eq!(check["ok"], true, "{check}");
     }
     for device in devices.iter().filter(|device| device["available"] == false) {
-        assert!(device["reason"].as_str().unwrap().contains("device"), "{device}");
+        assert!(
+            device["reason"].as_str().unwrap().contains("device"),
+            "{device}"
+        );
     }
 }
 

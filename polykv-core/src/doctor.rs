@@ -94,7 +94,10 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
                 "product with bf16 weights",
                 weight.clone().cast(DType::BF16),
             ),
-            Storage::Q8 => ("product with 8-bit weights", ops::quantize(weight.clone())),
+            Storage::Q8 => (
+                "product with 8-bit weights",
+                ops::settle(ops::quantize(weight.clone())),
+            ),
         };
         let mut check = compare(name, ops::linear(x.clone(), stored), &expected)?;
         // What the formats themselves round away is no error of the operator.

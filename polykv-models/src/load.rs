@@ -10,7 +10,7 @@ use crate::decoder::{Decoder, Layer, Weights};
 use crate::llama::LlamaLayer;
 use crate::qwen3::Qwen3Layer;
 use crate::tokenizer::Tokenizer;
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
 use burn_store::burn_pack::Tensor as PackTensor;
 use burn_store::{ApplyError, ModuleSnapshot, bridge};
@@ -185,7 +185,7 @@ fn build_family<L: Layer + 'static>(
 ) -> Result<Box<dyn CausalLm>> {
     let mut weights = Weights::<L>::new(&config, device);
     apply(&mut weights, tensors, place)?;
-    weights.visit(&mut Settle);
+    let weights = weights.map(&mut Settle);
     Ok(Box::new(Decoder::new(config, weights, storage, device)))
 }
 
@@ -212,9 +212,9 @@ fn check_head(config: &ModelConfig, tensors: &[PackTensor], place: &str) -> Resu
 /// Where weights lie matters from now on.
 struct Settle;
 
-impl ModuleVisitor for Settle {
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
-        settle(&param.val());
+impl ModuleMapper for Settle {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        param.map(settle)
     }
 }
 

@@ -23,19 +23,19 @@ pub fn q8_scheme() -> QuantScheme {
         .per_block([Q8_BLOCK as u8], ScaleDtype::F32)
 }
 
-/// Rounds a weight `[out, in]`, `in` a multiple of [`Q8_BLOCK`], to 8 bits.
+/// Rounds a weight `[out, in]`, `in` a multiple of [`Q8_BLOCK`], to 8 bits. [`settle`] it before it is used.
 pub fn quantize(weight: Tensor<2>) -> Tensor<2> {
     weight.quantize_dynamic(&q8_scheme())
 }
 
-/// Prepares a weight for being read with every token: on the CPU it moves to huge pages.
-pub fn settle<const D: usize>(weight: &Tensor<D>) {
+/// Prepares a weight for being read with every token: on the CPU it moves to huge pages, and 8-bit weights take the
+/// layout of the kernels, which only the operators of this module understand.
+pub fn settle<const D: usize>(weight: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
     if kernels::is_cpu(&weight.device()) {
-        cpu::settle(weight.clone());
+        return cpu::settle(weight);
     }
-    #[cfg(not(feature = "flex"))]
-    let _ = weight;
+    weight
 }
 
 /// `x [rows, in]` times the transpose of `weight [out, in]` → `[rows, out]`.

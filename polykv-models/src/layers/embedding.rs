@@ -19,9 +19,9 @@ impl Embedding {
     /// `[batch, tokens]` → `[batch, tokens, hidden]`
     pub fn forward(&self, ids: Tensor<2, Int>) -> Tensor<3> {
         let [batch, tokens] = ids.dims();
-        let weight = self.weight.val();
-        let [_, hidden] = weight.dims();
-        ops::rows(weight, ids.reshape([batch * tokens])).reshape([batch, tokens, hidden])
+        let rows = ops::rows(self.weight.val(), ids.reshape([batch * tokens]));
+        let [_, hidden] = rows.dims();
+        rows.reshape([batch, tokens, hidden])
     }
 
     /// `[batch, tokens, hidden]` → logits `[batch, tokens, vocab]`

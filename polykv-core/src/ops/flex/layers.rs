@@ -7,8 +7,11 @@ use super::view::{Heads, Matrix};
 use super::{elements, inner_dense, pointwise, tensor, widened};
 use crate::machine;
 use burn::backend::flex::{FlexQTensor, FlexTensor};
-use burn::backend::{BackendTensor, DispatchTensorKind, Flex};
+use burn::backend::{
+    BackendTensor, DispatchKindConversion, DispatchTensor, DispatchTensorKind, Flex,
+};
 use burn::tensor::kind::Basic;
+use burn::tensor::quantization::{QuantScheme, QuantStore, QuantValue};
 use burn::tensor::{DType, Int, Tensor, TensorData, bf16, f16};
 
 /// As [`linears`](crate::ops::linears), the results side by side.
@@ -16,7 +19,7 @@ pub fn multiply<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N]) -> Tensor
     let x = float(x);
     let dtype = weights[0].dtype();
     if matches!(dtype, DType::QFloat(_)) {
-        let weights = weights.map(quantized);
+        let weights = weights.map(packed);
         return products(x, &weights.each_ref().map(blocks));
     }
     let weights = weights.map(|weight| inner_dense(float(weight)));
@@ -64,30 +67,38 @@ pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
 pub fn widen(weight: Tensor<2>) -> Tensor<2> {
     match weight.dtype() {
         DType::QFloat(_) => {
-            let weight = quantized(weight);
+            let weight = packed(weight);
             let weight = blocks(&weight);
-            widen_rows(&weight, &(0..weight.rows).collect::<Vec<_>>())
+            widen_rows(&weight, &(0..weight.rows()).collect::<Vec<_>>())
         }
         _ => float_back(widened(float(weight))),
     }
 }
 
-/// Moves a weight to huge pages.
-pub fn settle<const D: usize>(weight: Tensor<D>) {
-    let memory = |tensor: &FlexTensor| match tensor.dtype() {
-        DType::F16 => machine::use_huge_pages(bytemuck::cast_slice(tensor.storage::<f16>())),
-        DType::BF16 => machine::use_huge_pages(bytemuck::cast_slice(tensor.storage::<bf16>())),
-        DType::I8 => machine::use_huge_pages(bytemuck::cast_slice(tensor.storage::<i8>())),
-        _ => machine::use_huge_pages(bytemuck::cast_slice(tensor.storage::<f32>())),
-    };
-    match weight.dtype() {
-        DType::QFloat(_) => {
-            let weight = quantized(weight);
-            memory(weight.tensor());
-            machine::use_huge_pages(bytemuck::cast_slice(weight.scales()));
-        }
-        _ => memory(&float(weight)),
+/// A weight as the kernels read it, on huge pages. Those in 8 bits are burn's until then, with values and scales apart:
+/// every use would copy all scales.
+pub fn settle<const D: usize>(weight: Tensor<D>) -> Tensor<D> {
+    if matches!(weight.dtype(), DType::QFloat(_)) {
+        let weight = flex(weight).quantized();
+        let [rows, _] = weight.tensor().layout().shape().dims::<2>();
+        let bytes = linear::pack(weight.tensor().storage(), weight.scales());
+        machine::use_huge_pages(bytemuck::cast_slice(&bytes));
+        let width = bytes.len() / rows.max(1);
+        let bytes = FlexTensor::from_data(TensorData::new(bytes, [rows, width]));
+        let scheme = QuantScheme::default()
+            .with_value(QuantValue::Q8S)
+            .with_store(QuantStore::Native);
+        let weight: BackendTensor<Flex> =
+            BackendTensor::Quantized(FlexQTensor::new(bytes, scheme, vec![1.0], None));
+        return Tensor::from_dispatch(DispatchTensor::from_backend(weight));
     }
+    let weight = float(weight);
+    match weight.dtype() {
+        DType::F16 => machine::use_huge_pages(bytemuck::cast_slice(weight.storage::<f16>())),
+        DType::BF16 => machine::use_huge_pages(bytemuck::cast_slice(weight.storage::<bf16>())),
+        _ => machine::use_huge_pages(bytemuck::cast_slice(weight.storage::<f32>())),
+    }
+    float_back(weight)
 }
 
 /// Some rows of an 8-bit weight as f32.
@@ -97,7 +108,7 @@ pub fn select(weight: Tensor<2>, rows: Tensor<1, Int>) -> Tensor<2> {
         DType::I32 => indices::<i32>(&rows),
         _ => indices::<i64>(&rows),
     };
-    widen_rows(&blocks(&quantized(weight)), &rows)
+    widen_rows(&blocks(&packed(weight)), &rows)
 }
 
 fn indices<E: burn::tensor::Element + bytemuck::Pod>(rows: &FlexTensor) -> Vec<usize> {
@@ -107,18 +118,16 @@ fn indices<E: burn::tensor::Element + bytemuck::Pod>(rows: &FlexTensor) -> Vec<u
 
 fn widen_rows(weight: &Blocks<'_>, rows: &[usize]) -> Tensor<2> {
     let output = pointwise::widen_rows(Level::best(), weight, rows);
-    float_back(tensor(output, [rows.len(), weight.columns]))
+    float_back(tensor(output, [rows.len(), weight.columns()]))
 }
 
-/// Weights made by [`quantize`](crate::ops::quantize) are contiguous, with their blocks along the rows.
-fn blocks(weight: &FlexQTensor) -> Blocks<'_> {
-    let [rows, columns] = weight.tensor().layout().shape().dims::<2>();
-    Blocks {
-        values: weight.tensor().storage(),
-        scales: weight.scales(),
-        rows,
-        columns,
-    }
+/// The bytes of a weight that was settled, `[rows, blocks of a row]`.
+fn packed(weight: Tensor<2>) -> FlexTensor {
+    flex(weight).quantized().tensor().clone()
+}
+
+fn blocks(weight: &FlexTensor) -> Blocks<'_> {
+    Blocks::new(weight.storage(), weight.layout().shape()[0])
 }
 
 fn flex<const D: usize, K: Basic>(tensor: Tensor<D, K>) -> BackendTensor<Flex> {
@@ -130,10 +139,6 @@ fn flex<const D: usize, K: Basic>(tensor: Tensor<D, K>) -> BackendTensor<Flex> {
 
 fn float<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
     flex(tensor).float()
-}
-
-fn quantized<const D: usize>(tensor: Tensor<D>) -> FlexQTensor {
-    flex(tensor).quantized()
 }
 
 fn float_back<const D: usize>(tensor: FlexTensor) -> Tensor<D> {

@@ -2,7 +2,7 @@
 //! in its own type, and widened on the way into the registers.
 
 use super::PARALLEL_BYTES;
-use super::simd::{Element, Level, Vector, dispatch, dot};
+use super::simd::{Element, LANES, Level, Vector, dispatch, dot};
 use super::view::Matrix;
 use burn::tensor::DType;
 use rayon::prelude::*;
@@ -10,25 +10,51 @@ use rayon::prelude::*;
 /// Values that share a scale in 8-bit weights.
 pub const BLOCK: usize = 32;
 
-/// 8-bit weights `[rows, columns]`, each block of [`BLOCK`] values along a row with a scale of its own.
+/// A block as it lies in memory: its scale in f32, then its values. Together they make one stream.
+pub type Block = [i8; 4 + BLOCK];
+
+/// 8-bit weights, blocks along the rows.
 #[derive(Clone, Copy)]
 pub struct Blocks<'a> {
-    pub values: &'a [i8],
-    pub scales: &'a [f32],
-    pub rows: usize,
-    /// A multiple of [`BLOCK`].
-    pub columns: usize,
+    blocks: &'a [Block],
+    rows: usize,
+    /// Blocks per row.
+    width: usize,
 }
 
 impl<'a> Blocks<'a> {
-    /// The blocks of a row with their scales.
-    #[inline(always)]
-    fn row(&self, row: usize) -> (&'a [[i8; BLOCK]], &'a [f32]) {
-        let count = self.columns / BLOCK;
-        let values = &self.values[row * self.columns..][..self.columns];
-        let scales = &self.scales[row * count..][..count];
-        (values.as_chunks().0, scales)
+    pub fn new(bytes: &'a [i8], rows: usize) -> Self {
+        let blocks = bytes.as_chunks().0;
+        Self {
+            blocks,
+            rows,
+            width: blocks.len() / rows.max(1),
+        }
     }
+
+    #[inline(always)]
+    pub fn row(&self, row: usize) -> &'a [Block] {
+        &self.blocks[row * self.width..][..self.width]
+    }
+}
+
+/// The scale and the values of a block.
+#[inline(always)]
+pub fn parts(block: &Block) -> (f32, &[[i8; LANES]]) {
+    let [a, b, c, d, values @ ..] = block;
+    let scale = [*a, *b, *c, *d].map(|byte| byte as u8);
+    (f32::from_ne_bytes(scale), values.as_chunks().0)
+}
+
+/// Puts scales and values, which lie apart in burn's tensors, into blocks.
+pub fn pack(values: &[i8], scales: &[f32]) -> Vec<i8> {
+    let blocks = values.as_chunks::<BLOCK>().0.iter().zip(scales);
+    let mut packed = Vec::with_capacity(blocks.len() * size_of::<Block>());
+    for (values, scale) in blocks {
+        packed.extend(scale.to_ne_bytes().map(|byte| byte as i8));
+        packed.extend_from_slice(values);
+    }
+    packed
 }
 
 /// A weight `[rows, columns]` that vectors are multiplied with.
@@ -72,11 +98,11 @@ impl Weight for Blocks<'_> {
     }
 
     fn columns(&self) -> usize {
-        self.columns
+        self.width * BLOCK
     }
 
     fn bytes(&self) -> usize {
-        self.values.len() + size_of_val(self.scales)
+        size_of_val(self.blocks)
     }
 
     fn multiply(&self, level: Level, x: &[f32], first: usize, output: &mut [f32]) {
@@ -137,16 +163,17 @@ fn rows<V: Vector, E: Element>(
 fn block_rows<V: Vector>(output: &mut [f32], x: &[f32], weight: &Blocks<'_>, first: usize) {
     let x = x.as_chunks::<BLOCK>().0;
     for (i, y) in output.iter_mut().enumerate() {
-        let (values, scales) = weight.row(first + i);
+        let row = weight.row(first + i);
         // Two sums hide the latency of the additions.
         let [mut a, mut b] = [V::splat(0.0); 2];
-        let pairs = x.len() / 2 * 2;
-        for block in (0..pairs).step_by(2) {
-            a = add_block::<V>(&x[block], &values[block], scales[block], a);
-            b = add_block::<V>(&x[block + 1], &values[block + 1], scales[block + 1], b);
+        let (x_pairs, x_rest) = x.as_chunks::<2>();
+        let (pairs, rest) = row.as_chunks::<2>();
+        for (x, blocks) in x_pairs.iter().zip(pairs) {
+            a = add_block(&x[0], &blocks[0], a);
+            b = add_block(&x[1], &blocks[1], b);
         }
-        if pairs < x.len() {
-            a = add_block::<V>(&x[pairs], &values[pairs], scales[pairs], a);
+        for (x, block) in x_rest.iter().zip(rest) {
+            a = add_block(x, block, a);
         }
         *y = a.add(b).sum();
     }
@@ -154,8 +181,9 @@ fn block_rows<V: Vector>(output: &mut [f32], x: &[f32], weight: &Blocks<'_>, fir
 
 /// `sums + scale · (x · values)`, the two halves of a block in the same lanes.
 #[inline(always)]
-fn add_block<V: Vector>(x: &[f32; BLOCK], values: &[i8; BLOCK], scale: f32, sums: V) -> V {
-    let (x, values) = (x.as_chunks().0, values.as_chunks().0);
+fn add_block<V: Vector>(x: &[f32; BLOCK], block: &Block, sums: V) -> V {
+    let x = x.as_chunks().0;
+    let (scale, values) = parts(block);
     let products = V::load_i8(&values[0]).mul_add(V::load(&x[0]), V::splat(0.0));
     let products = V::load_i8(&values[1]).mul_add(V::load(&x[1]), products);
     products.mul_add(V::splat(scale), sums)

@@ -1,6 +1,6 @@
 //! What lies between the products: gating, normalisation, rotation, widening of weights; one pass each.
 
-use super::linear::{BLOCK, Blocks};
+use super::linear::{Block, Blocks, Weight, parts};
 use super::simd::{Element, LANES, Level, Vector, dispatch, dot, exp, fma};
 use super::view::Heads;
 use rayon::prelude::*;
@@ -134,33 +134,35 @@ fn widened<V: Vector, E: Element>(output: &mut [f32], elements: &[E]) {
 
 /// The given rows of 8-bit weights as f32, `[rows.len(), columns]`.
 pub fn widen_rows(level: Level, weight: &Blocks<'_>, rows: &[usize]) -> Vec<f32> {
-    let mut output = vec![0.0; rows.len() * weight.columns];
+    let columns = weight.columns();
+    let mut output = vec![0.0; rows.len() * columns];
     let block = |(row, output): (&usize, &mut [f32])| {
-        let row = *row;
-        dispatch!(level, fn scaled(output: &mut [f32], weight: &Blocks<'_>, row: usize));
+        let blocks = weight.row(*row);
+        dispatch!(level, fn scaled(output: &mut [f32], blocks: &[Block]));
     };
     match output.len() < CHUNK {
         true => rows
             .iter()
-            .zip(output.chunks_exact_mut(weight.columns))
+            .zip(output.chunks_exact_mut(columns))
             .for_each(block),
         false => rows
             .par_iter()
-            .zip(output.par_chunks_exact_mut(weight.columns))
-            .with_min_len(CHUNK.div_ceil(weight.columns))
+            .zip(output.par_chunks_exact_mut(columns))
+            .with_min_len(CHUNK.div_ceil(columns))
             .for_each(block),
     }
     output
 }
 
 #[inline(always)]
-fn scaled<V: Vector>(output: &mut [f32], weight: &Blocks<'_>, row: usize) {
-    let at = row * weight.columns;
-    let values = &weight.values[at..at + weight.columns];
-    for (block, output) in output.chunks_exact_mut(BLOCK).enumerate() {
-        let scale = weight.scales[at / BLOCK + block];
-        for (output, value) in output.iter_mut().zip(&values[block * BLOCK..]) {
-            *output = f32::from(*value) * scale;
+fn scaled<V: Vector>(output: &mut [f32], blocks: &[Block]) {
+    let (output, _) = output.as_chunks_mut::<LANES>();
+    for (output, block) in output.as_chunks_mut::<2>().0.iter_mut().zip(blocks) {
+        let (scale, values) = parts(block);
+        for (output, values) in output.iter_mut().zip(values) {
+            *output = V::load_i8(values)
+                .mul_add(V::splat(scale), V::splat(0.0))
+                .lanes();
         }
     }
 }

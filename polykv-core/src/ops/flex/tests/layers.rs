@@ -54,16 +54,14 @@ fn products_with_8_bit_weights_equal_those_with_their_values_in_f32() {
         let x = normal([rows, columns]);
         let weight = crate::ops::quantize(normal([outputs, columns]));
         let wanted = values(x.clone().matmul(weight.clone().dequantize().transpose()));
-        let weight = match weight.into_dispatch().kind {
-            DispatchTensorKind::Flex(tensor) => tensor.quantized(),
+        let bytes = match weight.into_dispatch().kind {
+            DispatchTensorKind::Flex(tensor) => {
+                let weight = tensor.quantized();
+                linear::pack(weight.tensor().storage(), weight.scales())
+            }
             other => panic!("not a CPU tensor: {other:?}"),
         };
-        let weight = Blocks {
-            values: weight.tensor().storage(),
-            scales: weight.scales(),
-            rows: outputs,
-            columns,
-        };
+        let weight = Blocks::new(&bytes, outputs);
         for level in Level::available() {
             let found = product(level, &flex(&x), &[weight]);
             assert_close(
@@ -94,7 +92,7 @@ fn weights_of_one_input_give_what_each_gives_alone() {
     let x = normal([2, 64]);
     for quantized in [false, true] {
         let weights = [300, 7, 64].map(|outputs| match quantized {
-            true => crate::ops::quantize(normal([outputs, 64])),
+            true => crate::ops::settle(crate::ops::quantize(normal([outputs, 64]))),
             false => normal([outputs, 64]),
         });
         let together = crate::ops::linears(x.clone(), weights.clone());
@@ -125,6 +123,7 @@ fn prompts_and_rows_read_weights_of_every_storage_type() {
             DType::QFloat(_) => stored.clone().dequantize(),
             _ => stored.clone().cast(DType::F32),
         };
+        let stored = crate::ops::settle(stored);
         let found = crate::ops::linear(x.clone(), stored.clone());
         assert_eq!(found.dtype(), DType::F32);
         let wanted = x.clone().matmul(wide.clone().transpose());
