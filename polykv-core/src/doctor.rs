@@ -100,11 +100,11 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
             ),
         };
         let mut check = compare(name, ops::linear(x.clone(), stored), &expected)?;
-        // What the formats themselves round away is no error of the operator.
+        // What the formats round away, in sums of 96 products of up to 1 and in results of up to 8, is no error.
         let allowed = match storage {
             Storage::F32 => TOLERANCE,
-            Storage::F16 => 2e-3,
-            Storage::Bf16 | Storage::Q8 => 2e-2,
+            Storage::F16 => 1e-2,
+            Storage::Bf16 | Storage::Q8 => 8e-2,
         };
         check.ok = check.max_error.is_some_and(|error| error <= allowed);
         checks.push(check);
