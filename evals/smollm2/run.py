@@ -48,14 +48,14 @@ INVERTED = ["text", "both"]
 # Per batch: samples and what eval is told. Depths times one needle each.
 NEEDLE = ["--task", "needle", "--depth", "0.1,0.3,0.5,0.7,0.9", "--limit", "1"]
 TASKS = {
-    "text": (4, ["--task", "ppl", "--continuation", "256", "--limit", "4", "--text"]),
+    "text": (4, ["--task", "ppl", "--limit", "4", "--text"]),
     "needle": (5, NEEDLE),
     "needle-lead-in": (5, [*NEEDLE, "--answer-prefix"]),
     "needle-after": (5, [*NEEDLE, "--question-after"]),
     "fidelity": (1, ["--task", "fidelity", "--generated", "--continuation", "128", "--limit", "1", "--text"]),
 }
 # Tokens after the prompt per sample and plan, at most.
-AFTER = {"text": 255, "needle": 48, "needle-lead-in": 24, "needle-after": 72, "fidelity": 128}
+AFTER = {"needle": 48, "needle-lead-in": 24, "needle-after": 72, "fidelity": 128}
 
 
 def run(command, out, inputs=()):
@@ -98,10 +98,10 @@ def uniform(ratio, policy, params, **more):
     return {"schema": 1, "layers": LAYERS, "budget": {"ratio": ratio}, "prefill": [rule], **more}
 
 
-def baselines(folder, ratio):
+def baselines(folder, ratio, without):
     h2o = {"normalize": True, "recent_fraction": 0}
     plans = [write_plan(folder, name, uniform(ratio, name, None, **({"online": "pyramid"} if name == "pyramidkv" else {})))
-             for name in SINGLES]
+             for name in SINGLES if name not in without]
     plans.append(write_plan(folder, "h2o-normalized", uniform(ratio, "h2o", h2o)))
     for name, (tova, share) in BLEND_SHARES.items():
         members = [{"policy": "tova", "share": tova}, {"policy": "h2o", "share": share, **h2o}]
@@ -161,6 +161,8 @@ def evaluate(args, work, plans, batch):
         if options[-1] == "--text":
             inputs.append(text_part(args, batch))
             options = [*options, inputs[-1]]
+        if task == "text":
+            options += ["--continuation", args.continuation]
         out = work / f"{task}-{batch}"
         command = [args.binary, "eval", "-m", args.model, "--device", args.device, *options, "--length", args.length,
                    "--seed", TEST_SEED + batch, *(part for plan in plans for part in ("--plan", plan)), "--out", out]
@@ -186,9 +188,10 @@ def collect(args, work, plans, batches):
 
 
 def tokens(args):
-    plans = len(SINGLES) + 1 + len(BLENDS) + len(args.calibrations) + len(INVERTED) + args.shuffles + 1
+    tokens_after = {**AFTER, "text": args.continuation - 1}
+    plans = len(SINGLES) - len(args.without) + 1 + len(BLENDS) + len(args.calibrations) + len(INVERTED) + args.shuffles + 1
     prompts = sum(TASKS[task][0] for task in args.tasks) * args.length
-    after = sum(TASKS[task][0] * AFTER[task] for task in args.tasks) * plans
+    after = sum(TASKS[task][0] * tokens_after[task] for task in args.tasks) * plans
     groups = {group for group, name, _ in CALIBRATIONS if name in args.calibrations}
     examples = sum(args.examples + (args.evidence if group == "both" else 0) for group in groups)
     moves = args.refine + len(ROUTED) + len(BLENDS) + 1 if "both-refined" in args.calibrations else 0
@@ -210,6 +213,8 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
     parser.add_argument("--budgets", type=numbers, default=[0.25, 0.125, 0.0625], help="shares of the prompt")
     parser.add_argument("--length", type=int, default=1500, help="tokens of the prompts")
+    parser.add_argument("--continuation", type=int, default=256, help="tokens of a window after its prompt")
+    parser.add_argument("--without", type=names, default=[], help="single policies to leave out, for time")
     parser.add_argument("--batches", type=int, default=20, help="of 4 windows, 5 needles per protocol, 1 text for fidelity")
     parser.add_argument("--shuffles", type=int, default=100)
     parser.add_argument("--tasks", type=names, default=list(TASKS))
@@ -232,7 +237,7 @@ def main():
         work = args.work / f"{ratio:g}"
         folder = work / "plans"
         folder.mkdir(parents=True, exist_ok=True)
-        plans = baselines(folder, ratio) + calibrate(args, work, ratio, folder)
+        plans = baselines(folder, ratio, args.without) + calibrate(args, work, ratio, folder)
         done, longest = [], 0.0
         for batch in range(args.batches):
             start = time.time()
@@ -243,7 +248,7 @@ def main():
             longest = max(longest, time.time() - start)
             print(f"{ratio}: batch {batch + 1} of {args.batches} in {time.time() - start:.0f} s", flush=True)
             found = collect(args, work, plans, done)
-            settings = {name: getattr(args, name) for name in ["model", "length", "batches", "shuffles", "tasks", "examples",
+            settings = {name: getattr(args, name) for name in ["model", "length", "continuation", "without", "batches", "shuffles", "tasks", "examples",
                         "evidence", "calibration_length", "calibration_continuation", "refine"]}
             settings.update(ratio=ratio, primary=PRIMARY, finished=len(done), test_sha256=hashed(args.test_text),
                             calibration_sha256=[hashed(path) for path in args.calibration_text])
