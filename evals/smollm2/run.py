@@ -27,8 +27,6 @@ BLENDS = ["blend:{policies: [{policy: tova, share: %s}, {policy: h2o, share: %s,
           for tova, share in BLEND_SHARES.values()]
 SINGLES = ["streaming-llm", "snapkv", "pyramidkv", "cake", "tova", "h2o", "scissorhands", "d2o", "cam", "expected-attention",
            "lagkv", "criticalkv", "knorm", "keydiff", "random"]
-# The plan that the targets are about, named before anything was measured, and the one that shuffles are made of.
-PRIMARY = "both-refined"
 
 # Folder of measurements, plan, what calibrate is told.
 CALIBRATIONS = [
@@ -137,7 +135,7 @@ def calibrate(args, work, ratio, folder):
             plans.append(write_plan(folder, f"{name}-inverse", plan_json(args, inverse)))
     for seed in range(1, args.shuffles + 1):
         shuffled = folder / "shuffled"
-        subprocess.run([args.binary, "plan", "shuffle", folder / f"{PRIMARY}.yaml", "--seed", str(seed), "--out", shuffled],
+        subprocess.run([args.binary, "plan", "shuffle", folder / f"{args.primary}.yaml", "--seed", str(seed), "--out", shuffled],
                        check=True)
         plans.append(write_plan(folder, f"shuffle-{seed}", plan_json(args, shuffled)))
         shuffled.unlink()
@@ -219,6 +217,8 @@ def main():
     parser.add_argument("--shuffles", type=int, default=100)
     parser.add_argument("--tasks", type=names, default=list(TASKS))
     parser.add_argument("--calibrations", type=names, default=[name for _, name, _ in CALIBRATIONS])
+    parser.add_argument("--primary", default="both-refined",
+                        help="the plan that the targets are about and that shuffles are made of; name it before the test")
     parser.add_argument("--examples", type=int, default=16, help="windows of text to calibrate on")
     parser.add_argument("--evidence", type=int, default=24, help="questions to calibrate on")
     parser.add_argument("--calibration-length", type=int, default=1500)
@@ -227,8 +227,8 @@ def main():
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no batch that would end later than this")
     parser.add_argument("--parallel", action="store_true", help="the tasks of a batch beside each other")
     args = parser.parse_args()
-    if args.shuffles and PRIMARY not in args.calibrations:
-        parser.error(f"shuffles are made of {PRIMARY}, which --calibrations leaves out")
+    if args.primary not in args.calibrations:
+        parser.error(f"--primary {args.primary} is none of --calibrations")
     began = time.time()
     total, count = tokens(args)
     print(f"about {total:,} tokens: {len(args.budgets)} budgets, {count} plans, {args.batches} batches", flush=True)
@@ -250,7 +250,7 @@ def main():
             found = collect(args, work, plans, done)
             settings = {name: getattr(args, name) for name in ["model", "length", "continuation", "without", "batches", "shuffles", "tasks", "examples",
                         "evidence", "calibration_length", "calibration_continuation", "refine"]}
-            settings.update(ratio=ratio, primary=PRIMARY, finished=len(done), test_sha256=hashed(args.test_text),
+            settings.update(ratio=ratio, primary=args.primary, finished=len(done), test_sha256=hashed(args.test_text),
                             calibration_sha256=[hashed(path) for path in args.calibration_text])
             args.out.mkdir(parents=True, exist_ok=True)
             (args.out / f"{ratio:g}.json").write_text(json.dumps({"settings": settings, **found}) + "\n")
