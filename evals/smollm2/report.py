@@ -190,10 +190,11 @@ def svg(own):
 def section(own):
     given = own.settings
     counts = ", ".join(f"{task} {len(own.values(task, 'full', 'kl' if task == 'fidelity' else 'nll'))}" for task in own.scores)
+    moves = f", {given['refine']} moves" if "both-refined" in own.plans else ""
     return [f"## {100 * own.ratio:g} % of {given['length']} tokens, prefill phase", "",
             f"Samples: {counts} ({given['finished']} of {given['batches']} batches); {len(own.shuffles)} shuffles of {own.primary}. "
-            f"Calibrated on {given['examples']} windows and {given['evidence']} questions of {given['calibration_length']} tokens, "
-            f"{given['refine']} moves.", "", *table(own), "", f"![Pareto front](results/{own.ratio:g}.svg)", "",
+            f"Calibrated on {given['examples']} windows and {given['evidence']} questions of {given['calibration_length']} tokens"
+            f"{moves}.", "", *table(own), "", f"![Pareto front](results/{own.ratio:g}.svg)", "",
             f"### Target for {own.primary}", "", *targets(own), "", route(own), ""]
 
 
