@@ -107,8 +107,11 @@ def targets(own):
         part(False, "rank among shuffles: the plan is the same in all layers, so that every shuffle equals it")
     elif len(own.shuffles) > 1:
         rank, count = ranked(own)
-        part(20 * rank <= count, f"among the best 5 % of its shuffles by the mean of both z-scores, ties against it: rank {rank} "
-             f"among {count} shuffles and itself")
+        what = f"by the mean of both z-scores, ties against it, rank {rank} among {count} shuffles and itself"
+        if count < 20:
+            lines.append(f"- not decided, for the best 5 % take at least 20 shuffles: {what}")
+        else:
+            part(20 * rank <= count, f"among the best 5 % of its shuffles: {what}")
     for blend in run.BLEND_SHARES:
         lines.append(f"- beside it, {plan} against {blend} in all layers: text {shown(own.difference('text', plan, blend), 4)}, "
                      f"needles {shown(own.difference('needle', plan, blend))}")
