@@ -76,10 +76,12 @@ def table(own):
         cells = [f"**{name}**" if name == own.primary else name, shown(own.difference("text", name), 4)]
         for task in own.needles():
             found = interval(own.values(task, name, "exact"))
-            cells += [f"{100 * found[0]:.0f} % [{100 * found[1]:.0f}, {100 * found[2]:.0f}]", shown(own.difference(task, name), 2)]
+            found = [100 * part for part in found]
+            cells += [f"{found[0]:.0f} % [{found[1]:.0f}, {found[2]:.0f}]", shown(own.difference(task, name), 2)]
         if "fidelity" in own.scores:
             kl, same = (interval(own.values("fidelity", name, score)) for score in ["kl", "agreement"])
-            cells += [f"{kl[0]:.4f} [{kl[1]:.4f}, {kl[2]:.4f}]", f"{100 * same[0]:.1f} % [{100 * same[1]:.1f}, {100 * same[2]:.1f}]"]
+            same = [100 * part for part in same]
+            cells += [f"{kl[0]:.4f} [{kl[1]:.4f}, {kl[2]:.4f}]", f"{same[0]:.1f} % [{same[1]:.1f}, {same[2]:.1f}]"]
         lines.append("| " + " | ".join(cells) + " |")
     full = ", ".join(f"{task} NLL {own.mean(task, 'full'):.3f}" for task in own.scores if task != "fidelity")
     return [f"FullKV: {full}.", "", *lines]
@@ -148,7 +150,7 @@ def front(points):
 
 
 def svg(own):
-    """Text ΔNLL against needle ΔNLL, lower left is better. The frame holds what is near; what is beyond sits on its edge."""
+    """Text ΔNLL against needle ΔNLL, lower left is better. What is beyond the frame sits on its edge."""
     width, height, left, top, right, bottom = 860, 620, 70, 30, 40, 60
     delta = lambda task, name: own.mean(task, name) - own.mean(task, "full")
     points = [(delta("text", name), delta("needle", name), name) for name in own.rows]
