@@ -1,0 +1,222 @@
+#!/usr/bin/env python3
+"""Tables, targets and figures from what run.py measured: results/RATIO.json to results.md and results/RATIO.svg.
+
+Differences are paired over samples, with 95 % intervals of a seeded bootstrap (10,000 resamples of the mean).
+"""
+
+import argparse
+import json
+import pathlib
+import random
+import statistics
+
+import run
+
+RESAMPLES = 10_000
+BOOTSTRAP_SEED = 7
+# How much text NLL the plan may lose against the best single policy, in nats.
+ALLOWED = {0.25: 0.005, 0.125: 0.01}
+SINGLES = [*run.SINGLES, "h2o-normalized"]
+_resamples = {}
+
+
+def interval(values):
+    """Mean and 95 % interval. All differences of as many samples share their resamples."""
+    count = len(values)
+    if count not in _resamples:
+        rng = random.Random(BOOTSTRAP_SEED)
+        _resamples[count] = [rng.choices(range(count), k=count) for _ in range(RESAMPLES)]
+    means = sorted(sum(values[i] for i in picks) / count for picks in _resamples[count])
+    return statistics.fmean(values), means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
+
+
+def shown(difference, digits=3):
+    mean, low, high = difference
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+
+
+class Results:
+    def __init__(self, path):
+        data = json.loads(path.read_text())
+        self.settings, self.plans, self.scores = data["settings"], data["plans"], data["scores"]
+        self.primary, self.ratio = self.settings["primary"], self.settings["ratio"]
+        everything = self.scores["text"]
+        self.shuffles = [name for name in everything if name.startswith("shuffle-")]
+        self.rows = [name for name in everything if name != "full" and name not in self.shuffles]
+
+    def values(self, task, plan, score="nll"):
+        return self.scores[task][plan][score]
+
+    def mean(self, task, plan, score="nll"):
+        return statistics.fmean(self.values(task, plan, score))
+
+    def difference(self, task, plan, other="full", score="nll"):
+        pairs = zip(self.values(task, plan, score), self.values(task, other, score), strict=True)
+        return interval([own - base for own, base in pairs])
+
+    def best_single(self, task):
+        return min((name for name in SINGLES if name in self.rows), key=lambda name: self.mean(task, name))
+
+    def uniform(self):
+        return len(self.plans[self.primary]["prefill"]) == 1
+
+    def needles(self):
+        return [task for task in self.scores if task.startswith("needle")]
+
+
+def table(own):
+    """Every plan but the shuffles, the best on text first."""
+    header = ["plan", "text ΔNLL"]
+    for task in own.needles():
+        header += [f"{task}: found", f"{task}: ΔNLL"]
+    if "fidelity" in own.scores:
+        header += ["KL", "same top token"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for name in sorted(own.rows, key=lambda name: own.mean("text", name)):
+        cells = [f"**{name}**" if name == own.primary else name, shown(own.difference("text", name), 4)]
+        for task in own.needles():
+            found = interval(own.values(task, name, "exact"))
+            found = [100 * part for part in found]
+            cells += [f"{found[0]:.0f} % [{found[1]:.0f}, {found[2]:.0f}]", shown(own.difference(task, name), 2)]
+        if "fidelity" in own.scores:
+            kl, same = (interval(own.values("fidelity", name, score)) for score in ["kl", "agreement"])
+            same = [100 * part for part in same]
+            cells += [f"{kl[0]:.4f} [{kl[1]:.4f}, {kl[2]:.4f}]", f"{same[0]:.1f} % [{same[1]:.1f}, {same[2]:.1f}]"]
+        lines.append("| " + " | ".join(cells) + " |")
+    full = ", ".join(f"{task} NLL {own.mean(task, 'full'):.3f}" for task in own.scores if task != "fidelity")
+    return [f"FullKV: {full}.", "", *lines]
+
+
+def targets(own):
+    """Each part of the target with its numbers, whether it is met or not."""
+    plan, text, needle = own.primary, own.best_single("text"), own.best_single("needle")
+    lines = [f"Best single policies, chosen on the test itself, which favours them: {text} on text, {needle} on needles.", ""]
+
+    def part(met, what):
+        lines.append(f"- {'met' if met else 'NOT met'}: {what}")
+
+    lost = own.difference("text", plan, text)
+    if own.ratio in ALLOWED:
+        allowed = ALLOWED[own.ratio]
+        part(lost[0] <= allowed, f"text NLL against {text} at most +{allowed}: {shown(lost, 4)}")
+    against = own.difference("needle", plan, needle)
+    part(against[0] <= 0, f"needle NLL no worse than that of {needle}: {shown(against)}")
+    gained = own.difference("needle", plan, text)
+    part(gained[2] < 0, f"significantly better on needles than {text}: {shown(gained)}")
+    gained = own.difference("text", plan, needle)
+    part(gained[2] < 0, f"significantly better on text than {needle}: {shown(gained, 4)}")
+    if own.shuffles and own.uniform():
+        part(False, "rank among shuffles: the plan is the same in all layers, so that every shuffle equals it")
+    elif len(own.shuffles) > 1:
+        rank, count = ranked(own)
+        what = f"by the mean of both z-scores, ties against it, rank {rank} among {count} shuffles and itself"
+        if count < 20:
+            lines.append(f"- not decided, for the best 5 % take at least 20 shuffles: {what}")
+        else:
+            part(20 * rank <= count, f"among the best 5 % of its shuffles: {what}")
+    for blend in run.BLEND_SHARES:
+        lines.append(f"- beside it, {plan} against {blend} in all layers: text {shown(own.difference('text', plan, blend), 4)}, "
+                     f"needles {shown(own.difference('needle', plan, blend))}")
+    return lines
+
+
+def ranked(own):
+    def z(task, name):
+        values = [own.mean(task, shuffle) for shuffle in own.shuffles]
+        return (own.mean(task, name) - statistics.fmean(values)) / (statistics.stdev(values) or 1)
+
+    score = lambda name: (z("text", name) + z("needle", name)) / 2
+    return 1 + sum(score(name) <= score(own.primary) for name in own.shuffles), len(own.shuffles)
+
+
+def route(own):
+    """The layers of the primary plan."""
+    parts = []
+    for rule in own.plans[own.primary]["prefill"]:
+        params = rule.get("params", {})
+        members = [f"{one['policy']} {one.get('share', 1):g}" for one in params.get("policies", [])]
+        parts.append(f"{rule['layers']} {rule['policy']}{' (' + ', '.join(members) + ')' if members else ''}")
+    return f"Layers of {own.primary}: " + "; ".join(parts) + "."
+
+
+def front(points):
+    """The points that no other one beats on both axes, from left to right."""
+    kept, best = [], float("inf")
+    for x, y, name in sorted(points):
+        if y < best:
+            kept.append((x, y, name))
+            best = y
+    return kept
+
+
+def svg(own):
+    """Text ΔNLL against needle ΔNLL, lower left is better. What is beyond the frame sits on its edge."""
+    width, height, left, top, right, bottom = 860, 620, 70, 30, 40, 60
+    delta = lambda task, name: own.mean(task, name) - own.mean(task, "full")
+    points = [(delta("text", name), delta("needle", name), name) for name in own.rows]
+    clouds = [(delta("text", name), delta("needle", name)) for name in own.shuffles]
+    near = [point for point in points if point[2] in own.plans and point[2] not in SINGLES] + clouds
+    xs, ys = (sorted(point[axis] for point in points) for axis in (0, 1))
+    most = lambda values, other: 1.1 * max(values[int(0.75 * len(values))], max(other))
+    x_low, x_high = min(0.0, xs[0]), most(xs, [one[0] for one in near])
+    y_low, y_high = min(0.0, ys[0]), most(ys, [one[1] for one in near])
+    clip = lambda value, low, high: min(max(value, low), high)
+    px = lambda x: left + (clip(x, x_low, x_high) - x_low) / (x_high - x_low) * (width - left - right)
+    py = lambda y: height - bottom - (clip(y, y_low, y_high) - y_low) / (y_high - y_low) * (height - top - bottom)
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+             f'<rect width="{width}" height="{height}" fill="white"/>',
+             f'<rect x="{left}" y="{top}" width="{width - left - right}" height="{height - top - bottom}" fill="none" stroke="#999"/>']
+    for step in range(6):
+        x, y = x_low + step * (x_high - x_low) / 5, y_low + step * (y_high - y_low) / 5
+        parts.append(f'<text x="{px(x):.1f}" y="{height - bottom + 18}" text-anchor="middle">{x:.3f}</text>')
+        parts.append(f'<text x="{left - 8}" y="{py(y) + 4:.1f}" text-anchor="end">{y:.2f}</text>')
+    parts.append(f'<text x="{(left + width) / 2}" y="{height - 16}" text-anchor="middle">text ΔNLL to FullKV, '
+                 f'{100 * own.ratio:g} % kept (on the frame: beyond it)</text>')
+    parts.append(f'<text x="18" y="{(top + height) / 2}" text-anchor="middle" '
+                 f'transform="rotate(-90 18 {(top + height) / 2})">needle ΔNLL to FullKV</text>')
+    line = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y, _ in front(points))
+    parts.append(f'<polyline points="{line}" fill="none" stroke="#bbb" stroke-dasharray="4 3"/>')
+    parts += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2" fill="#e0b060"/>' for x, y in clouds]
+    taken = []
+    for x, y, name in sorted(points, key=lambda point: (point[1], point[0])):
+        colour = "#888" if name in SINGLES else "#2a8" if name in run.BLEND_SHARES else "#d33" if name == own.primary else "#36c"
+        end = px(x) > width - right - 150
+        at = py(y) + 4
+        # Labels that would lie on another one move up.
+        while any(abs(at - other) < 12 and abs(px(x) - place) < 130 for other, place in taken):
+            at -= 12
+        taken.append((at, px(x)))
+        parts.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="{colour}"/>')
+        parts.append(f'<text x="{px(x) + (-8 if end else 8):.1f}" y="{at:.1f}" fill="{colour}" font-size="11" '
+                     f'text-anchor="{"end" if end else "start"}">{name}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def section(own):
+    given = own.settings
+    counts = ", ".join(f"{task} {len(own.values(task, 'full', 'kl' if task == 'fidelity' else 'nll'))}" for task in own.scores)
+    moves = f", {given['refine']} moves" if "both-refined" in own.plans else ""
+    return [f"## {100 * own.ratio:g} % of {given['length']} tokens, prefill phase", "",
+            f"Samples: {counts} ({given['finished']} of {given['batches']} batches); {len(own.shuffles)} shuffles of {own.primary}. "
+            f"Calibrated on {given['examples']} windows and {given['evidence']} questions of {given['calibration_length']} tokens"
+            f"{moves}.", "", *table(own), "", f"![Pareto front](results/{own.ratio:g}.svg)", "",
+            f"### Target for {own.primary}", "", *targets(own), "", route(own), ""]
+
+
+def main():
+    here = pathlib.Path(__file__).parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=pathlib.Path, default=here / "results")
+    parser.add_argument("--notes", type=pathlib.Path, default=here / "notes.md", help="what stands above the tables")
+    parser.add_argument("--out", type=pathlib.Path, default=here / "results.md")
+    args = parser.parse_args()
+    lines = [args.notes.read_text()] if args.notes.exists() else []
+    for path in sorted(args.results.glob("*.json"), key=lambda path: -float(path.stem)):
+        own = Results(path)
+        lines += section(own)
+        path.with_suffix(".svg").write_text(svg(own))
+    args.out.write_text("\n".join(lines).rstrip() + "\n")
+
+
+if __name__ == "__main__":
+    main()
