@@ -25,3 +25,9 @@ use burn::tensor::kind::Basic;
 pub fn bytes<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> usize {
     tensor.shape().num_elements() * tensor.dtype().size()
 }
+
+/// Vectors scaled to unit norm along the last axis; zeros stay zeros.
+pub fn unit(x: Tensor<4>) -> Tensor<4> {
+    let norm = x.clone().square().sum_dim(3).sqrt();
+    x / norm.clamp_min(1e-12)
+}

@@ -1,9 +1,10 @@
 //! What a model tells its cache once, beside the queries, keys and values of every token.
 
+use crate::ops;
 use crate::plan::{LayerRules, PhaseRule};
 use crate::policy::Phase;
 use crate::{Error, Result};
-use burn::tensor::{Device, Tensor, TensorData, s};
+use burn::tensor::{Device, Tensor, TensorData};
 use std::sync::Arc;
 
 /// Facts of a model that some policies need; those it does not give are only missed by such a policy.
@@ -106,16 +107,7 @@ fn turn(x: Tensor<4>, rows: usize, cos: Vec<f64>, sin: Vec<f64>) -> Tensor<4> {
         let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();
         Tensor::<4>::from_data(TensorData::new(values, [1, 1, rows, half]), &device)
     };
-    let (cos, sin) = (table(cos), table(sin));
-    let first = x.clone().slice(s![.., .., .., 0..half]);
-    let second = x.slice(s![.., .., .., half..head_dim]);
-    Tensor::cat(
-        vec![
-            first.clone() * cos.clone() - second.clone() * sin.clone(),
-            second * cos + first * sin,
-        ],
-        3,
-    )
+    ops::oracle::rotate(x, table(cos), table(sin))
 }
 
 #[cfg(all(test, feature = "flex"))]

@@ -101,12 +101,12 @@ impl Policy for D2o {
         let [batch, kv_heads, evicted] = split.evicted.dims();
         let kept = split.kept.dims()[2];
         let going = ops::take(view.keys(), split.evicted.clone());
-        let staying = unit(ops::take(view.keys(), split.kept.clone())).swap_dims(2, 3);
+        let staying = ops::unit(ops::take(view.keys(), split.kept.clone())).swap_dims(2, 3);
         let (best, target): (Vec<_>, Vec<_>) = (0..evicted)
             .step_by(BLOCK)
             .map(|first| {
                 let some = going.clone().narrow(2, first, BLOCK.min(evicted - first));
-                let cosines = unit(some).matmul(staying.clone());
+                let cosines = ops::unit(some).matmul(staying.clone());
                 cosines.max_dim_with_indices(3)
             })
             .unzip();
@@ -153,10 +153,4 @@ impl Policy for D2o {
             values,
         }))
     }
-}
-
-/// Scaled to unit norm along the last axis; zeros stay zeros.
-fn unit(x: Tensor<4>) -> Tensor<4> {
-    let norm = x.clone().square().sum_dim(3).sqrt();
-    x / norm.clamp_min(1e-12)
 }

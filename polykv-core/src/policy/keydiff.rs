@@ -1,5 +1,5 @@
 use super::{Checked, LayerView, Params, Policy, State};
-use crate::Result;
+use crate::{Result, ops};
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
@@ -23,15 +23,9 @@ impl Policy for KeyDiff {
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
         let keys = view.keys();
         let [batch, kv_heads, entries, _] = keys.dims();
-        let units = unit(keys);
-        let anchor = unit(units.clone().mean_dim(2));
+        let units = ops::unit(keys);
+        let anchor = ops::unit(units.clone().mean_dim(2));
         let cosines = (units * anchor).sum_dim(3);
         Ok(cosines.neg().reshape([batch, kv_heads, entries]))
     }
-}
-
-/// Scaled to unit norm along the last axis; zeros stay zeros.
-fn unit(x: Tensor<4>) -> Tensor<4> {
-    let norm = x.clone().square().sum_dim(3).sqrt();
-    x / norm.clamp_min(1e-12)
 }
