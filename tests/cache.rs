@@ -6,6 +6,8 @@
 mod batch;
 #[path = "cache/estimate.rs"]
 mod estimate;
+#[path = "cache/online.rs"]
+mod online;
 #[path = "cache/plans.rs"]
 mod plans;
 #[path = "cache/protect.rs"]

@@ -11,6 +11,7 @@ use polykv::{Budget, KvCache, Phase, Plan};
 use std::path::Path;
 
 const BUDGET: usize = 50;
+const BOTH: [Phase; 2] = [Phase::Prefill, Phase::Decode];
 
 fn model() -> LoadedModel {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
@@ -78,7 +79,7 @@ fn near(found: f64, wanted: f64, what: &str) {
 
 fn measure(model: &LoadedModel, budget: usize) -> Measured {
     let candidates = candidates();
-    let measurer = Measurer::new(model, &candidates, Budget::Tokens(budget), true).unwrap();
+    let measurer = Measurer::new(model, &candidates, &BOTH, Budget::Tokens(budget), true).unwrap();
     let mut layers = Vec::new();
     let found = measurer
         .measure(&example(), &mut |layer| layers.push(layer))
@@ -145,6 +146,24 @@ fn what_is_not_evicted_changes_nothing() {
 }
 
 #[test]
+fn one_phase_alone_measures_the_same() {
+    let (model, candidates) = (model(), candidates());
+    let both = measure(&model, BUDGET);
+    for phase in BOTH {
+        let budget = Budget::Tokens(BUDGET);
+        let phases = [phase];
+        let measurer = Measurer::new(&model, &candidates, &phases, budget, true).unwrap();
+        let found = measurer.measure(&example(), &mut |_| ()).unwrap();
+        let (own, other, wanted) = match phase {
+            Phase::Prefill => (&found.prefill, &found.decode, &both.prefill),
+            Phase::Decode => (&found.decode, &found.prefill, &both.decode),
+        };
+        assert_eq!(own, wanted, "{phase}");
+        assert!(other.cosine.is_empty() && other.nll.is_empty());
+    }
+}
+
+#[test]
 fn a_pool_equals_whole_plans() {
     let (model, candidates, examples) = (model(), candidates(), [example()]);
     let draft = Draft {
@@ -157,17 +176,18 @@ fn a_pool_equals_whole_plans() {
     };
     let full = nll(&model, Plan::full(3), &examples[0], false);
     let prefill = [2, 0, 1];
-    for (fixed, picks) in [
-        (None, [0, 1, 2]),
-        (None, [2, 2, 2]),
-        (Some(&prefill[..]), [1, 0, 0]),
+    for (phase, fixed, picks) in [
+        (Phase::Prefill, None, [0, 1, 2]),
+        (Phase::Prefill, None, [2, 2, 2]),
+        (Phase::Decode, Some(&prefill[..]), [1, 0, 0]),
+        (Phase::Decode, None, [1, 0, 0]),
     ] {
-        let pool = Pool::new(&model, &draft, fixed, &examples, &mut |_| {}).unwrap();
-        let plan = match fixed {
-            None => draft.plan(Some(&picks), None),
-            Some(fixed) => draft.plan(Some(fixed), Some(&picks)),
+        let pool = Pool::new(&model, &draft, phase, fixed, &examples, &mut |_| {}).unwrap();
+        let plan = match phase {
+            Phase::Prefill => draft.plan(Some(&picks), None),
+            Phase::Decode => draft.plan(fixed, Some(&picks)),
         };
-        let wanted = nll(&model, plan, &examples[0], fixed.is_some()) - full;
+        let wanted = nll(&model, plan, &examples[0], phase == Phase::Decode) - full;
         for _ in 0..2 {
             let found = pool.losses(&picks).unwrap();
             assert_eq!(found.keys().copied().collect::<Vec<_>>(), [Data::Text]);

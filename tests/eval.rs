@@ -61,6 +61,7 @@ fn needles() -> NeedleOptions {
         question_after: false,
         decode: false,
         raw: false,
+        generate: true,
         seed: 3,
     }
 }
@@ -174,6 +175,22 @@ fn fidelity_is_perfect_without_eviction() {
             assert!(score(&summary, plan, "kl") > 1e-6);
         }
         assert_eq!(predictions, run(&model, &task).0, "the same numbers again");
+    }
+}
+
+#[test]
+fn needles_can_do_without_answers() {
+    let model = model();
+    let whole = run(&model, &Needle::new(&model, &needles()).unwrap()).0;
+    let options = NeedleOptions {
+        generate: false,
+        ..needles()
+    };
+    let task = Needle::new(&model, &options).unwrap();
+    assert_eq!(task.metric(), "nll");
+    for (own, whole) in run(&model, &task).0.iter().zip(&whole) {
+        assert_eq!(own.scores["nll"], whole.scores["nll"]);
+        assert!(own.output.is_none() && !own.scores.contains_key("exact"));
     }
 }
 

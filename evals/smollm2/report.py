@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Tables, targets and figures from what run.py measured: results/RATIO.json to results.md and results/RATIO.svg.
+"""Tables, targets and figures from what run.py measured: results/RATIO.json and results/RATIO-decode.json to results.md and
+results/RATIO.svg.
 
 Differences are paired over samples, with 95 % intervals of a seeded bootstrap (10,000 resamples of the mean).
 """
@@ -16,7 +17,7 @@ RESAMPLES = 10_000
 BOOTSTRAP_SEED = 7
 # How much text NLL the plan may lose against the best single policy, in nats.
 ALLOWED = {0.25: 0.005, 0.125: 0.01}
-SINGLES = [*run.SINGLES, "h2o-normalized"]
+SINGLES = [*run.SINGLES, "h2o-normalized", "cake-uniform"]
 _resamples = {}
 
 
@@ -38,11 +39,11 @@ def shown(difference, digits=3):
 class Results:
     def __init__(self, path):
         data = json.loads(path.read_text())
-        self.settings, self.plans, self.scores = data["settings"], data["plans"], data["scores"]
-        self.primary, self.ratio = self.settings["primary"], self.settings["ratio"]
-        everything = self.scores["text"]
-        self.shuffles = [name for name in everything if name.startswith("shuffle-")]
-        self.rows = [name for name in everything if name != "full" and name not in self.shuffles]
+        self.settings, self.plans, self.scores, self.shuffled = (data[key] for key in ["settings", "plans", "scores", "shuffles"])
+        self.finished, self.stem = data["finished"], path.stem
+        self.primary, self.ratio, self.phase = (self.settings[key] for key in ["primary", "ratio", "phase"])
+        self.shuffles = [name for name in self.shuffled.get("text", {}) if name != "full"]
+        self.rows = [name for name in next(iter(self.scores.values())) if name != "full"]
 
     def values(self, task, plan, score="nll"):
         return self.scores[task][plan][score]
@@ -58,22 +59,26 @@ class Results:
         return min((name for name in SINGLES if name in self.rows), key=lambda name: self.mean(task, name))
 
     def uniform(self):
-        return len(self.plans[self.primary]["prefill"]) == 1
+        return len(self.plans[self.primary][self.phase]) == 1
 
     def needles(self):
         return [task for task in self.scores if task.startswith("needle")]
 
 
 def table(own):
-    """Every plan but the shuffles, the best on text first."""
-    header = ["plan", "text ΔNLL"]
+    """Every plan but the shuffles, the best on text first, or in the decode phase the one next to FullKV."""
+    first = ["text ΔNLL"] if "text" in own.scores else []
+    header = ["plan", *first]
     for task in own.needles():
         header += [f"{task}: found", f"{task}: ΔNLL"]
     if "fidelity" in own.scores:
         header += ["KL", "same top token"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for name in sorted(own.rows, key=lambda name: own.mean("text", name)):
-        cells = [f"**{name}**" if name == own.primary else name, shown(own.difference("text", name), 4)]
+    order = (lambda name: own.mean("text", name)) if first else (lambda name: own.mean("fidelity", name, "kl"))
+    for name in sorted(own.rows, key=order):
+        cells = [f"**{name}**" if name == own.primary else name]
+        if first:
+            cells.append(shown(own.difference("text", name), 4))
         for task in own.needles():
             found = interval(own.values(task, name, "exact"))
             found = [100 * part for part in found]
@@ -84,7 +89,7 @@ def table(own):
             cells += [f"{kl[0]:.4f} [{kl[1]:.4f}, {kl[2]:.4f}]", f"{same[0]:.1f} % [{same[1]:.1f}, {same[2]:.1f}]"]
         lines.append("| " + " | ".join(cells) + " |")
     full = ", ".join(f"{task} NLL {own.mean(task, 'full'):.3f}" for task in own.scores if task != "fidelity")
-    return [f"FullKV: {full}.", "", *lines]
+    return [*([f"FullKV: {full}.", ""] if full else []), *lines]
 
 
 def targets(own):
@@ -114,16 +119,30 @@ def targets(own):
             lines.append(f"- not decided, for the best 5 % take at least 20 shuffles: {what}")
         else:
             part(20 * rank <= count, f"among the best 5 % of its shuffles: {what}")
-    for blend in run.BLEND_SHARES:
+    for blend in run.BLEND_MEMBERS:
         lines.append(f"- beside it, {plan} against {blend} in all layers: text {shown(own.difference('text', plan, blend), 4)}, "
                      f"needles {shown(own.difference('needle', plan, blend))}")
+    if "needle-after" in own.scores:
+        best = own.best_single("needle-after")
+        for other in [own.primary, "after-refined"]:
+            if other in own.rows:
+                gained = own.difference("needle-after", other, best)
+                part(gained[0] <= -0.3 and gained[2] < 0,
+                     f"question after compression, {other} at least 0.3 nat below {best}: {shown(gained)}")
     return lines
 
 
 def ranked(own):
+    """The primary's rank among its shuffles, on the samples that these have run."""
+    def mean(task, name):
+        shuffled = own.shuffled[task]
+        count = len(shuffled[own.shuffles[0]]["nll"])
+        values = shuffled[name]["nll"] if name in shuffled else own.values(task, name)[:count]
+        return statistics.fmean(values)
+
     def z(task, name):
-        values = [own.mean(task, shuffle) for shuffle in own.shuffles]
-        return (own.mean(task, name) - statistics.fmean(values)) / (statistics.stdev(values) or 1)
+        values = [mean(task, shuffle) for shuffle in own.shuffles]
+        return (mean(task, name) - statistics.fmean(values)) / (statistics.stdev(values) or 1)
 
     score = lambda name: (z("text", name) + z("needle", name)) / 2
     return 1 + sum(score(name) <= score(own.primary) for name in own.shuffles), len(own.shuffles)
@@ -132,7 +151,7 @@ def ranked(own):
 def route(own):
     """The layers of the primary plan."""
     parts = []
-    for rule in own.plans[own.primary]["prefill"]:
+    for rule in own.plans[own.primary][own.phase]:
         params = rule.get("params", {})
         members = [f"{one['policy']} {one.get('share', 1):g}" for one in params.get("policies", [])]
         parts.append(f"{rule['layers']} {rule['policy']}{' (' + ', '.join(members) + ')' if members else ''}")
@@ -154,7 +173,8 @@ def svg(own):
     width, height, left, top, right, bottom = 860, 620, 70, 30, 40, 60
     delta = lambda task, name: own.mean(task, name) - own.mean(task, "full")
     points = [(delta("text", name), delta("needle", name), name) for name in own.rows]
-    clouds = [(delta("text", name), delta("needle", name)) for name in own.shuffles]
+    cloud = lambda task, name: statistics.fmean(own.shuffled[task][name]["nll"]) - statistics.fmean(own.shuffled[task]["full"]["nll"])
+    clouds = [(cloud("text", name), cloud("needle", name)) for name in own.shuffles]
     near = [point for point in points if point[2] in own.plans and point[2] not in SINGLES] + clouds
     xs, ys = (sorted(point[axis] for point in points) for axis in (0, 1))
     most = lambda values, other: 1.1 * max(values[int(0.75 * len(values))], max(other))
@@ -179,7 +199,7 @@ def svg(own):
     parts += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2" fill="#e0b060"/>' for x, y in clouds]
     taken = []
     for x, y, name in sorted(points, key=lambda point: (point[1], point[0])):
-        colour = "#888" if name in SINGLES else "#2a8" if name in run.BLEND_SHARES else "#d33" if name == own.primary else "#36c"
+        colour = "#888" if name in SINGLES else "#2a8" if name in run.BLEND_MEMBERS else "#d33" if name == own.primary else "#36c"
         end = px(x) > width - right - 150
         at = py(y) + 4
         # Labels that would lie on another one move up.
@@ -195,12 +215,18 @@ def svg(own):
 def section(own):
     given = own.settings
     counts = ", ".join(f"{task} {len(own.values(task, 'full', 'kl' if task == 'fidelity' else 'nll'))}" for task in own.scores)
-    moves = f", {given['refine']} moves" if "both-refined" in own.plans else ""
-    return [f"## {100 * own.ratio:g} % of {given['length']} tokens, prefill phase", "",
-            f"Samples: {counts} ({given['finished']} of {given['batches']} batches); {len(own.shuffles)} shuffles of {own.primary}. "
-            f"Calibrated on {given['examples']} windows and {given['evidence']} questions of {given['calibration_length']} tokens"
-            f"{moves}.", "", *table(own), "", f"![Pareto front](results/{own.ratio:g}.svg)", "",
-            f"### Target for {own.primary}", "", *targets(own), "", route(own), ""]
+    refined = any(name.endswith("-refined") for name in own.plans)
+    moves = f", {given['refine']} moves" if refined else ""
+    lines = [f"## {100 * own.ratio:g} % of {given['length']} tokens, {own.phase} phase", "",
+             f"Samples: {counts} ({own.finished} of {given['batches']} batches). "
+             f"Calibrated on {given['examples']} windows and {given['evidence']} questions of {given['calibration_length']} tokens"
+             f"{moves}.", "", *table(own), ""]
+    if own.phase == "prefill":
+        if own.shuffles:
+            of = ", ".join(f"{task} {len(own.shuffled[task][own.shuffles[0]]['nll'])}" for task in own.shuffled)
+            lines += [f"{len(own.shuffles)} shuffles of {own.primary} on the first samples: {of}.", ""]
+        lines += [f"![Pareto front](results/{own.stem}.svg)", "", f"### Target for {own.primary}", "", *targets(own), ""]
+    return [*lines, route(own), ""]
 
 
 def main():
@@ -211,10 +237,14 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=here / "results.md")
     args = parser.parse_args()
     lines = [args.notes.read_text()] if args.notes.exists() else []
-    for path in sorted(args.results.glob("*.json"), key=lambda path: -float(path.stem)):
+    ratio = lambda path: -float(path.stem.removesuffix("-decode"))
+    for path in sorted(args.results.glob("*.json"), key=lambda path: (ratio(path), path.stem)):
         own = Results(path)
+        if not own.finished:
+            continue
         lines += section(own)
-        path.with_suffix(".svg").write_text(svg(own))
+        if own.phase == "prefill":
+            path.with_suffix(".svg").write_text(svg(own))
     args.out.write_text("\n".join(lines).rstrip() + "\n")
 
 

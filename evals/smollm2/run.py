@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Calibrated plans, single policies, controls and shuffles beside each other on SmolLM2-135M-Instruct, prefill phase.
+"""Calibrated plans, single policies, controls and shuffles beside each other on SmolLM2-135M-Instruct, one phase at a time.
 
 Calibrates on --calibration-text and on questions from a seed, then measures every plan on --test-text and on needles of other
 wording, all plans over one prefill. Nothing of the test is read before the plans are fixed. The samples come in batches: each
 holds all plans, so that a run that ends early (--minutes) still compares like with like. Finished steps are skipped when it
-runs again with the same --work. Prints how many tokens it will run first. Afterwards `report.py` makes results.md.
+runs again with the same --work; without that folder it goes on from the batches and the plans in --out. Prints how many
+tokens it will run first. Afterwards `report.py` makes results.md.
 """
 
 import argparse
@@ -21,39 +22,58 @@ CALIBRATION_SEED = 11
 TEST_SEED = 5000  # of the first batch; the others count on
 
 H2O = "normalize: true, recent_fraction: 0"
-ROUTED = ["h2o:{%s}" % H2O, "tova", "snapkv", "cake", "keydiff"]
-BLEND_SHARES = {"blend-tova1-h2o1": (0.5, 0.5), "blend-tova3-h2o1": (3, 1)}
-BLENDS = ["blend:{policies: [{policy: tova, share: %s}, {policy: h2o, share: %s, %s}]}" % (tova, share, H2O)
-          for tova, share in BLEND_SHARES.values()]
+# Candidates of every route, and the blends that some may choose as well.
+ROUTED = ["h2o", "h2o:{%s}" % H2O, "tova", "snapkv", "cake", "keydiff", "streaming-llm"]
+BLEND_MEMBERS = {
+    "blend-tova1-h2o1": [("tova", 1), ("h2o", 1)],
+    "blend-tova3-h2o1": [("tova", 3), ("h2o", 1)],
+    "blend-keydiff1-h2o1": [("keydiff", 1), ("h2o", 1)],
+    "blend-keydiff-tova-h2o": [("keydiff", 1), ("tova", 1), ("h2o", 1)],
+}
 SINGLES = ["streaming-llm", "snapkv", "pyramidkv", "cake", "tova", "h2o", "scissorhands", "d2o", "cam", "expected-attention",
            "lagkv", "criticalkv", "knorm", "keydiff", "random"]
+# Published methods that come with an allocator of their own.
+ONLINE = {"pyramidkv": "pyramid", "cake": "cake"}
 
 # Folder of measurements, plan, what calibrate is told.
-CALIBRATIONS = [
-    ("text", "text", ["--objective", "text"]),
-    ("text", "text-allocated", ["--objective", "text", "--allocator", "calibrated"]),
-    ("text-ppl", "text-ppl", ["--objective", "text", "--signal", "ppl"]),
-    ("text-ppl", "text-ppl-allocated", ["--objective", "text", "--signal", "ppl", "--allocator", "calibrated",
-                                        "--budget-signal", "ppl"]),
-    ("blend", "text-blend", ["--objective", "text"]),
-    ("both", "both", ["--objective", "both"]),
-    ("both", "both-allocated", ["--objective", "both", "--allocator", "calibrated"]),
-    ("both", "both-refined", ["--objective", "both", "--refine-phase", "prefill", "--refine"]),
-]
-WITH_BLENDS = {"blend", "both"}
+CALIBRATIONS = {
+    "prefill": [
+        ("text", "text", ["--objective", "text"]),
+        ("text", "text-allocated", ["--objective", "text", "--allocator", "calibrated"]),
+        ("text-ppl", "text-ppl", ["--objective", "text", "--signal", "ppl"]),
+        ("text-ppl", "text-ppl-allocated", ["--objective", "text", "--signal", "ppl", "--allocator", "calibrated",
+                                            "--budget-signal", "ppl"]),
+        ("both", "both", ["--objective", "both"]),
+        ("both", "both-allocated", ["--objective", "both", "--allocator", "calibrated"]),
+        ("both", "both-refined", ["--objective", "both", "--refine"]),
+        ("after", "after", ["--objective", "evidence", "--question-after", "--signal", "ppl"]),
+        ("after", "after-allocated", ["--objective", "evidence", "--question-after", "--signal", "ppl",
+                                      "--allocator", "calibrated", "--budget-signal", "ppl"]),
+        ("after", "after-refined", ["--objective", "evidence", "--question-after", "--signal", "ppl",
+                                    "--allocator", "calibrated", "--budget-signal", "ppl", "--refine"]),
+    ],
+    "decode": [
+        ("text", "text", ["--objective", "text"]),
+        ("text", "text-allocated", ["--objective", "text", "--allocator", "calibrated"]),
+        ("both", "both", ["--objective", "both"]),
+    ],
+}
+WITH_BLENDS = {"both", "after"}
 INVERTED = ["text", "both"]
 
 # Per batch: samples and what eval is told. Depths times one needle each.
-NEEDLE = ["--task", "needle", "--depth", "0.1,0.3,0.5,0.7,0.9", "--limit", "1"]
+NEEDLE = ["--task", "needle", "--depth", "0.05,0.2,0.35,0.5,0.65,0.8,0.95", "--limit", "1"]
 TASKS = {
     "text": (4, ["--task", "ppl", "--limit", "4", "--text"]),
-    "needle": (5, NEEDLE),
-    "needle-lead-in": (5, [*NEEDLE, "--answer-prefix"]),
-    "needle-after": (5, [*NEEDLE, "--question-after"]),
+    "needle": (7, NEEDLE),
+    "needle-lead-in": (7, [*NEEDLE, "--answer-prefix"]),
+    "needle-after": (7, [*NEEDLE, "--question-after"]),
     "fidelity": (1, ["--task", "fidelity", "--generated", "--continuation", "128", "--limit", "1", "--text"]),
 }
 # Tokens after the prompt per sample and plan, at most.
 AFTER = {"needle": 48, "needle-lead-in": 24, "needle-after": 72, "fidelity": 128}
+# What shuffles are ranked by.
+RANKED = ["text", "needle"]
 
 
 def run(command, out, inputs=()):
@@ -84,43 +104,48 @@ def plan_json(args, path):
 
 
 def write_plan(folder, name, plan):
-    """As JSON, which is YAML too; only the prefill evicts."""
-    full = [{"layers": f"0-{LAYERS - 1}", "policy": "full"}]
+    """As JSON, which is YAML too."""
     path = folder / f"{name}.yaml"
-    path.write_text(json.dumps({**plan, "name": name, "decode": full}, indent=1) + "\n")
+    path.write_text(json.dumps({**plan, "name": name}, indent=1) + "\n")
     return path
 
 
-def uniform(ratio, policy, params, **more):
-    rule = {"layers": f"0-{LAYERS - 1}", "policy": policy, **({"params": params} if params else {})}
-    return {"schema": 1, "layers": LAYERS, "budget": {"ratio": ratio}, "prefill": [rule], **more}
+def uniform(args, ratio, policy, params=None, online=None):
+    """One policy in all layers of the phase; the other phase keeps everything."""
+    layers = f"0-{LAYERS - 1}"
+    rule = {"layers": layers, "policy": policy, **({"params": params} if params else {})}
+    phases = {phase: [rule if phase == args.phase else {"layers": layers, "policy": "full"}] for phase in ["prefill", "decode"]}
+    return {"schema": 1, "layers": LAYERS, "budget": {"ratio": ratio}, **({"online": online} if online else {}), **phases}
 
 
-def baselines(folder, ratio, without):
-    h2o = {"normalize": True, "recent_fraction": 0}
-    plans = [write_plan(folder, name, uniform(ratio, name, None, **({"online": "pyramid"} if name == "pyramidkv" else {})))
-             for name in SINGLES if name not in without]
-    plans.append(write_plan(folder, "h2o-normalized", uniform(ratio, "h2o", h2o)))
-    for name, (tova, share) in BLEND_SHARES.items():
-        members = [{"policy": "tova", "share": tova}, {"policy": "h2o", "share": share, **h2o}]
-        plans.append(write_plan(folder, name, uniform(ratio, "blend", {"policies": members})))
+def baselines(args, folder, ratio):
+    add = lambda name, *plan: write_plan(folder, name, uniform(args, ratio, *plan))
+    plans = [add(name, name, None, ONLINE.get(name)) for name in SINGLES if name not in args.without]
+    plans.append(add("h2o-normalized", "h2o", {"normalize": True, "recent_fraction": 0}))
+    if args.phase == "prefill":
+        plans.append(add("cake-uniform", "cake"))
+        for name, members in BLEND_MEMBERS.items():
+            members = [{"policy": policy, "share": share} for policy, share in members]
+            plans.append(add(name, "blend", {"policies": members}))
     return plans
 
 
 def calibrate(args, work, ratio, folder):
     """One plan after the other; those with the same measurements share them."""
     plans = []
-    for group, name, options in CALIBRATIONS:
+    blends = ["blend:{policies: [%s]}" % ", ".join("{policy: %s, share: %s}" % member for member in members)
+              for members in BLEND_MEMBERS.values()]
+    for group, name, options in CALIBRATIONS[args.phase]:
         if name not in args.calibrations:
             continue
-        policies = ROUTED + (BLENDS if group in WITH_BLENDS else [])
+        policies = ROUTED + (blends if group in WITH_BLENDS and args.phase == "prefill" else [])
         if options[-1] == "--refine":
             options = [*options, str(args.refine)]
         measured, kept = work / "calibrations" / group, work / "calibrations" / f"plan-{name}"
         command = [args.binary, "calibrate", "-m", args.model, "--device", args.device, "--data", *args.calibration_text,
                    "--examples", args.examples, "--evidence", args.evidence, "--length", args.calibration_length,
                    "--continuation", args.calibration_continuation, "--seed", CALIBRATION_SEED, "--budget-ratio", ratio,
-                   "--policies", ",".join(policies), *options, "--resume", "--out", measured]
+                   "--phase", args.phase, "--policies", ",".join(policies), *options, "--resume", "--out", measured]
         began = time.time()
         step = run(list(map(str, command)), kept, args.calibration_text)
         finish([step])
@@ -133,6 +158,12 @@ def calibrate(args, work, ratio, folder):
             inverse = kept / "inverse.yaml"
             subprocess.run([args.binary, "plan", "invert", kept / "plan.yaml", "--out", inverse], check=True)
             plans.append(write_plan(folder, f"{name}-inverse", plan_json(args, inverse)))
+    return plans
+
+
+def shuffles(args, folder):
+    """The primary plan's rules in other layers."""
+    plans = []
     for seed in range(1, args.shuffles + 1):
         shuffled = folder / "shuffled"
         subprocess.run([args.binary, "plan", "shuffle", folder / f"{args.primary}.yaml", "--seed", str(seed), "--out", shuffled],
@@ -151,51 +182,102 @@ def text_part(args, batch):
     return path
 
 
-def evaluate(args, work, plans, batch):
-    steps = []
-    for task in args.tasks:
-        options = TASKS[task][1]
-        inputs = list(plans)
-        if options[-1] == "--text":
-            inputs.append(text_part(args, batch))
-            options = [*options, inputs[-1]]
-        if task == "text":
-            options += ["--continuation", args.continuation]
-        out = work / f"{task}-{batch}"
-        command = [args.binary, "eval", "-m", args.model, "--device", args.device, *options, "--length", args.length,
-                   "--seed", TEST_SEED + batch, *(part for plan in plans for part in ("--plan", plan)), "--out", out]
-        steps.append(run(list(map(str, command)), out, inputs))
-        if not args.parallel:
-            finish(steps[-1:])
-    if args.parallel:
-        finish(steps)
+def evaluate(args, work, plans, batch, task, name, more=()):
+    """One call of eval: a task's samples of a batch under some plans."""
+    options = TASKS[task][1]
+    inputs = list(plans)
+    if options[-1] == "--text":
+        inputs.append(text_part(args, batch))
+        options = [*options, inputs[-1]]
+    if task == "text":
+        options = [*options, "--continuation", args.continuation]
+    out = work / f"{name}-{batch}"
+    command = [args.binary, "eval", "-m", args.model, "--device", args.device, *options, *more, "--length", args.length,
+               "--seed", TEST_SEED + batch, *(part for plan in plans for part in ("--plan", plan)), "--out", out]
+    finish([run(list(map(str, command)), out, inputs)])
+    return out
 
 
-def collect(args, work, plans, batches):
-    """The scores of all finished batches: task, plan, score, a list over samples."""
-    scores = {task: {} for task in args.tasks}
+def collect(scores, task, out):
+    """Adds a finished call's scores: task, plan, score, a list over samples."""
+    for line in (out / "predictions.jsonl").read_text().splitlines():
+        one = json.loads(line)
+        own = scores.setdefault(task, {}).setdefault(one["plan"], {})
+        for name, score in one["scores"].items():
+            own.setdefault(name, []).append(round(score, 6))
+
+
+def run_batch(args, work, plans, shuffled, batch, results):
     for task in args.tasks:
-        for batch in batches:
-            for line in (work / f"{task}-{batch}" / "predictions.jsonl").read_text().splitlines():
-                one = json.loads(line)
-                own = scores[task].setdefault(one["plan"], {})
-                for name, score in one["scores"].items():
-                    own.setdefault(name, []).append(round(score, 6))
-    made = {path.stem: json.loads(path.read_text()) for path in plans if not path.stem.startswith("shuffle-")}
-    return {"plans": made, "scores": scores}
+        collect(results["scores"], task, evaluate(args, work, plans, batch, task, task))
+    if shuffled and batch < args.shuffle_batches:
+        for task in (task for task in RANKED if task in args.tasks):
+            more = ["--likelihood-only"] if task == "needle" else []
+            out = evaluate(args, work, shuffled, batch, task, f"{task}-shuffles", more)
+            collect(results["shuffles"], task, out)
 
 
 def tokens(args):
-    tokens_after = {**AFTER, "text": args.continuation - 1}
-    plans = len(SINGLES) - len(args.without) + 1 + len(BLENDS) + len(args.calibrations) + len(INVERTED) + args.shuffles + 1
-    prompts = sum(TASKS[task][0] for task in args.tasks) * args.length
-    after = sum(TASKS[task][0] * tokens_after[task] for task in args.tasks) * plans
-    groups = {group for group, name, _ in CALIBRATIONS if name in args.calibrations}
-    examples = sum(args.examples + (args.evidence if group == "both" else 0) for group in groups)
-    moves = args.refine + len(ROUTED) + len(BLENDS) + 1 if "both-refined" in args.calibrations else 0
-    again = args.examples * args.calibration_continuation + args.evidence * 32
-    found = examples * (args.calibration_length + args.calibration_continuation) + moves * again
-    return len(args.budgets) * (args.batches * (prompts + after) + found), plans
+    """How many tokens are run, and how many plans there are beside the shuffles."""
+    after = {**AFTER, "text": args.continuation - 1}
+    calibrations = [(group, name) for group, name, _ in CALIBRATIONS[args.phase] if name in args.calibrations]
+    plans = len(SINGLES) - len(args.without) + 7 + len(calibrations) + len(INVERTED)
+    samples = sum(TASKS[task][0] * (args.length + plans * after[task]) for task in args.tasks) * args.batches
+    again = sum(TASKS[task][0] * (args.length + args.shuffles * after[task]) for task in RANKED if task in args.tasks)
+    examples = sum(args.examples + (args.evidence if group != "text" else 0) for group in {group for group, _ in calibrations})
+    found = examples * (args.calibration_length + args.calibration_continuation)
+    moves = sum(name.endswith("-refined") for _, name in calibrations) * (args.refine + len(ROUTED) + len(BLEND_MEMBERS) + 1)
+    found += moves * (args.examples * args.calibration_continuation + args.evidence * 32)
+    return len(args.budgets) * (samples + again * args.shuffle_batches + found), plans
+
+
+def settings(args, ratio):
+    hashed = lambda path: hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    names = ["phase", "primary", "model", "length", "continuation", "without", "batches", "shuffles", "shuffle_batches", "tasks",
+             "examples", "evidence", "calibration_length", "calibration_continuation", "refine"]
+    return {"ratio": ratio, **{name: getattr(args, name) for name in names}, "test_sha256": hashed(args.test_text),
+            "calibration_sha256": [hashed(path) for path in args.calibration_text]}
+
+
+def start(args, ratio, path):
+    """What earlier runs left in --out, or nothing yet."""
+    wanted = settings(args, ratio)
+    if not path.exists():
+        return {"settings": wanted, "finished": 0, "plans": {}, "scores": {}, "shuffles": {}}
+    results = json.loads(path.read_text())
+    apart = [name for name in wanted if results["settings"].get(name) != wanted[name]]
+    if apart:
+        sys.exit(f"{path} is of a run with other settings ({', '.join(apart)}): move it away")
+    return results
+
+
+def measure(args, ratio, began):
+    path = args.out / f"{ratio:g}{'' if args.phase == 'prefill' else '-' + args.phase}.json"
+    results = start(args, ratio, path)
+    work = args.work / path.stem
+    folder = work / "plans"
+    folder.mkdir(parents=True, exist_ok=True)
+    if results["plans"]:
+        plans = [write_plan(folder, name, plan) for name, plan in results["plans"].items()]
+    else:
+        plans = baselines(args, folder, ratio) + calibrate(args, work, ratio, folder)
+        results["plans"] = {own.stem: json.loads(own.read_text()) for own in plans}
+    shuffled = shuffles(args, folder)
+    args.out.mkdir(parents=True, exist_ok=True)
+    # The plans are on disk before anything of the test runs.
+    path.write_text(json.dumps(results) + "\n")
+    longest = 0.0
+    for batch in range(results["finished"], args.batches):
+        at = time.time()
+        if at + longest > began + 60 * args.minutes:
+            break
+        run_batch(args, work, plans, shuffled, batch, results)
+        results["finished"] = batch + 1
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(results) + "\n")
+        part.rename(path)
+        longest = max(longest, time.time() - at)
+        print(f"{ratio}: batch {batch + 1} of {args.batches} in {time.time() - at:.0f} s", flush=True)
 
 
 def main():
@@ -210,50 +292,37 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, default="work", help="folder for steps, which a later run goes on from")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
     parser.add_argument("--budgets", type=numbers, default=[0.25, 0.125, 0.0625], help="shares of the prompt")
+    parser.add_argument("--phase", choices=["prefill", "decode"], default="prefill", help="the phase that evicts")
     parser.add_argument("--length", type=int, default=1500, help="tokens of the prompts")
     parser.add_argument("--continuation", type=int, default=256, help="tokens of a window after its prompt")
     parser.add_argument("--without", type=names, default=[], help="single policies to leave out, for time")
-    parser.add_argument("--batches", type=int, default=20, help="of 4 windows, 5 needles per protocol, 1 text for fidelity")
+    parser.add_argument("--batches", type=int, default=16, help="of 4 windows, 7 needles per protocol, 1 text for fidelity")
     parser.add_argument("--shuffles", type=int, default=100)
-    parser.add_argument("--tasks", type=names, default=list(TASKS))
-    parser.add_argument("--calibrations", type=names, default=[name for _, name, _ in CALIBRATIONS])
-    parser.add_argument("--primary", default="both-refined",
-                        help="the plan that the targets are about and that shuffles are made of; name it before the test")
+    parser.add_argument("--shuffle-batches", type=int, default=16, help="in how many batches the shuffles run")
+    parser.add_argument("--tasks", type=names, help="[default: all; fidelity for --phase decode]")
+    parser.add_argument("--calibrations", type=names, help="[default: all of the phase]")
+    parser.add_argument("--primary", help="the plan that the targets are about and that shuffles are made of; name it before "
+                        "the test [default: both-refined; text for --phase decode]")
     parser.add_argument("--examples", type=int, default=16, help="windows of text to calibrate on")
     parser.add_argument("--evidence", type=int, default=24, help="questions to calibrate on")
     parser.add_argument("--calibration-length", type=int, default=1500)
     parser.add_argument("--calibration-continuation", type=int, default=128)
     parser.add_argument("--refine", type=int, default=60)
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no batch that would end later than this")
-    parser.add_argument("--parallel", action="store_true", help="the tasks of a batch beside each other")
     args = parser.parse_args()
+    prefill = args.phase == "prefill"
+    args.tasks = args.tasks or (list(TASKS) if prefill else ["fidelity"])
+    args.calibrations = args.calibrations or [name for _, name, _ in CALIBRATIONS[args.phase]]
+    args.primary = args.primary or ("both-refined" if prefill else "text")
+    args.shuffles = args.shuffles if prefill else 0
     if args.primary not in args.calibrations:
         parser.error(f"--primary {args.primary} is none of --calibrations")
-    began = time.time()
     total, count = tokens(args)
-    print(f"about {total:,} tokens: {len(args.budgets)} budgets, {count} plans, {args.batches} batches", flush=True)
-    hashed = lambda path: hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
+    print(f"about {total:,} tokens: {len(args.budgets)} budgets, {count} plans and {args.shuffles} shuffles, {args.batches} batches",
+          flush=True)
+    began = time.time()
     for ratio in args.budgets:
-        work = args.work / f"{ratio:g}"
-        folder = work / "plans"
-        folder.mkdir(parents=True, exist_ok=True)
-        plans = baselines(folder, ratio, args.without) + calibrate(args, work, ratio, folder)
-        done, longest = [], 0.0
-        for batch in range(args.batches):
-            start = time.time()
-            if start + longest > began + 60 * args.minutes:
-                break
-            evaluate(args, work, plans, batch)
-            done.append(batch)
-            longest = max(longest, time.time() - start)
-            print(f"{ratio}: batch {batch + 1} of {args.batches} in {time.time() - start:.0f} s", flush=True)
-            found = collect(args, work, plans, done)
-            settings = {name: getattr(args, name) for name in ["model", "length", "continuation", "without", "batches", "shuffles", "tasks", "examples",
-                        "evidence", "calibration_length", "calibration_continuation", "refine"]}
-            settings.update(ratio=ratio, primary=args.primary, finished=len(done), test_sha256=hashed(args.test_text),
-                            calibration_sha256=[hashed(path) for path in args.calibration_text])
-            args.out.mkdir(parents=True, exist_ok=True)
-            (args.out / f"{ratio:g}.json").write_text(json.dumps({"settings": settings, **found}) + "\n")
+        measure(args, ratio, began)
 
 
 if __name__ == "__main__":

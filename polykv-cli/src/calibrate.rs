@@ -12,17 +12,28 @@ use crate::model;
 use crate::output::{self, progress};
 use anyhow::Context;
 use journal::{Journal, Record};
+use polykv::allocate::{self, Basis};
 use polykv::calibrate::{Candidate, Draft, Found, Search};
 use polykv::models::LoadedModel;
 use polykv::models::calibrate::{EvidenceOptions, Example, Examples, Measurer, Pool, TextOptions};
 use polykv::{Error, Phase, Result};
-use report::PhaseReport;
 use std::io::Write;
 
 /// # Errors
 /// What was refused, or what failed on the way.
 pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     // Whatever can be checked without the model comes before it is loaded.
+    let allocator = allocate::by_name(&args.choice.allocator)?;
+    if args.choice.refine > 0 && allocator.basis() == Basis::Layers {
+        // A route is put together from layers that ran under other routes, which had other budgets.
+        let found = format!(
+            "{} beside --allocator {}",
+            args.choice.refine,
+            allocator.name()
+        );
+        let allowed = "0, or an allocator that need not see the layers first";
+        return Err(Error::invalid("command line", "--refine", found, allowed).into());
+    }
     let budget = compression::budget(&args.choice.budget)?;
     let candidates = match &args.choice.policies {
         Some(given) => given.0.clone(),
@@ -40,6 +51,7 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     let measurer = Measurer::new(
         &model,
         &candidates,
+        args.choice.phase.list(),
         budget,
         report::likelihoods(&args.choice),
     )?;
@@ -59,7 +71,11 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     let mut report = Report::new(args, &model, candidates.clone(), budget, &journal)?;
     let draft = report.draft(&candidates, budget);
     if args.choice.refine > 0 {
-        for &phase in args.choice.refine_phase.list() {
+        let refined = args.choice.refine_phase.list();
+        for &phase in args.choice.phase.list() {
+            if !refined.contains(&phase) {
+                continue;
+            }
             let found = refine(
                 args,
                 &model,
@@ -72,8 +88,7 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
             report.phase_mut(phase).refined = Some(found);
         }
     }
-    let picks = |own: &PhaseReport| own.picks().to_vec();
-    let plan = draft.plan(Some(&picks(&report.prefill)), Some(&picks(&report.decode)));
+    let plan = draft.plan(report.prefill.picks(), report.decode.picks());
     plan.validate("the calibrated plan")?;
     report.plan_hash = plan.hash();
     let json = serde_json::to_string(&report)?;
@@ -147,7 +162,7 @@ fn refine(
 ) -> Result<Found> {
     let prefill = match phase {
         Phase::Prefill => None,
-        Phase::Decode => Some(report.prefill.picks()),
+        Phase::Decode => report.prefill.picks(),
     };
     let search = Search {
         candidates: draft.candidates.len(),
@@ -155,17 +170,18 @@ fn refine(
         moves: args.choice.refine,
         seed: args.examples.seed,
     };
-    let (label, most) = match phase {
-        Phase::Prefill => ("refining prefill", search.candidates + 1 + search.moves),
-        Phase::Decode => ("refining decode", search.candidates + 1 + search.moves),
+    let most = search.candidates + 1 + search.moves;
+    let label = match phase {
+        Phase::Prefill => "refining prefill",
+        Phase::Decode => "refining decode",
     };
     let mut steps = progress::Steps::new(label, "plan");
     let mut pool: Option<Pool> = None;
     let mut done = 0;
     search.run(&mut |picks| {
-        let plan = match prefill {
-            None => draft.plan(Some(picks), None),
-            Some(prefill) => draft.plan(Some(prefill), Some(picks)),
+        let plan = match phase {
+            Phase::Prefill => draft.plan(Some(picks), None),
+            Phase::Decode => draft.plan(prefill, Some(picks)),
         };
         let key = plan.hash();
         done += 1;
@@ -176,7 +192,7 @@ fn refine(
             Some(pool) => pool,
             None => {
                 let mut prompts = progress::Steps::new("preparing", "prompt");
-                let new = Pool::new(model, draft, prefill, examples, &mut |done| {
+                let new = Pool::new(model, draft, phase, prefill, examples, &mut |done| {
                     prompts.step(done, examples.len());
                 })?;
                 pool.insert(new)

@@ -1,7 +1,7 @@
 //! From the compression flags to a plan: one path for plan files and for `--policy`.
 
 use crate::args::{BudgetArgs, CompressionArgs, Phases};
-use polykv::allocate::{self, Allocator, Basis};
+use polykv::allocate::{self, Allocator};
 use polykv::models::ModelConfig;
 use polykv::policy::{self, Params};
 use polykv::{Budget, Error, LayerShape, Phase, Plan, Result, Spans};
@@ -170,7 +170,10 @@ impl Placed {
 }
 
 fn online(allocator: &dyn Allocator) -> Option<String> {
-    (allocator.basis() == Basis::Prompt).then(|| allocator.name().to_string())
+    allocator
+        .basis()
+        .is_online()
+        .then(|| allocator.name().to_string())
 }
 
 /// The budget of the flags, all of the prompt if none is given.

@@ -85,6 +85,7 @@ fn task(args: &SampleArgs, model: &LoadedModel, text: &str) -> Result<Box<dyn Ta
                 question_after: args.question_after,
                 decode: args.decode,
                 raw: args.raw,
+                generate: !args.likelihood_only,
                 seed: args.seed,
             };
             Box::new(Needle::new(model, &options)?)

@@ -1,15 +1,20 @@
 //! Splitting a total budget over layers.
 
+mod cake;
 mod calibrated;
+mod dynamic;
 mod pyramid;
 mod uniform;
 
+pub use cake::Cake;
 pub use calibrated::Calibrated;
+pub use dynamic::Dynamic;
 pub use pyramid::Pyramid;
 pub use uniform::Uniform;
 
-use crate::policy::Policy;
+use crate::policy::{LayerView, Needs, Policy};
 use crate::{Error, Result};
+use burn::tensor::Tensor;
 use std::fmt::Debug;
 
 /// What an allocator may know of a layer.
@@ -19,7 +24,8 @@ pub struct LayerStat {
     pub share: f64,
     /// The smallest budget under which the layer's policy works, see [`least_budget`].
     pub least: usize,
-    /// How much a small budget hurts the layer, as calibration measured it; 0 where nothing was measured.
+    /// How much a small budget hurts the layer, as calibration or an [`Online`] allocator measured it; 0 where nothing
+    /// was measured.
     pub sensitivity: f64,
 }
 
@@ -30,8 +36,17 @@ pub enum Basis {
     Shares,
     /// The layer's place in the stack and the prompt's length: a plan names the allocator.
     Prompt,
+    /// What each layer does with the prompt: a plan names the allocator, which is [`Online`].
+    Layers,
     /// What calibration measured: a plan holds the result.
     Calibration,
+}
+
+impl Basis {
+    /// Whether a plan names the allocator, which then splits the total anew for each prompt.
+    pub fn is_online(self) -> bool {
+        matches!(self, Self::Prompt | Self::Layers)
+    }
 }
 
 /// Splits `total` entries over layers for a prompt of `prompt` tokens; the result sums to `total` exactly.
@@ -46,12 +61,62 @@ pub trait Allocator: Send + Sync + Debug {
     }
 
     fn split(&self, total: usize, prompt: usize, layers: &[LayerStat]) -> Vec<usize>;
+
+    /// How an allocator of [`Basis::Layers`] gets to know the layers.
+    fn online(&self) -> Option<&dyn Online> {
+        None
+    }
+}
+
+/// An allocator that sees every layer once the prompt has gone through it. Until the last one has been seen, the cache
+/// holds what [`Online::budgets`] grants the layers so far, and cuts them again whenever that shrinks.
+pub trait Online: Allocator {
+    /// What it must be given of each layer, beside what the policies need.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// What it notes of a layer before anything is evicted; `scores [batch, kv_heads, entries]` are those of the
+    /// layer's policy, higher stays.
+    ///
+    /// # Errors
+    /// A device that cannot be read.
+    fn note(&self, view: &LayerView<'_>, scores: &Tensor<3>) -> Result<Note>;
+
+    /// The budgets of the layers seen so far, with their notes, while `to_come` more follow; with none to come the sum
+    /// is `total`. No budget lies above the layer's entries unless the total leaves no choice.
+    fn budgets(
+        &self,
+        total: usize,
+        layers: &[LayerStat],
+        notes: &[Note],
+        to_come: usize,
+    ) -> Vec<usize>;
+}
+
+/// What an [`Online`] allocator remembers of a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Note {
+    /// Entries per head before anything is evicted.
+    pub entries: usize,
+    /// Sequences times KV heads.
+    pub rows: usize,
+    pub values: Vec<f32>,
 }
 
 /// Every allocator by name. A new one is one file and one line here.
 pub const REGISTRY: &[(&str, &dyn Allocator)] = &[
     ("uniform", &Uniform),
     ("pyramid", &Pyramid { beta: 20.0 }),
+    (
+        "cake",
+        &Cake {
+            window: 32,
+            spatial: 1.0,
+            temporal: 1.0,
+        },
+    ),
+    ("dynamic", &Dynamic { most: 10 }),
     ("calibrated", &Calibrated { epsilon: 1e-6 }),
 ];
 
@@ -116,6 +181,20 @@ pub fn largest_remainder(total: usize, weights: &[f64]) -> Vec<usize> {
         excess -= back;
     }
     counts
+}
+
+/// A split by the layers' sensitivities between what their policies protect and `most`.
+fn by_claims(total: usize, layers: &[LayerStat], most: impl Fn(usize) -> usize) -> Vec<usize> {
+    let least: Vec<usize> = layers.iter().map(|own| own.least).collect();
+    let most: Vec<usize> = (0..layers.len())
+        .map(|layer| least[layer].max(most(layer)))
+        .collect();
+    // Layers without any claim share what is left.
+    let claims: Vec<f64> = layers
+        .iter()
+        .map(|own| own.sensitivity.max(0.0) + 1e-12)
+        .collect();
+    within(total, &claims, &least, &most)
 }
 
 /// As [`largest_remainder`], with at least `least` and at most `most` of each; the sum is exact whatever the limits, which
@@ -196,6 +275,7 @@ mod tests {
     #[test]
     fn a_method_names_its_allocator() {
         assert_eq!(of_policy("pyramidkv").name(), "pyramid");
+        assert_eq!(of_policy("cake").name(), "cake");
         assert_eq!(of_policy("snapkv").name(), "uniform");
     }
 

@@ -1,5 +1,6 @@
 //! The KV cache of a model: one [`LayerCache`] per layer under one plan.
 
+mod cascade;
 mod estimate;
 mod facts;
 mod layer;
@@ -24,6 +25,7 @@ use crate::budget::EntryCost;
 use crate::plan::Plan;
 use crate::{Error, Result};
 use burn::tensor::{DType, Device, Tensor};
+use cascade::Cascade;
 
 /// What a layer's keys, values and queries look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,6 +87,8 @@ pub struct KvCache {
     layers: Vec<LayerCache>,
     facts: ModelFacts,
     spans: Spans,
+    /// What is known of the layers of a prompt on its way, if the budgets depend on it.
+    cascade: Option<Cascade>,
     peak_bytes: usize,
 }
 
@@ -103,6 +107,7 @@ impl KvCache {
             layers: Vec::new(),
             facts: ModelFacts::default(),
             spans: Spans::default(),
+            cascade: None,
             peak_bytes: 0,
         };
         cache.clear();
@@ -142,6 +147,7 @@ impl KvCache {
             layers,
             facts: first.facts.clone(),
             spans: first.spans.clone(),
+            cascade: None,
             peak_bytes: 0,
         };
         cache.peak_bytes = cache.kv_bytes();
@@ -154,6 +160,7 @@ impl KvCache {
             .map(|layer| LayerCache::new(layer, self.shape, &self.device))
             .collect();
         self.spans = Spans::default();
+        self.cascade = None;
         self.peak_bytes = 0;
     }
 
@@ -206,9 +213,14 @@ impl KvCache {
         for (layer, rules) in resolved.layers.iter().enumerate() {
             self.facts.layer(layer).check(layer, rules)?;
         }
+        self.cascade = Cascade::of(self.plan.online.as_deref(), &resolved, &self.spans)?;
         for (index, rules) in resolved.layers.into_iter().enumerate() {
             let facts = self.facts.layer(index);
             self.layers[index].begin_prefill(rules, facts, self.spans.clone(), tokens);
+        }
+        if let Some(cascade) = &self.cascade {
+            let needs = cascade.online()?.needs();
+            self.layers.iter_mut().for_each(|own| own.need(needs));
         }
         Ok(())
     }
@@ -230,12 +242,16 @@ impl KvCache {
         self.run(layer, |cache| cache.prefill(q, k, v))
     }
 
-    /// Applies the layer's prefill rule once the whole prompt went through [`KvCache::prefill`].
+    /// Applies the layer's prefill rule once the whole prompt went through [`KvCache::prefill`]. Under an allocator that has
+    /// to see the layers ([`Online`](crate::allocate::Online)) the layers before it may be cut again.
     ///
     /// # Errors
     /// A NaN score, with the layer and the policy.
     pub fn end_prefill(&mut self, layer: usize) -> Result<()> {
-        self.run(layer, LayerCache::end_prefill)
+        match self.cascade.take() {
+            Some(cascade) => self.end_prefill_in_steps(layer, cascade),
+            None => self.run(layer, LayerCache::end_prefill),
+        }
     }
 
     /// Attention of one new token per sequence in one layer, then eviction under the layer's decode rule.

@@ -21,6 +21,11 @@ pub use top::{top, top_on_host};
 use burn::tensor::Tensor;
 use burn::tensor::kind::Basic;
 
+/// What a failed read of a tensor becomes.
+pub(crate) fn read_error(error: impl std::fmt::Debug) -> crate::Error {
+    crate::Error::Failed(format!("reading from the device: {error:?}"))
+}
+
 /// Bytes that a tensor's elements occupy.
 pub fn bytes<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> usize {
     tensor.shape().num_elements() * tensor.dtype().size()

@@ -9,7 +9,7 @@ pub use resolve::{LayerRules, PhaseRule, Resolved};
 
 use crate::allocate::{self, Basis};
 use crate::budget::Budget;
-use crate::policy::{Params, Phase};
+use crate::policy::{self, Params, Phase};
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -240,12 +240,22 @@ impl Plan {
         };
         let known = allocate::REGISTRY.iter();
         let online: Vec<&str> = known
-            .filter(|(_, allocator)| allocator.basis() == Basis::Prompt)
+            .filter(|(_, allocator)| allocator.basis().is_online())
             .map(|(name, _)| *name)
             .collect();
         if !online.contains(&name.as_str()) {
             let found = format!("'{name}'");
             return Err(Error::invalid(place, "online", found, online.join(", ")));
+        }
+        if allocate::by_name(name)?.basis() == Basis::Layers {
+            for rule in self.prefill.iter().filter(|rule| rule.policy != "full") {
+                if !policy::build(place, &rule.policy, &rule.params)?.narrows() {
+                    let found = format!("{name} beside policy {}", rule.policy);
+                    let allowed = "an allocator that need not see the layers first, or in the prefill a policy that \
+                                   neither merges nor chooses in stages";
+                    return Err(Error::invalid(place, "online", found, allowed));
+                }
+            }
         }
         let mut rules = self.prefill.iter().chain(&self.decode);
         match rules.any(|rule| rule.tokens.is_some() || rule.share.is_some()) {
@@ -282,7 +292,7 @@ impl Plan {
                     ));
                 }
             }
-            let policy = crate::policy::build(place, &rule.policy, &rule.params)?;
+            let policy = policy::build(place, &rule.policy, &rule.params)?;
             match (rule.tokens, rule.share) {
                 (Some(_), Some(_)) => {
                     let found = "given beside share";

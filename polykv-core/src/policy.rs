@@ -166,6 +166,12 @@ pub trait Policy: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Whether what stays at a smaller budget is a part of what stays at a larger one by the same scores, so that a layer
+    /// can be cut in steps.
+    fn narrows(&self) -> bool {
+        !self.merges()
+    }
+
     /// What the entries that are about to go add to those that stay. Statistics of the entries that stay are left as
     /// they are.
     fn merge(

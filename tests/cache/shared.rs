@@ -14,7 +14,8 @@ const ENTRY: usize = 2 * 2 * 16 * 4;
 /// Every policy in the prefill, the decode and both, and everything kept.
 fn plans() -> Vec<Plan> {
     let phases = [Phase::Prefill, Phase::Decode];
-    let mut plans = vec![Plan::full(LAYERS)];
+    // Twice, because plans with the same rules share their cuts.
+    let mut plans = vec![Plan::full(LAYERS), Plan::full(LAYERS)];
     for name in policy::names().into_iter().filter(|name| *name != "full") {
         let params = small(name);
         for phases in [&phases[..1], &phases[1..], &phases[..]] {
@@ -32,6 +33,21 @@ fn plans() -> Vec<Plan> {
     );
     mixed.decode[0].policy = "tova".into();
     plans.push(mixed);
+    for layers in [["h2o", "tova"], ["tova", "h2o"], ["h2o", "tova"]] {
+        let mut routed = Plan::uniform(
+            LAYERS,
+            "h2o",
+            Params::new(),
+            Budget::Tokens(12),
+            &phases[..1],
+        );
+        let mut rules = routed.by_layer(Phase::Prefill);
+        for (rule, policy) in rules.iter_mut().zip(layers) {
+            rule.policy = policy.into();
+        }
+        routed.set_layers(Phase::Prefill, rules);
+        plans.push(routed);
+    }
     let roomy = Budget::Tokens(100);
     plans.push(Plan::uniform(
         LAYERS,
@@ -40,6 +56,11 @@ fn plans() -> Vec<Plan> {
         roomy,
         &phases[..],
     ));
+    for online in ["pyramid", "cake", "dynamic"] {
+        let plan = Plan::uniform(LAYERS, "tova", Params::new(), Budget::Tokens(12), &phases);
+        let online = Some(online.to_string());
+        plans.push(Plan { online, ..plan });
+    }
     plans
 }
 

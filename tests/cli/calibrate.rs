@@ -169,6 +169,32 @@ fn an_interrupted_run_ends_with_the_same_profile() {
 }
 
 #[test]
+fn a_phase_that_keeps_everything_is_not_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (text(&dir), dir.path().join("out"));
+    let args = format!(
+        "--data {data} {SMALL} --phase prefill --allocator cake --out {}",
+        path_str(&out)
+    );
+    let refused = calibrate(&format!("{args} --refine 2"));
+    assert_eq!(refused.code, 3);
+    assert!(
+        refused
+            .stderr
+            .contains("--refine is 2 beside --allocator cake")
+    );
+    let json = calibrate_json(&args);
+    assert_eq!(json["decode"]["route"].as_array().unwrap().len(), 0);
+    let plan = read(&out, "plan.yaml");
+    assert!(plan.contains("online: cake"), "{plan}");
+    let decode = plan.split("decode:").nth(1).unwrap();
+    assert!(decode.contains("policy: full"), "{plan}");
+    let inverted = polykv(&["plan", "invert", path_str(&out.join("plan.yaml"))]);
+    assert_eq!((inverted.code, inverted.stderr.as_str()), (0, ""));
+    assert!(inverted.stdout.contains("policy: full"));
+}
+
+#[test]
 fn pyramids_and_folders_of_text() {
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path().join("texts");

@@ -89,6 +89,9 @@ pub struct ChoiceArgs {
     /// What --allocator calibrated follows: the entropy of the attention, or the worst policy's perplexity
     #[arg(long, value_enum, default_value = "entropy")]
     pub budget_signal: BudgetSignal,
+    /// The phases that evict; the other one keeps everything and costs nothing here
+    #[arg(long, value_enum, default_value = "both")]
+    pub phase: Phases,
     /// Improve the route of each phase by up to N evaluations of whole plans on the examples
     #[arg(long, value_name = "N", default_value = "0")]
     pub refine: usize,

@@ -75,6 +75,9 @@ pub struct SampleArgs {
     /// Needles: feed the text without the model's chat template
     #[arg(long)]
     pub raw: bool,
+    /// Needles: measure the likelihood of the answer only, without generating one
+    #[arg(long)]
+    pub likelihood_only: bool,
     /// Perplexity and needles: measure likelihoods token by token, with eviction while decoding
     #[arg(long)]
     pub decode: bool,
@@ -122,7 +125,7 @@ impl SampleArgs {
     /// A flag that is given although the task does not read it, with the tasks that do.
     pub fn unread(&self) -> Option<(&'static str, &'static [TaskName])> {
         use TaskName::{Fidelity, Needle, Ppl};
-        let flags: [(&str, bool, &[TaskName]); 8] = [
+        let flags: [(&str, bool, &[TaskName]); 9] = [
             ("--text", self.text.is_some(), &[Ppl, Fidelity]),
             (
                 "--continuation",
@@ -137,6 +140,7 @@ impl SampleArgs {
             ),
             ("--question-after", self.question_after, &[Needle]),
             ("--raw", self.raw, &[Needle]),
+            ("--likelihood-only", self.likelihood_only, &[Needle]),
             ("--decode", self.decode, &[Ppl, Needle]),
             ("--generated", self.generated, &[Fidelity]),
         ];

@@ -55,6 +55,7 @@ pub fn header(
         "model": args.model.model,
         "fingerprint": model.model.config().fingerprint(),
         "policies": names,
+        "phases": args.choice.phase.list(),
         "budget": [args.choice.budget.budget.map(|n| n as f64), args.choice.budget.budget_ratio, args.choice.budget.budget_mb],
         "likelihoods": super::report::likelihoods(&args.choice),
         "examples": text.then_some(given.examples),

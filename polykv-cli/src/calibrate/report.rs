@@ -49,9 +49,9 @@ struct Settings {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct PhaseReport {
-    /// A candidate per layer, from what each layer does alone.
+    /// A candidate per layer, from what each layer does alone; empty for a phase that keeps everything.
     pub route: Vec<usize>,
-    /// Entries per layer for a prompt of `length` tokens.
+    /// Entries per layer for a prompt of `length` tokens; empty for a phase that keeps everything.
     pub budgets: Vec<usize>,
     /// The search from there, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -59,11 +59,11 @@ pub struct PhaseReport {
 }
 
 impl PhaseReport {
-    /// The candidate per layer in the plan.
-    pub fn picks(&self) -> &[usize] {
-        self.refined
-            .as_ref()
-            .map_or(&self.route, |found| &found.picks)
+    /// The candidate per layer in the plan, none for a phase that keeps everything.
+    pub fn picks(&self) -> Option<&[usize]> {
+        let refined = self.refined.as_ref().map(|found| &found.picks);
+        let picks = refined.unwrap_or(&self.route);
+        (!picks.is_empty()).then_some(picks)
     }
 }
 
@@ -129,6 +129,13 @@ impl Report {
             model.model.cache_shape(1).cost(config.layers),
         );
         let phase = |phase| -> Result<PhaseReport> {
+            if !choice.phase.list().contains(&phase) {
+                return Ok(PhaseReport {
+                    route: Vec::new(),
+                    budgets: Vec::new(),
+                    refined: None,
+                });
+            }
             let sensitivity = sensitivity(&profiles, phase, choice.budget_signal, config.layers);
             let stats: Vec<LayerStat> = sensitivity
                 .iter()
@@ -211,7 +218,7 @@ impl Report {
 
     pub fn draft<'a>(&self, candidates: &'a [Candidate], budget: Budget) -> Draft<'a> {
         let allocator = allocate::by_name(&self.settings.allocator).ok();
-        let online = allocator.is_some_and(|own| own.basis() == Basis::Prompt);
+        let online = allocator.is_some_and(|own| own.basis().is_online());
         let budgets = |own: &PhaseReport| match online {
             true => Vec::new(),
             false => own.budgets.clone(),

@@ -19,6 +19,9 @@ pub fn table(report: &Report, plan: &Plan) -> String {
     lines.push(format!("budget: {}", describe_budget(plan)));
     let mut rows = new_table(&["phase", "layers", "policy", "entries per layer"]);
     for phase in [Phase::Prefill, Phase::Decode] {
+        let Some(picks) = report.phase(phase).picks() else {
+            continue;
+        };
         for rule in plan.rules(phase) {
             let budgets = &report.phase(phase).budgets[rule.layers.first..=rule.layers.last];
             let (least, most) = (budgets.iter().min(), budgets.iter().max());
@@ -27,7 +30,7 @@ pub fn table(report: &Report, plan: &Plan) -> String {
                 (Some(least), Some(most)) => format!("{least} to {most}"),
                 _ => String::new(),
             };
-            let pick = report.phase(phase).picks()[rule.layers.first];
+            let pick = picks[rule.layers.first];
             rows.add_row([
                 phase.to_string(),
                 rule.layers.to_string(),

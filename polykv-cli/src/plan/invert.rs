@@ -27,6 +27,9 @@ pub fn plan(file: &Path, profile: Option<&Path>) -> Result<Plan> {
     }
     let mut inverse = plan.clone();
     for phase in [Phase::Prefill, Phase::Decode] {
+        if plan.rules(phase).iter().all(|rule| rule.policy == "full") {
+            continue;
+        }
         let worst = report.worst(&place, phase, plan.layers)?;
         let mut rules = plan.by_layer(phase);
         for (rule, worst) in rules.iter_mut().zip(worst) {

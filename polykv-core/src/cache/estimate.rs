@@ -1,5 +1,7 @@
 //! What a cache will occupy, from a plan and a shape alone.
 
+use super::Spans;
+use super::cascade::Cascade;
 use super::slots::slots_for;
 use crate::Result;
 use crate::budget::EntryCost;
@@ -17,7 +19,8 @@ pub struct CacheEstimate {
 }
 
 impl Plan {
-    /// The memory of a prompt of `prompt` tokens and `new_tokens` decoded ones under this plan.
+    /// The memory of a prompt of `prompt` tokens and `new_tokens` decoded ones under this plan. Where an allocator has to see
+    /// the layers, they are taken to claim the same.
     ///
     /// # Errors
     /// As [`Plan::resolve`]; `place` names the plan.
@@ -31,9 +34,19 @@ impl Plan {
         let resolved = self.resolve(place, prompt, cost)?;
         let mut sizes = Sizes::default();
         let mut layers = vec![Layer::default(); resolved.layers.len()];
-        for (layer, rules) in layers.iter_mut().zip(&resolved.layers) {
-            sizes.step(layer, |layer| layer.append(rules, prompt, prompt));
-            sizes.step(layer, |layer| layer.trim(rules.prefill.budget));
+        let mut cascade = Cascade::of(self.online.as_deref(), &resolved, &Spans::default())?;
+        for (index, rules) in resolved.layers.iter().enumerate() {
+            let append = |layer: &mut Layer| layer.append(rules, prompt, prompt);
+            sizes.step(&mut layers[index], append);
+            match &mut cascade {
+                None => sizes.step(&mut layers[index], |layer| layer.trim(rules.prefill.budget)),
+                Some(cascade) => {
+                    let granted = cascade.see_equal(prompt)?;
+                    for (layer, &budget) in layers.iter_mut().zip(granted) {
+                        sizes.step(layer, |layer| layer.trim(budget));
+                    }
+                }
+            }
         }
         for _ in 0..new_tokens {
             for (layer, rules) in layers.iter_mut().zip(&resolved.layers) {

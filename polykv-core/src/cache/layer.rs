@@ -33,6 +33,8 @@ pub struct LayerCache {
     /// The latest queries, `[batch, heads, at most needs.queries, head_dim]`.
     queries: Option<Tensor<4>>,
     states: States,
+    /// The scores of the entries, while they may still be cut by the same ones: `[batch, kv_heads, entries]`.
+    scores: Option<Tensor<3>>,
     seen: usize,
     /// Whether all KV heads hold the same positions in the same slots.
     heads_agree: bool,
@@ -55,6 +57,7 @@ impl LayerCache {
             order: Order::default(),
             queries: None,
             states: States::default(),
+            scores: None,
             seen: 0,
             heads_agree: true,
             nan_count: None,
@@ -92,6 +95,7 @@ impl LayerCache {
             + self.order.bytes()
             + self.queries.as_ref().map_or(0, ops::bytes)
             + self.states.bytes()
+            + self.scores.as_ref().map_or(0, ops::bytes)
     }
 
     /// Bytes that the keys and values of all seen tokens would occupy.
@@ -132,6 +136,11 @@ impl LayerCache {
         self.facts = facts;
         self.spans = spans;
         self.expect(tokens);
+    }
+
+    /// Gathers more than the policies need.
+    pub(super) fn need(&mut self, needs: Needs) {
+        self.needs = self.needs.union(needs);
     }
 
     /// Announces tokens without changing the rules. Room is made when the layer's turn comes: for all layers at once

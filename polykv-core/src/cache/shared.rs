@@ -4,10 +4,11 @@ use super::{KvCache, LayerCache, LayerShape, ModelFacts, PromptCache};
 use crate::plan::Plan;
 use crate::{Error, Result};
 use burn::tensor::{Device, Tensor};
+use std::collections::BTreeMap;
 
 /// Runs a prompt once for any number of plans: eviction after a layer's prompt changes nothing inside the prompt. While
 /// a layer's full keys and values are at hand, every plan takes its cut of them before the next layer starts, so the
-/// peak is one layer's full cache plus the budgets of all plans.
+/// peak is one layer's full cache plus the budgets of all plans. Plans with the same rules in a layer share one cut.
 ///
 /// Each cache of [`SharedPrefill::finish`] is what [`KvCache`] would be after the same prompt alone.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct SharedPrefill {
     caches: Vec<KvCache>,
     shape: LayerShape,
     device: Device,
+    /// For each cache and layer the first cache that has the same rules there.
+    origins: Vec<Vec<usize>>,
     /// The layer at hand.
     leader: Option<LayerCache>,
     /// Tokens of the announced prompt.
@@ -48,6 +51,7 @@ impl SharedPrefill {
             caches,
             shape,
             device: device.clone(),
+            origins: Vec::new(),
             leader: None,
             tokens: None,
             peak_bytes: 0,
@@ -96,6 +100,7 @@ impl PromptCache for SharedPrefill {
         for cache in &mut self.caches {
             cache.begin_prefill(tokens)?;
         }
+        self.origins = origins(&self.caches);
         self.tokens = Some(tokens);
         Ok(())
     }
@@ -124,10 +129,10 @@ impl PromptCache for SharedPrefill {
             let followers = self.caches.iter().map(|cache| &cache.layers[layer]);
             LayerCache::leader(layer, self.shape, &self.device, tokens, followers)
         });
-        let mut followers: Vec<&mut LayerCache> = self
-            .caches
-            .iter_mut()
-            .map(|cache| &mut cache.layers[layer])
+        let caches = self.caches.iter_mut().enumerate();
+        let mut followers: Vec<&mut LayerCache> = caches
+            .filter(|(index, _)| self.origins[*index][layer] == *index)
+            .map(|(_, cache)| &mut cache.layers[layer])
             .collect();
         let output = self.leader.insert(leader).lead(&mut followers, q, k, v)?;
         self.note_peak();
@@ -137,17 +142,42 @@ impl PromptCache for SharedPrefill {
     fn end_prefill(&mut self, layer: usize) -> Result<()> {
         let own = self.leader.take_if(|leader| leader.index() == layer);
         let leader = own.ok_or_else(|| self.no_layer(layer, "the one that was just prefilled"))?;
-        for cache in &mut self.caches {
+        for index in 0..self.caches.len() {
+            let origin = self.origins[index][layer];
+            let cut = (origin < index).then(|| self.caches[origin].layers[layer].clone());
+            let cache = &mut self.caches[index];
             // Two steps, so that the cache's own peak is what it would be alone.
             cache.run(layer, |own| {
                 own.follow(&leader);
                 Ok(())
             })?;
-            cache.run(layer, LayerCache::end_prefill)?;
+            match cut {
+                None => cache.end_prefill(layer)?,
+                Some(cut) => cache.run(layer, |own| {
+                    *own = cut;
+                    Ok(())
+                })?,
+            }
         }
         self.leader = Some(leader);
         self.note_peak();
         self.leader = None;
         Ok(())
     }
+}
+
+/// See [`SharedPrefill::origins`]. Where budgets depend on a plan's other layers, the layer is its own.
+fn origins(caches: &[KvCache]) -> Vec<Vec<usize>> {
+    let mut known: BTreeMap<(usize, String), usize> = BTreeMap::new();
+    let caches = caches.iter().enumerate();
+    caches
+        .map(|(index, cache)| {
+            let layers = cache.layers.iter().enumerate();
+            let origin = |(layer, own): (usize, &LayerCache)| match &cache.cascade {
+                Some(_) => index,
+                None => *known.entry((layer, own.rules_key())).or_insert(index),
+            };
+            layers.map(origin).collect()
+        })
+        .collect()
 }

@@ -22,6 +22,7 @@ pub struct Measured {
     pub full_nll: f64,
     /// Mean entropy of FullKV's attention, per layer.
     pub entropy: Vec<f64>,
+    /// Empty if the phase was not measured.
     pub prefill: PhaseMeasured,
     pub decode: PhaseMeasured,
 }

@@ -13,9 +13,13 @@ pub type Losses = BTreeMap<Data, f64>;
 /// carried over to others.
 const LEAST_GAIN: f64 = 0.1;
 
+/// Candidates that groups try: the best single policy on each kind of data, then those with the best scores. All of a dozen
+/// would spend the moves on the first halves.
+const TRIED: usize = 6;
+
 /// A coordinate search over the route of one phase with the whole plan in effect (our addition): what a layer does alone
-/// does not tell what many do together. Groups of consecutive layers, first halves, then quarters and so on, try every
-/// candidate, and the best one that helps stays.
+/// does not tell what many do together. Groups of consecutive layers, first halves, then quarters and so on, try the
+/// most promising candidates, and the best one that helps stays.
 ///
 /// The score is the [`joint`] regret: each kind of data's loss beyond that of the best single policy, in units of the
 /// distance from there to the median single policy. With one kind of data, a plan below 0 beats every single policy; with
@@ -69,6 +73,28 @@ impl Scale {
         Self(kinds.into_iter().map(of).collect())
     }
 
+    /// The candidates that groups try, from the losses of each alone.
+    fn promising(&self, singles: &[Losses]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..singles.len()).collect();
+        let score = |own: usize| self.score(&singles[own]);
+        order.sort_by(|&a, &b| score(a).total_cmp(&score(b)));
+        let mut chosen: Vec<usize> = Vec::new();
+        for (data, _, _) in &self.0 {
+            let loss = |own: usize| singles[own][data];
+            let best = order
+                .iter()
+                .copied()
+                .min_by(|&a, &b| loss(a).total_cmp(&loss(b)));
+            chosen.extend(best.filter(|best| !chosen.contains(best)));
+        }
+        for own in order {
+            if chosen.len() < TRIED && !chosen.contains(&own) {
+                chosen.push(own);
+            }
+        }
+        chosen
+    }
+
     fn score(&self, losses: &Losses) -> f64 {
         let of =
             |(data, best, scale): &(Data, f64, f64)| regrets(&[losses[data]], *best, *scale)[0];
@@ -92,6 +118,7 @@ impl Search {
             singles.push(losses);
         }
         let scale = Scale::of(&singles);
+        let tried = scale.promising(&singles);
         let mut found = Found {
             picks: Vec::new(),
             losses: Losses::new(),
@@ -120,7 +147,7 @@ impl Search {
             let before = found.score;
             for group in groups(layers, &mut state) {
                 let base = found.picks.clone();
-                for candidate in 0..self.candidates {
+                for &candidate in &tried {
                     let mut picks = base.clone();
                     picks[group.first..=group.last].fill(candidate);
                     if known.contains_key(&picks) {
@@ -249,6 +276,26 @@ mod tests {
             .collect();
         assert!(taken.windows(2).all(|pair| pair[1] < pair[0]) && taken.last() == Some(&0.0));
         assert_eq!(search(100).0, found);
+    }
+
+    #[test]
+    fn the_best_of_each_kind_and_then_of_both_are_tried() {
+        let losses = |text: f64, evidence: f64| {
+            Losses::from([(Data::Text, text), (Data::Evidence, evidence)])
+        };
+        // The first is best on text only, the last on evidence only.
+        let singles = [
+            losses(0.0, 9.0),
+            losses(5.0, 5.0),
+            losses(1.0, 1.0),
+            losses(2.0, 2.0),
+            losses(3.0, 3.0),
+            losses(4.0, 4.0),
+            losses(6.0, 6.0),
+            losses(9.0, 0.0),
+        ];
+        let tried = Scale::of(&singles).promising(&singles);
+        assert_eq!(tried, [0, 7, 2, 3, 4, 5]);
     }
 
     #[test]

@@ -116,6 +116,10 @@ impl Policy for Blend {
         })
     }
 
+    fn narrows(&self) -> bool {
+        false
+    }
+
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
         let parts: Vec<(&Member, usize)> = self.parts(view.budget).collect();
         let scored = |index: usize| -> Result<(Tensor<3>, Protected<'_>)> {

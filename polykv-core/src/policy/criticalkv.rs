@@ -108,6 +108,10 @@ impl Policy for CriticalKv {
         }
     }
 
+    fn narrows(&self) -> bool {
+        false
+    }
+
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
         let scores = self.base.policy.score(&state.members[0], view)?;
         let weighted = scores.clone().add_scalar(self.epsilon as f32) * state.entries[0].clone();

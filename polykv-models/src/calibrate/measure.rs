@@ -6,8 +6,6 @@ use polykv_core::calibrate::{Candidate, Measured, PhaseMeasured, signals};
 use polykv_core::device::run_on;
 use polykv_core::{Budget, Error, KvCache, Phase, Plan, PromptCache, Result, SharedPrefill, ops};
 
-const PHASES: [Phase; 2] = [Phase::Prefill, Phase::Decode];
-
 /// Perturbs one layer at a time: in each layer and phase, every candidate at the budget while all else is kept.
 ///
 /// An example's prefix runs once. The continuation runs once too: a layer's inputs are FullKV's whatever is tried in it,
@@ -17,7 +15,8 @@ const PHASES: [Phase; 2] = [Phase::Prefill, Phase::Decode];
 pub struct Measurer<'a> {
     model: &'a LoadedModel,
     candidates: &'a [Candidate],
-    /// One phase of one candidate each, prefill first; all layers at once.
+    phases: &'a [Phase],
+    /// One phase of one candidate each, in the order of the phases; all layers at once.
     plans: Vec<Plan>,
     /// Whether likelihoods are measured beside cosines.
     likelihoods: bool,
@@ -32,11 +31,14 @@ struct Signals {
 }
 
 impl<'a> Measurer<'a> {
+    /// Only `phases` are measured; each of them once.
+    ///
     /// # Errors
     /// No candidate, and candidates or a budget that are refused.
     pub fn new(
         model: &'a LoadedModel,
         candidates: &'a [Candidate],
+        phases: &'a [Phase],
         budget: Budget,
         likelihoods: bool,
     ) -> Result<Self> {
@@ -45,7 +47,7 @@ impl<'a> Measurer<'a> {
         }
         let layers = model.model.config().layers;
         let mut plans = Vec::new();
-        for phase in PHASES {
+        for &phase in phases {
             for own in candidates {
                 own.build("calibration")?;
                 let plan = Plan::uniform(layers, &own.policy, own.params.clone(), budget, &[phase]);
@@ -56,6 +58,7 @@ impl<'a> Measurer<'a> {
         Ok(Self {
             model,
             candidates,
+            phases,
             plans,
             likelihoods,
         })
@@ -119,8 +122,10 @@ impl<'a> Measurer<'a> {
         let mut x = model.embed(ids(self.model, run));
         let mut found = Signals::default();
         full.untrimmed().begin_prefill(run.len())?;
-        for cache in &mut caches[..self.candidates.len()] {
-            cache.untrimmed().begin_prefill(run.len())?;
+        for (index, cache) in caches.iter_mut().enumerate() {
+            if self.phase(index) == Phase::Prefill {
+                cache.untrimmed().begin_prefill(run.len())?;
+            }
         }
         for layer in 0..config.layers {
             progress(layer);
@@ -133,8 +138,7 @@ impl<'a> Measurer<'a> {
                     .entropy
                     .push(entropy(&full, layer, q.clone(), example)?);
                 for (index, cache) in caches.iter_mut().enumerate() {
-                    let phase = PHASES[index / self.candidates.len()];
-                    others.push(attend(cache, phase, layer, [&q, &k, &v])?);
+                    others.push(attend(cache, self.phase(index), layer, [&q, &k, &v])?);
                 }
                 reference = Some(output.clone());
                 Ok(output)
@@ -168,6 +172,11 @@ impl<'a> Measurer<'a> {
         self.collect(example, full_nll[0], found)
     }
 
+    /// The phase of a plan.
+    fn phase(&self, plan: usize) -> Phase {
+        self.phases[plan / self.candidates.len()]
+    }
+
     /// The layers above `layer` over everything that FullKV keeps.
     fn above(
         &self,
@@ -191,30 +200,34 @@ impl<'a> Measurer<'a> {
 
     fn collect(&self, example: &Example, full_nll: f64, found: Signals) -> Result<Measured> {
         let candidates = self.candidates.len();
-        let phases = |values: Vec<f64>| -> [Vec<Vec<f64>>; 2] {
-            let rows = |phase: usize| {
-                let layers = values.chunks_exact(2 * candidates);
+        let cosine = read(Tensor::cat(found.cosine, 0))?;
+        let nll = match self.likelihoods {
+            true => read(Tensor::cat(found.nll, 0))?,
+            false => Vec::new(),
+        };
+        let of = |phase: Phase| {
+            let Some(index) = self.phases.iter().position(|&own| own == phase) else {
+                return PhaseMeasured::default();
+            };
+            let rows = |values: &[f64]| {
+                let layers = values.chunks_exact(self.phases.len() * candidates);
                 layers
-                    .map(|layer| layer[phase * candidates..][..candidates].to_vec())
+                    .map(|layer| layer[index * candidates..][..candidates].to_vec())
                     .collect()
             };
-            [rows(0), rows(1)]
+            PhaseMeasured {
+                cosine: rows(&cosine),
+                nll: rows(&nll),
+            }
         };
-        let cosine = phases(read(Tensor::cat(found.cosine, 0))?);
-        let nll = match self.likelihoods {
-            true => phases(read(Tensor::cat(found.nll, 0))?),
-            false => [Vec::new(), Vec::new()],
-        };
-        let both = cosine.into_iter().zip(nll);
-        let mut both = both.map(|(cosine, nll)| PhaseMeasured { cosine, nll });
         Ok(Measured {
             data: example.data,
             prompt_tokens: example.prompt.len(),
             scored_tokens: example.scored.len(),
             full_nll,
             entropy: read(Tensor::cat(found.entropy, 0))?,
-            prefill: both.next().unwrap_or_default(),
-            decode: both.next().unwrap_or_default(),
+            prefill: of(Phase::Prefill),
+            decode: of(Phase::Decode),
         })
     }
 }

@@ -2,7 +2,7 @@ use super::{Example, ids, layers, nll, read};
 use crate::{LoadedModel, PrefillOptions};
 use polykv_core::calibrate::{Data, Draft, Losses};
 use polykv_core::device::run_on;
-use polykv_core::{Error, KvCache, Phase, Plan, PromptCache, Result, SharedPrefill};
+use polykv_core::{Error, KvCache, Phase, Plan, PromptCache, Result, SharedPrefill, machine, ops};
 
 /// Examples whose prompts have run once under every candidate, so that any route costs its continuations only: a layer's cut
 /// of the prompt does not depend on what the other layers keep.
@@ -11,8 +11,8 @@ pub struct Pool<'a> {
     model: &'a LoadedModel,
     draft: &'a Draft<'a>,
     phase: Phase,
-    /// The prefill route under which decode routes are compared.
-    prefill: Vec<usize>,
+    /// The prefill route under which decode routes are compared, if the prefill evicts there.
+    prefill: Option<Vec<usize>>,
     prompts: Vec<Prompted<'a>>,
 }
 
@@ -25,14 +25,15 @@ struct Prompted<'a> {
 }
 
 impl<'a> Pool<'a> {
-    /// For routes of the prefill, with everything kept while decoding, or if `prefill` gives its route, for routes of the
-    /// decode phase. `progress` is called with the prompts done.
+    /// For routes of one phase. Routes of the prefill are compared with everything kept while decoding, those of the decode
+    /// phase after the `prefill` route, or with the whole prompt kept. `progress` is called with the prompts done.
     ///
     /// # Errors
-    /// What the model and the plans refuse.
+    /// What the model and the plans refuse; caches that do not fit the memory that is free.
     pub fn new(
         model: &'a LoadedModel,
         draft: &'a Draft<'a>,
+        phase: Phase,
         prefill: Option<&[usize]>,
         examples: &'a [Example],
         progress: &mut (dyn FnMut(usize) + Send),
@@ -40,15 +41,16 @@ impl<'a> Pool<'a> {
         let count = draft.candidates.len();
         let plans = (0..count).map(|candidate| {
             let all = vec![candidate; draft.layers];
-            match prefill {
-                None => draft.plan(Some(&all), None),
-                Some(prefill) => draft.plan(Some(prefill), Some(&all)),
+            match phase {
+                Phase::Prefill => draft.plan(Some(&all), None),
+                Phase::Decode => draft.plan(prefill, Some(&all)),
             }
         });
         let plans: Vec<Plan> = [Plan::full(draft.layers)]
             .into_iter()
             .chain(plans)
             .collect();
+        check_memory(model, &plans, examples)?;
         let prompts = run_on(model.model.device(), || {
             let prompts = examples.iter().enumerate().map(|(index, example)| {
                 progress(index);
@@ -59,12 +61,8 @@ impl<'a> Pool<'a> {
         Ok(Self {
             model,
             draft,
-            phase: if prefill.is_none() {
-                Phase::Prefill
-            } else {
-                Phase::Decode
-            },
-            prefill: prefill.map(<[usize]>::to_vec).unwrap_or_default(),
+            phase,
+            prefill: prefill.map(<[usize]>::to_vec),
             prompts,
         })
     }
@@ -83,7 +81,7 @@ impl<'a> Pool<'a> {
         }
         let plan = match self.phase {
             Phase::Prefill => self.draft.plan(Some(picks), None),
-            Phase::Decode => self.draft.plan(Some(&self.prefill), Some(picks)),
+            Phase::Decode => self.draft.plan(self.prefill.as_deref(), Some(picks)),
         };
         run_on(self.model.model.device(), || {
             let mut losses = Losses::new();
@@ -122,6 +120,41 @@ impl<'a> Prompted<'a> {
             caches,
         })
     }
+}
+
+/// All caches are held at once: on the CPU that is a number which can be known.
+fn check_memory(model: &LoadedModel, plans: &[Plan], examples: &[Example]) -> Result<()> {
+    let own = &model.model;
+    let Some(free) = machine::free_memory().filter(|_| ops::is_cpu(own.device())) else {
+        return Ok(());
+    };
+    let mut needed = 0;
+    for example in examples {
+        for plan in plans {
+            let cost = own.cache_shape(1).cost(plan.layers);
+            let estimate = plan.estimate("calibration", example.prompt.len(), 0, cost)?;
+            needed += estimate.steady_bytes as u64;
+        }
+    }
+    if needed <= free {
+        return Ok(());
+    }
+    let found = format!(
+        "{} MB, for {} prompts under {} plans",
+        needed / 1_000_000,
+        examples.len(),
+        plans.len()
+    );
+    let allowed = format!(
+        "at most {} MB, what is free: fewer or shorter examples, or fewer policies",
+        free / 1_000_000
+    );
+    Err(Error::invalid(
+        "calibration",
+        "memory of the caches",
+        found,
+        allowed,
+    ))
 }
 
 /// The mean negative log-likelihood of the scored tokens over a compressed prompt.

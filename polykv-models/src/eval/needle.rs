@@ -31,15 +31,18 @@ pub struct NeedleOptions {
     pub decode: bool,
     /// Whether the text is fed without the model's chat template.
     pub raw: bool,
+    /// Whether the greedy answer is generated; without it only the likelihood is measured.
+    pub generate: bool,
     pub seed: u64,
 }
 
 /// Scores: `exact`, 1 if the first number of the greedy answer is the hidden one; `nll`, mean over the tokens of the
-/// hidden number after the lead-in.
+/// hidden number after the lead-in. `exact` is left out if no answer is generated.
 #[derive(Debug)]
 pub struct Needle {
     samples: Vec<Sample>,
     decode: bool,
+    generate: bool,
 }
 
 #[derive(Debug)]
@@ -87,6 +90,7 @@ impl Needle {
         Ok(Self {
             samples,
             decode: options.decode,
+            generate: options.generate,
         })
     }
 }
@@ -181,7 +185,10 @@ impl Task for Needle {
     }
 
     fn metric(&self) -> &'static str {
-        "exact"
+        match self.generate {
+            true => "exact",
+            false => "nll",
+        }
     }
 
     fn prompt_tokens(&self) -> Vec<usize> {
@@ -204,8 +211,14 @@ impl Task for Needle {
                 let mut copy = cache.clone();
                 let nll = sample.answer_nll(evaluator, &next, &mut copy, self.decode)?;
                 drop(copy);
-                let output = sample.generate(evaluator, &next, &mut cache)?;
-                let exact = metrics::first_number(&output) == Some(&sample.number);
+                let mut scores = Scores::from([("nll", nll), ("kept", kept)]);
+                let mut output = None;
+                if self.generate {
+                    let found = sample.generate(evaluator, &next, &mut cache)?;
+                    let exact = metrics::first_number(&found) == Some(&sample.number);
+                    scores.insert("exact", f64::from(u8::from(exact)));
+                    output = Some(found);
+                }
                 Ok(Prediction {
                     task: self.name(),
                     sample: index,
@@ -213,12 +226,8 @@ impl Task for Needle {
                     length: sample.length,
                     prompt_tokens: sample.prompt.len(),
                     depth: Some(sample.depth),
-                    scores: Scores::from([
-                        ("exact", f64::from(u8::from(exact))),
-                        ("nll", nll),
-                        ("kept", kept),
-                    ]),
-                    output: Some(output),
+                    scores,
+                    output,
                     answer: Some(sample.number.clone()),
                 })
             })

@@ -1,11 +1,12 @@
 //! Carrying out an eviction in one layer.
 
 use super::LayerCache;
+use crate::allocate::{Note, Online};
 use crate::ops;
 use crate::plan::PhaseRule;
 use crate::policy::{Merge, Phase, Split};
 use crate::{Error, Result};
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 
 impl LayerCache {
     /// Keeps the best `budget` entries, in order of position, with one free slot.
@@ -19,13 +20,8 @@ impl LayerCache {
         let view = self.view(phase, rule, budget, row)?;
         let scores = rule.policy.score(self.states.of(phase), &view)?;
         let (positions, protected) = (view.positions.clone(), view.protected);
-        let slots = ops::select(scores, positions, protected, budget).map_err(|error| {
-            let name = rule.policy.name();
-            Error::Failed(format!(
-                "layer {}, {phase}, policy {name}: {error}",
-                self.layer
-            ))
-        })?;
+        let slots = ops::select(scores, positions, protected, budget)
+            .map_err(|error| self.refused(phase, rule, &error))?;
         if rule.policy.merges() {
             let split = Split {
                 kept: slots.clone(),
@@ -37,13 +33,75 @@ impl LayerCache {
             *self.states.of_mut(phase) = state;
             self.merge(merge);
         }
+        self.keep(rule, slots, budget);
+        Ok(())
+    }
+
+    /// Shows the whole layer to an allocator, and keeps the scores for [`LayerCache::narrow`].
+    pub(in crate::cache) fn look(&mut self, online: &dyn Online) -> Result<Note> {
+        let rules = self.rules()?;
+        let (phase, rule) = match rules.prefill.budget {
+            Some(_) => (Phase::Prefill, &rules.prefill),
+            None => (Phase::Decode, &rules.decode),
+        };
+        let budget = rule.budget.unwrap_or(self.len());
+        let view = self.view(phase, rule, budget, None)?;
+        let scores = match rule.budget {
+            Some(_) => rule.policy.score(self.states.of(phase), &view)?,
+            None => view.positions.clone().float(),
+        };
+        let note = online.note(&view, &scores)?;
+        drop(view);
+        self.scores = (phase == Phase::Prefill).then_some(scores);
+        Ok(note)
+    }
+
+    /// Cuts the layer to its best `budget` entries by the scores that [`LayerCache::look`] kept.
+    pub(in crate::cache) fn narrow(&mut self, budget: usize) -> Result<()> {
+        let rules = self.rules()?;
+        let Some(scores) = self.scores.take() else {
+            return Ok(());
+        };
+        if budget >= self.len() {
+            self.scores = Some(scores);
+            return Ok(());
+        }
+        let Some(positions) = self.positions() else {
+            return Ok(());
+        };
+        let protected = self.protected(&rules.prefill, budget);
+        let slots = ops::select(scores.clone(), positions, protected, budget)
+            .map_err(|error| self.refused(Phase::Prefill, &rules.prefill, &error))?;
+        self.scores = Some(scores.gather(2, slots.clone()));
+        self.keep(&rules.prefill, slots, budget);
+        Ok(())
+    }
+
+    /// Fixes the budgets that an allocator found, and forgets the scores.
+    pub(in crate::cache) fn settle(&mut self, prefill: Option<usize>, decode: Option<usize>) {
+        self.scores = None;
+        if let Some(rules) = &mut self.rules {
+            rules.prefill.budget = prefill.or(rules.prefill.budget);
+            rules.decode.budget = decode.or(rules.decode.budget);
+        }
+    }
+
+    /// Keeps the entries in `slots`, with one free slot beside them.
+    fn keep(&mut self, rule: &PhaseRule, slots: Tensor<3, Int>, budget: usize) {
         self.heads_agree &= rule.policy.same_for_all_heads();
         self.states.keep(&slots);
         if let Some(store) = &mut self.store {
             store.keep(slots, budget + 1);
         }
         self.order.reset();
-        Ok(())
+    }
+
+    fn refused(&self, phase: Phase, rule: &PhaseRule, error: &Error) -> Error {
+        let name = rule.policy.name();
+        Error::Failed(format!(
+            "layer {}, {phase}, policy {name}: {error}",
+            self.layer
+        ))
     }
 
     /// One entry goes, without waiting for the device: the newest takes its slot.

@@ -36,6 +36,18 @@ impl LayerCache {
         leader
     }
 
+    /// Layers with the same key do the same with the same prompt.
+    pub(in crate::cache) fn rules_key(&self) -> String {
+        let of = |rule: &PhaseRule| {
+            let policy = &rule.policy;
+            format!("{} {:?} {:?}", policy.name(), policy.params(), rule.budget)
+        };
+        match &self.rules {
+            Some(rules) => format!("{}, {}", of(&rules.prefill), of(&rules.decode)),
+            None => String::new(),
+        }
+    }
+
     pub(in crate::cache) fn index(&self) -> usize {
         self.layer
     }

@@ -1,0 +1,154 @@
+use super::{Allocator, Basis, LayerStat, Note, Online, by_claims};
+use crate::Result;
+use crate::ops;
+use crate::policy::LayerView;
+use burn::tensor::Tensor;
+
+/// Budgets by a contest of all entries of all layers (as in DynamicKV, arXiv 2412.14838, and LAVa, arXiv 2509.09754): each
+/// layer's scores are divided by their sum, the highest in the whole model win, and a layer gets as many entries as it
+/// wins. Until the last layer has been seen, each holds at most `most` times the average budget.
+///
+/// Our choices: what a policy protects wins anyway and is left out of the sum; scores that can be negative are first
+/// shifted, so that the layer's lowest one is 0; the winners are counted over heads and sequences together.
+#[derive(Debug)]
+pub struct Dynamic {
+    pub most: usize,
+}
+
+impl Allocator for Dynamic {
+    fn name(&self) -> &'static str {
+        "dynamic"
+    }
+
+    fn basis(&self) -> Basis {
+        Basis::Layers
+    }
+
+    fn split(&self, total: usize, prompt: usize, layers: &[LayerStat]) -> Vec<usize> {
+        by_claims(total, layers, |_| prompt)
+    }
+
+    fn online(&self) -> Option<&dyn Online> {
+        Some(self)
+    }
+}
+
+impl Online for Dynamic {
+    fn note(&self, view: &LayerView<'_>, scores: &Tensor<3>) -> Result<Note> {
+        let [batch, kv_heads, entries] = scores.dims();
+        let mask = view.protected.mask(view.positions.clone()).float();
+        let read = |tensor: Tensor<3>| tensor.try_into_vec_as::<f32>().map_err(ops::read_error);
+        let mut values = read(scores.clone())?;
+        normalise(&mut values, &read(mask)?);
+        Ok(Note {
+            entries,
+            rows: batch * kv_heads,
+            values,
+        })
+    }
+
+    fn budgets(
+        &self,
+        total: usize,
+        layers: &[LayerStat],
+        notes: &[Note],
+        to_come: usize,
+    ) -> Vec<usize> {
+        let both = layers.iter().zip(notes);
+        if to_come > 0 {
+            let most = self.most * total.div_ceil(layers.len() + to_come);
+            return both
+                .map(|(own, note)| own.least.max(note.entries.min(most)))
+                .collect();
+        }
+        let rows = notes.first().map_or(1, |note| note.rows);
+        let claimed: Vec<LayerStat> = layers
+            .iter()
+            .zip(wins(notes, total * rows))
+            .map(|(own, wins)| LayerStat {
+                sensitivity: wins as f64,
+                ..*own
+            })
+            .collect();
+        by_claims(total, &claimed, |layer| notes[layer].entries)
+    }
+}
+
+/// Shares of a layer's sum, infinite where `protected` is 1.
+fn normalise(scores: &mut [f32], protected: &[f32]) {
+    let free = |(score, &protected): (&f32, &f32)| (protected < 0.5).then_some(f64::from(*score));
+    let lowest = scores
+        .iter()
+        .zip(protected)
+        .filter_map(free)
+        .fold(0.0, f64::min);
+    let sum: f64 = scores
+        .iter()
+        .zip(protected)
+        .filter_map(free)
+        .map(|score| score - lowest)
+        .sum();
+    for (score, &protected) in scores.iter_mut().zip(protected) {
+        *score = match protected < 0.5 {
+            true => ((f64::from(*score) - lowest) / sum.max(f64::MIN_POSITIVE)) as f32,
+            false => f32::INFINITY,
+        };
+    }
+}
+
+/// How many of the `total` highest scores each layer has; ties go to the lower layers.
+fn wins(notes: &[Note], total: usize) -> Vec<usize> {
+    let mut all: Vec<(f32, usize)> = notes
+        .iter()
+        .enumerate()
+        .flat_map(|(layer, note)| note.values.iter().map(move |&score| (score, layer)))
+        .collect();
+    let best_first = |a: &(f32, usize), b: &(f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+    if total < all.len() {
+        all.select_nth_unstable_by(total, best_first);
+        all.truncate(total);
+    }
+    let mut wins = vec![0; notes.len()];
+    all.iter().for_each(|&(_, layer)| wins[layer] += 1);
+    wins
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scores_become_shares() {
+        let mut scores = [1.0, 3.0, 9.0];
+        normalise(&mut scores, &[0.0, 0.0, 1.0]);
+        assert_eq!(scores, [0.25, 0.75, f32::INFINITY]);
+        let mut negative = [-3.0, -1.0, -2.0];
+        normalise(&mut negative, &[0.0; 3]);
+        assert_eq!(negative, [0.0, 2.0 / 3.0, 1.0 / 3.0]);
+        let mut nothing = [0.0, 0.0];
+        normalise(&mut nothing, &[0.0; 2]);
+        assert_eq!(nothing, [0.0, 0.0]);
+    }
+
+    #[test]
+    fn the_highest_win_whatever_their_layer() {
+        let note = |values: [f32; 3], entries| Note {
+            entries,
+            rows: 1,
+            values: values.to_vec(),
+        };
+        let notes = [note([0.5, 0.3, 0.2], 3), note([0.9, 0.1, 0.0], 3)];
+        assert_eq!(wins(&notes, 3), [2, 1]);
+        assert_eq!(wins(&notes, 9), [3, 3]);
+        let layers = [LayerStat {
+            share: 1.0,
+            least: 0,
+            sensitivity: 0.0,
+        }; 2];
+        let own = Dynamic { most: 10 };
+        assert_eq!(own.budgets(3, &layers, &notes, 0), [2, 1]);
+        let wide = [note([0.5, 0.3, 0.2], 300)];
+        assert_eq!(own.budgets(3, &layers[..1], &wide, 1), [20]);
+        assert_eq!(own.budgets(3, &layers[..1], &notes[..1], 1), [3]);
+    }
+}

@@ -1,0 +1,162 @@
+//! Budgets that depend on what the layers do with the prompt: layers are cut in steps until the last has been seen.
+
+use super::{KvCache, Spans};
+use crate::allocate::{self, Allocator, LayerStat, Note, Online};
+use crate::plan::{PhaseRule, Resolved};
+use crate::policy::Phase;
+use crate::{Error, Result};
+
+/// One prompt's way through the layers.
+#[derive(Clone, Debug)]
+pub(super) struct Cascade {
+    allocator: &'static dyn Allocator,
+    /// What each layer claims at least, per phase; none for a phase that keeps everything there.
+    least: [Vec<Option<usize>>; 2],
+    /// Entries of all layers together, per phase.
+    totals: [usize; 2],
+    /// Of the layers seen so far.
+    notes: Vec<Note>,
+    /// Entries of the layers seen so far that evict after the prompt.
+    held: Vec<Option<usize>>,
+}
+
+impl Cascade {
+    /// For a plan whose allocator has to see the layers.
+    pub fn of(online: Option<&str>, resolved: &Resolved, spans: &Spans) -> Result<Option<Self>> {
+        let Some(name) = online else {
+            return Ok(None);
+        };
+        let allocator = allocate::by_name(name)?;
+        let least = |rule: &PhaseRule| {
+            rule.budget?;
+            Some(allocate::least_budget(&*rule.policy) + spans.count())
+        };
+        Ok(allocator.online().map(|_| Self {
+            allocator,
+            least: [
+                resolved
+                    .layers
+                    .iter()
+                    .map(|own| least(&own.prefill))
+                    .collect(),
+                resolved
+                    .layers
+                    .iter()
+                    .map(|own| least(&own.decode))
+                    .collect(),
+            ],
+            totals: [Phase::Prefill, Phase::Decode].map(|phase| resolved.total(phase)),
+            notes: Vec::new(),
+            held: Vec::new(),
+        }))
+    }
+
+    pub fn online(&self) -> Result<&'static dyn Online> {
+        self.allocator.online().ok_or_else(|| {
+            let name = self.allocator.name();
+            Error::Failed(format!("allocator {name} does not look at layers"))
+        })
+    }
+
+    /// Takes a layer in and gives the entries that it and the layers before it may hold, none where nothing is evicted.
+    fn see(&mut self, note: Note) -> Result<&[Option<usize>]> {
+        self.held
+            .push(self.least[0][self.notes.len()].map(|_| note.entries));
+        self.notes.push(note);
+        let wanted = self.budgets(Phase::Prefill)?;
+        // What a layer has lost does not come back: what rounding takes from one layer the next ones get.
+        let mut spare = 0;
+        for (held, wanted) in self.held.iter_mut().zip(wanted) {
+            if let (Some(held), Some(wanted)) = (held, wanted) {
+                let granted = (*held).min(wanted + spare);
+                spare = wanted + spare - granted;
+                *held = granted;
+            }
+        }
+        Ok(&self.held)
+    }
+
+    /// As [`Cascade::see`], for a layer like all others.
+    pub fn see_equal(&mut self, entries: usize) -> Result<&[Option<usize>]> {
+        self.see(Note {
+            entries,
+            rows: 1,
+            values: (0..entries).map(|rank| 1.0 / (1 + rank) as f32).collect(),
+        })
+    }
+
+    /// The budgets of the layers seen so far in a phase.
+    fn budgets(&self, phase: Phase) -> Result<Vec<Option<usize>>> {
+        let index = match phase {
+            Phase::Prefill => 0,
+            Phase::Decode => 1,
+        };
+        let least = &self.least[index];
+        let seen = self.notes.len();
+        let mut stats = Vec::new();
+        let mut notes = Vec::new();
+        for (least, note) in least.iter().zip(&self.notes) {
+            if let Some(least) = *least {
+                stats.push(LayerStat {
+                    share: 1.0,
+                    least,
+                    sensitivity: 0.0,
+                });
+                notes.push(note.clone());
+            }
+        }
+        let to_come = least[seen..].iter().flatten().count();
+        let total = self.totals[index];
+        let mut split = self
+            .online()?
+            .budgets(total, &stats, &notes, to_come)
+            .into_iter();
+        let budget = |least: &Option<usize>| least.and_then(|_| split.next());
+        Ok(least[..seen].iter().map(budget).collect())
+    }
+
+    /// The budgets of the decode phase once all layers have been seen: the prefill's where both evict in the same layers.
+    fn decode_budgets(&self) -> Result<Vec<Option<usize>>> {
+        let evicts = |phase: usize| self.least[phase].iter().map(Option::is_some);
+        match self.totals[0] == self.totals[1] && evicts(0).eq(evicts(1)) {
+            true => Ok(self.held.clone()),
+            false => self.budgets(Phase::Decode),
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.notes.len() == self.least[0].len()
+    }
+}
+
+impl KvCache {
+    /// As [`KvCache::end_prefill`], for a plan whose budgets are not known before all layers are.
+    pub(super) fn end_prefill_in_steps(
+        &mut self,
+        layer: usize,
+        mut cascade: Cascade,
+    ) -> Result<()> {
+        if layer != cascade.notes.len() {
+            let allowed = format!("{}, in order", cascade.notes.len());
+            return Err(Error::invalid("cache", "layer", layer, allowed));
+        }
+        let online = cascade.online()?;
+        let note = self.run(layer, |own| own.look(online))?;
+        let granted = cascade.see(note)?.to_vec();
+        for (layer, entries) in granted.into_iter().enumerate() {
+            if let Some(entries) = entries {
+                self.run(layer, |own| own.narrow(entries))?;
+            }
+        }
+        if !cascade.is_done() {
+            self.cascade = Some(cascade);
+            return Ok(());
+        }
+        let decode = cascade.decode_budgets()?;
+        for (own, (prefill, decode)) in self.layers.iter_mut().zip(cascade.held.iter().zip(decode))
+        {
+            own.settle(*prefill, decode);
+        }
+        Ok(())
+    }
+}
