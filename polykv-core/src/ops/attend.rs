@@ -3,12 +3,17 @@
 use super::{kernels, oracle};
 use crate::Result;
 use burn::tensor::{Int, Tensor, s};
+use std::cell::OnceCell;
 use std::ops::Range;
 
 /// The attention of consecutive queries over the entries that the last of them sees. Policies ask it for what they
 /// need of the probabilities; the matrix itself need not exist.
 #[derive(Clone, Debug)]
-pub struct AttentionBlock(Source);
+pub struct AttentionBlock {
+    source: Source,
+    /// Computed once: plans and blends may ask for them several times.
+    sums: OnceCell<Tensor<3>>,
+}
 
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant, reason = "a block lives for one call")]
@@ -35,23 +40,31 @@ pub type Observer<'a> = dyn FnMut(&AttentionBlock) -> Result<()> + 'a;
 
 impl AttentionBlock {
     pub(super) fn of_probabilities(rows: Tensor<4>, group: usize) -> Self {
-        Self(Source::Probabilities { rows, group })
+        Self::of(Source::Probabilities { rows, group })
+    }
+
+    fn of(source: Source) -> Self {
+        Self {
+            source,
+            sums: OnceCell::new(),
+        }
     }
 
     /// Attention received per entry: sum over the block's queries, mean over the query group.
     /// `[batch, kv_heads, entries]`.
     pub fn column_sums(&self) -> Tensor<3> {
-        match &self.0 {
+        let sums = || match &self.source {
             Source::Probabilities { rows, group } => oracle::column_sums(rows.clone(), *group),
             Source::Kernel(from) => {
                 kernels::column_sums(from.q.clone(), from.k.clone(), from.log_sums.clone())
             }
-        }
+        };
+        self.sums.get_or_init(sums).clone()
     }
 
     /// How many queries the block has.
     pub fn tokens(&self) -> usize {
-        match &self.0 {
+        match &self.source {
             Source::Probabilities { rows, group } => rows.dims()[2] / group,
             Source::Kernel(from) => from.q.dims()[2],
         }
@@ -59,7 +72,7 @@ impl AttentionBlock {
 
     /// Query heads per KV head.
     pub fn group(&self) -> usize {
-        match &self.0 {
+        match &self.source {
             Source::Probabilities { group, .. } => *group,
             Source::Kernel(from) => from.q.dims()[1] / from.k.dims()[1],
         }
@@ -67,7 +80,7 @@ impl AttentionBlock {
 
     /// How many entries the block's last query sees.
     pub fn entries(&self) -> usize {
-        match &self.0 {
+        match &self.source {
             Source::Probabilities { rows, .. } => rows.dims()[3],
             Source::Kernel(from) => from.k.dims()[2],
         }
@@ -77,7 +90,7 @@ impl AttentionBlock {
     /// was not kept: `[batch, kv_heads, group, queries, entries]`.
     pub fn rows(&self, queries: Range<usize>) -> Tensor<5> {
         let seen = self.entries() - self.tokens() + queries.end;
-        match &self.0 {
+        match &self.source {
             Source::Probabilities { rows, group } => {
                 let [batch, kv_heads, count, entries] = rows.dims();
                 rows.clone()
@@ -99,7 +112,7 @@ impl AttentionBlock {
 
     /// The attention of the block's last query: `[batch, kv_heads, group, entries]`.
     pub fn last_row(&self) -> Tensor<4> {
-        match &self.0 {
+        match &self.source {
             Source::Probabilities { rows, group } => {
                 let [batch, kv_heads, count, entries] = rows.dims();
                 let tokens = count / group;
@@ -140,7 +153,7 @@ pub fn attend(
     } else {
         let (output, log_sums) = kernels::attend_prompt(q.clone(), k.clone(), v);
         let kernel = Kernel { q, k, log_sums };
-        (output, AttentionBlock(Source::Kernel(kernel)))
+        (output, AttentionBlock::of(Source::Kernel(kernel)))
     };
     if let Some(observe) = observe {
         observe(&block)?;
