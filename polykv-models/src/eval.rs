@@ -4,17 +4,26 @@
 
 mod fidelity;
 pub(crate) mod filler;
+mod frame;
 pub(crate) mod haystack;
+mod lines;
+mod longbench;
 pub mod metrics;
 mod needle;
 mod ppl;
+mod prompts;
+mod question;
+mod ruler;
 mod runner;
 mod summary;
 pub(crate) mod windows;
 
 pub use fidelity::Fidelity;
+pub use longbench::{LongBench, PromptOptions};
 pub use needle::{Needle, NeedleOptions};
 pub use ppl::Ppl;
+pub use prompts::{FieldMap, Prompts, PromptsOptions, Scorer};
+pub use ruler::{Ruler, RulerOptions, RulerSource};
 pub use runner::{Candidate, Evaluator, PlanInfo, Prompted};
 pub use summary::{Group, PlanSummary, SetSummary, Summary, TaskSummary};
 pub use windows::WindowOptions;

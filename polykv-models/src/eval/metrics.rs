@@ -1,5 +1,17 @@
 //! The arithmetic of the scores, in f64 on the host.
 
+mod choice;
+mod edit;
+mod metric;
+mod rouge;
+mod words;
+
+pub use choice::{classification, count, retrieval, retrieval_zh};
+pub use edit::{code, ratio};
+pub use metric::Metric;
+pub use rouge::{rouge_l, rouge_l_zh};
+pub use words::{exact, f1, f1_zh, substring};
+
 use polykv_core::{Error, Result};
 
 /// The negative logarithm of a token's probability, in nats. `logits` has one number per token of the vocabulary.

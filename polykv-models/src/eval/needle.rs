@@ -143,25 +143,6 @@ impl Sample {
         self.lead_in.len() + self.answer.len() + SPARE
     }
 
-    /// The greedy answer after a cache whose last logits are `next`.
-    fn generate(
-        &self,
-        evaluator: &Evaluator<'_>,
-        next: &[f32],
-        cache: &mut KvCache,
-    ) -> Result<Vec<u32>> {
-        let mut tokens = Vec::new();
-        let mut token = metrics::most_likely(next)?;
-        while !evaluator.model().eos_tokens.contains(&token) {
-            tokens.push(token);
-            if tokens.len() == self.longest_answer() {
-                break;
-            }
-            token = metrics::most_likely(&evaluator.step(cache, token)?)?;
-        }
-        Ok(tokens)
-    }
-
     /// Mean over the number's tokens, the lead-in before them.
     fn answer_nll(
         &self,
@@ -215,7 +196,9 @@ impl Task for Needle {
                 let mut copy = cache.clone();
                 let nll = sample.answer_nll(evaluator, &next, &mut copy, self.decode)?;
                 drop(copy);
-                let tokens = sample.generate(evaluator, &next, &mut cache)?;
+                let most = sample.longest_answer();
+                let stops = &evaluator.model().eos_tokens;
+                let tokens = evaluator.greedy(&next, &mut cache, most, stops)?;
                 let output = evaluator.model().tokenizer.decode(&tokens, true)?;
                 let exact = metrics::first_number(&output) == Some(&sample.number);
                 scores.insert("exact".into(), f64::from(u8::from(exact)));

@@ -1,6 +1,7 @@
 //! Running a prompt for all plans, and what follows it for each.
 
 use super::{Scores, metrics};
+use crate::tokenizer::Specials;
 use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv_core::{Budget, CacheReport, Error, KvCache, Phase, Plan, Result, Rule, SharedPrefill};
@@ -188,6 +189,42 @@ impl<'a> Evaluator<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The most likely tokens one by one after a cache whose last logits are `next`, at most `most`, up to the first of
+    /// `stops`.
+    ///
+    /// # Errors
+    /// As [`Evaluator::step`]; NaN in logits.
+    pub fn greedy(
+        &self,
+        next: &[f32],
+        cache: &mut KvCache,
+        most: usize,
+        stops: &[u32],
+    ) -> Result<Vec<u32>> {
+        let mut tokens = Vec::new();
+        if most == 0 {
+            return Ok(tokens);
+        }
+        let mut token = metrics::most_likely(next)?;
+        while !stops.contains(&token) {
+            tokens.push(token);
+            if tokens.len() == most {
+                break;
+            }
+            token = metrics::most_likely(&self.step(cache, token)?)?;
+        }
+        Ok(tokens)
+    }
+
+    /// The token that a line break ends with, if the tokenizer knows one.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub(super) fn newline(&self) -> Result<Option<u32>> {
+        let ids = self.model.tokenizer.encode("\n", Specials::AsText)?;
+        Ok(ids.last().copied())
     }
 
     /// The negative log-likelihood of each of `tokens` after a cache whose last logits are `next`.
