@@ -31,7 +31,15 @@ fn plans() -> Vec<Plan> {
         &phases[..],
     );
     mixed.decode[0].policy = "tova".into();
-    plans.push(mixed);
+    plans.push(mixed.clone());
+    // The same again in one layer, and in both.
+    let mut again = mixed.clone();
+    again.set_layers(Phase::Decode, {
+        let mut rules = again.by_layer(Phase::Decode);
+        rules[1].policy = "knorm".into();
+        rules
+    });
+    plans.extend([again, mixed]);
     let roomy = Budget::Tokens(100);
     plans.push(Plan::uniform(
         LAYERS,

@@ -7,12 +7,14 @@ use burn::tensor::{Device, Tensor};
 
 /// Runs a prompt once for any number of plans: eviction after a layer's prompt changes nothing inside the prompt. While
 /// a layer's full keys and values are at hand, every plan takes its cut of them before the next layer starts, so the
-/// peak is one layer's full cache plus the budgets of all plans.
+/// peak is one layer's full cache plus the budgets of all plans. Plans that do the same in a layer share one cut.
 ///
 /// Each cache of [`SharedPrefill::finish`] is what [`KvCache`] would be after the same prompt alone.
 #[derive(Debug)]
 pub struct SharedPrefill {
     caches: Vec<KvCache>,
+    /// For each layer and cache the first cache with the same rules there.
+    firsts: Vec<Vec<usize>>,
     shape: LayerShape,
     device: Device,
     /// The layer at hand.
@@ -46,6 +48,7 @@ impl SharedPrefill {
             .collect::<Result<_>>()?;
         Ok(Self {
             caches,
+            firsts: Vec::new(),
             shape,
             device: device.clone(),
             leader: None,
@@ -96,6 +99,9 @@ impl PromptCache for SharedPrefill {
         for cache in &mut self.caches {
             cache.begin_prefill(tokens)?;
         }
+        self.firsts = (0..self.caches[0].layers.len())
+            .map(|layer| firsts(&self.caches, layer))
+            .collect();
         self.tokens = Some(tokens);
         Ok(())
     }
@@ -124,10 +130,13 @@ impl PromptCache for SharedPrefill {
             let followers = self.caches.iter().map(|cache| &cache.layers[layer]);
             LayerCache::leader(layer, self.shape, &self.device, tokens, followers)
         });
+        let firsts = &self.firsts[layer];
         let mut followers: Vec<&mut LayerCache> = self
             .caches
             .iter_mut()
-            .map(|cache| &mut cache.layers[layer])
+            .enumerate()
+            .filter(|(index, _)| firsts[*index] == *index)
+            .map(|(_, cache)| &mut cache.layers[layer])
             .collect();
         let output = self.leader.insert(leader).lead(&mut followers, q, k, v)?;
         self.note_peak();
@@ -137,17 +146,36 @@ impl PromptCache for SharedPrefill {
     fn end_prefill(&mut self, layer: usize) -> Result<()> {
         let own = self.leader.take_if(|leader| leader.index() == layer);
         let leader = own.ok_or_else(|| self.no_layer(layer, "the one that was just prefilled"))?;
-        for cache in &mut self.caches {
+        for index in 0..self.caches.len() {
+            let first = self.firsts[layer][index];
+            let cut = (first < index).then(|| self.caches[first].layers[layer].clone());
+            let cache = &mut self.caches[index];
             // Two steps, so that the cache's own peak is what it would be alone.
             cache.run(layer, |own| {
                 own.follow(&leader);
                 Ok(())
             })?;
-            cache.run(layer, LayerCache::end_prefill)?;
+            cache.run(layer, |own| match cut {
+                Some(cut) => {
+                    *own = cut;
+                    Ok(())
+                }
+                None => own.end_prefill(),
+            })?;
         }
         self.leader = Some(leader);
         self.note_peak();
         self.leader = None;
         Ok(())
     }
+}
+
+/// For each cache the first one with the same rules in a layer, itself if there is none before it.
+fn firsts(caches: &[KvCache], layer: usize) -> Vec<usize> {
+    let layers: Vec<&LayerCache> = caches.iter().map(|cache| &cache.layers[layer]).collect();
+    let first = |index: usize| {
+        let same = |other: &usize| layers[*other].same_rules(layers[index]);
+        (0..index).find(same).unwrap_or(index)
+    };
+    (0..layers.len()).map(first).collect()
 }

@@ -31,6 +31,16 @@ pub struct LayerRules {
     pub decode: PhaseRule,
 }
 
+impl LayerRules {
+    /// True if both keep the same in both phases.
+    pub fn same(&self, other: &Self) -> bool {
+        let same = |own: &PhaseRule, other: &PhaseRule| {
+            own.budget == other.budget && (own.budget.is_none() || own.same_policy(other))
+        };
+        same(&self.prefill, &other.prefill) && same(&self.decode, &other.decode)
+    }
+}
+
 /// A plan's rules with budgets for one prompt, one per layer.
 #[derive(Clone, Debug)]
 pub struct Resolved {

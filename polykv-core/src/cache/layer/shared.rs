@@ -36,6 +36,14 @@ impl LayerCache {
         leader
     }
 
+    /// True if both do the same with the same entries, once their rules are set.
+    pub(in crate::cache) fn same_rules(&self, other: &Self) -> bool {
+        match (&self.rules, &other.rules) {
+            (Some(own), Some(other)) => own.same(other),
+            _ => false,
+        }
+    }
+
     pub(in crate::cache) fn index(&self) -> usize {
         self.layer
     }
