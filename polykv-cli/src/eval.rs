@@ -28,15 +28,23 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let task = task(&args.samples, &model, &text)?;
 
     // A folder that cannot be written is found before the work, one for work that is refused is not made.
-    for tokens in task.prompt_tokens() {
-        evaluator.check(tokens)?;
+    let infos = task.samples();
+    for info in &infos {
+        evaluator.check(info.prompt_tokens)?;
     }
     if let Some(folder) = &args.out {
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
     }
     let mut samples = progress::Steps::new("evaluating", "sample");
-    let predictions = evaluate(&*task, &evaluator, &mut |done, total| {
-        samples.step(done, total);
+    let all: Vec<usize> = (0..infos.len()).collect();
+    let mut predictions = Vec::new();
+    let mut done = 0;
+    samples.step(done, all.len());
+    evaluate(&*task, &evaluator, &all, &mut |own| {
+        predictions.extend_from_slice(own);
+        done += 1;
+        samples.step(done, all.len());
+        Ok(())
     })?;
     drop(samples);
     let summary = Summary::of(&*task, &evaluator, &predictions);

@@ -78,14 +78,14 @@ impl<'a> Metrics<'a> {
     ) -> Self {
         let plans = summary.plans.iter().zip(evaluator.candidates());
         Self {
-            full: summary.plans.first().map(|plan| scored(summary, plan)),
+            full: summary.plans.first().map(scored),
             plans: plans
                 .map(|(plan, candidate)| Row {
                     name: &plan.name,
                     hash: &plan.hash,
                     budget: describe_budget(&candidate.plan),
                     scores: &plan.scores,
-                    scored: scored(summary, plan),
+                    scored: scored(plan),
                 })
                 .collect(),
             seed: args.samples.seed,
@@ -98,17 +98,19 @@ impl<'a> Metrics<'a> {
     }
 }
 
-fn scored<'a>(summary: &'a Summary, plan: &'a PlanSummary) -> Scored<'a> {
-    let score = plan.scores.get(summary.metric).copied().unwrap_or(f64::NAN);
-    let task = TaskScore {
-        metric: summary.metric,
-        score,
-        n: plan.n,
-    };
+fn scored(plan: &PlanSummary) -> Scored<'_> {
+    let tasks = plan.tasks.iter().map(|task| {
+        let score = TaskScore {
+            metric: &task.metric,
+            score: task.score,
+            n: task.n,
+        };
+        (task.name.as_str(), score)
+    });
     Scored {
-        tasks: BTreeMap::from([(summary.task, task)]),
+        tasks: tasks.collect(),
         groups: &plan.groups,
-        mean: score,
+        mean: plan.mean,
     }
 }
 
@@ -140,7 +142,7 @@ pub fn table(args: &SampleArgs, summary: &Summary) -> String {
     for plan in &summary.plans {
         let mut row = vec![plan.name.clone()];
         row.extend(columns.iter().map(|(score, _, format)| {
-            let score = plan.scores.get(score).copied();
+            let score = plan.scores.get(*score).copied();
             score.map_or(String::new(), format)
         }));
         row.push(plan.n.to_string());

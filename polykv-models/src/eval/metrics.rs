@@ -57,6 +57,11 @@ pub fn most_likely(logits: &[f32]) -> Result<u32> {
     Ok(best as u32)
 }
 
+/// Whether a smaller value of a score is the better one.
+pub fn lower_is_better(metric: &str) -> bool {
+    matches!(metric, "perplexity" | "nll" | "kl")
+}
+
 /// The mean; zero of nothing.
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
