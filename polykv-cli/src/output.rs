@@ -7,6 +7,7 @@ mod json;
 pub mod kept;
 pub mod picture;
 pub mod progress;
+pub mod report;
 pub mod stats;
 
 use comfy_table::{Table, presets};
@@ -60,6 +61,22 @@ pub fn write_whole(path: &Path, content: &str) -> Result<()> {
         .and_then(|mut file| file.write_all(content.as_bytes()))
         .and_then(|()| std::fs::rename(part, path))
         .map_err(|e| Error::io(path, e))
+}
+
+/// Text that is neither markup nor the end of an attribute.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// An empty table in this program's style.

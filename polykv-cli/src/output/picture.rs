@@ -70,7 +70,7 @@ pub fn svg(plan: &Plan) -> String {
                 "<rect x=\"{x}\" y=\"{}\" width=\"{BAR}\" height=\"{bar}\" fill=\"{}\"><title>{}</title></rect>",
                 base - bar,
                 colour(index),
-                escaped(&format!("{phase}, layer {layer}: {own}, {}", entries(rule)))
+                safe(&format!("{phase}, layer {layer}: {own}, {}", entries(rule)))
             );
             if layer % 5 == 0 || plan.layers <= 10 {
                 text(
@@ -131,7 +131,7 @@ fn colour(index: usize) -> &'static str {
 }
 
 fn text(svg: &mut String, x: usize, y: usize, anchor: &str, content: &str) {
-    let content = escaped(content);
+    let content = safe(content);
     let _ = writeln!(
         svg,
         "<text x=\"{x}\" y=\"{y}\" text-anchor=\"{anchor}\">{content}</text>"
@@ -139,18 +139,8 @@ fn text(svg: &mut String, x: usize, y: usize, anchor: &str, content: &str) {
 }
 
 /// Names and parameters come from a file that anybody may have written.
-fn escaped(text: &str) -> String {
-    let mut safe = String::with_capacity(text.len());
-    for c in super::one_line(text).chars() {
-        match c {
-            '<' => safe.push_str("&lt;"),
-            '>' => safe.push_str("&gt;"),
-            '&' => safe.push_str("&amp;"),
-            '"' => safe.push_str("&quot;"),
-            c => safe.push(c),
-        }
-    }
-    safe
+fn safe(text: &str) -> String {
+    super::escaped(&super::one_line(text))
 }
 
 #[cfg(test)]
