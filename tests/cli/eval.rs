@@ -144,7 +144,12 @@ fn results_are_written_whole() {
         .map(|file| file.unwrap().file_name().into_string().unwrap())
         .collect();
     files.sort();
-    let all = ["metrics.json", "predictions.jsonl", "report.html", "run.json"];
+    let all = [
+        "metrics.json",
+        "predictions.jsonl",
+        "report.html",
+        "run.json",
+    ];
     assert_eq!(files, all);
     let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
     let metrics: Value = serde_json::from_str(&read("metrics.json")).unwrap();

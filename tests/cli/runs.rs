@@ -21,7 +21,9 @@ impl Runs {
     fn new(limit: usize) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let text = text(&dir);
-        let args = format!("--task ppl --text {text} --length 60 --continuation 6 --limit {limit} {PLANS}");
+        let args = format!(
+            "--task ppl --text {text} --length 60 --continuation 6 --limit {limit} {PLANS}"
+        );
         Self { dir, args }
     }
 
@@ -36,7 +38,11 @@ impl Runs {
 
     fn run(&self, name: &str, more: &str) {
         let answer = eval(&self.into(name, more));
-        assert_eq!((answer.code, answer.stderr.as_str()), (0, ""), "{name} {more}");
+        assert_eq!(
+            (answer.code, answer.stderr.as_str()),
+            (0, ""),
+            "{name} {more}"
+        );
     }
 
     fn read(&self, folder: &str, file: &str) -> String {
@@ -50,7 +56,11 @@ impl Runs {
     /// Both folders hold the same results, as far as they do not depend on time.
     fn same(&self, one: &str, other: &str) {
         for file in ["predictions.jsonl", "metrics.json"] {
-            assert_eq!(self.read(one, file), self.read(other, file), "{file} of {one} and {other}");
+            assert_eq!(
+                self.read(one, file),
+                self.read(other, file),
+                "{file} of {one} and {other}"
+            );
         }
         assert!(self.read(one, "report.html").contains("Results"));
     }
@@ -82,16 +92,33 @@ fn a_run_cut_anywhere_goes_on_to_the_same_result() {
     assert_eq!(starts.len(), 4 * (1 + PLAN_COUNT));
     let sample = starts[PLAN_COUNT];
     // Nothing, pieces of lines, between the lines of a sample, between samples, everything.
-    let cuts = [0, 10, sample - 1, sample, sample + 1, starts[PLAN_COUNT + 2], lines.len() - 1, lines.len()];
+    let cuts = [
+        0,
+        10,
+        sample - 1,
+        sample,
+        sample + 1,
+        starts[PLAN_COUNT + 2],
+        lines.len() - 1,
+        lines.len(),
+    ];
     for cut in cuts {
         let folder = runs.folder("cut");
         std::fs::create_dir(&folder).unwrap();
-        std::fs::copy(runs.folder("whole").join("run.json"), folder.join("run.json")).unwrap();
+        std::fs::copy(
+            runs.folder("whole").join("run.json"),
+            folder.join("run.json"),
+        )
+        .unwrap();
         std::fs::write(folder.join("predictions.jsonl"), &lines[..cut]).unwrap();
         runs.run("cut", "");
         runs.same("cut", "whole");
         let again = if cut == lines.len() { 1 } else { 2 };
-        assert_eq!(runs.record("cut")["sessions"].as_array().unwrap().len(), again, "{cut}");
+        assert_eq!(
+            runs.record("cut")["sessions"].as_array().unwrap().len(),
+            again,
+            "{cut}"
+        );
         std::fs::remove_dir_all(&folder).unwrap();
     }
 }
@@ -113,7 +140,10 @@ fn a_killed_run_goes_on_to_the_same_result() {
     let begun = Instant::now();
     while written() < 20 {
         assert!(begun.elapsed() < Duration::from_secs(60), "no predictions");
-        assert!(child.try_wait().unwrap().is_none(), "done before it could be killed");
+        assert!(
+            child.try_wait().unwrap().is_none(),
+            "done before it could be killed"
+        );
         std::thread::sleep(Duration::from_millis(1));
     }
     child.kill().unwrap();
@@ -155,36 +185,67 @@ fn shards_merge_to_the_whole_run() {
         assert!(!out.exists());
     };
     refuse(&folders[..2], &["without 2/3", "all 3 shards"]);
-    refuse(&[folders.clone(), vec![folders[0].clone()]].concat(), &["shard is 0/3", "each shard once"]);
+    refuse(
+        &[folders.clone(), vec![folders[0].clone()]].concat(),
+        &["shard is 0/3", "each shard once"],
+    );
     let with = |other: &str| [&folders[..2], &[runs.folder(other)]].concat();
     refuse(&with("whole"), &["whole", "shard is 0/1", "0/3 in"]);
     refuse(&with("nowhere"), &["nowhere", "run.json is missing"]);
-    let other = runs.into("other", " --shard 2/3").replace("--seed 3", "--seed 4");
+    let other = runs
+        .into("other", " --shard 2/3")
+        .replace("--seed 3", "--seed 4");
     assert_eq!(eval(&other).code, 0);
-    refuse(&with("other"), &["other/run.json", "seed is 4", "allowed: 3"]);
-    refused(&merge(&folders, &runs.folder("whole")), &["whole", "there from another run"]);
+    refuse(
+        &with("other"),
+        &["other/run.json", "seed is 4", "allowed: 3"],
+    );
+    refused(
+        &merge(&folders, &runs.folder("whole")),
+        &["whole", "there from another run"],
+    );
     // An unfinished shard: its last sample is the run's sample 5.
     let lines = runs.read("c", "predictions.jsonl");
-    std::fs::write(folders[2].join("predictions.jsonl"), &lines[..lines.len() - 5]).unwrap();
+    std::fs::write(
+        folders[2].join("predictions.jsonl"),
+        &lines[..lines.len() - 5],
+    )
+    .unwrap();
     refuse(&folders, &["/c", "sample 5 of 7", "missing from shard 2/3"]);
     // A sample twice.
     let twice = [lines.as_str(), &lines].concat();
     std::fs::write(folders[2].join("predictions.jsonl"), twice).unwrap();
-    refuse(&folders, &["line 11", "sample 2", "each sample of the run once"]);
+    refuse(
+        &folders,
+        &["line 11", "sample 2", "each sample of the run once"],
+    );
 }
 
 #[test]
 fn a_folder_of_another_run_is_refused_and_left_alone() {
     let runs = Runs::new(2);
     runs.run("out", "");
-    let files = || ["run.json", "predictions.jsonl", "metrics.json"].map(|file| runs.read("out", file));
+    let files =
+        || ["run.json", "predictions.jsonl", "metrics.json"].map(|file| runs.read("out", file));
     let before = files();
     let args = runs.into("out", "");
-    let needle = format!("--task needle --length 380 --limit 1 {PLANS} --out {}", path_str(&runs.folder("out")));
+    let needle = format!(
+        "--task needle --length 380 --limit 1 {PLANS} --out {}",
+        path_str(&runs.folder("out"))
+    );
     for (changed, parts) in [
-        (args.replace("--seed 3", "--seed 5"), &["seed is 3", "allowed: 5"][..]),
-        (args.replace("--length 60", "--length 64"), &["settings.length is [60]", "[64]"]),
-        (args.replace("20,30", "20,31"), &["plans is", "tova 30", "tova 31"]),
+        (
+            args.replace("--seed 3", "--seed 5"),
+            &["seed is 3", "allowed: 5"][..],
+        ),
+        (
+            args.replace("--length 60", "--length 64"),
+            &["settings.length is [60]", "[64]"],
+        ),
+        (
+            args.replace("20,30", "20,31"),
+            &["plans is", "tova 30", "tova 31"],
+        ),
         (format!("{args} --dtype f16"), &["dtype is f32", "f16"]),
         (format!("{args} --decode"), &["settings.decode is false"]),
         (format!("{args} --shard 0/2"), &["shard is 0/1", "0/2"]),
@@ -200,11 +261,16 @@ fn a_folder_of_another_run_is_refused_and_left_alone() {
     refused(&eval(&args), &["questions is", "another folder"]);
     std::fs::write(&text, content).unwrap();
 
-    let spoil = |content: &str| std::fs::write(runs.folder("out").join("predictions.jsonl"), content).unwrap();
+    let spoil = |content: &str| {
+        std::fs::write(runs.folder("out").join("predictions.jsonl"), content).unwrap()
+    };
     spoil(&before[1].replacen("\"plan\":\"full\"", "\"plan\":\"fool\"", 1));
     refused(&eval(&args), &["predictions.jsonl", "line 1", "'fool'"]);
     spoil(&format!("{{}}\n{}", before[1]));
-    refused(&eval(&args), &["predictions.jsonl", "line 1", "no prediction"]);
+    refused(
+        &eval(&args),
+        &["predictions.jsonl", "line 1", "no prediction"],
+    );
     std::fs::remove_file(runs.folder("out").join("run.json")).unwrap();
     refused(&eval(&args), &["predictions.jsonl", "without the run.json"]);
 }
@@ -213,20 +279,38 @@ fn a_folder_of_another_run_is_refused_and_left_alone() {
 fn policies_budgets_and_phases_multiply() {
     let runs = Runs::new(1);
     let names = |more: &str| -> Vec<String> {
-        let answer = eval(&format!("{} --json {more}", runs.args.replace(PLANS, "")).replace("  ", " "));
+        let answer =
+            eval(&format!("{} --json {more}", runs.args.replace(PLANS, "")).replace("  ", " "));
         assert_eq!(answer.code, 0, "{}", answer.stderr);
         let json: Value = serde_json::from_str(&answer.stdout).unwrap();
         let plans = json["plans"].as_array().unwrap().iter();
-        plans.map(|plan| plan["name"].as_str().unwrap().to_string()).collect()
+        plans
+            .map(|plan| plan["name"].as_str().unwrap().to_string())
+            .collect()
     };
     assert_eq!(
         names("--policy tova,h2o --budget-ratio 0.25,0.5"),
-        ["full", "tova ratio 0.25", "tova ratio 0.5", "h2o ratio 0.25", "h2o ratio 0.5"]
+        [
+            "full",
+            "tova ratio 0.25",
+            "tova ratio 0.5",
+            "h2o ratio 0.25",
+            "h2o ratio 0.5"
+        ]
     );
     assert_eq!(
         names("--policy tova --budget 20,30 --phase prefill,both"),
-        ["full", "tova 20 prefill", "tova 20", "tova 30 prefill", "tova 30"]
+        [
+            "full",
+            "tova 20 prefill",
+            "tova 20",
+            "tova 30 prefill",
+            "tova 30"
+        ]
     );
     // 3 layers of 2 heads of 16 numbers in f32, keys and values: 768 bytes an entry.
-    assert_eq!(names("--policy h2o --budget-mb 0.01536"), ["full", "h2o 15360 B"]);
+    assert_eq!(
+        names("--policy h2o --budget-mb 0.01536"),
+        ["full", "h2o 15360 B"]
+    );
 }

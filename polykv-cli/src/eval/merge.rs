@@ -64,7 +64,7 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     let lines: String = samples.values().map(|(lines, _)| lines.as_str()).collect();
     whole.write(&args.out)?;
-    output::write_whole(&args.out.join(results::NAME), &lines)?;
+    output::write_whole(&args.out.join(results::NAME), lines)?;
     let predictions: Vec<Prediction> = samples.into_values().flat_map(|(_, own)| own).collect();
     results::finish(&whole, &predictions, Some(&args.out), args.json)
 }

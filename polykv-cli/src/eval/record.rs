@@ -140,7 +140,7 @@ impl Record {
     pub fn write(&self, folder: &Path) -> Result<()> {
         let json = serde_json::to_string_pretty(self)
             .map_err(|e| Error::Failed(format!("a run as JSON: {e}")))?;
-        output::write_whole(&folder.join(NAME), &format!("{json}\n"))
+        output::write_whole(&folder.join(NAME), format!("{json}\n"))
     }
 
     /// Whether the run in a folder is this one.

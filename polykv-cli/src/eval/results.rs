@@ -189,8 +189,8 @@ pub fn finish(
     let metrics = serde_json::to_string(&report::Metrics::new(record, &summary))?;
     if let Some(folder) = folder {
         record.write(folder)?;
-        output::write_whole(&folder.join("metrics.json"), &format!("{metrics}\n"))?;
-        output::write_whole(&folder.join("report.html"), &page::page(record, &summary))?;
+        output::write_whole(&folder.join("metrics.json"), format!("{metrics}\n"))?;
+        output::write_whole(&folder.join("report.html"), page::page(record, &summary))?;
     }
     let shown = match json {
         true => metrics,
