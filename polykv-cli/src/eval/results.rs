@@ -75,6 +75,7 @@ impl Results {
                         allowed,
                     ));
                 }
+                self.record.commands = old.commands;
                 self.record.sessions = old.sessions;
             }
             None if path.metadata().is_ok_and(|file| file.len() > 0) => {

@@ -118,12 +118,14 @@ fn tasks(summary: &Summary) -> comfy_table::Table {
     table
 }
 
+type Score = Box<dyn Fn(&PlanSummary) -> Option<f64>>;
+
 /// A column of the results, here and in report.html.
 pub struct Column {
     pub title: String,
     pub cell: Box<dyn Fn(&PlanSummary) -> Option<String>>,
     /// What is compared between the plans, and whether less is better.
-    pub score: Option<(Box<dyn Fn(&PlanSummary) -> Option<f64>>, bool)>,
+    pub score: Option<(Score, bool)>,
 }
 
 impl Column {
@@ -138,12 +140,7 @@ impl Column {
         Self {
             title: title.into(),
             cell: Box::new(move |plan| value(plan).map(format)),
-            score: better.map(|lower| {
-                (
-                    Box::new(value) as Box<dyn Fn(&PlanSummary) -> Option<f64>>,
-                    lower,
-                )
-            }),
+            score: better.map(|lower| (Box::new(value) as Score, lower)),
         }
     }
 
