@@ -1,29 +1,43 @@
 //! `polykv eval`: plans beside the full cache.
 
-use crate::args::{EvalArgs, SampleArgs, TaskName};
+mod digest;
+mod merge;
+pub mod record;
+mod results;
+mod running;
+
+use crate::args::{EvalArgs, EvalCommand, SampleArgs, TaskName};
 use crate::compression::Source;
-use crate::output::{eval as report, progress};
+use crate::output::progress;
 use crate::{model, prompt};
-use anyhow::Context;
 use polykv::models::eval::{
-    Candidate, Evaluator, Fidelity, Needle, NeedleOptions, Ppl, Summary, Task, WindowOptions,
-    evaluate,
+    Candidate, Evaluator, Fidelity, Needle, NeedleOptions, Ppl, Task, WindowOptions, evaluate,
 };
 use polykv::models::{LoadedModel, ModelConfig};
 use polykv::{Error, Result};
-use std::io::Write;
+use record::Record;
+use results::Results;
+use running::Running;
 
 /// # Errors
 /// What was refused, or what failed on the way.
-pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
+pub fn run(command: &EvalCommand) -> anyhow::Result<()> {
+    match command {
+        EvalCommand::Run(args) => evaluated(args),
+        EvalCommand::Merge(args) => merge::run(args),
+    }
+}
+
+fn evaluated(args: &EvalArgs) -> anyhow::Result<()> {
     // Whatever can be checked without the model comes before it is loaded.
     let sources = args
+        .plans
         .compressions()
         .iter()
         .map(Source::read)
         .collect::<Result<Vec<_>>>()?;
     let text = text(&args.samples)?;
-    let (spec, model) = model::open(&args.model)?;
+    let (spec, path, model) = model::open_at(&args.model)?;
     let evaluator = Evaluator::new(&model, candidates(sources, model.model.config())?)?;
     let task = task(&args.samples, &model, &text)?;
 
@@ -32,32 +46,28 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     for info in &infos {
         evaluator.check(info.prompt_tokens)?;
     }
-    if let Some(folder) = &args.out {
-        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-    }
-    let mut samples = progress::Steps::new("evaluating", "sample");
-    let all: Vec<usize> = (0..infos.len()).collect();
-    let mut predictions = Vec::new();
-    let mut done = 0;
-    samples.step(done, all.len());
-    evaluate(&*task, &evaluator, &all, &mut |own| {
-        predictions.extend_from_slice(own);
-        done += 1;
-        samples.step(done, all.len());
+    let hash = match args.out {
+        Some(_) => digest::model(&path)?,
+        None => String::new(),
+    };
+    let record = Record::new(args, &evaluator, &*task, infos.len(), spec, hash);
+    let mut results = Results::open(args.out.as_deref(), record)?;
+    let todo = results.todo();
+    let mut running = Running::new(&evaluator.plans(), results.predictions());
+    let tokens = todo.iter().map(|&sample| infos[sample].prompt_tokens).sum();
+    let mut bar = progress::Evaluation::new(todo.len(), tokens);
+    results.begin();
+    evaluate(&*task, &evaluator, &todo, &mut |own| {
+        results.add(own)?;
+        running.add(own);
+        bar.step(
+            own.first().map_or(0, |one| one.prompt_tokens),
+            &running.to_string(),
+        );
         Ok(())
     })?;
-    drop(samples);
-    let summary = Summary::of(&*task, &evaluator, &predictions);
-    let metrics = report::Metrics::new(args, &evaluator, &summary, spec);
-    let json = serde_json::to_string(&metrics)?;
-    if let Some(folder) = &args.out {
-        report::write(folder, &json, &predictions)?;
-    }
-    let shown = match args.json {
-        true => json,
-        false => report::table(&args.samples, &summary),
-    };
-    writeln!(std::io::stdout(), "{shown}").context("standard output")
+    drop(bar);
+    results.finish(args.json)
 }
 
 /// The text that a task reads, empty for one that reads none.

@@ -1,8 +1,15 @@
 //! What `polykv eval` takes.
 
-use super::values::{self, Phases};
-use super::{BudgetArgs, CompressionArgs, ModelArgs};
-use clap::{ArgGroup, Args, ValueEnum};
+mod command;
+mod plans;
+mod shard;
+
+pub use command::{EvalCommand, MergeArgs};
+pub use plans::PlansArgs;
+pub use shard::Shard;
+
+use super::ModelArgs;
+use clap::{Args, ValueEnum};
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -16,9 +23,22 @@ pub struct EvalArgs {
     /// Print one JSON object instead of a table
     #[arg(long, help_heading = "Output")]
     pub json: bool,
-    /// A folder for metrics.json and predictions.jsonl
+    /// A folder for predictions.jsonl, metrics.json, run.json and report.html
+    ///
+    /// Every sample is written when it is done. The same command goes on where an interrupted one was; a folder of another
+    /// run is refused.
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
+    /// Run every Nth sample, from the Ith of them, 0 to N-1; `polykv eval merge` puts the parts together
+    #[arg(
+        long,
+        value_name = "I/N",
+        requires = "out",
+        default_value_t,
+        hide_default_value = true,
+        help_heading = "Output"
+    )]
+    pub shard: Shard,
 }
 
 /// The tasks.
@@ -86,27 +106,6 @@ pub struct SampleArgs {
     pub seed: u64,
 }
 
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Plans")]
-#[group(skip)]
-#[command(group = ArgGroup::new("budgets").requires("policy"))]
-pub struct PlansArgs {
-    /// A plan file; may be repeated
-    #[arg(long, value_name = "FILE")]
-    pub plan: Vec<PathBuf>,
-    /// One policy for all layers; may be repeated; needs a budget
-    #[arg(long, value_name = "NAME", value_parser = values::evicting(), value_delimiter = ',', num_args = 1..)]
-    pub policy: Vec<String>,
-    #[command(flatten)]
-    pub budget: BudgetArgs,
-    /// When to evict; the other phase keeps everything
-    #[arg(long, value_enum, requires = "policy")]
-    pub phase: Option<Phases>,
-    /// Layers of plan files that keep everything come on top of the budget
-    #[arg(long, requires = "plan")]
-    pub allow_full_extra: bool,
-}
-
 impl SampleArgs {
     pub fn continuation(&self) -> usize {
         self.continuation.unwrap_or(128)
@@ -144,37 +143,5 @@ impl SampleArgs {
             .into_iter()
             .filter(|(_, given, tasks)| *given && !tasks.contains(&self.task));
         unread.next().map(|(flag, _, tasks)| (flag, tasks))
-    }
-}
-
-impl EvalArgs {
-    /// What `generate` would be given for one of the policies.
-    pub fn compression(&self, policy: &str) -> CompressionArgs {
-        let plans = &self.plans;
-        CompressionArgs {
-            plan: None,
-            policy: Some(policy.to_string()),
-            budget: plans.budget,
-            allocator: None,
-            phase: plans.phase,
-            set: Vec::new(),
-            allow_full_extra: plans.allow_full_extra,
-        }
-    }
-
-    /// What `generate` would be given for each plan, in the order files, policies.
-    pub fn compressions(&self) -> Vec<CompressionArgs> {
-        let file = |path: &PathBuf| CompressionArgs {
-            plan: Some(path.clone()),
-            policy: None,
-            budget: BudgetArgs::default(),
-            phase: None,
-            ..self.compression("")
-        };
-        let files = self.plans.plan.iter().map(file);
-        let named = self.plans.policy.iter();
-        files
-            .chain(named.map(|name| self.compression(name)))
-            .collect()
     }
 }
