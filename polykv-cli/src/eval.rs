@@ -5,16 +5,15 @@ mod merge;
 pub mod record;
 mod results;
 mod running;
+mod samples;
 
-use crate::args::{EvalArgs, EvalCommand, SampleArgs, TaskName};
+use crate::args::{EvalArgs, EvalCommand};
 use crate::compression::Source;
+use crate::model;
 use crate::output::progress;
-use crate::{model, prompt};
-use polykv::models::eval::{
-    Candidate, Evaluator, Fidelity, Needle, NeedleOptions, Ppl, Task, WindowOptions, evaluate,
-};
-use polykv::models::{LoadedModel, ModelConfig};
-use polykv::{Error, Result};
+use polykv::Result;
+use polykv::models::ModelConfig;
+use polykv::models::eval::{Candidate, Evaluator, evaluate};
 use record::Record;
 use results::Results;
 use running::Running;
@@ -36,10 +35,10 @@ fn evaluated(args: &EvalArgs) -> anyhow::Result<()> {
         .iter()
         .map(Source::read)
         .collect::<Result<Vec<_>>>()?;
-    let text = text(&args.samples)?;
+    let text = samples::text(&args.samples)?;
     let (spec, path, model) = model::open_at(&args.model)?;
     let evaluator = Evaluator::new(&model, candidates(sources, model.model.config())?)?;
-    let task = task(&args.samples, &model, &text)?;
+    let task = samples::task(&args.samples, &model, &text)?;
 
     // A folder that cannot be written is found before the work, one for work that is refused is not made.
     let infos = task.samples();
@@ -68,46 +67,6 @@ fn evaluated(args: &EvalArgs) -> anyhow::Result<()> {
     })?;
     drop(bar);
     results.finish(args.json)
-}
-
-/// The text that a task reads, empty for one that reads none.
-fn text(args: &SampleArgs) -> Result<String> {
-    match (&args.text, args.task) {
-        (_, TaskName::Needle) => Ok(String::new()),
-        (Some(path), _) => prompt::read_file(path),
-        (None, _) => Err(Error::invalid(
-            "command line",
-            "--text",
-            "missing",
-            "a text file, which the tasks ppl and fidelity read",
-        )),
-    }
-}
-
-fn task(args: &SampleArgs, model: &LoadedModel, text: &str) -> Result<Box<dyn Task>> {
-    let windows = WindowOptions {
-        lengths: args.length.clone(),
-        continuation: args.continuation(),
-        limit: args.limit,
-        seed: args.seed,
-    };
-    Ok(match args.task {
-        TaskName::Ppl => Box::new(Ppl::new(model, text, &windows, args.decode)?),
-        TaskName::Fidelity => Box::new(Fidelity::new(model, text, &windows, args.generated)?),
-        TaskName::Needle => {
-            let options = NeedleOptions {
-                lengths: args.length.clone(),
-                depths: args.depth().to_vec(),
-                limit: args.limit,
-                answer_prefix: args.answer_prefix,
-                question_after: args.question_after,
-                decode: args.decode,
-                raw: args.raw,
-                seed: args.seed,
-            };
-            Box::new(Needle::new(model, &options)?)
-        }
-    })
 }
 
 /// Plans under names that differ: a name that comes again gets a number.

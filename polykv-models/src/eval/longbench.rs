@@ -64,7 +64,7 @@ impl PromptOptions {
     }
 }
 
-/// Greedy answers, scored as LongBench's own scorer does, in percent. The templates and generation limits are read from
+/// Greedy answers, scored as LongBench's own scorer does, from 0 to 1. The templates and generation limits are read from
 /// the benchmark's folder; the question is part of what is compressed unless it is to come after it, and then everything
 /// of the template behind the context comes after it.
 #[derive(Debug)]

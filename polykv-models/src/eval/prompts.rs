@@ -50,7 +50,7 @@ pub struct PromptsOptions {
     pub prompts: PromptOptions,
 }
 
-/// Greedy answers to the prompts of a file or folder, scored in percent.
+/// Greedy answers to the prompts of a file or folder, scored from 0 to 1.
 #[derive(Debug)]
 pub struct Prompts {
     questions: Vec<Question>,

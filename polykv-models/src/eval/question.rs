@@ -40,7 +40,7 @@ impl Question {
         }
     }
 
-    /// One prediction per plan, FullKV first. The score is in percent.
+    /// One prediction per plan, FullKV first.
     ///
     /// # Errors
     /// What the model and the plans refuse, NaN in logits or scores.
@@ -82,7 +82,7 @@ impl Question {
             false => output,
         };
         let metric = self.rule.metric;
-        100.0 * metric.score(scored, &self.answers, &self.classes)
+        metric.score(scored, &self.answers, &self.classes)
     }
 
     /// The greedy answer after a cache whose last logits are `next`.

@@ -69,7 +69,7 @@ pub struct RulerSource {
     pub haystack: PathBuf,
 }
 
-/// Greedy answers, scored in percent: the share of the references that the answer contains, for `qa_1` and `qa_2` whether
+/// Greedy answers, scored from 0 to 1: the share of the references that the answer contains, for `qa_1` and `qa_2` whether
 /// it contains any.
 #[derive(Debug)]
 pub struct Ruler {
