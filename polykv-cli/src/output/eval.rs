@@ -1,58 +1,15 @@
 //! What `eval` prints and writes.
 
 mod metrics;
+mod protocol;
 
 pub use metrics::Metrics;
+pub use protocol::{protocol, settings};
 
 use super::table as new_table;
-use crate::args::{SampleArgs, TaskName};
 use crate::eval::record::Record;
 use polykv::models::eval::metrics::lower_is_better;
 use polykv::models::eval::{PlanSummary, Summary};
-use serde::Serialize;
-use serde_json::Value;
-
-/// The protocol; a field that the task does not read is left out.
-#[derive(Serialize)]
-struct Settings<'a> {
-    length: &'a [usize],
-    limit: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    continuation: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    depth: Option<&'a [f64]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    answer_prefix: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    question_after: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    raw: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    decode: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    generated: Option<bool>,
-}
-
-/// As they stand in run.json and metrics.json.
-pub fn settings(args: &SampleArgs) -> Value {
-    let (needle, fidelity) = (
-        args.task == TaskName::Needle,
-        args.task == TaskName::Fidelity,
-    );
-    let settings = Settings {
-        length: &args.length,
-        limit: args.limit,
-        continuation: (!needle).then_some(args.continuation()),
-        depth: needle.then_some(args.depth()),
-        answer_prefix: needle.then_some(args.answer_prefix),
-        question_after: needle.then_some(args.question_after),
-        raw: needle.then_some(args.raw),
-        decode: (!fidelity).then_some(args.decode),
-        generated: fidelity.then_some(args.generated),
-    };
-    // Numbers and lists under plain names, which JSON can always hold.
-    serde_json::to_value(settings).unwrap_or_default()
-}
 
 /// The protocol, one row per plan, and of several tasks one row per task.
 pub fn table(record: &Record, summary: &Summary) -> String {
@@ -242,42 +199,6 @@ pub fn shown(metric: &str, score: f64) -> String {
     match (lower_is_better(metric), metric) {
         (true, "perplexity") => format!("{score:.3}"),
         (true, _) => format!("{score:.4}"),
-        (false, _) => format!("{:.1}", 100.0 * score),
-    }
-}
-
-/// What was compressed and what was asked, in words.
-pub fn protocol(args: &SampleArgs) -> String {
-    let list: Vec<String> = args.length.iter().map(ToString::to_string).collect();
-    let lengths = list.join(", ");
-    let one_by_one = match args.decode {
-        true => "token by token with eviction",
-        false => "in one pass",
-    };
-    match args.task {
-        TaskName::Ppl => format!(
-            "ppl: prefixes of {lengths} tokens compressed, {} tokens after them {one_by_one}, all but the first scored",
-            args.continuation()
-        ),
-        TaskName::Fidelity => format!(
-            "fidelity: prefixes of {lengths} tokens compressed, {} {} tokens decoded after them",
-            args.continuation(),
-            match args.generated {
-                true => "generated",
-                false => "given",
-            }
-        ),
-        TaskName::Needle => format!(
-            "needle: {lengths} tokens compressed, question {} them, {}; NLL of the number {one_by_one}",
-            match args.question_after {
-                true => "after",
-                false => "among",
-            },
-            match (args.answer_prefix, args.question_after) {
-                (false, _) => "no start of the answer given",
-                (true, false) => "start of the answer among them",
-                (true, true) => "start of the answer after them",
-            }
-        ),
+        (false, _) => format!("{:.2}", 100.0 * score),
     }
 }
