@@ -16,6 +16,8 @@ mod question;
 mod ruler;
 mod runner;
 mod summary;
+#[cfg(all(test, feature = "flex"))]
+mod testing;
 pub(crate) mod windows;
 
 pub use fidelity::Fidelity;

@@ -163,3 +163,6 @@ impl Frame<'_> {
         }
     }
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests;

@@ -287,3 +287,6 @@ impl Maker<'_> {
         }
     }
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests;
