@@ -19,13 +19,28 @@ fn model() -> LoadedModel {
     load(&folder, &Device::flex()).unwrap()
 }
 
+/// The same model with a longer context.
+fn roomy_model(context: usize) -> LoadedModel {
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+        let content = std::fs::read(fixture.join(name)).unwrap();
+        std::fs::write(dir.path().join(name), content).unwrap();
+    }
+    let config = std::fs::read_to_string(fixture.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["max_position_embeddings"] = context.into();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    load(dir.path(), &Device::flex()).unwrap()
+}
+
 /// A budget above every length, and one that evicts.
 fn candidates() -> Vec<Candidate> {
     let plan = |policy: &str, budget| {
         let phases = [Phase::Prefill, Phase::Decode];
         Plan::uniform(3, policy, Params::new(), Budget::Tokens(budget), &phases)
     };
-    [("roomy", "h2o", 500), ("tova", "tova", 30)]
+    [("roomy", "h2o", 2000), ("tova", "tova", 30)]
         .map(|(name, policy, budget)| Candidate {
             name: name.into(),
             plan: plan(policy, budget),
@@ -496,10 +511,10 @@ fn bad_prompts_are_refused() {
 
 #[test]
 fn ruler_style_tasks_run() {
-    let model = model();
+    let model = roomy_model(2048);
     let options = RulerOptions {
-        lengths: vec![480, 510],
-        only: vec!["niah_single_1".into(), "niah_multikey_3".into()],
+        lengths: vec![1200, 1500],
+        only: vec!["niah_single_1".into(), "niah_single_2".into()],
         limit: 1,
         seed: 2,
         answer_prefix: true,
@@ -516,7 +531,7 @@ fn ruler_style_tasks_run() {
         .iter()
         .map(|group| (group.length, group.n))
         .collect();
-    assert_eq!(groups, [(480, 2), (510, 2)]);
+    assert_eq!(groups, [(1200, 2), (1500, 2)]);
     let sets: Vec<_> = summary.plans[0]
         .sets
         .iter()

@@ -18,7 +18,7 @@ fn text(model: &LoadedModel, ids: &[u32]) -> String {
     model.tokenizer.decode(ids, true).unwrap()
 }
 
-/// The tokenizer has few words: about three characters to a token.
+/// The tokenizer has few words, so that texts have many tokens.
 const LENGTHS: [usize; 2] = [3000, 5000];
 
 #[test]
@@ -35,7 +35,7 @@ fn every_task_fills_its_length_and_holds_its_answers() {
         let what = &own.id;
         assert!(tokens <= own.length, "{what}: {tokens}");
         // Documents are the largest pieces.
-        assert!(tokens + 250 > own.length, "{what}: {tokens}");
+        assert!(tokens + 400 > own.length, "{what}: {tokens}");
         for answer in &own.answers {
             assert!(prompt.contains(answer.as_str()), "{what}: {answer}");
         }
