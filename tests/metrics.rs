@@ -1,6 +1,6 @@
 //! The metrics against the Python packages that LongBench's scorer uses; see tests/fixtures/metrics.py.
 
-use polykv::models::eval::metrics::Metric;
+use polykv::models::eval::metrics::{Metric, segment};
 use serde_json::Value;
 
 fn fixtures() -> Value {
@@ -39,6 +39,14 @@ fn scores_equal_those_of_the_python_packages() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     let all: std::collections::BTreeSet<_> = Metric::ALL.iter().map(|own| own.name()).collect();
     assert_eq!(seen, all, "every metric has fixtures");
+}
+
+#[test]
+fn chinese_words_equal_those_of_the_python_package() {
+    for row in fixtures()["words"].as_array().unwrap() {
+        let (text, wanted) = (row[0].as_str().unwrap(), texts(&row[1]));
+        assert_eq!(segment(text), wanted, "{text}");
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ pub use choice::{classification, count, retrieval, retrieval_zh};
 pub use edit::{code, ratio};
 pub use metric::Metric;
 pub use rouge::{rouge_l, rouge_l_zh};
-pub use words::{exact, f1, f1_zh, substring};
+pub use words::{exact, f1, f1_zh, segment, substring};
 
 use polykv_core::{Error, Result};
 

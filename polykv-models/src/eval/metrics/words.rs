@@ -50,8 +50,28 @@ pub fn substring(prediction: &str, truth: &str) -> f64 {
 }
 
 /// The words of a Chinese text.
-pub(super) fn segment(text: &str) -> Vec<&str> {
-    JIEBA.cut(text, true)
+pub fn segment(text: &str) -> Vec<&str> {
+    let words = JIEBA.cut(text, true).into_iter();
+    words.flat_map(apart).collect()
+}
+
+/// Letters, a sign and digits are one word in the crate, where the Python package leaves only a full stop or a percent
+/// sign with its number.
+fn apart(word: &str) -> Vec<&str> {
+    let sign = word.find(['+', '#', '&', '_', '%', '-']);
+    let Some((at, tail)) = sign.map(|at| (at, &word[at + 1..])) else {
+        return vec![word];
+    };
+    let head = &word[..at];
+    let digits = tail.trim_end_matches('%');
+    let run = |text: &str, of: fn(&u8) -> bool| !text.is_empty() && text.bytes().all(|c| of(&c));
+    if !run(head, u8::is_ascii_alphanumeric) || !run(digits, u8::is_ascii_digit) {
+        return vec![word];
+    }
+    match word.as_bytes()[at] {
+        b'%' => vec![&word[..=at], tail],
+        _ => vec![head, &word[at..=at], tail],
+    }
 }
 
 /// White space as Python's `str.split` sees it.
