@@ -23,7 +23,11 @@ fn model() -> LoadedModel {
 fn roomy_model(context: usize) -> LoadedModel {
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
     let dir = tempfile::tempdir().unwrap();
-    for name in ["tokenizer.json", "tokenizer_config.json", "model.safetensors"] {
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ] {
         let content = std::fs::read(fixture.join(name)).unwrap();
         std::fs::write(dir.path().join(name), content).unwrap();
     }
