@@ -78,7 +78,7 @@ fn map(task: &TaskSummary) -> String {
                 out,
                 "<td{deep} style=\"--v:{value:.0}\" title=\"{} samples\">{}</td>",
                 group.n,
-                short(&shown(&task.metric, score))
+                text(&task.metric, score)
             );
         }
         out.push_str("</tr>");
@@ -87,7 +87,10 @@ fn map(task: &TaskSummary) -> String {
     out
 }
 
-/// Without a decimal that says nothing.
-fn short(text: &str) -> &str {
-    text.strip_suffix(".0").unwrap_or(text)
+/// Shares without decimals: a cell has few samples.
+fn text(metric: &str, score: f64) -> String {
+    match lower_is_better(metric) {
+        true => shown(metric, score),
+        false => format!("{:.0}", 100.0 * score),
+    }
 }

@@ -107,7 +107,7 @@ fn a_page_has_all_its_parts_and_asks_for_nothing() {
         "<span class=\"badge\">best single</span>",
         "Quality against budget",
         "<polyline",
-        "tova 16: 50.0 at 16.0 entries",
+        "tova 16: 50.00 at 16.0 entries",
         "by length and depth",
         "<th>64</th><th>128</th>",
         "layer 1: h2o, share 1",
