@@ -19,6 +19,8 @@ mod kept;
 mod memory;
 #[path = "cli/plan.rs"]
 mod plan;
+#[path = "cli/runs.rs"]
+mod runs;
 
 use cli_support::{
     copy_of_tiny_model, generate, generate_args, generate_json, path_str, polykv, polykv_with,

@@ -68,18 +68,41 @@ fn needles() -> NeedleOptions {
 
 fn run(model: &LoadedModel, task: &dyn Task) -> (Vec<Prediction>, Summary) {
     let evaluator = Evaluator::new(model, candidates()).unwrap();
-    let mut steps = Vec::new();
-    let predictions = evaluate(task, &evaluator, &mut |done, total| {
-        steps.push((done, total));
+    let infos = task.samples();
+    let all: Vec<usize> = (0..infos.len()).collect();
+    let mut predictions = Vec::new();
+    evaluate(task, &evaluator, &all, &mut |own| {
+        let sample = predictions.len() / 4;
+        assert_eq!(own.len(), 4, "full and three plans");
+        for one in own {
+            let info = &infos[sample];
+            assert_eq!(
+                (one.sample, &one.id, &one.task),
+                (sample, &info.id, &info.task)
+            );
+            assert_eq!(one.prompt_tokens, info.prompt_tokens);
+        }
+        predictions.extend_from_slice(own);
+        Ok(())
     })
     .unwrap();
-    let count = task.prompt_tokens().len();
-    assert_eq!(steps.last(), Some(&(count, count)));
-    assert_eq!(predictions.len(), count * 4, "full and three plans");
+    assert_eq!(predictions.len(), infos.len() * 4);
     let summary = Summary::of(task, &evaluator, &predictions);
     let names: Vec<_> = summary.plans.iter().map(|plan| plan.name.clone()).collect();
     assert_eq!(names, ["full", "roomy", "tova", "random"]);
     (predictions, summary)
+}
+
+/// The predictions of all samples.
+fn collect(task: &dyn Task, evaluator: &Evaluator<'_>) -> Vec<Prediction> {
+    let all: Vec<usize> = (0..task.samples().len()).collect();
+    let mut predictions = Vec::new();
+    evaluate(task, evaluator, &all, &mut |own| {
+        predictions.extend_from_slice(own);
+        Ok(())
+    })
+    .unwrap();
+    predictions
 }
 
 fn score(summary: &Summary, plan: usize, name: &str) -> f64 {
@@ -121,7 +144,7 @@ fn perplexity_leaves_out_the_token_that_eviction_cannot_change() {
     };
     let task = Ppl::new(&model, &text, &options, false).unwrap();
     let evaluator = Evaluator::new(&model, vec![candidate("tova", "tova", 40)]).unwrap();
-    let found = evaluate(&task, &evaluator, &mut |_, _| {}).unwrap();
+    let found = collect(&task, &evaluator);
     assert_eq!(found.len(), 2);
     let mut prompted = evaluator.prefill(prefix).unwrap();
     for (prediction, cache) in found.iter().zip(&mut prompted.caches) {
@@ -213,22 +236,22 @@ fn needles_follow_the_protocol() {
         };
         let task = Needle::new(&model, &options).unwrap();
         assert!(
-            task.prompt_tokens()
+            task.samples()
                 .iter()
-                .all(|&count| count > 300 && count <= 380)
+                .all(|info| (301..=380).contains(&info.prompt_tokens))
         );
         let (predictions, summary) = run(&model, &task);
         assert!(score(&summary, 1, "delta_nll").abs() < 1e-5);
         assert!(score(&summary, 2, "delta_nll").abs() > 1e-6);
         for pair in predictions.chunks_exact(4) {
             assert_eq!(pair[0].output, pair[1].output, "a budget above the length");
-            assert_eq!(pair[0].answer, pair[3].answer);
-            assert_eq!(pair[0].answer.as_ref().map(String::len), Some(6));
+            assert_eq!(pair[0].answers, pair[3].answers);
+            assert_eq!((pair[0].answers.len(), pair[0].answers[0].len()), (1, 6));
         }
         let depths: Vec<_> = summary.plans[0].groups.iter().map(|g| g.depth).collect();
         assert_eq!(depths, [Some(0.0), Some(1.0)]);
         assert_eq!(predictions, run(&model, &task).0, "the same numbers again");
-        lengths.push(task.prompt_tokens());
+        lengths.push(task.samples());
     }
     assert_ne!(lengths[0], lengths[2], "the template counts");
 }
@@ -283,7 +306,7 @@ fn what_cannot_be_evaluated_is_refused() {
     // A plan that cannot be carried out is found before anything is computed.
     let evaluator = Evaluator::new(&model, vec![candidate("small", "snapkv", 8)]).unwrap();
     let task = Ppl::new(&model, &text(), &windows(), false).unwrap();
-    let result = evaluate(&task, &evaluator, &mut |_, _| panic!("it started"));
+    let result = evaluate(&task, &evaluator, &[0], &mut |_| panic!("it started"));
     refuse(
         result.map(|_| ()),
         &["small", "budget of layer 0 is 8", "at least 32"],

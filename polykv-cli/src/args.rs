@@ -8,7 +8,7 @@ mod values;
 
 pub use bench::{BenchArgs, Format};
 pub use calibrate::{BudgetSignal, CalibrateArgs, ChoiceArgs, Objective, RouteName, SignalName};
-pub use eval::{EvalArgs, SampleArgs, TaskName};
+pub use eval::{EvalArgs, EvalCommand, MergeArgs, SampleArgs, Shard, TaskName};
 pub use plan::{MemoryArgs, PlanAction, PlanArgs};
 pub use values::{Phases, Pullable, Setting};
 
@@ -35,7 +35,7 @@ pub enum Command {
     /// Compares plans with the full cache: perplexity, hidden numbers, next-token distributions
     ///
     /// The full cache is always the first row. Samples come from the seed.
-    Eval(Box<EvalArgs>),
+    Eval(EvalCommand),
     /// Fetches a model and prints its path; lists the built-in ones without a name
     ///
     /// Models of the Hugging Face hub are fetched with the token in HF_TOKEN, or in the file that `hf auth login`
@@ -274,10 +274,11 @@ impl Cli {
             Command::Plan(PlanArgs {
                 action: PlanAction::Memory(args),
             }) => &args.compression,
-            Command::Eval(args) => {
+            Command::Eval(EvalCommand::Run(args)) => {
                 check_read(&args.samples)?;
+                let budgets = args.plans.budgets();
                 for policy in &args.plans.policy {
-                    check_budget(policy, &args.plans.budget)?;
+                    check_budget(policy, &budgets.first().copied().unwrap_or_default())?;
                 }
                 return Ok(self);
             }

@@ -92,7 +92,7 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     plan.validate("the calibrated plan")?;
     report.plan_hash = plan.hash();
     let json = serde_json::to_string(&report)?;
-    output::write_whole(&args.out.join("profile.json"), &format!("{json}\n"))?;
+    output::write_whole(&args.out.join("profile.json"), format!("{json}\n"))?;
     plan.write(&args.out.join("plan.yaml"))?;
     let shown = match args.json {
         true => json,

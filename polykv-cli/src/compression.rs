@@ -67,11 +67,22 @@ impl Source {
                 let stem = Path::new(place).file_stem();
                 stem.map_or(place.clone(), |stem| stem.to_string_lossy().into_owned())
             }),
-            Self::Uniform { policy, budget, .. } => match budget {
-                Budget::Tokens(tokens) => format!("{policy} {tokens}"),
-                Budget::Ratio(ratio) => format!("{policy} ratio {ratio}"),
-                Budget::Bytes(bytes) => format!("{policy} {bytes} B"),
-            },
+            Self::Uniform {
+                policy,
+                budget,
+                phases,
+                ..
+            } => {
+                let budget = match budget {
+                    Budget::Tokens(tokens) => tokens.to_string(),
+                    Budget::Ratio(ratio) => format!("ratio {ratio}"),
+                    Budget::Bytes(bytes) => format!("{bytes} B"),
+                };
+                match phases {
+                    [phase] => format!("{policy} {budget} {phase}"),
+                    _ => format!("{policy} {budget}"),
+                }
+            }
         }
     }
 

@@ -57,7 +57,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     if let (Some(path), Some(snapshot)) = (&args.show_kept, snapshot) {
         let tokens = kept::tokens(&generator.model().tokenizer, &ids, &snapshot.read()?)?;
         let page = output::kept::page(&run, &tokens, &spans)?;
-        output::write_whole(path, &page)?;
+        output::write_whole(path, page)?;
     }
     if args.json {
         let json = serde_json::to_string(&run.json())?;

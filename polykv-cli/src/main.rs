@@ -7,6 +7,7 @@ mod compression;
 mod doctor;
 mod eval;
 mod generate;
+mod journal;
 mod kept;
 mod model;
 mod output;

@@ -11,6 +11,14 @@ use std::path::PathBuf;
 /// # Errors
 /// What is missing or refused.
 pub fn open(args: &ModelArgs) -> Result<(DeviceSpec, LoadedModel)> {
+    open_at(args).map(|(spec, _, model)| (spec, model))
+}
+
+/// As [`open`], with where the model lies.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_at(args: &ModelArgs) -> Result<(DeviceSpec, PathBuf, LoadedModel)> {
     let spec = args.device.resolve();
     let device = spec.open()?;
     // Before a model is downloaded and read.
@@ -19,7 +27,7 @@ pub fn open(args: &ModelArgs) -> Result<(DeviceSpec, LoadedModel)> {
     let loading = progress::spinner("loading the model");
     let model = load::load_as(&path, args.dtype, &device)?;
     loading.finish_and_clear();
-    Ok((spec, model))
+    Ok((spec, path, model))
 }
 
 /// Where the model lies, after fetching it if need be.

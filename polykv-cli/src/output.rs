@@ -7,6 +7,7 @@ mod json;
 pub mod kept;
 pub mod picture;
 pub mod progress;
+pub mod report;
 pub mod stats;
 
 use comfy_table::{Table, presets};
@@ -52,14 +53,30 @@ pub fn one_line(text: &str) -> String {
 ///
 /// # Errors
 /// A folder that is not there or cannot be written.
-pub fn write_whole(path: &Path, content: &str) -> Result<()> {
+pub fn write_whole(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".part");
     let part = Path::new(&name);
     std::fs::File::create(part)
-        .and_then(|mut file| file.write_all(content.as_bytes()))
+        .and_then(|mut file| file.write_all(content.as_ref()))
         .and_then(|()| std::fs::rename(part, path))
         .map_err(|e| Error::io(path, e))
+}
+
+/// Text that is neither markup nor the end of an attribute.
+pub fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 /// An empty table in this program's style.

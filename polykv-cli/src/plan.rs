@@ -17,11 +17,14 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let text = match &args.action {
         PlanAction::Show { file, json, out } => {
             if let Some(out) = out {
-                check_svg(out)?;
+                is_png(out)?;
             }
             let plan = Plan::read(file)?;
             if let Some(out) = out {
-                write_whole(out, &picture::svg(&plan))?;
+                match is_png(out)? {
+                    true => write_whole(out, picture::png(&plan)?)?,
+                    false => write_whole(out, picture::svg(&plan))?,
+                }
             }
             match json {
                 true => as_json(&plan)?,
@@ -48,17 +51,15 @@ fn finish(plan: &Plan, out: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
-fn check_svg(path: &Path) -> Result<()> {
-    match path.extension().is_some_and(|own| own == "svg") {
-        true => Ok(()),
-        false => {
+/// By the name's end: whether a picture is PNG, else it is SVG.
+fn is_png(path: &Path) -> Result<bool> {
+    match path.extension().and_then(|own| own.to_str()) {
+        Some("svg") => Ok(false),
+        Some("png") => Ok(true),
+        _ => {
             let found = format!("'{}'", path.display());
-            Err(Error::invalid(
-                "command line",
-                "--out",
-                found,
-                "a name that ends in .svg",
-            ))
+            let allowed = "a name that ends in .svg or .png";
+            Err(Error::invalid("command line", "--out", found, allowed))
         }
     }
 }

@@ -1,65 +1,103 @@
 //! Evaluation of plans against FullKV. Every sample's prompt is run once for all plans; what follows it is run per
-//! plan on its compressed cache. Samples come from a seed, and nothing here depends on time: the same seed, model and
-//! plans give the same numbers.
+//! plan on its compressed cache. Samples come from a seed or from files, and nothing here depends on time: the same
+//! samples, model and plans give the same numbers.
 
 mod fidelity;
 pub(crate) mod filler;
+mod frame;
 pub(crate) mod haystack;
+mod lines;
+mod longbench;
 pub mod metrics;
 mod needle;
 mod ppl;
+mod prompts;
+mod question;
+mod ruler;
 mod runner;
 mod summary;
+#[cfg(all(test, feature = "flex"))]
+mod testing;
 pub(crate) mod windows;
 
 pub use fidelity::Fidelity;
+pub use longbench::{LongBench, PromptOptions};
 pub use needle::{Needle, NeedleOptions};
 pub use ppl::Ppl;
-pub use runner::{Candidate, Evaluator, Prompted};
-pub use summary::{Group, PlanSummary, Summary};
+pub use prompts::{FieldMap, Prompts, PromptsOptions, Scorer};
+pub use ruler::{Ruler, RulerOptions, RulerSource};
+pub use runner::{Candidate, Evaluator, PlanInfo, Prompted};
+pub use summary::{Group, PlanSummary, SetSummary, Summary, TaskSummary};
 pub use windows::WindowOptions;
 
 use polykv_core::Result;
 use polykv_core::device::run_on;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fmt;
 
 /// Named numbers, in a fixed order.
-pub type Scores = BTreeMap<&'static str, f64>;
+pub type Scores = BTreeMap<String, f64>;
 
-/// What one plan did on one sample.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+/// What one plan did on one sample: a line of predictions.jsonl.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
-    pub task: &'static str,
-    /// Index of the sample.
+    /// The task inside the run: `ppl`, `needle`, `hotpotqa`, `niah_single_1`, …
+    pub task: String,
+    /// The score that stands for the task: a key of `scores`, or `perplexity`, which is the exponential of the mean `nll`.
+    pub metric: String,
+    /// Index of the sample over the whole run.
     pub sample: usize,
+    /// The sample's name, which does not depend on limits and shards: `file:line`, or the task and a number.
+    pub id: String,
     /// Name of the plan.
     pub plan: String,
-    /// The length that was asked for, in tokens.
+    /// The length that was asked for, in tokens; for samples from files the most that a prompt may have.
     pub length: usize,
     /// Tokens that were compressed.
     pub prompt_tokens: usize,
+    /// Whether the middle of the prompt was cut out.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub truncated: bool,
     /// Where the needle is, from 0 (start) to 1 (end).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depth: Option<f64>,
     pub scores: Scores,
-    /// What was generated, and what should have been.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Tokens that were generated.
+    #[serde(default)]
+    pub new_tokens: usize,
+    /// What was generated, and what should have been: any of these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub answer: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub answers: Vec<String>,
+}
+
+/// What is known of a sample before it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SampleInfo {
+    pub id: String,
+    pub task: String,
+    /// Tokens that are compressed.
+    pub prompt_tokens: usize,
 }
 
 /// A set of samples with a way to score plans on them.
 pub trait Task: Send + Sync + fmt::Debug {
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
 
-    /// The score that stands for the task, a key of a plan's summed-up scores.
-    fn metric(&self) -> &'static str;
+    /// All samples of the run, in order.
+    fn samples(&self) -> Vec<SampleInfo>;
 
-    /// Tokens that each sample compresses; the number of samples is its length.
-    fn prompt_tokens(&self) -> Vec<usize>;
+    /// A hash of what the samples ask: two runs of one task with one fingerprint ask the same.
+    fn fingerprint(&self) -> String;
+
+    /// Named sets of the run's tasks, each with an unweighted mean of its own. Tasks of which there is no sample may be
+    /// named.
+    fn sets(&self) -> Vec<(String, Vec<String>)> {
+        Vec::new()
+    }
 
     /// One prediction per plan, FullKV first.
     ///
@@ -68,27 +106,52 @@ pub trait Task: Send + Sync + fmt::Debug {
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>>;
 }
 
-/// Runs all samples; `progress` is called with the samples done and the samples in all.
+/// Runs the given samples in the given order and hands the predictions of each to `sink` before the next one starts.
 ///
 /// # Errors
-/// A plan that cannot be carried out at some sample's length, before anything is computed; then those of
-/// [`Task::run`].
+/// A plan that cannot be carried out at some sample's length, before anything is computed; a sample that is not there;
+/// then those of [`Task::run`] and of `sink`.
 pub fn evaluate(
     task: &dyn Task,
     evaluator: &Evaluator<'_>,
-    progress: &mut (dyn FnMut(usize, usize) + Send),
-) -> Result<Vec<Prediction>> {
-    let prompts = task.prompt_tokens();
-    for &tokens in &prompts {
-        evaluator.check(tokens)?;
+    samples: &[usize],
+    sink: &mut (dyn FnMut(&[Prediction]) -> Result<()> + Send),
+) -> Result<()> {
+    let infos = task.samples();
+    for &sample in samples {
+        let Some(info) = infos.get(sample) else {
+            let allowed = format!("below {}", infos.len());
+            return Err(polykv_core::Error::invalid(
+                "evaluation",
+                "sample",
+                sample,
+                allowed,
+            ));
+        };
+        evaluator.check(info.prompt_tokens)?;
     }
     run_on(evaluator.device(), || {
-        let mut predictions = Vec::new();
-        progress(0, prompts.len());
-        for sample in 0..prompts.len() {
-            predictions.extend(task.run(sample, evaluator)?);
-            progress(sample + 1, prompts.len());
-        }
-        Ok(predictions)
+        samples
+            .iter()
+            .try_for_each(|&sample| sink(&task.run(sample, evaluator)?))
     })
+}
+
+/// A hash of parts that each may have any length.
+pub(crate) fn fingerprint<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
+    let mut hash = Sha256::new();
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    let digest = hash.finalize();
+    digest[..8]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Token ids as bytes, for [`fingerprint`].
+pub(crate) fn id_bytes(ids: &[u32]) -> Vec<u8> {
+    ids.iter().flat_map(|id| id.to_le_bytes()).collect()
 }

@@ -12,7 +12,7 @@ pub fn text(dir: &tempfile::TempDir) -> String {
 }
 
 /// Arguments are separated by spaces.
-fn eval(args: &str) -> Answer {
+pub fn eval(args: &str) -> Answer {
     let model = tiny_model();
     let start = ["eval", "--device", "cpu", "-m", path_str(&model)];
     let args: Vec<&str> = start.into_iter().chain(args.split(' ')).collect();
@@ -144,7 +144,13 @@ fn results_are_written_whole() {
         .map(|file| file.unwrap().file_name().into_string().unwrap())
         .collect();
     files.sort();
-    assert_eq!(files, ["metrics.json", "predictions.jsonl"]);
+    let all = [
+        "metrics.json",
+        "predictions.jsonl",
+        "report.html",
+        "run.json",
+    ];
+    assert_eq!(files, all);
     let read = |name: &str| std::fs::read_to_string(out.join(name)).unwrap();
     let metrics: Value = serde_json::from_str(&read("metrics.json")).unwrap();
     assert_eq!(metrics, json);

@@ -43,6 +43,10 @@ const USAGE: &str = "
     --task ppl --text SHORT --generated | --generated | fidelity
     --task needle --policy full --budget 9 | full | tova
     --task needle --policy tova --budget 9 --allow-full-extra | --plan
+    --task needle --shard 2/2 | 2/2 | 0 to N-1
+    --task needle --shard 1 | 1 | I/N
+    --task needle --policy tova --budget 9,x | 9,x
+    --task needle --policy tova --budget 9 --phase prefill,never | never
 ";
 
 fn eval(args: &str, code: i32, parts: &[&str]) {

@@ -167,6 +167,10 @@ const GRAMMAR: &str = "
     pull org/../name | org/../name | ORG/NAME:FILE.gguf
     pull --revision v1 | NAME
     plan show | FILE
+    eval merge --out a | DIR
+    eval merge a | --out
+    eval -m x --task needle --shard 0/2 | --out
+    eval -m x --task needle merge a --out b | merge
 ";
 
 #[test]

@@ -1,6 +1,7 @@
 //! What has been measured so far, line by line on disk: an interrupted calibration loses at most one example.
 
 use crate::args::{CalibrateArgs, Objective};
+use crate::journal::{self as lines, Appender};
 use polykv::calibrate::{Candidate, Losses, Measured};
 use polykv::models::LoadedModel;
 use polykv::models::calibrate::Example;
@@ -8,8 +9,6 @@ use polykv::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 const NAME: &str = "measurements.jsonl";
@@ -32,7 +31,7 @@ pub enum Record {
 #[derive(Debug)]
 pub struct Journal {
     path: PathBuf,
-    file: File,
+    lines: Appender,
     measured: BTreeMap<usize, Measured>,
     losses: BTreeMap<String, Losses>,
 }
@@ -87,32 +86,18 @@ impl Journal {
     /// none. A last line that was cut off is dropped.
     pub fn open(folder: &Path, header: &Value, resume: bool) -> Result<Self> {
         let path = folder.join(NAME);
-        let old = match std::fs::read(&path) {
-            Ok(old) => old,
-            Err(e) if e.kind() == ErrorKind::NotFound => Vec::new(),
-            Err(e) => return Err(Error::io(&path, e)),
-        };
-        // Only whole lines count.
-        let whole = old
-            .iter()
-            .rposition(|&byte| byte == b'\n')
-            .map_or(0, |end| end + 1);
-        if !resume && whole > 0 {
+        let text = lines::read(&path)?;
+        if !resume && !text.is_empty() {
             let found = "there from another run";
             let allowed = "--resume, or a folder without it";
             return Err(Error::invalid(folder.display(), NAME, found, allowed));
         }
-        let options = OpenOptions::new().append(true).create(true).open(&path);
-        let file = options.map_err(|e| Error::io(&path, e))?;
-        file.set_len(whole as u64)
-            .map_err(|e| Error::io(&path, e))?;
         let mut journal = Self {
+            lines: Appender::open(&path, text.len())?,
             path,
-            file,
             measured: BTreeMap::new(),
             losses: BTreeMap::new(),
         };
-        let text = String::from_utf8_lossy(&old[..whole]);
         let mut lines = text.lines();
         match lines.next() {
             Some(first) => journal.check_header(first, header)?,
@@ -149,10 +134,7 @@ impl Journal {
     }
 
     fn write(&mut self, line: &str) -> Result<()> {
-        // One write per line, so that an interruption leaves at most one piece.
-        self.file
-            .write_all(format!("{line}\n").as_bytes())
-            .map_err(|e| Error::io(&self.path, e))
+        self.lines.append(&format!("{line}\n"))
     }
 
     fn take(&mut self, number: usize, line: &str) -> Result<()> {

@@ -1,227 +1,204 @@
 //! What `eval` prints and writes.
 
-use super::{describe_budget, table as new_table, write_whole};
-use crate::args::{EvalArgs, SampleArgs, TaskName};
-use polykv::models::eval::{Evaluator, Group, PlanSummary, Prediction, Scores, Summary};
-use polykv::{DeviceSpec, Error, Result};
-use serde::Serialize;
-use std::collections::BTreeMap;
-use std::path::Path;
+mod metrics;
+mod protocol;
 
-/// metrics.json. Scripts depend on it: fields may be added, never renamed or dropped.
-#[derive(Serialize)]
-pub struct Metrics<'a> {
-    /// FullKV's, the reference.
-    #[serde(flatten)]
-    full: Option<Scored<'a>>,
-    plans: Vec<Row<'a>>,
-    seed: u64,
-    settings: Settings<'a>,
-    model: &'a str,
-    device: String,
-    dtype: &'static str,
-    versions: BTreeMap<&'static str, &'static str>,
-}
+pub use metrics::Metrics;
+pub use protocol::{protocol, settings};
 
-#[derive(Serialize)]
-struct Scored<'a> {
-    tasks: BTreeMap<&'a str, TaskScore<'a>>,
-    groups: &'a [Group],
-    /// Of the tasks' scores.
-    mean: f64,
-}
+use super::table as new_table;
+use crate::eval::record::Record;
+use polykv::models::eval::metrics::lower_is_better;
+use polykv::models::eval::{PlanSummary, Summary};
 
-#[derive(Serialize)]
-struct TaskScore<'a> {
-    metric: &'a str,
-    score: f64,
-    n: usize,
-}
-
-#[derive(Serialize)]
-struct Row<'a> {
-    name: &'a str,
-    hash: &'a str,
-    budget: String,
-    scores: &'a Scores,
-    #[serde(flatten)]
-    scored: Scored<'a>,
-}
-
-/// The protocol; a field that the task does not read is left out.
-#[derive(Serialize)]
-struct Settings<'a> {
-    length: &'a [usize],
-    limit: usize,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    continuation: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    depth: Option<&'a [f64]>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    answer_prefix: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    question_after: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    raw: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    decode: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    generated: Option<bool>,
-}
-
-impl<'a> Metrics<'a> {
-    pub fn new(
-        args: &'a EvalArgs,
-        evaluator: &'a Evaluator<'_>,
-        summary: &'a Summary,
-        device: DeviceSpec,
-    ) -> Self {
-        let plans = summary.plans.iter().zip(evaluator.candidates());
-        Self {
-            full: summary.plans.first().map(|plan| scored(summary, plan)),
-            plans: plans
-                .map(|(plan, candidate)| Row {
-                    name: &plan.name,
-                    hash: &plan.hash,
-                    budget: describe_budget(&candidate.plan),
-                    scores: &plan.scores,
-                    scored: scored(summary, plan),
-                })
-                .collect(),
-            seed: args.samples.seed,
-            settings: settings(&args.samples),
-            model: &args.model.model,
-            device: device.to_string(),
-            dtype: args.model.dtype.name(),
-            versions: BTreeMap::from([("polykv", env!("CARGO_PKG_VERSION"))]),
-        }
+/// The protocol, one row per plan, and of several tasks one row per task.
+pub fn table(record: &Record, summary: &Summary) -> String {
+    let mut parts = vec![record.protocol.clone(), plans(summary).to_string()];
+    let several = summary
+        .plans
+        .first()
+        .is_some_and(|full| full.tasks.len() > 1);
+    if several && summary.plans.len() <= MOST_COLUMNS {
+        parts.push(tasks(summary).to_string());
     }
-}
-
-fn scored<'a>(summary: &'a Summary, plan: &'a PlanSummary) -> Scored<'a> {
-    let score = plan.scores.get(summary.metric).copied().unwrap_or(f64::NAN);
-    let task = TaskScore {
-        metric: summary.metric,
-        score,
-        n: plan.n,
-    };
-    Scored {
-        tasks: BTreeMap::from([(summary.task, task)]),
-        groups: &plan.groups,
-        mean: score,
+    let full = summary.plans.first();
+    let cut = full.map_or(0, |full| full.truncated);
+    if cut > 0 {
+        let n = full.map_or(0, |full| full.n);
+        parts.push(format!("the middle of {cut} of {n} prompts was cut out"));
     }
-}
-
-fn settings(args: &SampleArgs) -> Settings<'_> {
-    let (needle, fidelity) = (
-        args.task == TaskName::Needle,
-        args.task == TaskName::Fidelity,
-    );
-    Settings {
-        length: &args.length,
-        limit: args.limit,
-        continuation: (!needle).then_some(args.continuation()),
-        depth: needle.then_some(args.depth()),
-        answer_prefix: needle.then_some(args.answer_prefix),
-        question_after: needle.then_some(args.question_after),
-        raw: needle.then_some(args.raw),
-        decode: (!fidelity).then_some(args.decode),
-        generated: fidelity.then_some(args.generated),
+    if !record.shard.is_whole() {
+        parts.push(format!("shard {}: part of the samples", record.shard));
     }
+    parts.join("\n")
 }
 
-/// A line on the protocol and one row per plan.
-pub fn table(args: &SampleArgs, summary: &Summary) -> String {
-    let columns = columns(args.task);
+/// Plans beside each other, at most.
+const MOST_COLUMNS: usize = 8;
+
+fn plans(summary: &Summary) -> comfy_table::Table {
+    let columns = columns(summary);
     let mut header = vec!["plan"];
-    header.extend(columns.iter().map(|(_, title, _)| title));
+    header.extend(columns.iter().map(|column| column.title.as_str()));
     header.push("samples");
     let mut table = new_table(&header);
     for plan in &summary.plans {
         let mut row = vec![plan.name.clone()];
-        row.extend(columns.iter().map(|(score, _, format)| {
-            let score = plan.scores.get(score).copied();
-            score.map_or(String::new(), format)
-        }));
+        row.extend(
+            columns
+                .iter()
+                .map(|column| (column.cell)(plan).unwrap_or_default()),
+        );
         row.push(plan.n.to_string());
         table.add_row(row);
     }
-    format!("{}\n{table}", protocol(args))
+    table
 }
 
-type Column = (&'static str, &'static str, fn(f64) -> String);
+fn tasks(summary: &Summary) -> comfy_table::Table {
+    let mut header = vec!["task", "metric", "samples"];
+    header.extend(summary.plans.iter().map(|plan| plan.name.as_str()));
+    let mut table = new_table(&header);
+    for task in summary
+        .plans
+        .first()
+        .into_iter()
+        .flat_map(|full| &full.tasks)
+    {
+        let mut row = vec![task.name.clone(), task.metric.clone(), task.n.to_string()];
+        row.extend(summary.plans.iter().map(|plan| {
+            let own = plan.tasks.iter().find(|own| own.name == task.name);
+            own.map_or(String::new(), |own| shown(&own.metric, own.score))
+        }));
+        table.add_row(row);
+    }
+    table
+}
 
-fn columns(task: TaskName) -> Vec<Column> {
-    let nll: Column = ("nll", "NLL", |x| format!("{x:.4}"));
-    let delta: Column = ("delta_nll", "ΔNLL", |x| format!("{x:+.4}"));
-    let kept: Column = ("kept", "entries per layer", |x| format!("{x:.1}"));
+type Score = Box<dyn Fn(&PlanSummary) -> Option<f64>>;
+
+/// A column of the results, here and in report.html.
+pub struct Column {
+    pub title: String,
+    pub cell: Box<dyn Fn(&PlanSummary) -> Option<String>>,
+    /// What is compared between the plans, and whether less is better.
+    pub score: Option<(Score, bool)>,
+}
+
+impl Column {
+    /// A mean over the samples.
+    fn of(
+        score: &'static str,
+        title: &str,
+        format: fn(f64) -> String,
+        better: Option<bool>,
+    ) -> Self {
+        let value = move |plan: &PlanSummary| plan.scores.get(score).copied();
+        Self {
+            title: title.into(),
+            cell: Box::new(move |plan| value(plan).map(format)),
+            score: better.map(|lower| (Box::new(value) as Score, lower)),
+        }
+    }
+
+    fn mean(title: &str, metric: String) -> Self {
+        let lower = lower_is_better(&metric);
+        Self {
+            title: title.into(),
+            cell: Box::new(move |plan| Some(shown(&metric, plan.mean))),
+            score: Some((Box::new(|plan| Some(plan.mean)), lower)),
+        }
+    }
+
+    fn set(index: usize, title: &str, metric: String) -> Self {
+        let lower = lower_is_better(&metric);
+        let value = move |plan: &PlanSummary| plan.sets.get(index).map(|set| set.score);
+        Self {
+            title: title.into(),
+            cell: Box::new(move |plan| value(plan).map(|score| shown(&metric, score))),
+            score: Some((Box::new(value), lower)),
+        }
+    }
+}
+
+/// What is shown of each plan: fixed for the tasks of one score or two, else a mean for each set of tasks.
+pub fn columns(summary: &Summary) -> Vec<Column> {
     let percent = |x: f64| format!("{:.1} %", 100.0 * x);
-    match task {
-        TaskName::Ppl => vec![
-            ("perplexity", "perplexity", |x| format!("{x:.3}")),
-            nll,
-            delta,
-            kept,
+    let nll = || Column::of("nll", "NLL", |x| format!("{x:.4}"), None);
+    let delta = || Column::of("delta_nll", "ΔNLL", |x| format!("{x:+.4}"), Some(true));
+    let mut columns = match summary.task.as_str() {
+        "ppl" => vec![
+            Column::of(
+                "perplexity",
+                "perplexity",
+                |x| format!("{x:.3}"),
+                Some(true),
+            ),
+            nll(),
+            delta(),
         ],
-        TaskName::Needle => vec![("exact", "exact match", percent), nll, delta, kept],
-        TaskName::Fidelity => vec![
-            ("kl", "KL(full ‖ plan)", |x| format!("{x:.5}")),
-            ("agreement", "same top token", percent),
-            kept,
+        "needle" => vec![
+            Column::of("exact", "exact match", percent, Some(false)),
+            nll(),
+            delta(),
         ],
-    }
-}
-
-/// What was compressed and what was asked, in words.
-fn protocol(args: &SampleArgs) -> String {
-    let list: Vec<String> = args.length.iter().map(ToString::to_string).collect();
-    let lengths = list.join(", ");
-    let one_by_one = match args.decode {
-        true => "token by token with eviction",
-        false => "in one pass",
+        "fidelity" => vec![
+            Column::of("kl", "KL(full ‖ plan)", |x| format!("{x:.5}"), Some(true)),
+            Column::of("agreement", "same top token", percent, Some(false)),
+        ],
+        _ => means(summary),
     };
-    match args.task {
-        TaskName::Ppl => format!(
-            "ppl: prefixes of {lengths} tokens compressed, {} tokens after them {one_by_one}, all but the first scored",
-            args.continuation()
-        ),
-        TaskName::Fidelity => format!(
-            "fidelity: prefixes of {lengths} tokens compressed, {} {} tokens decoded after them",
-            args.continuation(),
-            match args.generated {
-                true => "generated",
-                false => "given",
-            }
-        ),
-        TaskName::Needle => format!(
-            "needle: {lengths} tokens compressed, question {} them, {}; NLL of the number {one_by_one}",
-            match args.question_after {
-                true => "after",
-                false => "among",
-            },
-            match (args.answer_prefix, args.question_after) {
-                (false, _) => "no start of the answer given",
-                (true, false) => "start of the answer among them",
-                (true, true) => "start of the answer after them",
-            }
-        ),
+    if summary.plans.iter().any(|plan| plan.gap_closed.is_some()) {
+        columns.push(Column {
+            title: "gap closed".into(),
+            cell: Box::new(move |plan| match plan.best_single {
+                true => Some("best single".into()),
+                false => plan.gap_closed.map(percent),
+            }),
+            score: None,
+        });
     }
+    columns.push(Column::of(
+        "kept",
+        "entries per layer",
+        |x| format!("{x:.1}"),
+        None,
+    ));
+    columns
 }
 
-/// Writes metrics.json and predictions.jsonl into a folder; a reader never sees half a file.
-///
-/// # Errors
-/// A folder that is not there or cannot be written.
-pub fn write(folder: &Path, metrics: &str, predictions: &[Prediction]) -> Result<()> {
-    let mut lines = String::new();
-    for prediction in predictions {
-        let line = serde_json::to_string(prediction).map_err(|e| {
-            let reason = format!("a prediction as JSON: {e}");
-            Error::Failed(reason)
-        })?;
-        lines.push_str(&line);
-        lines.push('\n');
+fn means(summary: &Summary) -> Vec<Column> {
+    let Some(full) = summary.plans.first() else {
+        return Vec::new();
+    };
+    let metric = || {
+        full.tasks
+            .first()
+            .map_or(String::new(), |task| task.metric.clone())
+    };
+    let sets = full.sets.iter().enumerate();
+    let mut columns: Vec<_> = sets
+        .map(|(index, set)| {
+            let title = match set.tasks == set.of {
+                true => set.name.clone(),
+                false => format!("{} ({} of {})", set.name, set.tasks, set.of),
+            };
+            Column::set(index, &title, metric())
+        })
+        .collect();
+    let title = match full.tasks.as_slice() {
+        [only] => only.metric.clone(),
+        _ => format!("mean of {} tasks", full.tasks.len()),
+    };
+    columns.push(Column::mean(&title, metric()));
+    columns
+}
+
+/// A score as people read it: likelihoods and distances as they are, shares as percentages.
+pub fn shown(metric: &str, score: f64) -> String {
+    match (lower_is_better(metric), metric) {
+        (true, "perplexity") => format!("{score:.3}"),
+        (true, _) => format!("{score:.4}"),
+        (false, _) => format!("{:.2}", 100.0 * score),
     }
-    write_whole(&folder.join("predictions.jsonl"), &lines)?;
-    write_whole(&folder.join("metrics.json"), &format!("{metrics}\n"))
 }

@@ -1,6 +1,6 @@
 //! The page of `generate --show-kept`: a prompt in which the shade of a token says how many layers kept it.
 
-use super::{Run, describe_budget, trimmed};
+use super::{Run, describe_budget, escaped, trimmed};
 use crate::kept::Token;
 use polykv::plan::{LayerRules, PhaseRule};
 use polykv::policy::Phase;
@@ -220,22 +220,6 @@ fn visible(text: &str) -> String {
     }
     if out.is_empty() {
         out.push_str("<b>∅</b>");
-    }
-    out
-}
-
-/// Text that is neither markup nor the end of an attribute.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
     }
     out
 }

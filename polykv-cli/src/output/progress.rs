@@ -1,6 +1,6 @@
 //! Bars on standard error, on a terminal only; elsewhere they are hidden.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use polykv::models::hub::Step;
 use std::io::IsTerminal;
 use std::sync::Arc;
@@ -135,6 +135,49 @@ impl Drop for Steps {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+/// The samples of an evaluation, with the time that is left by their tokens, the speed and the scores so far.
+pub struct Evaluation {
+    bar: ProgressBar,
+    done: usize,
+    samples: usize,
+}
+
+impl Evaluation {
+    /// What is still to be done: samples, and the tokens of their prompts.
+    pub fn new(samples: usize, tokens: usize) -> Self {
+        let template = "evaluating {bar:20} {prefix}, {eta} left, {per_sec} {msg}";
+        let bar = bar(tokens as u64, template);
+        let per_second = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
+            // A line that cannot be written is not shown.
+            let _ = write!(out, "{:.0} prompt tok/s", state.per_sec());
+        };
+        let style = bar.style().with_key("per_sec", per_second);
+        bar.set_style(style);
+        bar.set_prefix(format!("0/{samples}"));
+        bar.enable_steady_tick(TICK);
+        Self {
+            bar,
+            done: 0,
+            samples,
+        }
+    }
+
+    /// Shows a finished sample.
+    pub fn step(&mut self, tokens: usize, scores: &str) {
+        self.done += 1;
+        self.bar
+            .set_prefix(format!("{}/{}", self.done, self.samples));
+        self.bar.set_message(scores.to_string());
+        self.bar.inc(tokens as u64);
+    }
+}
+
+impl Drop for Evaluation {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
     }
 }
 

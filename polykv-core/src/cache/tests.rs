@@ -56,3 +56,31 @@ fn decode_writes_in_place() {
         }
     }
 }
+
+#[test]
+fn plans_that_do_the_same_in_a_layer_share_its_cut() {
+    let device = Device::flex();
+    let random =
+        |heads, tokens| Tensor::<4>::random([2, heads, tokens, 8], Distribution::Default, &device);
+    let plan = |text: &str| Plan::from_yaml("test", text).unwrap();
+    let same = "{schema: 1, layers: 2, budget: {tokens: 10}, prefill: [{layers: 0-1, policy: h2o}],
+        decode: [{layers: 0-1, policy: tova}]}";
+    let other =
+        "{schema: 1, layers: 2, budget: {tokens: 10}, prefill: [{layers: 0-1, policy: h2o}],
+        decode: [{layers: 0, policy: tova}, {layers: 1, policy: h2o}]}";
+    let plans = [same, other, same].map(plan).to_vec();
+    let mut shared = SharedPrefill::new(plans, SHAPE, &device).unwrap();
+    shared.begin_prefill(20).unwrap();
+    for layer in 0..2 {
+        shared
+            .prefill(layer, random(4, 20), random(2, 20), random(2, 20))
+            .unwrap();
+        shared.end_prefill(layer).unwrap();
+    }
+    let caches = shared.finish();
+    let cut = |cache: usize, layer: usize| caches[cache].layers[layer].addresses();
+    assert_eq!(cut(0, 0), cut(1, 0), "the same rules in both phases");
+    assert_eq!(cut(0, 0), cut(2, 0));
+    assert_eq!(cut(0, 1), cut(2, 1));
+    assert_ne!(cut(0, 1), cut(1, 1), "another policy in decode");
+}

@@ -1,7 +1,8 @@
 //! How far a plan's next-token distributions are from FullKV's.
 
+use super::runner::memory;
 use super::windows::{self, Window, WindowOptions};
-use super::{Evaluator, Prediction, Scores, Task, metrics};
+use super::{Evaluator, Prediction, SampleInfo, Scores, Task, metrics};
 use crate::LoadedModel;
 use polykv_core::{KvCache, Result};
 
@@ -70,47 +71,50 @@ impl Distances {
 }
 
 impl Task for Fidelity {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "fidelity"
     }
 
-    fn metric(&self) -> &'static str {
-        "kl"
+    fn samples(&self) -> Vec<SampleInfo> {
+        windows::samples(self.name(), &self.windows)
     }
 
-    fn prompt_tokens(&self) -> Vec<usize> {
-        self.windows.iter().map(|own| own.prefix.len()).collect()
+    fn fingerprint(&self) -> String {
+        windows::fingerprint(&self.windows)
     }
 
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
         let window = &self.windows[sample];
         let mut prompted = evaluator.prefill(&window.prefix)?;
-        let kept: Vec<f64> = prompted
-            .caches
-            .iter()
-            .map(|cache| cache.report().kept_mean())
-            .collect();
+        let held = prompted.caches.iter();
+        let held: Vec<Scores> = held.map(|cache| memory(&cache.report())).collect();
         let distances = self.compare(
             evaluator,
             &window.continuation,
             &prompted.next,
             &mut prompted.caches,
         )?;
-        let plans = evaluator.candidates().iter().zip(kept).zip(distances);
-        let predictions = plans.map(|((candidate, kept), found)| Prediction {
-            task: self.name(),
+        let plans = evaluator.candidates().iter().zip(held).zip(distances);
+        let predictions = plans.map(|((candidate, held), found)| Prediction {
+            task: self.name().into(),
+            metric: "kl".into(),
             sample,
+            id: windows::id(self.name(), sample),
             plan: candidate.name.clone(),
             length: window.prefix.len(),
             prompt_tokens: window.prefix.len(),
+            truncated: false,
             depth: None,
-            scores: Scores::from([
-                ("kl", metrics::mean(&found.kl)),
-                ("agreement", metrics::mean(&found.agreement)),
-                ("kept", kept),
-            ]),
+            scores: held
+                .into_iter()
+                .chain([
+                    ("kl".into(), metrics::mean(&found.kl)),
+                    ("agreement".into(), metrics::mean(&found.agreement)),
+                ])
+                .collect(),
+            new_tokens: 0,
             output: None,
-            answer: None,
+            answers: Vec::new(),
         });
         Ok(predictions.collect())
     }

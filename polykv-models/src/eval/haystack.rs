@@ -1,8 +1,8 @@
 //! Facts hidden in a text that says nothing, with a question about them.
 
 use super::filler;
+use super::frame::{Frame, Framed, Parts};
 use crate::LoadedModel;
-use crate::chat::Message;
 use crate::tokenizer::Specials;
 use polykv_core::{Error, Result};
 use rand::Rng;
@@ -38,13 +38,19 @@ impl Haystack {
             count += model.tokenizer.encode(&sentence, Specials::AsText)?.len();
             sentences.push(sentence.trim_start().to_string());
         }
+        let frame = Frame {
+            model,
+            raw: self.raw,
+            question_after: self.question_after,
+        };
+        // A template ends the question itself.
+        let end = if frame.has_template() { "" } else { "\n" };
         loop {
-            let text = hide(&sentences, facts);
-            let (mut prompt, mut after) = self.ask(model, &text, question)?;
-            match self.question_after {
-                true => after.extend(lead_in),
-                false => prompt.extend(lead_in),
-            }
+            let Framed { prompt, after, .. } = frame.encode(Parts {
+                context: &hide(&sentences, facts),
+                question: &format!("\n\n{question}{end}"),
+                lead_in,
+            })?;
             if prompt.len() <= self.length {
                 return Ok((prompt, after));
             }
@@ -53,29 +59,6 @@ impl Haystack {
                 return Err(Error::invalid("evaluation", "length", self.length, allowed));
             }
         }
-    }
-
-    /// The tokens to compress, and those of the question if it comes after.
-    fn ask(&self, model: &LoadedModel, text: &str, question: &str) -> Result<(Vec<u32>, Vec<u32>)> {
-        let chat = model.chat.as_ref().filter(|_| !self.raw);
-        let encode = |text: String| match chat {
-            Some(chat) => chat.encode(&model.tokenizer, &[Message::new("user", text)], true),
-            None => {
-                let ids = model.tokenizer.encode(&text, Specials::AsText)?;
-                Ok([model.tokenizer.start(), &ids].concat())
-            }
-        };
-        // A template ends the question itself.
-        let end = if chat.is_some() { "" } else { "\n" };
-        let mut whole = encode(format!("{text}\n\n{question}{end}"))?;
-        if !self.question_after {
-            return Ok((whole, Vec::new()));
-        }
-        // Where the template puts the end of the text is found by leaving the question out.
-        let alone = encode(text.to_string())?;
-        let common = whole.iter().zip(&alone).take_while(|(a, b)| a == b).count();
-        let after = whole.split_off(common);
-        Ok((whole, after))
     }
 }
 

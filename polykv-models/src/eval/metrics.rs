@@ -1,5 +1,17 @@
 //! The arithmetic of the scores, in f64 on the host.
 
+mod choice;
+mod edit;
+mod metric;
+mod rouge;
+mod words;
+
+pub use choice::{classification, count, retrieval, retrieval_zh};
+pub use edit::{code, ratio};
+pub use metric::Metric;
+pub use rouge::{rouge_l, rouge_l_zh};
+pub use words::{exact, f1, f1_zh, segment, substring};
+
 use polykv_core::{Error, Result};
 
 /// The negative logarithm of a token's probability, in nats. `logits` has one number per token of the vocabulary.
@@ -55,6 +67,11 @@ pub fn most_likely(logits: &[f32]) -> Result<u32> {
         }
     }
     Ok(best as u32)
+}
+
+/// Whether a smaller value of a score is the better one.
+pub fn lower_is_better(metric: &str) -> bool {
+    matches!(metric, "perplexity" | "nll" | "kl")
 }
 
 /// The mean; zero of nothing.

@@ -1,8 +1,9 @@
 //! A number hidden in a long text, and the question for it.
 
 use super::haystack::Haystack;
-use super::windows::{check_counts, check_length};
-use super::{Evaluator, Prediction, Scores, Task, filler, metrics};
+use super::runner::memory;
+use super::windows::{check_counts, check_length, id};
+use super::{Evaluator, Prediction, SampleInfo, Task, filler, fingerprint, id_bytes, metrics};
 use crate::LoadedModel;
 use crate::tokenizer::Specials;
 use polykv_core::{Error, KvCache, Result};
@@ -146,25 +147,6 @@ impl Sample {
         self.lead_in.len() + self.answer.len() + SPARE
     }
 
-    /// The greedy answer after a cache whose last logits are `next`.
-    fn generate(
-        &self,
-        evaluator: &Evaluator<'_>,
-        next: &[f32],
-        cache: &mut KvCache,
-    ) -> Result<String> {
-        let mut tokens = Vec::new();
-        let mut token = metrics::most_likely(next)?;
-        while !evaluator.model().eos_tokens.contains(&token) {
-            tokens.push(token);
-            if tokens.len() == self.longest_answer() {
-                break;
-            }
-            token = metrics::most_likely(&evaluator.step(cache, token)?)?;
-        }
-        evaluator.model().tokenizer.decode(&tokens, true)
-    }
-
     /// Mean over the number's tokens, the lead-in before them.
     fn answer_nll(
         &self,
@@ -180,19 +162,26 @@ impl Sample {
 }
 
 impl Task for Needle {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "needle"
     }
 
-    fn metric(&self) -> &'static str {
-        match self.generate {
-            true => "exact",
-            false => "nll",
-        }
+    fn samples(&self) -> Vec<SampleInfo> {
+        let samples = self.samples.iter().enumerate();
+        samples
+            .map(|(index, sample)| SampleInfo {
+                id: id(self.name(), index),
+                task: self.name().into(),
+                prompt_tokens: sample.prompt.len(),
+            })
+            .collect()
     }
 
-    fn prompt_tokens(&self) -> Vec<usize> {
-        self.samples.iter().map(|own| own.prompt.len()).collect()
+    fn fingerprint(&self) -> String {
+        let samples = self.samples.iter();
+        let parts = samples.flat_map(|own| [&own.prompt, &own.after, &own.lead_in, &own.answer]);
+        let parts: Vec<Vec<u8>> = parts.map(|ids| id_bytes(ids)).collect();
+        fingerprint(parts.iter().map(Vec::as_slice))
     }
 
     fn run(&self, index: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
@@ -202,7 +191,7 @@ impl Task for Needle {
         plans
             .zip(prompted.caches)
             .map(|(candidate, mut cache)| {
-                let kept = cache.report().kept_mean();
+                let mut scores = memory(&cache.report());
                 let mut next = prompted.next.clone();
                 evaluator.feed(&mut cache, &sample.after, false, &mut |_, row| {
                     next = row.to_vec();
@@ -211,24 +200,36 @@ impl Task for Needle {
                 let mut copy = cache.clone();
                 let nll = sample.answer_nll(evaluator, &next, &mut copy, self.decode)?;
                 drop(copy);
-                let mut scores = Scores::from([("nll", nll), ("kept", kept)]);
+                scores.insert("nll".into(), nll);
+                let mut new_tokens = 0;
                 let mut output = None;
                 if self.generate {
-                    let found = sample.generate(evaluator, &next, &mut cache)?;
-                    let exact = metrics::first_number(&found) == Some(&sample.number);
-                    scores.insert("exact", f64::from(u8::from(exact)));
-                    output = Some(found);
+                    let most = sample.longest_answer();
+                    let stops = &evaluator.model().eos_tokens;
+                    let tokens = evaluator.greedy(&next, &mut cache, most, stops)?;
+                    let text = evaluator.model().tokenizer.decode(&tokens, true)?;
+                    let exact = metrics::first_number(&text) == Some(&sample.number);
+                    scores.insert("exact".into(), f64::from(u8::from(exact)));
+                    new_tokens = tokens.len();
+                    output = Some(text);
                 }
                 Ok(Prediction {
-                    task: self.name(),
+                    task: self.name().into(),
+                    metric: match self.generate {
+                        true => "exact".into(),
+                        false => "nll".into(),
+                    },
                     sample: index,
+                    id: id(self.name(), index),
                     plan: candidate.name.clone(),
                     length: sample.length,
                     prompt_tokens: sample.prompt.len(),
+                    truncated: false,
                     depth: Some(sample.depth),
                     scores,
+                    new_tokens,
                     output,
-                    answer: Some(sample.number.clone()),
+                    answers: vec![sample.number.clone()],
                 })
             })
             .collect()

@@ -1,7 +1,8 @@
 //! Perplexity of a text's continuation after its prefix was compressed.
 
+use super::runner::memory;
 use super::windows::{self, Window, WindowOptions};
-use super::{Evaluator, Prediction, Scores, Task, metrics};
+use super::{Evaluator, Prediction, SampleInfo, Task, metrics};
 use crate::LoadedModel;
 use polykv_core::{Error, Result};
 
@@ -33,16 +34,16 @@ impl Ppl {
 }
 
 impl Task for Ppl {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "ppl"
     }
 
-    fn metric(&self) -> &'static str {
-        "perplexity"
+    fn samples(&self) -> Vec<SampleInfo> {
+        windows::samples(self.name(), &self.windows)
     }
 
-    fn prompt_tokens(&self) -> Vec<usize> {
-        self.windows.iter().map(|own| own.prefix.len()).collect()
+    fn fingerprint(&self) -> String {
+        windows::fingerprint(&self.windows)
     }
 
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
@@ -52,19 +53,24 @@ impl Task for Ppl {
         plans
             .zip(prompted.caches)
             .map(|(candidate, mut cache)| {
-                let kept = cache.report().kept_mean();
+                let mut scores = memory(&cache.report());
                 let tokens = &window.continuation;
                 let nlls = evaluator.nlls(&prompted.next, &mut cache, tokens, self.decode)?;
+                scores.insert("nll".into(), metrics::mean(&nlls[1..]));
                 Ok(Prediction {
-                    task: self.name(),
+                    task: self.name().into(),
+                    metric: "perplexity".into(),
                     sample,
+                    id: windows::id(self.name(), sample),
                     plan: candidate.name.clone(),
                     length: window.prefix.len(),
                     prompt_tokens: window.prefix.len(),
+                    truncated: false,
                     depth: None,
-                    scores: Scores::from([("nll", metrics::mean(&nlls[1..])), ("kept", kept)]),
+                    scores,
+                    new_tokens: 0,
                     output: None,
-                    answer: None,
+                    answers: Vec::new(),
                 })
             })
             .collect()

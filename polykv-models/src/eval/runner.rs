@@ -1,9 +1,11 @@
 //! Running a prompt for all plans, and what follows it for each.
 
-use super::metrics;
+use super::{Scores, metrics};
+use crate::tokenizer::Specials;
 use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use polykv_core::{Error, KvCache, Plan, Result, SharedPrefill};
+use polykv_core::{Budget, CacheReport, Error, KvCache, Phase, Plan, Result, Rule, SharedPrefill};
+use serde::{Deserialize, Serialize};
 
 /// Tokens per pass over a compressed cache; bounds the logits held at once.
 const PIECE: usize = 128;
@@ -13,6 +15,39 @@ const PIECE: usize = 128;
 pub struct Candidate {
     pub name: String,
     pub plan: Plan,
+}
+
+/// What a summary must know of a plan; small enough to be stored beside predictions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PlanInfo {
+    pub name: String,
+    pub hash: String,
+    /// Whether one and the same policy rules all layers, in one phase or in both: what other plans are compared with.
+    pub single: bool,
+    /// None if everything is kept.
+    pub budget: Option<Budget>,
+}
+
+impl Candidate {
+    pub fn info(&self) -> PlanInfo {
+        let phases = [Phase::Prefill, Phase::Decode];
+        let phases = phases.map(|phase| self.plan.rules(phase));
+        let mut rules = phases.iter().flat_map(|rules| rules.iter());
+        let evicting = rules.find(|rule| rule.policy != "full");
+        let single = evicting.is_some_and(|first| {
+            phases.iter().all(|rules| {
+                let full = rules.iter().all(|rule| rule.policy == "full");
+                let same = |rule: &Rule| rule.policy == first.policy && rule.params == first.params;
+                full || rules.iter().all(same)
+            })
+        });
+        PlanInfo {
+            name: self.name.clone(),
+            hash: self.plan.hash(),
+            single,
+            budget: evicting.map(|_| self.plan.budget),
+        }
+    }
 }
 
 /// A model with the plans to compare.
@@ -77,6 +112,11 @@ impl<'a> Evaluator<'a> {
     /// FullKV and the plans.
     pub fn candidates(&self) -> &[Candidate] {
         &self.candidates
+    }
+
+    /// What is to be known of FullKV and the plans after the run.
+    pub fn plans(&self) -> Vec<PlanInfo> {
+        self.candidates.iter().map(Candidate::info).collect()
     }
 
     /// Whether every plan can be carried out for a prompt.
@@ -151,6 +191,42 @@ impl<'a> Evaluator<'a> {
         Ok(())
     }
 
+    /// The most likely tokens one by one after a cache whose last logits are `next`, at most `most`, up to the first of
+    /// `stops`.
+    ///
+    /// # Errors
+    /// As [`Evaluator::step`]; NaN in logits.
+    pub fn greedy(
+        &self,
+        next: &[f32],
+        cache: &mut KvCache,
+        most: usize,
+        stops: &[u32],
+    ) -> Result<Vec<u32>> {
+        let mut tokens = Vec::new();
+        if most == 0 {
+            return Ok(tokens);
+        }
+        let mut token = metrics::most_likely(next)?;
+        while !stops.contains(&token) {
+            tokens.push(token);
+            if tokens.len() == most {
+                break;
+            }
+            token = metrics::most_likely(&self.step(cache, token)?)?;
+        }
+        Ok(tokens)
+    }
+
+    /// The token that a line break ends with, if the tokenizer knows one.
+    ///
+    /// # Errors
+    /// Those of the tokenizer.
+    pub(super) fn newline(&self) -> Result<Option<u32>> {
+        let ids = self.model.tokenizer.encode("\n", Specials::AsText)?;
+        Ok(ids.last().copied())
+    }
+
     /// The negative log-likelihood of each of `tokens` after a cache whose last logits are `next`.
     ///
     /// # Errors
@@ -187,6 +263,14 @@ impl<'a> Evaluator<'a> {
         let dims = [1, ids.len()];
         Tensor::from_data(TensorData::new(ids, dims), self.device())
     }
+}
+
+/// What a compressed cache holds: `kept`, entries per layer and KV head, and `kv_bytes`, over all layers.
+pub(super) fn memory(report: &CacheReport) -> Scores {
+    Scores::from([
+        ("kept".into(), report.kept_mean()),
+        ("kv_bytes".into(), report.bytes as f64),
+    ])
 }
 
 fn read<const D: usize>(logits: Tensor<D>) -> Result<Vec<f32>> {

@@ -1,5 +1,6 @@
 //! Windows of a text: a prefix that is compressed and the continuation that shows what was lost.
 
+use super::{SampleInfo, id_bytes};
 use crate::LoadedModel;
 use crate::tokenizer::Specials;
 use polykv_core::{Error, Result};
@@ -64,6 +65,30 @@ pub(super) fn cut(model: &LoadedModel, text: &str, options: &WindowOptions) -> R
             .collect::<Vec<_>>()
     });
     Ok(windows.collect())
+}
+
+/// What is known of the windows as a task's samples.
+pub(super) fn samples(task: &str, windows: &[Window]) -> Vec<SampleInfo> {
+    let windows = windows.iter().enumerate();
+    windows
+        .map(|(index, window)| SampleInfo {
+            id: id(task, index),
+            task: task.into(),
+            prompt_tokens: window.prefix.len(),
+        })
+        .collect()
+}
+
+pub(super) fn id(task: &str, sample: usize) -> String {
+    format!("{task}#{sample}")
+}
+
+pub(super) fn fingerprint(windows: &[Window]) -> String {
+    let parts = windows
+        .iter()
+        .flat_map(|own| [&own.prefix, &own.continuation]);
+    let parts: Vec<Vec<u8>> = parts.map(|ids| id_bytes(ids)).collect();
+    super::fingerprint(parts.iter().map(Vec::as_slice))
 }
 
 /// Counts have a ceiling, because all samples are made before the first one runs.

@@ -1,0 +1,105 @@
+//! Which plans `polykv eval` compares.
+
+use crate::args::values::{self, Phases};
+use crate::args::{BudgetArgs, CompressionArgs};
+use clap::{ArgGroup, Args};
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Plans")]
+#[group(skip)]
+#[command(group = ArgGroup::new("budgets").requires("policy"))]
+pub struct PlansArgs {
+    /// Plan files; may be repeated
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub plan: Vec<PathBuf>,
+    /// Policies, each for all layers and at every budget
+    #[arg(long, value_name = "NAME,…", value_parser = values::evicting(), value_delimiter = ',', num_args = 1..)]
+    pub policy: Vec<String>,
+    /// Entries per layer, on average
+    #[arg(
+        long,
+        value_name = "N,…",
+        value_delimiter = ',',
+        group = "budgets",
+        allow_negative_numbers = true
+    )]
+    budget: Vec<usize>,
+    /// Shares of the prompt, above 0 and at most 1
+    #[arg(
+        long,
+        value_name = "R,…",
+        value_delimiter = ',',
+        group = "budgets",
+        allow_negative_numbers = true
+    )]
+    budget_ratio: Vec<f64>,
+    /// Keys and values of all layers, in units of 1,000,000 bytes
+    #[arg(
+        long,
+        value_name = "M,…",
+        value_delimiter = ',',
+        group = "budgets",
+        allow_negative_numbers = true
+    )]
+    budget_mb: Vec<f64>,
+    /// When the policies evict; the other phase keeps everything [default: both]
+    #[arg(
+        long,
+        value_enum,
+        value_name = "PHASE,…",
+        value_delimiter = ',',
+        requires = "policy"
+    )]
+    phase: Vec<Phases>,
+    /// Layers of plan files that keep everything come on top of the budget
+    #[arg(long, requires = "plan")]
+    allow_full_extra: bool,
+}
+
+impl PlansArgs {
+    /// The budgets of the policies; only one of the three flags can be given.
+    pub fn budgets(&self) -> Vec<BudgetArgs> {
+        let tokens = self.budget.iter().map(|&own| BudgetArgs {
+            budget: Some(own),
+            ..BudgetArgs::default()
+        });
+        let ratios = self.budget_ratio.iter().map(|&own| BudgetArgs {
+            budget_ratio: Some(own),
+            ..BudgetArgs::default()
+        });
+        let megabytes = self.budget_mb.iter().map(|&own| BudgetArgs {
+            budget_mb: Some(own),
+            ..BudgetArgs::default()
+        });
+        tokens.chain(ratios).chain(megabytes).collect()
+    }
+
+    /// What `generate` would be given for each plan: the files, then every policy at every budget in every phase.
+    pub fn compressions(&self) -> Vec<CompressionArgs> {
+        let one = |plan: Option<&PathBuf>, policy: Option<&String>| CompressionArgs {
+            plan: plan.cloned(),
+            policy: policy.cloned(),
+            budget: BudgetArgs::default(),
+            allocator: None,
+            phase: None,
+            set: Vec::new(),
+            allow_full_extra: self.allow_full_extra,
+        };
+        let mut all: Vec<_> = self.plan.iter().map(|file| one(Some(file), None)).collect();
+        let phases = match self.phase.as_slice() {
+            [] => &[Phases::Both],
+            given => given,
+        };
+        for policy in &self.policy {
+            for budget in self.budgets() {
+                all.extend(phases.iter().map(|&phase| CompressionArgs {
+                    budget,
+                    phase: Some(phase),
+                    ..one(None, Some(policy))
+                }));
+            }
+        }
+        all
+    }
+}

@@ -1,0 +1,118 @@
+//! `polykv eval merge`: shards that together are a run.
+
+use super::record::{self, Record};
+use super::results::{self, Known};
+use crate::args::{MergeArgs, Shard};
+use crate::output;
+use polykv::models::eval::Prediction;
+use polykv::{Error, Result};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// # Errors
+/// Folders that are not the shards of one run; samples that are missing or there twice, by name.
+pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
+    let mut shards = Vec::new();
+    for folder in &args.shards {
+        let own = Record::read(folder)?.ok_or_else(|| {
+            let allowed = "a folder that polykv eval --out has written";
+            Error::invalid(folder.display(), record::NAME, "missing", allowed)
+        })?;
+        shards.push((folder, own));
+    }
+    let first = shards[0].1.clone();
+    let count = first.shard.count;
+    check(&shards)?;
+    if Record::read(&args.out)?.is_some() || args.out.join(results::NAME).exists() {
+        let found = "there from another run";
+        let allowed = "a new folder";
+        return Err(Error::invalid(args.out.display(), results::NAME, found, allowed).into());
+    }
+
+    let mut samples: BTreeMap<usize, (String, Vec<Prediction>)> = BTreeMap::new();
+    for (folder, own) in &shards {
+        let wanted = own.shard.samples(first.identity.samples);
+        let known = Known::read(folder, &first.identity.plans, &wanted)?;
+        let plans = first.identity.plans.len();
+        let own = known.predictions.chunks(plans).map(<[Prediction]>::to_vec);
+        for ((sample, lines), own) in known.samples.into_iter().zip(own) {
+            samples.insert(sample, (lines, own));
+        }
+    }
+    let missing = (0..first.identity.samples).find(|sample| !samples.contains_key(sample));
+    if let Some(sample) = missing {
+        let shard = Shard::of(sample, count);
+        let folder = shards.iter().find(|(_, own)| own.shard == shard);
+        let folder = folder.map_or(Path::new("shards"), |(folder, _)| folder.as_path());
+        let field = format!("sample {sample} of {}", first.identity.samples);
+        let found = format!("missing from shard {shard}");
+        let allowed = "finished shards: the same command again goes on";
+        return Err(Error::invalid(folder.display(), field, found, allowed).into());
+    }
+
+    let mut whole = first;
+    whole.shard = Shard::default();
+    whole.commands = shards
+        .iter()
+        .flat_map(|(_, own)| own.commands.clone())
+        .collect();
+    whole.commands.push(record::command());
+    whole.sessions = shards
+        .into_iter()
+        .flat_map(|(_, own)| own.sessions)
+        .collect();
+    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
+    let lines: String = samples.values().map(|(lines, _)| lines.as_str()).collect();
+    whole.write(&args.out)?;
+    output::write_whole(&args.out.join(results::NAME), lines)?;
+    let predictions: Vec<Prediction> = samples.into_values().flat_map(|(_, own)| own).collect();
+    results::finish(&whole, &predictions, Some(&args.out), args.json)
+}
+
+/// Whether these are the shards of one run, each once.
+fn check(shards: &[(&PathBuf, Record)]) -> Result<()> {
+    let (first_folder, first) = &shards[0];
+    for (index, (folder, own)) in shards.iter().enumerate() {
+        first.check_same(folder, own)?;
+        if own.shard.count != first.shard.count {
+            let found = format!(
+                "{}, beside {} in {}",
+                own.shard,
+                first.shard,
+                first_folder.display()
+            );
+            let allowed = "shards of one number";
+            return Err(Error::invalid(folder.display(), "shard", found, allowed));
+        }
+        if let Some((other, _)) = shards[..index]
+            .iter()
+            .find(|(_, other)| other.shard == own.shard)
+        {
+            let found = format!("{}, as that of {}", own.shard, other.display());
+            return Err(Error::invalid(
+                folder.display(),
+                "shard",
+                found,
+                "each shard once",
+            ));
+        }
+    }
+    let count = first.shard.count;
+    let missing: Vec<String> = (0..count)
+        .map(|index| Shard { index, count })
+        .filter(|shard| !shards.iter().any(|(_, own)| own.shard == *shard))
+        .map(|shard| shard.to_string())
+        .collect();
+    match missing.is_empty() {
+        true => Ok(()),
+        false => {
+            let allowed = format!("all {count} shards of the run");
+            Err(Error::invalid(
+                "merge",
+                "shards",
+                format!("without {}", missing.join(", ")),
+                allowed,
+            ))
+        }
+    }
+}

@@ -1,0 +1,255 @@
+//! The predictions of a run, in memory and, where a folder is given, in predictions.jsonl.
+
+use super::record::{PlanRecord, Record, Session};
+use crate::journal::{self, Appender};
+use crate::output::{self, eval as report, report as page};
+use anyhow::Context;
+use polykv::models::eval::{Prediction, Summary};
+use polykv::{Error, Result};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+pub const NAME: &str = "predictions.jsonl";
+/// How often run.json is written during the work.
+const SAVE: Duration = Duration::from_secs(5);
+
+#[derive(Debug)]
+pub struct Results {
+    record: Record,
+    folder: Option<(PathBuf, Appender)>,
+    predictions: Vec<Prediction>,
+    /// Samples of this shard that are still to be run.
+    todo: Vec<usize>,
+    begun: Instant,
+    saved: Instant,
+}
+
+/// What predictions.jsonl holds: only whole samples count.
+#[derive(Debug, Default)]
+pub struct Known {
+    pub predictions: Vec<Prediction>,
+    /// The lines of each sample, as they are.
+    pub samples: Vec<(usize, String)>,
+    /// Length of these lines in the file.
+    pub bytes: usize,
+}
+
+impl Results {
+    /// Results that go into a folder, or with `None` nowhere; of a folder that holds part of this very run, what is there
+    /// is taken over.
+    ///
+    /// # Errors
+    /// A folder of another run, with what differs; predictions that are not of this run; a folder that cannot be written.
+    pub fn open(folder: Option<&Path>, record: Record) -> Result<Self> {
+        let todo = record.shard.samples(record.identity.samples);
+        let now = Instant::now();
+        let mut results = Self {
+            record,
+            folder: None,
+            predictions: Vec::new(),
+            todo,
+            begun: now,
+            saved: now,
+        };
+        if let Some(folder) = folder {
+            results.take_over(folder)?;
+        }
+        Ok(results)
+    }
+
+    fn take_over(&mut self, folder: &Path) -> Result<()> {
+        let old = Record::read(folder)?;
+        let path = folder.join(NAME);
+        match old {
+            Some(old) => {
+                self.record.check_same(folder, &old)?;
+                if old.shard != self.record.shard {
+                    let allowed = format!("{}, or another folder", self.record.shard);
+                    return Err(Error::invalid(
+                        folder.display(),
+                        "shard",
+                        old.shard,
+                        allowed,
+                    ));
+                }
+                self.record.commands = old.commands;
+                self.record.sessions = old.sessions;
+            }
+            None if path.metadata().is_ok_and(|file| file.len() > 0) => {
+                let found = "there without the run.json of its run";
+                return Err(Error::invalid(
+                    folder.display(),
+                    NAME,
+                    found,
+                    "an empty folder",
+                ));
+            }
+            None => {}
+        }
+        let known = Known::read(folder, &self.record.identity.plans, &self.todo)?;
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let lines = Appender::open(&path, known.bytes)?;
+        self.todo.drain(..known.samples.len());
+        self.predictions = known.predictions;
+        self.record.write(folder)?;
+        self.folder = Some((folder.to_path_buf(), lines));
+        Ok(())
+    }
+
+    pub fn todo(&self) -> Vec<usize> {
+        self.todo.clone()
+    }
+
+    pub fn predictions(&self) -> &[Prediction] {
+        &self.predictions
+    }
+
+    /// Takes the first sample as the start of a session.
+    pub fn begin(&mut self) {
+        if self.todo.is_empty() {
+            return;
+        }
+        self.begun = Instant::now();
+        self.saved = self.begun;
+        let started = OffsetDateTime::now_utc().replace_nanosecond(0).ok();
+        self.record.sessions.push(Session {
+            started: started
+                .and_then(|now| now.format(&Rfc3339).ok())
+                .unwrap_or_default(),
+            seconds: 0.0,
+            samples: 0,
+            prompt_tokens: 0,
+            new_tokens: 0,
+        });
+    }
+
+    /// Writes a sample's predictions and takes them in as they will be read again: a resumed run has the very same numbers.
+    ///
+    /// # Errors
+    /// A file that cannot be written, a score that is not a finite number.
+    pub fn add(&mut self, own: &[Prediction]) -> Result<()> {
+        let mut lines = String::new();
+        for one in own {
+            let line = serde_json::to_string(one)
+                .map_err(|e| Error::Failed(format!("a prediction as JSON: {e}")))?;
+            let reread = serde_json::from_str(&line).map_err(|e| {
+                Error::Failed(format!(
+                    "{}, {}: scores that cannot be written ({e})",
+                    one.id, one.plan
+                ))
+            })?;
+            self.predictions.push(reread);
+            lines.push_str(&line);
+            lines.push('\n');
+        }
+        if let Some(session) = self.record.sessions.last_mut() {
+            session.seconds = round(self.begun.elapsed().as_secs_f64());
+            session.samples += 1;
+            session.prompt_tokens += own.first().map_or(0, |one| one.prompt_tokens);
+            session.new_tokens += own.iter().map(|one| one.new_tokens).sum::<usize>();
+        }
+        if let Some((folder, file)) = &mut self.folder {
+            file.append(&lines)?;
+            if self.saved.elapsed() > SAVE {
+                self.record.write(folder)?;
+                self.saved = Instant::now();
+            }
+        }
+        Ok(())
+    }
+
+    /// Sums up, writes what belongs to the folder, and prints.
+    ///
+    /// # Errors
+    /// A folder or a standard output that cannot be written.
+    pub fn finish(self, json: bool) -> anyhow::Result<()> {
+        let folder = self.folder.as_ref().map(|(folder, _)| folder.as_path());
+        finish(&self.record, &self.predictions, folder, json)
+    }
+}
+
+/// As [`Results::finish`], of any run.
+///
+/// # Errors
+/// As there.
+pub fn finish(
+    record: &Record,
+    predictions: &[Prediction],
+    folder: Option<&Path>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let summary = Summary::new(
+        &record.identity.task,
+        &record.sets,
+        &record.plans(),
+        predictions,
+    );
+    let metrics = serde_json::to_string(&report::Metrics::new(record, &summary))?;
+    if let Some(folder) = folder {
+        record.write(folder)?;
+        output::write_whole(&folder.join("metrics.json"), format!("{metrics}\n"))?;
+        output::write_whole(&folder.join("report.html"), page::page(record, &summary))?;
+    }
+    let shown = match json {
+        true => metrics,
+        false => report::table(record, &summary),
+    };
+    writeln!(std::io::stdout(), "{shown}").context("standard output")
+}
+
+impl Known {
+    /// Reads the predictions of a folder, which must be those of the first of `wanted`, in this order.
+    ///
+    /// # Errors
+    /// Lines that are not, with their number. The last sample may be cut off anywhere and is left out then.
+    pub fn read(folder: &Path, plans: &[PlanRecord], wanted: &[usize]) -> Result<Self> {
+        let path = folder.join(NAME);
+        let refuse = |line: usize, found: String, allowed: &str| {
+            let place = path.display();
+            Error::invalid(place, format!("line {line}"), found, allowed)
+        };
+        let text = journal::read(&path)?;
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        let mut known = Self::default();
+        for (group, own) in lines.chunks(plans.len().max(1)).enumerate() {
+            let first = group * plans.len() + 1;
+            let mut read = Vec::new();
+            for (index, line) in own.iter().enumerate() {
+                let one: Prediction = serde_json::from_str(line).map_err(|e| {
+                    refuse(
+                        first + index,
+                        format!("no prediction ({e})"),
+                        "lines that eval has written",
+                    )
+                })?;
+                let allowed = "each sample of the run once, under each plan, in order";
+                match wanted.get(group) {
+                    Some(&sample) if sample == one.sample && plans[index].info.name == one.plan => {
+                    }
+                    _ => {
+                        let found =
+                            format!("sample {} ({}) under '{}'", one.sample, one.id, one.plan);
+                        return Err(refuse(first + index, found, allowed));
+                    }
+                }
+                read.push(one);
+            }
+            if read.len() < plans.len() {
+                break;
+            }
+            let lines = own.concat();
+            known.bytes += lines.len();
+            known.samples.push((wanted[group], lines));
+            known.predictions.extend(read);
+        }
+        Ok(known)
+    }
+}
+
+/// To milliseconds.
+fn round(seconds: f64) -> f64 {
+    (seconds * 1e3).round() / 1e3
+}

@@ -1,0 +1,147 @@
+//! The page of made-up results.
+
+use super::*;
+use crate::eval::record::{Identity, PlanRecord, Session};
+use polykv::models::eval::{Candidate, Prediction, Scores};
+use polykv::policy::Params;
+use polykv::{Budget, Phase, Plan};
+
+fn record() -> Record {
+    let both = [Phase::Prefill, Phase::Decode];
+    let uniform = |name: &str, policy: &str, budget: usize| Candidate {
+        name: name.into(),
+        plan: Plan::uniform(3, policy, Params::new(), Budget::Tokens(budget), &both),
+    };
+    let mixed = "{schema: 1, layers: 3, budget: {tokens: 8}, prefill: [{layers: 0, policy: tova}, {layers: 1-2, policy: h2o}],
+        decode: [{layers: 0-2, policy: full}]}";
+    let plans = [
+        Candidate {
+            name: "full".into(),
+            plan: Plan::full(3),
+        },
+        uniform("tova 8", "tova", 8),
+        uniform("tova 16", "tova", 16),
+        uniform("h2o 8", "h2o", 8),
+        Candidate {
+            name: "<script>mine</script>".into(),
+            plan: Plan::from_yaml("test", mixed).unwrap(),
+        },
+    ];
+    Record {
+        identity: Identity {
+            polykv: "0".into(),
+            task: "needle".into(),
+            settings: serde_json::json!({"length": [64, 128]}),
+            seed: 7,
+            model_sha256: "0123456789abcdef0123".into(),
+            model_shape: "shape".into(),
+            backend: "cpu".into(),
+            dtype: "f32".into(),
+            plans: plans
+                .iter()
+                .map(|own| PlanRecord {
+                    info: own.info(),
+                    plan: own.plan.clone(),
+                })
+                .collect(),
+            samples: 4,
+            questions: "q".into(),
+        },
+        shard: Default::default(),
+        model: "model & co".into(),
+        device: "cpu".into(),
+        protocol: "needles".into(),
+        sets: Vec::new(),
+        commands: vec!["polykv eval".into()],
+        sessions: vec![Session {
+            started: "then".into(),
+            seconds: 90.0,
+            samples: 4,
+            prompt_tokens: 900,
+            new_tokens: 40,
+        }],
+    }
+}
+
+/// Of every plan two lengths and two depths; the plan's index decides what it finds.
+fn summary(record: &Record) -> Summary {
+    let mut predictions = Vec::new();
+    for (index, plan) in record.identity.plans.iter().enumerate() {
+        for sample in 0..4 {
+            let found = f64::from(u8::from(index == 0 || sample < index));
+            predictions.push(Prediction {
+                task: "needle".into(),
+                metric: "exact".into(),
+                sample,
+                id: format!("needle#{sample}"),
+                plan: plan.info.name.clone(),
+                length: 64 << (sample / 2),
+                prompt_tokens: 60,
+                truncated: false,
+                depth: Some([0.0, 1.0][sample % 2]),
+                scores: Scores::from([
+                    ("exact".into(), found),
+                    ("nll".into(), 1.0 - found / 2.0),
+                    ("kept".into(), [60.0, 8.0, 16.0, 8.0, 8.0][index]),
+                    ("kv_bytes".into(), 1e6),
+                ]),
+                new_tokens: 5,
+                output: None,
+                answers: Vec::new(),
+            });
+        }
+    }
+    Summary::new("needle", &[], &record.plans(), &predictions)
+}
+
+#[test]
+fn a_page_has_all_its_parts_and_asks_for_nothing() {
+    let record = record();
+    let page = page(&record, &summary(&record));
+    for part in [
+        "<h1>needle on model &amp; co</h1>",
+        "name=\"viewport\"",
+        // Tova found one needle of four at 8 entries and two at 16.
+        "<tr><th>tova 8</th><td>25.0 %</td>",
+        "<tr><th>&lt;script&gt;mine&lt;/script&gt;</th><td class=\"best\">100.0 %</td>",
+        "<span class=\"badge\">best single</span>",
+        "Quality against budget",
+        "<polyline",
+        "tova 16: 50.00 at 16.0 entries",
+        "by length and depth",
+        "<th>64</th><th>128</th>",
+        "layer 1: h2o, share 1",
+        "4 samples in 1 min 30 s",
+        "1.0 MB",
+        "SHA-256 0123456789abcdef…",
+        "<pre>polykv eval</pre>",
+    ] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    for outside in ["src=", "@import", "url(", "<script", "href="] {
+        assert!(!page.contains(outside), "{outside}");
+    }
+    // The one address is the name of SVG, which nobody fetches.
+    let addresses = page.matches("http").count();
+    assert_eq!(
+        addresses,
+        page.matches("xmlns=\"http://www.w3.org/2000/svg\"").count()
+    );
+}
+
+#[test]
+fn heat_maps_and_curves_are_only_where_they_say_something() {
+    let mut record = record();
+    record
+        .identity
+        .plans
+        .retain(|own| own.info.name != "tova 16");
+    let mut summary = summary(&record);
+    assert!(!page(&record, &summary).contains("<polyline"));
+    for plan in &mut summary.plans {
+        for task in &mut plan.tasks {
+            task.groups.iter_mut().for_each(|group| group.depth = None);
+        }
+    }
+    assert!(!page(&record, &summary).contains("by length and depth"));
+}

@@ -1,0 +1,91 @@
+use super::*;
+use crate::eval::testing::tiny;
+
+fn text(model: &LoadedModel, ids: &[u32]) -> String {
+    model.tokenizer.decode(ids, true).unwrap()
+}
+
+fn frame(model: &LoadedModel, raw: bool, question_after: bool) -> Frame<'_> {
+    Frame {
+        model,
+        raw,
+        question_after,
+    }
+}
+
+#[test]
+fn the_question_is_among_the_tokens_or_after_them() {
+    let model = tiny(512);
+    let parts = Parts {
+        context: "The lamp is lit.",
+        question: "\n\nIs it?",
+        lead_in: &[7, 8],
+    };
+    for raw in [false, true] {
+        let inside = frame(&model, raw, false).encode(parts).unwrap();
+        let after = frame(&model, raw, true).encode(parts).unwrap();
+        assert!(inside.after.is_empty());
+        assert_eq!([&after.prompt[..], &after.after].concat(), inside.prompt);
+        assert!(inside.prompt.ends_with(&[7, 8]));
+        let compressed = text(&model, &after.prompt);
+        assert!(compressed.ends_with("lit."), "{compressed}");
+        assert_eq!(frame(&model, raw, false).has_template(), !raw);
+    }
+}
+
+#[test]
+fn what_is_too_long_loses_its_middle() {
+    let model = tiny(512);
+    let context: String = (0..60).map(|i| format!("[{i}]")).collect();
+    let parts = Parts {
+        context: &context,
+        question: "?!",
+        lead_in: &[],
+    };
+    let ids = model
+        .tokenizer
+        .encode(&format!("{context}?!"), Specials::AsText);
+    let ids = ids.unwrap();
+    assert!(ids.len() > 150, "{}", ids.len());
+    let limits = |text, all| Limits { text, all };
+    for raw in [false, true] {
+        let frame = frame(&model, raw, false);
+        // Long enough: nothing is lost.
+        let whole = frame.fit(parts, limits(None, 500)).unwrap();
+        assert_eq!(whole, frame.encode(parts).unwrap());
+        assert_eq!(
+            frame.fit(parts, limits(Some(ids.len()), 500)).unwrap(),
+            whole
+        );
+        // A limit on the text: its first and last half, and the template around them.
+        let cut = frame.fit(parts, limits(Some(100), 500)).unwrap();
+        assert!(cut.truncated);
+        let (first, last) = (&ids[..50], &ids[ids.len() - 50..]);
+        let kept = format!("{}{}", text(&model, first), text(&model, last));
+        assert!(text(&model, &cut.prompt).contains(&kept), "{kept}");
+        // A limit on everything: the template takes its part of it.
+        let cut = frame.fit(parts, limits(None, 100)).unwrap();
+        assert!(cut.truncated && (90..=100).contains(&cut.prompt.len()));
+        assert!(text(&model, &cut.prompt).contains("[0][1]"));
+        assert!(text(&model, &cut.prompt).contains("[59]?!"));
+        // The question stays whole after the text.
+        let after = super::Frame {
+            question_after: true,
+            ..frame
+        };
+        let cut = after.fit(parts, limits(Some(100), 500)).unwrap();
+        assert!(cut.truncated && text(&model, &cut.after).starts_with("?!"));
+        let long = Parts {
+            context: "short",
+            question: &context,
+            lead_in: &[],
+        };
+        let message = after.fit(long, limits(Some(100), 500)).unwrap_err();
+        assert!(
+            message.to_string().contains("half of the prompt's limit"),
+            "{message}"
+        );
+        let message = frame.fit(parts, limits(None, 1)).unwrap_err().to_string();
+        assert!(message.contains("room is"), "{message}");
+    }
+}

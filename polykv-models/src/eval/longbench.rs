@@ -1,0 +1,293 @@
+//! LongBench v1 (Bai et al. 2023, arXiv 2308.14508): 21 tasks from the benchmark's own folder.
+
+mod rules;
+mod template;
+
+pub(super) use rules::{new_tokens, rule, rule_of, uses_chat};
+
+use super::frame::{Frame, Limits, Parts};
+use super::lines::{self, Line};
+use super::question::{Question, fingerprint_of, infos};
+use super::windows::check_counts;
+use super::{Evaluator, Prediction, SampleInfo, Task};
+use crate::LoadedModel;
+use polykv_core::{Error, Result};
+use rayon::prelude::*;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use template::Template;
+
+/// A config file above this size is refused.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+
+/// How prompts from files are made.
+#[derive(Clone, Debug, Default)]
+pub struct PromptOptions {
+    /// Samples per task, the first ones; all if none.
+    pub limit: Option<usize>,
+    /// The tasks to run; all that there are if empty.
+    pub only: Vec<String>,
+    /// Tokens of a prompt's text; of longer ones the first and the last half is kept. None is what the model's context
+    /// leaves beside template and answer.
+    pub max_length: Option<usize>,
+    /// Whether the question runs over the compressed text instead of being part of it.
+    pub question_after: bool,
+    /// Whether prompts are fed without the model's chat template, where a task's rule does not say so anyway.
+    pub raw: bool,
+}
+
+impl PromptOptions {
+    /// The limits of a prompt whose answer has at most `new_tokens` tokens, and the length that was asked for.
+    ///
+    /// # Errors
+    /// A text that cannot fit the model's context, with the numbers; limits of zero.
+    pub(super) fn limits(&self, model: &LoadedModel, new_tokens: usize) -> Result<(Limits, usize)> {
+        let context = model.model.config().max_positions;
+        if let Some(limit) = self.limit {
+            check_counts(&[("limit", limit)])?;
+        }
+        let all = context.saturating_sub(new_tokens);
+        if let Some(most) = self.max_length
+            && !(2..=all).contains(&most)
+        {
+            let allowed = format!(
+                "2 to {all}, the model's context of {context} less {new_tokens} new tokens"
+            );
+            return Err(Error::invalid("evaluation", "max-length", most, allowed));
+        }
+        let limits = Limits {
+            text: self.max_length,
+            all,
+        };
+        Ok((limits, self.max_length.unwrap_or(context)))
+    }
+}
+
+/// Greedy answers, scored as LongBench's own scorer does, from 0 to 1. The templates and generation limits are read from
+/// the benchmark's folder; the question is part of what is compressed unless it is to come after it, and then everything
+/// of the template behind the context comes after it.
+#[derive(Debug)]
+pub struct LongBench {
+    questions: Vec<Question>,
+}
+
+impl LongBench {
+    /// Reads `folder/*.jsonl` or `folder/data/*.jsonl`, one file per task, and `folder/config/dataset2prompt.json` and
+    /// `dataset2maxlen.json`. Files of other names are left out.
+    ///
+    /// # Errors
+    /// What is missing, with where LongBench keeps it; a bad line, by file and line; a prompt that cannot be made.
+    pub fn new(model: &LoadedModel, folder: &Path, options: &PromptOptions) -> Result<Self> {
+        let config = Config::read(folder)?;
+        let mut samples = Vec::new();
+        for (task, file) in tasks(folder, &options.only)? {
+            let (template, rule) = config.of(&task)?;
+            let (limits, length) = options.limits(model, rule.max_new_tokens)?;
+            let most = options.limit.unwrap_or(usize::MAX);
+            // All lines are checked, whatever the limit.
+            for (index, line) in lines::read(&file)?.into_iter().enumerate() {
+                let sample = Sample::read(&task, &line)?;
+                rule.metric
+                    .check(&line.place, &sample.answers, &sample.classes)?;
+                if index < most {
+                    samples.push((line, sample, template.clone(), rule, limits, length));
+                }
+            }
+        }
+        let questions = samples
+            .into_par_iter()
+            .map(|(line, sample, template, rule, limits, length)| {
+                let frame = Frame {
+                    model,
+                    raw: options.raw || !uses_chat(&sample.task),
+                    question_after: options.question_after,
+                };
+                let (context, question) = template.fill(&sample.context, &sample.input);
+                let parts = Parts {
+                    context: &context,
+                    question: &question,
+                    lead_in: &[],
+                };
+                let framed = frame
+                    .fit(parts, limits)
+                    .map_err(|error| at(&line.place, error))?;
+                Ok(Question {
+                    id: line.id,
+                    task: sample.task,
+                    length,
+                    framed,
+                    rule,
+                    answers: sample.answers,
+                    classes: sample.classes,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self { questions })
+    }
+}
+
+impl Task for LongBench {
+    fn name(&self) -> &str {
+        "longbench"
+    }
+
+    fn samples(&self) -> Vec<SampleInfo> {
+        infos(&self.questions)
+    }
+
+    fn fingerprint(&self) -> String {
+        fingerprint_of(&self.questions)
+    }
+
+    fn sets(&self) -> Vec<(String, Vec<String>)> {
+        rules::sets()
+    }
+
+    fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
+        self.questions[sample].run(sample, evaluator)
+    }
+}
+
+/// A refusal's place, where it is about one line.
+pub(super) fn at(place: &str, error: Error) -> Error {
+    match error {
+        Error::Invalid {
+            field,
+            found,
+            allowed,
+            ..
+        } => Error::invalid(place, field, found, allowed),
+        other => other,
+    }
+}
+
+/// A line of a task's file.
+struct Sample {
+    task: String,
+    context: String,
+    input: String,
+    answers: Vec<String>,
+    classes: Vec<String>,
+}
+
+impl Sample {
+    fn read(task: &str, line: &Line) -> Result<Self> {
+        if let Some(other) = line.optional("dataset")?
+            && other != task
+        {
+            let found = format!("'{other}'");
+            let allowed = format!("'{task}', as the file is named");
+            return Err(Error::invalid(&line.place, "dataset", found, allowed));
+        }
+        let classes = match rule_of(task).is_some_and(|metric| metric.needs_classes()) {
+            true => line.texts("all_classes")?,
+            false => Vec::new(),
+        };
+        Ok(Self {
+            task: task.into(),
+            context: line.text("context")?.into(),
+            input: line.text("input")?.into(),
+            answers: line.texts("answers")?,
+            classes,
+        })
+    }
+}
+
+/// The tasks' files, in LongBench's order.
+fn tasks(folder: &Path, only: &[String]) -> Result<Vec<(String, PathBuf)>> {
+    if let Some(name) = only.iter().find(|name| rule_of(name).is_none()) {
+        let found = format!("'{name}'");
+        let known: Vec<&str> = rules::names().collect();
+        let allowed = known.join(", ");
+        return Err(Error::invalid("evaluation", "task", found, allowed));
+    }
+    let file = |name: &str| {
+        let beside = folder.join(format!("{name}.jsonl"));
+        let inside = folder.join("data").join(format!("{name}.jsonl"));
+        [beside, inside].into_iter().find(|path| path.is_file())
+    };
+    let mut found = Vec::new();
+    for name in rules::names() {
+        let wanted = only.is_empty() || only.iter().any(|one| one == name);
+        match file(name) {
+            Some(file) if wanted => found.push((name.to_string(), file)),
+            None if wanted && !only.is_empty() => {
+                let missing = format!("no {name}.jsonl");
+                return Err(missing_data(folder, &missing));
+            }
+            _ => {}
+        }
+    }
+    match found.is_empty() {
+        true => Err(missing_data(folder, "none of the tasks' files")),
+        false => Ok(found),
+    }
+}
+
+fn missing_data(folder: &Path, found: &str) -> Error {
+    let allowed = "LongBench's data, one file per task such as hotpotqa.jsonl, here or in data/: \
+                   data.zip of the dataset THUDM/LongBench";
+    Error::invalid(folder.display(), "files", found, allowed)
+}
+
+/// LongBench's own templates and limits.
+struct Config {
+    folder: PathBuf,
+    prompts: BTreeMap<String, Value>,
+    lengths: BTreeMap<String, Value>,
+}
+
+impl Config {
+    fn read(folder: &Path) -> Result<Self> {
+        let config = folder.join("config");
+        let read = |name: &str| {
+            let path = config.join(name);
+            let place = path.display();
+            let bytes = match std::fs::metadata(&path) {
+                Ok(found) if found.len() > MAX_CONFIG_BYTES => {
+                    let allowed = format!("at most {MAX_CONFIG_BYTES}");
+                    return Err(Error::invalid(place, "bytes", found.len(), allowed));
+                }
+                Ok(_) => std::fs::read(&path).map_err(|e| Error::io(&path, e))?,
+                Err(_) => {
+                    let allowed = "LongBench's own file: folder LongBench/config of its repository, THUDM/LongBench";
+                    return Err(Error::invalid(place, "file", "missing", allowed));
+                }
+            };
+            serde_json::from_slice(&bytes).map_err(|e| {
+                let found = format!("not one ({e})");
+                Error::invalid(place, "content", found, "a JSON object by task")
+            })
+        };
+        Ok(Self {
+            prompts: read("dataset2prompt.json")?,
+            lengths: read("dataset2maxlen.json")?,
+            folder: config,
+        })
+    }
+
+    /// A task's template and rule.
+    fn of(&self, task: &str) -> Result<(Template, super::question::Rule)> {
+        let place = |file: &str| self.folder.join(file).display().to_string();
+        let prompts = place("dataset2prompt.json");
+        let Some(text) = self.prompts.get(task).and_then(Value::as_str) else {
+            return Err(Error::invalid(prompts, task, "no text", "a template"));
+        };
+        let template = Template::parse(&prompts, task, text)?;
+        let length = self.lengths.get(task).and_then(Value::as_u64);
+        let Some(length) = length.filter(|length| (1..=1 << 20).contains(length)) else {
+            let found = self
+                .lengths
+                .get(task)
+                .map_or("missing".into(), Value::to_string);
+            let place = place("dataset2maxlen.json");
+            return Err(Error::invalid(place, task, found, "1 to 1048576 tokens"));
+        };
+        let rule = rules::rule(task, length as usize).ok_or_else(|| {
+            let found = "without a metric";
+            Error::invalid("evaluation", task, found, "one of LongBench's tasks")
+        })?;
+        Ok((template, rule))
+    }
+}

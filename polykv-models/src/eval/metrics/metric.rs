@@ -1,0 +1,122 @@
+//! The metrics by name.
+
+use super::{
+    classification, code, count, exact, f1, f1_zh, mean, retrieval, retrieval_zh, rouge_l,
+    rouge_l_zh, substring,
+};
+use polykv_core::{Error, Result};
+use std::str::FromStr;
+
+/// How an answer is compared with its references.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Metric {
+    F1,
+    F1Zh,
+    RougeL,
+    RougeLZh,
+    Classification,
+    /// Similarity of the first line of code.
+    Edit,
+    Retrieval,
+    RetrievalZh,
+    Count,
+    Exact,
+    /// Whether any reference is part of the answer.
+    Substring,
+    /// The share of the references that are part of the answer.
+    SubstringAll,
+}
+
+impl Metric {
+    pub const ALL: [Self; 12] = [
+        Self::F1,
+        Self::F1Zh,
+        Self::RougeL,
+        Self::RougeLZh,
+        Self::Classification,
+        Self::Edit,
+        Self::Retrieval,
+        Self::RetrievalZh,
+        Self::Count,
+        Self::Exact,
+        Self::Substring,
+        Self::SubstringAll,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F1 => "f1",
+            Self::F1Zh => "f1-zh",
+            Self::RougeL => "rouge-l",
+            Self::RougeLZh => "rouge-l-zh",
+            Self::Classification => "classification",
+            Self::Edit => "edit",
+            Self::Retrieval => "retrieval",
+            Self::RetrievalZh => "retrieval-zh",
+            Self::Count => "count",
+            Self::Exact => "exact",
+            Self::Substring => "substring",
+            Self::SubstringAll => "substring-all",
+        }
+    }
+
+    /// Whether it needs the names of the classes.
+    pub fn needs_classes(self) -> bool {
+        self == Self::Classification
+    }
+
+    /// 0 to 1: the best over the references, or for `substring-all` their mean; 0 without references. A reference of the
+    /// wrong form counts as missed; see [`Metric::check`].
+    pub fn score(self, prediction: &str, references: &[String], classes: &[String]) -> f64 {
+        let one = |truth: &String| match self {
+            Self::F1 => f1(prediction, truth),
+            Self::F1Zh => f1_zh(prediction, truth),
+            Self::RougeL => rouge_l(prediction, truth),
+            Self::RougeLZh => rouge_l_zh(prediction, truth),
+            Self::Classification => classification(prediction, truth, classes),
+            Self::Edit => code(prediction, truth),
+            Self::Retrieval => retrieval(prediction, truth).unwrap_or(0.0),
+            Self::RetrievalZh => retrieval_zh(prediction, truth).unwrap_or(0.0),
+            Self::Count => count(prediction, truth),
+            Self::Exact => exact(prediction, truth),
+            Self::Substring | Self::SubstringAll => substring(prediction, truth),
+        };
+        let scores: Vec<f64> = references.iter().map(one).collect();
+        match self {
+            Self::SubstringAll => mean(&scores),
+            _ => scores.into_iter().fold(0.0, f64::max),
+        }
+    }
+
+    /// Whether a sample's references can be scored; `place` is where they stand.
+    ///
+    /// # Errors
+    /// A reference without the number that the metric reads, a class that is not among the classes.
+    pub fn check(self, place: &str, references: &[String], classes: &[String]) -> Result<()> {
+        for truth in references {
+            let allowed = match self {
+                Self::Retrieval if retrieval("", truth).is_none() => "'Paragraph' and a number",
+                Self::RetrievalZh if retrieval_zh("", truth).is_none() => "'段落' and a number",
+                Self::Classification if !classes.contains(truth) => "one of the line's classes",
+                _ => continue,
+            };
+            return Err(Error::invalid(
+                place,
+                "reference",
+                format!("'{truth}'"),
+                allowed,
+            ));
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for Metric {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let names = Self::ALL.map(Self::name);
+        let found = Self::ALL.into_iter().find(|metric| metric.name() == text);
+        found.ok_or_else(|| format!("'{text}' is no metric: {}", names.join(", ")))
+    }
+}

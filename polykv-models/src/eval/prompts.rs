@@ -1,0 +1,269 @@
+//! Anyone's own prompts: one JSON object per line, and which fields hold what.
+
+use super::frame::{Frame, Parts};
+use super::lines::{self, Line};
+use super::longbench::{self, PromptOptions, at};
+use super::metrics::Metric;
+use super::question::{Question, Rule, fingerprint_of, infos};
+use super::windows::check_counts;
+use super::{Evaluator, Prediction, SampleInfo, Task};
+use crate::LoadedModel;
+use crate::tokenizer::Specials;
+use polykv_core::{Error, Result};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::str::FromStr;
+
+/// The fields of a line. A prompt is the text of `prompt`, and after a blank line the text of `question`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldMap {
+    pub prompt: String,
+    /// A text or a list of texts, any of which is right.
+    pub answers: String,
+    /// The question, where it stands apart.
+    pub question: Option<String>,
+    /// The start of the answer, which is given to the model.
+    pub prefix: Option<String>,
+    /// The name of the task; the file's name if there is none.
+    pub task: Option<String>,
+    /// What the answer may be, for `classification`.
+    pub classes: Option<String>,
+}
+
+/// How answers are written and scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scorer {
+    /// One metric for all tasks.
+    Metric(Metric),
+    /// What LongBench says of the task of that name: metric, generation limit, template, lines.
+    LongBench,
+}
+
+/// Which prompts, and what becomes of the answers.
+#[derive(Clone, Debug)]
+pub struct PromptsOptions {
+    pub map: FieldMap,
+    pub scorer: Scorer,
+    /// Tokens of an answer; LongBench's own, or 128.
+    pub max_new_tokens: Option<usize>,
+    pub prompts: PromptOptions,
+}
+
+/// Greedy answers to the prompts of a file or folder, scored from 0 to 1.
+#[derive(Debug)]
+pub struct Prompts {
+    questions: Vec<Question>,
+}
+
+impl FromStr for FieldMap {
+    type Err = String;
+
+    /// `prompt=F,answers=G` and optionally `question`, `prefix`, `task` and `classes`.
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let mut parts: Vec<(&str, String)> = Vec::new();
+        for part in text.split(',') {
+            let (name, field) = part.split_once('=').unwrap_or((part, ""));
+            if field.is_empty() || parts.iter().any(|(other, _)| *other == name) {
+                return Err(format!("'{part}' is not NAME=FIELD with each name once"));
+            }
+            parts.push((name, field.to_string()));
+        }
+        let mut take = |name: &str| {
+            let at = parts.iter().position(|(other, _)| *other == name)?;
+            Some(parts.remove(at).1)
+        };
+        let (prompt, answers) = (take("prompt"), take("answers"));
+        let map = (prompt.zip(answers)).map(|(prompt, answers)| Self {
+            prompt,
+            answers,
+            question: take("question"),
+            prefix: take("prefix"),
+            task: take("task"),
+            classes: take("classes"),
+        });
+        match (map, parts.first()) {
+            (Some(map), None) => Ok(map),
+            (None, _) => Err(format!("'{text}' lacks prompt= or answers=")),
+            (_, Some((name, _))) => Err(format!(
+                "'{name}' is none of prompt, answers, question, prefix, task, classes"
+            )),
+        }
+    }
+}
+
+impl FromStr for Scorer {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        match text {
+            "longbench" => Ok(Self::LongBench),
+            _ => Metric::from_str(text)
+                .map(Self::Metric)
+                .map_err(|message| format!("{message}, longbench")),
+        }
+    }
+}
+
+impl Prompts {
+    /// Reads a file, or all files `*.jsonl` of a folder.
+    ///
+    /// # Errors
+    /// A bad line, by file and line; limits that cannot be met; tasks that are asked for and not there.
+    pub fn new(model: &LoadedModel, path: &Path, options: &PromptsOptions) -> Result<Self> {
+        if let Some(tokens) = options.max_new_tokens {
+            check_counts(&[("new tokens", tokens)])?;
+        }
+        let mut samples: Vec<(Line, Sample)> = Vec::new();
+        let most = options.prompts.limit.unwrap_or(usize::MAX);
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        for file in lines::files(path)? {
+            let name = file.file_stem().unwrap_or_default().to_string_lossy();
+            for line in lines::read(&file)? {
+                let sample = Sample::read(&name, &line, options)?;
+                let only = &options.prompts.only;
+                let count = counts.entry(sample.task.clone()).or_default();
+                if (only.is_empty() || only.contains(&sample.task)) && *count < most {
+                    *count += 1;
+                    samples.push((line, sample));
+                }
+            }
+        }
+        for task in &options.prompts.only {
+            if !counts.contains_key(task) {
+                let found = format!("'{task}'");
+                let allowed = "a task of the files";
+                return Err(Error::invalid(path.display(), "task", found, allowed));
+            }
+        }
+        let questions = samples
+            .into_par_iter()
+            .map(|(line, sample)| sample.ask(model, line, options))
+            .collect::<Result<Vec<_>>>()?;
+        Ok(Self { questions })
+    }
+}
+
+impl Task for Prompts {
+    fn name(&self) -> &str {
+        "prompts"
+    }
+
+    fn samples(&self) -> Vec<SampleInfo> {
+        infos(&self.questions)
+    }
+
+    fn fingerprint(&self) -> String {
+        fingerprint_of(&self.questions)
+    }
+
+    fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
+        self.questions[sample].run(sample, evaluator)
+    }
+}
+
+/// A line, read.
+struct Sample {
+    task: String,
+    prompt: String,
+    question: String,
+    prefix: String,
+    answers: Vec<String>,
+    classes: Vec<String>,
+    rule: Rule,
+    raw: bool,
+}
+
+impl Sample {
+    fn read(file: &str, line: &Line, options: &PromptsOptions) -> Result<Self> {
+        let map = &options.map;
+        let field = |name: &Option<String>| match name {
+            Some(name) => line.text(name).map(String::from),
+            None => Ok(String::new()),
+        };
+        let task = match &map.task {
+            Some(_) => field(&map.task)?,
+            None => file.to_string(),
+        };
+        let tokens = options.max_new_tokens;
+        let (rule, raw) = match options.scorer {
+            Scorer::LongBench => {
+                let tokens = tokens.or(longbench::new_tokens(&task)).unwrap_or(128);
+                let rule = longbench::rule(&task, tokens).ok_or_else(|| {
+                    let allowed = "one of LongBench's 21 tasks, whose rules are asked for";
+                    Error::invalid(&line.place, "task", format!("'{task}'"), allowed)
+                })?;
+                (rule, !longbench::uses_chat(&task))
+            }
+            Scorer::Metric(metric) => {
+                let rule = Rule {
+                    metric,
+                    max_new_tokens: tokens.unwrap_or(128),
+                    first_line: false,
+                    ends_at_newline: false,
+                };
+                (rule, false)
+            }
+        };
+        let prompt = line.text(&map.prompt)?;
+        if prompt.trim().is_empty() {
+            let allowed = "at least one word";
+            return Err(Error::invalid(&line.place, &map.prompt, "empty", allowed));
+        }
+        let answers = line.texts(&map.answers)?;
+        let classes = match (&map.classes, rule.metric.needs_classes()) {
+            (Some(name), true) => line.texts(name)?,
+            (None, true) => {
+                let allowed = "a field with the classes, which classification needs";
+                return Err(Error::invalid("map", "classes", "missing", allowed));
+            }
+            (_, false) => Vec::new(),
+        };
+        rule.metric.check(&line.place, &answers, &classes)?;
+        let question = field(&map.question)?;
+        if options.prompts.question_after && question.is_empty() {
+            let allowed = "a field with the question, which is to come after the prompt";
+            return Err(Error::invalid(&line.place, "question", "missing", allowed));
+        }
+        Ok(Self {
+            task,
+            prompt: prompt.into(),
+            question: match question.is_empty() {
+                true => question,
+                false => format!("\n\n{question}"),
+            },
+            prefix: field(&map.prefix)?,
+            answers,
+            classes,
+            rule,
+            raw,
+        })
+    }
+
+    fn ask(self, model: &LoadedModel, line: Line, options: &PromptsOptions) -> Result<Question> {
+        let options = &options.prompts;
+        let (limits, length) = options.limits(model, self.rule.max_new_tokens)?;
+        let frame = Frame {
+            model,
+            raw: options.raw || self.raw,
+            question_after: options.question_after,
+        };
+        let lead_in = model.tokenizer.encode(&self.prefix, Specials::AsText)?;
+        let parts = Parts {
+            context: &self.prompt,
+            question: &self.question,
+            lead_in: &lead_in,
+        };
+        Ok(Question {
+            framed: frame
+                .fit(parts, limits)
+                .map_err(|error| at(&line.place, error))?,
+            id: line.id,
+            task: self.task,
+            length,
+            rule: self.rule,
+            answers: self.answers,
+            classes: self.classes,
+        })
+    }
+}

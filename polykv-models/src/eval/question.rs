@@ -1,0 +1,133 @@
+//! A prompt with a question, whose greedy answer is compared with references.
+
+use super::frame::Framed;
+use super::metrics::Metric;
+use super::runner::memory;
+use super::{Evaluator, Prediction, SampleInfo, fingerprint, id_bytes};
+use polykv_core::{KvCache, Result};
+
+/// How an answer is written and scored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Rule {
+    pub metric: Metric,
+    pub max_new_tokens: usize,
+    /// Whether only the first line is scored.
+    pub first_line: bool,
+    /// Whether the answer also ends at a line break, after at least one token.
+    pub ends_at_newline: bool,
+}
+
+/// One sample of a task.
+#[derive(Debug)]
+pub(super) struct Question {
+    pub id: String,
+    pub task: String,
+    /// The most tokens that were asked for.
+    pub length: usize,
+    pub framed: Framed,
+    pub rule: Rule,
+    pub answers: Vec<String>,
+    /// What the answer may be, where it is one of several classes.
+    pub classes: Vec<String>,
+}
+
+impl Question {
+    fn info(&self) -> SampleInfo {
+        SampleInfo {
+            id: self.id.clone(),
+            task: self.task.clone(),
+            prompt_tokens: self.framed.prompt.len(),
+        }
+    }
+
+    /// One prediction per plan, FullKV first.
+    ///
+    /// # Errors
+    /// What the model and the plans refuse, NaN in logits or scores.
+    pub fn run(&self, index: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
+        let prompted = evaluator.prefill(&self.framed.prompt)?;
+        let plans = evaluator.candidates().iter();
+        plans
+            .zip(prompted.caches)
+            .map(|(candidate, mut cache)| {
+                let mut scores = memory(&cache.report());
+                let tokens = self.answer(evaluator, &prompted.next, &mut cache)?;
+                let output = evaluator.model().tokenizer.decode(&tokens, true)?;
+                scores.insert(self.rule.metric.name().into(), self.score(&output));
+                Ok(Prediction {
+                    task: self.task.clone(),
+                    metric: self.rule.metric.name().into(),
+                    sample: index,
+                    id: self.id.clone(),
+                    plan: candidate.name.clone(),
+                    length: self.length,
+                    prompt_tokens: self.framed.prompt.len(),
+                    truncated: self.framed.truncated,
+                    depth: None,
+                    scores,
+                    new_tokens: tokens.len(),
+                    output: Some(output),
+                    answers: self.answers.clone(),
+                })
+            })
+            .collect()
+    }
+
+    fn score(&self, output: &str) -> f64 {
+        let scored = match self.rule.first_line {
+            true => {
+                let text = output.trim_start_matches('\n');
+                text.split('\n').next().unwrap_or_default()
+            }
+            false => output,
+        };
+        let metric = self.rule.metric;
+        metric.score(scored, &self.answers, &self.classes)
+    }
+
+    /// The greedy answer after a cache whose last logits are `next`.
+    fn answer(
+        &self,
+        evaluator: &Evaluator<'_>,
+        next: &[f32],
+        cache: &mut KvCache,
+    ) -> Result<Vec<u32>> {
+        let mut next = next.to_vec();
+        evaluator.feed(cache, &self.framed.after, false, &mut |_, row| {
+            next = row.to_vec();
+            Ok(())
+        })?;
+        let mut stops = evaluator.model().eos_tokens.clone();
+        if self.rule.ends_at_newline {
+            stops.extend(evaluator.newline()?);
+            // Otherwise an answer that starts with a line break would be empty.
+            for &stop in &stops {
+                if let Some(logit) = next.get_mut(stop as usize) {
+                    *logit = f32::NEG_INFINITY;
+                }
+            }
+        }
+        evaluator.greedy(&next, cache, self.rule.max_new_tokens, &stops)
+    }
+}
+
+/// What is known of the questions as a task's samples.
+pub(super) fn infos(questions: &[Question]) -> Vec<SampleInfo> {
+    questions.iter().map(Question::info).collect()
+}
+
+/// Of prompts, references and rules.
+pub(super) fn fingerprint_of(questions: &[Question]) -> String {
+    let parts: Vec<Vec<u8>> = questions
+        .iter()
+        .flat_map(|own| {
+            let rule = format!(
+                "{} {:?} {:?} {:?}",
+                own.task, own.rule, own.answers, own.classes
+            );
+            let Framed { prompt, after, .. } = &own.framed;
+            [id_bytes(prompt), id_bytes(after), rule.into_bytes()]
+        })
+        .collect();
+    fingerprint(parts.iter().map(Vec::as_slice))
+}
