@@ -19,7 +19,8 @@ impl LayerCache {
         let view = self.view(phase, rule, budget, row)?;
         let scores = rule.policy.score(self.states.of(phase), &view)?;
         let (positions, protected) = (view.positions.clone(), view.protected);
-        let slots = ops::select(scores, positions, protected, budget).map_err(|error| {
+        let chosen = ops::choose(scores, positions, protected, budget);
+        let (slots, nans) = chosen.map_err(|error| {
             let name = rule.policy.name();
             Error::Failed(format!(
                 "layer {}, {phase}, policy {name}: {error}",
@@ -37,6 +38,7 @@ impl LayerCache {
             *self.states.of_mut(phase) = state;
             self.merge(merge);
         }
+        self.note(nans);
         self.heads_agree &= rule.policy.same_for_all_heads();
         self.states.keep(&slots);
         if let Some(store) = &mut self.store {
@@ -58,8 +60,7 @@ impl LayerCache {
         // The view must be gone before the store is written: only unshared tensors are written in place.
         let view = self.view(Phase::Decode, rule, len - 1, row)?;
         let scores = rule.policy.score(self.states.of(Phase::Decode), &view)?;
-        let nans = scores.clone().is_nan().int().sum().float();
-        let victim = ops::drop_lowest(scores, view.positions.clone(), view.protected);
+        let (victim, nans) = ops::drop_lowest(scores, view.positions.clone(), view.protected);
         let (mut key, mut value) = (key, value);
         match rule.policy.merges() {
             false => drop(view),
@@ -79,10 +80,7 @@ impl LayerCache {
                 }
             }
         }
-        self.nan_count = Some(match self.nan_count.take() {
-            Some(count) => count + nans,
-            None => nans,
-        });
+        self.note(nans);
         self.heads_agree &= rule.policy.same_for_all_heads();
         self.states.replace(&victim);
         if self.needs.position_order {
