@@ -1,10 +1,14 @@
-//! Every policy in both phases, and a tiny model end to end, on every device of this machine against the reference
+//! Every operator with kernels, every policy in both phases, and a tiny model end to end, on every device of this machine against the reference
 //! in f64 and against the CPU. One process and few shapes: software adapters compile kernels slowly.
 //!
 //! Without a wgpu adapter the wgpu part is skipped with a message; `POLYKV_REQUIRE_WGPU=1` makes that a failure.
 
 #![cfg(all(feature = "flex", feature = "wgpu"))]
 
+#[path = "conformance/host.rs"]
+mod host;
+#[path = "conformance/operators.rs"]
+mod operators;
 mod reference;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -29,6 +33,15 @@ fn devices() -> Vec<(String, Device)> {
         found.push(("cuda".into(), device));
     }
     found
+}
+
+#[test]
+fn operators_agree_with_the_host() {
+    for (name, device) in devices() {
+        operators::attention(&name, &device);
+        operators::choices(&name, &device);
+        operators::moves(&name, &device);
+    }
 }
 
 #[test]

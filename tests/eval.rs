@@ -211,7 +211,10 @@ fn needles_can_do_without_answers() {
     };
     let task = Needle::new(&model, &options).unwrap();
     for (own, whole) in run(&model, &task).0.iter().zip(&whole) {
-        assert_eq!((own.metric.as_str(), whole.metric.as_str()), ("nll", "exact"));
+        assert_eq!(
+            (own.metric.as_str(), whole.metric.as_str()),
+            ("nll", "exact")
+        );
         assert_eq!(own.scores["nll"], whole.scores["nll"]);
         assert!(own.output.is_none() && !own.scores.contains_key("exact"));
     }

@@ -75,12 +75,18 @@ fn examine(backend: &'static str, spec: DeviceSpec) -> polykv::Result<Found> {
         }
     };
     let cpu = ops::is_cpu(&device);
-    let stock = "plain tensor operations: kernels of its own exist for the CPU only";
+    let falls_back = match () {
+        () if cpu => None,
+        () if ops::is_cube(&device) => Some(
+            "kernels for attention and eviction; layers run stock operations, q8 is for the CPU",
+        ),
+        () => Some("plain tensor operations: this backend has no kernels"),
+    };
     Ok(Found {
         backend,
         name: format!("{device:?}"),
         available: true,
-        reason: (!cpu).then(|| stock.to_string()),
+        reason: falls_back.map(str::to_string),
         memory_bytes: machine::free_memory().filter(|_| cpu),
         dtypes: doctor::formats(&device)
             .into_iter()

@@ -22,6 +22,7 @@ pub use shared::SharedPrefill;
 pub use spans::Spans;
 
 use crate::budget::EntryCost;
+use crate::ops::Nans;
 use crate::plan::Plan;
 use crate::{Error, Result};
 use burn::tensor::{DType, Device, Tensor};
@@ -270,28 +271,24 @@ impl KvCache {
         self.run(layer, |cache| cache.decode(q, k, v))
     }
 
-    /// Reports NaN scores of earlier decode steps. Decode chooses on the device without waiting for it, so the check
-    /// is apart: call it where the device is waited for anyway, such as when the next token is read.
+    /// Reports NaN scores of earlier evictions. Devices choose without being waited for, so the check is apart: call it
+    /// where the device is waited for anyway, such as when the next token is read. On the CPU prefill reports at once.
     ///
     /// # Errors
-    /// Names the first layer and its policy.
+    /// If there were any.
     pub fn check(&mut self) -> Result<()> {
-        let counts: Vec<Tensor<1>> = self
-            .layers
-            .iter_mut()
-            .filter_map(LayerCache::take_nan_count)
-            .collect();
-        if counts.is_empty() {
-            return Ok(());
+        let mut counts = Vec::new();
+        let mut known = false;
+        for layer in &mut self.layers {
+            match layer.take_nans() {
+                Nans::Known(nan) => known |= nan,
+                Nans::OnDevice(count) => counts.push(count),
+            }
         }
-        let counts: Vec<f32> = Tensor::cat(counts, 0)
-            .try_into_vec_as()
-            .map_err(|e| Error::Failed(format!("reading from the device: {e:?}")))?;
-        match counts.iter().any(|&count| count > 0.0) {
-            true => Err(Error::Failed(
-                "an eviction score is NaN during decode".into(),
-            )),
-            false => Ok(()),
+        Nans::Known(known).check()?;
+        match counts.is_empty() {
+            true => Ok(()),
+            false => Nans::OnDevice(Tensor::cat(counts, 0)).check(),
         }
     }
 

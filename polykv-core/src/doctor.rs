@@ -62,6 +62,9 @@ fn attention(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Resul
     if let Some(sums) = sums {
         checks.push(compare("attention per key", sums, &expected.column_sums)?);
     }
+    let latest = q
+        .clone()
+        .narrow(2, Inputs::TOKENS - Inputs::WINDOW, Inputs::WINDOW);
     let last = q.narrow(2, Inputs::TOKENS - 1, 1);
     let mut row = None;
     let mut keep = |block: &AttentionBlock| {
@@ -78,8 +81,9 @@ fn attention(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Resul
         )?);
     }
     let positions = inputs.positions(device);
-    let window = ops::window_attention(last, k, positions, Inputs::TOKENS);
-    checks.push(compare("window attention", window, &expected.last_row)?);
+    let (sums, variances) = ops::window_score(latest, k, positions, Inputs::TOKENS);
+    checks.push(compare("window sums", sums, &expected.window[0])?);
+    checks.push(compare("window variances", variances, &expected.window[1])?);
     Ok(())
 }
 
@@ -132,10 +136,27 @@ fn choices(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<
         seen: Inputs::TOKENS,
     };
     let scores = inputs.scores(device);
-    let kept = ops::select(scores.clone(), positions.clone(), protected, Inputs::BUDGET)?;
-    checks.push(exact("selection", kept, &inputs.kept())?);
-    let victim = ops::drop_lowest(scores, positions, protected);
+    let slots = ops::select(scores.clone(), positions.clone(), protected, Inputs::BUDGET)?;
+    checks.push(exact("selection", slots.clone(), &inputs.kept())?);
+    let (victim, _) = ops::drop_lowest(scores, positions.clone(), protected);
     checks.push(exact("eviction", victim, &inputs.victims())?);
+    let [_, k, v] = inputs.attention(device);
+    let kept = inputs.kept();
+    let moved = ops::compact((k, v, positions), slots, Inputs::BUDGET);
+    checks.push(compare(
+        "compaction",
+        moved.0.clone(),
+        &inputs.moved(&kept),
+    )?);
+    let key = moved.0.clone().narrow(2, 0, 1);
+    let value = moved.1.clone().narrow(2, 0, 1);
+    let last = TensorData::new(vec![Inputs::BUDGET as i64 - 1; 2], [1, 2, 1]);
+    let victim = Tensor::from_data(last, device);
+    let replaced = ops::replace(moved, victim, key, value, Inputs::TOKENS);
+    let mut twice = kept;
+    let heads = twice.chunks_exact_mut(Inputs::BUDGET);
+    heads.for_each(|slots| slots[Inputs::BUDGET - 1] = slots[0]);
+    checks.push(compare("replacement", replaced.0, &inputs.moved(&twice))?);
     Ok(())
 }
 

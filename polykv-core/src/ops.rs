@@ -2,6 +2,9 @@
 //! have kernels ([`KvOps`](kernels::KvOps)); the rest, and every kernel's oracle, are plain tensor operations.
 
 mod attend;
+#[cfg(feature = "cube")]
+#[allow(clippy::too_many_arguments, reason = "kernels take flat arguments")]
+mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 pub mod kernels;
@@ -11,12 +14,14 @@ mod pool;
 mod select;
 mod top;
 
-pub use attend::{AttentionBlock, Observer, attend, window_attention};
-pub use kernels::is_cpu;
+pub use attend::{AttentionBlock, Observer, attend, attention_row, window_attention, window_score};
+pub use kernels::{Entries, is_cpu, is_cube};
 pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, settle, silu_mul, to_f32};
 pub use pool::{Pool, pool};
-pub use select::{Protected, drop_lowest, put, rest, select, take};
-pub use top::{top, top_on_host};
+pub use select::{
+    Nans, Protected, choose, compact, drop_lowest, grow, put, replace, rest, select, take,
+};
+pub use top::top;
 
 use burn::tensor::Tensor;
 use burn::tensor::kind::Basic;

@@ -7,7 +7,7 @@ use super::spans::Spans;
 use super::states::States;
 use super::store::Store;
 use super::{LayerFacts, LayerShape};
-use crate::ops::{self, AttentionBlock, Protected};
+use crate::ops::{self, AttentionBlock, Nans, Protected};
 use crate::plan::{LayerRules, PhaseRule};
 use crate::policy::{Appended, LayerView, Needs, Phase};
 use crate::{Error, Result};
@@ -38,8 +38,8 @@ pub struct LayerCache {
     seen: usize,
     /// Whether all KV heads hold the same positions in the same slots.
     heads_agree: bool,
-    /// How many NaN scores decode steps have met since [`KvCache::check`](super::KvCache::check).
-    nan_count: Option<Tensor<1>>,
+    /// Whether scores have been NaN since [`KvCache::check`](super::KvCache::check).
+    nans: Nans,
 }
 
 impl LayerCache {
@@ -60,7 +60,7 @@ impl LayerCache {
             scores: None,
             seen: 0,
             heads_agree: true,
-            nan_count: None,
+            nans: Nans::Known(false),
         }
     }
 
@@ -115,8 +115,18 @@ impl LayerCache {
         self.store.as_ref().map_or(0, Store::len)
     }
 
-    pub(super) fn take_nan_count(&mut self) -> Option<Tensor<1>> {
-        self.nan_count.take()
+    pub(super) fn take_nans(&mut self) -> Nans {
+        std::mem::replace(&mut self.nans, Nans::Known(false))
+    }
+
+    /// Remembers what is not known yet for [`KvCache::check`](super::KvCache::check).
+    fn note(&mut self, nans: Nans) {
+        self.nans = match (self.take_nans(), nans) {
+            (Nans::Known(false), new) => new,
+            (old, Nans::Known(false)) => old,
+            (Nans::OnDevice(old), Nans::OnDevice(new)) => Nans::OnDevice(old + new),
+            _ => Nans::Known(true),
+        };
     }
 
     pub(super) fn begin_prefill(

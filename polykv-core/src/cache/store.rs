@@ -1,9 +1,9 @@
 //! Dense storage of one layer's entries.
 
 use super::LayerShape;
-use crate::ops;
+use crate::ops::{self, Entries};
 use crate::policy::Merge;
-use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, s};
+use burn::tensor::{DType, Device, Int, Tensor, s};
 
 /// Keys, values and positions of the entries in slots `0..len`; slots beyond are free.
 #[derive(Clone, Debug)]
@@ -65,17 +65,23 @@ impl Store {
 
     /// Moves the entries into storage for `capacity` entries.
     pub fn resize(&mut self, capacity: usize) {
-        let (keys, values, positions) = (self.keys(), self.values(), self.positions());
-        let grown = |old: Tensor<4>| {
-            let [batch, kv_heads, _, d] = old.dims();
-            Tensor::zeros([batch, kv_heads, capacity, d], (&old.device(), old.dtype()))
-                .slice_assign(s![.., .., 0..self.len, ..], old)
-        };
-        self.keys = grown(keys);
-        self.values = grown(values);
-        let [batch, kv_heads, _] = positions.dims();
-        self.positions = Tensor::zeros([batch, kv_heads, capacity], &positions.device())
-            .slice_assign(s![.., .., 0..self.len], positions);
+        let entries = (self.keys(), self.values(), self.positions());
+        self.set(ops::grow(entries, capacity));
+    }
+
+    fn set(&mut self, (keys, values, positions): Entries) {
+        self.keys = keys;
+        self.values = values;
+        self.positions = positions;
+    }
+
+    /// The tensors without another holder; they must be set again.
+    fn extract(&mut self) -> Entries {
+        (
+            self.keys.extract(),
+            self.values.extract(),
+            self.positions.extract(),
+        )
     }
 
     /// Writes entries into the next free slots, in place while nobody else holds the tensors; the capacity must
@@ -102,13 +108,9 @@ impl Store {
     /// Keeps the entries in `slots [batch, kv_heads, count]`, in that order, in storage for `capacity`.
     pub fn keep(&mut self, slots: Tensor<3, Int>, capacity: usize) {
         let count = slots.dims()[2];
-        self.keys.inplace(|t| ops::take(t, slots.clone()));
-        self.values.inplace(|t| ops::take(t, slots.clone()));
-        self.positions.inplace(|t| t.gather(2, slots));
+        let entries = self.extract();
+        self.set(ops::compact(entries, slots, capacity.max(count)));
         self.len = count;
-        if capacity > count {
-            self.resize(capacity);
-        }
     }
 
     /// Drops the entry in `victim [batch, kv_heads, 1]` by moving the last entry, whose key and value are `key` and
@@ -120,11 +122,8 @@ impl Store {
         value: Tensor<4>,
         position: usize,
     ) {
-        let moved = victim.full_like(position as i64);
-        self.keys.inplace(|t| ops::put(t, victim.clone(), key));
-        self.values.inplace(|t| ops::put(t, victim.clone(), value));
-        self.positions
-            .inplace(|t| t.scatter(2, victim, moved, IndexingUpdateOp::Assign));
+        let entries = self.extract();
+        self.set(ops::replace(entries, victim, key, value, position));
         self.len -= 1;
     }
 

@@ -23,6 +23,8 @@ pub struct Attended {
     pub last_output: Vec<f64>,
     /// `[heads][tokens]` of the last query
     pub last_row: Vec<f64>,
+    /// `[kv_heads][tokens]`: sums and variances over the last queries, means over the group
+    pub window: [Vec<f64>; 2],
 }
 
 impl Inputs {
@@ -34,6 +36,7 @@ impl Inputs {
     pub const WIDTH: usize = 96;
     const OUTPUTS: usize = 33;
     pub const BUDGET: usize = 20;
+    pub const WINDOW: usize = 5;
 
     pub fn new() -> Self {
         let mut state = 1u64;
@@ -109,9 +112,21 @@ impl Inputs {
             column_sums: vec![0.0; Self::KV_HEADS * Self::TOKENS],
             last_output: Vec::new(),
             last_row: Vec::new(),
+            window: [(); 2].map(|()| vec![0.0; Self::KV_HEADS * Self::TOKENS]),
         };
         for head in 0..Self::HEADS {
             let kv = head / group;
+            let late = Self::TOKENS - Self::WINDOW..Self::TOKENS;
+            let rows: Vec<Vec<f64>> = late.map(|t| self.row(head, kv, t)).collect();
+            for j in 0..Self::TOKENS {
+                let column = || rows.iter().map(|row| row.get(j).copied().unwrap_or(0.0));
+                let sum: f64 = column().sum();
+                let mean = sum / Self::WINDOW as f64;
+                let squares: f64 = column().map(|p| (p - mean).powi(2)).sum();
+                let at = kv * Self::TOKENS + j;
+                found.window[0][at] += sum / group as f64;
+                found.window[1][at] += squares / ((Self::WINDOW - 1) * group) as f64;
+            }
             for t in 0..Self::TOKENS {
                 let row = self.row(head, kv, t);
                 for (j, p) in row.iter().enumerate() {
@@ -200,6 +215,18 @@ impl Inputs {
             kept.extend(stay.into_iter().map(|slot| slot as i64));
         }
         kept
+    }
+
+    /// The keys at slots of both heads, one after the other.
+    pub fn moved(&self, slots: &[i64]) -> Vec<f64> {
+        let heads = slots.chunks_exact(slots.len() / Self::KV_HEADS).enumerate();
+        let keys = heads.flat_map(|(kv, slots)| {
+            slots.iter().flat_map(move |&slot| {
+                let start = vector(kv, slot as usize);
+                &self.k[start..start + Self::DIM]
+            })
+        });
+        keys.map(|&x| f64::from(x)).collect()
     }
 
     /// The slot of the lowest unprotected score of each head.

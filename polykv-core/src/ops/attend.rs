@@ -86,26 +86,17 @@ impl AttentionBlock {
         }
     }
 
-    /// The attention of some of the block's queries over the entries that the last of them sees, computed again if it
-    /// was not kept: `[batch, kv_heads, group, queries, entries]`.
-    pub fn rows(&self, queries: Range<usize>) -> Tensor<5> {
-        let seen = self.entries() - self.tokens() + queries.end;
+    /// Per entry, of some of the block's queries: how many query heads of the group gave it an even part of their
+    /// attention or more, as digits of `bits` bits, the first query's lowest, all in the 24 bits that an f32 holds; and
+    /// the sum of these numbers. `[batch, kv_heads, entries that the last of the queries sees]`.
+    pub fn hits(&self, queries: Range<usize>, bits: usize) -> (Tensor<3>, Tensor<3>) {
         match &self.source {
             Source::Probabilities { rows, group } => {
-                let [batch, kv_heads, count, entries] = rows.dims();
-                rows.clone()
-                    .reshape([batch, kv_heads, *group, count / group, entries])
-                    .slice(s![.., .., .., queries, 0..seen])
+                oracle::attention_hits(rows.clone(), *group, queries, bits)
             }
             Source::Kernel(from) => {
-                let [batch, kv_heads, _, _] = from.k.dims();
-                // What a query sees depends on the entries' order only: slots stand in for positions.
-                let slots = Tensor::<1, Int>::arange(0..seen as i64, &from.k.device())
-                    .reshape([1, 1, seen])
-                    .expand([batch, kv_heads, seen]);
-                let q = from.q.clone().slice(s![.., .., queries, ..]);
-                let k = from.k.clone().narrow(2, 0, seen);
-                oracle::window_attention(q, k, slots, seen)
+                let (q, k) = (from.q.clone(), from.k.clone());
+                kernels::attention_hits(q, k, from.log_sums.clone(), queries, bits)
             }
         }
     }
@@ -116,6 +107,9 @@ impl AttentionBlock {
             Source::Probabilities { rows, group } => {
                 let [batch, kv_heads, count, entries] = rows.dims();
                 let tokens = count / group;
+                if tokens == 1 {
+                    return rows.clone();
+                }
                 rows.clone()
                     .reshape([batch, kv_heads, *group, tokens, entries])
                     .slice(s![.., .., .., tokens - 1..tokens, ..])
@@ -173,4 +167,32 @@ pub fn window_attention(
     seen: usize,
 ) -> Tensor<5> {
     oracle::window_attention(q, k, positions, seen)
+}
+
+/// What the last `w` queries pay attention to, as [`window_attention`]: per entry the sum over them and the variance
+/// over them (divided by w − 1; of one query 0), each a mean over the query group: `[batch, kv_heads, n]`.
+pub fn window_score(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    positions: Tensor<3, Int>,
+    seen: usize,
+) -> (Tensor<3>, Tensor<3>) {
+    match kernels::has_kernels(&q) {
+        true => kernels::window_score(q, k, positions, seen),
+        false => oracle::window_score(q, k, positions, seen),
+    }
+}
+
+/// Attention of one query per head over all entries: `q [batch, heads, 1, d]`, `k [batch, kv_heads, n, d]` →
+/// `[batch, kv_heads, group, n]`.
+pub fn attention_row(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
+    if kernels::has_kernels(&q) {
+        return kernels::attend_token(q, k.clone(), k).1;
+    }
+    let [batch, heads, _, _] = q.dims();
+    let [_, kv_heads, entries, _] = k.dims();
+    // All entries are visible, whatever their positions.
+    let positions = Tensor::zeros([batch, kv_heads, entries], &k.device());
+    let row = oracle::window_attention(q, k, positions, entries);
+    row.reshape([batch, kv_heads, heads / kv_heads, entries])
 }

@@ -1,6 +1,8 @@
 //! CPU kernels in plain Rust for the Flex backend. Each is written once over a [`simd::Level`] and compiled for
 //! AVX-512, AVX2 and without either; the best that the processor has is chosen at run time.
 
+mod choice;
+mod hits;
 pub mod layers;
 mod linear;
 mod pointwise;
@@ -8,16 +10,18 @@ mod prefill;
 mod simd;
 mod token;
 mod view;
+mod window;
 
 #[cfg(test)]
 mod tests;
 
-use super::kernels::KvOps;
+use super::kernels::{Guard, KvOps};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
-use burn::backend::tensor::FloatTensor;
+use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape, TensorData, bf16, f16};
 use simd::{Element, Level};
+use std::borrow::Cow;
 use view::Heads;
 
 /// Below this many bytes of work a second thread costs more than it saves.
@@ -48,6 +52,22 @@ impl KvOps for Flex {
         tensor(sums, [k.batch, k.heads, k.tokens])
     }
 
+    fn attention_hits(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        first: usize,
+        count: usize,
+        bits: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (q, k) = (inner_dense(q), widened(k));
+        let (q, k) = (Heads::of(&q), Heads::of(&k));
+        let log_sums = log_sums.storage::<f32>();
+        let (digits, counts) = hits::hits(Level::best(), &q, &k, log_sums, first, count, bits);
+        let dims = [k.batch, k.heads, k.tokens - q.tokens + first + count];
+        (tensor(digits, dims), tensor(counts, dims))
+    }
+
     fn attend_token(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -59,6 +79,94 @@ impl KvOps for Flex {
             DType::BF16 => attend_token::<bf16>(&q, &k, &v),
             _ => attend_token::<f32>(&q, &k, &v),
         }
+    }
+
+    fn window_score(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        seen: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (q, k) = (inner_dense(q), widened(k));
+        let (q, k) = (Heads::of(&q), Heads::of(&k));
+        let positions = positions.to_contiguous();
+        let (sums, variances) = window::score(Level::best(), &q, &k, &integers(&positions), seen);
+        let dims = [k.batch, k.heads, k.tokens];
+        (tensor(sums, dims), tensor(variances, dims))
+    }
+
+    fn select_top(
+        scores: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        guard: Guard,
+        _seen: usize,
+        budget: usize,
+    ) -> (IntTensor<Self>, FloatTensor<Self>) {
+        let (scores, positions) = (scores.to_contiguous(), positions.to_contiguous());
+        let [batch, heads, entries] = scores.layout().shape().dims::<3>();
+        let (values, places) = (elements::<f32>(&scores), integers(&positions));
+        let (kept, nans) = choice::select(values, &places, &guard, entries, budget);
+        let kept = integer_tensor(kept, [batch, heads, budget], positions.dtype());
+        (kept, tensor(nans, [batch, heads]))
+    }
+
+    fn compact(
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        slots: IntTensor<Self>,
+        capacity: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>) {
+        let (slots, positions) = (slots.to_contiguous(), positions.to_contiguous());
+        let slots = integers(&slots);
+        let gather = |tensor: FlexTensor| {
+            let tensor = inner_dense(tensor);
+            match tensor.dtype() {
+                DType::F16 => gather::<f16>(&tensor, &slots, capacity),
+                DType::BF16 => gather::<bf16>(&tensor, &slots, capacity),
+                _ => gather::<f32>(&tensor, &slots, capacity),
+            }
+        };
+        let (keys, values) = (gather(keys), gather(values));
+        let [batch, heads, entries] = positions.layout().shape().dims::<3>();
+        let count = slots.len() / (batch * heads);
+        let mut moved = vec![0; batch * heads * capacity];
+        let places = integers(&positions);
+        let of_heads = slots.chunks_exact(count).zip(places.chunks_exact(entries));
+        for ((slots, places), moved) in of_heads.zip(moved.chunks_exact_mut(capacity)) {
+            for (slot, moved) in slots.iter().zip(moved) {
+                *moved = places[*slot as usize];
+            }
+        }
+        let moved = integer_tensor(moved, [batch, heads, capacity], positions.dtype());
+        (keys, values, moved)
+    }
+}
+
+fn gather<E: Element>(tensor: &FlexTensor, slots: &[i64], capacity: usize) -> FlexTensor {
+    let heads = Heads::<E>::of(tensor);
+    let dims = [heads.batch, heads.heads, capacity, heads.dim];
+    let output = choice::gather(&heads, slots, capacity);
+    FlexTensor::from_data(TensorData::new(output, Shape::from(dims)))
+}
+
+/// The elements of a contiguous integer tensor.
+fn integers(tensor: &FlexTensor) -> Cow<'_, [i64]> {
+    match tensor.dtype() {
+        DType::I64 => elements::<i64>(tensor).into(),
+        _ => elements::<i32>(tensor)
+            .iter()
+            .map(|&x| i64::from(x))
+            .collect::<Vec<_>>()
+            .into(),
+    }
+}
+
+fn integer_tensor<const D: usize>(values: Vec<i64>, shape: [usize; D], dtype: DType) -> FlexTensor {
+    let data = TensorData::new(values, Shape::from(shape));
+    match dtype {
+        DType::I64 => FlexTensor::from_data(data),
+        dtype => FlexTensor::from_data(data.convert_dtype(dtype)),
     }
 }
 

@@ -48,7 +48,7 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 pub fn linears<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N]) -> [Tensor<2>; N] {
     // Stock products of few rows run on one thread; those of many are as fast as it gets.
     #[cfg(feature = "flex")]
-    if x.dims()[0] <= FEW && kernels::has_kernels(&x) {
+    if x.dims()[0] <= FEW && kernels::has_cpu_kernels(&x) {
         let mut start = 0;
         let widths = weights.each_ref().map(|weight| weight.dims()[0]);
         let all = cpu::multiply(x, weights);
@@ -106,7 +106,7 @@ fn is_quantized(weight: &Tensor<2>) -> bool {
 /// `silu(gate) · up`, elementwise.
 pub fn silu_mul<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     #[cfg(feature = "flex")]
-    if kernels::has_kernels(&gate) {
+    if kernels::has_cpu_kernels(&gate) {
         return cpu::silu_mul(gate, up);
     }
     silu(gate) * up
@@ -115,7 +115,7 @@ pub fn silu_mul<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
 /// Root-mean-square normalisation over the last axis, times `weight [size]`.
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
     #[cfg(feature = "flex")]
-    if kernels::has_kernels(&x) {
+    if kernels::has_cpu_kernels(&x) {
         return cpu::rms_norm(x, weight, eps as f32);
     }
     oracle::rms_norm(x, weight, eps)
@@ -125,7 +125,7 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
 /// [1, 1, tokens, d / 2]`.
 pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     #[cfg(feature = "flex")]
-    if kernels::has_kernels(&x) {
+    if kernels::has_cpu_kernels(&x) {
         return cpu::rotate(x, cos, sin);
     }
     oracle::rotate(x, cos, sin)

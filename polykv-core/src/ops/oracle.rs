@@ -1,11 +1,14 @@
 //! The operators in plain tensor operations: what runs on backends without kernels, and what kernels are tested
 //! against.
 
+pub mod choice;
+
 use super::layers::product;
 use super::{AttentionBlock, Observer};
 use crate::Result;
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Device, Int, Tensor, s};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData, s};
+use std::ops::Range;
 
 /// Query rows per block: the score matrix of a long prompt never exists as a whole.
 const BLOCK: usize = 128;
@@ -83,6 +86,36 @@ pub fn column_sums(probabilities: Tensor<4>, group: usize) -> Tensor<3> {
         .reshape([batch, kv_heads, entries])
 }
 
+/// As [`AttentionBlock::hits`], from the block's probabilities.
+pub fn attention_hits(
+    probabilities: Tensor<4>,
+    group: usize,
+    queries: Range<usize>,
+    bits: usize,
+) -> (Tensor<3>, Tensor<3>) {
+    let [batch, kv_heads, rows, entries] = probabilities.dims();
+    let (tokens, count) = (rows / group, queries.len());
+    let first = entries - tokens + queries.start + 1;
+    let seen = entries - tokens + queries.end;
+    let attention = probabilities
+        .reshape([batch, kv_heads, group, tokens, entries])
+        .slice(s![.., .., .., queries, 0..seen]);
+    let device = attention.device();
+    let column = |f: &dyn Fn(usize) -> f32| {
+        let values: Vec<f32> = (0..count).map(f).collect();
+        Tensor::<5>::from_data(TensorData::new(values, [1, 1, 1, count, 1]), &device)
+    };
+    let even = column(&|i| 1.0 / (first + i) as f32);
+    let hits = attention
+        .clone()
+        .greater_equal(even.expand(attention.dims()));
+    let hits = hits.float().sum_dim(2); // [batch, kv_heads, 1, count, seen]
+    let flat = [batch, kv_heads, seen];
+    let counts = hits.clone().sum_dim(3).reshape(flat);
+    let digits = hits * column(&|i| (bits as f32 * i as f32).exp2());
+    (digits.sum_dim(3).reshape(flat), counts)
+}
+
 /// As [`window_attention`](super::window_attention).
 pub fn window_attention(
     q: Tensor<4>,
@@ -113,6 +146,26 @@ pub fn window_attention(
         .greater(of_query)
         .expand([batch, kv_heads, group, window, entries]);
     softmax(scores.mask_fill(hidden, MASKED), 4)
+}
+
+/// As [`window_score`](super::window_score).
+pub fn window_score(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    positions: Tensor<3, Int>,
+    seen: usize,
+) -> (Tensor<3>, Tensor<3>) {
+    let [batch, kv_heads, entries] = positions.dims();
+    let window = q.dims()[2];
+    let attention = window_attention(q, k, positions, seen);
+    let mean = attention.clone().mean_dim(3);
+    let squares = (attention - mean.clone()).square().sum_dim(3);
+    let dims = [batch, kv_heads, entries];
+    let of_group = |x: Tensor<5>| x.mean_dim(2).reshape(dims);
+    (
+        of_group(mean).mul_scalar(window as f32),
+        of_group(squares).div_scalar((window.max(2) - 1) as f32),
+    )
 }
 
 /// As [`rms_norm`](super::rms_norm).

@@ -1,9 +1,10 @@
 //! Choosing which entries stay.
 
-use super::is_cpu;
+use super::kernels::{self, Entries, Guard, is_cpu, is_cube};
+use super::oracle;
 use crate::policy::Protect;
 use crate::{Error, Result};
-use burn::tensor::{Bool, IndexingUpdateOp, Int, IntDType, Tensor, TensorData};
+use burn::tensor::{Bool, IndexingUpdateOp, Int, IntDType, Tensor, TensorData, s};
 use std::ops::Range;
 
 /// The positions that no eviction may touch in a sequence of `seen` tokens.
@@ -16,19 +17,31 @@ pub struct Protected<'a> {
 }
 
 impl Protected<'_> {
-    fn contains(&self, position: i64) -> bool {
+    pub(super) fn contains(&self, position: i64) -> bool {
         let in_span = |span: &Range<usize>| span.contains(&(position as usize));
         position < self.protect.sinks as i64
             || position >= self.first_recent()
             || self.spans.iter().any(in_span)
     }
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.protect.count() == 0 && self.spans.is_empty()
     }
 
     fn first_recent(&self) -> i64 {
         self.seen as i64 - self.protect.recent as i64
+    }
+
+    /// As kernels want it.
+    fn guard(&self) -> Guard {
+        let spans = self.spans.iter();
+        Guard {
+            sinks: self.protect.sinks as i32,
+            recent: self.first_recent() as i32,
+            spans: spans
+                .map(|span| span.start as i32..span.end as i32)
+                .collect(),
+        }
     }
 
     /// True where an entry is protected; the shape of `positions`.
@@ -46,9 +59,44 @@ impl Protected<'_> {
     }
 }
 
+/// Whether scores were NaN.
+#[derive(Clone, Debug)]
+pub enum Nans {
+    Known(bool),
+    /// How many, `[batch, kv_heads]`, on a device that is not to be waited for.
+    OnDevice(Tensor<2>),
+}
+
+impl Nans {
+    /// # Errors
+    /// If there are any, and a device that cannot be read.
+    pub fn check(self) -> Result<()> {
+        let any = match self {
+            Self::Known(any) => any,
+            Self::OnDevice(counts) => {
+                let read = |e| Error::Failed(format!("reading from the device: {e:?}"));
+                let counts: Vec<f32> = counts.try_into_vec_as().map_err(read)?;
+                counts.iter().any(|&count| count > 0.0)
+            }
+        };
+        match any {
+            true => Err(Error::Failed("an eviction score is NaN".into())),
+            false => Ok(()),
+        }
+    }
+
+    fn of(scores: &Tensor<3>, counts: Tensor<2>) -> Result<Self> {
+        if !is_cpu(&scores.device()) {
+            return Ok(Self::OnDevice(counts));
+        }
+        Self::OnDevice(counts).check()?;
+        Ok(Self::Known(false))
+    }
+}
+
 /// The slots of the `budget` entries that stay, per sequence and head, in ascending order of position:
 /// `[batch, kv_heads, budget]`. Protected entries stay first, then the highest scores; of equal scores the later
-/// position stays.
+/// position stays. Waits for the device to learn whether a score is NaN; [`choose`] does not.
 ///
 /// # Errors
 /// A NaN score, and a budget that the protected entries exceed.
@@ -58,104 +106,105 @@ pub fn select(
     protected: Protected<'_>,
     budget: usize,
 ) -> Result<Tensor<3, Int>> {
-    let [batch, kv_heads, entries] = scores.dims();
-    let device = scores.device();
-    let read = |e| Error::Failed(format!("reading scores from the device: {e:?}"));
-    let scores: Vec<f32> = scores.try_into_vec_as().map_err(read)?;
-    let positions: Vec<i64> = positions.try_into_vec_as().map_err(read)?;
-    if scores.iter().any(|score| score.is_nan()) {
-        return Err(Error::Failed("an eviction score is NaN".into()));
+    let (slots, nans) = choose(scores, positions, protected, budget)?;
+    nans.check()?;
+    Ok(slots)
+}
+
+/// As [`select`], without waiting for a GPU: whether scores are NaN is told apart, and what is chosen then means
+/// nothing. On the CPU NaN scores are an error at once.
+///
+/// # Errors
+/// As [`select`].
+pub fn choose(
+    scores: Tensor<3>,
+    positions: Tensor<3, Int>,
+    protected: Protected<'_>,
+    budget: usize,
+) -> Result<(Tensor<3, Int>, Nans)> {
+    check_budget(&scores, &positions, protected, budget)?;
+    if !kernels::has_kernels(&scores) {
+        let slots = oracle::choice::select(scores, positions, protected, budget)?;
+        return Ok((slots, Nans::Known(false)));
     }
-    let mut kept: Vec<i64> = Vec::with_capacity(batch * kv_heads * budget);
-    for (scores, positions) in scores
-        .chunks_exact(entries)
-        .zip(positions.chunks_exact(entries))
-    {
-        kept.extend(top(scores, positions, protected, budget)?);
+    let (guard, seen) = (protected.guard(), protected.seen);
+    let (slots, nans) = kernels::select_top(scores.clone(), positions, guard, seen, budget);
+    Ok((slots, Nans::of(&scores, nans)?))
+}
+
+fn check_budget(
+    scores: &Tensor<3>,
+    positions: &Tensor<3, Int>,
+    protected: Protected<'_>,
+    budget: usize,
+) -> Result<()> {
+    let [_, _, entries] = scores.dims();
+    let spans: usize = protected.spans.iter().map(Range::len).sum();
+    let mut count = protected.protect.count() + spans;
+    // Plans promise more room than this; only others need to know how many of the protected are still there.
+    if count > budget {
+        let counts = protected.mask(positions.clone()).int().sum_dim(2);
+        let read = |e| Error::Failed(format!("reading positions from the device: {e:?}"));
+        let counts: Vec<i64> = counts.try_into_vec_as().map_err(read)?;
+        count = counts.into_iter().max().unwrap_or(0) as usize;
     }
-    let data = TensorData::new(kept, [batch, kv_heads, budget]);
-    Ok(Tensor::from_data(data, &device))
+    if budget >= count.max(1) && budget <= entries {
+        return Ok(());
+    }
+    let allowed = format!(
+        "{} (protected entries) to {entries} (cached entries)",
+        count.max(1)
+    );
+    Err(Error::invalid("eviction", "budget", budget, allowed))
 }
 
 /// The slots of `0..entries` that `slots [batch, kv_heads, count]` leaves out, ascending: `[batch, kv_heads, entries −
-/// count]`. Reads the slots.
+/// count]`, without waiting for a device that has kernels.
 ///
 /// # Errors
 /// A device that cannot be read.
 pub fn rest(slots: &Tensor<3, Int>, entries: usize) -> Result<Tensor<3, Int>> {
     let [batch, kv_heads, count] = slots.dims();
-    let read = |e| Error::Failed(format!("reading slots from the device: {e:?}"));
-    let values: Vec<i64> = slots.clone().try_into_vec_as().map_err(read)?;
-    let mut others: Vec<i64> = Vec::with_capacity(batch * kv_heads * (entries - count));
-    for kept in values.chunks_exact(count) {
-        let mut free = vec![true; entries];
-        kept.iter().for_each(|&slot| free[slot as usize] = false);
-        others.extend((0..entries as i64).filter(|&slot| free[slot as usize]));
-    }
-    let data = TensorData::new(others, [batch, kv_heads, entries - count]);
-    Ok(Tensor::from_data(data, &slots.device()))
-}
-
-fn top(
-    scores: &[f32],
-    positions: &[i64],
-    protected: Protected<'_>,
-    budget: usize,
-) -> Result<impl Iterator<Item = i64>> {
-    let mut slots: Vec<usize> = (0..scores.len()).collect();
-    let safe: Vec<bool> = positions.iter().map(|&p| protected.contains(p)).collect();
-    let count = safe.iter().filter(|&&safe| safe).count();
-    if count > budget || budget > scores.len() {
-        return Err(Error::invalid(
-            "eviction",
-            "budget",
-            budget,
-            format!(
-                "{count} (protected entries) to {} (cached entries)",
-                scores.len()
-            ),
-        ));
-    }
-    let best_first = |&a: &usize, &b: &usize| {
-        safe[b]
-            .cmp(&safe[a])
-            .then(scores[b].total_cmp(&scores[a]))
-            .then(positions[b].cmp(&positions[a]))
+    let device = slots.device();
+    let dims = [batch, kv_heads, entries];
+    let free = Tensor::<3>::ones(dims, &device);
+    let taken = Tensor::zeros(slots.dims(), &device);
+    let free = free.scatter(2, slots.clone(), taken, IndexingUpdateOp::Assign);
+    let all = Tensor::<1, Int>::arange(0..entries as i64, &device)
+        .reshape([1, 1, entries])
+        .expand(dims);
+    let nothing = Protected {
+        protect: Protect::default(),
+        spans: &[],
+        seen: entries,
     };
-    if budget < slots.len() {
-        slots.select_nth_unstable_by(budget, best_first);
-        slots.truncate(budget);
-    }
-    slots.sort_unstable_by_key(|&slot| positions[slot]);
-    Ok(slots.into_iter().map(|slot| slot as i64))
+    // Nothing is NaN here.
+    Ok(choose(free, all, nothing, entries - count)?.0)
 }
 
 /// The slot of the lowest unprotected score per sequence and head, `[batch, kv_heads, 1]`, without leaving the
-/// device; of equal scores the earlier position goes. The caller guarantees that some entry is unprotected, and checks
-/// for NaN.
+/// device, and whether scores are NaN; of equal scores the earlier position goes. The caller guarantees that some entry
+/// is unprotected.
 pub fn drop_lowest(
     scores: Tensor<3>,
     positions: Tensor<3, Int>,
     protected: Protected<'_>,
-) -> Tensor<3, Int> {
-    // On the CPU nothing is waited for, and one pass over the entries costs less than a dozen operations.
-    if is_cpu(&scores.device())
-        && let Some(slots) = lowest_on_host(&scores, &positions, protected)
-    {
-        return slots;
+) -> (Tensor<3, Int>, Nans) {
+    let device = scores.device();
+    if is_cube(&device) && kernels::has_kernels(&scores) {
+        let (slots, nans) = kernels::lowest(scores, positions, protected.guard());
+        return (slots, Nans::OnDevice(nans));
     }
-    let guarded = match protected.is_empty() {
-        true => scores,
-        false => scores.mask_fill(protected.mask(positions.clone()), f32::MAX),
-    };
-    let [_, _, entries] = guarded.dims();
-    let lowest = guarded.clone().min_dim(2).repeat_dim(2, entries);
-    // Pooling makes equal scores common: the choice between them must not depend on slots.
-    let dtype = IntDType::from(positions.dtype());
-    positions
-        .mask_fill(guarded.greater(lowest), i32::MAX)
-        .argmin(2)
-        .cast(dtype)
+    // On the CPU nothing is waited for, and one pass over the entries costs less than a dozen operations.
+    if is_cpu(&device)
+        && let Some(found) = lowest_on_host(&scores, &positions, protected)
+    {
+        return found;
+    }
+    let [batch, kv_heads, _] = scores.dims();
+    let nans = scores.clone().is_nan().int().sum_dim(2).float();
+    let slots = oracle::choice::lowest(scores, positions, protected);
+    (slots, Nans::OnDevice(nans.reshape([batch, kv_heads])))
 }
 
 /// As [`drop_lowest`], by reading the tensors.
@@ -163,7 +212,7 @@ fn lowest_on_host(
     scores: &Tensor<3>,
     positions: &Tensor<3, Int>,
     protected: Protected<'_>,
-) -> Option<Tensor<3, Int>> {
+) -> Option<(Tensor<3, Int>, Nans)> {
     let [batch, kv_heads, entries] = scores.dims();
     let dtype = IntDType::from(positions.dtype());
     let all_scores: Vec<f32> = scores.clone().try_into_vec_as().ok()?;
@@ -181,7 +230,9 @@ fn lowest_on_host(
     };
     let slots: Vec<i64> = rows.map(lowest).collect::<Option<_>>()?;
     let data = TensorData::new(slots, [batch, kv_heads, 1]);
-    Some(Tensor::<3, Int>::from_data(data, &scores.device()).cast(dtype))
+    let slots = Tensor::<3, Int>::from_data(data, &scores.device()).cast(dtype);
+    let nan = all_scores.iter().any(|score| score.is_nan());
+    Some((slots, Nans::Known(nan)))
 }
 
 /// Gathers entries: `tensor [batch, kv_heads, n, d]` at `slots [batch, kv_heads, m]`.
@@ -200,4 +251,53 @@ pub fn put(tensor: Tensor<4>, slots: Tensor<3, Int>, entries: Tensor<4>) -> Tens
     let dims = entries.dims();
     let index = slots.unsqueeze_dim::<4>(3).expand(dims);
     tensor.scatter(2, index, entries, IndexingUpdateOp::Assign)
+}
+
+/// The entries at `slots [batch, kv_heads, m]`, in that order, in tensors with room for `capacity` of them; what follows
+/// is zero.
+pub fn compact(entries: Entries, slots: Tensor<3, Int>, capacity: usize) -> Entries {
+    let (keys, values, positions) = entries;
+    if kernels::moves_entries(&keys.device()) {
+        return kernels::compact(keys, values, positions, slots, capacity);
+    }
+    let kept = (
+        take(keys, slots.clone()),
+        take(values, slots.clone()),
+        positions.gather(2, slots),
+    );
+    grow(kept, capacity)
+}
+
+/// The entries in tensors with room for `capacity` of them; what follows is zero.
+pub fn grow((keys, values, positions): Entries, capacity: usize) -> Entries {
+    let grown = |old: Tensor<4>| {
+        let [batch, kv_heads, count, d] = old.dims();
+        Tensor::zeros([batch, kv_heads, capacity, d], (&old.device(), old.dtype()))
+            .slice_assign(s![.., .., 0..count, ..], old)
+    };
+    let [batch, kv_heads, count] = positions.dims();
+    let room = Tensor::zeros([batch, kv_heads, capacity], &positions.device());
+    let positions = room.slice_assign(s![.., .., 0..count], positions);
+    (grown(keys), grown(values), positions)
+}
+
+/// Overwrites the entry in slot `victim [batch, kv_heads, 1]` by `key` and `value [batch, kv_heads, 1, head_dim]` at
+/// `position`, in place while the tensors are not shared.
+pub fn replace(
+    entries: Entries,
+    victim: Tensor<3, Int>,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    position: usize,
+) -> Entries {
+    if is_cube(&victim.device()) {
+        return kernels::replace_entry(entries, victim, key, value, position);
+    }
+    let (keys, values, positions) = entries;
+    let moved = victim.full_like(position as i64);
+    (
+        put(keys, victim.clone(), key),
+        put(values, victim.clone(), value),
+        positions.scatter(2, victim, moved, IndexingUpdateOp::Assign),
+    )
 }

@@ -1,65 +1,27 @@
 //! The best entries as a mask, for policies that choose in stages.
 
-use crate::{Error, Result};
-use burn::tensor::{Bool, Int, Tensor, TensorData};
-
-/// Columns that are compared at a time: bounds the memory of [`top`].
-const BLOCK: usize = 256;
+use super::kernels::{self, Guard};
+use super::oracle;
+use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
 
 /// True for the `count` highest scores per sequence and head, of equal ones the later positions: `scores` and
-/// `positions [batch, kv_heads, entries]`. Nothing waits for the device; every score is compared with every other.
-pub fn top(scores: Tensor<3>, positions: Tensor<3, Int>, count: usize) -> Tensor<3, Bool> {
-    let [batch, kv_heads, entries] = scores.dims();
-    let mut better = scores.zeros_like();
-    for first in (0..entries).step_by(BLOCK) {
-        let width = BLOCK.min(entries - first);
-        let dims = [batch, kv_heads, entries, width];
-        let other = scores.clone().narrow(2, first, width);
-        let other = other.unsqueeze_dim::<4>(2).expand(dims);
-        let own = scores.clone().unsqueeze_dim::<4>(3).expand(dims);
-        let later = positions.clone().narrow(2, first, width);
-        let later = later.unsqueeze_dim::<4>(2).expand(dims);
-        let later = later.greater(positions.clone().unsqueeze_dim::<4>(3).expand(dims));
-        let before = other.clone().greater(own.clone());
-        let before = before.bool_or(other.equal(own).bool_and(later));
-        let sums = before.float().sum_dim(3);
-        better = better + sums.reshape([batch, kv_heads, entries]);
-    }
-    better.lower_elem(count as f32)
-}
-
-/// As [`top`], sorted on the host.
-///
-/// # Errors
-/// A device that cannot be read.
-pub fn top_on_host(
+/// `positions [batch, kv_heads, entries]`, positions below `seen`. Nothing waits for the device.
+pub fn top(
     scores: Tensor<3>,
     positions: Tensor<3, Int>,
+    seen: usize,
     count: usize,
-) -> Result<Tensor<3, Bool>> {
-    let dims = scores.dims();
-    let [_, _, entries] = dims;
-    let device = scores.device();
-    let read = |e| Error::Failed(format!("reading scores from the device: {e:?}"));
-    let scores: Vec<f32> = scores.try_into_vec_as().map_err(read)?;
-    let positions: Vec<i64> = positions.try_into_vec_as().map_err(read)?;
-    let mut mask = vec![0f32; scores.len()];
-    let rows = scores
-        .chunks_exact(entries)
-        .zip(positions.chunks_exact(entries));
-    for ((scores, positions), mask) in rows.zip(mask.chunks_exact_mut(entries)) {
-        let mut slots: Vec<usize> = (0..entries).collect();
-        if count < entries {
-            slots.select_nth_unstable_by(count, |&a, &b| {
-                scores[b]
-                    .total_cmp(&scores[a])
-                    .then(positions[b].cmp(&positions[a]))
-            });
-            slots.truncate(count);
-        }
-        slots.into_iter().for_each(|slot| mask[slot] = 1.0);
+) -> Tensor<3, Bool> {
+    let [_, _, entries] = scores.dims();
+    if !kernels::has_kernels(&scores) || count == 0 || count >= entries {
+        return oracle::choice::top(scores, positions, count);
     }
-    Ok(Tensor::<3>::from_data(TensorData::new(mask, dims), &device).greater_elem(0.5))
+    let (slots, _) = kernels::select_top(scores.clone(), positions, Guard::none(), seen, count);
+    let ones = Tensor::ones(slots.dims(), &scores.device());
+    scores
+        .zeros_like()
+        .scatter(2, slots, ones, IndexingUpdateOp::Assign)
+        .greater_elem(0.5)
 }
 
 #[cfg(all(test, feature = "flex"))]
@@ -78,12 +40,12 @@ mod tests {
                 .flip([0])
                 .reshape([1, 1, entries])
                 .expand([2, 2, entries]);
-            let on_device = top(scores.clone(), positions.clone(), count);
-            let on_host = top_on_host(scores, positions, count).unwrap();
-            let per_head = on_device.clone().int().sum_dim(2);
+            let found = top(scores.clone(), positions.clone(), entries, count);
+            let wanted = oracle::choice::top(scores, positions, count);
+            let per_head = found.clone().int().sum_dim(2);
             let per_head: Vec<i64> = per_head.try_into_vec_as().unwrap();
             assert_eq!(per_head, vec![count as i64; 4]);
-            let apart = on_device.not_equal(on_host).any();
+            let apart = found.not_equal(wanted).any();
             assert!(!apart.into_scalar::<bool>(), "{count} of {entries}");
         }
     }
@@ -93,7 +55,10 @@ mod tests {
         let device = Device::flex();
         let scores = Tensor::<3>::from_data([[[1.0, 3.0, 1.0, 1.0]]], &device);
         let positions = Tensor::<3, Int>::from_data([[[8, 2, 9, 5]]], &device);
-        let taken: Vec<i64> = top(scores, positions, 3).int().try_into_vec_as().unwrap();
+        let taken: Vec<i64> = top(scores, positions, 10, 3)
+            .int()
+            .try_into_vec_as()
+            .unwrap();
         assert_eq!(taken, [1, 1, 1, 0]);
     }
 }

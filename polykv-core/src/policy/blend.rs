@@ -15,7 +15,7 @@ use serde_yaml_ng::Value;
 /// the last members.
 ///
 /// During decode the b + 1 entries are chosen anew at every step: all members but the last must know their best
-/// entries, see [`LayerView::best`] for what that costs.
+/// entries.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(try_from = "Text")]
 pub struct Blend {
@@ -142,7 +142,7 @@ impl Policy for Blend {
         for (index, (_, part)) in parts.iter().enumerate().take(last) {
             let (scores, protected) = scored(index)?;
             let taken = stages.taken();
-            let best = view.best(scores.clone(), protected, taken.as_ref(), *part)?;
+            let best = view.best(scores.clone(), protected, taken.as_ref(), *part);
             stages.push(best, scores);
         }
         Ok(stages.finish(scored(last)?.0))

@@ -68,20 +68,18 @@ impl Policy for Cake {
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let [batch, kv_heads, entries, _] = view.stored_keys.dims();
         let window = self.window.min(view.seen);
         let scores = match view.phase {
             Phase::Prefill => {
-                let attention = view.window_attention(window)?; // [batch, kv_heads, group, window, entries]
-                let mean = attention.clone().mean_dim(3);
-                // A single query has no variance.
-                let spread = (attention - mean.clone()).square().sum_dim(3);
-                let variance = spread.div_scalar((window.max(2) - 1) as f32);
-                (mean + variance.mul_scalar(self.gamma as f32)).mean_dim(2)
+                let (sums, variances) = view.window_score(window)?;
+                sums.div_scalar(window as f32) + variances.mul_scalar(self.gamma as f32)
             }
-            Phase::Decode => view.attention_row()?.mean_dim(2).unsqueeze_dim::<5>(3),
+            Phase::Decode => {
+                let row = view.attention_row()?;
+                let [batch, kv_heads, _, entries] = row.dims();
+                row.mean_dim(2).reshape([batch, kv_heads, entries])
+            }
         };
-        let scores = scores.reshape([batch, kv_heads, entries]);
         Ok(view.pool_before(scores, window, self.kernel, Pool::Avg))
     }
 }

@@ -91,10 +91,15 @@ impl Policy for Cam {
     ) -> Result<Option<Merge>> {
         let [batch, kv_heads, entries, d] = view.stored_keys.dims();
         let attention = match view.phase {
-            Phase::Prefill => view.window_attention(self.window)?.mean_dim(3).mean_dim(2),
-            Phase::Decode => view.attention_row()?.mean_dim(2).unsqueeze_dim::<5>(3),
+            Phase::Prefill => {
+                let window = self.window.min(view.seen);
+                view.window_score(window)?.0.div_scalar(window as f32)
+            }
+            Phase::Decode => {
+                let mean = view.attention_row()?.mean_dim(2);
+                mean.reshape([batch, kv_heads, entries])
+            }
         };
-        let attention = attention.reshape([batch, kv_heads, entries]);
         let chance = self.chance(&attention, view, split);
         let hashes = state.entries[0].clone().gather(2, split.evicted.clone());
         let merged = hashes.lower(chance).float().unsqueeze_dim::<4>(3);

@@ -117,7 +117,7 @@ impl Policy for CriticalKv {
         let weighted = scores.clone().add_scalar(self.epsilon as f32) * state.entries[0].clone();
         let first = ((view.budget as f64 * self.first).floor() as usize).max(1);
         let mut stages = Stages::default();
-        let best = view.best(scores.clone(), view.protected, None, first)?;
+        let best = view.best(scores.clone(), view.protected, None, first);
         stages.push(best, scores);
         Ok(stages.finish(weighted))
     }

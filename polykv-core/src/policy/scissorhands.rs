@@ -1,7 +1,7 @@
 use super::{Appended, Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
 use crate::Result;
 use crate::ops::AttentionBlock;
-use burn::tensor::{Tensor, TensorData, s};
+use burn::tensor::{Tensor, s};
 use serde::{Deserialize, Serialize};
 
 /// How often an entry got at least an even part of a query's attention, over the last `history` queries: a count per
@@ -58,9 +58,11 @@ impl Packing {
     }
 }
 
-/// `state.counts`: the queries seen so far, and those of the announced prompt that are not seen yet.
+/// `state.counts`: the queries seen so far, those of the announced prompt that are not seen yet, and the first query
+/// that was looked at.
 const SEEN: usize = 0;
 const TO_COME: usize = 1;
+const FIRST: usize = 2;
 
 impl Policy for Scissorhands {
     fn name(&self) -> &'static str {
@@ -94,7 +96,7 @@ impl Policy for Scissorhands {
             let device = &appended.device;
             state.entries = vec![Tensor::zeros([batch, kv_heads, entries], device)];
             state.rows = vec![Tensor::zeros([batch, kv_heads, entries, words], device)];
-            state.counts = vec![0, 0];
+            state.counts = vec![0, 0, usize::MAX];
         } else {
             state.extend_with_zeros(appended);
         }
@@ -107,10 +109,14 @@ impl Policy for Scissorhands {
         let (seen, to_come) = (state.counts[SEEN], state.counts[TO_COME]);
         // Queries that the rest of the prompt will push out of the history need not be looked at.
         let mut next = to_come.saturating_sub(self.history).min(tokens);
+        if next < tokens {
+            state.counts[FIRST] = state.counts[FIRST].min(seen + next);
+        }
         while next < tokens {
             next += self.observe_word(state, block, seen + next, next);
         }
-        state.counts = vec![seen + tokens, to_come.saturating_sub(tokens)];
+        state.counts[SEEN] = seen + tokens;
+        state.counts[TO_COME] = to_come.saturating_sub(tokens);
         Ok(())
     }
 
@@ -130,51 +136,43 @@ impl Scissorhands {
         query: usize,
         first: usize,
     ) -> usize {
-        let (tokens, device) = (block.tokens(), state.entries[0].device());
+        let tokens = block.tokens();
         let place = query % self.history;
         let packing = Packing::new(block.group());
         let (word, digit) = (place / packing.per_word, place % packing.per_word);
         let count = (packing.per_word - digit)
             .min(tokens - first)
             .min(self.history - place);
-        let attention = block.rows(first..first + count);
-        let [batch, kv_heads, _, _, seen] = attention.dims();
-        let column = |f: &dyn Fn(usize) -> f32| {
-            let values: Vec<f32> = (0..count).map(f).collect();
-            Tensor::<5>::from_data(TensorData::new(values, [1, 1, 1, count, 1]), &device)
-        };
-        let visible = block.entries() - tokens + first + 1;
-        let even = column(&|i| 1.0 / (visible + i) as f32);
-        let hits = attention
-            .clone()
-            .greater_equal(even.expand(attention.dims()));
-        let hits = hits.float().sum_dim(2); // [batch, kv_heads, 1, count, seen]
-        let flat = [batch, kv_heads, seen];
-        let gained = hits.clone().sum_dim(3).reshape(flat);
-        let new = (hits * column(&|i| packing.power(i)))
-            .sum_dim(3)
-            .reshape(flat);
+        let (new, gained) = block.hits(first..first + count, packing.bits);
+        let [batch, kv_heads, seen] = new.dims();
+        let flat = new.dims();
 
         let range = s![.., .., 0..seen, word..word + 1];
         let old = state.rows[0].clone().slice(range).reshape(flat);
         // Products with powers of two are exact; quotients need not be on every device.
         let (above, below) = (1.0 / packing.power(digit), packing.power(digit));
-        let mut left = old.clone().mul_scalar(above).floor();
-        let mut replaced = left.zeros_like();
-        let mut lost = left.zeros_like();
-        for i in 0..count {
-            let rest = left.clone().mul_scalar(1.0 / packing.power(1)).floor();
-            let value = left - rest.clone().mul_scalar(packing.power(1));
-            replaced = replaced + value.clone().mul_scalar(packing.power(i));
-            lost = lost + value;
-            left = rest;
-        }
-        let packed = old + (new - replaced).mul_scalar(below);
+        let (packed, gained) = match query + count <= state.counts[FIRST] + self.history {
+            // Nothing to forget yet.
+            true => (old + new.mul_scalar(below), gained),
+            false => {
+                let mut left = old.clone().mul_scalar(above).floor();
+                let mut replaced = left.zeros_like();
+                let mut lost = left.zeros_like();
+                for i in 0..count {
+                    let rest = left.clone().mul_scalar(1.0 / packing.power(1)).floor();
+                    let value = left - rest.clone().mul_scalar(packing.power(1));
+                    replaced = replaced + value.clone().mul_scalar(packing.power(i));
+                    lost = lost + value;
+                    left = rest;
+                }
+                (old + (new - replaced).mul_scalar(below), gained - lost)
+            }
+        };
         let range = s![.., .., 0..seen, word..word + 1];
         state.rows[0]
             .inplace(|t| t.slice_assign(range, packed.reshape([batch, kv_heads, seen, 1])));
         state.entries[0].inplace(|t| {
-            let counts = t.clone().slice(s![.., .., 0..seen]) + gained - lost;
+            let counts = t.clone().slice(s![.., .., 0..seen]) + gained;
             t.slice_assign(s![.., .., 0..seen], counts)
         });
         count

@@ -62,12 +62,8 @@ impl Policy for SnapKv {
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let attention = view.window_attention(self.window)?; // [batch, kv_heads, group, window, entries]
-        let [batch, kv_heads, _, window, entries] = attention.dims();
-        let scores = attention
-            .sum_dim(3)
-            .mean_dim(2)
-            .reshape([batch, kv_heads, entries]);
-        Ok(view.pool_before(scores, window, self.kernel, self.pool))
+        let (sums, _) = view.window_score(self.window)?;
+        let window = self.window.min(view.seen);
+        Ok(view.pool_before(sums, window, self.kernel, self.pool))
     }
 }

@@ -109,11 +109,24 @@ impl LayerView<'_> {
         if let Some(row) = &self.row {
             return Ok(row.clone());
         }
-        let [batch, kv_heads, entries, _] = self.stored_keys.dims();
-        let group = self.shape.group();
-        Ok(self
-            .window_attention(1)?
-            .reshape([batch, kv_heads, group, entries]))
+        Ok(ops::attention_row(
+            self.queries(1)?,
+            self.stored_keys.clone(),
+        ))
+    }
+
+    /// What the last `window` queries pay attention to: the sum over them and the variance over them, means over the
+    /// query group, `[batch, kv_heads, entries]` each; see [`ops::window_score`].
+    ///
+    /// # Errors
+    /// If the policy did not declare that it needs the queries.
+    pub fn window_score(&self, window: usize) -> Result<(Tensor<3>, Tensor<3>)> {
+        Ok(ops::window_score(
+            self.queries(window)?,
+            self.stored_keys.clone(),
+            self.positions.clone(),
+            self.seen,
+        ))
     }
 
     /// Causal attention of the last `window` queries over the entries, softmax in f32:
@@ -151,28 +164,19 @@ impl LayerView<'_> {
     }
 
     /// True for the `count` entries that a stage of a policy takes, `[batch, kv_heads, entries]`: those under `protect`
-    /// first, then the highest scores, none of `taken`. Costs sorting on the CPU. Other devices compare every score
-    /// with every other in a decode step, O(entries²), so that nothing waits for the host.
-    ///
-    /// # Errors
-    /// A device that cannot be read.
+    /// first, then the highest scores, none of `taken`.
     pub fn best(
         &self,
         scores: Tensor<3>,
         protect: Protected<'_>,
         taken: Option<&Tensor<3, Bool>>,
         count: usize,
-    ) -> Result<Tensor<3, Bool>> {
-        let [_, _, entries] = scores.dims();
+    ) -> Tensor<3, Bool> {
         let mut scores = scores.mask_fill(protect.mask(self.positions.clone()), f32::MAX);
         if let Some(taken) = taken {
             scores = scores.mask_fill(taken.clone(), f32::MIN);
         }
-        // Evicting more than one entry reads the scores anyway.
-        match ops::is_cpu(&scores.device()) || entries > self.budget + 1 {
-            true => ops::top_on_host(scores, self.positions.clone(), count),
-            false => Ok(ops::top(scores, self.positions.clone(), count)),
-        }
+        ops::top(scores, self.positions.clone(), self.seen, count)
     }
 
     /// Reorders a per-entry tensor from slots to ascending positions.

@@ -20,8 +20,8 @@ impl LayerCache {
         let view = self.view(phase, rule, budget, row)?;
         let scores = rule.policy.score(self.states.of(phase), &view)?;
         let (positions, protected) = (view.positions.clone(), view.protected);
-        let slots = ops::select(scores, positions, protected, budget)
-            .map_err(|error| self.refused(phase, rule, &error))?;
+        let chosen = ops::choose(scores, positions, protected, budget);
+        let (slots, nans) = chosen.map_err(|error| self.refused(phase, rule, &error))?;
         if rule.policy.merges() {
             let split = Split {
                 kept: slots.clone(),
@@ -33,6 +33,7 @@ impl LayerCache {
             *self.states.of_mut(phase) = state;
             self.merge(merge);
         }
+        self.note(nans);
         self.keep(rule, slots, budget);
         Ok(())
     }
@@ -70,8 +71,10 @@ impl LayerCache {
             return Ok(());
         };
         let protected = self.protected(&rules.prefill, budget);
-        let slots = ops::select(scores.clone(), positions, protected, budget)
-            .map_err(|error| self.refused(Phase::Prefill, &rules.prefill, &error))?;
+        let chosen = ops::choose(scores.clone(), positions, protected, budget);
+        let (slots, nans) =
+            chosen.map_err(|error| self.refused(Phase::Prefill, &rules.prefill, &error))?;
+        self.note(nans);
         self.scores = Some(scores.gather(2, slots.clone()));
         self.keep(&rules.prefill, slots, budget);
         Ok(())
@@ -116,8 +119,7 @@ impl LayerCache {
         // The view must be gone before the store is written: only unshared tensors are written in place.
         let view = self.view(Phase::Decode, rule, len - 1, row)?;
         let scores = rule.policy.score(self.states.of(Phase::Decode), &view)?;
-        let nans = scores.clone().is_nan().int().sum().float();
-        let victim = ops::drop_lowest(scores, view.positions.clone(), view.protected);
+        let (victim, nans) = ops::drop_lowest(scores, view.positions.clone(), view.protected);
         let (mut key, mut value) = (key, value);
         match rule.policy.merges() {
             false => drop(view),
@@ -137,10 +139,7 @@ impl LayerCache {
                 }
             }
         }
-        self.nan_count = Some(match self.nan_count.take() {
-            Some(count) => count + nans,
-            None => nans,
-        });
+        self.note(nans);
         self.heads_agree &= rule.policy.same_for_all_heads();
         self.states.replace(&victim);
         if self.needs.position_order {

@@ -7,9 +7,9 @@ use rayon::prelude::*;
 use std::borrow::Cow;
 
 /// Queries per tile. With `WIDTH` it makes a register tile that fits AVX2's 16 registers, AVX-512's and NEON's.
-const ROWS: usize = 6;
+pub(super) const ROWS: usize = 6;
 /// Keys per tile, a multiple of `WIDTH`.
-const KEYS: usize = 64;
+pub(super) const KEYS: usize = 64;
 /// Elements that a register tile is wide.
 const WIDTH: usize = 16;
 
@@ -45,7 +45,7 @@ fn pack_keys(k: &Heads<'_>, batch: usize, head: usize) -> Vec<f32> {
     output
 }
 
-fn pack_all(k: &Heads<'_>) -> Vec<Vec<f32>> {
+pub(super) fn pack_all(k: &Heads<'_>) -> Vec<Vec<f32>> {
     (0..k.batch * k.heads)
         .into_par_iter()
         .map(|i| pack_keys(k, i / k.heads, i % k.heads))
@@ -54,14 +54,14 @@ fn pack_all(k: &Heads<'_>) -> Vec<Vec<f32>> {
 
 /// A tile of consecutive queries of one head.
 #[derive(Clone, Copy)]
-struct Tile {
-    batch: usize,
-    head: usize,
+pub(super) struct Tile {
+    pub batch: usize,
+    pub head: usize,
     /// First query and how many, at most `ROWS`.
-    first: usize,
-    rows: usize,
+    pub first: usize,
+    pub rows: usize,
     /// Keys that the first query sees; each later one sees one more.
-    visible: usize,
+    pub visible: usize,
 }
 
 impl Tile {
@@ -70,7 +70,7 @@ impl Tile {
     }
 
     /// The queries, scaled and transposed: `[dim][ROWS]`. Missing rows repeat the last one.
-    fn pack(&self, q: &Heads<'_>) -> Vec<[f32; ROWS]> {
+    pub fn pack(&self, q: &Heads<'_>) -> Vec<[f32; ROWS]> {
         let scale = 1.0 / (q.dim as f32).sqrt();
         let mut packed = vec![[0.0; ROWS]; q.dim];
         for r in 0..ROWS {
@@ -84,10 +84,15 @@ impl Tile {
 }
 
 /// Scores of a tile against `KEYS` keys, one row per query.
-type Scores = [[f32; KEYS]; ROWS];
+pub(super) type Scores = [[f32; KEYS]; ROWS];
 
 #[inline(always)]
-fn scores<V: Vector>(tile: Tile, queries: &[[f32; ROWS]], keys: &[f32], start: usize) -> Scores {
+pub(super) fn scores<V: Vector>(
+    tile: Tile,
+    queries: &[[f32; ROWS]],
+    keys: &[f32],
+    start: usize,
+) -> Scores {
     let mut scores = [[0.0; KEYS]; ROWS];
     let parts = keys.chunks_exact(queries.len() * WIDTH);
     for (part, keys) in parts.enumerate() {
@@ -107,7 +112,7 @@ fn scores<V: Vector>(tile: Tile, queries: &[[f32; ROWS]], keys: &[f32], start: u
 }
 
 /// Finite, so that a row without visible keys in a tile gives zeros and not NaN.
-const HIDDEN: f32 = -1e30;
+pub(super) const HIDDEN: f32 = -1e30;
 
 /// `q [batch, heads, t, dim]` over `k`, `v [batch, kv_heads, n, dim]`, aligned at the end. Returns
 /// `[batch, t, heads, dim]` and per query the logarithm of the sum of its exponentials, `[batch, heads, t]`.

@@ -1,0 +1,162 @@
+//! CubeCL kernels, the same on every CubeCL runtime. Units of a cube exchange numbers through shared memory only:
+//! software adapters have no plane operations. Nothing here waits for the device.
+
+mod choice;
+mod entries;
+mod hits;
+mod prompt;
+mod token;
+mod window;
+
+use super::kernels::{DeviceOps, Guard, KvOps};
+use burn::backend::TensorMetadata;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+
+/// Stands for minus infinity, which WGSL has no literal for: e to it is 0 beside any score.
+const HIDDEN: f32 = -1e30;
+
+impl KvOps for CubeBackend {
+    fn attend_prompt(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        prompt::attend(into_contiguous(q), dense(k), dense(v))
+    }
+
+    fn column_sums(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        prompt::column_sums(into_contiguous(q), dense(k), into_contiguous(log_sums))
+    }
+
+    fn attention_hits(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        first: usize,
+        count: usize,
+        bits: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let (q, log_sums) = (into_contiguous(q), into_contiguous(log_sums));
+        hits::hits(q, dense(k), log_sums, first, count, bits)
+    }
+
+    fn attend_token(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        token::attend(into_contiguous(q), dense(k), dense(v))
+    }
+
+    fn window_score(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        seen: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        window::score(
+            into_contiguous(q),
+            dense(k),
+            into_contiguous(positions),
+            seen,
+        )
+    }
+
+    fn select_top(
+        scores: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        guard: Guard,
+        seen: usize,
+        budget: usize,
+    ) -> (IntTensor<Self>, FloatTensor<Self>) {
+        let (scores, positions) = (into_contiguous(scores), into_contiguous(positions));
+        choice::select(scores, positions, &guard, seen, budget)
+    }
+
+    fn compact(
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        slots: IntTensor<Self>,
+        capacity: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>) {
+        let (keys, values) = (dense(keys), dense(values));
+        entries::compact(keys, values, positions, into_contiguous(slots), capacity)
+    }
+}
+
+impl DeviceOps for CubeBackend {
+    fn lowest(
+        scores: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        guard: Guard,
+    ) -> (IntTensor<Self>, FloatTensor<Self>) {
+        choice::lowest(into_contiguous(scores), into_contiguous(positions), &guard)
+    }
+
+    fn replace_entry(
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        victim: IntTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        position: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>) {
+        let (key, value) = (into_contiguous(key), into_contiguous(value));
+        let written = [keys, values, positions].map(own);
+        entries::replace(written, into_contiguous(victim), key, value, position)
+    }
+}
+
+/// Uninitialised and contiguous, on the device of `like`.
+fn empty<const D: usize>(like: &CubeTensor, dims: [usize; D], dtype: DType) -> CubeTensor {
+    let (client, device) = (like.client.clone(), like.device.clone());
+    empty_device_contiguous_dtype(client, device, Shape::from(dims), dtype)
+}
+
+/// Kernels read vectors along the last axis: a tensor that is strided there is copied, other views are read in place.
+fn dense(tensor: CubeTensor) -> CubeTensor {
+    match tensor.meta.strides().last() {
+        Some(1) => tensor,
+        _ => into_contiguous(tensor),
+    }
+}
+
+/// The tensor itself if nobody else holds it, to be written in place; a copy otherwise.
+fn own(tensor: CubeTensor) -> CubeTensor {
+    match tensor.can_mut() && tensor.is_nonoverlapping() {
+        true => tensor,
+        false => into_contiguous(tensor.copy()),
+    }
+}
+
+/// How many elements of the last axis are read at once.
+fn width(tensors: &[&CubeTensor]) -> usize {
+    let fits = |tensor: &&CubeTensor| {
+        let dim = tensor.shape()[tensor.meta.num_dims() - 1];
+        let strides = tensor.meta.strides();
+        dim.is_multiple_of(4) && strides.iter().rev().skip(1).all(|s| s.is_multiple_of(4))
+    };
+    match tensors.iter().all(fits) {
+        true => 4,
+        false => 1,
+    }
+}
+
+/// The largest number of queries up to `most` that a group divides into: what one cube takes at a time.
+fn share(group: usize, most: usize) -> usize {
+    (1..=most.min(group))
+        .rev()
+        .find(|part| group.is_multiple_of(*part))
+        .unwrap_or(1)
+}

@@ -1,0 +1,353 @@
+//! Choosing entries on the device: one cube per sequence and KV head, nothing sorted.
+
+use super::empty;
+use crate::ops::kernels::Guard;
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+const UNITS: usize = 128;
+const DIGITS: usize = 256;
+
+/// As [`KvOps::select_top`](crate::ops::kernels::KvOps::select_top).
+pub fn select(
+    scores: CubeTensor,
+    positions: CubeTensor,
+    guard: &Guard,
+    seen: usize,
+    budget: usize,
+) -> (CubeTensor, CubeTensor) {
+    let [batch, kv_heads, n] = scores.shape().dims::<3>();
+    let kept = empty(&scores, [batch, kv_heads, budget], positions.dtype);
+    let nans = empty(&scores, [batch, kv_heads], DType::F32);
+    let client = scores.client.clone();
+    let dtype = dtype_to_storage_type(positions.dtype);
+    let last = seen.max(2) - 1;
+    let position_digits = (usize::BITS - last.leading_zeros()).div_ceil(8);
+    // SAFETY: every index is below the shapes above; see the kernel.
+    unsafe {
+        select_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, 1, 1),
+            CubeDim::new_1d(UNITS as u32),
+            scores.into_tensor_arg(),
+            positions.into_tensor_arg(),
+            spans(&client, guard),
+            kept.clone().into_tensor_arg(),
+            nans.clone().into_tensor_arg(),
+            n,
+            budget,
+            guard.sinks,
+            guard.recent,
+            guard.spans.len(),
+            position_digits,
+            dtype,
+        );
+    }
+    (kept, nans)
+}
+
+/// As [`DeviceOps::lowest`](crate::ops::kernels::DeviceOps::lowest).
+pub fn lowest(
+    scores: CubeTensor,
+    positions: CubeTensor,
+    guard: &Guard,
+) -> (CubeTensor, CubeTensor) {
+    let [batch, kv_heads, n] = scores.shape().dims::<3>();
+    let victim = empty(&scores, [batch, kv_heads, 1], positions.dtype);
+    let nans = empty(&scores, [batch, kv_heads], DType::F32);
+    let client = scores.client.clone();
+    let dtype = dtype_to_storage_type(positions.dtype);
+    // SAFETY: as above.
+    unsafe {
+        lowest_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, 1, 1),
+            CubeDim::new_1d(UNITS as u32),
+            scores.into_tensor_arg(),
+            positions.into_tensor_arg(),
+            spans(&client, guard),
+            victim.clone().into_tensor_arg(),
+            nans.clone().into_tensor_arg(),
+            n,
+            guard.sinks,
+            guard.recent,
+            guard.spans.len(),
+            dtype,
+        );
+    }
+    (victim, nans)
+}
+
+/// Starts and ends; one pair that is not read if there are none.
+fn spans(client: &Client, guard: &Guard) -> BufferArg {
+    let ends = guard.spans.iter().flat_map(|span| [span.start, span.end]);
+    let mut values: Vec<i32> = ends.collect();
+    values.resize(values.len().max(2), 0);
+    let handle = client.create_from_slice(i32::as_bytes(&values));
+    // SAFETY: the length is that of what was just uploaded.
+    unsafe { BufferArg::from_raw_parts(handle, values.len()) }
+}
+
+/// What scores are compared by: integers in the order of `f32::total_cmp`. Protected entries are above all.
+#[cube]
+fn rank(
+    score: f32,
+    position: i32,
+    spans: &[i32],
+    sinks: i32,
+    recent: i32,
+    span_count: usize,
+) -> u32 {
+    let bits = u32::reinterpret(score);
+    let mut key = bits | 0x8000_0000u32;
+    if bits >= 0x8000_0000u32 {
+        key = bits ^ 0xFFFF_FFFFu32;
+    }
+    if position < sinks || position >= recent {
+        key = 0xFFFF_FFFFu32;
+    }
+    for s in 0..span_count {
+        if position >= spans[s * 2] && position < spans[s * 2 + 1] {
+            key = 0xFFFF_FFFFu32;
+        }
+    }
+    key
+}
+
+#[cube]
+fn is_nan_bits(score: f32) -> bool {
+    (u32::reinterpret(score) & 0x7FFF_FFFFu32) > 0x7F80_0000u32
+}
+
+/// Finds the rank and the position of the last entry that stays, digit by digit from the highest: each pass counts
+/// the digits of the entries that agree with what is known so far. Positions decide between equal ranks.
+#[cube(launch_unchecked)]
+fn select_kernel<I: Int>(
+    scores: &Tensor<f32>,
+    positions: &Tensor<I>,
+    spans: &[i32],
+    kept: &mut Tensor<I>,
+    nans: &mut Tensor<f32>,
+    n: usize,
+    budget: usize,
+    sinks: i32,
+    recent: i32,
+    span_count: usize,
+    #[comptime] position_digits: u32,
+    #[define(I)] _dtype: ElemType,
+) {
+    let head = CUBE_POS_X as usize;
+    let unit = UNIT_POS_X as usize;
+    let start = head * n;
+    let histogram = Shared::<[Atomic<u32>]>::new_slice(DIGITS);
+    // The number of NaN, and whether slots are out of the order of positions.
+    let found = Shared::<[Atomic<u32>]>::new_slice(2usize);
+    // The rank and position found so far, and how many entries are still to be taken among those that agree.
+    let mut known = Shared::<[u32]>::new_slice(3usize);
+    let mut counts = Shared::<[u32]>::new_slice(UNITS);
+    if unit == 0 {
+        found[0].store(0u32);
+        found[1].store(0u32);
+        known[0] = 0u32;
+        known[1] = 0u32;
+        known[2] = budget as u32;
+    }
+    sync_cube();
+    let mut j = unit;
+    while j < n {
+        if is_nan_bits(scores[start + j]) {
+            found[0].fetch_add(1u32);
+        }
+        if j + 1 < n {
+            if positions[start + j + 1] < positions[start + j] {
+                found[1].fetch_add(1u32);
+            }
+        }
+        j += UNITS;
+    }
+
+    let passes = comptime!(4 + position_digits);
+    for pass in 0..passes {
+        let mut d = unit;
+        while d < DIGITS {
+            histogram[d].store(0u32);
+            d += UNITS;
+        }
+        sync_cube();
+        let by_rank = pass < 4u32;
+        let mut shift = 8u32 * (passes - 1u32 - pass);
+        if by_rank {
+            shift = 8u32 * (3u32 - pass);
+        }
+        let mut j = unit;
+        while j < n {
+            let position = i32::cast_from(positions[start + j]);
+            let key = rank(
+                scores[start + j],
+                position,
+                spans,
+                sinks,
+                recent,
+                span_count,
+            );
+            let place = u32::cast_from(position);
+            let mut digits = key;
+            let mut agreed = known[0];
+            let mut agrees = true;
+            if !by_rank {
+                digits = place;
+                agreed = known[1];
+                agrees = key == known[0];
+            }
+            // Two shifts: one by 32 would be none.
+            if agrees && ((digits ^ agreed) >> shift) >> 8u32 == 0u32 {
+                histogram[((digits >> shift) & 255u32) as usize].fetch_add(1u32);
+            }
+            j += UNITS;
+        }
+        sync_cube();
+        if unit == 0 {
+            let wanted = known[2];
+            let mut above = 0u32;
+            let mut d = DIGITS - 1;
+            let mut count = histogram[d].load();
+            while d > 0 && above + count < wanted {
+                above += count;
+                d -= 1;
+                count = histogram[d].load();
+            }
+            known[2] = wanted - above;
+            let digit = (d as u32) << shift;
+            if by_rank {
+                known[0] = known[0] | digit;
+            } else {
+                known[1] = known[1] | digit;
+            }
+        }
+        sync_cube();
+    }
+
+    // Each unit has a stretch of slots.
+    let chunk = (n + UNITS - 1) / UNITS;
+    let first = min(unit * chunk, n);
+    let end = min(first + chunk, n);
+    let mut count = 0u32;
+    for j in first..end {
+        let position = i32::cast_from(positions[start + j]);
+        let key = rank(
+            scores[start + j],
+            position,
+            spans,
+            sinks,
+            recent,
+            span_count,
+        );
+        if key > known[0] || key == known[0] && u32::cast_from(position) >= known[1] {
+            count += 1u32;
+        }
+    }
+    counts[unit] = count;
+    sync_cube();
+    if unit == 0 {
+        let mut before = 0u32;
+        for u in 0..UNITS {
+            let own = counts[u];
+            counts[u] = before;
+            before += own;
+        }
+        nans[head] = f32::cast_from(found[0].load());
+    }
+    sync_cube();
+    let in_order = found[1].load() == 0u32;
+    let mut at = counts[unit] as usize;
+    for j in first..end {
+        let position = i32::cast_from(positions[start + j]);
+        let key = rank(
+            scores[start + j],
+            position,
+            spans,
+            sinks,
+            recent,
+            span_count,
+        );
+        if key > known[0] || key == known[0] && u32::cast_from(position) >= known[1] {
+            if !in_order {
+                // Rare: only a cache that decoded and is trimmed again. Counts what lies before.
+                at = 0usize;
+                for i in 0..n {
+                    let other = i32::cast_from(positions[start + i]);
+                    let key = rank(scores[start + i], other, spans, sinks, recent, span_count);
+                    let stays =
+                        key > known[0] || key == known[0] && u32::cast_from(other) >= known[1];
+                    if stays && other < position {
+                        at += 1usize;
+                    }
+                }
+            }
+            kept[head * budget + at] = I::cast_from(j);
+            at += 1usize;
+        }
+    }
+}
+
+#[cube(launch_unchecked)]
+fn lowest_kernel<I: Int>(
+    scores: &Tensor<f32>,
+    positions: &Tensor<I>,
+    spans: &[i32],
+    victim: &mut Tensor<I>,
+    nans: &mut Tensor<f32>,
+    n: usize,
+    sinks: i32,
+    recent: i32,
+    span_count: usize,
+    #[define(I)] _dtype: ElemType,
+) {
+    let head = CUBE_POS_X as usize;
+    let unit = UNIT_POS_X as usize;
+    let start = head * n;
+    let mut ranks = Shared::<[u32]>::new_slice(UNITS);
+    let mut places = Shared::<[u32]>::new_slice(UNITS);
+    let mut slots = Shared::<[u32]>::new_slice(UNITS);
+    let mut counts = Shared::<[u32]>::new_slice(UNITS);
+    let mut least = 0xFFFF_FFFFu32;
+    let mut place = 0xFFFF_FFFFu32;
+    let mut slot = 0u32;
+    let mut count = 0u32;
+    let mut j = unit;
+    while j < n {
+        let score = scores[start + j];
+        let position = i32::cast_from(positions[start + j]);
+        let key = rank(score, position, spans, sinks, recent, span_count);
+        let own = u32::cast_from(position);
+        if key < least || key == least && own < place {
+            least = key;
+            place = own;
+            slot = j as u32;
+        }
+        if is_nan_bits(score) {
+            count += 1u32;
+        }
+        j += UNITS;
+    }
+    ranks[unit] = least;
+    places[unit] = place;
+    slots[unit] = slot;
+    counts[unit] = count;
+    sync_cube();
+    if unit == 0 {
+        for u in 1..UNITS {
+            if ranks[u] < least || ranks[u] == least && places[u] < place {
+                least = ranks[u];
+                place = places[u];
+                slot = slots[u];
+            }
+            count += counts[u];
+        }
+        victim[head] = I::cast_from(slot);
+        nans[head] = f32::cast_from(count);
+    }
+}

@@ -1,0 +1,160 @@
+//! Moving entries.
+
+use super::{empty, width};
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+const UNITS: usize = 64;
+
+/// As [`KvOps::compact`](crate::ops::kernels::KvOps::compact).
+pub fn compact(
+    keys: CubeTensor,
+    values: CubeTensor,
+    positions: CubeTensor,
+    slots: CubeTensor,
+    capacity: usize,
+) -> (CubeTensor, CubeTensor, CubeTensor) {
+    let [batch, kv_heads, _, dim] = keys.shape().dims::<4>();
+    let count = slots.shape().dims::<3>()[2];
+    let new_keys = empty(&keys, [batch, kv_heads, capacity, dim], keys.dtype);
+    let new_values = empty(&keys, [batch, kv_heads, capacity, dim], keys.dtype);
+    let new_positions = empty(&keys, [batch, kv_heads, capacity], positions.dtype);
+    let width = width(&[&keys, &values]);
+    let words = dim / width;
+    let client = keys.client.clone();
+    let dtypes = [keys.dtype, positions.dtype, slots.dtype].map(dtype_to_storage_type);
+    // SAFETY: slots are below the number of entries, which the caller guarantees; other indices are below the shapes.
+    unsafe {
+        compact_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static(
+                (batch * kv_heads) as u32,
+                (capacity * words).div_ceil(UNITS) as u32,
+                1,
+            ),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            keys.into_tensor_arg(),
+            values.into_tensor_arg(),
+            positions.into_tensor_arg(),
+            slots.into_tensor_arg(),
+            new_keys.clone().into_tensor_arg(),
+            new_values.clone().into_tensor_arg(),
+            new_positions.clone().into_tensor_arg(),
+            capacity,
+            count,
+            words,
+            width,
+            dtypes,
+        );
+    }
+    (new_keys, new_values, new_positions)
+}
+
+/// One unit per word of an entry.
+#[cube(launch_unchecked)]
+fn compact_kernel<E: Float, I: Int, S: Int, N: Size>(
+    keys: &Tensor<Vector<E, N>>,
+    values: &Tensor<Vector<E, N>>,
+    positions: &Tensor<I>,
+    slots: &Tensor<S>,
+    new_keys: &mut Tensor<Vector<E, N>>,
+    new_values: &mut Tensor<Vector<E, N>>,
+    new_positions: &mut Tensor<I>,
+    capacity: usize,
+    count: usize,
+    words: usize,
+    #[comptime] width: usize,
+    #[define(E, I, S)] _dtypes: [ElemType; 3],
+) {
+    let kv = CUBE_POS_X as usize;
+    let i = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if i >= capacity * words {
+        terminate!();
+    }
+    let kv_heads = keys.shape(1);
+    let (batch, head) = (kv / kv_heads, kv % kv_heads);
+    let (entry, word) = (i / words, i % words);
+    let mut key = Vector::<E, N>::new(E::new(0.0f32));
+    let mut value = Vector::<E, N>::new(E::new(0.0f32));
+    let mut position = I::new(0);
+    if entry < count {
+        let slot = usize::cast_from(slots[kv * count + entry]);
+        let at = batch * keys.stride(0) + head * keys.stride(1) + slot * keys.stride(2);
+        key = keys[at / width + word];
+        let at = batch * values.stride(0) + head * values.stride(1) + slot * values.stride(2);
+        value = values[at / width + word];
+        let at = batch * positions.stride(0) + head * positions.stride(1);
+        position = positions[at + slot * positions.stride(2)];
+    }
+    new_keys[kv * capacity * words + i] = key;
+    new_values[kv * capacity * words + i] = value;
+    if word == 0 {
+        new_positions[kv * capacity + entry] = position;
+    }
+}
+
+/// As [`DeviceOps::replace_entry`](crate::ops::kernels::DeviceOps::replace_entry), in place.
+pub fn replace(
+    [keys, values, positions]: [CubeTensor; 3],
+    victim: CubeTensor,
+    key: CubeTensor,
+    value: CubeTensor,
+    position: usize,
+) -> (CubeTensor, CubeTensor, CubeTensor) {
+    let [batch, kv_heads, _, dim] = keys.shape().dims::<4>();
+    let client = keys.client.clone();
+    let dtypes = [keys.dtype, positions.dtype, victim.dtype].map(dtype_to_storage_type);
+    // SAFETY: as above.
+    unsafe {
+        replace_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, dim.div_ceil(UNITS) as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            keys.clone().into_tensor_arg(),
+            values.clone().into_tensor_arg(),
+            positions.clone().into_tensor_arg(),
+            victim.into_tensor_arg(),
+            key.into_tensor_arg(),
+            value.into_tensor_arg(),
+            position,
+            dim,
+            dtypes,
+        );
+    }
+    (keys, values, positions)
+}
+
+/// One unit per element of an entry.
+#[cube(launch_unchecked)]
+fn replace_kernel<E: Float, I: Int, S: Int>(
+    keys: &mut Tensor<E>,
+    values: &mut Tensor<E>,
+    positions: &mut Tensor<I>,
+    victim: &Tensor<S>,
+    key: &Tensor<E>,
+    value: &Tensor<E>,
+    position: usize,
+    dim: usize,
+    #[define(E, I, S)] _dtypes: [ElemType; 3],
+) {
+    let kv = CUBE_POS_X as usize;
+    let d = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if d >= dim {
+        terminate!();
+    }
+    let kv_heads = keys.shape(1);
+    let (batch, head) = (kv / kv_heads, kv % kv_heads);
+    let slot = usize::cast_from(victim[kv]);
+    let at = batch * keys.stride(0) + head * keys.stride(1) + slot * keys.stride(2);
+    keys[at + d] = key[kv * dim + d];
+    let at = batch * values.stride(0) + head * values.stride(1) + slot * values.stride(2);
+    values[at + d] = value[kv * dim + d];
+    if d == 0 {
+        let at = batch * positions.stride(0) + head * positions.stride(1);
+        let at = at + slot * positions.stride(2);
+        positions[at] = I::cast_from(position);
+    }
+}

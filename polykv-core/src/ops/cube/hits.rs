@@ -1,0 +1,113 @@
+//! Which queries gave a key an even part of their attention or more.
+
+use super::{empty, width};
+use crate::ops::kernels::HIT_SLACK;
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+const UNITS: usize = 64;
+
+/// As [`KvOps::attention_hits`](crate::ops::kernels::KvOps::attention_hits).
+pub fn hits(
+    q: CubeTensor,
+    k: CubeTensor,
+    log_sums: CubeTensor,
+    first: usize,
+    count: usize,
+    bits: usize,
+) -> (CubeTensor, CubeTensor) {
+    let [_, heads, tokens, dim] = q.shape().dims::<4>();
+    let [batch, kv_heads, n, _] = k.shape().dims::<4>();
+    let width = width(&[&k]);
+    let seen = n - tokens + first + count;
+    let digits = empty(&q, [batch, kv_heads, seen], DType::F32);
+    let counts = empty(&q, [batch, kv_heads, seen], DType::F32);
+    let client = q.client.clone();
+    let dtype = dtype_to_storage_type(k.dtype);
+    // SAFETY: every index is below the shapes above; see the kernel.
+    unsafe {
+        hits_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, seen.div_ceil(UNITS) as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            q.into_tensor_arg(),
+            k.into_tensor_arg(),
+            log_sums.into_tensor_arg(),
+            digits.clone().into_tensor_arg(),
+            counts.clone().into_tensor_arg(),
+            1.0 / (dim as f32).sqrt(),
+            heads / kv_heads,
+            first,
+            count,
+            bits as u32,
+            dim / width,
+            width,
+            dtype,
+        );
+    }
+    (digits, counts)
+}
+
+/// One unit per key, which stays in its registers while the queries that see it pass.
+#[cube(launch_unchecked)]
+fn hits_kernel<E: Float, N: Size>(
+    q: &Tensor<Vector<f32, N>>,
+    k: &Tensor<Vector<E, N>>,
+    log_sums: &Tensor<f32>,
+    digits: &mut Tensor<f32>,
+    counts: &mut Tensor<f32>,
+    scale: f32,
+    group: usize,
+    first: usize,
+    count: usize,
+    bits: u32,
+    #[comptime] words: usize,
+    #[comptime] width: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let kv = CUBE_POS_X as usize;
+    let (kv_heads, tokens) = (k.shape(1), q.shape(2));
+    let hidden = k.shape(2) - tokens;
+    let seen = hidden + first + count;
+    let j = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if j >= seen {
+        terminate!();
+    }
+    let at = (kv / kv_heads * k.stride(0) + kv % kv_heads * k.stride(1) + j * k.stride(2)) / width;
+    let mut key = Array::<Vector<f32, N>>::new(words);
+    for w in 0..words {
+        key[w] = Vector::<f32, N>::cast_from(k[at + w]) * Vector::new(scale);
+    }
+    let mut digit_sum = 0u32;
+    let mut total = 0u32;
+    for i in 0..count {
+        let query = first + i;
+        if j <= hidden + query {
+            let mut own = 0u32;
+            let even = f32::cast_from(hidden + query + 1).ln();
+            for g in 0..group {
+                let row = (kv * group + g) * tokens + query;
+                let mut products = Vector::<f32, N>::new(0.0f32);
+                for w in 0..words {
+                    products += key[w] * q[row * words + w];
+                }
+                let mut score = 0.0f32;
+                #[unroll]
+                for lane in 0..width {
+                    score += products.extract(lane);
+                }
+                if score >= log_sums[row] - even - HIT_SLACK {
+                    own += 1u32;
+                }
+            }
+            digit_sum += own << (bits * i as u32);
+            total += own;
+        }
+    }
+    digits[kv * seen + j] = f32::cast_from(digit_sum);
+    counts[kv * seen + j] = f32::cast_from(total);
+}

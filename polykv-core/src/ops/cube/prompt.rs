@@ -1,0 +1,216 @@
+//! Causal attention of many queries and the sums of its columns. No row of scores ever exists.
+
+use super::{HIDDEN, empty, width};
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+/// Queries per cube, or keys where columns are summed.
+const UNITS: usize = 64;
+/// Keys that a cube holds at a time.
+const TILE: usize = 16;
+
+/// `q [batch, heads, t, d]`, `k`, `v [batch, kv_heads, n, d]` → the output like `q`, and per query the logarithm of the
+/// sum of its exponentials, `[batch, heads, t]`.
+pub fn attend(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> (CubeTensor, CubeTensor) {
+    let [batch, heads, tokens, dim] = q.shape().dims::<4>();
+    let kv_heads = k.shape()[1];
+    let width = width(&[&k, &v]);
+    let output = empty(&q, [batch, heads, tokens, dim], DType::F32);
+    let log_sums = empty(&q, [batch, heads, tokens], DType::F32);
+    let client = q.client.clone();
+    let dtype = dtype_to_storage_type(k.dtype);
+    let tiles = tokens.div_ceil(UNITS) as u32;
+    // SAFETY: every index is below the shapes above; see the kernel.
+    unsafe {
+        attend_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * heads) as u32, tiles, 1),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            q.into_tensor_arg(),
+            k.into_tensor_arg(),
+            v.into_tensor_arg(),
+            output.clone().into_tensor_arg(),
+            log_sums.clone().into_tensor_arg(),
+            1.0 / (dim as f32).sqrt(),
+            heads / kv_heads,
+            dim / width,
+            width,
+            dtype,
+        );
+    }
+    (output, log_sums)
+}
+
+/// As [`KvOps::column_sums`](crate::ops::kernels::KvOps::column_sums).
+pub fn column_sums(q: CubeTensor, k: CubeTensor, log_sums: CubeTensor) -> CubeTensor {
+    let [_, heads, _, dim] = q.shape().dims::<4>();
+    let [batch, kv_heads, n, _] = k.shape().dims::<4>();
+    let width = width(&[&k]);
+    let sums = empty(&q, [batch, kv_heads, n], DType::F32);
+    let client = q.client.clone();
+    let dtype = dtype_to_storage_type(k.dtype);
+    // SAFETY: as above.
+    unsafe {
+        columns_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, n.div_ceil(UNITS) as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            q.into_tensor_arg(),
+            k.into_tensor_arg(),
+            log_sums.into_tensor_arg(),
+            sums.clone().into_tensor_arg(),
+            1.0 / (dim as f32).sqrt(),
+            heads / kv_heads,
+            dim / width,
+            width,
+            dtype,
+        );
+    }
+    sums
+}
+
+/// One unit per query; keys and values pass through shared memory.
+#[cube(launch_unchecked)]
+fn attend_kernel<E: Float, N: Size>(
+    q: &Tensor<Vector<f32, N>>,
+    k: &Tensor<Vector<E, N>>,
+    v: &Tensor<Vector<E, N>>,
+    output: &mut Tensor<Vector<f32, N>>,
+    log_sums: &mut Tensor<f32>,
+    scale: f32,
+    group: usize,
+    #[comptime] words: usize,
+    #[comptime] width: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let unit = UNIT_POS_X as usize;
+    let block = CUBE_POS_X as usize;
+    let first = CUBE_POS_Y as usize * UNITS;
+    let (heads, tokens, n) = (q.shape(1), q.shape(2), k.shape(2));
+    let batch = block / heads;
+    let head = block % heads / group;
+    let i = first + unit;
+    // Units without a query help to load; what they compute is not written.
+    let row = block * tokens + min(i, tokens - 1);
+    let visible = n - tokens + i + 1;
+    let end = min(n - tokens + first + UNITS, n);
+    let mut keys = Shared::<[Vector<f32, N>]>::new_slice(comptime!(TILE * words));
+    let mut values = Shared::<[Vector<f32, N>]>::new_slice(comptime!(TILE * words));
+    let mut query = Array::<Vector<f32, N>>::new(words);
+    let mut result = Array::<Vector<f32, N>>::new(words);
+    for w in 0..words {
+        query[w] = q[row * words + w] * Vector::new(scale);
+        result[w] = Vector::new(0.0f32);
+    }
+    let key_start = (batch * k.stride(0) + head * k.stride(1)) / width;
+    let value_start = (batch * v.stride(0) + head * v.stride(1)) / width;
+    let (key_step, value_step) = (k.stride(2) / width, v.stride(2) / width);
+    let mut most = f32::new(HIDDEN);
+    let mut total = 0.0f32;
+    let mut scores = Array::<f32>::new(TILE);
+    let tiles = (end + TILE - 1) / TILE;
+    for tile in 0..tiles {
+        let start = tile * TILE;
+        sync_cube();
+        let mut at = unit;
+        while at < comptime!(TILE * words) {
+            // Beyond the end any key does, its score is hidden.
+            let j = min(start + at / words, n - 1);
+            let w = at % words;
+            keys[at] = Vector::<f32, N>::cast_from(k[key_start + j * key_step + w]);
+            values[at] = Vector::<f32, N>::cast_from(v[value_start + j * value_step + w]);
+            at += UNITS;
+        }
+        sync_cube();
+        let mut top = most;
+        for s in 0..TILE {
+            let mut products = Vector::<f32, N>::new(0.0f32);
+            for w in 0..words {
+                products += query[w] * keys[s * words + w];
+            }
+            let mut score = 0.0f32;
+            #[unroll]
+            for lane in 0..width {
+                score += products.extract(lane);
+            }
+            if start + s >= visible {
+                score = HIDDEN;
+            }
+            scores[s] = score;
+            top = max(top, score);
+        }
+        let decay = (most - top).exp();
+        total *= decay;
+        for w in 0..words {
+            result[w] *= Vector::new(decay);
+        }
+        for s in 0..TILE {
+            let p = (scores[s] - top).exp();
+            total += p;
+            for w in 0..words {
+                result[w] += values[s * words + w] * Vector::new(p);
+            }
+        }
+        most = top;
+    }
+    if i < tokens {
+        for w in 0..words {
+            output[row * words + w] = result[w] / Vector::new(total);
+        }
+        log_sums[row] = most + total.ln();
+    }
+}
+
+/// One unit per key, which stays in its registers while the queries that see it pass.
+#[cube(launch_unchecked)]
+fn columns_kernel<E: Float, N: Size>(
+    q: &Tensor<Vector<f32, N>>,
+    k: &Tensor<Vector<E, N>>,
+    log_sums: &Tensor<f32>,
+    sums: &mut Tensor<f32>,
+    scale: f32,
+    group: usize,
+    #[comptime] words: usize,
+    #[comptime] width: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let kv = CUBE_POS_X as usize;
+    let (kv_heads, tokens, n) = (k.shape(1), q.shape(2), k.shape(2));
+    let j = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if j >= n {
+        terminate!();
+    }
+    let at = (kv / kv_heads * k.stride(0) + kv % kv_heads * k.stride(1) + j * k.stride(2)) / width;
+    let mut key = Array::<Vector<f32, N>>::new(words);
+    for w in 0..words {
+        key[w] = Vector::<f32, N>::cast_from(k[at + w]) * Vector::new(scale);
+    }
+    // Query i sees the keys up to n − tokens + i.
+    let hidden = n - tokens;
+    let mut first = 0usize;
+    if j > hidden {
+        first = j - hidden;
+    }
+    let mut sum = 0.0f32;
+    for g in 0..group {
+        for i in first..tokens {
+            let row = (kv * group + g) * tokens + i;
+            let mut products = Vector::<f32, N>::new(0.0f32);
+            for w in 0..words {
+                products += key[w] * q[row * words + w];
+            }
+            let mut score = 0.0f32;
+            #[unroll]
+            for lane in 0..width {
+                score += products.extract(lane);
+            }
+            sum += (score - log_sums[row]).exp();
+        }
+    }
+    sums[kv * n + j] = sum / f32::cast_from(group);
+}

@@ -1,0 +1,87 @@
+//! Choices without kernels: on the host, or by comparing every score with every other.
+
+use crate::ops::Protected;
+use crate::{Error, Result};
+use burn::tensor::{Bool, Int, IntDType, Tensor, TensorData};
+
+/// As [`select`](crate::ops::select), on the host.
+///
+/// # Errors
+/// A NaN score, and a device that cannot be read.
+pub fn select(
+    scores: Tensor<3>,
+    positions: Tensor<3, Int>,
+    protected: Protected<'_>,
+    budget: usize,
+) -> Result<Tensor<3, Int>> {
+    let [batch, kv_heads, entries] = scores.dims();
+    let device = scores.device();
+    let read = |e| Error::Failed(format!("reading scores from the device: {e:?}"));
+    let scores: Vec<f32> = scores.try_into_vec_as().map_err(read)?;
+    let positions: Vec<i64> = positions.try_into_vec_as().map_err(read)?;
+    if scores.iter().any(|score| score.is_nan()) {
+        return Err(Error::Failed("an eviction score is NaN".into()));
+    }
+    let heads = scores
+        .chunks_exact(entries)
+        .zip(positions.chunks_exact(entries));
+    let kept = heads.flat_map(|(scores, positions)| {
+        let safe = |slot: usize| protected.contains(positions[slot]);
+        let mut slots: Vec<usize> = (0..entries).collect();
+        slots.sort_by(|&a, &b| {
+            safe(b)
+                .cmp(&safe(a))
+                .then(scores[b].total_cmp(&scores[a]))
+                .then(positions[b].cmp(&positions[a]))
+        });
+        slots.truncate(budget);
+        slots.sort_unstable_by_key(|&slot| positions[slot]);
+        slots.into_iter().map(|slot| slot as i64)
+    });
+    let data = TensorData::new(kept.collect(), [batch, kv_heads, budget]);
+    Ok(Tensor::from_data(data, &device))
+}
+
+/// As [`drop_lowest`](crate::ops::drop_lowest), in plain tensor operations.
+pub fn lowest(
+    scores: Tensor<3>,
+    positions: Tensor<3, Int>,
+    protected: Protected<'_>,
+) -> Tensor<3, Int> {
+    let guarded = match protected.is_empty() {
+        true => scores,
+        false => scores.mask_fill(protected.mask(positions.clone()), f32::MAX),
+    };
+    let [_, _, entries] = guarded.dims();
+    let lowest = guarded.clone().min_dim(2).repeat_dim(2, entries);
+    // Pooling makes equal scores common: the choice between them must not depend on slots.
+    let dtype = IntDType::from(positions.dtype());
+    positions
+        .mask_fill(guarded.greater(lowest), i32::MAX)
+        .argmin(2)
+        .cast(dtype)
+}
+
+/// Columns that are compared at a time: bounds the memory of [`top`].
+const BLOCK: usize = 256;
+
+/// As [`top`](crate::ops::top). Nothing waits for the device; every score is compared with every other.
+pub fn top(scores: Tensor<3>, positions: Tensor<3, Int>, count: usize) -> Tensor<3, Bool> {
+    let [batch, kv_heads, entries] = scores.dims();
+    let mut better = scores.zeros_like();
+    for first in (0..entries).step_by(BLOCK) {
+        let width = BLOCK.min(entries - first);
+        let dims = [batch, kv_heads, entries, width];
+        let other = scores.clone().narrow(2, first, width);
+        let other = other.unsqueeze_dim::<4>(2).expand(dims);
+        let own = scores.clone().unsqueeze_dim::<4>(3).expand(dims);
+        let later = positions.clone().narrow(2, first, width);
+        let later = later.unsqueeze_dim::<4>(2).expand(dims);
+        let later = later.greater(positions.clone().unsqueeze_dim::<4>(3).expand(dims));
+        let before = other.clone().greater(own.clone());
+        let before = before.bool_or(other.equal(own).bool_and(later));
+        let sums = before.float().sum_dim(3);
+        better = better + sums.reshape([batch, kv_heads, entries]);
+    }
+    better.lower_elem(count as f32)
+}

@@ -1,0 +1,422 @@
+//! Every operator that has kernels, on every device, against f64 on the host.
+
+use crate::host::{self, Vectors, numbers};
+use burn::tensor::{DType, Device, Int, Tensor, TensorData, s};
+use polykv::ops::{self, AttentionBlock, Protected};
+use polykv::policy::Protect;
+
+/// Sizes that no tile divides; groups of 1 to 8, head sizes of 64 to 128.
+#[derive(Clone, Copy)]
+struct Case {
+    batch: usize,
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    tokens: usize,
+    entries: usize,
+    dtype: DType,
+}
+
+const CASE: Case = Case {
+    batch: 1,
+    heads: 4,
+    kv_heads: 4,
+    dim: 64,
+    tokens: 5,
+    entries: 77,
+    dtype: DType::F32,
+};
+
+const CASES: [Case; 7] = [
+    CASE,
+    Case {
+        batch: 2,
+        heads: 6,
+        kv_heads: 2,
+        dim: 80,
+        tokens: 70,
+        entries: 131,
+        ..CASE
+    },
+    Case {
+        heads: 8,
+        kv_heads: 2,
+        dim: 96,
+        entries: 301,
+        ..CASE
+    },
+    Case {
+        batch: 2,
+        heads: 8,
+        kv_heads: 1,
+        dim: 128,
+        tokens: 1,
+        entries: 261,
+        ..CASE
+    },
+    // More queries than a cube takes, vectors of an odd size.
+    Case {
+        heads: 9,
+        kv_heads: 1,
+        dim: 7,
+        tokens: 3,
+        entries: 40,
+        ..CASE
+    },
+    Case {
+        heads: 8,
+        kv_heads: 2,
+        entries: 150,
+        dtype: DType::F16,
+        ..CASE
+    },
+    Case {
+        heads: 8,
+        kv_heads: 2,
+        entries: 150,
+        dtype: DType::BF16,
+        ..CASE
+    },
+];
+
+/// The largest differences found, by operator.
+struct Table<'a> {
+    device: &'a str,
+    rows: Vec<(String, f64)>,
+}
+
+impl Table<'_> {
+    /// Elements are about 1 or smaller.
+    fn add<const D: usize>(&mut self, what: &str, found: Tensor<D>, wanted: &[f64]) {
+        let found: Vec<f32> = found.try_into_vec_as().unwrap();
+        assert_eq!(found.len(), wanted.len(), "{}, {what}", self.device);
+        let pairs = found.iter().zip(wanted);
+        let worst = pairs.fold(0.0f64, |worst, (a, b)| {
+            let difference = (f64::from(*a) - b).abs() / (1.0 + b.abs());
+            assert!(
+                difference.is_finite(),
+                "{}, {what}: {a} for {b}",
+                self.device
+            );
+            worst.max(difference)
+        });
+        println!("{:5} {what:48} {worst:.1e}", self.device);
+        self.rows.push((what.to_string(), worst));
+    }
+
+    fn finish(self) {
+        for (what, worst) in &self.rows {
+            assert!(*worst <= 2e-5, "{}, {what}: {worst}", self.device);
+        }
+    }
+}
+
+impl Case {
+    fn name(&self) -> String {
+        let group = self.heads / self.kv_heads;
+        format!(
+            "batch {} G {group} d {} t {} n {} {:?}",
+            self.batch, self.dim, self.tokens, self.entries, self.dtype
+        )
+    }
+
+    fn vectors(&self, heads: usize, tokens: usize, seed: u64, scale: f32) -> Vectors {
+        let count = self.batch * heads * tokens * self.dim;
+        let mut values = numbers(count, seed, scale);
+        // What the storage type holds: kernels widen it and compute in f32.
+        match self.dtype {
+            DType::F16 => values
+                .iter_mut()
+                .for_each(|x| *x = half::f16::from_f32(*x).to_f32()),
+            DType::BF16 => values
+                .iter_mut()
+                .for_each(|x| *x = half::bf16::from_f32(*x).to_f32()),
+            _ => {}
+        }
+        Vectors {
+            values,
+            heads,
+            tokens,
+            dim: self.dim,
+        }
+    }
+
+    fn tensor(&self, vectors: &Vectors, device: &Device) -> Tensor<4> {
+        let dims = [self.batch, vectors.heads, vectors.tokens, self.dim];
+        Tensor::from_data(TensorData::new(vectors.values.clone(), dims), device)
+    }
+
+    /// As caches hold it: a part of a longer tensor.
+    fn cached(&self, vectors: &Vectors, device: &Device) -> Tensor<4> {
+        let dims = [self.batch, vectors.heads, vectors.tokens + 3, self.dim];
+        let stored = self.tensor(vectors, device).cast(self.dtype);
+        Tensor::zeros(dims, (device, self.dtype))
+            .slice_assign(s![.., .., 0..vectors.tokens, ..], stored)
+            .slice(s![.., .., 0..vectors.tokens, ..])
+    }
+
+    fn positions(&self, values: &[i64], device: &Device) -> Tensor<3, Int> {
+        let dims = [self.batch, self.kv_heads, self.entries];
+        Tensor::from_data(TensorData::new(values.to_vec(), dims), device)
+    }
+}
+
+/// Different positions below `seen` in no order, other ones for each head.
+fn shuffled(heads: usize, entries: usize, seen: usize) -> Vec<i64> {
+    (0..heads)
+        .flat_map(|head| {
+            let mut all: Vec<i64> = (0..seen as i64).collect();
+            let keys = numbers(seen, 90 + head as u64, 1.0);
+            all.sort_by(|&a, &b| keys[a as usize].total_cmp(&keys[b as usize]));
+            all.into_iter().take(entries)
+        })
+        .collect()
+}
+
+pub fn attention(name: &str, device: &Device) {
+    let mut table = Table {
+        device: name,
+        rows: Vec::new(),
+    };
+    for case in CASES
+        .iter()
+        .filter(|case| device.supports_dtype(case.dtype))
+    {
+        let of = |what: &str| format!("{what}, {}", case.name());
+        let q = case.vectors(case.heads, case.tokens, 1, 2.0);
+        let k = case.vectors(case.kv_heads, case.entries, 2, 2.0);
+        let v = case.vectors(case.kv_heads, case.entries, 3, 1.0);
+        let hidden = case.entries - case.tokens;
+        let causal = |_: usize, _: usize, i: usize, j: usize| j <= hidden + i;
+        let wanted = host::attention(case.batch, &q, &k, &v, &causal);
+        let (queries, keys, values) = (
+            case.tensor(&q, device),
+            case.cached(&k, device),
+            case.cached(&v, device),
+        );
+        let mut sums = Tensor::<3>::zeros([case.batch, case.kv_heads, case.entries], device);
+        let (mut row, mut hits) = (None, None);
+        // As many queries as digits fit an f32.
+        let bits = (usize::BITS - (case.heads / case.kv_heads).leading_zeros()) as usize;
+        let looked_at = case.tokens.min(24 / bits);
+        let mut observe = |block: &AttentionBlock| {
+            let part = block.column_sums();
+            let seen = part.dims()[2];
+            let old = sums.clone().slice(s![.., .., 0..seen]);
+            sums = sums.clone().slice_assign(s![.., .., 0..seen], old + part);
+            row = Some(block.last_row());
+            let tokens = block.tokens();
+            hits = Some(block.hits(tokens - looked_at.min(tokens)..tokens, bits));
+            Ok(())
+        };
+        let (k2, v2) = (keys.clone(), values.clone());
+        let output = ops::attend(queries.clone(), k2, v2, Some(&mut observe)).unwrap();
+        table.add(&of("attention"), output, &wanted.output);
+        table.add(&of("column sums"), sums, &wanted.column_sums);
+        table.add(&of("last row"), row.unwrap(), &wanted.last_row);
+        let (digits, counts) = hits.unwrap();
+        let [wanted_digits, wanted_counts] =
+            wanted.hits(case.kv_heads, case.entries, looked_at, bits);
+        table.add(&of("hits"), counts, &wanted_counts);
+        table.add(&of("digits of hits"), digits, &wanted_digits);
+        let plain = ops::attend(queries.clone(), keys.clone(), values, None).unwrap();
+        table.add(&of("attention alone"), plain, &wanted.output);
+        let last = queries.clone().narrow(2, case.tokens - 1, 1);
+        let row = ops::attention_row(last, keys.clone());
+        table.add(&of("attention row"), row, &wanted.last_row);
+
+        let seen = case.entries + 9;
+        let places = shuffled(case.batch * case.kv_heads, case.entries, seen);
+        let visible = |batch: usize, head: usize, i: usize, j: usize| {
+            let at = (batch * case.kv_heads + head) * case.entries + j;
+            places[at] <= (seen - case.tokens + i) as i64
+        };
+        let wanted = host::attention(case.batch, &q, &k, &v, &visible);
+        let (sum, variance) =
+            ops::window_score(queries, keys, case.positions(&places, device), seen);
+        table.add(&of("window sums"), sum, &wanted.window[0]);
+        table.add(&of("window variances"), variance, &wanted.window[1]);
+    }
+    table.finish();
+}
+
+pub fn choices(name: &str, device: &Device) {
+    let spans = [20..24, 31..32];
+    // Few different scores, so that ties are common.
+    for (entries, budget, ordered, levels) in [
+        (77, 20, true, 6.0),
+        (77, 76, false, 6.0),
+        (513, 512, false, 1e6),
+        (1500, 700, true, 1e6),
+        (1500, 1500, false, 40.0),
+        (16, 9, true, 1.0),
+    ] {
+        let what = format!("{name}, {budget} of {entries}, in order: {ordered}");
+        let case = Case {
+            batch: 2,
+            kv_heads: 3,
+            entries,
+            ..CASE
+        };
+        let heads = case.batch * case.kv_heads;
+        let seen = entries + 40;
+        let places = match ordered {
+            true => (0..heads).flat_map(|_| 0..entries as i64).collect(),
+            false => shuffled(heads, entries, seen),
+        };
+        let mut scores = numbers(heads * entries, 5, levels);
+        scores.iter_mut().for_each(|x| *x = x.floor());
+        let protected = Protected {
+            protect: Protect {
+                sinks: 2,
+                recent: if ordered { 43 } else { 3 },
+            },
+            spans: if budget > 12 { &spans } else { &[] },
+            seen,
+        };
+        let protected = match budget < 12 {
+            true => Protected {
+                protect: Protect {
+                    sinks: 2,
+                    recent: 0,
+                },
+                ..protected
+            },
+            false => protected,
+        };
+        let safe = |position: i64| {
+            position < protected.protect.sinks as i64
+                || position >= (seen - protected.protect.recent) as i64
+                || protected
+                    .spans
+                    .iter()
+                    .any(|span| span.contains(&(position as usize)))
+        };
+        let of_heads = || scores.chunks(entries).zip(places.chunks(entries));
+        let dims = [case.batch, case.kv_heads, entries];
+        let on_device = || Tensor::<3>::from_data(TensorData::new(scores.clone(), dims), device);
+        let positions = case.positions(&places, device);
+        let kept = ops::select(on_device(), positions.clone(), protected, budget).unwrap();
+        let wanted: Vec<i64> = of_heads()
+            .flat_map(|(scores, places)| host::kept(scores, places, &safe, budget))
+            .collect();
+        let read = |slots: &Tensor<3, Int>| slots.clone().try_into_vec_as::<i64>().unwrap();
+        assert_eq!(read(&kept), wanted, "{what}");
+
+        if budget < entries {
+            let others: Vec<i64> = wanted
+                .chunks(budget)
+                .flat_map(|kept| (0..entries as i64).filter(|slot| !kept.contains(slot)))
+                .collect();
+            assert_eq!(read(&ops::rest(&kept, entries).unwrap()), others, "{what}");
+            let (victim, nans) = ops::drop_lowest(on_device(), positions.clone(), protected);
+            nans.check().unwrap();
+            let victims: Vec<i64> = of_heads()
+                .map(|(scores, places)| host::lowest(scores, places, &safe))
+                .collect();
+            assert_eq!(read(&victim), victims, "{what}");
+        }
+        let taken = ops::top(on_device(), positions.clone(), seen, budget);
+        let taken: Vec<i64> = taken.int().try_into_vec_as().unwrap();
+        let wanted: Vec<i64> = of_heads()
+            .flat_map(|(scores, places)| {
+                let best = host::kept(scores, places, &|_| false, budget);
+                (0..entries as i64).map(move |slot| i64::from(best.contains(&slot)))
+            })
+            .collect();
+        assert_eq!(taken, wanted, "{what}");
+    }
+    not_a_number(device);
+}
+
+fn not_a_number(device: &Device) {
+    let mut scores = numbers(2 * 50, 6, 1.0);
+    scores[61] = f32::NAN;
+    let scores = Tensor::<3>::from_data(TensorData::new(scores, [1, 2, 50]), device);
+    let places: Vec<i64> = (0..2).flat_map(|_| 0..50).collect();
+    let case = Case {
+        kv_heads: 2,
+        entries: 50,
+        ..CASE
+    };
+    let positions = case.positions(&places, device);
+    let nothing = Protected {
+        protect: Protect::default(),
+        spans: &[],
+        seen: 50,
+    };
+    let error = ops::select(scores.clone(), positions.clone(), nothing, 9).unwrap_err();
+    assert!(error.to_string().contains("NaN"), "{error}");
+    let (_, nans) = ops::drop_lowest(scores, positions, nothing);
+    assert!(nans.check().unwrap_err().to_string().contains("NaN"));
+}
+
+/// Compaction and replacement move numbers and change none.
+pub fn moves(name: &str, device: &Device) {
+    for case in CASES
+        .iter()
+        .filter(|case| device.supports_dtype(case.dtype))
+    {
+        let what = format!("{name}, {}", case.name());
+        let (heads, n, count) = (case.batch * case.kv_heads, case.entries, case.entries / 2);
+        let k = case.vectors(case.kv_heads, n, 2, 2.0);
+        let v = case.vectors(case.kv_heads, n, 3, 1.0);
+        let places = shuffled(heads, n, n + 9);
+        let slots: Vec<i64> = shuffled(heads, count, n);
+        let entries = (
+            case.cached(&k, device),
+            case.cached(&v, device),
+            case.positions(&places, device),
+        );
+        let dims = [case.batch, case.kv_heads, count];
+        let index = Tensor::<3, Int>::from_data(TensorData::new(slots.clone(), dims), device);
+        let capacity = count + 2;
+        let moved = ops::compact(entries, index, capacity);
+        let expected = |vectors: &Vectors| -> Vec<f32> {
+            let of_head = |head: usize| {
+                let mut rows: Vec<f32> = slots[head * count..(head + 1) * count]
+                    .iter()
+                    .flat_map(|&slot| {
+                        vectors.row(head / case.kv_heads, head % case.kv_heads, slot as usize)
+                    })
+                    .copied()
+                    .collect();
+                rows.resize(capacity * case.dim, 0.0);
+                rows
+            };
+            (0..heads).flat_map(of_head).collect()
+        };
+        let (mut keys, mut values) = (expected(&k), expected(&v));
+        let mut moved_places: Vec<i64> = (0..heads)
+            .flat_map(|head| {
+                let slots = &slots[head * count..(head + 1) * count];
+                let places = slots.iter().map(|&slot| places[head * n + slot as usize]);
+                places.chain([0, 0]).collect::<Vec<_>>()
+            })
+            .collect();
+        let read = |entries: &ops::Entries| {
+            let wide = |t: &Tensor<4>| -> Vec<f32> {
+                t.clone().cast(DType::F32).try_into_vec_as().unwrap()
+            };
+            let places: Vec<i64> = entries.2.clone().try_into_vec_as().unwrap();
+            (wide(&entries.0), wide(&entries.1), places)
+        };
+        let wanted = (keys.clone(), values.clone(), moved_places.clone());
+        assert_eq!(read(&moved), wanted, "{what}");
+
+        let new = case.vectors(case.kv_heads, 1, 7, 1.0);
+        let victims: Vec<i64> = (0..heads).map(|head| (head * 5 % count) as i64).collect();
+        for (head, victim) in victims.iter().enumerate() {
+            let at = head * capacity + *victim as usize;
+            let row = new.row(head / case.kv_heads, head % case.kv_heads, 0);
+            keys[at * case.dim..(at + 1) * case.dim].copy_from_slice(row);
+            values[at * case.dim..(at + 1) * case.dim].copy_from_slice(row);
+            moved_places[at] = 1234;
+        }
+        let victim = TensorData::new(victims, [case.batch, case.kv_heads, 1]);
+        let entry = case.tensor(&new, device).cast(case.dtype);
+        let victim = Tensor::from_data(victim, device);
+        let replaced = ops::replace(moved, victim, entry.clone(), entry, 1234);
+        assert_eq!(read(&replaced), (keys, values, moved_places), "{what}");
+    }
+}
