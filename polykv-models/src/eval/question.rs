@@ -3,7 +3,7 @@
 use super::frame::Framed;
 use super::metrics::Metric;
 use super::runner::memory;
-use super::{Evaluator, Prediction, SampleInfo, fingerprint, id_bytes, metrics};
+use super::{Evaluator, Prediction, SampleInfo, fingerprint, id_bytes};
 use polykv_core::{KvCache, Result};
 
 /// How an answer is written and scored.

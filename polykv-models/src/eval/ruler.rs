@@ -206,7 +206,7 @@ impl Maker<'_> {
             first_line: false,
             ends_at_newline: false,
         };
-        let make = |size: usize| {
+        let make = |size: usize| -> Result<_> {
             let draft = self.draft(size)?;
             let lead_in = match answer_prefix {
                 true => frame

@@ -53,6 +53,7 @@ pub(super) fn texts(seed: u64) -> Texts {
         .iter()
         .flat_map(|one| nouns.iter().map(move |other| format!("{one}{other}")));
     let words = adjectives.iter().chain(&nouns).cloned().chain(pairs);
+    let words = words.collect();
     let wording = |template: &str, lead_in: &str, new_tokens| Wording {
         template: template.into(),
         lead_in: lead_in.into(),
@@ -106,7 +107,7 @@ pub(super) fn texts(seed: u64) -> Texts {
         sentences: Vec::new(),
         adjectives,
         nouns,
-        words: words.collect(),
+        words,
         documents: [one_hop(&mut rng), two_hops(&mut rng)],
     }
 }

@@ -27,7 +27,7 @@ pub fn common(maker: &Maker<'_>, size: usize) -> Result<Draft> {
         };
     let number = COMMON.to_string();
     let fields = [("num_cw", number.as_str()), ("query", "")];
-    let mut fill = |rng: &mut StdRng, size, often, seldom| {
+    let fill = |rng: &mut StdRng, size, often, seldom| -> Result<_> {
         let (list, answers) = list(maker, rng, size, often, seldom)?;
         Ok((maker.texts.common.fill(&list, &fields), answers))
     };
