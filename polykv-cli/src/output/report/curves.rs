@@ -136,7 +136,11 @@ fn chart(title: &str, metric: &str, summary: &Summary, series: &[Series], score:
     };
     let points: Vec<_> = lines.iter().flatten().collect();
     let xs = Span::of(points.iter().map(|own| own.0.log2()), 0.08);
-    let ys = Span::of(points.iter().map(|own| own.1).chain([full]), 0.06);
+    let mut ys = Span::of(points.iter().map(|own| own.1).chain([full]), 0.06);
+    if !lower_is_better(metric) {
+        // Shares end at zero.
+        ys.from = ys.from.max(0.0);
+    }
     let x = |kept: f64| LEFT + xs.share(kept.log2()) * (WIDTH - LEFT - RIGHT);
     let y = |score: f64| HEIGHT - BOTTOM - ys.share(score) * (HEIGHT - TOP - BOTTOM);
 
