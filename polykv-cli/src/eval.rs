@@ -55,7 +55,7 @@ fn evaluated(args: &EvalArgs) -> anyhow::Result<()> {
     let mut running = Running::new(&evaluator.plans(), results.predictions());
     let tokens = todo.iter().map(|&sample| infos[sample].prompt_tokens).sum();
     let mut bar = progress::Evaluation::new(todo.len(), tokens);
-    results.begin();
+    results.begin()?;
     evaluate(&*task, &evaluator, &todo, &mut |own| {
         results.add(own)?;
         running.add(own);

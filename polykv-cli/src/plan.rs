@@ -17,14 +17,11 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let text = match &args.action {
         PlanAction::Show { file, json, out } => {
             if let Some(out) = out {
-                is_png(out)?;
+                check_svg(out)?;
             }
             let plan = Plan::read(file)?;
             if let Some(out) = out {
-                match is_png(out)? {
-                    true => write_whole(out, picture::png(&plan)?)?,
-                    false => write_whole(out, picture::svg(&plan))?,
-                }
+                write_whole(out, picture::svg(&plan))?;
             }
             match json {
                 true => as_json(&plan)?,
@@ -51,15 +48,17 @@ fn finish(plan: &Plan, out: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
-/// By the name's end: whether a picture is PNG, else it is SVG.
-fn is_png(path: &Path) -> Result<bool> {
-    match path.extension().and_then(|own| own.to_str()) {
-        Some("svg") => Ok(false),
-        Some("png") => Ok(true),
-        _ => {
+fn check_svg(path: &Path) -> Result<()> {
+    match path.extension().is_some_and(|own| own == "svg") {
+        true => Ok(()),
+        false => {
             let found = format!("'{}'", path.display());
-            let allowed = "a name that ends in .svg or .png";
-            Err(Error::invalid("command line", "--out", found, allowed))
+            Err(Error::invalid(
+                "command line",
+                "--out",
+                found,
+                "a name that ends in .svg",
+            ))
         }
     }
 }

@@ -32,12 +32,12 @@ impl Runs {
     }
 
     /// The arguments with a folder and what else is given.
-    fn into(&self, name: &str, more: &str) -> String {
+    fn with_out(&self, name: &str, more: &str) -> String {
         format!("{} --out {}{more}", self.args, path_str(&self.folder(name)))
     }
 
     fn run(&self, name: &str, more: &str) {
-        let answer = eval(&self.into(name, more));
+        let answer = eval(&self.with_out(name, more));
         assert_eq!(
             (answer.code, answer.stderr.as_str()),
             (0, ""),
@@ -127,7 +127,7 @@ fn a_run_cut_anywhere_goes_on_to_the_same_result() {
 fn a_killed_run_goes_on_to_the_same_result() {
     let runs = Runs::new(60);
     let model = tiny_model();
-    let args = runs.into("killed", "");
+    let args = runs.with_out("killed", "");
     let start = ["eval", "--device", "cpu", "-m", path_str(&model)];
     let args: Vec<&str> = start.into_iter().chain(args.split(' ')).collect();
     let mut child = command(&args, Path::new("/nonexistent"))
@@ -193,7 +193,7 @@ fn shards_merge_to_the_whole_run() {
     refuse(&with("whole"), &["whole", "shard is 0/1", "0/3 in"]);
     refuse(&with("nowhere"), &["nowhere", "run.json is missing"]);
     let other = runs
-        .into("other", " --shard 2/3")
+        .with_out("other", " --shard 2/3")
         .replace("--seed 3", "--seed 4");
     assert_eq!(eval(&other).code, 0);
     refuse(
@@ -228,7 +228,7 @@ fn a_folder_of_another_run_is_refused_and_left_alone() {
     let files =
         || ["run.json", "predictions.jsonl", "metrics.json"].map(|file| runs.read("out", file));
     let before = files();
-    let args = runs.into("out", "");
+    let args = runs.with_out("out", "");
     let needle = format!(
         "--task needle --length 380 --limit 1 {PLANS} --out {}",
         path_str(&runs.folder("out"))

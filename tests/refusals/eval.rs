@@ -45,7 +45,7 @@ const USAGE: &str = "
     --task needle --policy tova --budget 9 --allow-full-extra | --plan
     --task needle --shard 2/2 | 2/2 | 0 to N-1
     --task needle --shard 1 | 1 | I/N
-    --task needle --policy tova --budget 9,x | 9,x
+    --task needle --policy tova --budget 9,x | 'x' | --budget
     --task needle --policy tova --budget 9 --phase prefill,never | never
 ";
 

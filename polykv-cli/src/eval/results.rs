@@ -13,8 +13,8 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 pub const NAME: &str = "predictions.jsonl";
-/// How often run.json is written during the work.
-const SAVE: Duration = Duration::from_secs(5);
+/// How often run.json is written during the work: what a killed session's record may lack.
+const SAVE: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
 pub struct Results {
@@ -107,10 +107,13 @@ impl Results {
         &self.predictions
     }
 
-    /// Takes the first sample as the start of a session.
-    pub fn begin(&mut self) {
+    /// The start of a session, if there is anything to do.
+    ///
+    /// # Errors
+    /// A folder that cannot be written.
+    pub fn begin(&mut self) -> Result<()> {
         if self.todo.is_empty() {
-            return;
+            return Ok(());
         }
         self.begun = Instant::now();
         self.saved = self.begun;
@@ -124,6 +127,10 @@ impl Results {
             prompt_tokens: 0,
             new_tokens: 0,
         });
+        match &self.folder {
+            Some((folder, _)) => self.record.write(folder),
+            None => Ok(()),
+        }
     }
 
     /// Writes a sample's predictions and takes them in as they will be read again: a resumed run has the very same numbers.

@@ -176,21 +176,18 @@ fn means(summary: &Summary) -> Vec<Column> {
             .first()
             .map_or(String::new(), |task| task.metric.clone())
     };
-    let sets = full.sets.iter().enumerate();
-    let mut columns: Vec<_> = sets
-        .map(|(index, set)| {
-            let title = match set.tasks == set.of {
-                true => set.name.clone(),
-                false => format!("{} ({} of {})", set.name, set.tasks, set.of),
-            };
-            Column::set(index, &title, metric())
-        })
-        .collect();
     let title = match full.tasks.as_slice() {
         [only] => only.metric.clone(),
         _ => format!("mean of {} tasks", full.tasks.len()),
     };
-    columns.push(Column::mean(&title, metric()));
+    let mut columns = vec![Column::mean(&title, metric())];
+    columns.extend(full.sets.iter().enumerate().map(|(index, set)| {
+        let title = match set.tasks == set.of {
+            true => set.name.clone(),
+            false => format!("{} ({} of {})", set.name, set.tasks, set.of),
+        };
+        Column::set(index, &title, metric())
+    }));
     columns
 }
 

@@ -148,7 +148,7 @@ pub struct Evaluation {
 impl Evaluation {
     /// What is still to be done: samples, and the tokens of their prompts.
     pub fn new(samples: usize, tokens: usize) -> Self {
-        let template = "evaluating {bar:20} {prefix}, {eta} left, {per_sec} {msg}";
+        let template = "evaluating {bar:20} {prefix}, {eta} left, {per_sec}{msg}";
         let bar = bar(tokens as u64, template);
         let per_second = |state: &ProgressState, out: &mut dyn std::fmt::Write| {
             // A line that cannot be written is not shown.
@@ -170,7 +170,7 @@ impl Evaluation {
         self.done += 1;
         self.bar
             .set_prefix(format!("{}/{}", self.done, self.samples));
-        self.bar.set_message(scores.to_string());
+        self.bar.set_message(format!("; {scores}"));
         self.bar.inc(tokens as u64);
     }
 }

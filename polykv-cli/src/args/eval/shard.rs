@@ -24,7 +24,7 @@ impl Shard {
         Self { index, count }
     }
 
-    pub fn is_whole(self) -> bool {
+    pub fn is_whole(&self) -> bool {
         self.count == 1
     }
 }

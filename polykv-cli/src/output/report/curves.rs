@@ -22,6 +22,8 @@ struct Series {
     name: String,
     /// Indices of the plans.
     plans: Vec<usize>,
+    /// Whether their budgets differ: shuffles of one plan are points, not a line.
+    several: bool,
 }
 
 type Score<'a> = &'a dyn Fn(&PlanSummary) -> Option<f64>;
@@ -32,7 +34,7 @@ pub fn section(record: &Record, summary: &Summary) -> String {
     let Some(full) = summary.plans.first() else {
         return String::new();
     };
-    if series.iter().all(|own| own.plans.len() < 2) {
+    if series.iter().all(|own| !own.several) {
         return String::new();
     }
     let metric = full.tasks.first().map_or("", |task| task.metric.as_str());
@@ -83,10 +85,15 @@ fn series(record: &Record) -> Vec<Series> {
             false => stem(&own.info.name).to_string(),
         };
         match all.iter_mut().find(|known| known.name == name) {
-            Some(known) => known.plans.push(index),
+            Some(known) => {
+                let first = &record.identity.plans[known.plans[0]];
+                known.several |= first.info.budget != own.info.budget;
+                known.plans.push(index);
+            }
             None => all.push(Series {
                 name,
                 plans: vec![index],
+                several: false,
             }),
         }
     }
@@ -136,7 +143,11 @@ fn chart(title: &str, metric: &str, summary: &Summary, series: &[Series], score:
     };
     let points: Vec<_> = lines.iter().flatten().collect();
     let xs = Span::of(points.iter().map(|own| own.0.log2()), 0.08);
-    let ys = Span::of(points.iter().map(|own| own.1).chain([full]), 0.06);
+    let mut ys = Span::of(points.iter().map(|own| own.1).chain([full]), 0.06);
+    if !lower_is_better(metric) {
+        // Shares end at zero.
+        ys.from = ys.from.max(0.0);
+    }
     let x = |kept: f64| LEFT + xs.share(kept.log2()) * (WIDTH - LEFT - RIGHT);
     let y = |score: f64| HEIGHT - BOTTOM - ys.share(score) * (HEIGHT - TOP - BOTTOM);
 
@@ -179,7 +190,7 @@ fn chart(title: &str, metric: &str, summary: &Summary, series: &[Series], score:
     );
     for (index, line) in lines.iter().enumerate() {
         let _ = write!(out, "<g style=\"--own:var(--p{})\">", index % COLOURS);
-        if line.len() > 1 {
+        if series[index].several {
             let path: Vec<String> = line
                 .iter()
                 .map(|own| format!("{:.1},{:.1}", x(own.0), y(own.1)))

@@ -49,12 +49,17 @@ pub fn results(summary: &Summary) -> String {
     out
 }
 
-/// The best value of a column among the plans beside FullKV, none if there is only one.
+/// The best value of a column among the plans beside FullKV.
 fn best(column: &Column, summary: &Summary) -> Option<f64> {
     let (score, lower) = column.score.as_ref()?;
-    let others = summary.plans.get(1..).filter(|own| own.len() > 1)?;
-    let scores = others.iter().filter_map(score);
-    scores.reduce(|best, own| if (own < best) == *lower { own } else { best })
+    best_of(summary.plans.iter().skip(1).filter_map(score), *lower)
+}
+
+/// None where all are the same, of which none is the best.
+fn best_of(scores: impl Iterator<Item = f64> + Clone, lower: bool) -> Option<f64> {
+    let least = scores.clone().reduce(f64::min)?;
+    let most = scores.reduce(f64::max)?;
+    (least < most).then_some(if lower { least } else { most })
 }
 
 fn tasks(summary: &Summary) -> String {
@@ -76,8 +81,7 @@ fn tasks(summary: &Summary) -> String {
             own.map(|own| own.score)
         };
         let lower = lower_is_better(&task.metric);
-        let others = summary.plans.iter().skip(1).filter_map(score);
-        let best = others.reduce(|best, own| if (own < best) == lower { own } else { best });
+        let best = best_of(summary.plans.iter().skip(1).filter_map(score), lower);
         let _ = write!(
             out,
             "<tr><th>{}</th><td>{}</td><td>{}</td>",
@@ -87,7 +91,7 @@ fn tasks(summary: &Summary) -> String {
         );
         for (index, plan) in summary.plans.iter().enumerate() {
             let own = score(plan);
-            let bold = index > 0 && summary.plans.len() > 2 && own == best;
+            let bold = index > 0 && own.is_some() && own == best;
             let class = if bold { " class=\"best\"" } else { "" };
             let text = own.map_or(String::new(), |own| shown(&task.metric, own));
             let _ = write!(out, "<td{class}>{text}</td>");
