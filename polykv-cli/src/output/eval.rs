@@ -75,12 +75,13 @@ fn tasks(summary: &Summary) -> comfy_table::Table {
     table
 }
 
+type Cell = Box<dyn Fn(&PlanSummary) -> Option<String>>;
 type Score = Box<dyn Fn(&PlanSummary) -> Option<f64>>;
 
 /// A column of the results, here and in report.html.
 pub struct Column {
     pub title: String,
-    pub cell: Box<dyn Fn(&PlanSummary) -> Option<String>>,
+    pub cell: Cell,
     /// What is compared between the plans, and whether less is better.
     pub score: Option<(Score, bool)>,
 }

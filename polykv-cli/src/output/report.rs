@@ -64,9 +64,9 @@ fn pictures(record: &Record) -> String {
     let evicting = plans.iter().filter(|own| own.info.budget.is_some());
     for own in evicting.clone().take(MOST_PICTURES) {
         let open = if own.info.single { "" } else { " open" };
-        let _ = write!(
+        let _ = writeln!(
             out,
-            "<details class=\"picture\"{open}><summary>{} <span class=\"soft\">{}, {}</span></summary><div>{}</div></details>\n",
+            "<details class=\"picture\"{open}><summary>{} <span class=\"soft\">{}, {}</span></summary><div>{}</div></details>",
             escaped(&own.info.name),
             escaped(&describe_budget(&own.plan)),
             escaped(&own.info.hash),
