@@ -116,10 +116,11 @@ impl Frame<'_> {
     fn cut(&self, parts: Parts<'_>, ids: &[u32], left: usize) -> Result<Framed> {
         let tokenizer = &self.model.tokenizer;
         let half = left / 2;
-        let Some(first) = half.checked_sub(tokenizer.start().len().max(1)) else {
+        if half == 0 {
             let found = format!("{left} tokens");
             return Err(Error::invalid("prompt", "room", found, "more tokens"));
-        };
+        }
+        let first = half.saturating_sub(tokenizer.start().len());
         let first = tokenizer.decode(&ids[..first], true)?;
         let last = tokenizer.decode(&ids[ids.len() - half..], true)?;
         let text = format!("{first}{last}");

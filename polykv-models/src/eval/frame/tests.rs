@@ -60,7 +60,8 @@ fn what_is_too_long_loses_its_middle() {
         // A limit on the text: its first and last half, and the template around them.
         let cut = frame.fit(parts, limits(Some(100), 500)).unwrap();
         assert!(cut.truncated);
-        let (first, last) = (&ids[..50], &ids[ids.len() - 50..]);
+        let begin = model.tokenizer.start().len();
+        let (first, last) = (&ids[..50 - begin], &ids[ids.len() - 50..]);
         let kept = format!("{}{}", text(&model, first), text(&model, last));
         assert!(text(&model, &cut.prompt).contains(&kept), "{kept}");
         // A limit on everything: the template takes its part of it.
