@@ -11,7 +11,7 @@
 use burn::tensor::module::attention;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 use polykv::device::run_on;
-use polykv::ops::{self, Protected, oracle};
+use polykv::ops::{self, AttentionBlock, Protected, oracle};
 use polykv::policy::{Params, Protect};
 use polykv::{Budget, DeviceSpec, KvCache, LayerShape, Phase, Plan};
 use std::hint::black_box;
@@ -68,6 +68,7 @@ fn main() {
 fn run(setup: &Setup, measuring: bool) {
     choice(setup);
     decode_attention(setup, measuring);
+    prompt_attention(setup);
     prefill_shares(setup);
     decode_shares(setup);
 }
@@ -233,6 +234,54 @@ fn decode_attention(setup: &Setup, measuring: bool) {
             times[3] / times[0],
         );
     }
+}
+
+fn sum(block: &AttentionBlock) -> polykv::Result<()> {
+    black_box(block.column_sums());
+    Ok(())
+}
+
+/// Attention of a prompt, alone and with the sums of its columns, against products and softmax in blocks.
+fn prompt_attention(setup: &Setup) {
+    let (device, n) = (&setup.device, setup.prompt / 4);
+    let layer = Layer::new(n, device);
+    let [q, k, v] = layer.part(0, n);
+    let inputs = || (q.clone(), k.clone(), v.clone());
+    let mut alone = || {
+        let (q, k, v) = inputs();
+        timed(device, || {
+            black_box(ops::kernels::attend_prompt(q, k, v));
+        })
+    };
+    let mut plain = || {
+        let (q, k, v) = inputs();
+        timed(device, || {
+            black_box(oracle::attend(q, k, v, None)).ok();
+        })
+    };
+    let mut summed = || {
+        let (q, k, v) = inputs();
+        timed(device, || {
+            black_box(ops::attend(q, k, v, Some(&mut sum))).ok();
+        })
+    };
+    let mut plain_summed = || {
+        let (q, k, v) = inputs();
+        timed(device, || {
+            black_box(oracle::attend(q, k, v, Some(&mut sum))).ok();
+        })
+    };
+    let works: &mut [&mut dyn FnMut() -> f64] =
+        &mut [&mut alone, &mut plain, &mut summed, &mut plain_summed];
+    let times = medians(setup.turns, works);
+    println!(
+        "{:5} {:6.2} x  attention of {n} tokens, plain over kernels ({:.1} ms); {:.2} x with column sums ({:.1} ms)",
+        setup.name,
+        times[1] / times[0],
+        times[0] * 1e3,
+        times[3] / times[2],
+        times[2] * 1e3,
+    );
 }
 
 /// Inputs of a layer for a prompt and the tokens after it.

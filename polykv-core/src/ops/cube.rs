@@ -16,6 +16,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
 
 /// Stands for minus infinity, which WGSL has no literal for: e to it is 0 beside any score.
 const HIDDEN: f32 = -1e30;
@@ -151,6 +152,22 @@ fn width(tensors: &[&CubeTensor]) -> usize {
         true => 4,
         false => 1,
     }
+}
+
+/// Whether loops over the words of a vector have a length that the device's compiler knows, so that it unrolls them and
+/// keeps the words in registers. Software adapters, which have no plane operations, take minutes to compile that.
+fn unrolls(client: &Client) -> bool {
+    !client.properties().features.plane.is_empty()
+}
+
+/// A length that the compiler knows if `known`.
+#[cube]
+fn length(at_run: usize, #[comptime] in_advance: usize, #[comptime] known: bool) -> usize {
+    let mut length = at_run;
+    if comptime!(known) {
+        length = in_advance.runtime();
+    }
+    length
 }
 
 /// The largest number of queries up to `most` that a group divides into: what one cube takes at a time.

@@ -212,7 +212,8 @@ fn select_kernel<I: Int>(
         if unit == 0 {
             let wanted = known[2];
             let mut above = 0u32;
-            let mut d = DIGITS - 1;
+            // DIGITS - 1; only a literal makes a variable.
+            let mut d = 255usize;
             let mut count = histogram[d].load();
             while d > 0 && above + count < wanted {
                 above += count;
@@ -252,17 +253,16 @@ fn select_kernel<I: Int>(
     counts[unit] = count;
     sync_cube();
     if unit == 0 {
-        let mut before = 0u32;
+        let mut so_far = 0u32;
         for u in 0..UNITS {
-            let own = counts[u];
-            counts[u] = before;
-            before += own;
+            so_far += counts[u];
+            counts[u] = so_far;
         }
         nans[head] = f32::cast_from(found[0].load());
     }
     sync_cube();
     let in_order = found[1].load() == 0u32;
-    let mut at = counts[unit] as usize;
+    let mut at = (counts[unit] - count) as usize;
     for j in first..end {
         let position = i32::cast_from(positions[start + j]);
         let key = rank(

@@ -1,6 +1,6 @@
 //! Which queries gave a key an even part of their attention or more.
 
-use super::{empty, width};
+use super::{empty, length, unrolls, width};
 use crate::ops::kernels::HIT_SLACK;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -26,6 +26,7 @@ pub fn hits(
     let digits = empty(&q, [batch, kv_heads, seen], DType::F32);
     let counts = empty(&q, [batch, kv_heads, seen], DType::F32);
     let client = q.client.clone();
+    let known = unrolls(&client);
     let dtype = dtype_to_storage_type(k.dtype);
     // SAFETY: every index is below the shapes above; see the kernel.
     unsafe {
@@ -45,7 +46,9 @@ pub fn hits(
             count,
             bits as u32,
             dim / width,
+            dim / width,
             width,
+            known,
             dtype,
         );
     }
@@ -65,10 +68,13 @@ fn hits_kernel<E: Float, N: Size>(
     first: usize,
     count: usize,
     bits: u32,
+    steps: usize,
     #[comptime] words: usize,
     #[comptime] width: usize,
+    #[comptime] known: bool,
     #[define(E)] _dtype: ElemType,
 ) {
+    let steps = length(steps, words, known);
     let kv = CUBE_POS_X as usize;
     let (kv_heads, tokens) = (k.shape(1), q.shape(2));
     let hidden = k.shape(2) - tokens;
@@ -79,7 +85,7 @@ fn hits_kernel<E: Float, N: Size>(
     }
     let at = (kv / kv_heads * k.stride(0) + kv % kv_heads * k.stride(1) + j * k.stride(2)) / width;
     let mut key = Array::<Vector<f32, N>>::new(words);
-    for w in 0..words {
+    for w in 0..steps {
         key[w] = Vector::<f32, N>::cast_from(k[at + w]) * Vector::new(scale);
     }
     let mut digit_sum = 0u32;
@@ -92,7 +98,7 @@ fn hits_kernel<E: Float, N: Size>(
             for g in 0..group {
                 let row = (kv * group + g) * tokens + query;
                 let mut products = Vector::<f32, N>::new(0.0f32);
-                for w in 0..words {
+                for w in 0..steps {
                     products += key[w] * q[row * words + w];
                 }
                 let mut score = 0.0f32;

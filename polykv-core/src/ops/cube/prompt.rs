@@ -1,6 +1,6 @@
 //! Causal attention of many queries and the sums of its columns. No row of scores ever exists.
 
-use super::{HIDDEN, empty, width};
+use super::{HIDDEN, empty, length, unrolls, width};
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
@@ -21,6 +21,7 @@ pub fn attend(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> (CubeTensor, CubeT
     let output = empty(&q, [batch, heads, tokens, dim], DType::F32);
     let log_sums = empty(&q, [batch, heads, tokens], DType::F32);
     let client = q.client.clone();
+    let known = unrolls(&client);
     let dtype = dtype_to_storage_type(k.dtype);
     let tiles = tokens.div_ceil(UNITS) as u32;
     // SAFETY: every index is below the shapes above; see the kernel.
@@ -37,8 +38,11 @@ pub fn attend(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> (CubeTensor, CubeT
             log_sums.clone().into_tensor_arg(),
             1.0 / (dim as f32).sqrt(),
             heads / kv_heads,
+            TILE,
+            dim / width,
             dim / width,
             width,
+            known,
             dtype,
         );
     }
@@ -52,6 +56,7 @@ pub fn column_sums(q: CubeTensor, k: CubeTensor, log_sums: CubeTensor) -> CubeTe
     let width = width(&[&k]);
     let sums = empty(&q, [batch, kv_heads, n], DType::F32);
     let client = q.client.clone();
+    let known = unrolls(&client);
     let dtype = dtype_to_storage_type(k.dtype);
     // SAFETY: as above.
     unsafe {
@@ -67,7 +72,9 @@ pub fn column_sums(q: CubeTensor, k: CubeTensor, log_sums: CubeTensor) -> CubeTe
             1.0 / (dim as f32).sqrt(),
             heads / kv_heads,
             dim / width,
+            dim / width,
             width,
+            known,
             dtype,
         );
     }
@@ -84,10 +91,15 @@ fn attend_kernel<E: Float, N: Size>(
     log_sums: &mut Tensor<f32>,
     scale: f32,
     group: usize,
+    tile_keys: usize,
+    steps: usize,
     #[comptime] words: usize,
     #[comptime] width: usize,
+    #[comptime] known: bool,
     #[define(E)] _dtype: ElemType,
 ) {
+    let steps = length(steps, words, known);
+    let tile_keys = length(tile_keys, TILE, known);
     let unit = UNIT_POS_X as usize;
     let block = CUBE_POS_X as usize;
     let first = CUBE_POS_Y as usize * UNITS;
@@ -103,7 +115,7 @@ fn attend_kernel<E: Float, N: Size>(
     let mut values = Shared::<[Vector<f32, N>]>::new_slice(comptime!(TILE * words));
     let mut query = Array::<Vector<f32, N>>::new(words);
     let mut result = Array::<Vector<f32, N>>::new(words);
-    for w in 0..words {
+    for w in 0..steps {
         query[w] = q[row * words + w] * Vector::new(scale);
         result[w] = Vector::new(0.0f32);
     }
@@ -128,9 +140,9 @@ fn attend_kernel<E: Float, N: Size>(
         }
         sync_cube();
         let mut top = most;
-        for s in 0..TILE {
+        for s in 0..tile_keys {
             let mut products = Vector::<f32, N>::new(0.0f32);
-            for w in 0..words {
+            for w in 0..steps {
                 products += query[w] * keys[s * words + w];
             }
             let mut score = 0.0f32;
@@ -146,20 +158,20 @@ fn attend_kernel<E: Float, N: Size>(
         }
         let decay = (most - top).exp();
         total *= decay;
-        for w in 0..words {
+        for w in 0..steps {
             result[w] *= Vector::new(decay);
         }
-        for s in 0..TILE {
+        for s in 0..tile_keys {
             let p = (scores[s] - top).exp();
             total += p;
-            for w in 0..words {
+            for w in 0..steps {
                 result[w] += values[s * words + w] * Vector::new(p);
             }
         }
         most = top;
     }
     if i < tokens {
-        for w in 0..words {
+        for w in 0..steps {
             output[row * words + w] = result[w] / Vector::new(total);
         }
         log_sums[row] = most + total.ln();
@@ -175,10 +187,13 @@ fn columns_kernel<E: Float, N: Size>(
     sums: &mut Tensor<f32>,
     scale: f32,
     group: usize,
+    steps: usize,
     #[comptime] words: usize,
     #[comptime] width: usize,
+    #[comptime] known: bool,
     #[define(E)] _dtype: ElemType,
 ) {
+    let steps = length(steps, words, known);
     let kv = CUBE_POS_X as usize;
     let (kv_heads, tokens, n) = (k.shape(1), q.shape(2), k.shape(2));
     let j = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
@@ -187,7 +202,7 @@ fn columns_kernel<E: Float, N: Size>(
     }
     let at = (kv / kv_heads * k.stride(0) + kv % kv_heads * k.stride(1) + j * k.stride(2)) / width;
     let mut key = Array::<Vector<f32, N>>::new(words);
-    for w in 0..words {
+    for w in 0..steps {
         key[w] = Vector::<f32, N>::cast_from(k[at + w]) * Vector::new(scale);
     }
     // Query i sees the keys up to n − tokens + i.
@@ -201,7 +216,7 @@ fn columns_kernel<E: Float, N: Size>(
         for i in first..tokens {
             let row = (kv * group + g) * tokens + i;
             let mut products = Vector::<f32, N>::new(0.0f32);
-            for w in 0..words {
+            for w in 0..steps {
                 products += key[w] * q[row * words + w];
             }
             let mut score = 0.0f32;

@@ -1,7 +1,7 @@
 //! Attention of one token per sequence. Keys are split over cubes; a second kernel joins the parts. Each key and value
 //! is read once for the queries of its group, or for eight of them at a time.
 
-use super::{HIDDEN, empty, share, width};
+use super::{HIDDEN, empty, length, share, unrolls, width};
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
@@ -44,11 +44,13 @@ pub fn attend(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> (CubeTensor, CubeT
             parts.clone().into_tensor_arg(),
             stats.clone().into_tensor_arg(),
             1.0 / (dim as f32).sqrt(),
+            words,
             group,
             part,
             words,
             width,
             units,
+            unrolls(&client),
             dtype,
         );
         join_kernel::launch_unchecked(
@@ -81,13 +83,16 @@ fn part_kernel<E: Float, N: Size>(
     parts: &mut Tensor<Vector<f32, N>>,
     stats: &mut Tensor<f32>,
     scale: f32,
+    steps: usize,
     #[comptime] group: usize,
     #[comptime] part: usize,
     #[comptime] words: usize,
     #[comptime] width: usize,
     #[comptime] units: usize,
+    #[comptime] known: bool,
     #[define(E)] _dtype: ElemType,
 ) {
+    let steps = length(steps, words, known);
     let unit = UNIT_POS_X as usize;
     let block = CUBE_POS_X as usize;
     let split = CUBE_POS_Y as usize;
@@ -129,7 +134,7 @@ fn part_kernel<E: Float, N: Size>(
         for g in 0..part {
             products[g] = Vector::new(0.0f32);
         }
-        for w in 0..words {
+        for w in 0..steps {
             let key = Vector::<f32, N>::cast_from(k[at + w]);
             #[unroll]
             for g in 0..part {

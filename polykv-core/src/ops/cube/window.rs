@@ -1,7 +1,7 @@
 //! What the last queries of a prompt pay attention to. The scores of the window, `group · w` rows per KV head, are
 //! computed once and lie on the device until two short kernels have read them.
 
-use super::{HIDDEN, empty, width};
+use super::{HIDDEN, empty, length, unrolls, width};
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
@@ -27,6 +27,7 @@ pub fn score(
     let sums = empty(&q, [batch, kv_heads, n], DType::F32);
     let variances = empty(&q, [batch, kv_heads, n], DType::F32);
     let client = q.client.clone();
+    let known = unrolls(&client);
     let dtypes = [k.dtype, positions.dtype].map(dtype_to_storage_type);
     let tiles = n.div_ceil(UNITS) as u32;
     let (units, kv) = (CubeDim::new_1d(UNITS as u32), kv as u32);
@@ -46,7 +47,9 @@ pub fn score(
             window,
             group * window,
             dim / width,
+            dim / width,
             width,
+            known,
             dtypes,
         );
         log_sums_kernel::launch_unchecked(
@@ -84,10 +87,13 @@ fn scores_kernel<E: Float, I: Int, N: Size>(
     first: usize,
     window: usize,
     rows: usize,
+    steps: usize,
     #[comptime] words: usize,
     #[comptime] width: usize,
+    #[comptime] known: bool,
     #[define(E, I)] _dtypes: [ElemType; 2],
 ) {
+    let steps = length(steps, words, known);
     let kv = CUBE_POS_X as usize;
     let (kv_heads, n) = (k.shape(1), k.shape(2));
     let j = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
@@ -96,13 +102,13 @@ fn scores_kernel<E: Float, I: Int, N: Size>(
     }
     let at = (kv / kv_heads * k.stride(0) + kv % kv_heads * k.stride(1) + j * k.stride(2)) / width;
     let mut key = Array::<Vector<f32, N>>::new(words);
-    for w in 0..words {
+    for w in 0..steps {
         key[w] = Vector::<f32, N>::cast_from(k[at + w]) * Vector::new(scale);
     }
     let position = usize::cast_from(positions[kv * n + j]);
     for r in 0..rows {
         let mut products = Vector::<f32, N>::new(0.0f32);
-        for w in 0..words {
+        for w in 0..steps {
             products += key[w] * q[(kv * rows + r) * words + w];
         }
         let mut score = 0.0f32;
