@@ -23,7 +23,7 @@ TEST_SEED = 5000  # of the first batch; the others count on
 
 H2O = "normalize: true, recent_fraction: 0"
 # Candidates of every route, and the blends that some may choose as well.
-ROUTED = ["h2o", "h2o:{%s}" % H2O, "tova", "snapkv", "cake", "keydiff", "streaming-llm"]
+ROUTED = ["h2o", "h2o:{%s}" % H2O, "tova", "snapkv", "cake", "keydiff", "streaming-llm", "expected-attention"]
 BLEND_MEMBERS = {
     "blend-tova1-h2o1": [("tova", 1), ("h2o", 1)],
     "blend-tova3-h2o1": [("tova", 3), ("h2o", 1)],
