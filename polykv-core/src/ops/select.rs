@@ -123,7 +123,7 @@ pub fn choose(
     budget: usize,
 ) -> Result<(Tensor<3, Int>, Nans)> {
     check_budget(&scores, &positions, protected, budget)?;
-    if !kernels::has_kernels(&scores) {
+    if !kernels::moves_entries(&scores.device()) {
         let slots = oracle::choice::select(scores, positions, protected, budget)?;
         return Ok((slots, Nans::Known(false)));
     }
@@ -191,7 +191,7 @@ pub fn drop_lowest(
     protected: Protected<'_>,
 ) -> (Tensor<3, Int>, Nans) {
     let device = scores.device();
-    if is_cube(&device) && kernels::has_kernels(&scores) {
+    if is_cube(&device) && kernels::moves_entries(&device) {
         let (slots, nans) = kernels::lowest(scores, positions, protected.guard());
         return (slots, Nans::OnDevice(nans));
     }
@@ -290,7 +290,8 @@ pub fn replace(
     value: Tensor<4>,
     position: usize,
 ) -> Entries {
-    if is_cube(&victim.device()) {
+    let device = victim.device();
+    if is_cube(&device) && kernels::moves_entries(&device) {
         return kernels::replace_entry(entries, victim, key, value, position);
     }
     let (keys, values, positions) = entries;

@@ -13,7 +13,7 @@ pub fn top(
     count: usize,
 ) -> Tensor<3, Bool> {
     let [_, _, entries] = scores.dims();
-    if !kernels::has_kernels(&scores) || count == 0 || count >= entries {
+    if !kernels::moves_entries(&scores.device()) || count == 0 || count >= entries {
         return oracle::choice::top(scores, positions, count);
     }
     let (slots, _) = kernels::select_top(scores.clone(), positions, Guard::none(), seen, count);

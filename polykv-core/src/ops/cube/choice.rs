@@ -262,7 +262,8 @@ fn select_kernel<I: Int>(
     }
     sync_cube();
     let in_order = found[1].load() == 0u32;
-    let mut at = (counts[unit] - count) as usize;
+    let mut at = 0usize;
+    at += (counts[unit] - count) as usize;
     for j in first..end {
         let position = i32::cast_from(positions[start + j]);
         let key = rank(
