@@ -78,7 +78,7 @@ fn examine(backend: &'static str, spec: DeviceSpec) -> polykv::Result<Found> {
     let falls_back = match () {
         () if cpu => None,
         () if ops::is_cube(&device) => Some(
-            "kernels for attention and scores; choices and layers run stock operations, q8 is for the CPU",
+            "kernels for attention and eviction; layers run stock operations, q8 is for the CPU",
         ),
         () => Some("plain tensor operations: this backend has no kernels"),
     };

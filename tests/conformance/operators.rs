@@ -106,7 +106,12 @@ impl Table<'_> {
 
     fn finish(self) {
         for (what, worst) in &self.rows {
-            assert!(*worst <= 2e-5, "{}, {what}: {worst}", self.device);
+            // Stock products compute in the type that is stored; GPUs use them for prompts that nobody observes.
+            let most = match what.starts_with("attention alone") && what.ends_with("F16") {
+                true => 1e-3,
+                false => 2e-5,
+            };
+            assert!(*worst <= most, "{}, {what}: {worst}", self.device);
         }
     }
 }
@@ -240,6 +245,21 @@ pub fn attention(name: &str, device: &Device) {
     table.finish();
 }
 
+/// Names the first difference only: there may be thousands.
+fn equal(found: &[i64], wanted: &[i64], what: &str) {
+    assert_eq!(found.len(), wanted.len(), "{what}");
+    let pairs = found.iter().zip(wanted).enumerate();
+    let apart: Vec<_> = pairs
+        .filter(|(_, (found, wanted))| found != wanted)
+        .collect();
+    let first = apart.first();
+    assert!(
+        first.is_none(),
+        "{what}: {} differ, first {first:?}",
+        apart.len()
+    );
+}
+
 pub fn choices(name: &str, device: &Device) {
     let spans = [20..24, 31..32];
     // Few different scores, so that ties are common.
@@ -301,20 +321,20 @@ pub fn choices(name: &str, device: &Device) {
             .flat_map(|(scores, places)| host::kept(scores, places, &safe, budget))
             .collect();
         let read = |slots: &Tensor<3, Int>| slots.clone().try_into_vec_as::<i64>().unwrap();
-        assert_eq!(read(&kept), wanted, "{what}");
+        equal(&read(&kept), &wanted, &what);
 
         if budget < entries {
             let others: Vec<i64> = wanted
                 .chunks(budget)
                 .flat_map(|kept| (0..entries as i64).filter(|slot| !kept.contains(slot)))
                 .collect();
-            assert_eq!(read(&ops::rest(&kept, entries).unwrap()), others, "{what}");
+            equal(&read(&ops::rest(&kept, entries).unwrap()), &others, &what);
             let (victim, nans) = ops::drop_lowest(on_device(), positions.clone(), protected);
             nans.check().unwrap();
             let victims: Vec<i64> = of_heads()
                 .map(|(scores, places)| host::lowest(scores, places, &safe))
                 .collect();
-            assert_eq!(read(&victim), victims, "{what}");
+            equal(&read(&victim), &victims, &what);
         }
         let taken = ops::top(on_device(), positions.clone(), seen, budget);
         let taken: Vec<i64> = taken.int().try_into_vec_as().unwrap();

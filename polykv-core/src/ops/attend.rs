@@ -139,7 +139,8 @@ pub fn attend(
 ) -> Result<Tensor<4>> {
     // Stock products of many rows are tuned for each GPU: where nobody asks for probabilities, blocks of them do.
     let stock = q.dims()[2] > 1 && observe.is_none() && kernels::is_cube(&q.device());
-    if stock || !kernels::has_kernels(&q) {
+    let kernel = kernels::has_kernels(&q) && kernels::has_rounds(&q.device(), rounds(&q, &k));
+    if stock || !kernel {
         return oracle::attend(q, k, v, observe);
     }
     let (output, block) = if q.dims()[2] == 1 {
@@ -155,6 +156,22 @@ pub fn attend(
         observe(&block)?;
     }
     Ok(output)
+}
+
+/// How many rounds a unit of the GPU kernels takes at most: per key its products and sums by four elements, or per query
+/// of a group.
+fn rounds(q: &Tensor<4>, k: &Tensor<4>) -> usize {
+    let [_, heads, tokens, d] = q.dims();
+    let [_, kv_heads, entries, _] = k.dims();
+    let words = match d.is_multiple_of(4) {
+        true => d / 4,
+        false => d,
+    };
+    match tokens {
+        // Long caches are split over cubes.
+        1 => 0,
+        _ => (entries * (2 * words + 3)).max(heads / kv_heads * tokens * (words + 1)),
+    }
 }
 
 /// Attention of the last `w` queries over cached entries in any slot order; an entry is visible to a query of its own

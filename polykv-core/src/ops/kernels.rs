@@ -200,13 +200,25 @@ pub fn has_cpu_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && is_cpu(&tensor.device())
 }
 
-/// Whether CubeCL devices choose and move entries with kernels of their own. Off until the conformance test has passed
-/// with it: until then they choose on the host in prefill and by plain tensor operations in decode.
-const CUBE_CHOOSES: bool = false;
-
 /// Whether the device chooses and moves entries with kernels, which take every type that is stored.
 pub fn moves_entries(device: &Device) -> bool {
-    is_cpu(device) || CUBE_CHOOSES && is_cube(device)
+    is_cpu(device) || is_cube(device)
+}
+
+/// Whether a unit of a kernel may take `rounds` rounds of its loops. Software Vulkan (llvmpipe) ends all loops of a unit
+/// after 65,535 rounds together, and nothing tells that the result is a part; like it, only software has no plane
+/// operations.
+pub fn has_rounds(device: &Device, rounds: usize) -> bool {
+    match device.as_dispatch() {
+        #[cfg(feature = "cube")]
+        DispatchDevice::Cube(own) => {
+            rounds < 60_000 || !own.client().properties().features.plane.is_empty()
+        }
+        _ => {
+            let _ = rounds;
+            true
+        }
+    }
 }
 
 /// Whether the device is the CPU backend.

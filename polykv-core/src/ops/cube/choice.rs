@@ -20,8 +20,10 @@ pub fn select(
     budget: usize,
 ) -> (CubeTensor, CubeTensor) {
     let [batch, kv_heads, n] = scores.shape().dims::<3>();
+    let chosen = empty(&scores, [batch, kv_heads, budget], positions.dtype);
     let kept = empty(&scores, [batch, kv_heads, budget], positions.dtype);
     let nans = empty(&scores, [batch, kv_heads], DType::F32);
+    let disorder = empty(&scores, [batch, kv_heads], DType::F32);
     let client = scores.client.clone();
     let dtype = dtype_to_storage_type(positions.dtype);
     let last = seen.max(2) - 1;
@@ -33,16 +35,29 @@ pub fn select(
             CubeCount::Static((batch * kv_heads) as u32, 1, 1),
             CubeDim::new_1d(UNITS as u32),
             scores.into_tensor_arg(),
-            positions.into_tensor_arg(),
+            positions.clone().into_tensor_arg(),
             spans(&client, guard),
-            kept.clone().into_tensor_arg(),
+            chosen.clone().into_tensor_arg(),
             nans.clone().into_tensor_arg(),
+            disorder.clone().into_tensor_arg(),
             n,
             budget,
             guard.sinks,
             guard.recent,
             guard.spans.len(),
             position_digits,
+            dtype.clone(),
+        );
+        order_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, budget.div_ceil(UNITS) as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            chosen.into_tensor_arg(),
+            positions.into_tensor_arg(),
+            disorder.into_tensor_arg(),
+            kept.clone().into_tensor_arg(),
+            n,
+            budget,
             dtype,
         );
     }
@@ -123,14 +138,16 @@ fn is_nan_bits(score: f32) -> bool {
 }
 
 /// Finds the rank and the position of the last entry that stays, digit by digit from the highest: each pass counts
-/// the digits of the entries that agree with what is known so far. Positions decide between equal ranks.
+/// the digits of the entries that agree with what is known so far. Positions decide between equal ranks. The slots come
+/// out ascending; `disorder` is not 0 where that is not the order of positions.
 #[cube(launch_unchecked)]
 fn select_kernel<I: Int>(
     scores: &Tensor<f32>,
     positions: &Tensor<I>,
     spans: &[i32],
-    kept: &mut Tensor<I>,
+    chosen: &mut Tensor<I>,
     nans: &mut Tensor<f32>,
+    disorder: &mut Tensor<f32>,
     n: usize,
     budget: usize,
     sinks: i32,
@@ -259,9 +276,9 @@ fn select_kernel<I: Int>(
             counts[u] = so_far;
         }
         nans[head] = f32::cast_from(found[0].load());
+        disorder[head] = f32::cast_from(found[1].load());
     }
     sync_cube();
-    let in_order = found[1].load() == 0u32;
     let mut at = 0usize;
     at += (counts[unit] - count) as usize;
     for j in first..end {
@@ -275,23 +292,43 @@ fn select_kernel<I: Int>(
             span_count,
         );
         if key > known[0] || key == known[0] && u32::cast_from(position) >= known[1] {
-            if !in_order {
-                // Rare: only a cache that decoded and is trimmed again. Counts what lies before.
-                at = 0usize;
-                for i in 0..n {
-                    let other = i32::cast_from(positions[start + i]);
-                    let key = rank(scores[start + i], other, spans, sinks, recent, span_count);
-                    let stays =
-                        key > known[0] || key == known[0] && u32::cast_from(other) >= known[1];
-                    if stays && other < position {
-                        at += 1usize;
-                    }
-                }
-            }
-            kept[head * budget + at] = I::cast_from(j);
+            chosen[head * budget + at] = I::cast_from(j);
             at += 1usize;
         }
     }
+}
+
+/// One unit per entry that stays: its place in the order of positions. Slots are out of that order only in a cache that
+/// decoded and is trimmed again.
+#[cube(launch_unchecked)]
+fn order_kernel<I: Int>(
+    chosen: &Tensor<I>,
+    positions: &Tensor<I>,
+    disorder: &Tensor<f32>,
+    kept: &mut Tensor<I>,
+    n: usize,
+    budget: usize,
+    #[define(I)] _dtype: ElemType,
+) {
+    let head = CUBE_POS_X as usize;
+    let i = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if i >= budget {
+        terminate!();
+    }
+    let (start, first) = (head * n, head * budget);
+    let slot = chosen[first + i];
+    let mut at = 0usize;
+    if disorder[head] == 0.0f32 {
+        at += i;
+    } else {
+        let position = positions[start + usize::cast_from(slot)];
+        for other in 0..budget {
+            if positions[start + usize::cast_from(chosen[first + other])] < position {
+                at += 1usize;
+            }
+        }
+    }
+    kept[first + at] = slot;
 }
 
 #[cube(launch_unchecked)]
