@@ -61,6 +61,9 @@ class Results:
     def uniform(self):
         return len(self.plans[self.primary][self.phase]) == 1
 
+    def generated(self):
+        return not self.settings["likelihood_only"]
+
     def needles(self):
         return [task for task in self.scores if task.startswith("needle")]
 
@@ -70,7 +73,7 @@ def table(own):
     first = ["text ΔNLL"] if "text" in own.scores else []
     header = ["plan", *first]
     for task in own.needles():
-        header += [f"{task}: found", f"{task}: ΔNLL"]
+        header += [f"{task}: found"] * own.generated() + [f"{task}: ΔNLL"]
     if "fidelity" in own.scores:
         header += ["KL", "same top token"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
@@ -80,9 +83,10 @@ def table(own):
         if first:
             cells.append(shown(own.difference("text", name), 4))
         for task in own.needles():
-            found = interval(own.values(task, name, "exact"))
-            found = [100 * part for part in found]
-            cells += [f"{found[0]:.0f} % [{found[1]:.0f}, {found[2]:.0f}]", shown(own.difference(task, name), 2)]
+            if own.generated():
+                found = [100 * part for part in interval(own.values(task, name, "exact"))]
+                cells.append(f"{found[0]:.0f} % [{found[1]:.0f}, {found[2]:.0f}]")
+            cells.append(shown(own.difference(task, name), 2))
         if "fidelity" in own.scores:
             kl, same = (interval(own.values("fidelity", name, score)) for score in ["kl", "agreement"])
             same = [100 * part for part in same]

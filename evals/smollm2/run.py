@@ -209,7 +209,8 @@ def collect(scores, task, out):
 
 def run_batch(args, work, plans, shuffled, batch, results):
     for task in args.tasks:
-        collect(results["scores"], task, evaluate(args, work, plans, batch, task, task))
+        more = ["--likelihood-only"] if args.likelihood_only and task.startswith("needle") else []
+        collect(results["scores"], task, evaluate(args, work, plans, batch, task, task, more))
     if shuffled and batch < args.shuffle_batches:
         for task in (task for task in RANKED if task in args.tasks):
             more = ["--likelihood-only"] if task == "needle" else []
@@ -234,7 +235,7 @@ def tokens(args):
 def settings(args, ratio):
     hashed = lambda path: hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
     names = ["phase", "primary", "model", "length", "continuation", "without", "batches", "shuffles", "shuffle_batches", "tasks",
-             "examples", "evidence", "calibration_length", "calibration_continuation", "refine"]
+             "likelihood_only", "examples", "evidence", "calibration_length", "calibration_continuation", "refine"]
     return {"ratio": ratio, **{name: getattr(args, name) for name in names}, "test_sha256": hashed(args.test_text),
             "calibration_sha256": [hashed(path) for path in args.calibration_text]}
 
@@ -300,6 +301,7 @@ def main():
     parser.add_argument("--shuffles", type=int, default=100)
     parser.add_argument("--shuffle-batches", type=int, default=16, help="in how many batches the shuffles run")
     parser.add_argument("--tasks", type=names, help="[default: all; fidelity for --phase decode]")
+    parser.add_argument("--likelihood-only", action="store_true", help="generate no answers for needles: less than half the time")
     parser.add_argument("--calibrations", type=names, help="[default: all of the phase]")
     parser.add_argument("--primary", help="the plan that the targets are about and that shuffles are made of; name it before "
                         "the test [default: both-refined; text for --phase decode]")
