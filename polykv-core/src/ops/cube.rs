@@ -1,6 +1,14 @@
 //! CubeCL kernels, the same on every CubeCL runtime. Units of a cube exchange numbers through shared memory only:
 //! software adapters have no plane operations. Nothing here waits for the device.
 
+#![allow(
+    clippy::assign_op_pattern,
+    clippy::collapsible_if,
+    clippy::duplicate_underscore_argument,
+    clippy::manual_div_ceil,
+    reason = "the language of kernels is a part of Rust, and its macro makes arguments of its own"
+)]
+
 mod choice;
 mod entries;
 mod hits;

@@ -61,6 +61,7 @@ impl Protected<'_> {
 
 /// Whether scores were NaN.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per layer")]
 pub enum Nans {
     Known(bool),
     /// How many, `[batch, kv_heads]`, on a device that is not to be waited for.

@@ -46,7 +46,7 @@ pub fn select(
             guard.recent,
             guard.spans.len(),
             position_digits,
-            dtype.clone(),
+            dtype,
         );
         order_kernel::launch_unchecked(
             &client,

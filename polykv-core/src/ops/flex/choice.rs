@@ -18,7 +18,8 @@ pub fn select(
     let heads = scores.len() / entries;
     let mut kept = vec![0; heads * budget];
     let mut nans = vec![0.0; heads];
-    let work = |((kept, nans), (scores, positions)): ((&mut [i64], &mut f32), (&[f32], &[i64]))| {
+    type Head<'a> = ((&'a mut [i64], &'a mut f32), (&'a [f32], &'a [i64]));
+    let work = |((kept, nans), (scores, positions)): Head<'_>| {
         *nans = scores.iter().filter(|score| score.is_nan()).count() as f32;
         select_head(scores, positions, guard, kept);
     };

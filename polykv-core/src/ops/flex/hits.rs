@@ -99,8 +99,8 @@ fn tile_hits<V: Vector>(at: &Columns, q: &Heads<'_>, keys: &[f32], log_sums: &[f
                 let log_sum = log_sums[(at.batch * q.heads + head) * q.tokens + first + r];
                 let least = log_sum - ((tile.visible + r) as f32).ln() - HIT_SLACK;
                 let digit = ((at.bits * (first + r - start)) as f32).exp2();
-                for i in 0..KEYS {
-                    let hit = if row[i] >= least { 1.0 } else { 0.0 };
+                for (i, &score) in row.iter().enumerate().take(KEYS) {
+                    let hit = if score >= least { 1.0 } else { 0.0 };
                     hits.counts[i] += hit;
                     hits.digits[i] += hit * digit;
                 }

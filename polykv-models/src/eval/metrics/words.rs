@@ -24,13 +24,11 @@ pub fn f1(prediction: &str, truth: &str) -> f64 {
 pub fn f1_zh(prediction: &str, truth: &str) -> f64 {
     let words = |text: &str| -> Vec<String> {
         let words = segment(text).into_iter().map(|word| {
-            let kept = word
-                .to_lowercase()
+            word.to_lowercase()
                 .chars()
                 .filter(|c| !(c.is_ascii_punctuation() || PUNCTUATION_ZH.contains(*c)))
                 .filter(|c| !is_space(*c))
-                .collect::<String>();
-            kept
+                .collect::<String>()
         });
         words.filter(|word| !word.is_empty()).collect()
     };
