@@ -207,15 +207,16 @@ def collect(scores, task, out):
             own.setdefault(name, []).append(round(score, 6))
 
 
-def run_batch(args, work, plans, shuffled, batch, results):
+def run_batch(args, work, plans, batch, results):
     for task in args.tasks:
         more = ["--likelihood-only"] if args.likelihood_only and task.startswith("needle") else []
         collect(results["scores"], task, evaluate(args, work, plans, batch, task, task, more))
-    if shuffled and batch < args.shuffle_batches:
-        for task in (task for task in RANKED if task in args.tasks):
-            more = ["--likelihood-only"] if task == "needle" else []
-            out = evaluate(args, work, shuffled, batch, task, f"{task}-shuffles", more)
-            collect(results["shuffles"], task, out)
+
+
+def run_shuffles(args, work, plans, batch, results):
+    for task in (task for task in RANKED if task in args.tasks):
+        more = ["--likelihood-only"] if task == "needle" else []
+        collect(results["shuffles"], task, evaluate(args, work, plans, batch, task, f"{task}-shuffles", more))
 
 
 def tokens(args):
@@ -234,8 +235,8 @@ def tokens(args):
 
 def settings(args, ratio):
     hashed = lambda path: hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
-    names = ["phase", "primary", "model", "length", "continuation", "without", "batches", "shuffles", "shuffle_batches", "tasks",
-             "likelihood_only", "examples", "evidence", "calibration_length", "calibration_continuation", "refine"]
+    names = ["phase", "primary", "model", "length", "continuation", "without", "batches", "shuffles", "tasks", "likelihood_only",
+             "examples", "evidence", "calibration_length", "calibration_continuation", "refine"]
     return {"ratio": ratio, **{name: getattr(args, name) for name in names}, "test_sha256": hashed(args.test_text),
             "calibration_sha256": [hashed(path) for path in args.calibration_text]}
 
@@ -244,7 +245,7 @@ def start(args, ratio, path):
     """What earlier runs left in --out, or nothing yet."""
     wanted = settings(args, ratio)
     if not path.exists():
-        return {"settings": wanted, "finished": 0, "plans": {}, "scores": {}, "shuffles": {}}
+        return {"settings": wanted, "finished": 0, "shuffled": 0, "plans": {}, "scores": {}, "shuffles": {}}
     results = json.loads(path.read_text())
     apart = [name for name in wanted if results["settings"].get(name) != wanted[name]]
     if apart:
@@ -267,18 +268,25 @@ def measure(args, ratio, began):
     args.out.mkdir(parents=True, exist_ok=True)
     # The plans are on disk before anything of the test runs.
     path.write_text(json.dumps(results) + "\n")
-    longest = 0.0
-    for batch in range(results["finished"], args.batches):
-        at = time.time()
-        if at + longest > began + 60 * args.minutes:
-            break
-        run_batch(args, work, plans, shuffled, batch, results)
-        results["finished"] = batch + 1
-        part = path.with_suffix(".part")
-        part.write_text(json.dumps(results) + "\n")
-        part.rename(path)
-        longest = max(longest, time.time() - at)
-        print(f"{ratio}: batch {batch + 1} of {args.batches} in {time.time() - at:.0f} s", flush=True)
+
+    def batches(count, work_on, own, most):
+        """Runs the batches that `count` does not know yet; each is on disk before the next one starts."""
+        longest = 0.0
+        for batch in range(results[count], most):
+            at = time.time()
+            if at + longest > began + 60 * args.minutes:
+                break
+            work_on(args, work, own, batch, results)
+            results[count] = batch + 1
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(results) + "\n")
+            part.rename(path)
+            longest = max(longest, time.time() - at)
+            print(f"{ratio}: {count} {batch + 1} of {most} in {time.time() - at:.0f} s", flush=True)
+
+    batches("finished", run_batch, plans, args.batches)
+    if shuffled:
+        batches("shuffled", run_shuffles, shuffled, min(args.shuffle_batches, results["finished"]))
 
 
 def main():
@@ -299,7 +307,7 @@ def main():
     parser.add_argument("--without", type=names, default=[], help="single policies to leave out, for time")
     parser.add_argument("--batches", type=int, default=16, help="of 4 windows, 7 needles per protocol, 1 text for fidelity")
     parser.add_argument("--shuffles", type=int, default=100)
-    parser.add_argument("--shuffle-batches", type=int, default=16, help="in how many batches the shuffles run")
+    parser.add_argument("--shuffle-batches", type=int, default=16, help="in how many of the batches the shuffles run")
     parser.add_argument("--tasks", type=names, help="[default: all; fidelity for --phase decode]")
     parser.add_argument("--likelihood-only", action="store_true", help="generate no answers for needles: less than half the time")
     parser.add_argument("--calibrations", type=names, help="[default: all of the phase]")
