@@ -64,15 +64,7 @@ impl Cascade {
             .push(self.least[0][self.notes.len()].map(|_| note.entries));
         self.notes.push(note);
         let wanted = self.budgets(Phase::Prefill)?;
-        // What a layer has lost does not come back: what rounding takes from one layer the next ones get.
-        let mut spare = 0;
-        for (held, wanted) in self.held.iter_mut().zip(wanted) {
-            if let (Some(held), Some(wanted)) = (held, wanted) {
-                let granted = (*held).min(wanted + spare);
-                spare = wanted + spare - granted;
-                *held = granted;
-            }
-        }
+        grant(&mut self.held, &wanted);
         Ok(&self.held)
     }
 
@@ -158,5 +150,33 @@ impl KvCache {
             own.settle(*prefill, decode);
         }
         Ok(())
+    }
+}
+
+/// Cuts what layers hold to what they should hold. What a layer has lost does not come back: what rounding takes from one
+/// layer the next ones get.
+fn grant(held: &mut [Option<usize>], wanted: &[Option<usize>]) {
+    let mut spare = 0;
+    for (held, wanted) in held.iter_mut().zip(wanted) {
+        if let (Some(held), Some(wanted)) = (held, wanted) {
+            let granted = (*held).min(wanted + spare);
+            spare = wanted + spare - granted;
+            *held = granted;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::grant;
+
+    #[test]
+    fn what_a_layer_cannot_take_back_goes_to_the_next() {
+        let mut held = [Some(10), None, Some(20), Some(60)];
+        grant(&mut held, &[Some(11), None, Some(19), Some(15)]);
+        assert_eq!(held, [Some(10), None, Some(20), Some(15)]);
+        // The layer at hand has all its entries.
+        grant(&mut held, &[Some(12), None, Some(20), Some(13)]);
+        assert_eq!(held, [Some(10), None, Some(20), Some(15)]);
     }
 }
