@@ -53,12 +53,12 @@ pub fn one_line(text: &str) -> String {
 ///
 /// # Errors
 /// A folder that is not there or cannot be written.
-pub fn write_whole(path: &Path, content: impl AsRef<str>) -> Result<()> {
+pub fn write_whole(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     let mut name = path.as_os_str().to_owned();
     name.push(".part");
     let part = Path::new(&name);
     std::fs::File::create(part)
-        .and_then(|mut file| file.write_all(content.as_ref().as_bytes()))
+        .and_then(|mut file| file.write_all(content.as_ref()))
         .and_then(|()| std::fs::rename(part, path))
         .map_err(|e| Error::io(path, e))
 }

@@ -16,12 +16,10 @@ use std::path::Path;
 pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let text = match &args.action {
         PlanAction::Show { file, json, out } => {
-            if let Some(out) = out {
-                check_svg(out)?;
-            }
+            let draw = out.as_deref().map(drawing).transpose()?;
             let plan = Plan::read(file)?;
-            if let Some(out) = out {
-                write_whole(out, picture::svg(&plan))?;
+            if let (Some(out), Some(draw)) = (out, draw) {
+                write_whole(out, draw(&plan)?)?;
             }
             match json {
                 true => as_json(&plan)?,
@@ -48,17 +46,15 @@ fn finish(plan: &Plan, out: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
-fn check_svg(path: &Path) -> Result<()> {
-    match path.extension().is_some_and(|own| own == "svg") {
-        true => Ok(()),
-        false => {
+/// How a picture is made, by the file's name.
+fn drawing(path: &Path) -> Result<fn(&Plan) -> Result<Vec<u8>>> {
+    match path.extension().and_then(|own| own.to_str()) {
+        Some("svg") => Ok(|plan| Ok(picture::svg(plan).into_bytes())),
+        Some("png") => Ok(|plan| picture::png(&picture::svg(plan))),
+        _ => {
             let found = format!("'{}'", path.display());
-            Err(Error::invalid(
-                "command line",
-                "--out",
-                found,
-                "a name that ends in .svg",
-            ))
+            let allowed = "a name that ends in .svg or .png";
+            Err(Error::invalid("command line", "--out", found, allowed))
         }
     }
 }

@@ -19,8 +19,8 @@ pub enum PlanAction {
         /// Print one JSON object instead
         #[arg(long)]
         json: bool,
-        /// Draw the plan into this .svg file as well: layers and phases, colour by policy, height by budget
-        #[arg(long, value_name = "FILE.svg")]
+        /// Draw the plan into this .svg or .png file as well: layers and phases, colour by policy, height by budget
+        #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
     /// Lists the layers in which two plans differ

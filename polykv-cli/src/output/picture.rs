@@ -1,7 +1,9 @@
-//! A plan as SVG: one bar per layer and phase, its colour the policy, its height the budget.
+//! A plan as a picture: one bar per layer and phase, its colour the policy, its height the budget.
 
 use super::describe_budget;
-use polykv::{Phase, Plan, Rule};
+use polykv::{Error, Phase, Plan, Result, Rule};
+use resvg::usvg::fontdb::{Family, Query};
+use resvg::{tiny_skia, usvg};
 use std::fmt::Write;
 
 const BAR: usize = 16;
@@ -14,7 +16,10 @@ const PANEL: usize = HEIGHT + 50;
 /// Pixels per letter, generously.
 const LETTER: usize = 7;
 
-/// The whole file.
+/// Pixels of a PNG per unit of the SVG.
+const SCALE: f32 = 2.0;
+
+/// The whole SVG file.
 pub fn svg(plan: &Plan) -> String {
     let phases = [Phase::Prefill, Phase::Decode];
     let mut labels: Vec<String> = Vec::new();
@@ -96,6 +101,36 @@ pub fn svg(plan: &Plan) -> String {
     svg
 }
 
+/// An SVG file as a PNG file.
+///
+/// # Errors
+/// A machine without fonts, on which the labels would be missing, and a picture beyond the memory.
+pub fn png(svg: &str) -> Result<Vec<u8>> {
+    let failed = |why: &dyn std::fmt::Display| Error::Failed(format!("PNG picture: {why}"));
+    let mut options = usvg::Options::default();
+    let fonts = options.fontdb_mut();
+    fonts.load_system_fonts();
+    let wanted = Query {
+        families: &[Family::SansSerif],
+        ..Query::default()
+    };
+    if fonts.query(&wanted).is_none() {
+        let any = fonts
+            .faces()
+            .find_map(|face| Some(face.families.first()?.0.clone()));
+        let none = "this machine has no fonts for the labels; an .svg file needs none";
+        fonts.set_sans_serif_family(any.ok_or_else(|| failed(&none))?);
+    }
+    let tree = usvg::Tree::from_str(svg, &options).map_err(|e| failed(&e))?;
+    let size = tree.size().to_int_size();
+    let pixels = |units: u32| (units as f32 * SCALE) as u32;
+    let mut picture = tiny_skia::Pixmap::new(pixels(size.width()), pixels(size.height()))
+        .ok_or_else(|| failed(&"too large"))?;
+    let scale = tiny_skia::Transform::from_scale(SCALE, SCALE);
+    resvg::render(&tree, scale, &mut picture.as_mut());
+    picture.encode_png().map_err(|e| failed(&e))
+}
+
 fn label(rule: &Rule) -> String {
     let params = super::describe_params(&rule.params);
     match params.is_empty() {
@@ -173,5 +208,28 @@ mod tests {
             opened,
             svg.matches("/>").count() + svg.matches("</").count()
         );
+    }
+
+    #[test]
+    fn pixels_are_the_bars_and_the_letters() {
+        let plan = "{schema: 1, layers: 1, budget: {tokens: 20}, prefill: [{layers: 0, policy: tova, tokens: 20}],
+            decode: [{layers: 0, policy: full}]}";
+        let plan = Plan::from_yaml("test", plan).unwrap();
+        let bytes = match png(&svg(&plan)) {
+            Ok(bytes) => bytes,
+            Err(error) => return assert!(error.to_string().contains("no fonts"), "{error}"),
+        };
+        let picture = tiny_skia::Pixmap::decode_png(&bytes).unwrap();
+        let at = |x: usize, y: usize| {
+            let own = picture.pixel(2 * x as u32, 2 * y as u32).unwrap();
+            (own.red(), own.green(), own.blue())
+        };
+        let (x, middle) = (LEFT + BAR / 2, TOP + HEIGHT / 2);
+        assert_eq!(at(x, middle), (0x33, 0x66, 0xaa));
+        assert_eq!(at(x, middle + PANEL), (0xdd, 0x77, 0x33));
+        assert_eq!(at(LEFT + BAR + GAP / 2, middle), (255, 255, 255));
+        // The phase's name left of its bars.
+        let dark = |x: usize| (middle - 12..middle).any(|y| at(x, y).0 < 100);
+        assert!((LEFT - 50..LEFT - 10).any(dark));
     }
 }
