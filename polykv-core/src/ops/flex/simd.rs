@@ -133,8 +133,10 @@ pub fn fma<V: Vector>(a: f32, b: f32, c: f32) -> f32 {
 #[inline(always)]
 pub fn exp<V: Vector>(x: f32) -> f32 {
     let x = x.clamp(-87.0, 88.0);
-    // Adding and subtracting 1.5 · 2²³ rounds to the nearest integer.
-    let z = (x * std::f32::consts::LOG2_E + 12_582_912.0) - 12_582_912.0;
+    // Adding and subtracting 1.5 · 2²³ rounds to the nearest integer, which the sum's last bits hold: a cast would check
+    // every lane for NaN.
+    let rounded = x * std::f32::consts::LOG2_E + 12_582_912.0;
+    let z = rounded - 12_582_912.0;
     let r = fma::<V>(z, -0.693_359_4, x);
     let r = fma::<V>(z, 2.121_944_4e-4, r);
     let mut p = 1.987_569_1e-4;
@@ -148,7 +150,7 @@ pub fn exp<V: Vector>(x: f32) -> f32 {
         p = fma::<V>(p, r, c);
     }
     let y = fma::<V>(p, r * r, r + 1.0);
-    y * f32::from_bits(((z as i32 + 127) << 23) as u32)
+    y * f32::from_bits(rounded.to_bits().wrapping_add(127) << 23)
 }
 
 /// Sum of products. Four independent vectors of sums hide the latency of the additions.
@@ -242,6 +244,6 @@ pub fn max(values: &[f32]) -> f32 {
 
 /// One instruction, unlike `f32::max`, which looks for NaN.
 #[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
+pub fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
