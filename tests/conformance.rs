@@ -7,8 +7,12 @@
 
 #[path = "conformance/host.rs"]
 mod host;
+#[path = "conformance/keys.rs"]
+mod keys;
 #[path = "conformance/operators.rs"]
 mod operators;
+#[path = "conformance/order.rs"]
+mod order;
 mod reference;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -38,6 +42,10 @@ fn devices() -> Vec<(String, Device)> {
 #[test]
 fn operators_agree_with_the_host() {
     for (name, device) in devices() {
+        keys::likeness(&name, &device);
+        keys::summed(&name, &device);
+        order::pooling(&name, &device);
+        order::followers(&name, &device);
         operators::choices(&name, &device);
         operators::moves(&name, &device);
         operators::attention(&name, &device);

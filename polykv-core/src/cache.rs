@@ -6,6 +6,7 @@ mod facts;
 mod layer;
 mod order;
 mod prompt;
+mod queries;
 mod report;
 mod shared;
 mod slots;
@@ -294,7 +295,7 @@ impl KvCache {
 
     /// What is kept and what it costs, measured from the tensors that exist.
     pub fn report(&self) -> CacheReport {
-        CacheReport::of(&self.layers, self.peak_bytes)
+        CacheReport::of(&self.layers, self.peak_bytes.max(self.kv_bytes()))
     }
 
     fn kv_bytes(&self) -> usize {
@@ -314,12 +315,9 @@ impl KvCache {
         })?;
         let before = cache.kv_bytes();
         let output = step(cache)?;
-        let transient = if cache.kv_bytes() == before {
-            0
-        } else {
-            before
-        };
-        self.peak_bytes = self.peak_bytes.max(self.kv_bytes() + transient);
+        if cache.kv_bytes() != before {
+            self.peak_bytes = self.peak_bytes.max(self.kv_bytes() + before);
+        }
         Ok(output)
     }
 }

@@ -1,8 +1,9 @@
 //! What a device has, and whether the operators give the right numbers on it.
 
 mod host;
+mod likeness;
 
-use crate::ops::{self, AttentionBlock, Protected};
+use crate::ops::{self, AttentionBlock, Pool, Protected};
 use crate::policy::Protect;
 use crate::{Error, Result, Storage};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -39,6 +40,8 @@ pub fn self_test(device: &Device) -> Result<Vec<Check>> {
     attention(&inputs, device, &mut checks)?;
     layers(&inputs, device, &mut checks)?;
     choices(&inputs, device, &mut checks)?;
+    order(&inputs, device, &mut checks)?;
+    likeness(&inputs, device, &mut checks)?;
     Ok(checks)
 }
 
@@ -160,6 +163,39 @@ fn choices(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<
     Ok(())
 }
 
+fn order(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()> {
+    let scores = inputs.scores(device);
+    let pooled = ops::pool(scores.clone(), None, Inputs::WINDOW, 5, Pool::Avg);
+    checks.push(compare("pooling", pooled, &inputs.pooled(5))?);
+    let victims = inputs.victims();
+    let victim = || Tensor::from_data(TensorData::new(victims.clone(), [1, 2, 1]), device);
+    let left = ops::drop_from_order(inputs.positions(device), victim(), false);
+    checks.push(exact("order", left, &inputs.left())?);
+    let moved = ops::move_last(scores, victim());
+    checks.push(compare("statistics", moved, &inputs.moved_scores())?);
+    Ok(())
+}
+
+fn likeness(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()> {
+    let [_, k, _] = inputs.attention(device);
+    let expected = inputs.likeness();
+    let norms = ops::key_norms(k.clone());
+    checks.push(compare("key norms", norms.clone(), &expected.norms)?);
+    let anchor = k.clone().narrow(2, 0, 1);
+    let cosines = ops::key_cosines(k.clone(), norms, anchor);
+    checks.push(compare("key cosines", cosines, &expected.cosines)?);
+    let slots = |slots: &[i64]| {
+        let dims = [1, 2, slots.len() / 2];
+        Tensor::<3, Int>::from_data(TensorData::new(slots.to_vec(), dims), device)
+    };
+    let (evicted, kept) = (slots(&expected.evicted), slots(&inputs.kept()));
+    let (cosines, places) = ops::closest(k.clone(), evicted.clone(), kept.clone());
+    checks.push(exact("closest keys", places.clone(), &expected.places)?);
+    let merged = ops::merge_into(k, evicted, kept, places, cosines);
+    checks.push(compare("merging", merged, &expected.merged)?);
+    Ok(())
+}
+
 fn compare<const D: usize>(
     name: &'static str,
     found: Tensor<D>,
@@ -205,7 +241,7 @@ mod tests {
     #[test]
     fn the_cpu_passes_every_check() {
         let checks = self_test(&Device::flex()).unwrap();
-        assert!(checks.len() >= 13, "{checks:?}");
+        assert!(checks.len() >= 20, "{checks:?}");
         for check in &checks {
             assert!(check.ok, "{check:?}");
         }

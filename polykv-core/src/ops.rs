@@ -1,5 +1,6 @@
 //! Tensor operations under the cache, the policies and the models, on any burn device. Those that matter for speed
-//! have kernels ([`KvOps`](kernels::KvOps)); the rest, and every kernel's oracle, are plain tensor operations.
+//! have kernels ([`KvOps`](kernels::KvOps), [`EntryOps`](kernels::EntryOps)); the rest, and every kernel's oracle, are
+//! plain tensor operations.
 
 mod attend;
 #[cfg(feature = "cube")]
@@ -8,18 +9,23 @@ mod cube;
 #[cfg(feature = "flex")]
 mod flex;
 pub mod kernels;
+mod keys;
 pub mod layers;
 pub mod oracle;
 mod pool;
 mod select;
 mod top;
 
-pub use attend::{AttentionBlock, Observer, attend, attention_row, window_attention, window_score};
+pub use attend::{
+    AttentionBlock, Observer, attend, attend_summed, attention_row, window_attention, window_score,
+};
 pub use kernels::{Entries, is_cpu, is_cube};
+pub use keys::{closest, key_cosines, key_norms, merge_into};
 pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, settle, silu_mul, to_f32};
 pub use pool::{Pool, pool};
 pub use select::{
-    Nans, Protected, choose, compact, drop_lowest, grow, put, replace, rest, select, take,
+    Nans, Protected, choose, compact, drop_from_order, drop_lowest, grow, move_last, put, replace,
+    rest, select, take,
 };
 pub use top::top;
 

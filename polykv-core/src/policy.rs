@@ -82,6 +82,8 @@ pub struct Needs {
     pub queries: usize,
     /// Whether [`Policy::observe`] is called with the attention of every query.
     pub attention: bool,
+    /// Whether it then asks for the sums of its columns.
+    pub column_sums: bool,
     /// Whether scores depend on the entries' order of position (pooling, partitions).
     pub position_order: bool,
     /// Whether the model must tell its rotary frequencies.
@@ -96,6 +98,7 @@ impl Needs {
         Self {
             queries: self.queries.max(other.queries),
             attention: self.attention || other.attention,
+            column_sums: self.column_sums || other.column_sums,
             position_order: self.position_order || other.position_order,
             rope: self.rope || other.rope,
             output: self.output || other.output,

@@ -2,6 +2,7 @@ mod evict;
 mod shared;
 
 use super::order::Order;
+use super::queries::Queries;
 use super::slots::slots_for;
 use super::spans::Spans;
 use super::states::States;
@@ -30,8 +31,8 @@ pub struct LayerCache {
     expected: usize,
     store: Option<Store>,
     order: Order,
-    /// The latest queries, `[batch, heads, at most needs.queries, head_dim]`.
-    queries: Option<Tensor<4>>,
+    /// At least the latest `needs.queries`.
+    queries: Queries,
     states: States,
     /// The scores of the entries, while they may still be cut by the same ones: `[batch, kv_heads, entries]`.
     scores: Option<Tensor<3>>,
@@ -55,7 +56,7 @@ impl LayerCache {
             expected: 0,
             store: None,
             order: Order::default(),
-            queries: None,
+            queries: Queries::default(),
             states: States::default(),
             scores: None,
             seen: 0,
@@ -93,7 +94,7 @@ impl LayerCache {
     pub fn aux_bytes(&self) -> usize {
         self.store.as_ref().map_or(0, Store::position_bytes)
             + self.order.bytes()
-            + self.queries.as_ref().map_or(0, ops::bytes)
+            + self.queries.bytes()
             + self.states.bytes()
             + self.scores.as_ref().map_or(0, ops::bytes)
     }
@@ -267,7 +268,9 @@ impl LayerCache {
             store.append(k, v, self.seen);
         }
         self.order.append(before, tokens);
-        self.remember_queries(q);
+        if self.needs.queries > 0 {
+            self.queries.remember(q, self.needs.queries);
+        }
         let first = self.seen;
         self.seen += tokens;
         self.expected = self.expected.saturating_sub(tokens);
@@ -282,17 +285,6 @@ impl LayerCache {
             facts: self.facts.clone(),
             device: self.device.clone(),
         }
-    }
-
-    fn remember_queries(&mut self, q: &Tensor<4>) {
-        if self.needs.queries == 0 {
-            return;
-        }
-        let all = match self.queries.take() {
-            Some(old) => Tensor::cat(vec![old, q.clone()], 2),
-            None => q.clone(),
-        };
-        self.queries = Some(latest(all, self.needs.queries));
     }
 
     /// The attention output, and on demand the last query's attention row.
@@ -315,7 +307,10 @@ impl LayerCache {
             row = want_row.then(|| block.last_row());
             states.observe(rules, block)
         };
-        let output = ops::attend(q, keys, values, Some(&mut observe))?;
+        let output = match self.needs.column_sums {
+            true => ops::attend_summed(q, keys, values, &mut observe)?,
+            false => ops::attend(q, keys, values, Some(&mut observe))?,
+        };
         Ok((output, row))
     }
 
@@ -342,7 +337,7 @@ impl LayerCache {
             stored_keys: store.keys(),
             stored_values: store.values(),
             positions: store.positions(),
-            queries: self.queries.as_ref(),
+            queries: self.queries.latest(self.needs.queries),
             row,
             order: self.order.as_ref(),
         })
@@ -356,11 +351,4 @@ impl LayerCache {
             seen: self.seen,
         }
     }
-}
-
-/// The last `count` queries of `[batch, heads, tokens, head_dim]`, all if there are fewer.
-fn latest(queries: Tensor<4>, count: usize) -> Tensor<4> {
-    let held = queries.dims()[2];
-    let count = held.min(count);
-    queries.narrow(2, held - count, count)
 }

@@ -1,7 +1,8 @@
 //! The permutation from ranks by position to slots, kept without sorting.
 
 use super::LayerShape;
-use burn::tensor::{Device, IndexingUpdateOp, Int, Tensor};
+use crate::ops;
+use burn::tensor::{Device, Int, Tensor};
 
 /// Slots in ascending order of position, `[batch, kv_heads, entries]`; `None` while that is the identity.
 #[derive(Clone, Debug, Default)]
@@ -27,10 +28,8 @@ impl Order {
     /// The last entry, which has the latest position, moved from slot `len − 1` into the slot of `victim
     /// [batch, kv_heads, 1]`.
     pub fn replace(&mut self, victim: Tensor<3, Int>, len: usize, shape: LayerShape) {
-        let kept = [shape.batch, shape.kv_heads, len - 1];
-        let order = self.without(&victim, len, shape);
-        let moved = order.clone().equal_elem((len - 1) as i64);
-        self.0 = Some(order.mask_where(moved, victim.expand(kept)));
+        let order = self.slots(len, shape, &victim.device());
+        self.0 = Some(ops::drop_from_order(order, victim, true));
     }
 
     /// The slots of all entries but `victim [batch, kv_heads, 1]` in this order: `[batch, kv_heads, len − 1]`.
@@ -40,29 +39,19 @@ impl Order {
         len: usize,
         shape: LayerShape,
     ) -> Tensor<3, Int> {
-        let dims = [shape.batch, shape.kv_heads, len];
-        let device = victim.device();
-        let order = match &self.0 {
+        let order = self.slots(len, shape, &victim.device());
+        ops::drop_from_order(order, victim.clone(), false)
+    }
+
+    fn slots(&self, len: usize, shape: LayerShape, device: &Device) -> Tensor<3, Int> {
+        match &self.0 {
             Some(order) => order.clone(),
-            None => slots(0, len, &device).expand(dims),
-        };
-        let kept = [shape.batch, shape.kv_heads, len - 1];
-        // rank[slot]: the inverse permutation, read at the victim.
-        let rank = Tensor::zeros(dims, &device)
-            .scatter(
-                2,
-                order.clone(),
-                slots(0, len, &device).expand(dims),
-                IndexingUpdateOp::Assign,
-            )
-            .gather(2, victim.clone());
-        let index = slots(0, len - 1, &device).expand(kept);
-        let skip = index.clone().greater_equal(rank.expand(kept)).int();
-        order.gather(2, index + skip)
+            None => slots(0, len, device).expand([shape.batch, shape.kv_heads, len]),
+        }
     }
 
     pub fn bytes(&self) -> usize {
-        self.0.as_ref().map_or(0, crate::ops::bytes)
+        self.0.as_ref().map_or(0, ops::bytes)
     }
 }
 

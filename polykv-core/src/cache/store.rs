@@ -88,6 +88,13 @@ impl Store {
     /// suffice.
     pub fn append(&mut self, keys: Tensor<4>, values: Tensor<4>, first_position: usize) {
         let [batch, kv_heads, tokens, _] = keys.dims();
+        if tokens == 1 {
+            let free = self.slot(self.len);
+            let entries = self.extract();
+            self.set(ops::replace(entries, free, keys, values, first_position));
+            self.len += 1;
+            return;
+        }
         let slots = self.len..self.len + tokens;
         let device = self.positions.device();
         let first = first_position as i64;
@@ -103,6 +110,12 @@ impl Store {
         self.positions
             .inplace(|t| t.slice_assign(s![.., .., slots], new));
         self.len += tokens;
+    }
+
+    /// A slot of every head, `[batch, kv_heads, 1]`.
+    fn slot(&self, slot: usize) -> Tensor<3, Int> {
+        let [batch, kv_heads, _] = self.positions.dims();
+        Tensor::full([batch, kv_heads, 1], slot as i64, &self.positions.device())
     }
 
     /// Keeps the entries in `slots [batch, kv_heads, count]`, in that order, in storage for `capacity`.
@@ -129,20 +142,27 @@ impl Store {
 
     /// Copies of the last entry's key and value, `[batch, kv_heads, 1, head_dim]` each.
     pub fn last(&self) -> (Tensor<4>, Tensor<4>) {
-        let [batch, kv_heads, _] = self.positions.dims();
-        let device = self.positions.device();
-        let slot = Tensor::full([batch, kv_heads, 1], (self.len - 1) as i64, &device);
+        let slot = self.slot(self.len - 1);
         let last = |tensor: &Tensor<4>| ops::take(tensor.clone(), slot.clone());
         (last(&self.keys), last(&self.values))
     }
 
-    /// Adds to keys and values, in place while nobody else holds the tensors.
+    /// Adds to keys and values, in place while nobody else holds the tensors; to the entries in `merge.slots`, or to the
+    /// first ones.
     pub fn merge(&mut self, merge: Merge) {
+        let slots = merge.slots;
         let add = |tensor: &mut Tensor<4>, delta: Tensor<4>| {
-            let old = ops::take(tensor.clone(), merge.slots.clone());
-            let dtype = old.dtype();
+            let count = delta.dims()[2];
+            let dtype = tensor.dtype();
+            let old = match &slots {
+                Some(slots) => ops::take(tensor.clone(), slots.clone()),
+                None => tensor.clone().narrow(2, 0, count),
+            };
             let sum = (old.cast(DType::F32) + delta).cast(dtype);
-            tensor.inplace(|t| ops::put(t, merge.slots.clone(), sum));
+            tensor.inplace(|t| match slots.clone() {
+                Some(slots) => ops::put(t, slots, sum),
+                None => t.slice_assign(s![.., .., 0..count, ..], sum),
+            });
         };
         if let Some(delta) = merge.keys {
             add(&mut self.keys, delta);

@@ -6,7 +6,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 /// Seeded numbers: queries of 4 heads over 2 KV heads of 32, and a weight.
 pub struct Inputs {
     q: Vec<f32>,
-    k: Vec<f32>,
+    pub(super) k: Vec<f32>,
     v: Vec<f32>,
     x: Vec<f32>,
     weight: Vec<f32>,
@@ -29,8 +29,8 @@ pub struct Attended {
 
 impl Inputs {
     const HEADS: usize = 4;
-    const KV_HEADS: usize = 2;
-    const DIM: usize = 32;
+    pub const KV_HEADS: usize = 2;
+    pub const DIM: usize = 32;
     /// Odd, and more than a tile of the kernels.
     pub const TOKENS: usize = 71;
     pub const WIDTH: usize = 96;
@@ -239,10 +239,44 @@ impl Inputs {
         };
         rows.map(lowest).collect()
     }
+
+    /// Scores averaged over `width` neighbours, the last few left out.
+    pub fn pooled(&self, width: usize) -> Vec<f64> {
+        let old = Self::TOKENS - Self::WINDOW;
+        let rows = self.scores.chunks_exact(Self::TOKENS);
+        let pooled = rows.flat_map(|scores| {
+            (0..Self::TOKENS).map(move |at| {
+                let near = at.saturating_sub(width / 2)..(at + width / 2 + 1).min(old);
+                match at < old {
+                    true => near.map(|i| f64::from(scores[i])).sum::<f64>() / width as f64,
+                    false => f64::from(scores[at]),
+                }
+            })
+        });
+        pooled.collect()
+    }
+
+    /// The slots without the victims.
+    pub fn left(&self) -> Vec<i64> {
+        let of_head = |victim: i64| (0..Self::TOKENS as i64).filter(move |&slot| slot != victim);
+        self.victims().into_iter().flat_map(of_head).collect()
+    }
+
+    /// The scores when the last has taken the victim's place.
+    pub fn moved_scores(&self) -> Vec<f64> {
+        let rows = self.scores.chunks_exact(Self::TOKENS).zip(self.victims());
+        let moved = rows.flat_map(|(scores, victim)| {
+            (0..Self::TOKENS - 1).map(move |slot| match slot as i64 == victim {
+                true => f64::from(scores[Self::TOKENS - 1]),
+                false => f64::from(scores[slot]),
+            })
+        });
+        moved.collect()
+    }
 }
 
 /// Where a token's vector starts.
-fn vector(head: usize, token: usize) -> usize {
+pub(super) fn vector(head: usize, token: usize) -> usize {
     (head * Inputs::TOKENS + token) * Inputs::DIM
 }
 

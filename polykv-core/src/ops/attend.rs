@@ -40,12 +40,8 @@ pub type Observer<'a> = dyn FnMut(&AttentionBlock) -> Result<()> + 'a;
 
 impl AttentionBlock {
     pub(super) fn of_probabilities(rows: Tensor<4>, group: usize) -> Self {
-        Self::of(Source::Probabilities { rows, group })
-    }
-
-    fn of(source: Source) -> Self {
         Self {
-            source,
+            source: Source::Probabilities { rows, group },
             sums: OnceCell::new(),
         }
     }
@@ -137,6 +133,29 @@ pub fn attend(
     v: Tensor<4>,
     observe: Option<&mut Observer<'_>>,
 ) -> Result<Tensor<4>> {
+    run(q, k, v, observe, false)
+}
+
+/// As [`attend`], for an observer that asks each block for its column sums.
+///
+/// # Errors
+/// Only those of `observe`.
+pub fn attend_summed(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    observe: &mut Observer<'_>,
+) -> Result<Tensor<4>> {
+    run(q, k, v, Some(observe), true)
+}
+
+fn run(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    observe: Option<&mut Observer<'_>>,
+    summed: bool,
+) -> Result<Tensor<4>> {
     // Stock products of many rows are tuned for each GPU: where nobody asks for probabilities, blocks of them do.
     let stock = q.dims()[2] > 1 && observe.is_none() && kernels::is_cube(&q.device());
     let kernel = kernels::has_kernels(&q) && kernels::has_rounds(&q.device(), rounds(&q, &k));
@@ -148,9 +167,19 @@ pub fn attend(
         let (output, row) = kernels::attend_token(q, k, v);
         (output, AttentionBlock::of_probabilities(row, group))
     } else {
-        let (output, log_sums) = kernels::attend_prompt(q.clone(), k.clone(), v);
-        let kernel = Kernel { q, k, log_sums };
-        (output, AttentionBlock::of(Source::Kernel(kernel)))
+        let (q2, k2) = (q.clone(), k.clone());
+        let (output, log_sums, sums) = match summed {
+            true => {
+                let (output, log_sums, sums) = kernels::attend_summed(q2, k2, v);
+                (output, log_sums, OnceCell::from(sums))
+            }
+            false => {
+                let (output, log_sums) = kernels::attend_prompt(q2, k2, v);
+                (output, log_sums, OnceCell::new())
+            }
+        };
+        let source = Source::Kernel(Kernel { q, k, log_sums });
+        (output, AttentionBlock { source, sums })
     };
     if let Some(observe) = observe {
         observe(&block)?;

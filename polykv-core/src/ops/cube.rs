@@ -12,11 +12,14 @@
 mod choice;
 mod entries;
 mod hits;
+mod keys;
+mod order;
 mod prompt;
 mod token;
 mod window;
 
-use super::kernels::{DeviceOps, Guard, KvOps};
+use super::Pool;
+use super::kernels::{EntryOps, Guard, KeyOps, KvOps};
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
@@ -36,6 +39,17 @@ impl KvOps for CubeBackend {
         v: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         prompt::attend(into_contiguous(q), dense(k), dense(v))
+    }
+
+    fn attend_summed(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let (q, k) = (into_contiguous(q), dense(k));
+        let (output, log_sums) = prompt::attend(q.clone(), k.clone(), dense(v));
+        let sums = prompt::column_sums(q, k, log_sums.clone());
+        (output, log_sums, sums)
     }
 
     fn column_sums(
@@ -79,7 +93,9 @@ impl KvOps for CubeBackend {
             seen,
         )
     }
+}
 
+impl EntryOps for CubeBackend {
     fn select_top(
         scores: FloatTensor<Self>,
         positions: IntTensor<Self>,
@@ -101,9 +117,7 @@ impl KvOps for CubeBackend {
         let (keys, values) = (dense(keys), dense(values));
         entries::compact(keys, values, positions, into_contiguous(slots), capacity)
     }
-}
 
-impl DeviceOps for CubeBackend {
     fn lowest(
         scores: FloatTensor<Self>,
         positions: IntTensor<Self>,
@@ -125,12 +139,71 @@ impl DeviceOps for CubeBackend {
         let written = [keys, values, positions].map(own);
         entries::replace(written, into_contiguous(victim), key, value, position)
     }
+
+    fn move_last(statistics: FloatTensor<Self>, victim: IntTensor<Self>) -> FloatTensor<Self> {
+        entries::move_last(into_contiguous(statistics), into_contiguous(victim))
+    }
+
+    fn drop_from_order(
+        order: IntTensor<Self>,
+        victim: IntTensor<Self>,
+        moved: bool,
+    ) -> IntTensor<Self> {
+        order::drop_from_order(into_contiguous(order), into_contiguous(victim), moved)
+    }
+
+    fn pool_scores(
+        scores: FloatTensor<Self>,
+        order: IntTensor<Self>,
+        tail: usize,
+        width: usize,
+        mode: Pool,
+    ) -> FloatTensor<Self> {
+        let (scores, order) = (into_contiguous(scores), into_contiguous(order));
+        order::pool(scores, order, tail, width, mode)
+    }
+}
+
+impl KeyOps for CubeBackend {
+    fn key_norms(keys: FloatTensor<Self>) -> FloatTensor<Self> {
+        keys::norms(dense(keys))
+    }
+
+    fn key_cosines(
+        keys: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        anchor: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (norms, anchor) = (into_contiguous(norms), into_contiguous(anchor));
+        keys::cosines(dense(keys), norms, anchor)
+    }
+
+    fn closest(
+        keys: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        evicted: IntTensor<Self>,
+        kept: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, IntTensor<Self>) {
+        let [norms, evicted, kept] = [norms, evicted, kept].map(into_contiguous);
+        keys::closest(dense(keys), norms, evicted, kept)
+    }
+
+    fn merge_into(
+        vectors: FloatTensor<Self>,
+        evicted: IntTensor<Self>,
+        kept: IntTensor<Self>,
+        places: IntTensor<Self>,
+        parts: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let [evicted, kept, places, parts] = [evicted, kept, places, parts].map(into_contiguous);
+        keys::merge_into(dense(vectors), evicted, kept, places, parts)
+    }
 }
 
 /// Uninitialised and contiguous, on the device of `like`.
-fn empty<const D: usize>(like: &CubeTensor, dims: [usize; D], dtype: DType) -> CubeTensor {
+fn empty(like: &CubeTensor, dims: impl Into<Shape>, dtype: DType) -> CubeTensor {
     let (client, device) = (like.client.clone(), like.device.clone());
-    empty_device_contiguous_dtype(client, device, Shape::from(dims), dtype)
+    empty_device_contiguous_dtype(client, device, dims.into(), dtype)
 }
 
 /// Kernels read vectors along the last axis: a tensor that is strided there is copied, other views are read in place.

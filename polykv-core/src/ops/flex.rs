@@ -2,12 +2,17 @@
 //! AVX-512, AVX2 and without either; the best that the processor has is chosen at run time.
 
 mod choice;
+mod columns;
+mod entries;
 mod hits;
+mod keys;
 pub mod layers;
 mod linear;
 mod pointwise;
+mod pool;
 mod prefill;
 mod simd;
+mod tiles;
 mod token;
 mod view;
 mod window;
@@ -15,7 +20,7 @@ mod window;
 #[cfg(test)]
 mod tests;
 
-use super::kernels::{Guard, KvOps};
+use super::kernels::KvOps;
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -41,6 +46,19 @@ impl KvOps for Flex {
         (output, tensor(log_sums, [q.batch, q.heads, q.tokens]))
     }
 
+    fn attend_summed(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        let (q, k, v) = (inner_dense(q), widened(k), widened(v));
+        let (q, k, v) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
+        let (output, log_sums, sums) = prefill::attend_summed(Level::best(), &q, &k, &v);
+        let output = tensor(output, [q.batch, q.tokens, q.heads, q.dim]).transpose(1, 2);
+        let log_sums = tensor(log_sums, [q.batch, q.heads, q.tokens]);
+        (output, log_sums, tensor(sums, [k.batch, k.heads, k.tokens]))
+    }
+
     fn column_sums(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
@@ -48,7 +66,7 @@ impl KvOps for Flex {
     ) -> FloatTensor<Self> {
         let (q, k) = (inner_dense(q), widened(k));
         let (q, k) = (Heads::of(&q), Heads::of(&k));
-        let sums = prefill::column_sums(Level::best(), &q, &k, log_sums.storage::<f32>());
+        let sums = columns::column_sums(Level::best(), &q, &k, log_sums.storage::<f32>());
         tensor(sums, [k.batch, k.heads, k.tokens])
     }
 
@@ -94,60 +112,6 @@ impl KvOps for Flex {
         let dims = [k.batch, k.heads, k.tokens];
         (tensor(sums, dims), tensor(variances, dims))
     }
-
-    fn select_top(
-        scores: FloatTensor<Self>,
-        positions: IntTensor<Self>,
-        guard: Guard,
-        _seen: usize,
-        budget: usize,
-    ) -> (IntTensor<Self>, FloatTensor<Self>) {
-        let (scores, positions) = (scores.to_contiguous(), positions.to_contiguous());
-        let [batch, heads, entries] = scores.layout().shape().dims::<3>();
-        let (values, places) = (elements::<f32>(&scores), integers(&positions));
-        let (kept, nans) = choice::select(values, &places, &guard, entries, budget);
-        let kept = integer_tensor(kept, [batch, heads, budget], positions.dtype());
-        (kept, tensor(nans, [batch, heads]))
-    }
-
-    fn compact(
-        keys: FloatTensor<Self>,
-        values: FloatTensor<Self>,
-        positions: IntTensor<Self>,
-        slots: IntTensor<Self>,
-        capacity: usize,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>) {
-        let (slots, positions) = (slots.to_contiguous(), positions.to_contiguous());
-        let slots = integers(&slots);
-        let gather = |tensor: FlexTensor| {
-            let tensor = inner_dense(tensor);
-            match tensor.dtype() {
-                DType::F16 => gather::<f16>(&tensor, &slots, capacity),
-                DType::BF16 => gather::<bf16>(&tensor, &slots, capacity),
-                _ => gather::<f32>(&tensor, &slots, capacity),
-            }
-        };
-        let (keys, values) = (gather(keys), gather(values));
-        let [batch, heads, entries] = positions.layout().shape().dims::<3>();
-        let count = slots.len() / (batch * heads);
-        let mut moved = vec![0; batch * heads * capacity];
-        let places = integers(&positions);
-        let of_heads = slots.chunks_exact(count).zip(places.chunks_exact(entries));
-        for ((slots, places), moved) in of_heads.zip(moved.chunks_exact_mut(capacity)) {
-            for (slot, moved) in slots.iter().zip(moved) {
-                *moved = places[*slot as usize];
-            }
-        }
-        let moved = integer_tensor(moved, [batch, heads, capacity], positions.dtype());
-        (keys, values, moved)
-    }
-}
-
-fn gather<E: Element>(tensor: &FlexTensor, slots: &[i64], capacity: usize) -> FlexTensor {
-    let heads = Heads::<E>::of(tensor);
-    let dims = [heads.batch, heads.heads, capacity, heads.dim];
-    let output = choice::gather(&heads, slots, capacity);
-    FlexTensor::from_data(TensorData::new(output, Shape::from(dims)))
 }
 
 /// The elements of a contiguous integer tensor.

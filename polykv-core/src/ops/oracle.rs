@@ -2,6 +2,8 @@
 //! against.
 
 pub mod choice;
+pub mod keys;
+pub mod pool;
 
 use super::layers::product;
 use super::{AttentionBlock, Observer};

@@ -1,10 +1,10 @@
 //! Choosing which entries stay.
 
-use super::kernels::{self, Entries, Guard, is_cpu, is_cube};
+use super::kernels::{self, Entries, Guard, is_cpu};
 use super::oracle;
 use crate::policy::Protect;
 use crate::{Error, Result};
-use burn::tensor::{Bool, IndexingUpdateOp, Int, IntDType, Tensor, TensorData, s};
+use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor, s};
 use std::ops::Range;
 
 /// The positions that no eviction may touch in a sequence of `seen` tokens.
@@ -86,12 +86,14 @@ impl Nans {
         }
     }
 
-    fn of(scores: &Tensor<3>, counts: Tensor<2>) -> Result<Self> {
-        if !is_cpu(&scores.device()) {
-            return Ok(Self::OnDevice(counts));
+    /// Of NaN counted per head, `[batch, kv_heads]`, which are read at once on the CPU: nothing is waited for there.
+    fn counted(counts: Tensor<2>) -> Self {
+        if is_cpu(&counts.device())
+            && let Ok(read) = counts.clone().try_into_vec_as::<f32>()
+        {
+            return Self::Known(read.iter().any(|&count| count > 0.0));
         }
-        Self::OnDevice(counts).check()?;
-        Ok(Self::Known(false))
+        Self::OnDevice(counts)
     }
 }
 
@@ -129,8 +131,12 @@ pub fn choose(
         return Ok((slots, Nans::Known(false)));
     }
     let (guard, seen) = (protected.guard(), protected.seen);
-    let (slots, nans) = kernels::select_top(scores.clone(), positions, guard, seen, budget);
-    Ok((slots, Nans::of(&scores, nans)?))
+    let (slots, nans) = kernels::select_top(scores, positions, guard, seen, budget);
+    let nans = Nans::counted(nans);
+    match nans {
+        Nans::Known(_) => nans.check().map(|()| (slots, Nans::Known(false))),
+        Nans::OnDevice(_) => Ok((slots, nans)),
+    }
 }
 
 fn check_budget(
@@ -192,48 +198,14 @@ pub fn drop_lowest(
     protected: Protected<'_>,
 ) -> (Tensor<3, Int>, Nans) {
     let device = scores.device();
-    if is_cube(&device) && kernels::moves_entries(&device) {
+    if kernels::moves_entries(&device) {
         let (slots, nans) = kernels::lowest(scores, positions, protected.guard());
-        return (slots, Nans::OnDevice(nans));
-    }
-    // On the CPU nothing is waited for, and one pass over the entries costs less than a dozen operations.
-    if is_cpu(&device)
-        && let Some(found) = lowest_on_host(&scores, &positions, protected)
-    {
-        return found;
+        return (slots, Nans::counted(nans));
     }
     let [batch, kv_heads, _] = scores.dims();
     let nans = scores.clone().is_nan().int().sum_dim(2).float();
     let slots = oracle::choice::lowest(scores, positions, protected);
     (slots, Nans::OnDevice(nans.reshape([batch, kv_heads])))
-}
-
-/// As [`drop_lowest`], by reading the tensors.
-fn lowest_on_host(
-    scores: &Tensor<3>,
-    positions: &Tensor<3, Int>,
-    protected: Protected<'_>,
-) -> Option<(Tensor<3, Int>, Nans)> {
-    let [batch, kv_heads, entries] = scores.dims();
-    let dtype = IntDType::from(positions.dtype());
-    let all_scores: Vec<f32> = scores.clone().try_into_vec_as().ok()?;
-    let all_positions: Vec<i64> = positions.clone().try_into_vec_as().ok()?;
-    let rows = all_scores
-        .chunks_exact(entries)
-        .zip(all_positions.chunks_exact(entries));
-    let lowest = |(scores, positions): (&[f32], &[i64])| {
-        let free = (0..entries).filter(|&slot| !protected.contains(positions[slot]));
-        let order = |a: &usize, b: &usize| {
-            let by_score = scores[*a].total_cmp(&scores[*b]);
-            by_score.then(positions[*a].cmp(&positions[*b]))
-        };
-        free.min_by(order).map(|slot| slot as i64)
-    };
-    let slots: Vec<i64> = rows.map(lowest).collect::<Option<_>>()?;
-    let data = TensorData::new(slots, [batch, kv_heads, 1]);
-    let slots = Tensor::<3, Int>::from_data(data, &scores.device()).cast(dtype);
-    let nan = all_scores.iter().any(|score| score.is_nan());
-    Some((slots, Nans::Known(nan)))
 }
 
 /// Gathers entries: `tensor [batch, kv_heads, n, d]` at `slots [batch, kv_heads, m]`.
@@ -291,8 +263,7 @@ pub fn replace(
     value: Tensor<4>,
     position: usize,
 ) -> Entries {
-    let device = victim.device();
-    if is_cube(&device) && kernels::moves_entries(&device) {
+    if kernels::moves_entries(&victim.device()) {
         return kernels::replace_entry(entries, victim, key, value, position);
     }
     let (keys, values, positions) = entries;
@@ -302,4 +273,26 @@ pub fn replace(
         put(values, victim.clone(), value),
         positions.scatter(2, victim, moved, IndexingUpdateOp::Assign),
     )
+}
+
+/// What is remembered of each entry, `[batch, kv_heads, n, ..]`, after the last entry has moved into the slot `victim
+/// [batch, kv_heads, 1]`: `n − 1` entries.
+pub fn move_last<const D: usize>(statistics: Tensor<D>, victim: Tensor<3, Int>) -> Tensor<D> {
+    match kernels::moves_entries(&victim.device()) {
+        true => kernels::move_last(statistics, victim),
+        false => oracle::choice::move_last(statistics, victim),
+    }
+}
+
+/// The slots in order of position, `order [batch, kv_heads, n]`, without that of `victim [batch, kv_heads, 1]`: `[batch,
+/// kv_heads, n − 1]`; if `moved`, for entries the last of which has moved there.
+pub fn drop_from_order(
+    order: Tensor<3, Int>,
+    victim: Tensor<3, Int>,
+    moved: bool,
+) -> Tensor<3, Int> {
+    match kernels::moves_entries(&victim.device()) {
+        true => kernels::drop_from_order(order, victim, moved),
+        false => oracle::choice::drop_from_order(order, victim, moved),
+    }
 }

@@ -132,7 +132,7 @@ impl Policy for Cam {
             let earlier = ranks.clone().lower(first).unsqueeze_dim::<4>(3);
             let spread = [batch, kv_heads, count, d];
             return Ok(Some(Merge {
-                slots: split.kept.clone().gather(2, ranks),
+                slots: Some(split.kept.clone().gather(2, ranks)),
                 keys: None,
                 values: values.expand(spread).mask_fill(earlier.expand(spread), 0.0),
             }));
@@ -158,7 +158,7 @@ impl Policy for Cam {
                     .matmul(values.clone().narrow(2, start, count));
         }
         Ok(Some(Merge {
-            slots: split.kept.clone(),
+            slots: None,
             keys: None,
             values: spread,
         }))

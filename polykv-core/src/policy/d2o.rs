@@ -4,7 +4,7 @@ use super::{
 };
 use crate::Result;
 use crate::ops::{self, AttentionBlock};
-use burn::tensor::{IndexingUpdateOp, IntDType, Tensor};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 use serde::{Deserialize, Serialize};
 use std::f32::consts::E;
 
@@ -48,9 +48,6 @@ impl Checked for D2o {
     }
 }
 
-/// Evicted entries that are compared with the kept ones at a time.
-const BLOCK: usize = 1024;
-
 impl Policy for D2o {
     fn name(&self) -> &'static str {
         "d2o"
@@ -63,6 +60,7 @@ impl Policy for D2o {
     fn needs(&self) -> Needs {
         Needs {
             attention: true,
+            column_sums: true,
             ..Needs::default()
         }
     }
@@ -100,20 +98,9 @@ impl Policy for D2o {
     ) -> Result<Option<Merge>> {
         let [batch, kv_heads, evicted] = split.evicted.dims();
         let kept = split.kept.dims()[2];
-        let going = ops::take(view.keys(), split.evicted.clone());
-        let staying = ops::unit(ops::take(view.keys(), split.kept.clone())).swap_dims(2, 3);
-        let (best, target): (Vec<_>, Vec<_>) = (0..evicted)
-            .step_by(BLOCK)
-            .map(|first| {
-                let some = going.clone().narrow(2, first, BLOCK.min(evicted - first));
-                let cosines = ops::unit(some).matmul(staying.clone());
-                cosines.max_dim_with_indices(3)
-            })
-            .unzip();
+        let (keys, values) = (&view.stored_keys, &view.stored_values);
         let dims = [batch, kv_heads, evicted];
-        let best = Tensor::cat(best, 2).reshape(dims);
-        let dtype = IntDType::from(split.kept.dtype());
-        let target = Tensor::cat(target, 2).reshape(dims).cast(dtype);
+        let (best, target) = ops::closest(keys.clone(), split.evicted.clone(), split.kept.clone());
 
         let mean = best.clone().mean_dim(2).reshape([batch, kv_heads, 1, 1]);
         let threshold = match state.sequence.pop() {
@@ -128,29 +115,29 @@ impl Policy for D2o {
         // All that goes into one entry is averaged at once: the order of the evicted does not matter.
         let totals = Tensor::<3>::full([batch, kv_heads, kept], E, &weight.device());
         let totals = totals.scatter(2, target.clone(), weight.clone(), IndexingUpdateOp::Add);
-        let part = (weight / totals.gather(2, target.clone())).unsqueeze_dim::<4>(3);
-        let slots = split.kept.clone().gather(2, target.clone());
-        let moved = |going: Tensor<4>, all: &Tensor<4>| {
-            let delta = (going - ops::take(all.clone(), slots.clone())) * part.clone();
-            if evicted == 1 {
-                return delta;
-            }
-            let [_, _, _, d] = delta.dims();
-            let index = target.clone().unsqueeze_dim::<4>(3).expand(delta.dims());
-            let sums = Tensor::zeros([batch, kv_heads, kept, d], &delta.device());
-            sums.scatter(2, index, delta, IndexingUpdateOp::Add)
-        };
-        let values = ops::take(view.values(), split.evicted.clone());
-        let keys = Some(moved(going, &view.keys()));
-        let values = moved(values, &view.values());
-        let slots = match evicted {
-            1 => slots,
-            _ => split.kept.clone(),
+        let part = weight / totals.gather(2, target.clone());
+        if evicted == 1 {
+            let slots = split.kept.clone().gather(2, target);
+            let part = part.unsqueeze_dim::<4>(3);
+            let moved = |all: &Tensor<4>| {
+                let of =
+                    |slots: &Tensor<3, Int>| ops::take(all.clone(), slots.clone()).cast(DType::F32);
+                (of(&split.evicted) - of(&slots)) * part.clone()
+            };
+            return Ok(Some(Merge {
+                keys: Some(moved(keys)),
+                values: moved(values),
+                slots: Some(slots),
+            }));
+        }
+        let moved = |all: &Tensor<4>| {
+            let (evicted, kept) = (split.evicted.clone(), split.kept.clone());
+            ops::merge_into(all.clone(), evicted, kept, target.clone(), part.clone())
         };
         Ok(Some(Merge {
-            slots,
-            keys,
-            values,
+            slots: None,
+            keys: Some(moved(keys)),
+            values: moved(values),
         }))
     }
 }

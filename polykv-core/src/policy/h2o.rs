@@ -44,6 +44,7 @@ impl Policy for H2o {
     fn needs(&self) -> Needs {
         Needs {
             attention: true,
+            column_sums: true,
             ..Needs::default()
         }
     }
@@ -96,8 +97,11 @@ pub(super) fn append_sums(state: &mut State, appended: &Appended) {
 pub(super) fn observe_sums(state: &mut State, block: &AttentionBlock) {
     let sums = block.column_sums();
     let seen = sums.dims()[2];
-    state.entries[0].inplace(|total| {
-        let updated = total.clone().slice(s![.., .., 0..seen]) + sums;
-        total.slice_assign(s![.., .., 0..seen], updated)
+    state.entries[0].inplace(|total| match total.dims()[2] == seen {
+        true => total + sums,
+        false => {
+            let updated = total.clone().slice(s![.., .., 0..seen]) + sums;
+            total.slice_assign(s![.., .., 0..seen], updated)
+        }
     });
 }

@@ -21,11 +21,11 @@ impl Policy for KeyDiff {
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let keys = view.keys();
-        let [batch, kv_heads, entries, _] = keys.dims();
-        let units = ops::unit(keys);
-        let anchor = ops::unit(units.clone().mean_dim(2));
-        let cosines = (units * anchor).sum_dim(3);
-        Ok(cosines.neg().reshape([batch, kv_heads, entries]))
+        let keys = view.stored_keys.clone();
+        let norms = ops::key_norms(keys.clone());
+        // The mean of the unit keys up to a factor, which cosines do not see.
+        let weights = norms.clone().clamp_min(1e-12).recip().unsqueeze_dim::<4>(2);
+        let anchor = weights.matmul(view.keys());
+        Ok(ops::key_cosines(keys, norms, anchor).neg())
     }
 }

@@ -1,5 +1,5 @@
 use super::{Checked, LayerView, Params, Policy, State};
-use crate::Result;
+use crate::{Result, ops};
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
@@ -20,9 +20,6 @@ impl Policy for KNorm {
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let keys = view.keys();
-        let [batch, kv_heads, entries, _] = keys.dims();
-        let squares = keys.square().sum_dim(3);
-        Ok(squares.sqrt().neg().reshape([batch, kv_heads, entries]))
+        Ok(ops::key_norms(view.stored_keys.clone()).neg())
     }
 }

@@ -1,6 +1,6 @@
 use super::Appended;
 use crate::ops;
-use burn::tensor::{IndexingUpdateOp, Int, Tensor};
+use burn::tensor::{Int, Tensor};
 
 /// A policy's memory of one sequence batch in one layer.
 #[derive(Clone, Debug, Default)]
@@ -60,19 +60,10 @@ impl State {
     /// Follows the move of the last entry into the slot `victim [batch, kv_heads, 1]`.
     pub(crate) fn replace(&mut self, victim: &Tensor<3, Int>) {
         for tensor in &mut self.entries {
-            let last = tensor.dims()[2] - 1;
-            tensor.inplace(|t| {
-                let moved = t.clone().narrow(2, last, 1);
-                t.scatter(2, victim.clone(), moved, IndexingUpdateOp::Assign)
-                    .narrow(2, 0, last)
-            });
+            tensor.inplace(|t| ops::move_last(t, victim.clone()));
         }
         for tensor in &mut self.rows {
-            let last = tensor.dims()[2] - 1;
-            tensor.inplace(|t| {
-                let moved = t.clone().narrow(2, last, 1);
-                ops::put(t, victim.clone(), moved).narrow(2, 0, last)
-            });
+            tensor.inplace(|t| ops::move_last(t, victim.clone()));
         }
         self.members.iter_mut().for_each(|own| own.replace(victim));
     }

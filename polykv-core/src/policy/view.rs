@@ -38,8 +38,9 @@ pub struct Split {
 /// What is added to entries that stay.
 #[derive(Clone, Debug)]
 pub struct Merge {
-    /// Different slots of entries that stay, `[batch, kv_heads, count]`.
-    pub slots: Tensor<3, Int>,
+    /// Different slots of entries that stay, `[batch, kv_heads, count]`; none for all that stay, as [`Split::kept`] names
+    /// them.
+    pub slots: Option<Tensor<3, Int>>,
     /// `[batch, kv_heads, count, head_dim]`, if keys change.
     pub keys: Option<Tensor<4>>,
     /// `[batch, kv_heads, count, head_dim]`
@@ -47,7 +48,7 @@ pub struct Merge {
 }
 
 /// One layer's cache at the moment of an eviction. Entries are in slot order: during decode a new entry takes the
-/// slot of an evicted one, so slots are not in order of position; see [`LayerView::to_position_order`].
+/// slot of an evicted one, so slots are not in order of position; see [`LayerView::order`].
 #[derive(Clone, Debug)]
 pub struct LayerView<'a> {
     pub phase: Phase,
@@ -69,7 +70,7 @@ pub struct LayerView<'a> {
     /// `[batch, kv_heads, entries]`
     pub positions: Tensor<3, Int>,
     /// The latest queries, `[batch, heads, tokens, head_dim]`, if some policy of the layer needs them.
-    pub queries: Option<&'a Tensor<4>>,
+    pub queries: Option<Tensor<4>>,
     /// Attention of the last query if it has just run, `[batch, kv_heads, group, entries]`.
     pub row: Option<Tensor<4>>,
     /// Slots in ascending order of position, `[batch, kv_heads, entries]`; none if they are in that order.
@@ -92,12 +93,12 @@ impl LayerView<'_> {
     /// # Errors
     /// If the policy did not declare the need.
     pub fn queries(&self, count: usize) -> Result<Tensor<4>> {
-        let queries = self.queries.ok_or_else(|| {
+        let queries = self.queries.clone().ok_or_else(|| {
             Error::Failed("a policy reads queries that it did not declare".into())
         })?;
         let held = queries.dims()[2];
         let count = count.min(held);
-        Ok(queries.clone().narrow(2, held - count, count))
+        Ok(queries.narrow(2, held - count, count))
     }
 
     /// Attention of the last query over the entries: `[batch, kv_heads, group, entries]`. During decode it comes from
@@ -152,15 +153,7 @@ impl LayerView<'_> {
         kernel: usize,
         pool: Pool,
     ) -> Tensor<3> {
-        let [_, _, entries] = scores.dims();
-        let old = entries.saturating_sub(window);
-        if old == 0 || kernel <= 1 {
-            return scores;
-        }
-        let ordered = self.to_position_order(scores);
-        let pooled = ops::pool(ordered.clone().narrow(2, 0, old), kernel, pool);
-        let tail = ordered.narrow(2, old, entries - old);
-        self.to_slot_order(Tensor::cat(vec![pooled, tail], 2))
+        ops::pool(scores, self.order, window, kernel, pool)
     }
 
     /// True for the `count` entries that a stage of a policy takes, `[batch, kv_heads, entries]`: those under `protect`
@@ -179,15 +172,7 @@ impl LayerView<'_> {
         ops::top(scores, self.positions.clone(), self.seen, count)
     }
 
-    /// Reorders a per-entry tensor from slots to ascending positions.
-    pub fn to_position_order(&self, scores: Tensor<3>) -> Tensor<3> {
-        match self.order {
-            Some(order) => scores.gather(2, order.clone()),
-            None => scores,
-        }
-    }
-
-    /// The inverse of [`LayerView::to_position_order`].
+    /// Reorders a per-entry tensor from ascending positions to slots.
     pub fn to_slot_order(&self, scores: Tensor<3>) -> Tensor<3> {
         match self.order {
             Some(order) => {

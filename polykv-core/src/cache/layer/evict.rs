@@ -22,19 +22,26 @@ impl LayerCache {
         let (positions, protected) = (view.positions.clone(), view.protected);
         let chosen = ops::choose(scores, positions, protected, budget);
         let (slots, nans) = chosen.map_err(|error| self.refused(phase, rule, &error))?;
+        let mut merge = None;
         if rule.policy.merges() {
             let split = Split {
                 kept: slots.clone(),
                 evicted: ops::rest(&slots, self.len())?,
             };
             let mut state = self.states.of(phase).clone();
-            let merge = rule.policy.merge(&mut state, &view, &split)?;
+            merge = rule.policy.merge(&mut state, &view, &split)?;
             drop(view);
             *self.states.of_mut(phase) = state;
-            self.merge(merge);
         }
         self.note(nans);
+        // What goes to slots goes before they change; what goes to all that stay, when they lie side by side.
+        let (now, later) = match merge {
+            Some(merge) if merge.slots.is_some() => (Some(merge), None),
+            other => (None, other),
+        };
+        self.merge(now);
         self.keep(rule, slots, budget);
+        self.merge(later);
         Ok(())
     }
 

@@ -1,8 +1,9 @@
 //! One layer of a prompt that several caches share: the leader holds the entries, its followers only what their
 //! policies remember.
 
-use super::{LayerCache, latest};
+use super::LayerCache;
 use crate::cache::LayerShape;
+use crate::cache::queries::Queries;
 use crate::ops::{self, AttentionBlock};
 use crate::plan::{LayerRules, PhaseRule};
 use crate::policy::Full;
@@ -81,17 +82,18 @@ impl LayerCache {
                 follower.states.observe(&rules, block)
             })
         };
-        ops::attend(q, keys, values, Some(&mut observe))
+        match self.needs.column_sums {
+            true => ops::attend_summed(q, keys, values, &mut observe),
+            false => ops::attend(q, keys, values, Some(&mut observe)),
+        }
     }
 
     /// Takes over the leader's entries, beside the memories that it has gathered itself.
     pub(in crate::cache) fn follow(&mut self, leader: &LayerCache) {
         self.store = leader.store.clone();
         self.order = leader.order.clone();
-        self.queries = match (&leader.queries, self.needs.queries) {
-            (Some(queries), count) if count > 0 => Some(latest(queries.clone(), count)),
-            _ => None,
-        };
+        let latest = leader.queries.latest(self.needs.queries);
+        self.queries = latest.map(Queries::of).unwrap_or_default();
         self.seen = leader.seen;
         self.expected = 0;
     }

@@ -11,7 +11,7 @@ use cubecl::prelude::*;
 const UNITS: usize = 128;
 const DIGITS: usize = 256;
 
-/// As [`KvOps::select_top`](crate::ops::kernels::KvOps::select_top).
+/// As [`EntryOps::select_top`](crate::ops::kernels::EntryOps::select_top).
 pub fn select(
     scores: CubeTensor,
     positions: CubeTensor,
@@ -64,7 +64,7 @@ pub fn select(
     (kept, nans)
 }
 
-/// As [`DeviceOps::lowest`](crate::ops::kernels::DeviceOps::lowest).
+/// As [`EntryOps::lowest`](crate::ops::kernels::EntryOps::lowest).
 pub fn lowest(
     scores: CubeTensor,
     positions: CubeTensor,
@@ -133,7 +133,7 @@ fn rank(
 }
 
 #[cube]
-fn is_nan_bits(score: f32) -> bool {
+pub(super) fn is_nan_bits(score: f32) -> bool {
     (u32::reinterpret(score) & 0x7FFF_FFFFu32) > 0x7F80_0000u32
 }
 

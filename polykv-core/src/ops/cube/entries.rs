@@ -3,12 +3,13 @@
 use super::{empty, width};
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 const UNITS: usize = 64;
 
-/// As [`KvOps::compact`](crate::ops::kernels::KvOps::compact).
+/// As [`EntryOps::compact`](crate::ops::kernels::EntryOps::compact).
 pub fn compact(
     keys: CubeTensor,
     values: CubeTensor,
@@ -96,7 +97,7 @@ fn compact_kernel<E: Float, I: Int, S: Int, N: Size>(
     }
 }
 
-/// As [`DeviceOps::replace_entry`](crate::ops::kernels::DeviceOps::replace_entry), in place.
+/// As [`EntryOps::replace_entry`](crate::ops::kernels::EntryOps::replace_entry), in place.
 pub fn replace(
     [keys, values, positions]: [CubeTensor; 3],
     victim: CubeTensor,
@@ -157,4 +158,57 @@ fn replace_kernel<E: Float, I: Int, S: Int>(
         let at = at + slot * positions.stride(2);
         positions[at] = I::cast_from(position);
     }
+}
+
+/// As [`EntryOps::move_last`](crate::ops::kernels::EntryOps::move_last).
+pub fn move_last(statistics: CubeTensor, victim: CubeTensor) -> CubeTensor {
+    let mut dims = statistics.shape().to_vec();
+    let (heads, entries) = (dims[0] * dims[1], dims[2]);
+    let width: usize = dims[3..].iter().product();
+    dims[2] -= 1;
+    let moved = empty(&statistics, dims, DType::F32);
+    let client = statistics.client.clone();
+    let dtype = dtype_to_storage_type(victim.dtype);
+    // SAFETY: as above.
+    unsafe {
+        move_last_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static(
+                heads as u32,
+                ((entries - 1) * width).div_ceil(UNITS) as u32,
+                1,
+            ),
+            CubeDim::new_1d(UNITS as u32),
+            statistics.into_tensor_arg(),
+            victim.into_tensor_arg(),
+            moved.clone().into_tensor_arg(),
+            entries - 1,
+            width,
+            dtype,
+        );
+    }
+    moved
+}
+
+/// One unit per number that stays; `last` is the slot that is moved.
+#[cube(launch_unchecked)]
+fn move_last_kernel<I: Int>(
+    statistics: &Tensor<f32>,
+    victim: &Tensor<I>,
+    moved: &mut Tensor<f32>,
+    last: usize,
+    width: usize,
+    #[define(I)] _dtype: ElemType,
+) {
+    let head = CUBE_POS_X as usize;
+    let i = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if i >= last * width {
+        terminate!();
+    }
+    let mut from = 0usize;
+    from += i;
+    if i / width == usize::cast_from(victim[head]) {
+        from = last * width + i % width;
+    }
+    moved[head * last * width + i] = statistics[head * (last + 1) * width + from];
 }

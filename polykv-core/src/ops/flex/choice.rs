@@ -7,7 +7,7 @@ use crate::ops::kernels::Guard;
 use rayon::prelude::*;
 
 /// `scores`, `positions [heads * entries]` → the slots that stay, `[heads * budget]`, and the number of NaN per head; as
-/// [`KvOps::select_top`](crate::ops::kernels::KvOps::select_top).
+/// [`EntryOps::select_top`](crate::ops::kernels::EntryOps::select_top).
 pub fn select(
     scores: &[f32],
     positions: &[i64],
@@ -101,4 +101,64 @@ pub fn gather<E: Element>(tensor: &Heads<'_, E>, slots: &[i64], capacity: usize)
             .for_each(work),
     }
     output
+}
+
+/// The slot of the lowest score of each head, as
+/// [`EntryOps::lowest`](crate::ops::kernels::EntryOps::lowest), and the number of NaN.
+pub fn lowest(
+    scores: &[f32],
+    positions: &[i64],
+    guard: &Guard,
+    entries: usize,
+) -> (Vec<i64>, Vec<f32>) {
+    let heads = scores
+        .chunks_exact(entries)
+        .zip(positions.chunks_exact(entries));
+    let of_head = |(scores, positions): (&[f32], &[i64])| {
+        let (mut least, mut found, mut nans) = (u64::MAX, 0, 0);
+        for (slot, (&score, &position)) in scores.iter().zip(positions).enumerate() {
+            let key = key(score, position, guard);
+            if key < least {
+                (least, found) = (key, slot);
+            }
+            nans += usize::from(score.is_nan());
+        }
+        (found as i64, nans as f32)
+    };
+    heads.map(of_head).unzip()
+}
+
+/// `statistics [heads][n][width]` without the last entry, which moves to the slot `victims [heads]`.
+pub fn move_last(statistics: &[f32], victims: &[i64], width: usize) -> Vec<f32> {
+    let size = statistics.len() / victims.len();
+    let mut moved = Vec::with_capacity(statistics.len() - victims.len() * width);
+    for (statistics, &victim) in statistics.chunks_exact(size).zip(victims) {
+        let (stay, last) = statistics.split_at(size - width);
+        let at = moved.len() + victim as usize * width;
+        moved.extend_from_slice(stay);
+        // The last entry may be the one that goes.
+        if at < moved.len() {
+            moved[at..at + width].copy_from_slice(last);
+        }
+    }
+    moved
+}
+
+/// `order [heads][n]` without `victims [heads]`; if `moved`, the last slot is called by the victim's name.
+pub fn drop_from_order(order: &[i64], victims: &[i64], moved: bool) -> Vec<i64> {
+    let entries = order.len() / victims.len();
+    let mut kept = Vec::with_capacity(order.len() - victims.len());
+    for (order, &victim) in order.chunks_exact(entries).zip(victims) {
+        let first = kept.len();
+        let rank = order.iter().position(|&slot| slot == victim);
+        let (before, after) = order.split_at(rank.unwrap_or(entries - 1));
+        kept.extend_from_slice(before);
+        kept.extend_from_slice(&after[1..]);
+        if moved {
+            let last = entries as i64 - 1;
+            let renamed = kept[first..].iter_mut().rev().find(|slot| **slot == last);
+            renamed.into_iter().for_each(|slot| *slot = victim);
+        }
+    }
+    kept
 }

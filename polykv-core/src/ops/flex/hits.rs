@@ -1,7 +1,7 @@
 //! Which queries gave a key an even part of their attention or more.
 
-use super::prefill::{KEYS, ROWS, Tile, pack_all, scores};
 use super::simd::{Level, Vector, dispatch};
+use super::tiles::{KEYS, ROWS, Tile, pack_all, scores};
 use super::view::Heads;
 use crate::ops::kernels::HIT_SLACK;
 use rayon::prelude::*;

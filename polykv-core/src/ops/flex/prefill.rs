@@ -2,161 +2,183 @@
 //! row of scores, let alone the matrix.
 
 use super::simd::{Level, Vector, dispatch, exp, exp_sum, fma, max};
+use super::tiles::{HIDDEN, KEYS, ROWS, Scores, Tile, WIDTH, pack_all, scores};
 use super::view::Heads;
 use rayon::prelude::*;
 use std::borrow::Cow;
 
-/// Queries per tile. With `WIDTH` it makes a register tile that fits AVX2's 16 registers, AVX-512's and NEON's.
-pub(super) const ROWS: usize = 6;
-/// Keys per tile, a multiple of `WIDTH`.
-pub(super) const KEYS: usize = 64;
-/// Elements that a register tile is wide.
-const WIDTH: usize = 16;
+/// A prompt's attention on its way: every tile writes its own part of the results.
+struct Prompt<'a> {
+    level: Level,
+    q: &'a Heads<'a>,
+    /// Keys that the first query does not share with the others: those before its own.
+    hidden: usize,
+    group: usize,
+    kv_heads: usize,
+    keys: Vec<Vec<f32>>,
+    values: Vec<Cow<'a, [f32]>>,
+    /// `[batch, t, heads, dim]`
+    output: Shared,
+    /// `[batch, heads, t]`
+    log_sums: Shared,
+}
 
-/// `sums[r] += Σ_s a[s][r] · b[s]`: the one loop that all time is spent in.
-#[inline(always)]
-fn multiply<'b, V: Vector>(
-    sums: &mut [[f32; WIDTH]; ROWS],
-    a: &[[f32; ROWS]],
-    b: impl Iterator<Item = &'b [f32; WIDTH]>,
-) {
-    let mut local = *sums;
-    for (a, b) in a.iter().zip(b) {
-        for r in 0..ROWS {
-            for i in 0..WIDTH {
-                local[r][i] = fma::<V>(a[r], b[i], local[r][i]);
-            }
+impl<'a> Prompt<'a> {
+    fn new(
+        level: Level,
+        [q, k, v]: [&'a Heads<'a>; 3],
+        output: &mut [f32],
+        log_sums: &mut [f32],
+    ) -> Self {
+        Self {
+            level,
+            q,
+            hidden: k.tokens - q.tokens,
+            group: q.heads / k.heads,
+            kv_heads: k.heads,
+            keys: pack_all(k),
+            values: (0..v.batch * v.heads)
+                .into_par_iter()
+                .map(|i| v.dense(i / v.heads, i % v.heads))
+                .collect(),
+            output: Shared(output.as_mut_ptr()),
+            log_sums: Shared(log_sums.as_mut_ptr()),
         }
     }
-    *sums = local;
-}
 
-/// Keys of one KV head in tiles of `KEYS`, each `[KEYS / WIDTH][dim][WIDTH]`, zeros beyond the last.
-fn pack_keys(k: &Heads<'_>, batch: usize, head: usize) -> Vec<f32> {
-    let tiles = k.tokens.div_ceil(KEYS);
-    let mut output = vec![0.0; tiles * KEYS * k.dim];
-    for t in 0..k.tokens {
-        let (part, i) = (t / WIDTH, t % WIDTH);
-        let output = &mut output[part * k.dim * WIDTH..(part + 1) * k.dim * WIDTH];
-        for (d, x) in k.row(batch, head, t).iter().enumerate() {
-            output[d * WIDTH + i] = *x;
-        }
-    }
-    output
-}
-
-pub(super) fn pack_all(k: &Heads<'_>) -> Vec<Vec<f32>> {
-    (0..k.batch * k.heads)
-        .into_par_iter()
-        .map(|i| pack_keys(k, i / k.heads, i % k.heads))
-        .collect()
-}
-
-/// A tile of consecutive queries of one head.
-#[derive(Clone, Copy)]
-pub(super) struct Tile {
-    pub batch: usize,
-    pub head: usize,
-    /// First query and how many, at most `ROWS`.
-    pub first: usize,
-    pub rows: usize,
-    /// Keys that the first query sees; each later one sees one more.
-    pub visible: usize,
-}
-
-impl Tile {
-    fn last_visible(&self) -> usize {
-        self.visible + self.rows - 1
-    }
-
-    /// The queries, scaled and transposed: `[dim][ROWS]`. Missing rows repeat the last one.
-    pub fn pack(&self, q: &Heads<'_>) -> Vec<[f32; ROWS]> {
-        let scale = 1.0 / (q.dim as f32).sqrt();
-        let mut packed = vec![[0.0; ROWS]; q.dim];
-        for r in 0..ROWS {
-            let row = q.row(self.batch, self.head, self.first + r.min(self.rows - 1));
-            for (packed, x) in packed.iter_mut().zip(row) {
-                packed[r] = x * scale;
-            }
-        }
-        packed
-    }
-}
-
-/// Scores of a tile against `KEYS` keys, one row per query.
-pub(super) type Scores = [[f32; KEYS]; ROWS];
-
-#[inline(always)]
-pub(super) fn scores<V: Vector>(
-    tile: Tile,
-    queries: &[[f32; ROWS]],
-    keys: &[f32],
-    start: usize,
-) -> Scores {
-    let mut scores = [[0.0; KEYS]; ROWS];
-    let parts = keys.chunks_exact(queries.len() * WIDTH);
-    for (part, keys) in parts.enumerate() {
-        let mut sums = [[0.0f32; WIDTH]; ROWS];
-        multiply::<V>(&mut sums, queries, keys.as_chunks::<WIDTH>().0.iter());
-        for r in 0..ROWS {
-            scores[r][part * WIDTH..(part + 1) * WIDTH].copy_from_slice(&sums[r]);
-        }
-    }
-    if start + KEYS > tile.visible {
-        for (r, row) in scores.iter_mut().enumerate() {
-            let seen = (tile.visible + r).saturating_sub(start).min(KEYS);
-            row[seen..].fill(HIDDEN);
-        }
-    }
-    scores
-}
-
-/// Finite, so that a row without visible keys in a tile gives zeros and not NaN.
-pub(super) const HIDDEN: f32 = -1e30;
-
-/// `q [batch, heads, t, dim]` over `k`, `v [batch, kv_heads, n, dim]`, aligned at the end. Returns
-/// `[batch, t, heads, dim]` and per query the logarithm of the sum of its exponentials, `[batch, heads, t]`.
-pub fn attend(level: Level, q: &Heads<'_>, k: &Heads<'_>, v: &Heads<'_>) -> (Vec<f32>, Vec<f32>) {
-    let keys = pack_all(k);
-    let group = q.heads / k.heads;
-    let values: Vec<Cow<'_, [f32]>> = (0..v.batch * v.heads)
-        .into_par_iter()
-        .map(|i| v.dense(i / v.heads, i % v.heads))
-        .collect();
-    let blocks = q.tokens.div_ceil(ROWS);
-    let mut output = vec![0.0; q.batch * q.tokens * q.heads * q.dim];
-    let mut log_sums = vec![0.0; q.batch * q.heads * q.tokens];
-    let shared = (Shared(output.as_mut_ptr()), Shared(log_sums.as_mut_ptr()));
-    // The longest tiles first, so that no thread is left with one at the end.
-    let tiles = (0..q.batch * q.heads * blocks).into_par_iter().rev();
-    tiles.for_each(|i| {
-        let (batch, head, block) = (i / (q.heads * blocks), i % q.heads, i / q.heads % blocks);
-        let first = block * ROWS;
+    /// The queries from `first` on, as many as a tile has. No two calls for the same ones may overlap.
+    fn tile(&self, batch: usize, head: usize, first: usize, columns: Option<&mut Columns>) {
+        let q = self.q;
         let tile = Tile {
             batch,
             head,
             first,
             rows: ROWS.min(q.tokens - first),
-            visible: k.tokens - q.tokens + first + 1,
+            visible: self.hidden + first + 1,
         };
-        let kv = batch * k.heads + head / group;
-        let (keys, values) = (&keys[kv][..], &values[kv][..]);
+        let kv = batch * self.kv_heads + head / self.group;
+        let (keys, values) = (&self.keys[kv][..], &self.values[kv][..]);
         let result = &mut vec![0.0; ROWS * q.dim][..];
-        let logs = dispatch!(level, fn tile_attention(
+        let logs = dispatch!(self.level, fn tile_attention(
             tile: Tile, q: &Heads<'_>, keys: &[f32], values: &[f32], result: &mut [f32],
+            columns: Option<&mut Columns>,
         ) -> [f32; ROWS]);
         for r in 0..tile.rows {
             let token = first + r;
             let at = ((batch * q.tokens + token) * q.heads + head) * q.dim;
             // SAFETY: each (batch, head, token) belongs to exactly one tile.
             unsafe {
-                shared.0.write(at, &result[r * q.dim..(r + 1) * q.dim]);
+                self.output.write(at, &result[r * q.dim..(r + 1) * q.dim]);
                 let at = (batch * q.heads + head) * q.tokens + token;
-                shared.1.write(at, &logs[r..=r]);
+                self.log_sums.write(at, &logs[r..=r]);
             }
         }
+    }
+}
+
+/// `q [batch, heads, t, dim]` over `k`, `v [batch, kv_heads, n, dim]`, aligned at the end. Returns
+/// `[batch, t, heads, dim]` and per query the logarithm of the sum of its exponentials, `[batch, heads, t]`.
+pub fn attend(level: Level, q: &Heads<'_>, k: &Heads<'_>, v: &Heads<'_>) -> (Vec<f32>, Vec<f32>) {
+    let mut output = vec![0.0; q.batch * q.tokens * q.heads * q.dim];
+    let mut log_sums = vec![0.0; q.batch * q.heads * q.tokens];
+    let prompt = Prompt::new(level, [q, k, v], &mut output, &mut log_sums);
+    let blocks = q.tokens.div_ceil(ROWS);
+    // The longest tiles first, so that no thread is left with one at the end.
+    let tiles = (0..q.batch * q.heads * blocks).into_par_iter().rev();
+    tiles.for_each(|i| {
+        let (batch, head, block) = (i / (q.heads * blocks), i % q.heads, i / q.heads % blocks);
+        prompt.tile(batch, head, block * ROWS, None);
     });
     (output, log_sums)
+}
+
+/// Tiles of one head whose columns are added up by one thread, at least, and the most parts that a head has. Parts depend
+/// on shapes alone: the same numbers give the same sums on any machine.
+const PART: usize = 12;
+const PARTS: usize = 16;
+
+/// As [`attend`], and the attention received per key: sum over the queries, mean over the query group, `[batch,
+/// kv_heads, n]`.
+pub fn attend_summed(
+    level: Level,
+    q: &Heads<'_>,
+    k: &Heads<'_>,
+    v: &Heads<'_>,
+) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let mut output = vec![0.0; q.batch * q.tokens * q.heads * q.dim];
+    let mut log_sums = vec![0.0; q.batch * q.heads * q.tokens];
+    let prompt = Prompt::new(level, [q, k, v], &mut output, &mut log_sums);
+    let blocks = q.tokens.div_ceil(ROWS);
+    let size = blocks.div_ceil(PARTS).max(PART);
+    let parts = blocks.div_ceil(size);
+    let count = q.batch * q.heads * parts;
+    let mut found: Vec<Vec<f32>> = (0..count)
+        .into_par_iter()
+        .with_max_len(1)
+        .map(|i| {
+            // Long ones first here too: the part changes slowest, from the last one on.
+            let i = count - 1 - i;
+            let (head, part) = (i % (q.batch * q.heads), i / (q.batch * q.heads));
+            let last = ((part + 1) * size * ROWS).min(q.tokens);
+            let mut columns = Columns::new(prompt.hidden + last);
+            for block in part * size..last.div_ceil(ROWS) {
+                let (batch, head) = (head / q.heads, head % q.heads);
+                prompt.tile(batch, head, block * ROWS, Some(&mut columns));
+            }
+            columns.sums
+        })
+        .collect();
+    found.reverse();
+    let mut sums = vec![0.0; k.batch * k.heads * k.tokens];
+    let share = 1.0 / prompt.group as f32;
+    for (i, part) in found.iter().enumerate() {
+        let kv = i % (q.batch * q.heads) / prompt.group;
+        let sums = &mut sums[kv * k.tokens..(kv + 1) * k.tokens];
+        for (sum, x) in sums.iter_mut().zip(part) {
+            *sum += x * share;
+        }
+    }
+    (output, log_sums, sums)
+}
+
+/// Sums over the queries of the tiles that one thread goes through.
+struct Columns {
+    /// The exponentials of a tile's scores, and what was the largest score when they were taken.
+    rows: Vec<Scores>,
+    tops: Vec<[f32; ROWS]>,
+    /// Per key.
+    sums: Vec<f32>,
+}
+
+impl Columns {
+    /// For queries that see `keys` keys.
+    fn new(keys: usize) -> Self {
+        let tiles = keys.div_ceil(KEYS);
+        Self {
+            rows: Vec::with_capacity(tiles),
+            tops: Vec::with_capacity(tiles),
+            sums: vec![0.0; tiles * KEYS],
+        }
+    }
+
+    /// Adds the `rows` queries of a tile, of which the largest scores and the totals are known now.
+    #[inline(always)]
+    fn add<V: Vector>(&mut self, rows: usize, most: [f32; ROWS], totals: [f32; ROWS]) {
+        let sums = self.sums.as_chunks_mut::<KEYS>().0;
+        for ((scores, tops), sums) in self.rows.iter().zip(&self.tops).zip(sums) {
+            let mut weights = [0.0; ROWS];
+            for r in 0..rows {
+                weights[r] = exp::<V>(tops[r] - most[r]) / totals[r];
+            }
+            for i in 0..KEYS {
+                for r in 0..ROWS {
+                    sums[i] = fma::<V>(scores[r][i], weights[r], sums[i]);
+                }
+            }
+        }
+        self.rows.clear();
+        self.tops.clear();
+    }
 }
 
 #[inline(always)]
@@ -166,6 +188,7 @@ fn tile_attention<V: Vector>(
     keys: &[f32],
     values: &[f32],
     result: &mut [f32],
+    mut columns: Option<&mut Columns>,
 ) -> [f32; ROWS] {
     let dim = q.dim;
     let queries = tile.pack(q);
@@ -185,11 +208,18 @@ fn tile_attention<V: Vector>(
             most[r] = top;
             totals[r] = totals[r] * decay[r] + exp_sum::<V>(&mut scores[r], top);
         }
+        if let Some(columns) = &mut columns {
+            columns.rows.push(scores);
+            columns.tops.push(most);
+        }
         let count = KEYS.min(tile.last_visible() - start);
         accumulate::<V>(&scores, decay, &values[..count * dim], result);
     }
     for (row, total) in result.chunks_exact_mut(dim).zip(totals) {
         row.iter_mut().for_each(|x| *x /= total);
+    }
+    if let Some(columns) = columns {
+        columns.add::<V>(tile.rows, most, totals);
     }
     std::array::from_fn(|r| most[r] + totals[r].ln())
 }
@@ -228,78 +258,6 @@ fn accumulate<V: Vector>(weights: &Scores, decay: [f32; ROWS], values: &[f32], r
                 *x = fma::<V>(*weight, *v, *x);
             }
         }
-    }
-}
-
-/// Attention received per key: sum over the queries, mean over the query group. `log_sums` is what [`attend`]
-/// returned for the same `q` and `k`. Returns `[batch, kv_heads, n]`.
-pub fn column_sums(level: Level, q: &Heads<'_>, k: &Heads<'_>, log_sums: &[f32]) -> Vec<f32> {
-    let keys = pack_all(k);
-    let group = q.heads / k.heads;
-    let tiles = k.tokens.div_ceil(KEYS);
-    let mut sums = vec![0.0; k.batch * k.heads * tiles * KEYS];
-    sums.par_chunks_mut(KEYS).enumerate().for_each(|(i, sums)| {
-        let (kv, index) = (i / tiles, i % tiles);
-        let at = Columns {
-            batch: kv / k.heads,
-            kv_head: kv % k.heads,
-            group,
-            start: index * KEYS,
-            hidden: k.tokens - q.tokens,
-        };
-        let keys = &keys[kv][index * KEYS * k.dim..(index + 1) * KEYS * k.dim];
-        dispatch!(level, fn tile_columns(
-            at: Columns, q: &Heads<'_>, keys: &[f32], log_sums: &[f32], sums: &mut [f32],
-        ));
-    });
-    sums.chunks_exact(tiles * KEYS)
-        .flat_map(|row| row[..k.tokens].to_vec())
-        .collect()
-}
-
-/// A tile of keys of one KV head.
-#[derive(Clone, Copy)]
-struct Columns {
-    batch: usize,
-    kv_head: usize,
-    group: usize,
-    start: usize,
-    /// Keys before the first query's own.
-    hidden: usize,
-}
-
-#[inline(always)]
-fn tile_columns<V: Vector>(
-    at: Columns,
-    q: &Heads<'_>,
-    keys: &[f32],
-    log_sums: &[f32],
-    sums: &mut [f32],
-) {
-    // Earlier queries see none of these keys.
-    let first_query = at.start.saturating_sub(at.hidden) / ROWS * ROWS;
-    for g in 0..at.group {
-        let head = at.kv_head * at.group + g;
-        for first in (first_query..q.tokens).step_by(ROWS) {
-            let tile = Tile {
-                batch: at.batch,
-                head,
-                first,
-                rows: ROWS.min(q.tokens - first),
-                visible: at.hidden + first + 1,
-            };
-            let scores = scores::<V>(tile, &tile.pack(q), keys, at.start);
-            for (r, row) in scores.iter().enumerate().take(tile.rows) {
-                let log_sum = log_sums[(at.batch * q.heads + head) * q.tokens + first + r];
-                for i in 0..KEYS {
-                    // exp clamps at e⁻⁸⁷, which is nothing beside a probability.
-                    sums[i] += exp::<V>(row[i] - log_sum);
-                }
-            }
-        }
-    }
-    for sum in sums {
-        *sum /= at.group as f32;
     }
 }
 

@@ -139,7 +139,10 @@ fn prompt_attention_and_column_sums_equal_the_oracle() {
             let what = format!("{level:?}, group {group}, dim {}", case.dim);
             let (found, log_sums) = prefill::attend(level, &q, &k, &v);
             assert_close(&found, &wanted, 2e-5, &what);
-            let found = prefill::column_sums(level, &q, &k, &log_sums);
+            let found = columns::column_sums(level, &q, &k, &log_sums);
+            assert_close(&found, &sums, 2e-5, &what);
+            let (summed, logs, found) = prefill::attend_summed(level, &q, &k, &v);
+            assert_eq!((summed, logs), prefill::attend(level, &q, &k, &v), "{what}");
             assert_close(&found, &sums, 2e-5, &what);
         }
     }

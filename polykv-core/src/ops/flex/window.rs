@@ -1,8 +1,8 @@
-//! What the last queries of a prompt pay attention to: one task per query head, which never holds more than a tile of
-//! queries' scores.
+//! What the last queries of a prompt pay attention to: one task per query head. Queries are the lanes of vectors: keys
+//! are read as they lie, and what is summed per query or per key stays in lanes.
 
-use super::prefill::{HIDDEN, KEYS, ROWS, Tile, pack_all, scores};
-use super::simd::{Level, Vector, dispatch, exp_sum, max};
+use super::simd::{LANES, Level, Vector, dispatch, exp, larger};
+use super::tiles::HIDDEN;
 use super::view::Heads;
 use rayon::prelude::*;
 
@@ -16,7 +16,6 @@ pub fn score(
     seen: usize,
 ) -> (Vec<f32>, Vec<f32>) {
     let (n, window, group) = (k.tokens, q.tokens, q.heads / k.heads);
-    let keys = pack_all(k);
     let first = (seen - window) as i64;
     let heads: Vec<Moments> = (0..q.batch * q.heads)
         .into_par_iter()
@@ -27,14 +26,14 @@ pub fn score(
             let at = Window {
                 batch: i / q.heads,
                 head: i % q.heads,
-                entries: n,
+                kv_head: kv % k.heads,
                 late: positions
                     .filter(|(_, position)| **position > first)
                     .map(|(slot, position)| (slot, (position - first) as usize))
                     .collect(),
             };
-            let (at, keys) = (&at, &keys[kv][..]);
-            dispatch!(level, fn head_moments(at: &Window, q: &Heads<'_>, keys: &[f32]) -> Moments)
+            let at = &at;
+            dispatch!(level, fn head_moments(at: &Window, q: &Heads<'_>, k: &Heads<'_>) -> Moments)
         })
         .collect();
     let mut sums = vec![0.0; k.batch * k.heads * n];
@@ -57,7 +56,7 @@ pub fn score(
 struct Window {
     batch: usize,
     head: usize,
-    entries: usize,
+    kv_head: usize,
     /// Slots that not all queries see, each with how many do not.
     late: Vec<(usize, usize)>,
 }
@@ -69,49 +68,135 @@ struct Moments {
 }
 
 #[inline(always)]
-fn head_moments<V: Vector>(at: &Window, q: &Heads<'_>, keys: &[f32]) -> Moments {
-    let n = at.entries;
-    let mut moments = Moments {
-        means: vec![0.0; n],
-        squares: vec![0.0; n],
-    };
-    let wide = keys.len() / q.dim;
-    let mut rows = vec![0.0; ROWS * wide];
-    for first in (0..q.tokens).step_by(ROWS) {
-        let tile = Tile {
-            batch: at.batch,
-            head: at.head,
-            first,
-            rows: ROWS.min(q.tokens - first),
-            // Slots need not be in order: what is hidden is hidden below.
-            visible: usize::MAX / 2,
+fn head_moments<V: Vector>(at: &Window, q: &Heads<'_>, k: &Heads<'_>) -> Moments {
+    let (n, window) = (k.tokens, q.tokens);
+    let blocks = window.div_ceil(LANES);
+    let mut rows = vec![[0.0; LANES]; n * blocks];
+    let mut block = 0;
+    while block < blocks {
+        block += match V::WIDE && block + 2 <= blocks {
+            true => products::<V, 2>(at, q, k, block, &mut rows),
+            false => products::<V, 1>(at, q, k, block, &mut rows),
         };
-        let queries = tile.pack(q);
-        for (index, keys) in keys.chunks_exact(KEYS * q.dim).enumerate() {
-            let scores = scores::<V>(tile, &queries, keys, index * KEYS);
-            for (r, row) in scores.iter().enumerate() {
-                rows[r * wide + index * KEYS..][..KEYS].copy_from_slice(row);
+    }
+    for &(slot, hidden) in &at.late {
+        for query in 0..hidden {
+            rows[slot * blocks + query / LANES][query % LANES] = HIDDEN;
+        }
+    }
+    // Lanes beyond the last query count for nothing.
+    let mut shares = vec![[0.0; LANES]; blocks];
+    let mut counted = vec![[0.0; LANES]; blocks];
+    for block in 0..blocks {
+        let totals = exponentials::<V>(&mut rows, block, blocks);
+        for i in 0..LANES.min(window - block * LANES) {
+            shares[block][i] = 1.0 / totals[i];
+            counted[block][i] = 1.0;
+        }
+    }
+    let mut moments = Moments {
+        means: Vec::with_capacity(n),
+        squares: Vec::with_capacity(n),
+    };
+    for row in rows.chunks_exact(blocks) {
+        let mut sum = V::splat(0.0);
+        for block in 0..blocks {
+            sum = V::load(&row[block]).mul_add(V::load(&shares[block]), sum);
+        }
+        let mean = sum.sum() / window as f32;
+        let mut squares = V::splat(0.0);
+        for block in 0..blocks {
+            let apart = V::load(&row[block]).mul_add(V::load(&shares[block]), V::splat(-mean));
+            let apart = apart.mul_add(V::load(&counted[block]), V::splat(0.0));
+            squares = apart.mul_add(apart, squares);
+        }
+        moments.means.push(mean);
+        moments.squares.push(squares.sum());
+    }
+    moments
+}
+
+/// Replaces the scores of a block of queries, `rows [n][blocks][LANES]`, by exponentials and returns their sums.
+#[inline(always)]
+fn exponentials<V: Vector>(rows: &mut [[f32; LANES]], block: usize, blocks: usize) -> [f32; LANES] {
+    let mut most = [HIDDEN; LANES];
+    for row in rows[block..].iter().step_by(blocks) {
+        for i in 0..LANES {
+            most[i] = larger(row[i], most[i]);
+        }
+    }
+    let mut totals = [0.0; LANES];
+    for row in rows[block..].iter_mut().step_by(blocks) {
+        for i in 0..LANES {
+            row[i] = exp::<V>(row[i] - most[i]);
+            totals[i] += row[i];
+        }
+    }
+    totals
+}
+
+/// Keys whose products with a block of queries stay in registers.
+const KEYS: usize = 6;
+
+/// Scaled products of the queries of `B` blocks from `block` on with all keys, into `rows [n][blocks][LANES]`; returns
+/// `B`.
+#[inline(always)]
+fn products<V: Vector, const B: usize>(
+    at: &Window,
+    q: &Heads<'_>,
+    k: &Heads<'_>,
+    block: usize,
+    rows: &mut [[f32; LANES]],
+) -> usize {
+    let blocks = q.tokens.div_ceil(LANES);
+    let scale = 1.0 / (q.dim as f32).sqrt();
+    let mut queries = vec![[[0.0; LANES]; B]; q.dim];
+    for query in block * LANES..q.tokens.min((block + B) * LANES) {
+        let (b, lane) = (query / LANES - block, query % LANES);
+        let row = q.row(at.batch, at.head, query);
+        for (lanes, x) in queries.iter_mut().zip(row) {
+            lanes[b][lane] = x * scale;
+        }
+    }
+    let key = |token: usize| k.row(at.batch, at.kv_head, token);
+    let mut rows = rows.chunks_exact_mut(KEYS * blocks);
+    let mut token = 0;
+    for rows in &mut rows {
+        let keys = std::array::from_fn(|r| key(token + r));
+        let sums = tile::<V, KEYS, B>(keys, &queries);
+        for r in 0..KEYS {
+            for b in 0..B {
+                rows[r * blocks + block + b] = sums[r][b].lanes();
             }
         }
-        for r in 0..tile.rows {
-            let row = &mut rows[r * wide..][..n];
-            for &(slot, hidden) in &at.late {
-                if first + r < hidden {
-                    row[slot] = HIDDEN;
-                }
-            }
-            let most = max(row);
-            let total = exp_sum::<V>(row, most);
-            let (scale, weight) = (1.0 / total, 1.0 / (first + r + 1) as f32);
-            let results = moments.means.iter_mut().zip(&mut moments.squares);
-            // Welford's running mean.
-            for ((mean, squares), x) in results.zip(row) {
-                let p = *x * scale;
-                let delta = p - *mean;
-                *mean += delta * weight;
-                *squares += delta * (p - *mean);
+        token += KEYS;
+    }
+    for row in rows.into_remainder().chunks_exact_mut(blocks) {
+        let [sums] = tile::<V, 1, B>([key(token)], &queries);
+        for b in 0..B {
+            row[block + b] = sums[b].lanes();
+        }
+        token += 1;
+    }
+    B
+}
+
+#[inline(always)]
+fn tile<V: Vector, const R: usize, const B: usize>(
+    keys: [&[f32]; R],
+    queries: &[[[f32; LANES]; B]],
+) -> [[V; B]; R] {
+    let mut sums = [[V::splat(0.0); B]; R];
+    for r in 0..R {
+        assert!(keys[r].len() == queries.len());
+    }
+    for (d, query) in queries.iter().enumerate() {
+        for r in 0..R {
+            let x = V::splat(keys[r][d]);
+            for b in 0..B {
+                sums[r][b] = V::load(&query[b]).mul_add(x, sums[r][b]);
             }
         }
     }
-    moments
+    sums
 }

@@ -2,7 +2,7 @@
 
 use crate::ops::Protected;
 use crate::{Error, Result};
-use burn::tensor::{Bool, Int, IntDType, Tensor, TensorData};
+use burn::tensor::{Bool, IndexingUpdateOp, Int, IntDType, Tensor, TensorData};
 
 /// As [`select`](crate::ops::select), on the host.
 ///
@@ -60,6 +60,55 @@ pub fn lowest(
         .mask_fill(guarded.greater(lowest), i32::MAX)
         .argmin(2)
         .cast(dtype)
+}
+
+/// As [`move_last`](crate::ops::move_last).
+pub fn move_last<const D: usize>(statistics: Tensor<D>, victim: Tensor<3, Int>) -> Tensor<D> {
+    let mut dims = statistics.dims();
+    let [batch, kv_heads, entries] = [dims[0], dims[1], dims[2]];
+    let width = dims[3..].iter().product();
+    let rows = statistics.reshape([batch, kv_heads, entries, width]);
+    let last = rows.clone().narrow(2, entries - 1, 1);
+    let moved = crate::ops::put(rows, victim, last).narrow(2, 0, entries - 1);
+    dims[2] -= 1;
+    moved.reshape(dims)
+}
+
+/// As [`drop_from_order`](crate::ops::drop_from_order).
+pub fn drop_from_order(
+    order: Tensor<3, Int>,
+    victim: Tensor<3, Int>,
+    moved: bool,
+) -> Tensor<3, Int> {
+    let dims @ [batch, kv_heads, entries] = order.dims();
+    let kept = [batch, kv_heads, entries - 1];
+    let device = order.device();
+    let dtype = IntDType::from(order.dtype());
+    let ranks = |count: usize| {
+        Tensor::<1, Int>::arange(0..count as i64, &device)
+            .cast(dtype)
+            .reshape([1, 1, count])
+            .expand([batch, kv_heads, count])
+    };
+    // rank[slot]: the inverse permutation, read at the victim.
+    let rank = Tensor::<3, Int>::zeros(dims, &device)
+        .cast(dtype)
+        .scatter(2, order.clone(), ranks(entries), IndexingUpdateOp::Assign)
+        .gather(2, victim.clone());
+    let index = ranks(entries - 1);
+    let skip = index
+        .clone()
+        .greater_equal(rank.expand(kept))
+        .int()
+        .cast(dtype);
+    let order = order.gather(2, index + skip);
+    match moved {
+        true => {
+            let last = order.clone().equal_elem((entries - 1) as i64);
+            order.mask_where(last, victim.expand(kept))
+        }
+        false => order,
+    }
 }
 
 /// Columns that are compared at a time: bounds the memory of [`top`].

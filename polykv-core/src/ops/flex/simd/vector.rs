@@ -13,6 +13,8 @@ pub const LANES: usize = 16;
 pub trait Vector: Copy {
     /// Whether a fused multiply-add is one instruction; elsewhere it would be a library call.
     const FMA: bool;
+    /// Whether there are 32 registers of a whole vector.
+    const WIDE: bool;
 
     fn splat(x: f32) -> Self;
     fn load(x: &[f32; LANES]) -> Self;
@@ -44,6 +46,7 @@ impl Plain {
 
 impl Vector for Plain {
     const FMA: bool = cfg!(target_arch = "aarch64");
+    const WIDE: bool = false;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -111,6 +114,7 @@ pub struct Avx512(__m512);
 #[cfg(target_arch = "x86_64")]
 impl Vector for Avx512 {
     const FMA: bool = true;
+    const WIDE: bool = true;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {
@@ -175,6 +179,7 @@ pub struct Avx2([__m256; 2]);
 #[cfg(target_arch = "x86_64")]
 impl Vector for Avx2 {
     const FMA: bool = true;
+    const WIDE: bool = false;
 
     #[inline(always)]
     fn splat(x: f32) -> Self {

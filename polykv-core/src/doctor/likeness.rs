@@ -1,0 +1,68 @@
+//! Which keys are alike, in plain f64 loops.
+
+use super::host::{Inputs, vector};
+
+pub struct Likeness {
+    /// `[kv_heads][tokens]`
+    pub norms: Vec<f64>,
+    /// With the head's first key.
+    pub cosines: Vec<f64>,
+    /// The slots that [`Inputs::kept`] leaves out.
+    pub evicted: Vec<i64>,
+    /// The places, among those kept, of the closest to each of them.
+    pub places: Vec<i64>,
+    /// What that adds to those kept, weighted by the cosine.
+    pub merged: Vec<f64>,
+}
+
+impl Inputs {
+    pub fn likeness(&self) -> Likeness {
+        let key = |kv: usize, slot: usize| -> Vec<f64> {
+            let key = &self.k[vector(kv, slot)..][..Self::DIM];
+            key.iter().map(|&x| f64::from(x)).collect()
+        };
+        let mut found = Likeness {
+            norms: Vec::new(),
+            cosines: Vec::new(),
+            evicted: Vec::new(),
+            places: Vec::new(),
+            merged: vec![0.0; Self::KV_HEADS * Self::BUDGET * Self::DIM],
+        };
+        for (kv, kept) in self.kept().chunks_exact(Self::BUDGET).enumerate() {
+            for slot in 0..Self::TOKENS {
+                let own = key(kv, slot);
+                found.norms.push(product(&own, &own).sqrt());
+                found.cosines.push(cosine(&own, &key(kv, 0)));
+                if kept.contains(&(slot as i64)) {
+                    continue;
+                }
+                let cosines = kept
+                    .iter()
+                    .map(|&other| cosine(&own, &key(kv, other as usize)));
+                let best =
+                    cosines.enumerate().fold(
+                        (0, -2.0),
+                        |best, next| {
+                            if next.1 > best.1 { next } else { best }
+                        },
+                    );
+                found.evicted.push(slot as i64);
+                found.places.push(best.0 as i64);
+                let other = key(kv, kept[best.0] as usize);
+                let at = (kv * Self::BUDGET + best.0) * Self::DIM;
+                for (d, sum) in found.merged[at..at + Self::DIM].iter_mut().enumerate() {
+                    *sum += best.1 * (own[d] - other[d]);
+                }
+            }
+        }
+        found
+    }
+}
+
+fn product(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+fn cosine(a: &[f64], b: &[f64]) -> f64 {
+    product(a, b) / (product(a, a) * product(b, b)).sqrt()
+}

@@ -1,0 +1,299 @@
+//! Norms of keys, their likeness, and merging what goes into what stays.
+
+use super::{HIDDEN, empty, length, unrolls, width};
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+const UNITS: usize = 64;
+/// Norms count as this at least.
+const LEAST: f32 = 1e-12;
+
+/// As [`KeyOps::key_norms`](crate::ops::kernels::KeyOps::key_norms).
+pub fn norms(keys: CubeTensor) -> CubeTensor {
+    let [batch, kv_heads, n, dim] = keys.shape().dims::<4>();
+    let norms = empty(&keys, [batch, kv_heads, n], DType::F32);
+    let width = width(&[&keys]);
+    let client = keys.client.clone();
+    let dtype = dtype_to_storage_type(keys.dtype);
+    // SAFETY: every index is below the shapes above; see the kernel.
+    unsafe {
+        norms_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, n.div_ceil(UNITS) as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            keys.into_tensor_arg(),
+            norms.clone().into_tensor_arg(),
+            dim / width,
+            width,
+            dtype,
+        );
+    }
+    norms
+}
+
+/// One unit per key.
+#[cube(launch_unchecked)]
+fn norms_kernel<E: Float, N: Size>(
+    keys: &Tensor<Vector<E, N>>,
+    norms: &mut Tensor<f32>,
+    words: usize,
+    #[comptime] width: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let kv = CUBE_POS_X as usize;
+    let (kv_heads, n) = (keys.shape(1), keys.shape(2));
+    let j = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if j >= n {
+        terminate!();
+    }
+    let at = kv / kv_heads * keys.stride(0) + kv % kv_heads * keys.stride(1) + j * keys.stride(2);
+    let mut squares = Vector::<f32, N>::new(0.0f32);
+    for w in 0..words {
+        let x = Vector::<f32, N>::cast_from(keys[at / width + w]);
+        squares += x * x;
+    }
+    let mut total = 0.0f32;
+    #[unroll]
+    for lane in 0..width {
+        total += squares.extract(lane);
+    }
+    norms[kv * n + j] = total.sqrt();
+}
+
+/// As [`KeyOps::key_cosines`](crate::ops::kernels::KeyOps::key_cosines).
+pub fn cosines(keys: CubeTensor, norms: CubeTensor, anchor: CubeTensor) -> CubeTensor {
+    let [batch, kv_heads, n, dim] = keys.shape().dims::<4>();
+    let cosines = empty(&keys, [batch, kv_heads, n], DType::F32);
+    let width = width(&[&keys, &anchor]);
+    let client = keys.client.clone();
+    let dtype = dtype_to_storage_type(keys.dtype);
+    // SAFETY: as above.
+    unsafe {
+        cosines_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, n.div_ceil(UNITS) as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            keys.into_tensor_arg(),
+            norms.into_tensor_arg(),
+            anchor.into_tensor_arg(),
+            cosines.clone().into_tensor_arg(),
+            dim / width,
+            width,
+            dtype,
+        );
+    }
+    cosines
+}
+
+/// One unit per key.
+#[cube(launch_unchecked)]
+fn cosines_kernel<E: Float, N: Size>(
+    keys: &Tensor<Vector<E, N>>,
+    norms: &Tensor<f32>,
+    anchor: &Tensor<Vector<f32, N>>,
+    cosines: &mut Tensor<f32>,
+    words: usize,
+    #[comptime] width: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let kv = CUBE_POS_X as usize;
+    let (kv_heads, n) = (keys.shape(1), keys.shape(2));
+    let j = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if j >= n {
+        terminate!();
+    }
+    let at = kv / kv_heads * keys.stride(0) + kv % kv_heads * keys.stride(1) + j * keys.stride(2);
+    let mut products = Vector::<f32, N>::new(0.0f32);
+    let mut squares = Vector::<f32, N>::new(0.0f32);
+    for w in 0..words {
+        let own = anchor[kv * words + w];
+        products += Vector::<f32, N>::cast_from(keys[at / width + w]) * own;
+        squares += own * own;
+    }
+    let mut product = 0.0f32;
+    let mut length = 0.0f32;
+    #[unroll]
+    for lane in 0..width {
+        product += products.extract(lane);
+        length += squares.extract(lane);
+    }
+    let least = f32::new(LEAST);
+    cosines[kv * n + j] = product / (max(norms[kv * n + j], least) * max(length.sqrt(), least));
+}
+
+/// As [`KeyOps::closest`](crate::ops::kernels::KeyOps::closest).
+pub fn closest(
+    keys: CubeTensor,
+    norms: CubeTensor,
+    evicted: CubeTensor,
+    kept: CubeTensor,
+) -> (CubeTensor, CubeTensor) {
+    let [batch, kv_heads, _, dim] = keys.shape().dims::<4>();
+    let going = evicted.shape().dims::<3>()[2];
+    let staying = kept.shape().dims::<3>()[2];
+    let cosines = empty(&keys, [batch, kv_heads, going], DType::F32);
+    let places = empty(&keys, [batch, kv_heads, going], evicted.dtype);
+    let width = width(&[&keys]);
+    let client = keys.client.clone();
+    let known = unrolls(&client);
+    let dtypes = [keys.dtype, evicted.dtype].map(dtype_to_storage_type);
+    // SAFETY: slots are below the number of entries, which the caller guarantees; other indices are below the shapes.
+    unsafe {
+        closest_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, going.div_ceil(UNITS) as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            keys.into_tensor_arg(),
+            norms.into_tensor_arg(),
+            evicted.into_tensor_arg(),
+            kept.into_tensor_arg(),
+            cosines.clone().into_tensor_arg(),
+            places.clone().into_tensor_arg(),
+            going,
+            staying,
+            dim / width,
+            dim / width,
+            width,
+            known,
+            dtypes,
+        );
+    }
+    (cosines, places)
+}
+
+/// One unit per evicted key, which stays in its registers while all kept ones pass.
+#[cube(launch_unchecked)]
+fn closest_kernel<E: Float, I: Int, N: Size>(
+    keys: &Tensor<Vector<E, N>>,
+    norms: &Tensor<f32>,
+    evicted: &Tensor<I>,
+    kept: &Tensor<I>,
+    cosines: &mut Tensor<f32>,
+    places: &mut Tensor<I>,
+    going: usize,
+    staying: usize,
+    steps: usize,
+    #[comptime] words: usize,
+    #[comptime] width: usize,
+    #[comptime] known: bool,
+    #[define(E, I)] _dtypes: [ElemType; 2],
+) {
+    let steps = length(steps, words, known);
+    let kv = CUBE_POS_X as usize;
+    let (kv_heads, n) = (keys.shape(1), keys.shape(2));
+    let i = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if i >= going {
+        terminate!();
+    }
+    let start = kv / kv_heads * keys.stride(0) + kv % kv_heads * keys.stride(1);
+    let slot = usize::cast_from(evicted[kv * going + i]);
+    let at = (start + slot * keys.stride(2)) / width;
+    let mut key = Array::<Vector<f32, N>>::new(words);
+    for w in 0..steps {
+        key[w] = Vector::<f32, N>::cast_from(keys[at + w]);
+    }
+    let least = f32::new(LEAST);
+    let own = max(norms[kv * n + slot], least);
+    let mut best = f32::new(HIDDEN);
+    let mut place = 0u32;
+    for r in 0..staying {
+        let other = usize::cast_from(kept[kv * staying + r]);
+        let at = (start + other * keys.stride(2)) / width;
+        let mut products = Vector::<f32, N>::new(0.0f32);
+        for w in 0..steps {
+            products += key[w] * Vector::<f32, N>::cast_from(keys[at + w]);
+        }
+        let mut product = 0.0f32;
+        #[unroll]
+        for lane in 0..width {
+            product += products.extract(lane);
+        }
+        let cosine = product / (own * max(norms[kv * n + other], least));
+        if cosine > best {
+            best = cosine;
+            place = r as u32;
+        }
+    }
+    cosines[kv * going + i] = best;
+    places[kv * going + i] = I::cast_from(place);
+}
+
+/// As [`KeyOps::merge_into`](crate::ops::kernels::KeyOps::merge_into).
+pub fn merge_into(
+    vectors: CubeTensor,
+    evicted: CubeTensor,
+    kept: CubeTensor,
+    places: CubeTensor,
+    parts: CubeTensor,
+) -> CubeTensor {
+    let [batch, kv_heads, _, dim] = vectors.shape().dims::<4>();
+    let going = evicted.shape().dims::<3>()[2];
+    let staying = kept.shape().dims::<3>()[2];
+    let sums = empty(&vectors, [batch, kv_heads, staying, dim], DType::F32);
+    let client = vectors.client.clone();
+    let dtypes = [vectors.dtype, evicted.dtype].map(dtype_to_storage_type);
+    // SAFETY: as above.
+    unsafe {
+        merge_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static(
+                (batch * kv_heads) as u32,
+                (staying * dim).div_ceil(UNITS) as u32,
+                1,
+            ),
+            CubeDim::new_1d(UNITS as u32),
+            vectors.into_tensor_arg(),
+            evicted.into_tensor_arg(),
+            kept.into_tensor_arg(),
+            places.into_tensor_arg(),
+            parts.into_tensor_arg(),
+            sums.clone().into_tensor_arg(),
+            going,
+            staying,
+            dim,
+            dtypes,
+        );
+    }
+    sums
+}
+
+/// One unit per element of what stays, which all that goes passes: sums do not depend on the order of units.
+#[cube(launch_unchecked)]
+fn merge_kernel<E: Float, I: Int>(
+    vectors: &Tensor<E>,
+    evicted: &Tensor<I>,
+    kept: &Tensor<I>,
+    places: &Tensor<I>,
+    parts: &Tensor<f32>,
+    sums: &mut Tensor<f32>,
+    going: usize,
+    staying: usize,
+    dim: usize,
+    #[define(E, I)] _dtypes: [ElemType; 2],
+) {
+    let kv = CUBE_POS_X as usize;
+    let unit = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if unit >= staying * dim {
+        terminate!();
+    }
+    let kv_heads = vectors.shape(1);
+    let (place, d) = (unit / dim, unit % dim);
+    let start = kv / kv_heads * vectors.stride(0) + kv % kv_heads * vectors.stride(1) + d;
+    let slot = usize::cast_from(kept[kv * staying + place]);
+    let own = f32::cast_from(vectors[start + slot * vectors.stride(2)]);
+    let mut sum = 0.0f32;
+    for i in 0..going {
+        if usize::cast_from(places[kv * going + i]) == place {
+            let slot = usize::cast_from(evicted[kv * going + i]);
+            let x = f32::cast_from(vectors[start + slot * vectors.stride(2)]);
+            sum += (x - own) * parts[kv * going + i];
+        }
+    }
+    sums[kv * staying * dim + unit] = sum;
+}

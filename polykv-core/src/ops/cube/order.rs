@@ -1,0 +1,155 @@
+//! The order of entries by position, and scores along it.
+
+use super::choice::is_nan_bits;
+use super::empty;
+use crate::ops::Pool;
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+const UNITS: usize = 64;
+
+/// As [`EntryOps::drop_from_order`](crate::ops::kernels::EntryOps::drop_from_order).
+pub fn drop_from_order(order: CubeTensor, victim: CubeTensor, moved: bool) -> CubeTensor {
+    let [batch, kv_heads, entries] = order.shape().dims::<3>();
+    let kept = empty(&order, [batch, kv_heads, entries - 1], order.dtype);
+    let client = order.client.clone();
+    let dtypes = [order.dtype, victim.dtype].map(dtype_to_storage_type);
+    // SAFETY: every index is below the shapes above; see the kernel.
+    unsafe {
+        drop_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, 1, 1),
+            CubeDim::new_1d(UNITS as u32),
+            order.into_tensor_arg(),
+            victim.into_tensor_arg(),
+            kept.clone().into_tensor_arg(),
+            entries - 1,
+            moved,
+            dtypes,
+        );
+    }
+    kept
+}
+
+/// One cube per sequence and KV head; `last` is the number of entries that stay.
+#[cube(launch_unchecked)]
+fn drop_kernel<I: Int, S: Int>(
+    order: &Tensor<I>,
+    victim: &Tensor<S>,
+    kept: &mut Tensor<I>,
+    last: usize,
+    #[comptime] moved: bool,
+    #[define(I, S)] _dtypes: [ElemType; 2],
+) {
+    let head = CUBE_POS_X as usize;
+    let unit = UNIT_POS_X as usize;
+    let start = head * (last + 1);
+    let gone = usize::cast_from(victim[head]);
+    let mut rank = Shared::<[u32]>::new_slice(1usize);
+    let mut r = unit;
+    while r <= last {
+        if usize::cast_from(order[start + r]) == gone {
+            rank[0] = r as u32;
+        }
+        r += UNITS;
+    }
+    sync_cube();
+    let mut r = unit;
+    while r < last {
+        let mut from = 0usize;
+        from += r;
+        if r >= rank[0] as usize {
+            from += 1usize;
+        }
+        let mut slot = 0usize;
+        slot += usize::cast_from(order[start + from]);
+        if comptime!(moved) {
+            if slot == last {
+                slot = gone;
+            }
+        }
+        kept[head * last + r] = I::cast_from(slot);
+        r += UNITS;
+    }
+}
+
+/// As [`EntryOps::pool_scores`](crate::ops::kernels::EntryOps::pool_scores).
+pub fn pool(
+    scores: CubeTensor,
+    order: CubeTensor,
+    tail: usize,
+    width: usize,
+    mode: Pool,
+) -> CubeTensor {
+    let [batch, kv_heads, entries] = scores.shape().dims::<3>();
+    let pooled = empty(&scores, [batch, kv_heads, entries], DType::F32);
+    let client = scores.client.clone();
+    let dtype = dtype_to_storage_type(order.dtype);
+    // SAFETY: orders hold slots, which are below the number of entries; other indices are below the shapes above.
+    unsafe {
+        pool_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, entries.div_ceil(UNITS) as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            scores.into_tensor_arg(),
+            order.into_tensor_arg(),
+            pooled.clone().into_tensor_arg(),
+            entries,
+            entries.saturating_sub(tail),
+            width / 2,
+            mode == Pool::Max,
+            dtype,
+        );
+    }
+    pooled
+}
+
+/// One unit per entry; the first `old` of the order are pooled.
+#[cube(launch_unchecked)]
+fn pool_kernel<I: Int>(
+    scores: &Tensor<f32>,
+    order: &Tensor<I>,
+    pooled: &mut Tensor<f32>,
+    entries: usize,
+    old: usize,
+    half: usize,
+    #[comptime] highest: bool,
+    #[define(I)] _dtype: ElemType,
+) {
+    let start = CUBE_POS_X as usize * entries;
+    let rank = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if rank >= entries {
+        terminate!();
+    }
+    let own = start + usize::cast_from(order[start + rank]);
+    let mut result = 0.0f32;
+    result += scores[own];
+    if rank < old {
+        let mut first = 0usize;
+        if rank > half {
+            first += rank - half;
+        }
+        let end = min(rank + half + 1, old);
+        if comptime!(!highest) {
+            result = 0.0f32;
+        }
+        for r in first..end {
+            let x = scores[start + usize::cast_from(order[start + r])];
+            if comptime!(highest) {
+                // A NaN stays one, to be reported.
+                if x > result || is_nan_bits(x) {
+                    result = x;
+                }
+            } else {
+                result += x;
+            }
+        }
+        if comptime!(!highest) {
+            result = result / f32::cast_from(2 * half + 1);
+        }
+    }
+    pooled[own] = result;
+}

@@ -1,0 +1,78 @@
+//! Sums over the columns of a prompt's attention, from what the attention left.
+
+use super::simd::{Level, Vector, dispatch, exp};
+use super::tiles::{KEYS, ROWS, Tile, pack_all, scores};
+use super::view::Heads;
+use rayon::prelude::*;
+
+/// Attention received per key: sum over the queries, mean over the query group. `log_sums` is what
+/// [`attend`](super::prefill::attend) returned for the same `q` and `k`. Returns `[batch, kv_heads, n]`.
+pub fn column_sums(level: Level, q: &Heads<'_>, k: &Heads<'_>, log_sums: &[f32]) -> Vec<f32> {
+    let keys = pack_all(k);
+    let group = q.heads / k.heads;
+    let tiles = k.tokens.div_ceil(KEYS);
+    let mut sums = vec![0.0; k.batch * k.heads * tiles * KEYS];
+    sums.par_chunks_mut(KEYS).enumerate().for_each(|(i, sums)| {
+        let (kv, index) = (i / tiles, i % tiles);
+        let at = Columns {
+            batch: kv / k.heads,
+            kv_head: kv % k.heads,
+            group,
+            start: index * KEYS,
+            hidden: k.tokens - q.tokens,
+        };
+        let keys = &keys[kv][index * KEYS * k.dim..(index + 1) * KEYS * k.dim];
+        dispatch!(level, fn tile_columns(
+            at: Columns, q: &Heads<'_>, keys: &[f32], log_sums: &[f32], sums: &mut [f32],
+        ));
+    });
+    sums.chunks_exact(tiles * KEYS)
+        .flat_map(|row| row[..k.tokens].to_vec())
+        .collect()
+}
+
+/// A tile of keys of one KV head.
+#[derive(Clone, Copy)]
+struct Columns {
+    batch: usize,
+    kv_head: usize,
+    group: usize,
+    start: usize,
+    /// Keys before the first query's own.
+    hidden: usize,
+}
+
+#[inline(always)]
+fn tile_columns<V: Vector>(
+    at: Columns,
+    q: &Heads<'_>,
+    keys: &[f32],
+    log_sums: &[f32],
+    sums: &mut [f32],
+) {
+    // Earlier queries see none of these keys.
+    let first_query = at.start.saturating_sub(at.hidden) / ROWS * ROWS;
+    for g in 0..at.group {
+        let head = at.kv_head * at.group + g;
+        for first in (first_query..q.tokens).step_by(ROWS) {
+            let tile = Tile {
+                batch: at.batch,
+                head,
+                first,
+                rows: ROWS.min(q.tokens - first),
+                visible: at.hidden + first + 1,
+            };
+            let scores = scores::<V>(tile, &tile.pack(q), keys, at.start);
+            for (r, row) in scores.iter().enumerate().take(tile.rows) {
+                let log_sum = log_sums[(at.batch * q.heads + head) * q.tokens + first + r];
+                for i in 0..KEYS {
+                    // exp clamps at e⁻⁸⁷, which is nothing beside a probability.
+                    sums[i] += exp::<V>(row[i] - log_sum);
+                }
+            }
+        }
+    }
+    for sum in sums {
+        *sum /= at.group as f32;
+    }
+}

@@ -1,0 +1,285 @@
+//! Likeness of keys.
+
+use super::simd::{LANES, Level, Vector, dispatch, dot, larger};
+use super::tiles::{KEYS, ROWS, Tile, pack, scores};
+use super::view::Heads;
+use super::{elements, inner_dense, integer_tensor, integers, tensor, widened};
+use crate::ops::kernels::KeyOps;
+use burn::backend::Flex;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use rayon::prelude::*;
+
+/// Norms count as this at least.
+const LEAST: f32 = 1e-12;
+
+impl KeyOps for Flex {
+    fn key_norms(keys: FloatTensor<Self>) -> FloatTensor<Self> {
+        let keys = widened(keys);
+        let keys = Heads::of(&keys);
+        let mut found = vec![0.0; keys.batch * keys.heads * keys.tokens];
+        let keys = &keys;
+        of_heads(keys, &mut found, |batch, head, norms| {
+            let level = Level::best();
+            dispatch!(level, fn norms_of(
+                keys: &Heads<'_>, batch: usize, head: usize, norms: &mut [f32],
+            ));
+        });
+        tensor(found, [keys.batch, keys.heads, keys.tokens])
+    }
+
+    fn key_cosines(
+        keys: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        anchor: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (keys, anchor) = (widened(keys), inner_dense(anchor));
+        let (keys, anchor) = (Heads::of(&keys), Heads::of(&anchor));
+        let norms = norms.to_contiguous();
+        let mut found = elements::<f32>(&norms).to_vec();
+        let (keys, anchor) = (&keys, &anchor);
+        of_heads(keys, &mut found, |batch, head, cosines| {
+            let anchor = anchor.row(batch, head, 0);
+            let level = Level::best();
+            dispatch!(level, fn cosines_of(
+                keys: &Heads<'_>, batch: usize, head: usize, anchor: &[f32], cosines: &mut [f32],
+            ));
+        });
+        tensor(found, [keys.batch, keys.heads, keys.tokens])
+    }
+
+    fn closest(
+        keys: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        evicted: IntTensor<Self>,
+        kept: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, IntTensor<Self>) {
+        let (keys, norms) = (widened(keys), norms.to_contiguous());
+        let keys = Heads::of(&keys);
+        let dtype = kept.dtype();
+        let (evicted, kept) = (evicted.to_contiguous(), kept.to_contiguous());
+        let dims @ [_, _, going] = evicted.layout().shape().dims::<3>();
+        let (evicted, kept) = (integers(&evicted), integers(&kept));
+        let heads = keys.batch * keys.heads;
+        let staying = kept.len() / heads;
+        let found: Vec<Match> = (0..heads)
+            .into_par_iter()
+            .map(|head| {
+                Candidates::new(
+                    &keys,
+                    head,
+                    &kept[head * staying..(head + 1) * staying],
+                    &elements::<f32>(&norms)[head * keys.tokens..(head + 1) * keys.tokens],
+                    going,
+                )
+            })
+            .collect::<Vec<_>>()
+            .par_iter()
+            .zip(evicted.par_chunks(going.max(1)))
+            .flat_map(|(candidates, evicted)| {
+                evicted.par_chunks(ROWS).flat_map_iter(move |some| {
+                    let level = Level::best();
+                    let found = dispatch!(level, fn closest_of(
+                        candidates: &Candidates<'_>, some: &[i64],
+                    ) -> [Match; ROWS]);
+                    found.into_iter().take(some.len())
+                })
+            })
+            .collect();
+        let (cosines, places) = found.into_iter().map(|own| (own.cosine, own.place)).unzip();
+        (tensor(cosines, dims), integer_tensor(places, dims, dtype))
+    }
+
+    fn merge_into(
+        vectors: FloatTensor<Self>,
+        evicted: IntTensor<Self>,
+        kept: IntTensor<Self>,
+        places: IntTensor<Self>,
+        parts: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let vectors = widened(vectors);
+        let vectors = Heads::<f32>::of(&vectors);
+        let [evicted, kept, places] = [evicted, kept, places].map(|x| x.to_contiguous());
+        let parts = parts.to_contiguous();
+        let (evicted, kept, places) = (integers(&evicted), integers(&kept), integers(&places));
+        let parts = elements::<f32>(&parts);
+        let (heads, dim) = (vectors.batch * vectors.heads, vectors.dim);
+        let (going, staying) = (evicted.len() / heads, kept.len() / heads);
+        let mut sums = vec![0.0; heads * staying * dim];
+        sums.par_chunks_mut(staying * dim)
+            .enumerate()
+            .for_each(|(head, sums)| {
+                let row = |slot: i64| {
+                    vectors.row(head / vectors.heads, head % vectors.heads, slot as usize)
+                };
+                for i in head * going..(head + 1) * going {
+                    let (place, part) = (places[i] as usize, parts[i]);
+                    if part == 0.0 {
+                        continue;
+                    }
+                    let own = row(kept[head * staying + place]);
+                    let sums = &mut sums[place * dim..(place + 1) * dim];
+                    for ((sum, x), own) in sums.iter_mut().zip(row(evicted[i])).zip(own) {
+                        *sum += (x - own) * part;
+                    }
+                }
+            });
+        tensor(sums, [vectors.batch, vectors.heads, staying, dim])
+    }
+}
+
+/// Fills each head's part of `results [batch * heads * tokens]`.
+fn of_heads(keys: &Heads<'_>, results: &mut [f32], work: impl Fn(usize, usize, &mut [f32]) + Sync) {
+    let heads = results.par_chunks_mut(keys.tokens.max(1)).enumerate();
+    heads.for_each(|(i, results)| work(i / keys.heads, i % keys.heads, results));
+}
+
+#[inline(always)]
+fn norms_of<V: Vector>(keys: &Heads<'_>, batch: usize, head: usize, norms: &mut [f32]) {
+    for (token, norm) in norms.iter_mut().enumerate() {
+        let key = keys.row(batch, head, token);
+        *norm = dot::<V, f32>(key, key).sqrt();
+    }
+}
+
+/// Replaces the keys' norms by their cosines.
+#[inline(always)]
+fn cosines_of<V: Vector>(
+    keys: &Heads<'_>,
+    batch: usize,
+    head: usize,
+    anchor: &[f32],
+    cosines: &mut [f32],
+) {
+    let length = larger(dot::<V, f32>(anchor, anchor).sqrt(), LEAST);
+    for (token, cosine) in cosines.iter_mut().enumerate() {
+        let product = dot::<V, f32>(anchor, keys.row(batch, head, token));
+        *cosine = product / (larger(*cosine, LEAST) * length);
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Match {
+    cosine: f32,
+    place: i64,
+}
+
+/// One head's keys that stay.
+struct Candidates<'a> {
+    keys: &'a Heads<'a>,
+    head: usize,
+    slots: &'a [i64],
+    norms: &'a [f32],
+    /// In tiles, see [`pack`]; empty where few keys go and reading them once is all that is done.
+    packed: Vec<f32>,
+    /// 1 over the norms of those that stay, zeros up to a whole tile.
+    shares: Vec<f32>,
+}
+
+impl<'a> Candidates<'a> {
+    fn new(
+        keys: &'a Heads<'a>,
+        head: usize,
+        slots: &'a [i64],
+        norms: &'a [f32],
+        going: usize,
+    ) -> Self {
+        let mut found = Self {
+            keys,
+            head,
+            slots,
+            norms,
+            packed: Vec::new(),
+            shares: Vec::new(),
+        };
+        if going >= ROWS {
+            let rows = slots.iter().map(|&slot| found.row(slot));
+            found.packed = pack(rows, slots.len(), keys.dim);
+        }
+        let shares = slots.iter().map(|&slot| 1.0 / found.norm(slot));
+        found.shares = shares.collect();
+        let whole = slots.len().next_multiple_of(KEYS);
+        found.shares.resize(whole, 0.0);
+        found
+    }
+
+    fn row(&self, slot: i64) -> &'a [f32] {
+        let (batch, head) = (self.head / self.keys.heads, self.head % self.keys.heads);
+        self.keys.row(batch, head, slot as usize)
+    }
+
+    fn norm(&self, slot: i64) -> f32 {
+        larger(self.norms[slot as usize], LEAST)
+    }
+}
+
+/// Below every cosine.
+const NONE: f32 = -2.0;
+
+/// The matches of at most `ROWS` keys that go.
+#[inline(always)]
+fn closest_of<V: Vector>(candidates: &Candidates<'_>, going: &[i64]) -> [Match; ROWS] {
+    let mut found = [Match {
+        cosine: NONE,
+        place: 0,
+    }; ROWS];
+    if candidates.packed.is_empty() {
+        for (found, &slot) in found.iter_mut().zip(going) {
+            let own = candidates.row(slot);
+            let share = 1.0 / candidates.norm(slot);
+            for (place, &other) in candidates.slots.iter().enumerate() {
+                let product = dot::<V, f32>(own, candidates.row(other));
+                let cosine = product * share * candidates.shares[place];
+                if cosine > found.cosine {
+                    *found = Match {
+                        cosine,
+                        place: place as i64,
+                    };
+                }
+            }
+        }
+        return found;
+    }
+    let dim = candidates.keys.dim;
+    let mut rows = vec![[0.0; ROWS]; dim];
+    for r in 0..ROWS {
+        let slot = going[r.min(going.len() - 1)];
+        let share = 1.0 / candidates.norm(slot);
+        for (row, x) in rows.iter_mut().zip(candidates.row(slot)) {
+            row[r] = x * share;
+        }
+    }
+    let tile = Tile::of_all();
+    let mut best = [[NONE; LANES]; ROWS];
+    let mut places = [[0i32; LANES]; ROWS];
+    let tiles = candidates.packed.chunks_exact(KEYS * dim);
+    for (index, (keys, shares)) in tiles.zip(candidates.shares.chunks_exact(KEYS)).enumerate() {
+        let start = index * KEYS;
+        let mut products = scores::<V>(tile, &rows, keys, start);
+        let count = KEYS.min(candidates.slots.len() - start);
+        for r in 0..ROWS {
+            for i in 0..KEYS {
+                products[r][i] *= shares[i];
+            }
+            products[r][count..].fill(NONE);
+            for part in 0..KEYS / LANES {
+                for i in 0..LANES {
+                    let x = products[r][part * LANES + i];
+                    let place = (start + part * LANES + i) as i32;
+                    let higher = x > best[r][i];
+                    places[r][i] = if higher { place } else { places[r][i] };
+                    best[r][i] = if higher { x } else { best[r][i] };
+                }
+            }
+        }
+    }
+    for r in 0..ROWS {
+        for i in 0..LANES {
+            let (x, place) = (best[r][i], i64::from(places[r][i]));
+            let own = &mut found[r];
+            if x > own.cosine || x == own.cosine && place < own.place {
+                *own = Match { cosine: x, place };
+            }
+        }
+    }
+    found
+}

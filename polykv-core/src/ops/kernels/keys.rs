@@ -1,0 +1,100 @@
+//! Norms of keys, their likeness, and merging what goes into what stays.
+
+#[cfg(feature = "cube")]
+use super::shapes;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, Dispatch, backend_extension};
+use burn::tensor::{Int, Tensor};
+
+/// Shapes: keys or values `[batch, kv_heads, n, d]` as they are stored, norms `[batch, kv_heads, n]`; slots `evicted
+/// [batch, kv_heads, e]` and `kept [batch, kv_heads, m]`; results are f32. Norms count as 1e-12 at least.
+#[backend_extension(
+    Cube: cfg(feature = "cube"),
+    Fusion: cfg(feature = "cube"),
+    Flex: cfg(feature = "flex"),
+)]
+pub trait KeyOps: Backend {
+    /// ‖k‖₂: `[batch, kv_heads, n]`.
+    #[fusion(meta = |keys| shapes::norms(keys))]
+    fn key_norms(keys: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// The cosine of each key and its head's `anchor [batch, kv_heads, 1, d]` in f32: `[batch, kv_heads, n]`.
+    #[fusion(meta = |_keys, norms, _anchor| norms.clone())]
+    fn key_cosines(
+        keys: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        anchor: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+
+    /// For each evicted key the largest cosine with one that is kept, and the place of that one in `kept`, the first of
+    /// equal ones: `[batch, kv_heads, e]` each.
+    #[fusion(meta = |_keys, norms, evicted, _kept| {
+        let dims = [evicted.shape[0], evicted.shape[1], evicted.shape[2]];
+        (shapes::like(norms, dims), evicted.clone())
+    })]
+    fn closest(
+        keys: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        evicted: IntTensor<Self>,
+        kept: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, IntTensor<Self>);
+
+    /// Per kept entry the sum, over the evicted ones whose place in `kept` it is, of `parts` times what lies between
+    /// the two: `places` and `parts [batch, kv_heads, e]` → `[batch, kv_heads, m, d]`.
+    #[fusion(meta = |vectors, _evicted, kept, _places, parts| {
+        shapes::like(parts, [kept.shape[0], kept.shape[1], kept.shape[2], vectors.shape[3]])
+    })]
+    fn merge_into(
+        vectors: FloatTensor<Self>,
+        evicted: IntTensor<Self>,
+        kept: IntTensor<Self>,
+        places: IntTensor<Self>,
+        parts: FloatTensor<Self>,
+    ) -> FloatTensor<Self>;
+}
+
+pub fn key_norms(keys: Tensor<4>) -> Tensor<3> {
+    Tensor::from_dispatch(Dispatch::key_norms(keys.into_dispatch()))
+}
+
+pub fn key_cosines(keys: Tensor<4>, norms: Tensor<3>, anchor: Tensor<4>) -> Tensor<3> {
+    Tensor::from_dispatch(Dispatch::key_cosines(
+        keys.into_dispatch(),
+        norms.into_dispatch(),
+        anchor.into_dispatch(),
+    ))
+}
+
+pub fn closest(
+    keys: Tensor<4>,
+    norms: Tensor<3>,
+    evicted: Tensor<3, Int>,
+    kept: Tensor<3, Int>,
+) -> (Tensor<3>, Tensor<3, Int>) {
+    let (cosines, places) = Dispatch::closest(
+        keys.into_dispatch(),
+        norms.into_dispatch(),
+        evicted.into_dispatch(),
+        kept.into_dispatch(),
+    );
+    (
+        Tensor::from_dispatch(cosines),
+        Tensor::from_dispatch(places),
+    )
+}
+
+pub fn merge_into(
+    vectors: Tensor<4>,
+    evicted: Tensor<3, Int>,
+    kept: Tensor<3, Int>,
+    places: Tensor<3, Int>,
+    parts: Tensor<3>,
+) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::merge_into(
+        vectors.into_dispatch(),
+        evicted.into_dispatch(),
+        kept.into_dispatch(),
+        places.into_dispatch(),
+        parts.into_dispatch(),
+    ))
+}
