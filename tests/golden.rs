@@ -392,7 +392,7 @@ fn scores_equal_kvpress() {
                 stored_keys: keys,
                 stored_values: values,
                 positions,
-                queries: Some(&queries),
+                queries: Some(queries.clone()),
                 row: None,
                 order: None,
             };

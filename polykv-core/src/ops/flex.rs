@@ -6,6 +6,7 @@ mod columns;
 mod entries;
 mod hits;
 mod keys;
+mod lanes;
 pub mod layers;
 mod linear;
 mod pointwise;

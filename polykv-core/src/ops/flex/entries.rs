@@ -1,10 +1,10 @@
-//! Choosing and moving entries: the tensors' elements go to the kernels, and back.
+//! Choosing, comparing and moving entries: the tensors' elements go to the kernels, and back.
 
 use super::simd::{Element, Level};
 use super::view::Heads;
-use super::{choice, elements, inner_dense, integer_tensor, integers, pool, tensor};
+use super::{choice, elements, inner_dense, integer_tensor, integers, keys, pool, tensor, widened};
 use crate::ops::Pool;
-use crate::ops::kernels::{EntryOps, Guard};
+use crate::ops::kernels::{EntryOps, Guard, KeyOps};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -138,6 +138,58 @@ impl EntryOps for Flex {
         let (values, order) = (elements::<f32>(&scores), integers(&order));
         let pooled = pool::pool(Level::best(), values, &order, dims[2], tail, width, mode);
         tensor(pooled, dims)
+    }
+}
+
+impl KeyOps for Flex {
+    fn key_norms(keys: FloatTensor<Self>) -> FloatTensor<Self> {
+        let keys = widened(keys);
+        let keys = Heads::of(&keys);
+        let norms = keys::norms(Level::best(), &keys);
+        tensor(norms, [keys.batch, keys.heads, keys.tokens])
+    }
+
+    fn key_cosines(
+        keys: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        anchor: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (keys, anchor, norms) = (widened(keys), inner_dense(anchor), norms.to_contiguous());
+        let (keys, anchor) = (Heads::of(&keys), Heads::of(&anchor));
+        let cosines = keys::cosines(Level::best(), &keys, elements(&norms), &anchor);
+        tensor(cosines, [keys.batch, keys.heads, keys.tokens])
+    }
+
+    fn closest(
+        keys: FloatTensor<Self>,
+        norms: FloatTensor<Self>,
+        evicted: IntTensor<Self>,
+        kept: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, IntTensor<Self>) {
+        let (keys, norms) = (widened(keys), norms.to_contiguous());
+        let [evicted, kept] = [evicted, kept].map(|slots| slots.to_contiguous());
+        let dims = evicted.layout().shape().dims::<3>();
+        let (all, norms) = (Heads::of(&keys), elements(&norms));
+        let (slots, others) = (integers(&evicted), integers(&kept));
+        let (cosines, places) = keys::closest(Level::best(), &all, norms, &slots, &others);
+        let places = integer_tensor(places, dims, kept.dtype());
+        (tensor(cosines, dims), places)
+    }
+
+    fn merge_into(
+        vectors: FloatTensor<Self>,
+        evicted: IntTensor<Self>,
+        kept: IntTensor<Self>,
+        places: IntTensor<Self>,
+        parts: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        let (vectors, parts) = (widened(vectors), parts.to_contiguous());
+        let [evicted, kept, places] = [evicted, kept, places].map(|slots| slots.to_contiguous());
+        let [batch, heads, staying] = kept.layout().shape().dims::<3>();
+        let vectors = Heads::of(&vectors);
+        let (evicted, kept, places) = (integers(&evicted), integers(&kept), integers(&places));
+        let sums = keys::merge_into(&vectors, &evicted, &kept, &places, elements(&parts));
+        tensor(sums, [batch, heads, staying, vectors.dim])
     }
 }
 

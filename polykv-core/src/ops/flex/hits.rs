@@ -1,10 +1,13 @@
 //! Which queries gave a key an even part of their attention or more.
 
-use super::simd::{Level, Vector, dispatch};
-use super::tiles::{KEYS, ROWS, Tile, pack_all, scores};
+use super::lanes::Lanes;
+use super::simd::{LANES, Level, Vector, dispatch};
 use super::view::Heads;
 use crate::ops::kernels::HIT_SLACK;
 use rayon::prelude::*;
+
+/// Keys that one task looks at.
+const KEYS: usize = 256;
 
 /// As [`KvOps::attention_hits`](crate::ops::kernels::KvOps::attention_hits), for the queries from `first` on, `count` of
 /// them: the digits and the counts, `[batch, kv_heads, seen]` each.
@@ -17,95 +20,109 @@ pub fn hits(
     count: usize,
     bits: usize,
 ) -> (Vec<f32>, Vec<f32>) {
-    let keys = pack_all(k);
     let hidden = k.tokens - q.tokens;
     let seen = hidden + first + count;
-    let tiles = seen.div_ceil(KEYS);
-    let heads = k.batch * k.heads;
-    let found: Vec<Hits> = (0..heads * tiles)
-        .into_par_iter()
-        .map(|i| {
-            let (kv, index) = (i / tiles, i % tiles);
-            let at = Columns {
-                batch: kv / k.heads,
-                kv_head: kv % k.heads,
-                group: q.heads / k.heads,
-                start: index * KEYS,
-                hidden,
-                queries: [first, first + count],
-                bits,
-            };
-            let (at, keys) = (
-                &at,
-                &keys[kv][index * KEYS * k.dim..(index + 1) * KEYS * k.dim],
-            );
-            dispatch!(level, fn tile_hits(
-                at: &Columns, q: &Heads<'_>, keys: &[f32], log_sums: &[f32],
-            ) -> Hits)
+    let group = q.heads / k.heads;
+    let mut digits = vec![0.0; k.batch * k.heads * seen];
+    let mut counts = digits.clone();
+    let of_heads = digits
+        .chunks_exact_mut(seen)
+        .zip(counts.chunks_exact_mut(seen));
+    let parts: Vec<_> = of_heads
+        .enumerate()
+        .flat_map(|(kv, (digits, counts))| {
+            let parts = digits.chunks_mut(KEYS).zip(counts.chunks_mut(KEYS));
+            parts
+                .enumerate()
+                .map(move |(part, found)| (kv, part * KEYS, found))
         })
         .collect();
-    let mut digits = Vec::with_capacity(heads * seen);
-    let mut counts = Vec::with_capacity(heads * seen);
-    for head in found.chunks_exact(tiles) {
-        for (index, tile) in head.iter().enumerate() {
-            let keys = KEYS.min(seen - index * KEYS);
-            digits.extend_from_slice(&tile.digits[..keys]);
-            counts.extend_from_slice(&tile.counts[..keys]);
-        }
-    }
+    parts
+        .into_par_iter()
+        .for_each(|(kv, start, (digits, counts))| {
+            let at = Part {
+                lanes: Lanes {
+                    batch: kv / k.heads,
+                    head: kv % k.heads * group,
+                    kv_head: kv % k.heads,
+                    queries: first..first + count,
+                    keys: start..start + digits.len(),
+                },
+                group,
+                hidden,
+                bits,
+            };
+            dispatch!(level, fn part_hits(
+                at: Part, q: &Heads<'_>, k: &Heads<'_>, log_sums: &[f32],
+                digits: &mut [f32], counts: &mut [f32],
+            ));
+        });
     (digits, counts)
 }
 
-/// A tile of keys of one KV head, and the queries that are looked at.
-struct Columns {
-    batch: usize,
-    kv_head: usize,
+/// Some keys of one KV head, and the queries that are looked at, of the group's first head.
+struct Part {
+    lanes: Lanes,
     group: usize,
-    start: usize,
     /// Keys before the first query's own.
     hidden: usize,
-    queries: [usize; 2],
     bits: usize,
 }
 
-struct Hits {
-    digits: [f32; KEYS],
-    counts: [f32; KEYS],
-}
-
 #[inline(always)]
-fn tile_hits<V: Vector>(at: &Columns, q: &Heads<'_>, keys: &[f32], log_sums: &[f32]) -> Hits {
-    let mut hits = Hits {
-        digits: [0.0; KEYS],
-        counts: [0.0; KEYS],
-    };
-    let [start, end] = at.queries;
-    for g in 0..at.group {
-        let head = at.kv_head * at.group + g;
-        for first in (start..end).step_by(ROWS) {
-            let tile = Tile {
-                batch: at.batch,
-                head,
-                first,
-                rows: ROWS.min(end - first),
-                visible: at.hidden + first + 1,
-            };
-            // These queries see none of the keys.
-            if tile.visible + tile.rows <= at.start {
-                continue;
-            }
-            let scores = scores::<V>(tile, &tile.pack(q), keys, at.start);
-            for (r, row) in scores.iter().enumerate().take(tile.rows) {
-                let log_sum = log_sums[(at.batch * q.heads + head) * q.tokens + first + r];
-                let least = log_sum - ((tile.visible + r) as f32).ln() - HIT_SLACK;
-                let digit = ((at.bits * (first + r - start)) as f32).exp2();
-                for (i, &score) in row.iter().enumerate().take(KEYS) {
-                    let hit = if score >= least { 1.0 } else { 0.0 };
-                    hits.counts[i] += hit;
-                    hits.digits[i] += hit * digit;
+fn part_hits<V: Vector>(
+    mut at: Part,
+    q: &Heads<'_>,
+    k: &Heads<'_>,
+    log_sums: &[f32],
+    digits: &mut [f32],
+    counts: &mut [f32],
+) {
+    let (queries, keys) = (at.lanes.queries.clone(), at.lanes.keys.clone());
+    let blocks = at.lanes.blocks();
+    let mut rows = vec![[0.0; LANES]; keys.len() * blocks];
+    // How many heads of the group hit, per key and query.
+    let mut found = vec![[0.0; LANES]; keys.len() * blocks];
+    for _ in 0..at.group {
+        at.lanes.products::<V>(q, k, &mut rows);
+        let mut least = vec![[f32::MAX; LANES]; blocks];
+        let logs = (at.lanes.batch * q.heads + at.lanes.head) * q.tokens;
+        for (i, query) in queries.clone().enumerate() {
+            let visible = (at.hidden + query + 1) as f32;
+            least[i / LANES][i % LANES] = log_sums[logs + query] - visible.ln() - HIT_SLACK;
+        }
+        for (rows, found) in rows
+            .chunks_exact(blocks)
+            .zip(found.chunks_exact_mut(blocks))
+        {
+            for block in 0..blocks {
+                for i in 0..LANES {
+                    let hit = rows[block][i] >= least[block][i];
+                    found[block][i] += if hit { 1.0 } else { 0.0 };
                 }
             }
         }
+        at.lanes.head += 1;
     }
-    hits
+    let mut powers = vec![[0.0; LANES]; blocks];
+    for i in 0..queries.len() {
+        powers[i / LANES][i % LANES] = ((at.bits * i) as f32).exp2();
+    }
+    let results = digits.iter_mut().zip(counts);
+    let found = keys.zip(found.chunks_exact_mut(blocks));
+    for ((key, found), (digits, counts)) in found.zip(results) {
+        // Queries before the key's own do not see it.
+        let late = key.saturating_sub(at.hidden + queries.start);
+        for i in 0..late.min(queries.len()) {
+            found[i / LANES][i % LANES] = 0.0;
+        }
+        let (mut all, mut weighted) = (V::splat(0.0), V::splat(0.0));
+        for block in 0..blocks {
+            let hits = V::load(&found[block]);
+            all = all.add(hits);
+            weighted = hits.mul_add(V::load(&powers[block]), weighted);
+        }
+        *counts = all.sum();
+        *digits = weighted.sum();
+    }
 }

@@ -3,128 +3,94 @@
 use super::simd::{LANES, Level, Vector, dispatch, dot, larger};
 use super::tiles::{KEYS, ROWS, Tile, pack, scores};
 use super::view::Heads;
-use super::{elements, inner_dense, integer_tensor, integers, tensor, widened};
-use crate::ops::kernels::KeyOps;
-use burn::backend::Flex;
-use burn::backend::tensor::{FloatTensor, IntTensor};
 use rayon::prelude::*;
 
 /// Norms count as this at least.
 const LEAST: f32 = 1e-12;
 
-impl KeyOps for Flex {
-    fn key_norms(keys: FloatTensor<Self>) -> FloatTensor<Self> {
-        let keys = widened(keys);
-        let keys = Heads::of(&keys);
-        let mut found = vec![0.0; keys.batch * keys.heads * keys.tokens];
-        let keys = &keys;
-        of_heads(keys, &mut found, |batch, head, norms| {
-            let level = Level::best();
-            dispatch!(level, fn norms_of(
-                keys: &Heads<'_>, batch: usize, head: usize, norms: &mut [f32],
-            ));
-        });
-        tensor(found, [keys.batch, keys.heads, keys.tokens])
-    }
+/// As [`KeyOps::key_norms`](crate::ops::kernels::KeyOps::key_norms).
+pub fn norms(level: Level, keys: &Heads<'_>) -> Vec<f32> {
+    let mut found = vec![0.0; keys.batch * keys.heads * keys.tokens];
+    of_heads(keys, &mut found, |batch, head, norms| {
+        dispatch!(level, fn norms_of(
+            keys: &Heads<'_>, batch: usize, head: usize, norms: &mut [f32],
+        ));
+    });
+    found
+}
 
-    fn key_cosines(
-        keys: FloatTensor<Self>,
-        norms: FloatTensor<Self>,
-        anchor: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        let (keys, anchor) = (widened(keys), inner_dense(anchor));
-        let (keys, anchor) = (Heads::of(&keys), Heads::of(&anchor));
-        let norms = norms.to_contiguous();
-        let mut found = elements::<f32>(&norms).to_vec();
-        let (keys, anchor) = (&keys, &anchor);
-        of_heads(keys, &mut found, |batch, head, cosines| {
-            let anchor = anchor.row(batch, head, 0);
-            let level = Level::best();
-            dispatch!(level, fn cosines_of(
-                keys: &Heads<'_>, batch: usize, head: usize, anchor: &[f32], cosines: &mut [f32],
-            ));
-        });
-        tensor(found, [keys.batch, keys.heads, keys.tokens])
-    }
+/// As [`KeyOps::key_cosines`](crate::ops::kernels::KeyOps::key_cosines).
+pub fn cosines(level: Level, keys: &Heads<'_>, norms: &[f32], anchor: &Heads<'_>) -> Vec<f32> {
+    let mut found = norms.to_vec();
+    of_heads(keys, &mut found, |batch, head, cosines| {
+        let anchor = anchor.row(batch, head, 0);
+        dispatch!(level, fn cosines_of(
+            keys: &Heads<'_>, batch: usize, head: usize, anchor: &[f32], cosines: &mut [f32],
+        ));
+    });
+    found
+}
 
-    fn closest(
-        keys: FloatTensor<Self>,
-        norms: FloatTensor<Self>,
-        evicted: IntTensor<Self>,
-        kept: IntTensor<Self>,
-    ) -> (FloatTensor<Self>, IntTensor<Self>) {
-        let (keys, norms) = (widened(keys), norms.to_contiguous());
-        let keys = Heads::of(&keys);
-        let dtype = kept.dtype();
-        let (evicted, kept) = (evicted.to_contiguous(), kept.to_contiguous());
-        let dims @ [_, _, going] = evicted.layout().shape().dims::<3>();
-        let (evicted, kept) = (integers(&evicted), integers(&kept));
-        let heads = keys.batch * keys.heads;
-        let staying = kept.len() / heads;
-        let found: Vec<Match> = (0..heads)
-            .into_par_iter()
-            .map(|head| {
-                Candidates::new(
-                    &keys,
-                    head,
-                    &kept[head * staying..(head + 1) * staying],
-                    &elements::<f32>(&norms)[head * keys.tokens..(head + 1) * keys.tokens],
-                    going,
-                )
+/// As [`KeyOps::closest`](crate::ops::kernels::KeyOps::closest).
+pub fn closest(
+    level: Level,
+    keys: &Heads<'_>,
+    norms: &[f32],
+    evicted: &[i64],
+    kept: &[i64],
+) -> (Vec<f32>, Vec<i64>) {
+    let heads = keys.batch * keys.heads;
+    let (going, staying) = (evicted.len() / heads, kept.len() / heads);
+    let candidates: Vec<Candidates> = (0..heads)
+        .into_par_iter()
+        .map(|head| {
+            let slots = &kept[head * staying..(head + 1) * staying];
+            let norms = &norms[head * keys.tokens..(head + 1) * keys.tokens];
+            Candidates::new(keys, head, slots, norms, going)
+        })
+        .collect();
+    let of_heads = candidates.par_iter().zip(evicted.par_chunks(going));
+    let found: Vec<Match> = of_heads
+        .flat_map(|(candidates, evicted)| {
+            evicted.par_chunks(ROWS).flat_map_iter(move |some| {
+                let found = dispatch!(level, fn closest_of(
+                    candidates: &Candidates<'_>, some: &[i64],
+                ) -> [Match; ROWS]);
+                found.into_iter().take(some.len())
             })
-            .collect::<Vec<_>>()
-            .par_iter()
-            .zip(evicted.par_chunks(going.max(1)))
-            .flat_map(|(candidates, evicted)| {
-                evicted.par_chunks(ROWS).flat_map_iter(move |some| {
-                    let level = Level::best();
-                    let found = dispatch!(level, fn closest_of(
-                        candidates: &Candidates<'_>, some: &[i64],
-                    ) -> [Match; ROWS]);
-                    found.into_iter().take(some.len())
-                })
-            })
-            .collect();
-        let (cosines, places) = found.into_iter().map(|own| (own.cosine, own.place)).unzip();
-        (tensor(cosines, dims), integer_tensor(places, dims, dtype))
-    }
+        })
+        .collect();
+    found.into_iter().map(|own| (own.cosine, own.place)).unzip()
+}
 
-    fn merge_into(
-        vectors: FloatTensor<Self>,
-        evicted: IntTensor<Self>,
-        kept: IntTensor<Self>,
-        places: IntTensor<Self>,
-        parts: FloatTensor<Self>,
-    ) -> FloatTensor<Self> {
-        let vectors = widened(vectors);
-        let vectors = Heads::<f32>::of(&vectors);
-        let [evicted, kept, places] = [evicted, kept, places].map(|x| x.to_contiguous());
-        let parts = parts.to_contiguous();
-        let (evicted, kept, places) = (integers(&evicted), integers(&kept), integers(&places));
-        let parts = elements::<f32>(&parts);
-        let (heads, dim) = (vectors.batch * vectors.heads, vectors.dim);
-        let (going, staying) = (evicted.len() / heads, kept.len() / heads);
-        let mut sums = vec![0.0; heads * staying * dim];
-        sums.par_chunks_mut(staying * dim)
-            .enumerate()
-            .for_each(|(head, sums)| {
-                let row = |slot: i64| {
-                    vectors.row(head / vectors.heads, head % vectors.heads, slot as usize)
-                };
-                for i in head * going..(head + 1) * going {
-                    let (place, part) = (places[i] as usize, parts[i]);
-                    if part == 0.0 {
-                        continue;
-                    }
-                    let own = row(kept[head * staying + place]);
-                    let sums = &mut sums[place * dim..(place + 1) * dim];
-                    for ((sum, x), own) in sums.iter_mut().zip(row(evicted[i])).zip(own) {
-                        *sum += (x - own) * part;
-                    }
-                }
-            });
-        tensor(sums, [vectors.batch, vectors.heads, staying, dim])
-    }
+/// As [`KeyOps::merge_into`](crate::ops::kernels::KeyOps::merge_into).
+pub fn merge_into(
+    vectors: &Heads<'_>,
+    evicted: &[i64],
+    kept: &[i64],
+    places: &[i64],
+    parts: &[f32],
+) -> Vec<f32> {
+    let (heads, dim) = (vectors.batch * vectors.heads, vectors.dim);
+    let (going, staying) = (evicted.len() / heads, kept.len() / heads);
+    let mut sums = vec![0.0; heads * staying * dim];
+    let of_heads = sums.par_chunks_mut(staying * dim).enumerate();
+    of_heads.for_each(|(head, sums)| {
+        let row =
+            |slot: i64| vectors.row(head / vectors.heads, head % vectors.heads, slot as usize);
+        for i in head * going..(head + 1) * going {
+            let (place, part) = (places[i] as usize, parts[i]);
+            if part == 0.0 {
+                continue;
+            }
+            let own = row(kept[head * staying + place]);
+            let sums = &mut sums[place * dim..(place + 1) * dim];
+            for ((sum, x), own) in sums.iter_mut().zip(row(evicted[i])).zip(own) {
+                *sum += (x - own) * part;
+            }
+        }
+    });
+    sums
 }
 
 /// Fills each head's part of `results [batch * heads * tokens]`.

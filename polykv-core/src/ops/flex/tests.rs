@@ -1,6 +1,7 @@
 //! Every kernel at every level that this processor has, on odd shapes and strided views, against plain tensors.
 
 mod layers;
+mod scores;
 
 use super::*;
 use crate::ops::oracle;

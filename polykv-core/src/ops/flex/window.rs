@@ -1,6 +1,7 @@
 //! What the last queries of a prompt pay attention to: one task per query head. Queries are the lanes of vectors: keys
 //! are read as they lie, and what is summed per query or per key stays in lanes.
 
+use super::lanes::Lanes;
 use super::simd::{LANES, Level, Vector, dispatch, exp, larger};
 use super::tiles::HIDDEN;
 use super::view::Heads;
@@ -24,9 +25,13 @@ pub fn score(
             let kv = i / group;
             let positions = positions[kv * n..(kv + 1) * n].iter().enumerate();
             let at = Window {
-                batch: i / q.heads,
-                head: i % q.heads,
-                kv_head: kv % k.heads,
+                lanes: Lanes {
+                    batch: i / q.heads,
+                    head: i % q.heads,
+                    kv_head: kv % k.heads,
+                    queries: 0..window,
+                    keys: 0..n,
+                },
                 late: positions
                     .filter(|(_, position)| **position > first)
                     .map(|(slot, position)| (slot, (position - first) as usize))
@@ -54,9 +59,7 @@ pub fn score(
 
 /// The window's queries of one head.
 struct Window {
-    batch: usize,
-    head: usize,
-    kv_head: usize,
+    lanes: Lanes,
     /// Slots that not all queries see, each with how many do not.
     late: Vec<(usize, usize)>,
 }
@@ -70,15 +73,9 @@ struct Moments {
 #[inline(always)]
 fn head_moments<V: Vector>(at: &Window, q: &Heads<'_>, k: &Heads<'_>) -> Moments {
     let (n, window) = (k.tokens, q.tokens);
-    let blocks = window.div_ceil(LANES);
+    let blocks = at.lanes.blocks();
     let mut rows = vec![[0.0; LANES]; n * blocks];
-    let mut block = 0;
-    while block < blocks {
-        block += match V::WIDE && block + 2 <= blocks {
-            true => products::<V, 2>(at, q, k, block, &mut rows),
-            false => products::<V, 1>(at, q, k, block, &mut rows),
-        };
-    }
+    at.lanes.products::<V>(q, k, &mut rows);
     for &(slot, hidden) in &at.late {
         for query in 0..hidden {
             rows[slot * blocks + query / LANES][query % LANES] = HIDDEN;
@@ -133,70 +130,4 @@ fn exponentials<V: Vector>(rows: &mut [[f32; LANES]], block: usize, blocks: usiz
         }
     }
     totals
-}
-
-/// Keys whose products with a block of queries stay in registers.
-const KEYS: usize = 6;
-
-/// Scaled products of the queries of `B` blocks from `block` on with all keys, into `rows [n][blocks][LANES]`; returns
-/// `B`.
-#[inline(always)]
-fn products<V: Vector, const B: usize>(
-    at: &Window,
-    q: &Heads<'_>,
-    k: &Heads<'_>,
-    block: usize,
-    rows: &mut [[f32; LANES]],
-) -> usize {
-    let blocks = q.tokens.div_ceil(LANES);
-    let scale = 1.0 / (q.dim as f32).sqrt();
-    let mut queries = vec![[[0.0; LANES]; B]; q.dim];
-    for query in block * LANES..q.tokens.min((block + B) * LANES) {
-        let (b, lane) = (query / LANES - block, query % LANES);
-        let row = q.row(at.batch, at.head, query);
-        for (lanes, x) in queries.iter_mut().zip(row) {
-            lanes[b][lane] = x * scale;
-        }
-    }
-    let key = |token: usize| k.row(at.batch, at.kv_head, token);
-    let mut rows = rows.chunks_exact_mut(KEYS * blocks);
-    let mut token = 0;
-    for rows in &mut rows {
-        let keys = std::array::from_fn(|r| key(token + r));
-        let sums = tile::<V, KEYS, B>(keys, &queries);
-        for r in 0..KEYS {
-            for b in 0..B {
-                rows[r * blocks + block + b] = sums[r][b].lanes();
-            }
-        }
-        token += KEYS;
-    }
-    for row in rows.into_remainder().chunks_exact_mut(blocks) {
-        let [sums] = tile::<V, 1, B>([key(token)], &queries);
-        for b in 0..B {
-            row[block + b] = sums[b].lanes();
-        }
-        token += 1;
-    }
-    B
-}
-
-#[inline(always)]
-fn tile<V: Vector, const R: usize, const B: usize>(
-    keys: [&[f32]; R],
-    queries: &[[[f32; LANES]; B]],
-) -> [[V; B]; R] {
-    let mut sums = [[V::splat(0.0); B]; R];
-    for r in 0..R {
-        assert!(keys[r].len() == queries.len());
-    }
-    for (d, query) in queries.iter().enumerate() {
-        for r in 0..R {
-            let x = V::splat(keys[r][d]);
-            for b in 0..B {
-                sums[r][b] = V::load(&query[b]).mul_add(x, sums[r][b]);
-            }
-        }
-    }
-    sums
 }
