@@ -139,7 +139,11 @@ impl LayerCache {
                 let merge = rule.policy.merge(&mut state, &view, &split)?;
                 drop(view);
                 *self.states.of_mut(Phase::Decode) = state;
-                self.merge(merge);
+                // Here what stays does not lie side by side.
+                self.merge(merge.map(|merge| Merge {
+                    slots: merge.slots.or(Some(split.kept)),
+                    ..merge
+                }));
                 // The newest entry moves next, with what it may have received.
                 if let Some(store) = &self.store {
                     (key, value) = store.last();
