@@ -1,6 +1,6 @@
 use super::{Example, ids, layers, nll, read};
 use crate::{LoadedModel, PrefillOptions};
-use polykv_core::calibrate::{Data, Draft, ExampleLosses};
+use polykv_core::calibrate::{Draft, ExampleLosses};
 use polykv_core::device::run_on;
 use polykv_core::{Error, KvCache, Phase, Plan, PromptCache, Result, SharedPrefill, machine, ops};
 
