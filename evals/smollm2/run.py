@@ -27,7 +27,8 @@ ROUTED = ["h2o", "h2o:{%s}" % H2O, "tova", "snapkv", "pyramidkv", "cake", "keydi
 BLEND_MEMBERS = {
     "blend-tova1-h2o1": [("tova", 1), ("h2o", 1)],
     "blend-tova3-h2o1": [("tova", 3), ("h2o", 1)],
-    "blend-keydiff1-h2o1": [("keydiff", 1), ("h2o", 1)],
+    "blend-pyramidkv1-h2o1": [("pyramidkv", 1), ("h2o", 1)],
+    "blend-pyramidkv3-h2o1": [("pyramidkv", 3), ("h2o", 1)],
     "blend-keydiff-tova-h2o": [("keydiff", 1), ("tova", 1), ("h2o", 1)],
 }
 SINGLES = ["streaming-llm", "snapkv", "pyramidkv", "cake", "tova", "h2o", "scissorhands", "d2o", "cam", "expected-attention",
