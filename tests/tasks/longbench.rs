@@ -1,8 +1,9 @@
 //! LongBench's folder.
 
 use crate::{model, refuse, run, write};
+use polykv::models::LoadedModel;
 use polykv::models::eval::metrics::Metric;
-use polykv::models::eval::{LongBench, Prediction, PromptOptions, Task};
+use polykv::models::eval::{LongBench, LongBenchFiles, Prediction, PromptOptions, Task};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -59,6 +60,14 @@ fn folder() -> tempfile::TempDir {
     dir
 }
 
+fn longbench(
+    model: &LoadedModel,
+    folder: &Path,
+    options: &PromptOptions,
+) -> polykv::Result<LongBench> {
+    LongBench::new(model, LongBenchFiles::read(folder, options)?)
+}
+
 fn with(change: impl FnOnce(&mut PromptOptions)) -> PromptOptions {
     let mut options = PromptOptions::default();
     change(&mut options);
@@ -68,7 +77,7 @@ fn with(change: impl FnOnce(&mut PromptOptions)) -> PromptOptions {
 #[test]
 fn longbench_follows_its_rules() {
     let (model, dir) = (model(), folder());
-    let task = LongBench::new(&model, dir.path(), &PromptOptions::default()).unwrap();
+    let task = longbench(&model, dir.path(), &PromptOptions::default()).unwrap();
     let (found, summary) = run(&model, &task);
     let full: Vec<&Prediction> = found.iter().step_by(3).collect();
     let names: Vec<_> = full
@@ -97,7 +106,7 @@ fn longbench_follows_its_rules() {
         full[2].prompt_tokens
     );
     // Few-shot tasks are continued without the template, whose tokens the others have.
-    let raw = LongBench::new(&model, dir.path(), &with(|own| own.raw = true)).unwrap();
+    let raw = longbench(&model, dir.path(), &with(|own| own.raw = true)).unwrap();
     let (own, raw) = (task.samples(), raw.samples());
     for (sample, more) in [(0, true), (1, true), (3, false), (4, false)] {
         assert_eq!(
@@ -129,7 +138,7 @@ fn longbench_follows_its_rules() {
 #[test]
 fn options_change_what_is_asked() {
     let (model, dir) = (model(), folder());
-    let of = |options: PromptOptions| LongBench::new(&model, dir.path(), &options).unwrap();
+    let of = |options: PromptOptions| longbench(&model, dir.path(), &options).unwrap();
     let plain = of(PromptOptions::default());
     let one = of(with(|own| own.limit = Some(1)));
     assert_eq!(one.samples().len(), 4);
@@ -170,7 +179,7 @@ fn options_change_what_is_asked() {
 fn bad_benchmark_folders_are_refused() {
     let (model, dir) = (model(), folder());
     let path = dir.path();
-    let read = |options: PromptOptions| LongBench::new(&model, path, &options);
+    let read = |options: PromptOptions| longbench(&model, path, &options);
     let plain = PromptOptions::default;
     // Also behind the limit.
     let first = sample("hotpotqa", 1, &["x"], Value::Null);
@@ -265,7 +274,7 @@ fn bad_benchmark_folders_are_refused() {
         std::fs::remove_file(empty.path().join(name)).unwrap();
     }
     refuse(
-        LongBench::new(&model, empty.path(), &plain()),
+        longbench(&model, empty.path(), &plain()),
         &["none of the tasks' files", "data.zip"],
     );
 }

@@ -1,8 +1,18 @@
 //! Anyone's own prompts.
 
 use crate::{model, refuse, run, write};
-use polykv::models::eval::{PromptOptions, Prompts, PromptsOptions, Task};
+use polykv::models::LoadedModel;
+use polykv::models::eval::{PromptFiles, PromptOptions, Prompts, PromptsOptions, Task};
 use serde_json::json;
+use std::path::Path;
+
+fn own_prompts(
+    model: &LoadedModel,
+    path: &Path,
+    options: &PromptsOptions,
+) -> polykv::Result<Prompts> {
+    Prompts::new(model, PromptFiles::read(path, options)?)
+}
 
 fn prompts(map: &str, metric: &str, change: impl FnOnce(&mut PromptsOptions)) -> PromptsOptions {
     let mut options = PromptsOptions {
@@ -31,7 +41,7 @@ fn own_prompts_are_mapped() {
     );
     let file = dir.path().join("a.jsonl");
     let map = "prompt=input,answers=target";
-    let read = |options: &PromptsOptions| Prompts::new(&model, &file, options).unwrap();
+    let read = |options: &PromptsOptions| own_prompts(&model, &file, options).unwrap();
     let short = |own: &mut PromptsOptions| own.max_new_tokens = Some(4);
     let plain = read(&prompts(map, "substring", short));
     let (found, _) = run(&model, &plain);
@@ -85,7 +95,7 @@ fn own_prompts_are_mapped() {
         "longbench",
         |_| {},
     );
-    let task = Prompts::new(&model, other.path(), &rules).unwrap();
+    let task = own_prompts(&model, other.path(), &rules).unwrap();
     let (found, _) = run(&model, &task);
     assert_eq!(
         (found[0].metric.as_str(), found[3].metric.as_str()),
@@ -106,7 +116,7 @@ fn bad_prompts_are_refused() {
         "a.jsonl",
         &[good.clone(), json!({"p": " ", "a": "x", "t": "x"})],
     );
-    let read = |options: PromptsOptions| Prompts::new(&model, &file, &options);
+    let read = |options: PromptsOptions| own_prompts(&model, &file, &options);
     let map = "prompt=p,answers=a";
     refuse(
         read(prompts(map, "f1", |_| {})),
@@ -150,12 +160,12 @@ fn bad_prompts_are_refused() {
     );
     let empty = tempfile::tempdir().unwrap();
     refuse(
-        Prompts::new(&model, empty.path(), &prompts(map, "f1", |_| {})),
+        own_prompts(&model, empty.path(), &prompts(map, "f1", |_| {})),
         &["files is none", "*.jsonl"],
     );
     let missing = empty.path().join("none.jsonl");
     refuse(
-        Prompts::new(&model, &missing, &prompts(map, "f1", |_| {})),
+        own_prompts(&model, &missing, &prompts(map, "f1", |_| {})),
         &["none.jsonl", "No such file"],
     );
     for (text, part) in [

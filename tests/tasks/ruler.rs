@@ -2,7 +2,7 @@
 
 use crate::run;
 use burn::tensor::Device;
-use polykv::models::eval::{Ruler, RulerOptions};
+use polykv::models::eval::{Ruler, RulerOptions, RulerTexts};
 use polykv::models::{LoadedModel, load};
 use serde_json::Value;
 use std::path::Path;
@@ -39,7 +39,7 @@ fn ruler_style_tasks_run() {
         raw: false,
         source: None,
     };
-    let task = Ruler::new(&model, &options).unwrap();
+    let task = Ruler::new(&model, RulerTexts::read(&options).unwrap()).unwrap();
     let (found, summary) = run(&model, &task);
     assert_eq!(found.len(), 2 * 2 * 3);
     assert!(found.iter().all(|one| one.metric == "substring-all"));
