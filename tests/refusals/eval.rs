@@ -104,7 +104,7 @@ const USAGE: &str = "
     --task longbench --data a --length 9 | --length | needle
     --task ruler --data a | --data | longbench and prompts
     --task needle --max-length 9 | --max-length | longbench and prompts
-    --task ppl --text a --only b | --only | longbench, ruler and prompts
+    --task ppl --text a --only b | --only | longbench and ruler and prompts
     --task ruler --template a | --haystack
     --task ruler --haystack a | --template
     --task prompts --data a --map prompt=p | prompt= or answers=
@@ -196,6 +196,7 @@ fn files(dir: &Path) {
         .collect();
     write("ruler/scripts/data/synthetic/constants.py", &entries);
     write("old-ruler/constants.py", "TEMPLATES = {}\n");
+    write("old-ruler/niah.py", "");
 }
 
 fn eval(model: &Path, args: &str, code: i32, parts: &[&str]) {
