@@ -63,8 +63,8 @@ fn plans(summary: &Summary) -> comfy_table::Table {
 }
 
 /// What the tables of differences show.
-pub const DIFFERENCES: &str = "Differences with 95 % intervals of a paired bootstrap over the samples, shares in percentage \
-     points; the best single policy is the best at the plan's budget";
+pub const DIFFERENCES: &str = "Differences with 95 % intervals of a paired bootstrap over the samples (none where a task \
+     has a single one), shares in percentage points; the best single policy is the best at the plan's budget";
 
 /// Of what is compared but the sets of tasks, which would be too wide. Nothing without plans beside FullKV.
 fn differences(summary: &Summary) -> Option<comfy_table::Table> {
