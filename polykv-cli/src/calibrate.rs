@@ -23,6 +23,7 @@ use std::io::Write;
 /// What was refused, or what failed on the way.
 pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     // Whatever can be checked without the model comes before it is loaded.
+    output::check_folder(&args.out)?;
     let allocator = allocate::by_name(&args.choice.allocator)?;
     if args.choice.refine > 0 && allocator.basis() == Basis::Layers {
         // A route is put together from layers that ran under other routes, which had other budgets.

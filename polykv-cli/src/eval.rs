@@ -10,7 +10,7 @@ mod samples;
 use crate::args::{EvalArgs, EvalCommand};
 use crate::compression::Source;
 use crate::model;
-use crate::output::progress;
+use crate::output::{self, progress};
 use polykv::Result;
 use polykv::models::ModelConfig;
 use polykv::models::eval::{Candidate, Evaluator, evaluate};
@@ -29,6 +29,7 @@ pub fn run(command: &EvalCommand) -> anyhow::Result<()> {
 
 fn evaluated(args: &EvalArgs) -> anyhow::Result<()> {
     // Whatever can be checked without the model comes before it is loaded.
+    args.out.as_deref().map_or(Ok(()), output::check_folder)?;
     let plans = args
         .plans
         .compressions()

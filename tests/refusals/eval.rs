@@ -254,6 +254,31 @@ fn usage() {
     check("no folder", 2, &["--out"], &polykv(&["eval", "merge", "a"]));
 }
 
+#[test]
+fn a_file_in_place_of_the_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("out");
+    std::fs::write(&file, "mine").unwrap();
+    let out = ["--out", path_str(&file)];
+    let model = ["-m", "/nonexistent"];
+    let commands: [&[&str]; 3] = [
+        &["eval", "--task", "needle"],
+        &["calibrate", "--objective", "evidence", "--budget", "40"],
+        &["eval", "merge", "/nonexistent"],
+    ];
+    for command in commands {
+        let model = if command.contains(&"merge") {
+            &model[..0]
+        } else {
+            &model
+        };
+        let answer = polykv(&[command, model, &out].concat());
+        let parts = ["out: output is a file", "allowed: a folder"];
+        check(&command.join(" "), 3, &parts, &answer);
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "mine");
+    }
+}
+
 /// What is no part of a run; shards that are not of one run are in the tests of runs.
 #[test]
 fn folders_that_cannot_be_merged() {
@@ -280,4 +305,7 @@ fn folders_that_cannot_be_merged() {
         check(content.unwrap_or("empty"), 3, &parts, &answer);
         assert!(!Path::new(&out).exists());
     }
+    let file = path("shard/run.json");
+    let answer = polykv(&["eval", "merge", &file, "--out", &out]);
+    check("a file", 3, &["shard/run.json", "Not a directory"], &answer);
 }
