@@ -191,7 +191,8 @@ fn a_pool_equals_whole_plans() {
         for _ in 0..2 {
             let found = pool.losses(&picks).unwrap();
             assert_eq!(found.keys().copied().collect::<Vec<_>>(), [Data::Text]);
-            near(found[&Data::Text], wanted, &format!("{picks:?}"));
+            assert_eq!(found[&Data::Text].len(), 1);
+            near(found[&Data::Text][0], wanted, &format!("{picks:?}"));
         }
         let wrong = pool.losses(&[0, 3, 0]).unwrap_err().to_string();
         assert!(
@@ -206,7 +207,7 @@ fn evidence_asks_for_what_the_prompt_holds() {
     let model = model();
     let make = |seed, question_after| {
         let options = EvidenceOptions {
-            examples: 3,
+            examples: 4,
             length: 360,
             question_after,
             seed,
@@ -220,11 +221,12 @@ fn evidence_asks_for_what_the_prompt_holds() {
         let answer = text(&example.continuation[example.scored.clone()]);
         let prompt = text(&example.prompt);
         assert!(
-            prompt.contains(&format!("has the number {}.", answer.trim())),
+            prompt.contains(&format!(" {}.", answer.trim())),
             "{answer}: {prompt}"
         );
-        assert!(prompt.contains("Which number") && !text(&after.prompt).contains("Which number"));
-        assert!(text(&after.continuation).contains("Which number"));
+        // Nothing but the question asks.
+        assert!(prompt.contains('?') && !text(&after.prompt).contains('?'));
+        assert!(text(&after.continuation).contains('?'));
         assert_eq!(text(&after.continuation[after.scored.clone()]), answer);
         assert!(example.prompt.len() <= 360);
     }

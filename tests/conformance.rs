@@ -5,6 +5,8 @@
 
 #![cfg(all(feature = "flex", feature = "wgpu"))]
 
+#[path = "conformance/case.rs"]
+mod case;
 #[path = "conformance/host.rs"]
 mod host;
 #[path = "conformance/keys.rs"]

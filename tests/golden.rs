@@ -2,14 +2,14 @@
 
 #![cfg(feature = "flex")]
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+#[path = "golden/kvpress.rs"]
+mod kvpress;
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv::models::chat::Message;
-use polykv::models::layers::Rope;
 use polykv::models::tokenizer::Specials;
 use polykv::models::{CausalLm, PrefillOptions, load};
-use polykv::ops::{AttentionBlock, Protected, attend};
-use polykv::policy::{self, Appended, LayerView, Params, State};
-use polykv::{Budget, KvCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan, Storage};
+use polykv::{KvCache, Plan, Storage};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
@@ -246,168 +246,5 @@ fn check_text(
             chat.encode(tokenizer, &messages, true).unwrap(),
             numbers(&case["ids"])
         );
-    }
-}
-
-/// Our policy, the press in the fixture, our parameters.
-const PRESSES: [(&str, &str, &str); 10] = [
-    ("snapkv", "snapkv", "{window: 8, kernel: 5, pool: avg}"),
-    ("tova", "tova", "{protect_last: 1}"),
-    ("h2o", "h2o", "{normalize: true, recent_fraction: 0.0}"),
-    ("knorm", "knorm", "{}"),
-    ("keydiff", "keydiff", "{}"),
-    (
-        "expected-attention",
-        "expected",
-        "{future: 64, sinks: 4, epsilon: 0.02}",
-    ),
-    ("lagkv", "lagkv", "{lag: 8, sinks: 4}"),
-    (
-        "criticalkv",
-        "critical",
-        "{base: {policy: snapkv, window: 8, kernel: 5, pool: avg}}",
-    ),
-    ("pyramidkv", "snapkv", "{window: 8, kernel: 5, pool: avg}"),
-    ("streaming-llm", "streaming", "{sinks: 4}"),
-];
-
-const PRESS_SHAPE: LayerShape = LayerShape {
-    batch: 1,
-    heads: 4,
-    kv_heads: 2,
-    head_dim: 16,
-    dtype: DType::F32,
-};
-
-/// What the model of the fixture tells its cache.
-fn press_facts(device: &Device) -> ModelFacts {
-    let folder = fixture("tiny-llama31");
-    let config = load::load_weights(&folder, Storage::F32, device)
-        .unwrap()
-        .config()
-        .clone();
-    let weights = Golden::read("tiny-llama31/model.safetensors");
-    let output = (0..3).map(|layer| {
-        let name = format!("model.layers.{layer}.self_attn.o_proj.weight");
-        let (shape, values) = weights.floats(&name);
-        Tensor::from_data(TensorData::new(values, shape), device)
-    });
-    ModelFacts {
-        rope: Some(Rope::new(&config).facts()),
-        output: output.collect(),
-    }
-}
-
-#[test]
-fn kept_sets_equal_kvpress() {
-    let golden = Golden::read("policies.safetensors");
-    let device = Device::flex();
-    let facts = press_facts(&device);
-    // kvpress leaves open which of lagkv's equal ranks stay.
-    for (policy, press, params) in PRESSES.into_iter().filter(|own| own.0 != "lagkv") {
-        let params: Params = serde_yaml_ng::from_str(params).unwrap();
-        for budget in [20, 37] {
-            let plan = Plan::uniform(
-                3,
-                policy,
-                params.clone(),
-                Budget::Tokens(budget),
-                &[Phase::Prefill],
-            );
-            let mut cache = KvCache::new(plan, PRESS_SHAPE, &device).unwrap();
-            cache.set_facts(&facts);
-            cache.begin_prefill(61).unwrap();
-            for layer in 0..3 {
-                let part = |name: &str| golden.tensor(&format!("layer{layer}.{name}"), &device);
-                cache
-                    .prefill(layer, part("queries"), part("keys"), part("values"))
-                    .unwrap();
-                cache.end_prefill(layer).unwrap();
-                let found = cache.layers()[layer].positions().unwrap();
-                let found: Vec<i64> = found.try_into_vec_as().unwrap();
-                let wanted = golden.ints(&format!("layer{layer}.kept.{press}.b{budget}"));
-                assert_eq!(found, wanted, "{policy}, layer {layer}, budget {budget}");
-            }
-        }
-    }
-}
-
-/// Compared are the entries that kvpress leaves to the score: it overwrites the window of snapkv, the last entry of
-/// tova and the sinks of expected attention, which ours protects apart from the score.
-#[test]
-fn scores_equal_kvpress() {
-    let golden = Golden::read("policies.safetensors");
-    let device = Device::flex();
-    let facts = press_facts(&device);
-    let scored = [0..53, 0..60, 0..61, 0..61, 0..61, 4..61, 0..61];
-    for ((policy, press, params), scored) in PRESSES.iter().zip(scored) {
-        let params: Params = serde_yaml_ng::from_str(params).unwrap();
-        let policy = policy::build("test", policy, &params).unwrap();
-        for layer in 0..3 {
-            let part = |name: &str| golden.tensor(&format!("layer{layer}.{name}"), &device);
-            let (queries, keys, values) = (part("queries"), part("keys"), part("values"));
-            let layer_facts = LayerFacts {
-                rope: facts.rope.clone(),
-                output: Some(facts.output[layer].clone()),
-            };
-            let appended = Appended {
-                layer,
-                shape: PRESS_SHAPE,
-                before: 0,
-                positions: 0..61,
-                to_come: 0,
-                queries: queries.clone(),
-                values: values.clone(),
-                facts: layer_facts.clone(),
-                device: device.clone(),
-            };
-            let mut state = State::default();
-            policy.append(&mut state, &appended).unwrap();
-            if policy.needs().attention {
-                let mut observe = |block: &AttentionBlock| policy.observe(&mut state, block);
-                attend(
-                    queries.clone(),
-                    keys.clone(),
-                    values.clone(),
-                    Some(&mut observe),
-                )
-                .unwrap();
-            }
-            let positions = Tensor::<1, Int>::arange(0..61, &device)
-                .reshape([1, 1, 61])
-                .expand([1, 2, 61]);
-            let view = LayerView {
-                phase: Phase::Prefill,
-                layer,
-                shape: PRESS_SHAPE,
-                seen: 61,
-                budget: 20,
-                protected: Protected {
-                    protect: policy.protect(20),
-                    spans: &[],
-                    seen: 61,
-                },
-                facts: &layer_facts,
-                heads_agree: true,
-                stored_keys: keys,
-                stored_values: values,
-                positions,
-                queries: Some(queries.clone()),
-                row: None,
-                order: None,
-            };
-            let scores = policy.score(&state, &view).unwrap();
-            let scores = scores.narrow(2, scored.start, scored.len());
-            let (_, wanted) = golden.floats(&format!("layer{layer}.scores.{press}"));
-            let wanted: Vec<f32> = wanted
-                .chunks_exact(61)
-                .flat_map(|row| row[scored.clone()].to_vec())
-                .collect();
-            // kvpress has the mean over the window, ours the sum: the same order.
-            let factor = if press == &"snapkv" { 8.0 } else { 1.0 };
-            let found: Vec<f32> = scores.div_scalar(factor).try_into_vec_as().unwrap();
-            let worst = worst(&found, &wanted);
-            assert!(worst < 1e-6, "{press}, layer {layer}: {worst}");
-        }
     }
 }

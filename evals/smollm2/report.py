@@ -218,11 +218,12 @@ def svg(own):
 
 def section(own):
     given = own.settings
-    counts = ", ".join(f"{task} {len(own.values(task, 'full', 'kl' if task == 'fidelity' else 'nll'))}" for task in own.scores)
+    samples = lambda task: len(own.values(task, "full", "kl" if task == "fidelity" else "nll"))
+    counts = ", ".join(f"{task} {samples(task)} ({own.finished[task]} of {given['batches']} batches)" for task in own.scores)
     refined = any(name.endswith("-refined") for name in own.plans)
     moves = f", {given['refine']} moves" if refined else ""
     lines = [f"## {100 * own.ratio:g} % of {given['length']} tokens, {own.phase} phase", "",
-             f"Samples: {counts} ({own.finished} of {given['batches']} batches). "
+             f"Samples: {counts}. "
              f"Calibrated on {given['examples']} windows and {given['evidence']} questions of {given['calibration_length']} tokens"
              f"{moves}.", "", *table(own), ""]
     if own.phase == "prefill":

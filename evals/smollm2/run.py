@@ -19,15 +19,16 @@ import time
 
 LAYERS = 30
 CALIBRATION_SEED = 11
-TEST_SEED = 5000  # of the first batch; the others count on
+TEST_SEED = 9000  # of the first batch; the others count on
 
 H2O = "normalize: true, recent_fraction: 0"
 # Candidates of every route, and the blends that some may choose as well.
-ROUTED = ["h2o", "h2o:{%s}" % H2O, "tova", "snapkv", "cake", "keydiff", "streaming-llm", "expected-attention"]
+ROUTED = ["h2o", "h2o:{%s}" % H2O, "tova", "snapkv", "pyramidkv", "cake", "keydiff", "streaming-llm", "expected-attention"]
 BLEND_MEMBERS = {
     "blend-tova1-h2o1": [("tova", 1), ("h2o", 1)],
     "blend-tova3-h2o1": [("tova", 3), ("h2o", 1)],
-    "blend-keydiff1-h2o1": [("keydiff", 1), ("h2o", 1)],
+    "blend-pyramidkv1-h2o1": [("pyramidkv", 1), ("h2o", 1)],
+    "blend-pyramidkv3-h2o1": [("pyramidkv", 3), ("h2o", 1)],
     "blend-keydiff-tova-h2o": [("keydiff", 1), ("tova", 1), ("h2o", 1)],
 }
 SINGLES = ["streaming-llm", "snapkv", "pyramidkv", "cake", "tova", "h2o", "scissorhands", "d2o", "cam", "expected-attention",
@@ -46,11 +47,9 @@ CALIBRATIONS = {
         ("both", "both", ["--objective", "both"]),
         ("both", "both-allocated", ["--objective", "both", "--allocator", "calibrated"]),
         ("both", "both-refined", ["--objective", "both", "--refine"]),
-        ("after", "after", ["--objective", "evidence", "--question-after", "--signal", "ppl"]),
-        ("after", "after-allocated", ["--objective", "evidence", "--question-after", "--signal", "ppl",
-                                      "--allocator", "calibrated", "--budget-signal", "ppl"]),
-        ("after", "after-refined", ["--objective", "evidence", "--question-after", "--signal", "ppl",
-                                    "--allocator", "calibrated", "--budget-signal", "ppl", "--refine"]),
+        ("after", "after", ["--objective", "evidence", "--question-after"]),
+        ("after", "after-allocated", ["--objective", "evidence", "--question-after", "--allocator", "calibrated"]),
+        ("after", "after-refined", ["--objective", "evidence", "--question-after", "--refine"]),
     ],
     "decode": [
         ("text", "text", ["--objective", "text"]),
@@ -207,16 +206,14 @@ def collect(scores, task, out):
             own.setdefault(name, []).append(round(score, 6))
 
 
-def run_batch(args, work, plans, batch, results):
-    for task in args.tasks:
-        more = ["--likelihood-only"] if args.likelihood_only and task.startswith("needle") else []
-        collect(results["scores"], task, evaluate(args, work, plans, batch, task, task, more))
+def run_batch(args, work, plans, batch, task, results):
+    more = ["--likelihood-only"] if args.likelihood_only and task.startswith("needle") else []
+    collect(results["scores"], task, evaluate(args, work, plans, batch, task, task, more))
 
 
-def run_shuffles(args, work, plans, batch, results):
-    for task in (task for task in RANKED if task in args.tasks):
-        more = ["--likelihood-only"] if task == "needle" else []
-        collect(results["shuffles"], task, evaluate(args, work, plans, batch, task, f"{task}-shuffles", more))
+def run_shuffles(args, work, plans, batch, task, results):
+    more = ["--likelihood-only"] if task == "needle" else []
+    collect(results["shuffles"], task, evaluate(args, work, plans, batch, task, f"{task}-shuffles", more))
 
 
 def tokens(args):
@@ -235,7 +232,7 @@ def tokens(args):
 
 def settings(args, ratio):
     hashed = lambda path: hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
-    names = ["phase", "primary", "model", "length", "continuation", "without", "batches", "shuffles", "tasks", "likelihood_only",
+    names = ["phase", "primary", "model", "length", "continuation", "without", "batches", "shuffles", "likelihood_only",
              "examples", "evidence", "calibration_length", "calibration_continuation", "refine"]
     return {"ratio": ratio, **{name: getattr(args, name) for name in names}, "test_sha256": hashed(args.test_text),
             "calibration_sha256": [hashed(path) for path in args.calibration_text]}
@@ -245,7 +242,7 @@ def start(args, ratio, path):
     """What earlier runs left in --out, or nothing yet."""
     wanted = settings(args, ratio)
     if not path.exists():
-        return {"settings": wanted, "finished": 0, "shuffled": 0, "plans": {}, "scores": {}, "shuffles": {}}
+        return {"settings": wanted, "finished": {}, "shuffled": {}, "plans": {}, "scores": {}, "shuffles": {}}
     results = json.loads(path.read_text())
     apart = [name for name in wanted if results["settings"].get(name) != wanted[name]]
     if apart:
@@ -269,24 +266,33 @@ def measure(args, ratio, began):
     # The plans are on disk before anything of the test runs.
     path.write_text(json.dumps(results) + "\n")
 
-    def batches(count, work_on, own, most):
-        """Runs the batches that `count` does not know yet; each is on disk before the next one starts."""
-        longest = 0.0
-        for batch in range(results[count], most):
+    longest = {}
+
+    def batches(count, work_on, own, tasks, most):
+        """Runs the tasks' batches that `count` does not know yet; each is on disk before the next one starts."""
+        known = results[count]
+        for batch, task in ((batch, task) for batch in range(most) for task in tasks):
+            if batch < known.get(task, 0):
+                continue
             at = time.time()
-            if at + longest > began + 60 * args.minutes:
-                break
-            work_on(args, work, own, batch, results)
-            results[count] = batch + 1
+            if at + longest.get((count, task), 0.0) > began + 60 * args.minutes:
+                return
+            work_on(args, work, own, batch, task, results)
+            known[task] = batch + 1
             part = path.with_suffix(".part")
             part.write_text(json.dumps(results) + "\n")
             part.rename(path)
-            longest = max(longest, time.time() - at)
-            print(f"{ratio}: {count} {batch + 1} of {most} in {time.time() - at:.0f} s", flush=True)
+            took = time.time() - at
+            longest[count, task] = max(longest.get((count, task), 0.0), took)
+            print(f"{ratio}: {task}, {count} {batch + 1} of {most} in {took:.0f} s", flush=True)
 
-    batches("finished", run_batch, plans, args.batches)
+    # The shuffles' samples are those of the first batches.
     if shuffled:
-        batches("shuffled", run_shuffles, shuffled, min(args.shuffle_batches, results["finished"]))
+        first = min(args.shuffle_batches, args.batches)
+        batches("finished", run_batch, plans, args.tasks, first)
+        ranked = [task for task in RANKED if task in args.tasks]
+        batches("shuffled", run_shuffles, shuffled, ranked, first)
+    batches("finished", run_batch, plans, args.tasks, args.batches)
 
 
 def main():

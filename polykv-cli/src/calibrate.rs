@@ -23,6 +23,7 @@ use std::io::Write;
 /// What was refused, or what failed on the way.
 pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     // Whatever can be checked without the model comes before it is loaded.
+    output::check_folder(&args.out)?;
     let allocator = allocate::by_name(&args.choice.allocator)?;
     if args.choice.refine > 0 && allocator.basis() == Basis::Layers {
         // A route is put together from layers that ran under other routes, which had other budgets.
@@ -33,6 +34,11 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         );
         let allowed = "0, or an allocator that need not see the layers first";
         return Err(Error::invalid("command line", "--refine", found, allowed).into());
+    }
+    let (phases, refined) = (args.choice.phase.list(), args.choice.refine_phase.list());
+    if args.choice.refine > 0 && !refined.iter().any(|phase| phases.contains(phase)) {
+        let allowed = format!("{}, the phase that evicts", phases[0]);
+        return Err(Error::invalid("command line", "--refine-phase", refined[0], allowed).into());
     }
     let budget = compression::budget(&args.choice.budget)?;
     let candidates = match &args.choice.policies {

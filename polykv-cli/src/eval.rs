@@ -10,7 +10,7 @@ mod samples;
 use crate::args::{EvalArgs, EvalCommand};
 use crate::compression::Source;
 use crate::model;
-use crate::output::progress;
+use crate::output::{self, progress};
 use polykv::Result;
 use polykv::models::ModelConfig;
 use polykv::models::eval::{Candidate, Evaluator, evaluate};
@@ -29,16 +29,17 @@ pub fn run(command: &EvalCommand) -> anyhow::Result<()> {
 
 fn evaluated(args: &EvalArgs) -> anyhow::Result<()> {
     // Whatever can be checked without the model comes before it is loaded.
-    let sources = args
+    args.out.as_deref().map_or(Ok(()), output::check_folder)?;
+    let plans = args
         .plans
         .compressions()
         .iter()
         .map(Source::read)
         .collect::<Result<Vec<_>>>()?;
-    let text = samples::text(&args.samples)?;
+    let samples = samples::Samples::read(&args.samples)?;
     let (spec, path, model) = model::open_at(&args.model)?;
-    let evaluator = Evaluator::new(&model, candidates(sources, model.model.config())?)?;
-    let task = samples::task(&args.samples, &model, &text)?;
+    let evaluator = Evaluator::new(&model, candidates(plans, model.model.config())?)?;
+    let task = samples.task(&args.samples, &model)?;
 
     // A folder that cannot be written is found before the work, one for work that is refused is not made.
     let infos = task.samples();

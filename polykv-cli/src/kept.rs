@@ -2,7 +2,7 @@
 
 use burn::tensor::{Int, Tensor};
 use polykv::models::tokenizer::Tokenizer;
-use polykv::{Error, KvCache, LayerCache, Result};
+use polykv::{Error, KvCache, LayerCache, Result, ops};
 use std::ops::Range;
 use std::path::Path;
 
@@ -24,9 +24,7 @@ impl Snapshot {
             let Some(positions) = positions else {
                 return Ok(Vec::new());
             };
-            let positions: Vec<i64> = positions
-                .try_into_vec_as()
-                .map_err(|e| Error::Failed(format!("reading positions from the device: {e:?}")))?;
+            let positions: Vec<i64> = positions.try_into_vec_as().map_err(ops::read_error)?;
             let last = positions.iter().max().map_or(0, |&last| last as usize + 1);
             let mut counts = vec![0; last];
             for position in positions {

@@ -49,6 +49,20 @@ pub fn one_line(text: &str) -> String {
         .join(" ")
 }
 
+/// A folder to be written to, whether it is there or not.
+///
+/// # Errors
+/// A file in its place.
+pub fn check_folder(path: &Path) -> Result<()> {
+    match path.metadata() {
+        Ok(found) if !found.is_dir() => {
+            let allowed = "a folder, or a name that is free";
+            Err(Error::invalid(path.display(), "output", "a file", allowed))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Writes under a temporary name, then renames: a reader never sees half a file.
 ///
 /// # Errors

@@ -5,7 +5,7 @@ mod likeness;
 
 use crate::ops::{self, AttentionBlock, Pool, Protected};
 use crate::policy::Protect;
-use crate::{Error, Result, Storage};
+use crate::{Result, Storage};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use host::Inputs;
 use serde::Serialize;
@@ -201,7 +201,7 @@ fn compare<const D: usize>(
     found: Tensor<D>,
     expected: &[f64],
 ) -> Result<Check> {
-    let found: Vec<f32> = found.try_into_vec_as().map_err(unreadable)?;
+    let found: Vec<f32> = found.try_into_vec_as().map_err(ops::read_error)?;
     let differences = found
         .iter()
         .zip(expected)
@@ -218,16 +218,12 @@ fn compare<const D: usize>(
 }
 
 fn exact(name: &'static str, found: Tensor<3, Int>, expected: &[i64]) -> Result<Check> {
-    let found: Vec<i64> = found.try_into_vec_as().map_err(unreadable)?;
+    let found: Vec<i64> = found.try_into_vec_as().map_err(ops::read_error)?;
     Ok(Check {
         name,
         ok: found == expected,
         max_error: None,
     })
-}
-
-fn unreadable(error: impl std::fmt::Debug) -> Error {
-    Error::Failed(format!("reading from the device: {error:?}"))
 }
 
 fn on<const D: usize>(values: Vec<f32>, dims: [usize; D], device: &Device) -> Tensor<D> {

@@ -69,6 +69,7 @@ impl Error {
                 std::io::ErrorKind::NotFound
                     | std::io::ErrorKind::InvalidData
                     | std::io::ErrorKind::IsADirectory
+                    | std::io::ErrorKind::NotADirectory
                     | std::io::ErrorKind::PermissionDenied
             ),
             Self::Failed(_) => false,

@@ -33,7 +33,7 @@ use burn::tensor::Tensor;
 use burn::tensor::kind::Basic;
 
 /// What a failed read of a tensor becomes.
-pub(crate) fn read_error(error: impl std::fmt::Debug) -> crate::Error {
+pub fn read_error(error: impl std::fmt::Debug) -> crate::Error {
     crate::Error::Failed(format!("reading from the device: {error:?}"))
 }
 

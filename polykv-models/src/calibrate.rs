@@ -15,7 +15,7 @@ use crate::LoadedModel;
 use crate::layers::RopeTable;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
-use polykv_core::{Error, KvCache, Phase, PromptCache, Result};
+use polykv_core::{Error, KvCache, Phase, PromptCache, Result, ops};
 use std::ops::Range;
 
 fn ids(model: &LoadedModel, ids: &[u32]) -> Tensor<2, Int> {
@@ -25,9 +25,7 @@ fn ids(model: &LoadedModel, ids: &[u32]) -> Tensor<2, Int> {
 }
 
 fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f64>> {
-    let values: Vec<f32> = tensor
-        .try_into_vec_as()
-        .map_err(|e| Error::Failed(format!("reading from the device: {e:?}")))?;
+    let values: Vec<f32> = tensor.try_into_vec_as().map_err(ops::read_error)?;
     match values.iter().any(|value| value.is_nan()) {
         true => Err(Error::Failed("a calibration signal is NaN".into())),
         false => Ok(values.into_iter().map(f64::from).collect()),

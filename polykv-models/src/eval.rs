@@ -21,13 +21,13 @@ mod testing;
 pub(crate) mod windows;
 
 pub use fidelity::Fidelity;
-pub use longbench::{LongBench, PromptOptions};
+pub use longbench::{LongBench, LongBenchFiles, PromptOptions};
 pub use needle::{Needle, NeedleOptions};
 pub use ppl::Ppl;
-pub use prompts::{FieldMap, Prompts, PromptsOptions, Scorer};
-pub use ruler::{Ruler, RulerOptions, RulerSource};
+pub use prompts::{FieldMap, PromptFiles, Prompts, PromptsOptions, Scorer};
+pub use ruler::{Ruler, RulerOptions, RulerSource, RulerTexts};
 pub use runner::{Candidate, Evaluator, PlanInfo, Prompted};
-pub use summary::{Group, PlanSummary, SetSummary, Summary, TaskSummary};
+pub use summary::{Difference, Group, PlanSummary, SetSummary, Summary, TaskSummary};
 pub use windows::WindowOptions;
 
 use polykv_core::Result;

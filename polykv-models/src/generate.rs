@@ -5,7 +5,7 @@ use crate::stop::StopMatcher;
 use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Int, Tensor, TensorData};
 use polykv_core::device::run_on;
-use polykv_core::{CacheReport, Error, KvCache, Plan, Result, Spans};
+use polykv_core::{CacheReport, Error, KvCache, Plan, Result, Spans, ops};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
@@ -166,9 +166,7 @@ impl Generator {
         let mut first = None;
         let mut finish = Finish::Length;
         while tokens.len() < options.max_new_tokens {
-            let values: Vec<f32> = logits
-                .try_into_vec_as()
-                .map_err(|e| Error::Failed(format!("reading logits from the device: {e:?}")))?;
+            let values: Vec<f32> = logits.try_into_vec_as().map_err(ops::read_error)?;
             self.cache.check()?;
             let token = sampler.sample(&values, &history)?;
             first.get_or_insert_with(Instant::now);

@@ -76,12 +76,38 @@ fn every_task_gives_a_table_and_the_same_numbers_again() {
             assert_eq!(plan["hash"].as_str().map(str::len), Some(16));
             assert_eq!(plan["tasks"][name]["n"], score["n"]);
             assert!(!plan["groups"].as_array().unwrap().is_empty());
+            check_differences(plan, &plans[0]);
         }
         let table = eval(&args);
         assert_eq!((table.code, table.stderr.as_str()), (0, ""));
-        for part in [name, column, "full", "tova", "random", "snapkv", "entries"] {
+        let parts = [
+            "full",
+            "tova",
+            "random",
+            "snapkv",
+            "entries",
+            "− best single",
+        ];
+        for part in [name, column].into_iter().chain(parts) {
             assert!(table.stdout.contains(part), "{part}: {}", table.stdout);
         }
+    }
+}
+
+/// To FullKV and, for all but the best single policy, to that one.
+fn check_differences(plan: &Value, full: &Value) {
+    let Some(mean) = plan["differences"]["mean"].as_array() else {
+        return assert_eq!(plan, full);
+    };
+    let rivals = if plan["best_single"] == true { 1 } else { 2 };
+    assert_eq!((mean.len(), &mean[0]["to"]), (rivals, &full["name"]));
+    let number = |value: &Value| value.as_f64().unwrap();
+    let wanted = number(&plan["mean"]) - number(&full["mean"]);
+    assert_eq!(number(&mean[0]["difference"]), wanted);
+    for own in mean {
+        let [low, high] = [0, 1].map(|end| number(&own["interval"][end]));
+        let inside = (low - 1e-9..=high + 1e-9).contains(&number(&own["difference"]));
+        assert!(inside, "{own}");
     }
 }
 

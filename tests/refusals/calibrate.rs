@@ -21,6 +21,8 @@ const REFUSED: &str = "
     --objective evidence --length 60 | length is 60 | needle and question
     --objective evidence --length 505 | at most 512
     --objective evidence --length 300 --evidence 0 | evidence is 0 | at least 1
+    --data LONG --length 100 --phase prefill --policies snapkv:window=41 | budget of layer 0 is 40 | at least 41
+    --data LONG --length 100 --phase prefill --refine 2 --refine-phase decode | --refine-phase is decode | prefill
 ";
 
 const USAGE: &str = "
@@ -30,6 +32,9 @@ const USAGE: &str = "
     --data a.txt --signal entropy | entropy | cosine
     --data a.txt --objective needle | needle | evidence
     --data a.txt --budget-ratio 0.5 | --budget
+    --data a.txt --phase never | never | prefill, decode, both
+    --data a.txt --refine-phase none | none | prefill, decode, both
+    --data a.txt --refine 1.5 | 1.5 | --refine
 ";
 
 fn calibrate(args: &str, code: i32, parts: &[&str]) {

@@ -1,7 +1,7 @@
 //! One timed run of one test.
 
 use polykv::models::{CausalLm, ModelConfig, PrefillOptions};
-use polykv::{CacheReport, Error, KvCache, Result, Storage};
+use polykv::{CacheReport, Error, KvCache, Result, Storage, ops};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -130,9 +130,7 @@ fn ids(ids: Vec<i64>, batch: usize, model: &dyn CausalLm) -> Tensor<2, Int> {
 /// The most likely token of each sequence, from `[batch, vocab]`.
 fn greedy(logits: Tensor<2>) -> Result<Vec<i64>> {
     let [_, vocab] = logits.dims();
-    let values: Vec<f32> = logits
-        .try_into_vec_as()
-        .map_err(|e| Error::Failed(format!("reading logits from the device: {e:?}")))?;
+    let values: Vec<f32> = logits.try_into_vec_as().map_err(ops::read_error)?;
     if values.iter().any(|value| value.is_nan()) {
         return Err(Error::Failed("a logit is NaN".into()));
     }

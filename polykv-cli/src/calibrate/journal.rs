@@ -2,7 +2,7 @@
 
 use crate::args::{CalibrateArgs, Objective};
 use crate::journal::{self as lines, Appender};
-use polykv::calibrate::{Candidate, Losses, Measured};
+use polykv::calibrate::{Candidate, ExampleLosses, Measured};
 use polykv::models::LoadedModel;
 use polykv::models::calibrate::Example;
 use polykv::{Error, Result};
@@ -24,7 +24,7 @@ pub enum Record {
     /// Of a whole plan, named by its hash.
     Losses {
         plan: String,
-        losses: Losses,
+        losses: ExampleLosses,
     },
 }
 
@@ -33,7 +33,7 @@ pub struct Journal {
     path: PathBuf,
     lines: Appender,
     measured: BTreeMap<usize, Measured>,
-    losses: BTreeMap<String, Losses>,
+    losses: BTreeMap<String, ExampleLosses>,
 }
 
 /// What the numbers depend on. The first line; a resumed run must have the same.
@@ -129,7 +129,7 @@ impl Journal {
         self.measured.values().cloned().collect()
     }
 
-    pub fn losses(&self, plan: &str) -> Option<&Losses> {
+    pub fn losses(&self, plan: &str) -> Option<&ExampleLosses> {
         self.losses.get(plan)
     }
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Folders that are not the shards of one run; samples that are missing or there twice, by name.
 pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
+    output::check_folder(&args.out)?;
     let mut shards = Vec::new();
     for folder in &args.shards {
         let own = Record::read(folder)?.ok_or_else(|| {

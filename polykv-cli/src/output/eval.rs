@@ -1,19 +1,26 @@
 //! What `eval` prints and writes.
 
+mod differences;
 mod metrics;
 mod protocol;
 
+pub use differences::{Compared, Differences, cell as difference};
 pub use metrics::Metrics;
 pub use protocol::{protocol, settings};
 
 use super::table as new_table;
 use crate::eval::record::Record;
+use differences::Number;
 use polykv::models::eval::metrics::lower_is_better;
 use polykv::models::eval::{PlanSummary, Summary};
 
-/// The protocol, one row per plan, and of several tasks one row per task.
+/// The protocol, one row per plan, how the plans differ, and of several tasks one row per task.
 pub fn table(record: &Record, summary: &Summary) -> String {
     let mut parts = vec![record.protocol.clone(), plans(summary).to_string()];
+    if let Some(table) = differences(summary) {
+        parts.push(format!("{DIFFERENCES}:"));
+        parts.push(table.to_string());
+    }
     let several = summary
         .plans
         .first()
@@ -55,6 +62,29 @@ fn plans(summary: &Summary) -> comfy_table::Table {
     table
 }
 
+/// What the tables of differences show.
+pub const DIFFERENCES: &str = "Differences with 95 % intervals of a paired bootstrap over the samples (none where a task \
+     has a single one), shares in percentage points; the best single policy is the best at the plan's budget";
+
+/// Of what is compared but the sets of tasks, which would be too wide. Nothing without plans beside FullKV.
+fn differences(summary: &Summary) -> Option<comfy_table::Table> {
+    let compared = compared(summary).into_iter();
+    let compared = compared.filter(|own| !matches!(own.number, Number::Set(_)));
+    let columns: Vec<Differences> = compared.flat_map(|own| own.differences(summary)).collect();
+    let mut header = vec!["plan"];
+    header.extend(columns.iter().map(|own| own.title.as_str()));
+    let mut table = new_table(&header);
+    for (index, plan) in summary.plans.iter().skip(1).enumerate() {
+        let mut row = vec![plan.name.clone()];
+        row.extend(columns.iter().map(|own| {
+            let cell = own.cells[index].as_ref();
+            cell.map_or(String::new(), |cell| cell.text.clone())
+        }));
+        table.add_row(row);
+    }
+    (!columns.is_empty()).then_some(table)
+}
+
 fn tasks(summary: &Summary) -> comfy_table::Table {
     let mut header = vec!["task", "metric", "samples"];
     header.extend(summary.plans.iter().map(|plan| plan.name.as_str()));
@@ -84,6 +114,8 @@ pub struct Column {
     pub cell: Cell,
     /// What is compared between the plans, and whether less is better.
     pub score: Option<(Score, bool)>,
+    /// What its differences are of, if it has any.
+    compared: Option<Compared>,
 }
 
 impl Column {
@@ -99,13 +131,21 @@ impl Column {
             title: title.into(),
             cell: Box::new(move |plan| value(plan).map(format)),
             score: better.map(|lower| (Box::new(value) as Score, lower)),
+            compared: None,
         }
+    }
+
+    /// With differences under a name of the summary's.
+    fn compared(mut self, name: &'static str, title: &str, metric: &str) -> Self {
+        self.compared = Some(Compared::new(name, title, metric));
+        self
     }
 
     fn mean(title: &str, metric: String) -> Self {
         let lower = lower_is_better(&metric);
         Self {
             title: title.into(),
+            compared: Some(Compared::new("mean", title, &metric)),
             cell: Box::new(move |plan| Some(shown(&metric, plan.mean))),
             score: Some((Box::new(|plan| Some(plan.mean)), lower)),
         }
@@ -116,6 +156,11 @@ impl Column {
         let value = move |plan: &PlanSummary| plan.sets.get(index).map(|set| set.score);
         Self {
             title: title.into(),
+            compared: Some(Compared {
+                number: Number::Set(index),
+                title: title.into(),
+                metric: metric.clone(),
+            }),
             cell: Box::new(move |plan| value(plan).map(|score| shown(&metric, score))),
             score: Some((Box::new(value), lower)),
         }
@@ -126,7 +171,10 @@ impl Column {
 pub fn columns(summary: &Summary) -> Vec<Column> {
     let percent = |x: f64| format!("{:.1} %", 100.0 * x);
     let nll = || Column::of("nll", "NLL", |x| format!("{x:.4}"), None);
-    let delta = || Column::of("delta_nll", "ΔNLL", |x| format!("{x:+.4}"), Some(true));
+    let delta = || {
+        let column = Column::of("delta_nll", "ΔNLL", |x| format!("{x:+.4}"), Some(true));
+        column.compared("nll", "NLL", "nll")
+    };
     let mut columns = match summary.task.as_str() {
         "ppl" => vec![
             Column::of(
@@ -134,18 +182,28 @@ pub fn columns(summary: &Summary) -> Vec<Column> {
                 "perplexity",
                 |x| format!("{x:.3}"),
                 Some(true),
-            ),
+            )
+            .compared("mean", "perplexity", "perplexity"),
             nll(),
             delta(),
         ],
         "needle" => vec![
-            Column::of("exact", "exact match", percent, Some(false)),
+            Column::of("exact", "exact match", percent, Some(false)).compared(
+                "mean",
+                "exact match",
+                "exact",
+            ),
             nll(),
             delta(),
         ],
         "fidelity" => vec![
-            Column::of("kl", "KL(full ‖ plan)", |x| format!("{x:.5}"), Some(true)),
-            Column::of("agreement", "same top token", percent, Some(false)),
+            Column::of("kl", "KL(full ‖ plan)", |x| format!("{x:.5}"), Some(true))
+                .compared("mean", "KL", "kl"),
+            Column::of("agreement", "same top token", percent, Some(false)).compared(
+                "agreement",
+                "same top token",
+                "agreement",
+            ),
         ],
         _ => means(summary),
     };
@@ -157,6 +215,7 @@ pub fn columns(summary: &Summary) -> Vec<Column> {
                 false => plan.gap_closed.map(percent),
             }),
             score: None,
+            compared: None,
         });
     }
     columns.push(Column::of(
@@ -166,6 +225,19 @@ pub fn columns(summary: &Summary) -> Vec<Column> {
         None,
     ));
     columns
+}
+
+/// What plans are compared by: those columns of which FullKV has a score.
+pub fn compared(summary: &Summary) -> Vec<Compared> {
+    let scored = |column: &Column| {
+        let score = column.score.as_ref().map(|(score, _)| score);
+        let full = summary.plans.first();
+        score
+            .zip(full)
+            .is_some_and(|(score, full)| score(full).is_some())
+    };
+    let columns = columns(summary).into_iter().filter(scored);
+    columns.filter_map(|column| column.compared).collect()
 }
 
 fn means(summary: &Summary) -> Vec<Column> {

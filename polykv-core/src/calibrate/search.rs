@@ -9,9 +9,8 @@ use std::collections::BTreeMap;
 /// Mean NLL beyond FullKV's, per kind of data.
 pub type Losses = BTreeMap<Data, f64>;
 
-/// A move must lower the score by this much, or it is taken for noise: on a dozen or two examples smaller gains have not
-/// carried over to others.
-const LEAST_GAIN: f64 = 0.1;
+/// NLL beyond FullKV's of every example, per kind of data; always in the same order.
+pub type ExampleLosses = BTreeMap<Data, Vec<f64>>;
 
 /// Candidates that groups try: the best single policy on each kind of data, then those with the best scores. All of a dozen
 /// would spend the moves on the first halves.
@@ -19,7 +18,8 @@ const TRIED: usize = 6;
 
 /// A coordinate search over the route of one phase with the whole plan in effect (our addition): what a layer does alone
 /// does not tell what many do together. Groups of consecutive layers, first halves, then quarters and so on, try the
-/// most promising candidates, and the best one that helps stays.
+/// most promising candidates, and the best one that helps stays. A move helps if it lowers the score by more than the
+/// standard error of that difference over the examples: smaller gains do not carry over to others.
 ///
 /// The score is the [`joint`] regret: each kind of data's loss beyond that of the best single policy, in units of the
 /// distance from there to the median single policy. With one kind of data, a plan below 0 beats every single policy; with
@@ -59,6 +59,14 @@ pub struct Found {
 
 /// The scale of the score: per kind of data the best single policy and the distance to the median one.
 struct Scale(Vec<(Data, f64, f64)>);
+
+fn means(losses: &ExampleLosses) -> Losses {
+    let mean = |own: &Vec<f64>| own.iter().sum::<f64>() / own.len().max(1) as f64;
+    losses
+        .iter()
+        .map(|(&data, own)| (data, mean(own)))
+        .collect()
+}
 
 impl Scale {
     fn of(singles: &[Losses]) -> Self {
@@ -100,6 +108,80 @@ impl Scale {
             |(data, best, scale): &(Data, f64, f64)| regrets(&[losses[data]], *best, *scale)[0];
         joint(&self.0.iter().map(of).collect::<Vec<f64>>())
     }
+
+    /// The standard error of the difference between two routes' scores on the same examples, by the jackknife; each kind
+    /// of data is a sample of its own. A single example says nothing about it and adds nothing.
+    fn error(&self, a: &ExampleLosses, b: &ExampleLosses) -> f64 {
+        let (whole_a, whole_b) = (means(a), means(b));
+        let mut variance = 0.0;
+        for (data, _, _) in &self.0 {
+            let count = a[data].len() as f64;
+            if count < 2.0 {
+                continue;
+            }
+            let without = |index: usize| {
+                let score = |whole: &Losses, all: &ExampleLosses| {
+                    let mut losses = whole.clone();
+                    let left = (whole[data] * count - all[data][index]) / (count - 1.0);
+                    losses.insert(*data, left);
+                    self.score(&losses)
+                };
+                score(&whole_a, a) - score(&whole_b, b)
+            };
+            let differences: Vec<f64> = (0..a[data].len()).map(without).collect();
+            let mean = differences.iter().sum::<f64>() / count;
+            let squares = differences.iter().map(|own| (own - mean).powi(2));
+            variance += squares.sum::<f64>() * (count - 1.0) / count;
+        }
+        variance.sqrt()
+    }
+}
+
+/// Where the search stands.
+struct Best<'a> {
+    scale: &'a Scale,
+    picks: Vec<usize>,
+    losses: ExampleLosses,
+    score: f64,
+    moves: Vec<Move>,
+}
+
+impl Best<'_> {
+    /// Notes a route, and goes there if it is better; as a `step` of the search, only if it is so beyond the noise.
+    fn consider(
+        &mut self,
+        put: Option<(LayerRange, usize)>,
+        picks: &[usize],
+        losses: ExampleLosses,
+        step: bool,
+    ) {
+        let means = means(&losses);
+        let score = self.scale.score(&means);
+        let noise = match step {
+            true => self.scale.error(&self.losses, &losses),
+            false => 0.0,
+        };
+        let taken = score < self.score - noise;
+        if taken {
+            (self.picks, self.losses, self.score) = (picks.to_vec(), losses, score);
+        }
+        self.moves.push(Move {
+            layers: put.map(|own| own.0),
+            candidate: put.map(|own| own.1),
+            losses: means,
+            score,
+            taken,
+        });
+    }
+
+    fn found(self) -> Found {
+        Found {
+            losses: means(&self.losses),
+            picks: self.picks,
+            score: self.score,
+            moves: self.moves,
+        }
+    }
 }
 
 impl Search {
@@ -107,46 +189,45 @@ impl Search {
     ///
     /// # Errors
     /// Those of `evaluate`.
-    pub fn run(&self, evaluate: &mut dyn FnMut(&[usize]) -> Result<Losses>) -> Result<Found> {
+    pub fn run(
+        &self,
+        evaluate: &mut dyn FnMut(&[usize]) -> Result<ExampleLosses>,
+    ) -> Result<Found> {
         let layers = self.start.len();
-        let mut known: BTreeMap<Vec<usize>, Losses> = BTreeMap::new();
-        let mut singles = Vec::new();
+        let mut known: BTreeMap<Vec<usize>, ExampleLosses> = BTreeMap::new();
         for candidate in 0..self.candidates {
             let picks = vec![candidate; layers];
             let losses = evaluate(&picks)?;
-            known.insert(picks, losses.clone());
-            singles.push(losses);
+            known.insert(picks, losses);
         }
+        let single = |candidate: usize| known[&vec![candidate; layers]].clone();
+        let singles: Vec<Losses> = (0..self.candidates)
+            .map(|own| means(&single(own)))
+            .collect();
         let scale = Scale::of(&singles);
         let tried = scale.promising(&singles);
-        let mut found = Found {
+        let mut best = Best {
+            scale: &scale,
             picks: Vec::new(),
-            losses: Losses::new(),
+            losses: ExampleLosses::new(),
             score: f64::INFINITY,
             moves: Vec::new(),
         };
-        for (candidate, losses) in singles.into_iter().enumerate() {
-            let all = Some(LayerRange::all(layers));
-            found.consider(
-                all,
-                Some(candidate),
-                vec![candidate; layers],
-                losses,
-                &scale,
-                0.0,
-            );
+        for candidate in 0..self.candidates {
+            let put = Some((LayerRange::all(layers), candidate));
+            best.consider(put, &vec![candidate; layers], single(candidate), false);
         }
         let losses = match known.get(&self.start) {
             Some(losses) => losses.clone(),
             None => evaluate(&self.start)?,
         };
-        found.consider(None, None, self.start.clone(), losses, &scale, 0.0);
+        best.consider(None, &self.start, losses, false);
         let mut left = self.moves;
         let mut state = splitmix(self.seed);
         loop {
-            let before = found.score;
+            let before = best.score;
             for group in groups(layers, &mut state) {
-                let base = found.picks.clone();
+                let base = best.picks.clone();
                 for &candidate in &tried {
                     let mut picks = base.clone();
                     picks[group.first..=group.last].fill(candidate);
@@ -154,51 +235,18 @@ impl Search {
                         continue;
                     }
                     if left == 0 {
-                        return Ok(found);
+                        return Ok(best.found());
                     }
                     left -= 1;
                     let losses = evaluate(&picks)?;
                     known.insert(picks.clone(), losses.clone());
-                    found.consider(
-                        Some(group),
-                        Some(candidate),
-                        picks,
-                        losses,
-                        &scale,
-                        LEAST_GAIN,
-                    );
+                    best.consider(Some((group, candidate)), &picks, losses, true);
                 }
             }
-            if found.score >= before {
-                return Ok(found);
+            if best.score >= before {
+                return Ok(best.found());
             }
         }
-    }
-}
-
-impl Found {
-    /// Notes a route, and goes there if it is better by `gain`.
-    fn consider(
-        &mut self,
-        layers: Option<LayerRange>,
-        candidate: Option<usize>,
-        picks: Vec<usize>,
-        losses: Losses,
-        scale: &Scale,
-        gain: f64,
-    ) {
-        let score = scale.score(&losses);
-        let taken = score < self.score - gain;
-        if taken {
-            (self.picks, self.losses, self.score) = (picks, losses.clone(), score);
-        }
-        self.moves.push(Move {
-            layers,
-            candidate,
-            losses,
-            score,
-            taken,
-        });
     }
 }
 
@@ -252,7 +300,8 @@ mod tests {
         };
         let found = search.run(&mut |picks| {
             runs += 1;
-            Ok(losses(picks))
+            let twice = |(data, loss): (Data, f64)| (data, vec![loss; 2]);
+            Ok(losses(picks).into_iter().map(twice).collect())
         });
         (found.unwrap(), runs)
     }
@@ -296,6 +345,43 @@ mod tests {
         ];
         let tried = Scale::of(&singles).promising(&singles);
         assert_eq!(tried, [0, 7, 2, 3, 4, 5]);
+    }
+
+    /// Layer 0 gains 1.0 on average by candidate 1; how evenly is in `gains`.
+    fn mixed(gains: [f64; 4]) -> Vec<usize> {
+        let search = Search {
+            candidates: 2,
+            start: vec![0, 0],
+            moves: 10,
+            seed: 1,
+        };
+        let found = search.run(&mut |picks| {
+            let of = |gain: f64| match picks {
+                [1, 0] => 10.0 - gain,
+                [0, 0] => 10.0,
+                _ => 20.0,
+            };
+            Ok(ExampleLosses::from([(Data::Text, gains.map(of).to_vec())]))
+        });
+        found.unwrap().picks
+    }
+
+    #[test]
+    fn a_gain_within_the_noise_is_left() {
+        assert_eq!(mixed([1.0, 1.1, 0.9, 1.0]), [1, 0]);
+        // The same mean, with a standard error of 3.5.
+        assert_eq!(mixed([7.0, -5.0, 7.0, -5.0]), [0, 0]);
+    }
+
+    #[test]
+    fn the_error_is_that_of_the_paired_mean() {
+        let scale = Scale(vec![(Data::Text, 0.0, 2.0)]);
+        let of = |losses: [f64; 4]| ExampleLosses::from([(Data::Text, losses.to_vec())]);
+        let (a, b) = (of([5.0, 8.0, 1.0, 4.0]), of([4.0, 6.0, 0.0, 2.0]));
+        // Differences 1, 2, 1, 2: deviation √(1/3), over √4, in units of 2.
+        let wanted = (1.0f64 / 3.0).sqrt() / 2.0 / 2.0;
+        assert!((scale.error(&a, &b) - wanted).abs() < 1e-12);
+        assert_eq!(scale.error(&a, &a), 0.0);
     }
 
     #[test]

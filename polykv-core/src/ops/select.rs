@@ -1,7 +1,7 @@
 //! Choosing which entries stay.
 
 use super::kernels::{self, Entries, Guard, is_cpu};
-use super::oracle;
+use super::{oracle, read_error};
 use crate::policy::Protect;
 use crate::{Error, Result};
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor, s};
@@ -75,8 +75,7 @@ impl Nans {
         let any = match self {
             Self::Known(any) => any,
             Self::OnDevice(counts) => {
-                let read = |e| Error::Failed(format!("reading from the device: {e:?}"));
-                let counts: Vec<f32> = counts.try_into_vec_as().map_err(read)?;
+                let counts: Vec<f32> = counts.try_into_vec_as().map_err(read_error)?;
                 counts.iter().any(|&count| count > 0.0)
             }
         };
@@ -151,8 +150,7 @@ fn check_budget(
     // Plans promise more room than this; only others need to know how many of the protected are still there.
     if count > budget {
         let counts = protected.mask(positions.clone()).int().sum_dim(2);
-        let read = |e| Error::Failed(format!("reading positions from the device: {e:?}"));
-        let counts: Vec<i64> = counts.try_into_vec_as().map_err(read)?;
+        let counts: Vec<i64> = counts.try_into_vec_as().map_err(read_error)?;
         count = counts.into_iter().max().unwrap_or(0) as usize;
     }
     if budget >= count.max(1) && budget <= entries {

@@ -34,6 +34,32 @@ const OWNERS: [&str; 10] = [
     "Seraphina",
 ];
 
+/// A kind of fact: what stands before the number, and the question. `{}` is the owner. Several, so that a plan does not
+/// depend on one wording.
+struct Form {
+    lead_in: &'static str,
+    question: &'static str,
+}
+
+const FORMS: [Form; 4] = [
+    Form {
+        lead_in: "The locker of {} has the number ",
+        question: "Which number does the locker of {} have?",
+    },
+    Form {
+        lead_in: "{} can be called under the extension ",
+        question: "Under which extension can {} be called?",
+    },
+    Form {
+        lead_in: "The parcel for {} carries the label ",
+        question: "Which label does the parcel for {} carry?",
+    },
+    Form {
+        lead_in: "The savings of {} are kept in account ",
+        question: "In which account are the savings of {} kept?",
+    },
+];
+
 /// Facts at depths, the question, the start of the answer and the answer.
 struct Puzzle {
     facts: Vec<(f64, String)>,
@@ -42,7 +68,7 @@ struct Puzzle {
     answer: String,
 }
 
-/// One fact, several facts of which one is asked for, and a fact that is reached over another one, in turns.
+/// In turns: one fact, several facts of which one is asked for, one again, and a fact that is reached over another one.
 pub(super) fn examples(model: &LoadedModel, options: &EvidenceOptions) -> Result<Vec<Example>> {
     // A stream of its own: the evaluation draws its samples from the seed itself.
     let mut seeds = StdRng::seed_from_u64(options.seed ^ 0xCA11_B8A7_E5EE_D000);
@@ -54,10 +80,10 @@ pub(super) fn examples(model: &LoadedModel, options: &EvidenceOptions) -> Result
     (0..options.examples)
         .map(|index| {
             let mut rng = StdRng::seed_from_u64(seeds.random());
-            let puzzle = match index % 3 {
-                0 => facts(&mut rng, 1),
+            let puzzle = match index % 4 {
                 1 => facts(&mut rng, 4),
-                _ => chain(&mut rng),
+                3 => chain(&mut rng),
+                _ => facts(&mut rng, 1),
             };
             let (prompt, mut continuation) =
                 haystack.around(model, &mut rng, &puzzle.facts, &puzzle.question, &[])?;
@@ -75,28 +101,24 @@ pub(super) fn examples(model: &LoadedModel, options: &EvidenceOptions) -> Result
         .collect()
 }
 
-/// `count` locker numbers, one of which is asked for.
+/// `count` facts of one form, one of which is asked for.
 fn facts(rng: &mut impl Rng, count: usize) -> Puzzle {
+    let form = &FORMS[rng.random_range(0..FORMS.len())];
     let owners = owners(rng);
     let numbers: Vec<String> = (0..count).map(|_| number(rng)).collect();
-    let pairs = owners.iter().zip(&numbers);
-    let facts: Vec<(f64, String)> = pairs
-        .map(|(owner, number)| {
-            (
-                depth(rng),
-                format!("The locker of {owner} has the number {number}."),
-            )
-        })
-        .collect();
+    let facts = owners.iter().zip(&numbers).map(|(owner, number)| {
+        let lead_in = form.lead_in.replace("{}", owner);
+        (depth(rng), format!("{lead_in}{number}."))
+    });
     Puzzle {
-        facts,
-        question: format!("Which number does the locker of {} have?", owners[0]),
-        lead_in: format!("The locker of {} has the number ", owners[0]),
+        facts: facts.collect(),
+        question: form.question.replace("{}", owners[0]),
+        lead_in: form.lead_in.replace("{}", owners[0]),
         answer: numbers[0].clone(),
     }
 }
 
-/// A locker number, and a second person who shares the locker, with a decoy beside them.
+/// A fact, and a second person who shares it, with a decoy beside them.
 fn chain(rng: &mut impl Rng) -> Puzzle {
     let owners = owners(rng);
     let (own, decoy) = (number(rng), number(rng));
@@ -123,7 +145,9 @@ fn owners(rng: &mut impl Rng) -> Vec<&'static str> {
 }
 
 fn number(rng: &mut impl Rng) -> String {
-    rng.random_range(10_000..100_000u32).to_string()
+    let digits = rng.random_range(4..=7);
+    let least = 10u32.pow(digits - 1);
+    rng.random_range(least..10 * least).to_string()
 }
 
 /// Not among the last sentences, which many policies keep anyway.
@@ -140,7 +164,7 @@ mod tests {
         for seed in 0..20 {
             let mut rng = StdRng::seed_from_u64(seed);
             for puzzle in [facts(&mut rng, 1), facts(&mut rng, 4), chain(&mut rng)] {
-                let wanted = format!("has the number {}.", puzzle.answer);
+                let wanted = format!(" {}.", puzzle.answer);
                 let holds = |text: &str| text.ends_with(&wanted);
                 assert_eq!(
                     puzzle.facts.iter().filter(|(_, fact)| holds(fact)).count(),
@@ -155,6 +179,11 @@ mod tests {
                 assert!(
                     !puzzle.question.contains(&puzzle.answer)
                         && !puzzle.lead_in.contains(&puzzle.answer)
+                );
+                assert!(
+                    ![&puzzle.question, &puzzle.lead_in]
+                        .iter()
+                        .any(|own| own.contains("{}"))
                 );
             }
         }

@@ -1,6 +1,6 @@
 use super::{Example, ids, layers, nll, read};
 use crate::{LoadedModel, PrefillOptions};
-use polykv_core::calibrate::{Data, Draft, Losses};
+use polykv_core::calibrate::{Draft, ExampleLosses};
 use polykv_core::device::run_on;
 use polykv_core::{Error, KvCache, Phase, Plan, PromptCache, Result, SharedPrefill, machine, ops};
 
@@ -67,11 +67,11 @@ impl<'a> Pool<'a> {
         })
     }
 
-    /// The mean negative log-likelihoods of a route's continuations beyond FullKV's.
+    /// The mean negative log-likelihood of each continuation under a route, beyond FullKV's.
     ///
     /// # Errors
     /// A pick that is no candidate, NaN in scores or likelihoods.
-    pub fn losses(&self, picks: &[usize]) -> Result<Losses> {
+    pub fn losses(&self, picks: &[usize]) -> Result<ExampleLosses> {
         if let Some(wrong) = picks
             .iter()
             .find(|&&pick| pick >= self.draft.candidates.len())
@@ -84,22 +84,16 @@ impl<'a> Pool<'a> {
             Phase::Decode => self.draft.plan(self.prefill.as_deref(), Some(picks)),
         };
         run_on(self.model.model.device(), || {
-            let mut losses = Losses::new();
-            for data in [Data::Text, Data::Evidence] {
-                let own: Vec<&Prompted> = self
-                    .prompts
-                    .iter()
-                    .filter(|one| one.example.data == data)
-                    .collect();
-                let mut sum = 0.0;
-                for prompted in &own {
-                    let mut cache = KvCache::of_layers(plan.clone(), &prompted.caches, picks)?;
-                    let own = continuation(self.model, prompted.example, &mut cache, self.phase)?;
-                    sum += own - prompted.full_nll;
-                }
-                if !own.is_empty() {
-                    losses.insert(data, sum / own.len() as f64);
-                }
+            let mut losses = ExampleLosses::new();
+            for Prompted {
+                example,
+                full_nll,
+                caches,
+            } in &self.prompts
+            {
+                let mut cache = KvCache::of_layers(plan.clone(), caches, picks)?;
+                let own = continuation(self.model, example, &mut cache, self.phase)?;
+                losses.entry(example.data).or_default().push(own - full_nll);
             }
             Ok(losses)
         })

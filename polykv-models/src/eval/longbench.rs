@@ -7,7 +7,7 @@ pub(super) use rules::{new_tokens, rule, rule_of, uses_chat};
 
 use super::frame::{Frame, Limits, Parts};
 use super::lines::{self, Line};
-use super::question::{Question, fingerprint_of, infos};
+use super::question::{Question, Rule, fingerprint_of, infos};
 use super::windows::check_counts;
 use super::{Evaluator, Prediction, SampleInfo, Task};
 use crate::LoadedModel;
@@ -38,15 +38,21 @@ pub struct PromptOptions {
 }
 
 impl PromptOptions {
+    /// # Errors
+    /// A limit of zero.
+    pub(super) fn check(&self) -> Result<()> {
+        match self.limit {
+            Some(limit) => check_counts(&[("limit", limit)]),
+            None => Ok(()),
+        }
+    }
+
     /// The limits of a prompt whose answer has at most `new_tokens` tokens, and the length that was asked for.
     ///
     /// # Errors
-    /// A text that cannot fit the model's context, with the numbers; limits of zero.
+    /// A text that cannot fit the model's context, with the numbers.
     pub(super) fn limits(&self, model: &LoadedModel, new_tokens: usize) -> Result<(Limits, usize)> {
         let context = model.model.config().max_positions;
-        if let Some(limit) = self.limit {
-            check_counts(&[("limit", limit)])?;
-        }
         let all = context.saturating_sub(new_tokens);
         if let Some(most) = self.max_length
             && !(2..=all).contains(&most)
@@ -72,18 +78,25 @@ pub struct LongBench {
     questions: Vec<Question>,
 }
 
-impl LongBench {
+/// LongBench's folder, read and checked as far as that needs no model.
+#[derive(Debug)]
+pub struct LongBenchFiles {
+    samples: Vec<(Line, Sample, Template, Rule)>,
+    options: PromptOptions,
+}
+
+impl LongBenchFiles {
     /// Reads `folder/*.jsonl` or `folder/data/*.jsonl`, one file per task, and `folder/config/dataset2prompt.json` and
     /// `dataset2maxlen.json`. Files of other names are left out.
     ///
     /// # Errors
-    /// What is missing, with where LongBench keeps it; a bad line, by file and line; a prompt that cannot be made.
-    pub fn new(model: &LoadedModel, folder: &Path, options: &PromptOptions) -> Result<Self> {
+    /// What is missing, with where LongBench keeps it; a bad line, by file and line.
+    pub fn read(folder: &Path, options: &PromptOptions) -> Result<Self> {
+        options.check()?;
         let config = Config::read(folder)?;
         let mut samples = Vec::new();
         for (task, file) in tasks(folder, &options.only)? {
             let (template, rule) = config.of(&task)?;
-            let (limits, length) = options.limits(model, rule.max_new_tokens)?;
             let most = options.limit.unwrap_or(usize::MAX);
             // All lines are checked, whatever the limit.
             for (index, line) in lines::read(&file)?.into_iter().enumerate() {
@@ -91,13 +104,26 @@ impl LongBench {
                 rule.metric
                     .check(&line.place, &sample.answers, &sample.classes)?;
                 if index < most {
-                    samples.push((line, sample, template.clone(), rule, limits, length));
+                    samples.push((line, sample, template.clone(), rule));
                 }
             }
         }
+        Ok(Self {
+            samples,
+            options: options.clone(),
+        })
+    }
+}
+
+impl LongBench {
+    /// # Errors
+    /// A prompt that cannot be made.
+    pub fn new(model: &LoadedModel, files: LongBenchFiles) -> Result<Self> {
+        let LongBenchFiles { samples, options } = files;
         let questions = samples
             .into_par_iter()
-            .map(|(line, sample, template, rule, limits, length)| {
+            .map(|(line, sample, template, rule)| {
+                let (limits, length) = options.limits(model, rule.max_new_tokens)?;
                 let frame = Frame {
                     model,
                     raw: options.raw || !uses_chat(&sample.task),
@@ -163,6 +189,7 @@ pub(super) fn at(place: &str, error: Error) -> Error {
 }
 
 /// A line of a task's file.
+#[derive(Debug)]
 struct Sample {
     task: String,
     context: String,
@@ -268,7 +295,7 @@ impl Config {
     }
 
     /// A task's template and rule.
-    fn of(&self, task: &str) -> Result<(Template, super::question::Rule)> {
+    fn of(&self, task: &str) -> Result<(Template, Rule)> {
         let place = |file: &str| self.folder.join(file).display().to_string();
         let prompts = place("dataset2prompt.json");
         let Some(text) = self.prompts.get(task).and_then(Value::as_str) else {

@@ -105,12 +105,20 @@ impl FromStr for Scorer {
     }
 }
 
-impl Prompts {
+/// Files of prompts, read and checked as far as that needs no model.
+#[derive(Debug)]
+pub struct PromptFiles {
+    samples: Vec<(Line, Sample)>,
+    options: PromptOptions,
+}
+
+impl PromptFiles {
     /// Reads a file, or all files `*.jsonl` of a folder.
     ///
     /// # Errors
-    /// A bad line, by file and line; limits that cannot be met; tasks that are asked for and not there.
-    pub fn new(model: &LoadedModel, path: &Path, options: &PromptsOptions) -> Result<Self> {
+    /// A bad line, by file and line; limits of zero; tasks that are asked for and not there.
+    pub fn read(path: &Path, options: &PromptsOptions) -> Result<Self> {
+        options.prompts.check()?;
         if let Some(tokens) = options.max_new_tokens {
             check_counts(&[("new tokens", tokens)])?;
         }
@@ -136,9 +144,21 @@ impl Prompts {
                 return Err(Error::invalid(path.display(), "task", found, allowed));
             }
         }
+        Ok(Self {
+            samples,
+            options: options.prompts.clone(),
+        })
+    }
+}
+
+impl Prompts {
+    /// # Errors
+    /// A prompt that cannot be made within the limits.
+    pub fn new(model: &LoadedModel, files: PromptFiles) -> Result<Self> {
+        let PromptFiles { samples, options } = files;
         let questions = samples
             .into_par_iter()
-            .map(|(line, sample)| sample.ask(model, line, options))
+            .map(|(line, sample)| sample.ask(model, line, &options))
             .collect::<Result<Vec<_>>>()?;
         Ok(Self { questions })
     }
@@ -163,6 +183,7 @@ impl Task for Prompts {
 }
 
 /// A line, read.
+#[derive(Debug)]
 struct Sample {
     task: String,
     prompt: String,
@@ -240,8 +261,7 @@ impl Sample {
         })
     }
 
-    fn ask(self, model: &LoadedModel, line: Line, options: &PromptsOptions) -> Result<Question> {
-        let options = &options.prompts;
+    fn ask(self, model: &LoadedModel, line: Line, options: &PromptOptions) -> Result<Question> {
         let (limits, length) = options.limits(model, self.rule.max_new_tokens)?;
         let frame = Frame {
             model,

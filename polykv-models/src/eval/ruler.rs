@@ -98,11 +98,18 @@ struct Maker<'a> {
     seed: u64,
 }
 
-impl Ruler {
+/// What the tasks are made of, read and checked as far as that needs no model.
+#[derive(Debug)]
+pub struct RulerTexts {
+    texts: Texts,
+    tasks: Vec<&'static str>,
+    options: RulerOptions,
+}
+
+impl RulerTexts {
     /// # Errors
-    /// A task that is not one; lengths beyond the model's context or too short for a task; a copy of RULER that lacks
-    /// something, by file.
-    pub fn new(model: &LoadedModel, options: &RulerOptions) -> Result<Self> {
+    /// A task that is not one; counts of zero; a copy of RULER that lacks something, by file.
+    pub fn read(options: &RulerOptions) -> Result<Self> {
         check_counts(&[
             ("limit", options.limit),
             ("number of lengths", options.lengths.len()),
@@ -120,10 +127,6 @@ impl Ruler {
                 NAMES.join(", "),
             ));
         }
-        let context = model.model.config().max_positions;
-        for &length in &options.lengths {
-            check_length(length, 0, context)?;
-        }
         let wanted =
             |name: &&str| options.only.is_empty() || options.only.iter().any(|one| one == name);
         let tasks: Vec<&'static str> = NAMES.iter().copied().filter(|name| wanted(name)).collect();
@@ -131,6 +134,27 @@ impl Ruler {
             Some(source) => Texts::read(source, &tasks)?,
             None => Texts::own(options.seed),
         };
+        Ok(Self {
+            texts,
+            tasks,
+            options: options.clone(),
+        })
+    }
+}
+
+impl Ruler {
+    /// # Errors
+    /// Lengths beyond the model's context or too short for a task.
+    pub fn new(model: &LoadedModel, texts: RulerTexts) -> Result<Self> {
+        let RulerTexts {
+            texts,
+            tasks,
+            options,
+        } = texts;
+        let context = model.model.config().max_positions;
+        for &length in &options.lengths {
+            check_length(length, 0, context)?;
+        }
         let mut makers = Vec::new();
         for &length in &options.lengths {
             for &task in &tasks {

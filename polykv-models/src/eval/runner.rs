@@ -4,7 +4,9 @@ use super::{Scores, metrics};
 use crate::tokenizer::Specials;
 use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use polykv_core::{Budget, CacheReport, Error, KvCache, Phase, Plan, Result, Rule, SharedPrefill};
+use polykv_core::{
+    Budget, CacheReport, Error, KvCache, Phase, Plan, Result, Rule, SharedPrefill, ops,
+};
 use serde::{Deserialize, Serialize};
 
 /// Tokens per pass over a compressed cache; bounds the logits held at once.
@@ -274,7 +276,5 @@ pub(super) fn memory(report: &CacheReport) -> Scores {
 }
 
 fn read<const D: usize>(logits: Tensor<D>) -> Result<Vec<f32>> {
-    logits
-        .try_into_vec_as()
-        .map_err(|e| Error::Failed(format!("reading logits from the device: {e:?}")))
+    logits.try_into_vec_as().map_err(ops::read_error)
 }

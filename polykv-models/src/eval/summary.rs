@@ -1,5 +1,8 @@
 //! Scores summed up per plan, from predictions alone.
 
+mod compare;
+mod paired;
+
 use super::{Evaluator, PlanInfo, Prediction, Scores, Task, metrics};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -26,9 +29,11 @@ pub struct PlanSummary {
     /// Unweighted mean of the tasks' scores.
     pub mean: f64,
     /// `(plan − best single) / (FullKV − best single)` of `mean`, where the best single is the best plan of one policy at
-    /// the same budget in this run.
+    /// the same budget in this run. None where that is no worse than FullKV.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap_closed: Option<f64>,
+    /// By what is compared: `mean`, and of `scores` those that tell quality beside it (`nll`, `agreement`).
+    pub differences: BTreeMap<String, Vec<Difference>>,
     /// Whether this is the best single policy at its budget.
     pub best_single: bool,
     /// Means over all samples.
@@ -48,6 +53,7 @@ pub struct TaskSummary {
     pub score: f64,
     pub n: usize,
     pub truncated: usize,
+    pub differences: Vec<Difference>,
     pub scores: Scores,
     /// The task's samples by length and depth.
     pub groups: Vec<Group>,
@@ -63,6 +69,21 @@ pub struct SetSummary {
     pub of: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap_closed: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub differences: Vec<Difference>,
+}
+
+/// A plan's score less another's. First to FullKV, then to the best plan of one policy at the same budget, unless it is
+/// the plan itself.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Difference {
+    /// Name of the other plan.
+    pub to: String,
+    pub difference: f64,
+    /// The 95 % interval of a paired bootstrap: 1,999 draws, with a fixed seed, of each task's samples from those. None
+    /// where a task has a single sample.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<[f64; 2]>,
 }
 
 /// The samples of one length and depth.
@@ -87,21 +108,23 @@ impl Summary {
         plans: &[PlanInfo],
         predictions: &[Prediction],
     ) -> Self {
-        let mut summaries: Vec<PlanSummary> = plans
-            .iter()
-            .map(|plan| {
-                let own = predictions.iter().filter(|one| one.plan == plan.name);
-                let mut own: Vec<&Prediction> = own.collect();
-                own.sort_by_key(|one| one.sample);
-                PlanSummary::of(plan, sets, &own)
-            })
+        let of_plan = |plan: &PlanInfo| {
+            let own = predictions.iter().filter(|one| one.plan == plan.name);
+            let mut own: Vec<&Prediction> = own.collect();
+            own.sort_by_key(|one| one.sample);
+            own
+        };
+        let own: Vec<Vec<&Prediction>> = plans.iter().map(of_plan).collect();
+        let summaries = plans.iter().zip(&own);
+        let mut summaries: Vec<PlanSummary> = summaries
+            .map(|(plan, own)| PlanSummary::of(plan, sets, own))
             .collect();
         if let Some(full) = summaries.first().cloned() {
             for plan in &mut summaries {
-                plan.add_differences(&full);
+                plan.add_delta(&full);
             }
         }
-        compare_with_singles(plans, &mut summaries);
+        compare::compare(plans, sets, &own, &mut summaries);
         Self {
             task: task.into(),
             plans: summaries,
@@ -124,6 +147,7 @@ impl PlanSummary {
                 tasks: found.len(),
                 of: members.len(),
                 gap_closed: None,
+                differences: Vec::new(),
             })
         });
         let scores: Vec<f64> = tasks.iter().map(|task| task.score).collect();
@@ -135,6 +159,7 @@ impl PlanSummary {
             truncated: own.iter().filter(|one| one.truncated).count(),
             mean: metrics::mean(&scores),
             gap_closed: None,
+            differences: BTreeMap::new(),
             best_single: false,
             scores: means(own),
             sets: sets.collect(),
@@ -143,12 +168,12 @@ impl PlanSummary {
         }
     }
 
-    fn add_differences(&mut self, full: &Self) {
-        add_difference(&mut self.scores, &full.scores);
-        add_group_differences(&mut self.groups, &full.groups);
+    fn add_delta(&mut self, full: &Self) {
+        add_delta_nll(&mut self.scores, &full.scores);
+        add_group_delta(&mut self.groups, &full.groups);
         for (own, full) in self.tasks.iter_mut().zip(&full.tasks) {
-            add_difference(&mut own.scores, &full.scores);
-            add_group_differences(&mut own.groups, &full.groups);
+            add_delta_nll(&mut own.scores, &full.scores);
+            add_group_delta(&mut own.groups, &full.groups);
         }
     }
 }
@@ -163,47 +188,9 @@ impl TaskSummary {
             metric,
             n: own.len(),
             truncated: own.iter().filter(|one| one.truncated).count(),
+            differences: Vec::new(),
             groups: groups(own),
             scores,
-        }
-    }
-}
-
-/// Marks the best single policy of each budget and fills in the gaps closed. FullKV comes first.
-fn compare_with_singles(plans: &[PlanInfo], summaries: &mut [PlanSummary]) {
-    let lower = summaries
-        .first()
-        .and_then(|full| full.tasks.first())
-        .is_some_and(|task| metrics::lower_is_better(&task.metric));
-    let better = |a: f64, b: f64| if lower { a < b } else { a > b };
-    // Of equal ones the first.
-    let best = |summaries: &[PlanSummary], own: usize, score: &dyn Fn(&PlanSummary) -> f64| {
-        let rivals = (0..plans.len())
-            .filter(|&other| plans[other].single && plans[other].budget == plans[own].budget);
-        rivals.fold(None, |best: Option<usize>, other| match best {
-            Some(best) if !better(score(&summaries[other]), score(&summaries[best])) => Some(best),
-            _ => Some(other),
-        })
-    };
-    let gap = |own: f64, best: f64, full: f64| {
-        let closed = (own - best) / (full - best);
-        closed.is_finite().then_some(closed)
-    };
-    for own in 1..summaries.len() {
-        let Some(rival) = best(summaries, own, &|plan| plan.mean) else {
-            continue;
-        };
-        let (rival_mean, full) = (summaries[rival].mean, summaries[0].mean);
-        let closed = gap(summaries[own].mean, rival_mean, full);
-        summaries[own].gap_closed = closed;
-        summaries[own].best_single = rival == own;
-        for set in 0..summaries[own].sets.len() {
-            let score = |plan: &PlanSummary| plan.sets.get(set).map_or(f64::NAN, |set| set.score);
-            let closed = best(summaries, own, &score).and_then(|rival| {
-                let (own, full) = (score(&summaries[own]), score(&summaries[0]));
-                gap(own, score(&summaries[rival]), full)
-            });
-            summaries[own].sets[set].gap_closed = closed;
         }
     }
 }
@@ -258,13 +245,13 @@ fn means(predictions: &[&Prediction]) -> Scores {
     means
 }
 
-fn add_group_differences(own: &mut [Group], full: &[Group]) {
+fn add_group_delta(own: &mut [Group], full: &[Group]) {
     for (own, full) in own.iter_mut().zip(full) {
-        add_difference(&mut own.scores, &full.scores);
+        add_delta_nll(&mut own.scores, &full.scores);
     }
 }
 
-fn add_difference(scores: &mut Scores, full: &Scores) {
+fn add_delta_nll(scores: &mut Scores, full: &Scores) {
     if let (Some(own), Some(full)) = (scores.get("nll"), full.get("nll")) {
         let difference = own - full;
         scores.insert("delta_nll".into(), difference);

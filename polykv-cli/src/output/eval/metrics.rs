@@ -2,7 +2,7 @@
 
 use crate::eval::record::Record;
 use crate::output::describe_budget;
-use polykv::models::eval::{Group, PlanSummary, Scores, SetSummary, Summary};
+use polykv::models::eval::{Difference, Group, PlanSummary, Scores, SetSummary, Summary};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -43,6 +43,8 @@ struct TaskScore<'a> {
     score: f64,
     n: usize,
     truncated: usize,
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    differences: &'a [Difference],
 }
 
 #[derive(Serialize)]
@@ -54,6 +56,8 @@ struct Row<'a> {
     best_single: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     gap_closed: Option<f64>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    differences: &'a BTreeMap<String, Vec<Difference>>,
     scores: &'a Scores,
     #[serde(flatten)]
     scored: Scored<'a>,
@@ -73,6 +77,7 @@ impl<'a> Metrics<'a> {
                     single: plan.single,
                     best_single: plan.best_single,
                     gap_closed: plan.gap_closed,
+                    differences: &plan.differences,
                     scores: &plan.scores,
                     scored: scored(plan),
                 })
@@ -95,6 +100,7 @@ fn scored(plan: &PlanSummary) -> Scored<'_> {
             score: task.score,
             n: task.n,
             truncated: task.truncated,
+            differences: &task.differences,
         };
         (task.name.as_str(), score)
     });

@@ -1,9 +1,9 @@
 //! Results and memory as tables.
 
 use super::{bytes, escaped};
-use crate::output::eval::{Column, columns, shown};
+use crate::output::eval::{self, Column, Differences, columns, compared, shown};
 use polykv::models::eval::metrics::lower_is_better;
-use polykv::models::eval::{PlanSummary, Summary};
+use polykv::models::eval::{PlanSummary, Summary, TaskSummary};
 use std::fmt::Write;
 
 /// Plans × scores, and of several tasks tasks × plans. The best plan of each column beside FullKV is bold.
@@ -39,6 +39,7 @@ pub fn results(summary: &Summary) -> String {
              Bold: the best plan.</p>\n",
         );
     }
+    out.push_str(&differences(summary));
     let several = summary
         .plans
         .first()
@@ -46,6 +47,38 @@ pub fn results(summary: &Summary) -> String {
     if several {
         out.push_str(&tasks(summary));
     }
+    out
+}
+
+/// Plans × what is compared, to FullKV and to the best single policy; nothing without plans beside FullKV.
+fn differences(summary: &Summary) -> String {
+    let compared = compared(summary).into_iter();
+    let columns: Vec<Differences> = compared.flat_map(|own| own.differences(summary)).collect();
+    if columns.is_empty() {
+        return String::new();
+    }
+    let mut out = format!(
+        "<h2>Differences</h2>\n<p class=\"soft\">{}. Bold: zero is outside the interval.</p>\n\
+         <div class=\"scroll\"><table>\n<thead><tr><th>plan</th>",
+        eval::DIFFERENCES
+    );
+    for column in &columns {
+        let _ = write!(out, "<th>{}</th>", escaped(&column.title));
+    }
+    out.push_str("</tr></thead>\n<tbody>\n");
+    for (index, plan) in summary.plans.iter().skip(1).enumerate() {
+        let _ = write!(out, "<tr><th>{}</th>", escaped(&plan.name));
+        for column in &columns {
+            let (class, text) = match &column.cells[index] {
+                Some(cell) if cell.apart => (" class=\"best\"", cell.text.as_str()),
+                Some(cell) => ("", cell.text.as_str()),
+                None => ("", ""),
+            };
+            let _ = write!(out, "<td{class}>{text}</td>");
+        }
+        out.push_str("</tr>\n");
+    }
+    out.push_str("</tbody></table></div>\n");
     out
 }
 
@@ -76,10 +109,7 @@ fn tasks(summary: &Summary) -> String {
         .into_iter()
         .flat_map(|full| &full.tasks)
     {
-        let score = |plan: &PlanSummary| {
-            let own = plan.tasks.iter().find(|own| own.name == task.name);
-            own.map(|own| own.score)
-        };
+        let score = |plan: &PlanSummary| of_task(plan, task).map(|own| own.score);
         let lower = lower_is_better(&task.metric);
         let best = best_of(summary.plans.iter().skip(1).filter_map(score), lower);
         let _ = write!(
@@ -90,16 +120,29 @@ fn tasks(summary: &Summary) -> String {
             task.n
         );
         for (index, plan) in summary.plans.iter().enumerate() {
-            let own = score(plan);
-            let bold = index > 0 && own.is_some() && own == best;
+            let own = of_task(plan, task);
+            let score = own.map(|own| own.score);
+            let bold = index > 0 && score.is_some() && score == best;
             let class = if bold { " class=\"best\"" } else { "" };
-            let text = own.map_or(String::new(), |own| shown(&task.metric, own));
-            let _ = write!(out, "<td{class}>{text}</td>");
+            let text = score.map_or(String::new(), |own| shown(&task.metric, own));
+            let differences = own.map_or(&[][..], |own| &own.differences).iter();
+            let differences: Vec<String> = differences
+                .map(|own| format!("{} to {}", eval::difference(&task.metric, own).text, own.to))
+                .collect();
+            let title = match differences.is_empty() {
+                true => String::new(),
+                false => format!(" title=\"{}\"", escaped(&differences.join("; "))),
+            };
+            let _ = write!(out, "<td{class}{title}>{text}</td>");
         }
         out.push_str("</tr>\n");
     }
     out.push_str("</tbody></table></div>\n");
     out
+}
+
+fn of_task<'a>(plan: &'a PlanSummary, task: &TaskSummary) -> Option<&'a TaskSummary> {
+    plan.tasks.iter().find(|own| own.name == task.name)
 }
 
 /// What the caches held after the prompts, measured from their tensors; means over the samples.

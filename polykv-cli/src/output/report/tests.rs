@@ -105,6 +105,10 @@ fn a_page_has_all_its_parts_and_asks_for_nothing() {
         "<tr><th>tova 8</th><td>25.0 %</td>",
         "<tr><th>&lt;script&gt;mine&lt;/script&gt;</th><td class=\"best\">100.0 %</td>",
         "<span class=\"badge\">best single</span>",
+        // To FullKV 3 of 4 are missing, and of four drawn anew 1 to 4 are; to h2o, the best single at 8, one more is found.
+        "<th>exact match − FullKV</th><th>exact match − best single</th><th>NLL − FullKV</th>",
+        "<tr><th>tova 8</th><td class=\"best\">−75.00 [−100.00, −25.00]</td>",
+        "<td>+25.00 [+0.00, +75.00]</td>",
         "Quality against budget",
         "<polyline",
         "tova 16: 50.00 at 16.0 entries",

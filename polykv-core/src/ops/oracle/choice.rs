@@ -1,6 +1,6 @@
 //! Choices without kernels: on the host, or by comparing every score with every other.
 
-use crate::ops::Protected;
+use crate::ops::{Protected, read_error};
 use crate::{Error, Result};
 use burn::tensor::{Bool, IndexingUpdateOp, Int, IntDType, Tensor, TensorData};
 
@@ -16,9 +16,8 @@ pub fn select(
 ) -> Result<Tensor<3, Int>> {
     let [batch, kv_heads, entries] = scores.dims();
     let device = scores.device();
-    let read = |e| Error::Failed(format!("reading scores from the device: {e:?}"));
-    let scores: Vec<f32> = scores.try_into_vec_as().map_err(read)?;
-    let positions: Vec<i64> = positions.try_into_vec_as().map_err(read)?;
+    let scores: Vec<f32> = scores.try_into_vec_as().map_err(read_error)?;
+    let positions: Vec<i64> = positions.try_into_vec_as().map_err(read_error)?;
     if scores.iter().any(|score| score.is_nan()) {
         return Err(Error::Failed("an eviction score is NaN".into()));
     }

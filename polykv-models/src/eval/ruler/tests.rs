@@ -14,6 +14,10 @@ fn options(lengths: &[usize], only: &[&str]) -> RulerOptions {
     }
 }
 
+fn ruler(model: &LoadedModel, options: &RulerOptions) -> Result<Ruler> {
+    Ruler::new(model, RulerTexts::read(options)?)
+}
+
 fn text(model: &LoadedModel, ids: &[u32]) -> String {
     model.tokenizer.decode(ids, true).unwrap()
 }
@@ -24,7 +28,7 @@ const LENGTHS: [usize; 2] = [3000, 8100];
 #[test]
 fn every_task_fills_its_length_and_holds_its_answers() {
     let model = tiny(8192);
-    let task = Ruler::new(&model, &options(&LENGTHS, &[])).unwrap();
+    let task = ruler(&model, &options(&LENGTHS, &[])).unwrap();
     assert_eq!(
         (task.name(), task.questions.len()),
         ("ruler-style", 2 * 13 * 3)
@@ -50,13 +54,13 @@ fn every_task_fills_its_length_and_holds_its_answers() {
         assert_eq!(own.rule.metric.score(&prompt, &own.answers, &[]), 1.0);
         assert!(own.framed.after.is_empty() && !own.framed.truncated);
     }
-    let again = Ruler::new(&model, &options(&LENGTHS, &[])).unwrap();
+    let again = ruler(&model, &options(&LENGTHS, &[])).unwrap();
     assert_eq!(task.fingerprint(), again.fingerprint());
     let other = RulerOptions {
         seed: 6,
         ..options(&LENGTHS, &[])
     };
-    let other = Ruler::new(&model, &other).unwrap();
+    let other = ruler(&model, &other).unwrap();
     assert_ne!(task.fingerprint(), other.fingerprint());
     let names: std::collections::BTreeSet<_> =
         task.samples().into_iter().map(|own| own.id).collect();
@@ -68,7 +72,7 @@ fn every_task_fills_its_length_and_holds_its_answers() {
 #[test]
 fn the_most_common_are_the_most_common() {
     let model = tiny(8192);
-    let task = Ruler::new(&model, &options(&LENGTHS, &["cwe", "fwe", "vt"])).unwrap();
+    let task = ruler(&model, &options(&LENGTHS, &["cwe", "fwe", "vt"])).unwrap();
     for own in &task.questions {
         let prompt = text(&model, &own.framed.prompt);
         match own.task.as_str() {
@@ -118,7 +122,7 @@ fn protocols_move_the_question_and_the_start_of_the_answer() {
     let of = |change: fn(&mut RulerOptions)| {
         let mut options = options(&[2000], &["niah_single_2"]);
         change(&mut options);
-        let task = Ruler::new(&model, &options).unwrap();
+        let task = ruler(&model, &options).unwrap();
         let framed = &task.questions[0].framed;
         (text(&model, &framed.prompt), text(&model, &framed.after))
     };
@@ -172,7 +176,7 @@ fn a_copy_of_ruler_gives_its_own_words() {
         source: Some(source.clone()),
         ..options(&[1500], only)
     };
-    let task = Ruler::new(&model, &own(&["niah_single_1", "niah_single_2", "vt"])).unwrap();
+    let task = ruler(&model, &own(&["niah_single_1", "niah_single_2", "vt"])).unwrap();
     assert_eq!(task.name(), "ruler");
     let prompts: Vec<String> = task
         .questions
@@ -197,10 +201,10 @@ fn a_copy_of_ruler_gives_its_own_words() {
     );
     assert_eq!(task.questions[0].rule.max_new_tokens, 16);
     // What is missing is named.
-    let message = Ruler::new(&model, &own(&["qa_1"])).unwrap_err().to_string();
+    let message = ruler(&model, &own(&["qa_1"])).unwrap_err().to_string();
     assert!(message.contains("squad.json: file is missing"), "{message}");
     std::fs::remove_file(folder.join("niah.py")).unwrap();
-    let message = Ruler::new(&model, &own(&["vt"])).unwrap_err().to_string();
+    let message = ruler(&model, &own(&["vt"])).unwrap_err().to_string();
     assert!(message.contains("niah.py: file is missing"), "{message}");
 }
 
@@ -218,7 +222,7 @@ fn what_cannot_be_made_is_refused() {
         (vec![512], vec!["vtx"], ["task is 'vtx'", "niah_single_1"]),
         (vec![], vec![], ["number of lengths is 0", "at least 1"]),
     ] {
-        let message = Ruler::new(&model, &options(&lengths, &only)).unwrap_err();
+        let message = ruler(&model, &options(&lengths, &only)).unwrap_err();
         assert!(message.is_refusal());
         for part in parts {
             assert!(message.to_string().contains(part), "{part}: {message}");

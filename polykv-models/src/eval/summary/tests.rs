@@ -51,7 +51,7 @@ fn means_groups_and_perplexity_by_hand() {
         .collect();
     assert_eq!(found, [(8, 2, 1.5), (16, 1, 6.0)]);
     let mut own = Scores::from([("nll".into(), 3.5)]);
-    add_difference(&mut own, &full.scores);
+    add_delta_nll(&mut own, &full.scores);
     assert!((own["delta_nll"] - 0.5).abs() < 1e-12);
 }
 
@@ -126,4 +126,109 @@ fn gaps_are_closed_against_the_best_single_policy_of_the_same_budget() {
         .collect();
     let summary = Summary::new("gaps", &sets, &plans, &lower);
     assert!(summary.plans[1].best_single && !summary.plans[2].best_single);
+}
+
+/// Four samples of FullKV, and of the other plans the same less a constant each.
+fn shifted(plans: &[PlanInfo], less: &[f64], metric: &str) -> Vec<Prediction> {
+    let full = [1.0, 0.5, 0.75, 0.25];
+    let plans = plans.iter().zip(less);
+    plans
+        .flat_map(|(plan, less)| {
+            full.iter().enumerate().map(move |(sample, full)| {
+                let mut one = prediction(&plan.name, "a", sample, 8, 0.0);
+                one.metric = metric.into();
+                one.scores = Scores::from([(metric.into(), full - less)]);
+                one
+            })
+        })
+        .collect()
+}
+
+fn difference(to: &str, difference: f64) -> Difference {
+    Difference {
+        to: to.into(),
+        difference,
+        interval: Some([difference, difference]),
+    }
+}
+
+#[test]
+fn plans_are_compared_with_fullkv_and_the_best_single_policy() {
+    let plans = [
+        plan("full", false, 0),
+        plan("tova", true, 64),
+        plan("snapkv", true, 64),
+        plan("mixed", false, 64),
+        plan("mixed 128", false, 128),
+    ];
+    let less = [0.0, 0.5, 0.25, 0.125, 0.0625];
+    let all = shifted(&plans, &less, "f1");
+    let sets = [("all".to_string(), vec!["a".to_string()])];
+    let summary = Summary::new("test", &sets, &plans, &all);
+    let wanted = [
+        vec![],
+        vec![difference("full", -0.5), difference("snapkv", -0.25)],
+        vec![difference("full", -0.25)],
+        vec![difference("full", -0.125), difference("snapkv", 0.125)],
+        vec![difference("full", -0.0625)],
+    ];
+    for (plan, wanted) in summary.plans.iter().zip(&wanted) {
+        let mean = plan.differences.get("mean");
+        assert_eq!(mean.unwrap_or(&Vec::new()), wanted, "{}", plan.name);
+        assert_eq!(&plan.sets[0].differences, wanted, "{}", plan.name);
+        assert_eq!(&plan.tasks[0].differences, wanted, "{}", plan.name);
+    }
+    // A single sample, and one that a plan lacks.
+    let intervals = |predictions: &[Prediction]| -> Vec<_> {
+        let summary = Summary::new("test", &sets, &plans, predictions);
+        let mean = summary.plans[3].differences["mean"].clone();
+        mean.into_iter().map(|own| own.interval).collect()
+    };
+    let first: Vec<_> = all.iter().filter(|one| one.sample == 0).cloned().collect();
+    assert_eq!(intervals(&first), [None, None]);
+    assert_eq!(intervals(&all[1..]), [None, None]);
+    assert!(intervals(&all).iter().all(Option::is_some));
+}
+
+#[test]
+fn likelihoods_are_compared_beside_perplexity() {
+    let plans = [
+        plan("full", false, 0),
+        plan("tova", true, 64),
+        plan("h2o", true, 64),
+    ];
+    let mut all = shifted(&plans, &[0.0, -0.25, -0.5], "nll");
+    for one in &mut all {
+        one.metric = "perplexity".into();
+    }
+    let summary = Summary::new("ppl", &[], &plans, &all);
+    let [_, tova, h2o] = &summary.plans[..] else {
+        panic!("three plans");
+    };
+    assert!(tova.best_single && !h2o.best_single);
+    assert_eq!(tova.differences["nll"], [difference("full", 0.25)]);
+    let wanted = [difference("full", 0.5), difference("tova", 0.25)];
+    assert_eq!(h2o.differences["nll"], wanted);
+    // Perplexity is not a mean over samples, so that its differences vary with them.
+    let perplexity = &tova.differences["mean"][0];
+    let wanted = 0.875f64.exp() - 0.625f64.exp();
+    assert!((perplexity.difference - wanted).abs() < 1e-12);
+    let [low, high] = perplexity.interval.unwrap();
+    assert!(0.0 < low && low < wanted && wanted < high, "{low}, {high}");
+}
+
+#[test]
+fn without_a_gap_nothing_is_closed() {
+    let plans = [
+        plan("full", false, 0),
+        plan("tova", true, 64),
+        plan("mixed", false, 64),
+    ];
+    // The single policy is better than FullKV, or equal to it.
+    for less in [[0.0, -0.25, -0.125], [0.0, 0.0, 0.25]] {
+        let all = shifted(&plans, &less, "f1");
+        let summary = Summary::new("test", &[], &plans, &all);
+        assert!(summary.plans.iter().all(|plan| plan.gap_closed.is_none()));
+        assert!(summary.plans[1].best_single);
+    }
 }

@@ -1,0 +1,170 @@
+//! Each plan beside FullKV and beside the best plan of one policy at its budget.
+
+use super::paired::{Resampled, interval};
+use super::{Difference, PlanInfo, PlanSummary, Prediction, metrics};
+
+/// Scores that plans are compared by beside those that stand for their tasks.
+const MORE: [&str; 2] = ["nll", "agreement"];
+
+/// Fills in what the summaries say about each other. `own` are the plans' predictions by sample; FullKV comes first.
+pub(super) fn compare(
+    plans: &[PlanInfo],
+    sets: &[(String, Vec<String>)],
+    own: &[Vec<&Prediction>],
+    summaries: &mut [PlanSummary],
+) {
+    let Some(full) = summaries.first().cloned() else {
+        return;
+    };
+    let drawn: Vec<Option<Resampled>> = full
+        .tasks
+        .iter()
+        .enumerate()
+        .map(|(index, task)| draw(own, index, &task.metric, |one| one.task == task.name))
+        .collect();
+    let more: Vec<(&str, Option<Resampled>)> = MORE
+        .into_iter()
+        .filter(|name| full.scores.contains_key(*name))
+        .map(|name| (name, draw(own, 0, name, |_| true)))
+        .collect();
+    let measure = |lower, tasks, score: &dyn Fn(&PlanSummary) -> Option<f64>| {
+        let scores = summaries.iter().map(|plan| score(plan).unwrap_or(f64::NAN));
+        Measure {
+            plans,
+            lower,
+            scores: scores.collect(),
+            tasks,
+        }
+    };
+    let lower = |metric: &str| metrics::lower_is_better(metric);
+    // The tasks of a run are all of one direction.
+    let of_run = full.tasks.first().is_some_and(|task| lower(&task.metric));
+    let all = drawn.iter().map(Option::as_ref).collect();
+    let mean = measure(of_run, all, &|plan| Some(plan.mean));
+    let of_sets: Vec<Measure> = full
+        .sets
+        .iter()
+        .enumerate()
+        .map(|(index, set)| {
+            let is_member = |task: &str| {
+                let mut own = sets.iter().filter(|(name, _)| *name == set.name);
+                own.any(|(_, members)| members.iter().any(|own| own == task))
+            };
+            let members = full.tasks.iter().zip(&drawn);
+            let members = members.filter(|(task, _)| is_member(&task.name));
+            let members = members.map(|(_, drawn)| drawn.as_ref()).collect();
+            measure(of_run, members, &|plan| Some(plan.sets.get(index)?.score))
+        })
+        .collect();
+    let of_tasks: Vec<Measure> = full
+        .tasks
+        .iter()
+        .zip(&drawn)
+        .enumerate()
+        .map(|(index, (task, drawn))| {
+            let score = |plan: &PlanSummary| Some(plan.tasks.get(index)?.score);
+            measure(lower(&task.metric), vec![drawn.as_ref()], &score)
+        })
+        .collect();
+    let of_more: Vec<(&str, Measure)> = more
+        .iter()
+        .map(|(name, drawn)| {
+            let score = |plan: &PlanSummary| plan.scores.get(*name).copied();
+            (*name, measure(lower(name), vec![drawn.as_ref()], &score))
+        })
+        .collect();
+
+    for (index, plan) in summaries.iter_mut().enumerate().skip(1) {
+        plan.best_single = mean.best_single(index) == Some(index);
+        plan.gap_closed = mean.gap_closed(index);
+        let scores = [("mean", &mean)].into_iter();
+        let scores = scores.chain(of_more.iter().map(|(name, own)| (*name, own)));
+        plan.differences = scores
+            .map(|(name, own)| (name.to_string(), own.differences(index)))
+            .collect();
+        for (set, own) in plan.sets.iter_mut().zip(&of_sets) {
+            set.gap_closed = own.gap_closed(index);
+            set.differences = own.differences(index);
+        }
+        for (task, own) in plan.tasks.iter_mut().zip(&of_tasks) {
+            task.differences = own.differences(index);
+        }
+    }
+}
+
+/// Draws of the samples that are `wanted`; none unless all plans have this score of each.
+fn draw(
+    own: &[Vec<&Prediction>],
+    task: usize,
+    metric: &str,
+    wanted: impl Fn(&Prediction) -> bool,
+) -> Option<Resampled> {
+    let (name, score): (&str, fn(f64) -> f64) = match metric {
+        "perplexity" => ("nll", f64::exp),
+        other => (other, |mean| mean),
+    };
+    let full = own.first()?;
+    if own.iter().any(|own| own.len() != full.len()) {
+        return None;
+    }
+    let samples = (0..full.len()).filter(|&at| wanted(full[at])).map(|at| {
+        let of_plan = |own: &Vec<&Prediction>| match own[at].sample == full[at].sample {
+            true => own[at].scores.get(name).copied(),
+            false => None,
+        };
+        own.iter().map(of_plan).collect::<Option<Vec<f64>>>()
+    });
+    Resampled::new(&samples.collect::<Option<Vec<_>>>()?, score, task)
+}
+
+/// A number that plans are compared by.
+struct Measure<'a> {
+    plans: &'a [PlanInfo],
+    /// Whether less is better.
+    lower: bool,
+    /// One per plan.
+    scores: Vec<f64>,
+    /// The tasks that it is the mean of.
+    tasks: Vec<Option<&'a Resampled>>,
+}
+
+impl Measure<'_> {
+    fn better(&self, a: usize, b: usize) -> bool {
+        match self.lower {
+            true => self.scores[a] < self.scores[b],
+            false => self.scores[a] > self.scores[b],
+        }
+    }
+
+    /// The best plan of one policy at a plan's budget, of equal ones the first.
+    fn best_single(&self, own: usize) -> Option<usize> {
+        let at_budget = |other: &usize| self.plans[*other].budget == self.plans[own].budget;
+        let singles = (0..self.plans.len()).filter(|&other| self.plans[other].single);
+        singles
+            .filter(at_budget)
+            .reduce(|best, other| match self.better(other, best) {
+                true => other,
+                false => best,
+            })
+    }
+
+    /// Nothing unless FullKV is better than the best single policy: otherwise there is no gap.
+    fn gap_closed(&self, own: usize) -> Option<f64> {
+        let best = self.best_single(own).filter(|&best| self.better(0, best))?;
+        let [own, best, full] = [own, best, 0].map(|plan| self.scores[plan]);
+        Some((own - best) / (full - best))
+    }
+
+    /// To FullKV, and to the best single policy where the plan is another one.
+    fn differences(&self, own: usize) -> Vec<Difference> {
+        let best = self.best_single(own).filter(|&best| best != own);
+        let others = [Some(0), best].into_iter().flatten();
+        others
+            .map(|other| Difference {
+                to: self.plans[other].name.clone(),
+                difference: self.scores[own] - self.scores[other],
+                interval: interval(&self.tasks, own, other),
+            })
+            .collect()
+    }
+}
