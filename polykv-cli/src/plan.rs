@@ -46,8 +46,11 @@ fn finish(plan: &Plan, out: Option<&Path>) -> anyhow::Result<()> {
     }
 }
 
+/// Makes a picture's file.
+type Draw = fn(&Plan) -> Result<Vec<u8>>;
+
 /// How a picture is made, by the file's name.
-fn drawing(path: &Path) -> Result<fn(&Plan) -> Result<Vec<u8>>> {
+fn drawing(path: &Path) -> Result<Draw> {
     match path.extension().and_then(|own| own.to_str()) {
         Some("svg") => Ok(|plan| Ok(picture::svg(plan).into_bytes())),
         Some("png") => Ok(|plan| picture::png(&picture::svg(plan))),

@@ -55,18 +55,18 @@ impl Compared {
     /// To FullKV, and to the best single policy where there is one.
     pub fn differences(&self, summary: &Summary) -> Vec<Differences> {
         let full = summary.plans.first().map_or("", |full| &full.name);
-        let others: [(&str, &dyn Fn(&Difference) -> bool); 2] = [
-            ("FullKV", &|own| own.to == full),
-            ("best single", &|own| own.to != full),
-        ];
-        let differences = others.into_iter().map(|(name, wanted)| Differences {
+        let others = [("FullKV", true), ("best single", false)];
+        let differences = others.into_iter().map(|(name, to_full)| Differences {
             title: format!("{} − {name}", self.title),
             cells: summary
                 .plans
                 .iter()
                 .skip(1)
                 .map(|plan| {
-                    let own = self.of(plan).iter().find(|own| wanted(own))?;
+                    let own = self
+                        .of(plan)
+                        .iter()
+                        .find(|own| (own.to == full) == to_full)?;
                     Some(cell(&self.metric, own))
                 })
                 .collect(),

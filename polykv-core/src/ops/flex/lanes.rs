@@ -82,8 +82,8 @@ fn tile<V: Vector, const R: usize, const B: usize>(
     queries: &[[[f32; LANES]; B]],
 ) -> [[V; B]; R] {
     let mut sums = [[V::splat(0.0); B]; R];
-    for r in 0..R {
-        assert!(keys[r].len() == queries.len());
+    for key in keys {
+        assert!(key.len() == queries.len());
     }
     for (d, query) in queries.iter().enumerate() {
         for r in 0..R {
