@@ -46,7 +46,7 @@ pub trait KvOps: Backend {
     ) -> FloatTensor<Self>;
 
     /// Per key, of the `count` queries from `first` on: how many query heads of the group gave it an even part of their
-    /// attention or more, up to [`HIT_SLACK`], as digits of `bits` bits, the first query's lowest; and the sum of these
+    /// attention or more, up to [`HIT_SLACK`](super::HIT_SLACK), as digits of `bits` bits, the first query's lowest; and the sum of these
     /// numbers. `log_sums` is what [`KvOps::attend_prompt`] returned for the same `q` and `k`; the digits of all queries
     /// fit an f32. Keys are those that the last of the queries sees: `[batch, kv_heads, n − t + first + count]`.
     #[fusion(meta = |q, k, log_sums, first, count, _bits| {
