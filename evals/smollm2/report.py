@@ -55,6 +55,12 @@ class Results:
         pairs = zip(self.values(task, plan, score), self.values(task, other, score), strict=True)
         return interval([own - base for own, base in pairs])
 
+    def shuffled_mean(self, task, name):
+        """Of a shuffle or a plan, on the samples that the shuffles have run."""
+        shuffled = self.shuffled[task]
+        count = len(shuffled[self.shuffles[0]]["nll"])
+        return statistics.fmean(shuffled[name]["nll"] if name in shuffled else self.values(task, name)[:count])
+
     def best_single(self, task):
         return min((name for name in SINGLES if name in self.rows), key=lambda name: self.mean(task, name))
 
@@ -138,15 +144,9 @@ def targets(own):
 
 def ranked(own):
     """The primary's rank among its shuffles, on the samples that these have run."""
-    def mean(task, name):
-        shuffled = own.shuffled[task]
-        count = len(shuffled[own.shuffles[0]]["nll"])
-        values = shuffled[name]["nll"] if name in shuffled else own.values(task, name)[:count]
-        return statistics.fmean(values)
-
     def z(task, name):
-        values = [mean(task, shuffle) for shuffle in own.shuffles]
-        return (mean(task, name) - statistics.fmean(values)) / (statistics.stdev(values) or 1)
+        values = [own.shuffled_mean(task, shuffle) for shuffle in own.shuffles]
+        return (own.shuffled_mean(task, name) - statistics.fmean(values)) / (statistics.stdev(values) or 1)
 
     score = lambda name: (z("text", name) + z("needle", name)) / 2
     return 1 + sum(score(name) <= score(own.primary) for name in own.shuffles), len(own.shuffles)
@@ -177,7 +177,8 @@ def svg(own):
     width, height, left, top, right, bottom = 860, 620, 70, 30, 40, 60
     delta = lambda task, name: own.mean(task, name) - own.mean(task, "full")
     points = [(delta("text", name), delta("needle", name), name) for name in own.rows]
-    cloud = lambda task, name: statistics.fmean(own.shuffled[task][name]["nll"]) - statistics.fmean(own.shuffled[task]["full"]["nll"])
+    # Shuffles ran on some of the samples: their place is that of the primary plan, moved by the difference to it on those.
+    cloud = lambda task, name: delta(task, own.primary) + own.shuffled_mean(task, name) - own.shuffled_mean(task, own.primary)
     clouds = [(cloud("text", name), cloud("needle", name)) for name in own.shuffles]
     near = [point for point in points if point[2] in own.plans and point[2] not in SINGLES] + clouds
     xs, ys = (sorted(point[axis] for point in points) for axis in (0, 1))
@@ -229,7 +230,8 @@ def section(own):
     if own.phase == "prefill":
         if own.shuffles:
             of = ", ".join(f"{task} {len(own.shuffled[task][own.shuffles[0]]['nll'])}" for task in own.shuffled)
-            lines += [f"{len(own.shuffles)} shuffles of {own.primary} on the first samples: {of}.", ""]
+            lines += [f"{len(own.shuffles)} shuffles of {own.primary} on the first samples: {of}. "
+                      "The figure has them, small, where their difference to the plan on these samples puts them.", ""]
         lines += [f"![Pareto front](results/{own.stem}.svg)", "", f"### Target for {own.primary}", "", *targets(own), ""]
     return [*lines, route(own), ""]
 
