@@ -147,8 +147,9 @@ fn perplexity_leaves_out_the_token_that_eviction_cannot_change() {
     let found = collect(&task, &evaluator);
     assert_eq!(found.len(), 2);
     let mut prompted = evaluator.prefill(prefix).unwrap();
-    for (prediction, cache) in found.iter().zip(&mut prompted.caches) {
-        let nlls = evaluator.nlls(&prompted.next, cache, rest, false).unwrap();
+    let nexts = vec![prompted.next; 2];
+    let nlls = evaluator.nlls(&nexts, &mut prompted.caches, rest, false);
+    for (prediction, nlls) in found.iter().zip(nlls.unwrap()) {
         assert_eq!(nlls.len(), 20);
         let mean = nlls[1..].iter().sum::<f64>() / 19.0;
         assert!((prediction.scores["nll"] - mean).abs() < 1e-9);
@@ -162,10 +163,9 @@ fn full_likelihoods_equal_one_pass_over_the_whole_window() {
     let tokens: Vec<u32> = (0..120).map(|i| 3 + (i * 37 % 250) as u32).collect();
     let (prefix, rest) = tokens.split_at(90);
     let mut prompted = evaluator.prefill(prefix).unwrap();
-    let next = prompted.next.clone();
-    let found = evaluator
-        .nlls(&next, &mut prompted.caches[0], rest, false)
-        .unwrap();
+    let nexts = [prompted.next];
+    let found = evaluator.nlls(&nexts, &mut prompted.caches, rest, false);
+    let found = &found.unwrap()[0];
     let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
     let ids = burn::tensor::TensorData::new(ids, [1, 120]);
     let ids = burn::tensor::Tensor::from_data(ids, &Device::flex());
@@ -182,6 +182,42 @@ fn full_likelihoods_equal_one_pass_over_the_whole_window() {
         let wanted = sum.ln() - f64::from(row[*token as usize]);
         assert!((nll - wanted).abs() < 1e-4, "{nll}, not {wanted}");
     }
+}
+
+#[test]
+fn plans_that_decode_together_do_as_each_alone() {
+    let model = model();
+    let evaluator = Evaluator::new(&model, candidates()).unwrap();
+    let prompt: Vec<u32> = (0..90).map(|i| 3 + (i * 37 % 250) as u32).collect();
+    let mut prompted = evaluator.prefill(&prompt).unwrap();
+    let mut alone = prompted.caches.clone();
+    let nexts = vec![prompted.next; alone.len()];
+    let tokens: Vec<u32> = (0..30).map(|i| 3 + (i * 91 % 250) as u32).collect();
+    let mut copies = alone.clone();
+    let together = evaluator.nlls(&nexts, &mut copies, &tokens, true).unwrap();
+    for (plan, nlls) in together.iter().enumerate() {
+        let (next, cache) = (&nexts[plan..=plan], &mut alone.clone()[plan..=plan]);
+        let wanted = &evaluator.nlls(next, cache, &tokens, true).unwrap()[0];
+        assert_eq!(nlls.len(), tokens.len());
+        for (found, wanted) in nlls.iter().zip(wanted) {
+            assert!((found - wanted).abs() < 1e-4, "{found}, not {wanted}");
+        }
+    }
+    assert_ne!(together[0], together[2], "the plans' decode rules act");
+
+    // One answer ends early, where its first token is a stop; the others go on.
+    let answers = evaluator
+        .greedy(&nexts, &mut prompted.caches, 20, &[])
+        .unwrap();
+    let stop = [answers[2][3]];
+    let cut = evaluator.greedy(&nexts, &mut alone, 20, &stop).unwrap();
+    for (whole, cut) in answers.iter().zip(&cut) {
+        let wanted = whole.iter().position(|token| *token == stop[0]);
+        assert_eq!(cut[..], whole[..wanted.unwrap_or(20)]);
+    }
+    let mut apart: Vec<&mut KvCache> = prompted.caches.iter_mut().chain(&mut copies).collect();
+    let error = evaluator.step(&mut apart, &[3; 8]).unwrap_err().to_string();
+    assert!(error.contains("length of a cache"), "{error}");
 }
 
 #[test]

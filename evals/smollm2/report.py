@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tables, targets and figures from what run.py measured: results/RATIO.json and results/RATIO-decode.json to results.md and
+"""Tables, targets and figures from what run.py measured: results/RATIO.json and results/RATIO-LABEL.json to results.md and
 results/RATIO.svg.
 
 Differences are paired over samples, with 95 % intervals of a seeded bootstrap (10,000 resamples of the mean).
@@ -64,18 +64,26 @@ class Results:
     def best_single(self, task):
         return min((name for name in SINGLES if name in self.rows), key=lambda name: self.mean(task, name))
 
+    def order(self, name):
+        task = next(iter(self.scores))
+        return self.mean(task, name, "kl" if task == "fidelity" else "nll")
+
     def uniform(self):
         return len(self.plans[self.primary][self.phase]) == 1
 
     def generated(self):
         return not self.settings["likelihood_only"]
 
+    def pairs(self):
+        """Whether there is text and needles to weigh against each other."""
+        return self.phase == "prefill" and {"text", "needle"} <= set(self.scores)
+
     def needles(self):
         return [task for task in self.scores if task.startswith("needle")]
 
 
 def table(own):
-    """Every plan but the shuffles, the best on text first, or in the decode phase the one next to FullKV."""
+    """Every plan but the shuffles, the best on the first task first."""
     first = ["text ΔNLL"] if "text" in own.scores else []
     header = ["plan", *first]
     for task in own.needles():
@@ -83,8 +91,7 @@ def table(own):
     if "fidelity" in own.scores:
         header += ["KL", "same top token"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    order = (lambda name: own.mean("text", name)) if first else (lambda name: own.mean("fidelity", name, "kl"))
-    for name in sorted(own.rows, key=order):
+    for name in sorted(own.rows, key=own.order):
         cells = [f"**{name}**" if name == own.primary else name]
         if first:
             cells.append(shown(own.difference("text", name), 4))
@@ -102,44 +109,45 @@ def table(own):
     return [*([f"FullKV: {full}.", ""] if full else []), *lines]
 
 
+def part(met, what):
+    return f"- {'met' if met else 'NOT met'}: {what}"
+
+
 def targets(own):
     """Each part of the target with its numbers, whether it is met or not."""
     plan, text, needle = own.primary, own.best_single("text"), own.best_single("needle")
     lines = [f"Best single policies, chosen on the test itself, which favours them: {text} on text, {needle} on needles.", ""]
-
-    def part(met, what):
-        lines.append(f"- {'met' if met else 'NOT met'}: {what}")
-
     lost = own.difference("text", plan, text)
     if own.ratio in ALLOWED:
         allowed = ALLOWED[own.ratio]
-        part(lost[0] <= allowed, f"text NLL against {text} at most +{allowed}: {shown(lost, 4)}")
+        lines.append(part(lost[0] <= allowed, f"text NLL against {text} at most +{allowed}: {shown(lost, 4)}"))
     against = own.difference("needle", plan, needle)
-    part(against[0] <= 0, f"needle NLL no worse than that of {needle}: {shown(against)}")
+    lines.append(part(against[0] <= 0, f"needle NLL no worse than that of {needle}: {shown(against)}"))
     gained = own.difference("needle", plan, text)
-    part(gained[2] < 0, f"significantly better on needles than {text}: {shown(gained)}")
+    lines.append(part(gained[2] < 0, f"significantly better on needles than {text}: {shown(gained)}"))
     gained = own.difference("text", plan, needle)
-    part(gained[2] < 0, f"significantly better on text than {needle}: {shown(gained, 4)}")
+    lines.append(part(gained[2] < 0, f"significantly better on text than {needle}: {shown(gained, 4)}"))
     if own.shuffles and own.uniform():
-        part(False, "rank among shuffles: the plan is the same in all layers, so that every shuffle equals it")
+        lines.append(part(False, "rank among shuffles: the plan is the same in all layers, so that every shuffle equals it"))
     elif len(own.shuffles) > 1:
         rank, count = ranked(own)
         what = f"by the mean of both z-scores, ties against it, rank {rank} among {count} shuffles and itself"
         if count < 20:
             lines.append(f"- not decided, for the best 5 % take at least 20 shuffles: {what}")
         else:
-            part(20 * rank <= count, f"among the best 5 % of its shuffles: {what}")
+            lines.append(part(20 * rank <= count, f"among the best 5 % of its shuffles: {what}"))
     for blend in run.BLEND_MEMBERS:
         lines.append(f"- beside it, {plan} against {blend} in all layers: text {shown(own.difference('text', plan, blend), 4)}, "
                      f"needles {shown(own.difference('needle', plan, blend))}")
-    if "needle-after" in own.scores:
-        best = own.best_single("needle-after")
-        for other in [own.primary, "after-refined"]:
-            if other in own.rows:
-                gained = own.difference("needle-after", other, best)
-                part(gained[0] <= -0.3 and gained[2] < 0,
-                     f"question after compression, {other} at least 0.3 nat below {best}: {shown(gained)}")
     return lines
+
+
+def target_after(own):
+    """The target for questions that are not there yet when the prompt is compressed."""
+    best = own.best_single("needle-after")
+    gained = own.difference("needle-after", own.primary, best)
+    return part(gained[0] <= -0.3 and gained[2] < 0,
+                f"question after compression, at least 0.3 nat below {best}, the best single policy on this test: {shown(gained)}")
 
 
 def ranked(own):
@@ -220,19 +228,24 @@ def svg(own):
 def section(own):
     given = own.settings
     samples = lambda task: len(own.values(task, "full", "kl" if task == "fidelity" else "nll"))
-    counts = ", ".join(f"{task} {samples(task)} ({own.finished[task]} of {given['batches']} batches)" for task in own.scores)
+    batches = given["batches"] - given.get("first_batch", 0)
+    counts = ", ".join(f"{task} {samples(task)} ({own.finished[task]} of {batches} batches)" for task in own.scores)
     refined = any(name.endswith("-refined") for name in own.plans)
     moves = f", {given['refine']} moves" if refined else ""
-    lines = [f"## {100 * own.ratio:g} % of {given['length']} tokens, {own.phase} phase", "",
+    label = own.stem.partition("-")[2]
+    title = f"## {100 * own.ratio:g} % of {given['length']} tokens, {own.phase} phase"
+    lines = [f"{title}, {label}" if label not in ["", own.phase] else title, "",
              f"Samples: {counts}. "
              f"Calibrated on {given['examples']} windows and {given['evidence']} questions of {given['calibration_length']} tokens"
              f"{moves}.", "", *table(own), ""]
-    if own.phase == "prefill":
+    if own.pairs():
         if own.shuffles:
             of = ", ".join(f"{task} {len(own.shuffled[task][own.shuffles[0]]['nll'])}" for task in own.shuffled)
             lines += [f"{len(own.shuffles)} shuffles of {own.primary} on the first samples: {of}. "
                       "The figure has them, small, where their difference to the plan on these samples puts them.", ""]
         lines += [f"![Pareto front](results/{own.stem}.svg)", "", f"### Target for {own.primary}", "", *targets(own), ""]
+    if "needle-after" in own.scores:
+        lines += [f"Target for {own.primary}:", "", target_after(own), ""]
     return [*lines, route(own), ""]
 
 
@@ -244,13 +257,13 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=here / "results.md")
     args = parser.parse_args()
     lines = [args.notes.read_text()] if args.notes.exists() else []
-    ratio = lambda path: -float(path.stem.removesuffix("-decode"))
+    ratio = lambda path: -float(path.stem.partition("-")[0])
     for path in sorted(args.results.glob("*.json"), key=lambda path: (ratio(path), path.stem)):
         own = Results(path)
         if not own.finished:
             continue
         lines += section(own)
-        if own.phase == "prefill":
+        if own.pairs():
             path.with_suffix(".svg").write_text(svg(own))
     args.out.write_text("\n".join(lines).rstrip() + "\n")
 

@@ -221,11 +221,14 @@ def tokens(args):
     after = {**AFTER, "text": args.continuation - 1}
     calibrations = [(group, name) for group, name, _ in CALIBRATIONS[args.phase] if name in args.calibrations]
     plans = len(SINGLES) - len(args.without) + 7 + len(calibrations) + len(INVERTED)
-    samples = sum(TASKS[task][0] * (args.length + plans * after[task]) for task in args.tasks) * args.batches
+    samples = sum(TASKS[task][0] * (args.length + plans * after[task]) for task in args.tasks)
+    samples *= args.batches - args.first_batch
     again = sum(TASKS[task][0] * (args.length + args.shuffles * after[task]) for task in RANKED if task in args.tasks)
     examples = sum(args.examples + (args.evidence if group != "text" else 0) for group in {group for group, _ in calibrations})
     found = examples * (args.calibration_length + args.calibration_continuation)
-    moves = sum(name.endswith("-refined") for _, name in calibrations) * (args.refine + len(ROUTED) + len(BLEND_MEMBERS) + 1)
+    # Beside single policies, a search begins with up to seven routes.
+    starts = len(ROUTED) + len(BLEND_MEMBERS) + 7
+    moves = sum(name.endswith("-refined") for _, name in calibrations) * (args.refine + starts)
     found += moves * (args.examples * args.calibration_continuation + args.evidence * 32)
     return len(args.budgets) * (samples + again * args.shuffle_batches + found), plans
 
@@ -234,6 +237,7 @@ def settings(args, ratio):
     hashed = lambda path: hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
     names = ["phase", "primary", "model", "length", "continuation", "without", "batches", "shuffles", "likelihood_only",
              "examples", "evidence", "calibration_length", "calibration_continuation", "refine"]
+    names += ["first_batch"] * bool(args.first_batch)
     return {"ratio": ratio, **{name: getattr(args, name) for name in names}, "test_sha256": hashed(args.test_text),
             "calibration_sha256": [hashed(path) for path in args.calibration_text]}
 
@@ -251,7 +255,7 @@ def start(args, ratio, path):
 
 
 def measure(args, ratio, began):
-    path = args.out / f"{ratio:g}{'' if args.phase == 'prefill' else '-' + args.phase}.json"
+    path = args.out / f"{ratio:g}{args.label and '-' + args.label}.json"
     results = start(args, ratio, path)
     work = args.work / path.stem
     folder = work / "plans"
@@ -271,28 +275,29 @@ def measure(args, ratio, began):
     def batches(count, work_on, own, tasks, most):
         """Runs the tasks' batches that `count` does not know yet; each is on disk before the next one starts."""
         known = results[count]
-        for batch, task in ((batch, task) for batch in range(most) for task in tasks):
-            if batch < known.get(task, 0):
+        for done, task in ((done, task) for done in range(most) for task in tasks):
+            if done < known.get(task, 0):
                 continue
             at = time.time()
             if at + longest.get((count, task), 0.0) > began + 60 * args.minutes:
                 return
-            work_on(args, work, own, batch, task, results)
-            known[task] = batch + 1
+            work_on(args, work, own, args.first_batch + done, task, results)
+            known[task] = done + 1
             part = path.with_suffix(".part")
             part.write_text(json.dumps(results) + "\n")
             part.rename(path)
             took = time.time() - at
             longest[count, task] = max(longest.get((count, task), 0.0), took)
-            print(f"{ratio}: {task}, {count} {batch + 1} of {most} in {took:.0f} s", flush=True)
+            print(f"{ratio}: {task}, {count} {done + 1} of {most} in {took:.0f} s", flush=True)
 
     # The shuffles' samples are those of the first batches.
+    count = args.batches - args.first_batch
     if shuffled:
-        first = min(args.shuffle_batches, args.batches)
+        first = min(args.shuffle_batches, count)
         batches("finished", run_batch, plans, args.tasks, first)
         ranked = [task for task in RANKED if task in args.tasks]
         batches("shuffled", run_shuffles, shuffled, ranked, first)
-    batches("finished", run_batch, plans, args.tasks, args.batches)
+    batches("finished", run_batch, plans, args.tasks, count)
 
 
 def main():
@@ -308,10 +313,12 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
     parser.add_argument("--budgets", type=numbers, default=[0.25, 0.125, 0.0625], help="shares of the prompt")
     parser.add_argument("--phase", choices=["prefill", "decode"], default="prefill", help="the phase that evicts")
+    parser.add_argument("--label", help="keeps the results apart from others at the same budget [default: the phase, if it is decode]")
     parser.add_argument("--length", type=int, default=1500, help="tokens of the prompts")
     parser.add_argument("--continuation", type=int, default=256, help="tokens of a window after its prompt")
     parser.add_argument("--without", type=names, default=[], help="single policies to leave out, for time")
     parser.add_argument("--batches", type=int, default=16, help="of 4 windows, 7 needles per protocol, 1 text for fidelity")
+    parser.add_argument("--first-batch", type=int, default=0, help="leave out earlier ones, which some other plan has been tested on")
     parser.add_argument("--shuffles", type=int, default=100)
     parser.add_argument("--shuffle-batches", type=int, default=16, help="in how many of the batches the shuffles run")
     parser.add_argument("--tasks", type=names, help="[default: all; fidelity for --phase decode]")
@@ -330,12 +337,13 @@ def main():
     args.tasks = args.tasks or (list(TASKS) if prefill else ["fidelity"])
     args.calibrations = args.calibrations or [name for _, name, _ in CALIBRATIONS[args.phase]]
     args.primary = args.primary or ("both-refined" if prefill else "text")
+    args.label = args.label or ("" if prefill else args.phase)
     args.shuffles = args.shuffles if prefill else 0
     if args.primary not in args.calibrations:
         parser.error(f"--primary {args.primary} is none of --calibrations")
     total, count = tokens(args)
-    print(f"about {total:,} tokens: {len(args.budgets)} budgets, {count} plans and {args.shuffles} shuffles, {args.batches} batches",
-          flush=True)
+    print(f"about {total:,} tokens: {len(args.budgets)} budgets, {count} plans and {args.shuffles} shuffles, "
+          f"{args.batches - args.first_batch} batches", flush=True)
     began = time.time()
     for ratio in args.budgets:
         measure(args, ratio, began)

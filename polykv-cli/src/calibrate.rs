@@ -172,11 +172,11 @@ fn refine(
     };
     let search = Search {
         candidates: draft.candidates.len(),
-        start: report.phase(phase).route.clone(),
+        routes: report.routes(phase)?,
         moves: args.choice.refine,
         seed: args.examples.seed,
     };
-    let most = search.candidates + 1 + search.moves;
+    let most = search.candidates + search.routes.len() + search.moves;
     let label = match phase {
         Phase::Prefill => "refining prefill",
         Phase::Decode => "refining decode",

@@ -13,4 +13,4 @@ pub use candidate::Candidate;
 pub use draft::Draft;
 pub use profile::{Data, Measured, PhaseMeasured, PhaseProfile, Profile};
 pub use route::{Direction, Signal, joint, regrets, route};
-pub use search::{ExampleLosses, Found, Losses, Move, Search};
+pub use search::{ExampleLosses, Found, Losses, Move, Search, Source};

@@ -13,6 +13,9 @@ use std::path::Path;
 /// Of the file's schema.
 const SCHEMA: u32 = 1;
 
+/// How much more text may count than questions in the routes that a search begins with, beside once.
+const TEXT_FACTORS: [f64; 6] = [0.25, 0.5, 2.0, 4.0, 8.0, 16.0];
+
 /// Scripts depend on it: fields may be added, never renamed or dropped.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Report {
@@ -152,6 +155,7 @@ impl Report {
                     phase,
                     settings.signal,
                     settings.route,
+                    1.0,
                 )?,
                 budgets: allocator.split(total, settings.length, &stats),
                 refined: None,
@@ -203,6 +207,7 @@ impl Report {
             phase,
             self.settings.signal,
             inverse,
+            1.0,
         )?;
         if picks.len() != layers {
             let allowed = format!("{layers}, the plan's");
@@ -233,6 +238,26 @@ impl Report {
         }
     }
 
+    /// The routes that a search begins with: the plan's own, and those that make more or less of text. Several equal ones
+    /// come once.
+    ///
+    /// # Errors
+    /// As [`Report::new`].
+    pub fn routes(&self, phase: Phase) -> Result<Vec<Vec<usize>>> {
+        let mut routes = vec![self.phase(phase).route.clone()];
+        if self.profiles.len() < 2 {
+            return Ok(routes);
+        }
+        let Settings { signal, route, .. } = self.settings;
+        for text in TEXT_FACTORS {
+            let own = best(&self.profiles, &self.candidates, phase, signal, route, text)?;
+            if !routes.contains(&own) {
+                routes.push(own);
+            }
+        }
+        Ok(routes)
+    }
+
     pub fn phase(&self, phase: Phase) -> &PhaseReport {
         match phase {
             Phase::Prefill => &self.prefill,
@@ -248,14 +273,19 @@ impl Report {
     }
 }
 
+/// `text` is how much more plain text counts than questions, where both were measured.
 fn best(
     profiles: &BTreeMap<Data, Profile>,
     candidates: &[Candidate],
     phase: Phase,
     signal: Signal,
     direction: Direction,
+    text: f64,
 ) -> Result<Vec<usize>> {
-    let profiles: Vec<&Profile> = profiles.values().collect();
+    let profiles: Vec<(&Profile, f64)> = profiles
+        .iter()
+        .map(|(&data, own)| (own, if data == Data::Text { text } else { 1.0 }))
+        .collect();
     let costs = candidates
         .iter()
         .map(|candidate| Ok(cost(candidate.build("profile")?.needs())))

@@ -2,7 +2,7 @@
 
 use super::{describe_budget, table as new_table};
 use crate::calibrate::Report;
-use polykv::calibrate::{Data, Losses};
+use polykv::calibrate::{Data, Losses, Source};
 use polykv::{Phase, Plan};
 
 /// The examples, the plan, and what refinement gained.
@@ -48,7 +48,7 @@ pub fn table(report: &Report, plan: &Plan) -> String {
     lines.join("\n")
 }
 
-/// The losses of the single policies, the first route and the last one.
+/// The losses of the single policies, the routes from single layers and what was found.
 fn refined(report: &Report, phase: Phase) -> Option<String> {
     let found = report.phase(phase).refined.as_ref()?;
     let kinds: Vec<Data> = found.losses.keys().copied().collect();
@@ -62,11 +62,13 @@ fn refined(report: &Report, phase: Phase) -> Option<String> {
         row.push(format!("{score:.3}"));
         rows.add_row(row);
     };
-    let starts = report.candidates.len() + 1;
+    let starts = report.candidates.len() + found.routes.len();
     for one in found.moves.iter().take(starts) {
-        let label = one.candidate.map_or("one at a time".into(), |own| {
-            report.candidates[own].to_string()
-        });
+        let label = match one.source {
+            Source::Candidate(own) => report.candidates[own].to_string(),
+            Source::Route(0) => "one at a time".into(),
+            Source::Route(own) => format!("one at a time, weights {own}"),
+        };
         add(label, &one.losses, one.score);
     }
     let tried = found.moves.len().saturating_sub(starts);

@@ -23,20 +23,21 @@ pub enum Direction {
 ///
 /// One profile gives the paper's route: the highest cosine, or the lowest ΔPPL. Several (our addition) are weighed by
 /// [`joint`]: each profile's losses become regrets against the layer's best candidate, on a scale that is the same for all
-/// layers, so that a profile to which a layer does not matter has no say there.
+/// layers, so that a profile to which a layer does not matter has no say there. `profiles` come with the factors of their
+/// regrets.
 pub fn route(
-    profiles: &[&Profile],
+    profiles: &[(&Profile, f64)],
     phase: Phase,
     signal: Signal,
     direction: Direction,
     costs: &[usize],
 ) -> Vec<usize> {
-    let losses: Vec<Vec<Vec<f64>>> = profiles
+    let losses: Vec<(Vec<Vec<f64>>, f64)> = profiles
         .iter()
-        .map(|own| losses(own, phase, signal))
+        .map(|&(own, factor)| (losses(own, phase, signal), factor))
         .collect();
     let weighed = match &losses[..] {
-        [only] => only.clone(),
+        [(only, _)] => only.clone(),
         all => weigh(all),
     };
     let sign = match direction {
@@ -64,21 +65,24 @@ fn losses(profile: &Profile, phase: Phase, signal: Signal) -> Vec<Vec<f64>> {
     }
 }
 
-/// Joint losses, `[layer][candidate]`, from those of several profiles.
-fn weigh(profiles: &[Vec<Vec<f64>>]) -> Vec<Vec<f64>> {
+/// Joint losses, `[layer][candidate]`, from those of several profiles with the factors of their regrets.
+fn weigh(profiles: &[(Vec<Vec<f64>>, f64)]) -> Vec<Vec<f64>> {
     let scales: Vec<f64> = profiles
         .iter()
-        .map(|layers| {
-            layers.iter().map(|row| spread(row)).sum::<f64>() / layers.len().max(1) as f64
+        .map(|(layers, factor)| {
+            let spreads: f64 = layers.iter().map(|row| spread(row)).sum();
+            spreads / layers.len().max(1) as f64 / factor
         })
         .collect();
-    let layers = profiles.first().map_or(0, Vec::len);
+    let layers = profiles.first().map_or(0, |(own, _)| own.len());
     (0..layers)
         .map(|layer| {
             let own: Vec<Vec<f64>> = profiles
                 .iter()
                 .zip(&scales)
-                .map(|(profile, &scale)| regrets(&profile[layer], least(&profile[layer]), scale))
+                .map(|((profile, _), &scale)| {
+                    regrets(&profile[layer], least(&profile[layer]), scale)
+                })
                 .collect();
             let candidates = own.first().map_or(0, Vec::len);
             let of = |candidate: usize| {
@@ -150,7 +154,8 @@ mod tests {
     }
 
     fn by(profiles: &[&Profile], signal: Signal, direction: Direction) -> Vec<usize> {
-        route(profiles, Phase::Decode, signal, direction, &[2, 1, 1])
+        let even: Vec<(&Profile, f64)> = profiles.iter().map(|&own| (own, 1.0)).collect();
+        route(&even, Phase::Decode, signal, direction, &[2, 1, 1])
     }
 
     #[test]
@@ -169,6 +174,18 @@ mod tests {
         let both = by(&[&text, &evidence], Signal::Cosine, Direction::Forward);
         // The compromise where both care, else the choice of the one that does.
         assert_eq!(both, [1, 0, 2]);
+    }
+
+    #[test]
+    fn a_factor_makes_one_profile_count_more() {
+        let text = profile(&[[0.0, 0.1, 0.9]]);
+        let evidence = profile(&[[0.9, 0.1, 0.0]]);
+        let with = |factor: f64| {
+            let profiles = [(&text, 1.0), (&evidence, factor)];
+            let (signal, forward) = (Signal::Cosine, Direction::Forward);
+            route(&profiles, Phase::Decode, signal, forward, &[1; 3])
+        };
+        assert_eq!([with(0.01), with(1.0), with(100.0)], [[0], [1], [2]]);
     }
 
     #[test]

@@ -12,14 +12,15 @@ pub type Losses = BTreeMap<Data, f64>;
 /// NLL beyond FullKV's of every example, per kind of data; always in the same order.
 pub type ExampleLosses = BTreeMap<Data, Vec<f64>>;
 
-/// Candidates that groups try: the best single policy on each kind of data, then those with the best scores. All of a dozen
-/// would spend the moves on the first halves.
+/// Sources that groups try: the best one on each kind of data, then those with the best scores. All of a dozen would spend
+/// the moves on the first halves.
 const TRIED: usize = 6;
 
 /// A coordinate search over the route of one phase with the whole plan in effect (our addition): what a layer does alone
-/// does not tell what many do together. Groups of consecutive layers, first halves, then quarters and so on, try the
-/// most promising candidates, and the best one that helps stays. A move helps if it lowers the score by more than the
-/// standard error of that difference over the examples: smaller gains do not carry over to others.
+/// does not tell what many do together. It begins at the best of the given routes and the single policies. Groups of
+/// consecutive layers, first halves, then quarters and so on, try what the most promising of these have there, and the best
+/// one that helps stays. A move helps if it lowers the score by more than the standard error of that difference over the
+/// examples: smaller gains do not carry over to others.
 ///
 /// The score is the [`joint`] regret: each kind of data's loss beyond that of the best single policy, in units of the
 /// distance from there to the median single policy. With one kind of data, a plan below 0 beats every single policy; with
@@ -27,20 +28,30 @@ const TRIED: usize = 6;
 #[derive(Clone, Debug)]
 pub struct Search {
     pub candidates: usize,
-    /// The route to start from, unless a single policy is better.
-    pub start: Vec<usize>,
-    /// How many moves are evaluated, beside the start and the single policies.
+    /// What single layers make of the measurements, at least one; of equally good ones the first is preferred.
+    pub routes: Vec<Vec<usize>>,
+    /// How many moves are evaluated, beside the routes and the single policies.
     pub moves: usize,
     /// Of the order in which groups are tried.
     pub seed: u64,
 }
 
+/// What layers take their candidates from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    Candidate(usize),
+    Route(usize),
+}
+
 /// An evaluated route.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Move {
-    /// Where the candidate was put; the start has none.
-    pub layers: Option<LayerRange>,
-    pub candidate: Option<usize>,
+    /// Where something else was put.
+    pub layers: LayerRange,
+    /// What was put there: a candidate, or that part of one of [`Found::routes`].
+    #[serde(flatten)]
+    pub source: Source,
     pub losses: Losses,
     pub score: f64,
     /// Whether the search went on from here.
@@ -53,8 +64,10 @@ pub struct Found {
     pub picks: Vec<usize>,
     pub losses: Losses,
     pub score: f64,
-    /// The single policies, the start, then every move in order.
+    /// The single policies, the given routes, then every move in order.
     pub moves: Vec<Move>,
+    /// The routes that were given.
+    pub routes: Vec<Vec<usize>>,
 }
 
 /// The scale of the score: per kind of data the best single policy and the distance to the median one.
@@ -81,14 +94,14 @@ impl Scale {
         Self(kinds.into_iter().map(of).collect())
     }
 
-    /// The candidates that groups try, from the losses of each alone.
-    fn promising(&self, singles: &[Losses]) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..singles.len()).collect();
-        let score = |own: usize| self.score(&singles[own]);
+    /// The sources that groups try, as indices, from the losses of each in all layers.
+    fn promising(&self, losses: &[Losses]) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..losses.len()).collect();
+        let score = |own: usize| self.score(&losses[own]);
         order.sort_by(|&a, &b| score(a).total_cmp(&score(b)));
         let mut chosen: Vec<usize> = Vec::new();
         for (data, _, _) in &self.0 {
-            let loss = |own: usize| singles[own][data];
+            let loss = |own: usize| losses[own][data];
             let best = order
                 .iter()
                 .copied()
@@ -150,7 +163,7 @@ impl Best<'_> {
     /// Notes a route, and goes there if it is better; as a `step` of the search, only if it is so beyond the noise.
     fn consider(
         &mut self,
-        put: Option<(LayerRange, usize)>,
+        (layers, source): (LayerRange, Source),
         picks: &[usize],
         losses: ExampleLosses,
         step: bool,
@@ -166,20 +179,21 @@ impl Best<'_> {
             (self.picks, self.losses, self.score) = (picks.to_vec(), losses, score);
         }
         self.moves.push(Move {
-            layers: put.map(|own| own.0),
-            candidate: put.map(|own| own.1),
+            layers,
+            source,
             losses: means,
             score,
             taken,
         });
     }
 
-    fn found(self) -> Found {
+    fn found(self, routes: &[Vec<usize>]) -> Found {
         Found {
             losses: means(&self.losses),
             picks: self.picks,
             score: self.score,
             moves: self.moves,
+            routes: routes.to_vec(),
         }
     }
 }
@@ -193,19 +207,23 @@ impl Search {
         &self,
         evaluate: &mut dyn FnMut(&[usize]) -> Result<ExampleLosses>,
     ) -> Result<Found> {
-        let layers = self.start.len();
-        let mut known: BTreeMap<Vec<usize>, ExampleLosses> = BTreeMap::new();
-        for candidate in 0..self.candidates {
-            let picks = vec![candidate; layers];
-            let losses = evaluate(&picks)?;
-            known.insert(picks, losses);
-        }
-        let single = |candidate: usize| known[&vec![candidate; layers]].clone();
-        let singles: Vec<Losses> = (0..self.candidates)
-            .map(|own| means(&single(own)))
+        let layers = self.routes.first().map_or(0, Vec::len);
+        let single = |own: usize| (Source::Candidate(own), vec![own; layers]);
+        let given = self.routes.iter().enumerate();
+        let sources: Vec<(Source, Vec<usize>)> = (0..self.candidates)
+            .map(single)
+            .chain(given.map(|(own, picks)| (Source::Route(own), picks.clone())))
             .collect();
-        let scale = Scale::of(&singles);
-        let tried = scale.promising(&singles);
+        let mut known: BTreeMap<Vec<usize>, ExampleLosses> = BTreeMap::new();
+        for (_, picks) in &sources {
+            if !known.contains_key(picks) {
+                let losses = evaluate(picks)?;
+                known.insert(picks.clone(), losses);
+            }
+        }
+        let losses: Vec<Losses> = sources.iter().map(|own| means(&known[&own.1])).collect();
+        let scale = Scale::of(&losses[..self.candidates]);
+        let tried = scale.promising(&losses);
         let mut best = Best {
             scale: &scale,
             picks: Vec::new(),
@@ -213,38 +231,34 @@ impl Search {
             score: f64::INFINITY,
             moves: Vec::new(),
         };
-        for candidate in 0..self.candidates {
-            let put = Some((LayerRange::all(layers), candidate));
-            best.consider(put, &vec![candidate; layers], single(candidate), false);
+        for (index, (source, picks)) in sources.iter().enumerate() {
+            let put = (LayerRange::all(layers), *source);
+            best.consider(put, picks, known[picks].clone(), index > self.candidates);
         }
-        let losses = match known.get(&self.start) {
-            Some(losses) => losses.clone(),
-            None => evaluate(&self.start)?,
-        };
-        best.consider(None, &self.start, losses, false);
         let mut left = self.moves;
         let mut state = splitmix(self.seed);
         loop {
             let before = best.score;
             for group in groups(layers, &mut state) {
                 let base = best.picks.clone();
-                for &candidate in &tried {
+                for (source, from) in tried.iter().map(|&own| &sources[own]) {
                     let mut picks = base.clone();
-                    picks[group.first..=group.last].fill(candidate);
+                    let own = group.first..=group.last;
+                    picks[own.clone()].copy_from_slice(&from[own]);
                     if known.contains_key(&picks) {
                         continue;
                     }
                     if left == 0 {
-                        return Ok(best.found());
+                        return Ok(best.found(&self.routes));
                     }
                     left -= 1;
                     let losses = evaluate(&picks)?;
                     known.insert(picks.clone(), losses.clone());
-                    best.consider(Some((group, candidate)), &picks, losses, true);
+                    best.consider((group, *source), &picks, losses, true);
                 }
             }
             if best.score >= before {
-                return Ok(best.found());
+                return Ok(best.found(&self.routes));
             }
         }
     }
@@ -273,133 +287,4 @@ fn groups(layers: usize, state: &mut u64) -> Vec<LayerRange> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Text wants candidate 0 in layers 0-3, evidence candidate 1 in layers 4-7; candidate 2 is bad at both.
-    fn losses(picks: &[usize]) -> Losses {
-        let wrong = |layers: std::ops::Range<usize>, wanted: usize| {
-            picks[layers]
-                .iter()
-                .map(|&pick| (pick as f64 - wanted as f64).abs())
-                .sum::<f64>()
-        };
-        Losses::from([
-            (Data::Text, wrong(0..4, 0)),
-            (Data::Evidence, 10.0 * wrong(4..8, 1)),
-        ])
-    }
-
-    fn search(moves: usize) -> (Found, usize) {
-        let mut runs = 0;
-        let search = Search {
-            candidates: 3,
-            start: vec![2, 0, 2, 0, 2, 0, 2, 0],
-            moves,
-            seed: 7,
-        };
-        let found = search.run(&mut |picks| {
-            runs += 1;
-            let twice = |(data, loss): (Data, f64)| (data, vec![loss; 2]);
-            Ok(losses(picks).into_iter().map(twice).collect())
-        });
-        (found.unwrap(), runs)
-    }
-
-    #[test]
-    fn the_mixture_is_found_and_every_step_recorded() {
-        let (found, runs) = search(100);
-        assert_eq!(found.picks, [0, 0, 0, 0, 1, 1, 1, 1]);
-        assert_eq!(
-            found.losses,
-            Losses::from([(Data::Text, 0.0), (Data::Evidence, 0.0)])
-        );
-        // Both are as good as the best single policy, each on its own kind.
-        assert_eq!(found.score, 0.0);
-        assert_eq!(found.moves.len(), runs);
-        let taken: Vec<f64> = found
-            .moves
-            .iter()
-            .filter(|one| one.taken)
-            .map(|one| one.score)
-            .collect();
-        assert!(taken.windows(2).all(|pair| pair[1] < pair[0]) && taken.last() == Some(&0.0));
-        assert_eq!(search(100).0, found);
-    }
-
-    #[test]
-    fn the_best_of_each_kind_and_then_of_both_are_tried() {
-        let losses = |text: f64, evidence: f64| {
-            Losses::from([(Data::Text, text), (Data::Evidence, evidence)])
-        };
-        // The first is best on text only, the last on evidence only.
-        let singles = [
-            losses(0.0, 9.0),
-            losses(5.0, 5.0),
-            losses(1.0, 1.0),
-            losses(2.0, 2.0),
-            losses(3.0, 3.0),
-            losses(4.0, 4.0),
-            losses(6.0, 6.0),
-            losses(9.0, 0.0),
-        ];
-        let tried = Scale::of(&singles).promising(&singles);
-        assert_eq!(tried, [0, 7, 2, 3, 4, 5]);
-    }
-
-    /// Layer 0 gains 1.0 on average by candidate 1; how evenly is in `gains`.
-    fn mixed(gains: [f64; 4]) -> Vec<usize> {
-        let search = Search {
-            candidates: 2,
-            start: vec![0, 0],
-            moves: 10,
-            seed: 1,
-        };
-        let found = search.run(&mut |picks| {
-            let of = |gain: f64| match picks {
-                [1, 0] => 10.0 - gain,
-                [0, 0] => 10.0,
-                _ => 20.0,
-            };
-            Ok(ExampleLosses::from([(Data::Text, gains.map(of).to_vec())]))
-        });
-        found.unwrap().picks
-    }
-
-    #[test]
-    fn a_gain_within_the_noise_is_left() {
-        assert_eq!(mixed([1.0, 1.1, 0.9, 1.0]), [1, 0]);
-        // The same mean, with a standard error of 3.5.
-        assert_eq!(mixed([7.0, -5.0, 7.0, -5.0]), [0, 0]);
-    }
-
-    #[test]
-    fn the_error_is_that_of_the_paired_mean() {
-        let scale = Scale(vec![(Data::Text, 0.0, 2.0)]);
-        let of = |losses: [f64; 4]| ExampleLosses::from([(Data::Text, losses.to_vec())]);
-        let (a, b) = (of([5.0, 8.0, 1.0, 4.0]), of([4.0, 6.0, 0.0, 2.0]));
-        // Differences 1, 2, 1, 2: deviation √(1/3), over √4, in units of 2.
-        let wanted = (1.0f64 / 3.0).sqrt() / 2.0 / 2.0;
-        assert!((scale.error(&a, &b) - wanted).abs() < 1e-12);
-        assert_eq!(scale.error(&a, &a), 0.0);
-    }
-
-    #[test]
-    fn moves_are_limited() {
-        let (found, runs) = search(2);
-        assert_eq!((found.moves.len(), runs), (6, 6));
-        let (found, runs) = search(0);
-        // Candidates 0 and 1 alone are equally good, and better than the start.
-        assert_eq!((found.picks, runs), (vec![0; 8], 4));
-    }
-
-    #[test]
-    fn groups_cover_all_layers_at_each_size() {
-        let all = groups(6, &mut 1);
-        assert_eq!(all.iter().map(LayerRange::count).sum::<usize>(), 18);
-        let sizes: Vec<usize> = all.iter().map(LayerRange::count).collect();
-        assert_eq!(sizes[..2], [3, 3]);
-        assert_eq!(sizes[6..], [1; 6]);
-        assert!(groups(1, &mut 1).is_empty());
-    }
-}
+mod tests;

@@ -1,8 +1,7 @@
 //! How far a plan's next-token distributions are from FullKV's.
 
-use super::runner::memory;
 use super::windows::{self, Window, WindowOptions};
-use super::{Evaluator, Prediction, SampleInfo, Scores, Task, metrics};
+use super::{Evaluator, Prediction, SampleInfo, Task, metrics};
 use crate::LoadedModel;
 use polykv_core::{KvCache, Result};
 
@@ -44,17 +43,17 @@ impl Fidelity {
         caches: &mut [KvCache],
     ) -> Result<Vec<Distances>> {
         let mut plans = vec![Distances::default(); caches.len()];
-        let Some((full, others)) = caches.split_first_mut() else {
-            return Ok(plans);
-        };
+        let mut caches: Vec<&mut KvCache> = caches.iter_mut().collect();
         let mut choice = metrics::most_likely(next)?;
         for &text_token in given {
             let token = if self.generated { choice } else { text_token };
-            let reference = evaluator.step(full, token)?;
-            choice = metrics::most_likely(&reference)?;
-            plans[0].add(&reference, &reference)?;
-            for (plan, cache) in plans[1..].iter_mut().zip(others.iter_mut()) {
-                plan.add(&reference, &evaluator.step(cache, token)?)?;
+            let rows = evaluator.step(&mut caches, &vec![token; plans.len()])?;
+            let Some(reference) = rows.first() else {
+                break;
+            };
+            choice = metrics::most_likely(reference)?;
+            for (plan, own) in plans.iter_mut().zip(&rows) {
+                plan.add(reference, own)?;
             }
         }
         Ok(plans)
@@ -86,8 +85,7 @@ impl Task for Fidelity {
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
         let window = &self.windows[sample];
         let mut prompted = evaluator.prefill(&window.prefix)?;
-        let held = prompted.caches.iter();
-        let held: Vec<Scores> = held.map(|cache| memory(&cache.report())).collect();
+        let held = prompted.held();
         let distances = self.compare(
             evaluator,
             &window.continuation,

@@ -1,7 +1,6 @@
 //! A number hidden in a long text, and the question for it.
 
 use super::haystack::Haystack;
-use super::runner::memory;
 use super::windows::{check_counts, check_length, id};
 use super::{Evaluator, Prediction, SampleInfo, Task, filler, fingerprint, id_bytes, metrics};
 use crate::LoadedModel;
@@ -147,17 +146,18 @@ impl Sample {
         self.lead_in.len() + self.answer.len() + SPARE
     }
 
-    /// Mean over the number's tokens, the lead-in before them.
-    fn answer_nll(
+    /// Per plan the mean over the number's tokens, the lead-in before them.
+    fn answer_nlls(
         &self,
         evaluator: &Evaluator<'_>,
-        next: &[f32],
-        cache: &mut KvCache,
+        nexts: &[Vec<f32>],
+        caches: &mut [KvCache],
         decode: bool,
-    ) -> Result<f64> {
+    ) -> Result<Vec<f64>> {
         let tokens = [&self.lead_in[..], &self.answer].concat();
-        let nlls = evaluator.nlls(next, cache, &tokens, decode)?;
-        Ok(metrics::mean(&nlls[self.lead_in.len()..]))
+        let nlls = evaluator.nlls(nexts, caches, &tokens, decode)?;
+        let mean = |own: &Vec<f64>| metrics::mean(&own[self.lead_in.len()..]);
+        Ok(nlls.iter().map(mean).collect())
     }
 }
 
@@ -186,27 +186,27 @@ impl Task for Needle {
 
     fn run(&self, index: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
         let sample = &self.samples[index];
-        let prompted = evaluator.prefill(&sample.prompt)?;
-        let plans = evaluator.candidates().iter();
+        let mut prompted = evaluator.prefill(&sample.prompt)?;
+        let held = prompted.held();
+        let nexts = evaluator.after(&mut prompted, &sample.after)?;
+        let answers = match self.generate {
+            true => {
+                let (mut copies, most) = (prompted.caches.clone(), sample.longest_answer());
+                let stops = &evaluator.model().eos_tokens;
+                let answers = evaluator.greedy(&nexts, &mut copies, most, stops)?;
+                answers.into_iter().map(Some).collect()
+            }
+            false => vec![None; held.len()],
+        };
+        let nlls = sample.answer_nlls(evaluator, &nexts, &mut prompted.caches, self.decode)?;
+        let plans = evaluator.candidates().iter().zip(held).zip(nlls);
         plans
-            .zip(prompted.caches)
-            .map(|(candidate, mut cache)| {
-                let mut scores = memory(&cache.report());
-                let mut next = prompted.next.clone();
-                evaluator.feed(&mut cache, &sample.after, false, &mut |_, row| {
-                    next = row.to_vec();
-                    Ok(())
-                })?;
-                let mut copy = cache.clone();
-                let nll = sample.answer_nll(evaluator, &next, &mut copy, self.decode)?;
-                drop(copy);
+            .zip(answers)
+            .map(|(((candidate, mut scores), nll), answer)| {
                 scores.insert("nll".into(), nll);
                 let mut new_tokens = 0;
                 let mut output = None;
-                if self.generate {
-                    let most = sample.longest_answer();
-                    let stops = &evaluator.model().eos_tokens;
-                    let tokens = evaluator.greedy(&next, &mut cache, most, stops)?;
+                if let Some(tokens) = answer {
                     let text = evaluator.model().tokenizer.decode(&tokens, true)?;
                     let exact = metrics::first_number(&text) == Some(&sample.number);
                     scores.insert("exact".into(), f64::from(u8::from(exact)));

@@ -1,6 +1,5 @@
 //! Perplexity of a text's continuation after its prefix was compressed.
 
-use super::runner::memory;
 use super::windows::{self, Window, WindowOptions};
 use super::{Evaluator, Prediction, SampleInfo, Task, metrics};
 use crate::LoadedModel;
@@ -48,16 +47,16 @@ impl Task for Ppl {
 
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
         let window = &self.windows[sample];
-        let prompted = evaluator.prefill(&window.prefix)?;
-        let plans = evaluator.candidates().iter();
-        plans
-            .zip(prompted.caches)
-            .map(|(candidate, mut cache)| {
-                let mut scores = memory(&cache.report());
-                let tokens = &window.continuation;
-                let nlls = evaluator.nlls(&prompted.next, &mut cache, tokens, self.decode)?;
+        let mut prompted = evaluator.prefill(&window.prefix)?;
+        let held = prompted.held();
+        let nexts = vec![prompted.next; held.len()];
+        let (caches, tokens) = (&mut prompted.caches, &window.continuation);
+        let nlls = evaluator.nlls(&nexts, caches, tokens, self.decode)?;
+        let plans = evaluator.candidates().iter().zip(held).zip(nlls);
+        Ok(plans
+            .map(|((candidate, mut scores), nlls)| {
                 scores.insert("nll".into(), metrics::mean(&nlls[1..]));
-                Ok(Prediction {
+                Prediction {
                     task: self.name().into(),
                     metric: "perplexity".into(),
                     sample,
@@ -71,8 +70,8 @@ impl Task for Ppl {
                     new_tokens: 0,
                     output: None,
                     answers: Vec::new(),
-                })
+                }
             })
-            .collect()
+            .collect())
     }
 }

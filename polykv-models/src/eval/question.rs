@@ -2,9 +2,8 @@
 
 use super::frame::Framed;
 use super::metrics::Metric;
-use super::runner::memory;
-use super::{Evaluator, Prediction, SampleInfo, fingerprint, id_bytes};
-use polykv_core::{KvCache, Result};
+use super::{Evaluator, Prediction, Prompted, SampleInfo, fingerprint, id_bytes};
+use polykv_core::Result;
 
 /// How an answer is written and scored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,13 +44,13 @@ impl Question {
     /// # Errors
     /// What the model and the plans refuse, NaN in logits or scores.
     pub fn run(&self, index: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
-        let prompted = evaluator.prefill(&self.framed.prompt)?;
-        let plans = evaluator.candidates().iter();
+        let mut prompted = evaluator.prefill(&self.framed.prompt)?;
+        let held = prompted.held();
+        let answers = self.greedy(evaluator, &mut prompted)?;
+        let plans = evaluator.candidates().iter().zip(held);
         plans
-            .zip(prompted.caches)
-            .map(|(candidate, mut cache)| {
-                let mut scores = memory(&cache.report());
-                let tokens = self.answer(evaluator, &prompted.next, &mut cache)?;
+            .zip(answers)
+            .map(|((candidate, mut scores), tokens)| {
                 let output = evaluator.model().tokenizer.decode(&tokens, true)?;
                 scores.insert(self.rule.metric.name().into(), self.score(&output));
                 Ok(Prediction {
@@ -85,29 +84,23 @@ impl Question {
         metric.score(scored, &self.answers, &self.classes)
     }
 
-    /// The greedy answer after a cache whose last logits are `next`.
-    fn answer(
-        &self,
-        evaluator: &Evaluator<'_>,
-        next: &[f32],
-        cache: &mut KvCache,
-    ) -> Result<Vec<u32>> {
-        let mut next = next.to_vec();
-        evaluator.feed(cache, &self.framed.after, false, &mut |_, row| {
-            next = row.to_vec();
-            Ok(())
-        })?;
+    /// The greedy answer of every plan.
+    fn greedy(&self, evaluator: &Evaluator<'_>, prompted: &mut Prompted) -> Result<Vec<Vec<u32>>> {
+        let mut nexts = evaluator.after(prompted, &self.framed.after)?;
         let mut stops = evaluator.model().eos_tokens.clone();
         if self.rule.ends_at_newline {
             stops.extend(evaluator.newline()?);
             // Otherwise an answer that starts with a line break would be empty.
-            for &stop in &stops {
-                if let Some(logit) = next.get_mut(stop as usize) {
-                    *logit = f32::NEG_INFINITY;
+            for next in &mut nexts {
+                for &stop in &stops {
+                    if let Some(logit) = next.get_mut(stop as usize) {
+                        *logit = f32::NEG_INFINITY;
+                    }
                 }
             }
         }
-        evaluator.greedy(&next, cache, self.rule.max_new_tokens, &stops)
+        let most = self.rule.max_new_tokens;
+        evaluator.greedy(&nexts, &mut prompted.caches, most, &stops)
     }
 }
 

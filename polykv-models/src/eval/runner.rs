@@ -4,9 +4,7 @@ use super::{Scores, metrics};
 use crate::tokenizer::Specials;
 use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use polykv_core::{
-    Budget, CacheReport, Error, KvCache, Phase, Plan, Result, Rule, SharedPrefill, ops,
-};
+use polykv_core::{Budget, Error, KvCache, Phase, Plan, Result, Rule, SharedPrefill, ops};
 use serde::{Deserialize, Serialize};
 
 /// Tokens per pass over a compressed cache; bounds the logits held at once.
@@ -149,19 +147,42 @@ impl<'a> Evaluator<'a> {
         })
     }
 
-    /// Runs one token; the plan's decode rule acts. Returns the logits of the next one.
+    /// Runs a token after each of some caches, which have seen equally many; the plans' decode rules act. The weights are
+    /// read once for all of them. Returns the logits of the next tokens.
     ///
     /// # Errors
-    /// What the cache refuses; the model's context; a NaN score.
-    pub fn step(&self, cache: &mut KvCache, token: u32) -> Result<Vec<f32>> {
-        let logits = self.model.model.decode(self.ids(&[token]), cache)?;
-        let logits = read(logits)?;
-        cache.check()?;
-        Ok(logits)
+    /// Caches of different lengths; what a cache refuses; a NaN score.
+    pub fn step(&self, caches: &mut [&mut KvCache], tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
+        let model = &self.model.model;
+        let seen = caches.first().map_or(0, |cache| cache.seen());
+        if let Some(other) = caches.iter().find(|cache| cache.seen() != seen) {
+            let found = format!("{} tokens", other.seen());
+            return Err(Error::invalid(
+                "evaluation",
+                "length of a cache",
+                found,
+                seen,
+            ));
+        }
+        let rope = model.rope(seen..seen + 1);
+        let mut x = model.embed(self.ids(tokens).reshape([tokens.len(), 1]));
+        for layer in 0..model.config().layers {
+            x = model.layer(layer, x, &rope, &mut |q, k, v| {
+                let attended = caches.iter_mut().enumerate().map(|(row, cache)| {
+                    let [q, k, v] = [&q, &k, &v].map(|all| all.clone().narrow(0, row, 1));
+                    cache.decode(layer, q, k, v)
+                });
+                Ok(Tensor::cat(attended.collect::<Result<Vec<_>>>()?, 0))
+            })?;
+        }
+        let logits = read(model.head(x))?;
+        caches.iter_mut().try_for_each(|cache| cache.check())?;
+        let rows = logits.chunks_exact(model.config().vocab_size);
+        Ok(rows.map(<[f32]>::to_vec).collect())
     }
 
-    /// Runs tokens after what the cache holds and gives the logits after each of them to `each`: token by token with
-    /// eviction if `decode`, else together over the compressed cache, which then evicts nothing.
+    /// Runs tokens after what a cache holds, together and without eviction, and gives the logits after each of them to
+    /// `each`.
     ///
     /// # Errors
     /// What the model refuses, and those of `each`.
@@ -169,15 +190,8 @@ impl<'a> Evaluator<'a> {
         &self,
         cache: &mut KvCache,
         tokens: &[u32],
-        decode: bool,
         each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
-        if decode {
-            for (index, &token) in tokens.iter().enumerate() {
-                each(index, &self.step(cache, token)?)?;
-            }
-            return Ok(());
-        }
         let vocab = self.model.model.config().vocab_size;
         for (piece, tokens) in tokens.chunks(PIECE).enumerate() {
             let mut options = self.options();
@@ -193,31 +207,57 @@ impl<'a> Evaluator<'a> {
         Ok(())
     }
 
-    /// The most likely tokens one by one after a cache whose last logits are `next`, at most `most`, up to the first of
+    /// The logits of the next token after each of the caches: those that the prompt left, or what follows `after`, which
+    /// evicts nothing.
+    ///
+    /// # Errors
+    /// Those of [`Evaluator::feed`].
+    pub(super) fn after(&self, prompted: &mut Prompted, after: &[u32]) -> Result<Vec<Vec<f32>>> {
+        let Prompted { next, caches } = prompted;
+        let last = |cache| {
+            let mut last = next.clone();
+            self.feed(cache, after, &mut |_, row| {
+                last = row.to_vec();
+                Ok(())
+            })?;
+            Ok(last)
+        };
+        caches.iter_mut().map(last).collect()
+    }
+
+    /// The most likely tokens one by one after each cache, whose last logits are `nexts`: at most `most`, up to the first of
     /// `stops`.
     ///
     /// # Errors
     /// As [`Evaluator::step`]; NaN in logits.
     pub fn greedy(
         &self,
-        next: &[f32],
-        cache: &mut KvCache,
+        nexts: &[Vec<f32>],
+        caches: &mut [KvCache],
         most: usize,
         stops: &[u32],
-    ) -> Result<Vec<u32>> {
-        let mut tokens = Vec::new();
-        if most == 0 {
-            return Ok(tokens);
+    ) -> Result<Vec<Vec<u32>>> {
+        let mut answers = vec![Vec::new(); caches.len()];
+        let mut open: Vec<(&mut KvCache, usize, u32)> = Vec::new();
+        for (plan, (cache, next)) in caches.iter_mut().zip(nexts).enumerate() {
+            open.push((cache, plan, metrics::most_likely(next)?));
         }
-        let mut token = metrics::most_likely(next)?;
-        while !stops.contains(&token) {
-            tokens.push(token);
-            if tokens.len() == most {
+        for made in 1..=most {
+            open.retain(|(_, _, token)| !stops.contains(token));
+            for (_, plan, token) in &open {
+                answers[*plan].push(*token);
+            }
+            if open.is_empty() || made == most {
                 break;
             }
-            token = metrics::most_likely(&self.step(cache, token)?)?;
+            let tokens: Vec<u32> = open.iter().map(|own| own.2).collect();
+            let mut running: Vec<&mut KvCache> = open.iter_mut().map(|own| &mut *own.0).collect();
+            let rows = self.step(&mut running, &tokens)?;
+            for (own, row) in open.iter_mut().zip(rows) {
+                own.2 = metrics::most_likely(&row)?;
+            }
         }
-        Ok(tokens)
+        Ok(answers)
     }
 
     /// The token that a line break ends with, if the tokenizer knows one.
@@ -229,27 +269,41 @@ impl<'a> Evaluator<'a> {
         Ok(ids.last().copied())
     }
 
-    /// The negative log-likelihood of each of `tokens` after a cache whose last logits are `next`.
+    /// The negative log-likelihood of each of `tokens` after each cache, whose last logits are `nexts`: token by token with
+    /// eviction if `decode`, else together over the compressed cache, which then evicts nothing.
     ///
     /// # Errors
-    /// As [`Evaluator::feed`]; NaN in logits.
+    /// As [`Evaluator::step`] and [`Evaluator::feed`]; NaN in logits.
     pub fn nlls(
         &self,
-        next: &[f32],
-        cache: &mut KvCache,
+        nexts: &[Vec<f32>],
+        caches: &mut [KvCache],
         tokens: &[u32],
         decode: bool,
-    ) -> Result<Vec<f64>> {
+    ) -> Result<Vec<Vec<f64>>> {
         let Some((&first, rest)) = tokens.split_first() else {
-            return Ok(Vec::new());
+            return Ok(vec![Vec::new(); caches.len()]);
         };
-        let mut nlls = vec![metrics::nll(next, first)?];
+        let one = |next: &Vec<f32>| Ok(vec![metrics::nll(next, first)?]);
+        let mut nlls = nexts.iter().map(one).collect::<Result<Vec<_>>>()?;
         // The last token is not run: nothing is asked about what comes after it.
         let run = &tokens[..rest.len()];
-        self.feed(cache, run, decode, &mut |index, row| {
-            nlls.push(metrics::nll(row, rest[index])?);
-            Ok(())
-        })?;
+        if decode {
+            let mut caches: Vec<&mut KvCache> = caches.iter_mut().collect();
+            for (&token, &wanted) in run.iter().zip(rest) {
+                let rows = self.step(&mut caches, &vec![token; nexts.len()])?;
+                for (own, row) in nlls.iter_mut().zip(&rows) {
+                    own.push(metrics::nll(row, wanted)?);
+                }
+            }
+            return Ok(nlls);
+        }
+        for (own, cache) in nlls.iter_mut().zip(caches) {
+            self.feed(cache, run, &mut |index, row| {
+                own.push(metrics::nll(row, rest[index])?);
+                Ok(())
+            })?;
+        }
         Ok(nlls)
     }
 
@@ -267,12 +321,18 @@ impl<'a> Evaluator<'a> {
     }
 }
 
-/// What a compressed cache holds: `kept`, entries per layer and KV head, and `kv_bytes`, over all layers.
-pub(super) fn memory(report: &CacheReport) -> Scores {
-    Scores::from([
-        ("kept".into(), report.kept_mean()),
-        ("kv_bytes".into(), report.bytes as f64),
-    ])
+impl Prompted {
+    /// What each compressed cache holds: `kept`, entries per layer and KV head, and `kv_bytes`, over all layers.
+    pub(super) fn held(&self) -> Vec<Scores> {
+        let of = |cache: &KvCache| {
+            let report = cache.report();
+            Scores::from([
+                ("kept".into(), report.kept_mean()),
+                ("kv_bytes".into(), report.bytes as f64),
+            ])
+        };
+        self.caches.iter().map(of).collect()
+    }
 }
 
 fn read<const D: usize>(logits: Tensor<D>) -> Result<Vec<f32>> {
