@@ -51,6 +51,7 @@ fn operators_agree_with_the_host() {
         operators::choices(&name, &device);
         operators::moves(&name, &device);
         operators::attention(&name, &device);
+        operators::lengths(&name, &device);
     }
 }
 

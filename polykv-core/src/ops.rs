@@ -17,7 +17,8 @@ mod select;
 mod top;
 
 pub use attend::{
-    AttentionBlock, Observer, attend, attend_summed, attention_row, window_attention, window_score,
+    AttentionBlock, Observer, attend, attend_lengths, attend_summed, attention_row,
+    window_attention, window_score,
 };
 pub use kernels::{Entries, is_cpu, is_cube};
 pub use keys::{closest, key_cosines, key_norms, merge_into};

@@ -77,7 +77,17 @@ impl KvOps for CubeBackend {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        token::attend(into_contiguous(q), dense(k), dense(v))
+        token::attend(into_contiguous(q), dense(k), dense(v), None)
+    }
+
+    fn attend_lengths(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let lengths = into_contiguous(lengths);
+        token::attend(into_contiguous(q), dense(k), dense(v), Some(lengths))
     }
 
     fn window_score(
