@@ -45,6 +45,7 @@ fn devices() -> Vec<(String, Device)> {
 fn operators_agree_with_the_host() {
     for (name, device) in devices() {
         keys::likeness(&name, &device);
+        keys::spread(&name, &device);
         keys::summed(&name, &device);
         order::pooling(&name, &device);
         order::followers(&name, &device);
