@@ -24,6 +24,7 @@ use polykv::policy::{self, Params};
 use polykv::{Budget, KvCache, Phase, Plan, Rule};
 use proptest::prelude::*;
 use reference::harness::{Case, cache, compare, inputs, kept, shape, small, tensor};
+use reference::{Reference, Token};
 use variants::variants;
 
 const BOTH: [Phase; 2] = [Phase::Prefill, Phase::Decode];
@@ -241,6 +242,45 @@ fn a_second_prompt_continues_and_is_trimmed_too() {
     assert_eq!(cache.seen(), 80);
     cache.clear();
     assert_eq!((cache.seen(), cache.report().bytes), (0, 0));
+}
+
+/// Its slots are out of order of position, since decode steps came before.
+#[test]
+fn a_second_prompt_is_merged_too() {
+    let device = Device::flex();
+    for (name, params) in variants() {
+        if !["cam", "d2o"].contains(&name) {
+            continue;
+        }
+        let plan = Plan::uniform(1, name, params, Budget::Tokens(16), &BOTH);
+        let case = case(plan.clone());
+        let data = inputs(&case, 0);
+        let mut cache = cache(plan.clone(), &device);
+        let mut reference = Reference::new(&plan, 0, 30);
+        for (prompt, steps) in [(0..30, 30..47), (47..67, 67..85)] {
+            cache.begin_prefill(prompt.len()).unwrap();
+            let part = |t: &[Token]| tensor(&t[prompt.clone()], &device);
+            let (q, k, v) = (part(&data.q), part(&data.k), part(&data.v));
+            cache.prefill(0, q, k, v).unwrap();
+            cache.end_prefill(0).unwrap();
+            for i in prompt.clone() {
+                reference.step(&data.q[i], &data.k[i], &data.v[i]);
+            }
+            reference.evict(Phase::Prefill);
+            for i in steps {
+                let one = |t: &[Token]| tensor(&t[i..=i], &device);
+                let output = cache.decode(0, one(&data.q), one(&data.k), one(&data.v));
+                let found: Vec<f32> = output.unwrap().try_into_vec_as().unwrap();
+                let wanted = reference.step(&data.q[i], &data.k[i], &data.v[i]).concat();
+                for (found, wanted) in found.iter().zip(&wanted) {
+                    let apart = (f64::from(*found) - wanted).abs();
+                    assert!(apart < 1e-5, "{name}, step {i}: {found} for {wanted}");
+                }
+                reference.evict(Phase::Decode);
+                assert_eq!(kept(&cache, 0), reference.positions(), "{name}, step {i}");
+            }
+        }
+    }
 }
 
 #[test]

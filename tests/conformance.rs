@@ -45,12 +45,14 @@ fn devices() -> Vec<(String, Device)> {
 fn operators_agree_with_the_host() {
     for (name, device) in devices() {
         keys::likeness(&name, &device);
+        keys::spread(&name, &device);
         keys::summed(&name, &device);
         order::pooling(&name, &device);
         order::followers(&name, &device);
         operators::choices(&name, &device);
         operators::moves(&name, &device);
         operators::attention(&name, &device);
+        operators::lengths(&name, &device);
     }
 }
 

@@ -17,10 +17,11 @@ mod select;
 mod top;
 
 pub use attend::{
-    AttentionBlock, Observer, attend, attend_summed, attention_row, window_attention, window_score,
+    AttentionBlock, Observer, attend, attend_lengths, attend_summed, attention_row,
+    window_attention, window_score,
 };
 pub use kernels::{Entries, is_cpu, is_cube};
-pub use keys::{closest, key_cosines, key_norms, merge_into};
+pub use keys::{closest, key_cosines, key_norms, merge_into, spread_into};
 pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, settle, silu_mul, to_f32};
 pub use pool::{Pool, pool};
 pub use select::{

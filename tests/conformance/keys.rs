@@ -1,6 +1,7 @@
 //! Norms of keys, their likeness, what is merged, and attention that sums its columns on the way, against f64 on the
 //! host.
 
+use crate::case::shuffled;
 use crate::host::{self, Vectors, numbers};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, s};
 use polykv::ops::{self, AttentionBlock};
@@ -149,6 +150,67 @@ pub fn likeness(name: &str, device: &Device) {
             }
         }
         agree(&of("merged"), merged, &sums);
+    }
+}
+
+/// Few go between two that stay, or almost all; at slots in any order.
+pub fn spread(name: &str, device: &Device) {
+    for (entries, going, dim, dtype) in CASES {
+        if !device.supports_dtype(dtype) {
+            continue;
+        }
+        let values = vectors(entries, dim, 61, dtype);
+        let places = shuffled(ALL, entries, entries);
+        let slot_at = |kv: usize, position: usize| {
+            let places = &places[kv * entries..(kv + 1) * entries];
+            places.iter().position(|&x| x == position as i64).unwrap()
+        };
+        let parts = numbers(ALL * going, 63, 1.0);
+        // As streaming-llm evicts: all behind two sinks; and spread over all positions.
+        for (stride, shift) in [(1, 2), (11, 0)] {
+            let goes = |position: usize| {
+                let at = (position + entries - shift) % entries;
+                (0..going).any(|i| i * stride % entries == at)
+            };
+            let (gone, stay): (Vec<usize>, Vec<usize>) = (0..entries).partition(|&p| goes(p));
+            let tensor = |positions: &[usize]| {
+                let of_head = |kv| positions.iter().map(move |&p| slot_at(kv, p) as i64);
+                let slots: Vec<i64> = (0..ALL).flat_map(of_head).collect();
+                let dims = [BATCH, KV_HEADS, positions.len()];
+                Tensor::<3, Int>::from_data(TensorData::new(slots, dims), device)
+            };
+            for window in [1, 4, 32, entries] {
+                let of = |what: &str| {
+                    format!("{name:5} {what} {window}, {entries} of {dim}, {going} go, {dtype:?}")
+                };
+                let dims = [BATCH, KV_HEADS, entries];
+                let found = ops::spread_into(
+                    cached(&values, dtype, device),
+                    Tensor::from_data(TensorData::new(places.clone(), dims), device),
+                    tensor(&gone),
+                    tensor(&stay),
+                    Tensor::from_data(
+                        TensorData::new(parts.clone(), [BATCH, KV_HEADS, going]),
+                        device,
+                    ),
+                    window,
+                );
+                let mut sums = vec![0.0; ALL * stay.len() * dim];
+                for kv in 0..ALL {
+                    for (i, &own) in gone.iter().enumerate() {
+                        let row = values.row(kv / KV_HEADS, kv % KV_HEADS, slot_at(kv, own));
+                        let part = f64::from(parts[kv * going + i]);
+                        let behind = (0..stay.len()).filter(|&rank| stay[rank] > own);
+                        for rank in behind.take(window) {
+                            let at = (kv * stay.len() + rank) * dim;
+                            let sums = sums[at..at + dim].iter_mut().zip(row);
+                            sums.for_each(|(sum, x)| *sum += part * f64::from(*x));
+                        }
+                    }
+                }
+                agree(&of("spread over"), found, &sums);
+            }
+        }
     }
 }
 

@@ -110,6 +110,55 @@ pub fn attention(name: &str, device: &Device) {
     table.finish();
 }
 
+/// One query per head over as many entries as its KV head has, also where a GPU's cube of 128 keys ends.
+pub fn lengths(name: &str, device: &Device) {
+    let mut table = Table {
+        device: name,
+        rows: Vec::new(),
+    };
+    for case in CASES
+        .iter()
+        .filter(|case| device.supports_dtype(case.dtype))
+    {
+        let n = case.entries;
+        let q = case.vectors(case.heads, 1, 1, 2.0);
+        let k = case.vectors(case.kv_heads, n, 2, 2.0);
+        let v = case.vectors(case.kv_heads, n, 3, 1.0);
+        let mut tried: Vec<usize> = vec![n, 1, 127, 129, n - 1, 128, n / 2, 33];
+        tried.retain(|&length| length <= n);
+        let heads = case.batch * case.kv_heads;
+        for first in (0..tried.len()).step_by(heads) {
+            let lengths: Vec<usize> = (0..heads)
+                .map(|head| tried[(first + head) % tried.len()])
+                .collect();
+            let seen = |batch: usize, head: usize, _: usize, slot: usize| {
+                slot < lengths[batch * case.kv_heads + head]
+            };
+            let wanted = host::attention(case.batch, &q, &k, &v, &seen);
+            let data = TensorData::new(
+                lengths.iter().map(|&length| length as i64).collect(),
+                [case.batch, case.kv_heads],
+            );
+            let (output, row) = ops::attend_lengths(
+                case.tensor(&q, device),
+                case.cached(&k, device),
+                case.cached(&v, device),
+                Tensor::from_data(data, device),
+            );
+            let of = |what: &str| format!("{what} over {lengths:?}, {}", case.name());
+            table.add(&of("attention"), output, &wanted.output);
+            let found: Vec<f32> = row.clone().try_into_vec_as().unwrap();
+            let beyond = found
+                .iter()
+                .zip(&wanted.last_row)
+                .filter(|(_, p)| **p == 0.0);
+            assert!(beyond.into_iter().all(|(p, _)| *p == 0.0), "{}", of(name));
+            table.add(&of("row"), row, &wanted.last_row);
+        }
+    }
+    table.finish();
+}
+
 /// Names the first difference only: there may be thousands.
 fn equal(found: &[i64], wanted: &[i64], what: &str) {
     assert_eq!(found.len(), wanted.len(), "{what}");

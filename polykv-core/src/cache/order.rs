@@ -1,8 +1,9 @@
 //! The permutation from ranks by position to slots, kept without sorting.
 
 use super::LayerShape;
+use crate::Result;
 use crate::ops;
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{Device, IndexingUpdateOp, Int, IntDType, Tensor};
 
 /// Slots in ascending order of position, `[batch, kv_heads, entries]`; `None` while that is the identity.
 #[derive(Clone, Debug, Default)]
@@ -41,6 +42,26 @@ impl Order {
     ) -> Tensor<3, Int> {
         let order = self.slots(len, shape, &victim.device());
         ops::drop_from_order(order, victim.clone(), false)
+    }
+
+    /// The slots of `0..len` that `kept [batch, kv_heads, count]` leaves out, in this order: `[batch, kv_heads, len −
+    /// count]`.
+    ///
+    /// # Errors
+    /// A device that cannot be read.
+    pub fn rest(&self, kept: &Tensor<3, Int>, len: usize) -> Result<Tensor<3, Int>> {
+        let Some(order) = &self.0 else {
+            return ops::rest(kept, len);
+        };
+        let dtype = IntDType::from(order.dtype());
+        let ranks = slots(0, len, &order.device())
+            .cast(dtype)
+            .expand(order.dims());
+        // rank[slot]: the inverse permutation.
+        let rank = order.zeros_like();
+        let rank = rank.scatter(2, order.clone(), ranks, IndexingUpdateOp::Assign);
+        let others = ops::rest(&rank.gather(2, kept.clone()), len)?;
+        Ok(order.clone().gather(2, others))
     }
 
     fn slots(&self, len: usize, shape: LayerShape, device: &Device) -> Tensor<3, Int> {

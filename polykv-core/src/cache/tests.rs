@@ -1,9 +1,10 @@
 //! What can only be seen from inside; the rest is in the workspace's tests/cache.rs.
 
+use super::order::Order;
 use super::*;
 use crate::Budget;
 use crate::policy::{self, Params, Phase};
-use burn::tensor::Distribution;
+use burn::tensor::{Distribution, Int, TensorData};
 
 const SHAPE: LayerShape = LayerShape {
     batch: 2,
@@ -83,4 +84,23 @@ fn plans_that_do_the_same_in_a_layer_share_its_cut() {
     assert_eq!(cut(0, 0), cut(2, 0));
     assert_eq!(cut(0, 1), cut(2, 1));
     assert_ne!(cut(0, 1), cut(1, 1), "another policy in decode");
+}
+
+#[test]
+fn what_stays_out_of_a_choice_is_in_order_of_position() {
+    let slots = |slots: &[i64]| {
+        let dims = [SHAPE.batch, SHAPE.kv_heads, slots.len() / 4];
+        let data = TensorData::new(slots.to_vec(), dims);
+        Tensor::<3, Int>::from_data(data, &Device::flex())
+    };
+    let rest = |order: &Order, kept: &[i64]| -> Vec<i64> {
+        let others = order.rest(&slots(kept), 4).unwrap();
+        others.try_into_vec_as().unwrap()
+    };
+    let mut order = Order::default();
+    let kept = [2, 0, 1, 3];
+    assert_eq!(rest(&order, &kept), [0, 1, 3, 1, 2, 3, 0, 2, 3, 0, 1, 2]);
+    // Per head the order becomes 0 2 3 1, 1 2 3 0, 0 1 3 2 and 0 1 2 3.
+    order.replace(slots(&[1, 0, 2, 4]), 5, SHAPE);
+    assert_eq!(rest(&order, &kept), [0, 3, 1, 1, 2, 3, 0, 3, 2, 0, 1, 2]);
 }

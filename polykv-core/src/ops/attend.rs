@@ -203,6 +203,22 @@ fn rounds(q: &Tensor<4>, k: &Tensor<4>) -> usize {
     }
 }
 
+/// Attention of one query per head over the first `lengths [batch, kv_heads]` entries of each KV head, from 1 to n of
+/// them: `q [batch, heads, 1, d]`, `k`, `v [batch, kv_heads, n, d]` → the output `[batch, heads, 1, d]` and the
+/// probabilities `[batch, kv_heads, group, n]`, which are 0 from the length on. What entries there hold does not matter,
+/// but it must be finite.
+pub fn attend_lengths(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    lengths: Tensor<2, Int>,
+) -> (Tensor<4>, Tensor<4>) {
+    match kernels::has_kernels(&q) {
+        true => kernels::attend_lengths(q, k, v, lengths),
+        false => oracle::attend_lengths(q, k, v, lengths),
+    }
+}
+
 /// Attention of the last `w` queries over cached entries in any slot order; an entry is visible to a query of its own
 /// or a later position. `seen` is the position after the last query.
 ///

@@ -13,6 +13,7 @@ mod choice;
 mod entries;
 mod hits;
 mod keys;
+mod merge;
 mod order;
 mod prompt;
 mod token;
@@ -77,7 +78,17 @@ impl KvOps for CubeBackend {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        token::attend(into_contiguous(q), dense(k), dense(v))
+        token::attend(into_contiguous(q), dense(k), dense(v), None)
+    }
+
+    fn attend_lengths(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let lengths = into_contiguous(lengths);
+        token::attend(into_contiguous(q), dense(k), dense(v), Some(lengths))
     }
 
     fn window_score(
@@ -196,7 +207,20 @@ impl KeyOps for CubeBackend {
         parts: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         let [evicted, kept, places, parts] = [evicted, kept, places, parts].map(into_contiguous);
-        keys::merge_into(dense(vectors), evicted, kept, places, parts)
+        merge::merge_into(dense(vectors), evicted, kept, places, parts)
+    }
+
+    fn spread_into(
+        vectors: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        evicted: IntTensor<Self>,
+        kept: IntTensor<Self>,
+        parts: FloatTensor<Self>,
+        window: usize,
+    ) -> FloatTensor<Self> {
+        let [positions, evicted] = [positions, evicted].map(into_contiguous);
+        let [kept, parts] = [kept, parts].map(into_contiguous);
+        merge::spread_into(dense(vectors), positions, evicted, kept, parts, window)
     }
 }
 

@@ -92,12 +92,17 @@ impl KvOps for Flex {
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (q, k, v) = (inner_dense(q), inner_dense(k), inner_dense(v));
-        match k.dtype() {
-            DType::F16 => attend_token::<f16>(&q, &k, &v),
-            DType::BF16 => attend_token::<bf16>(&q, &k, &v),
-            _ => attend_token::<f32>(&q, &k, &v),
-        }
+        attend_token(q, k, v, None)
+    }
+
+    fn attend_lengths(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let lengths = lengths.to_contiguous();
+        attend_token(q, k, v, Some(&integers(&lengths)))
     }
 
     fn window_score(
@@ -135,13 +140,29 @@ fn integer_tensor<const D: usize>(values: Vec<i64>, shape: [usize; D], dtype: DT
     }
 }
 
-fn attend_token<E: Element>(
+/// Over the first `lengths [batch * kv_heads]` keys of each head, or over all.
+fn attend_token(
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    lengths: Option<&[i64]>,
+) -> (FlexTensor, FlexTensor) {
+    let (q, k, v) = (inner_dense(q), inner_dense(k), inner_dense(v));
+    match k.dtype() {
+        DType::F16 => attend_stored::<f16>(&q, &k, &v, lengths),
+        DType::BF16 => attend_stored::<bf16>(&q, &k, &v, lengths),
+        _ => attend_stored::<f32>(&q, &k, &v, lengths),
+    }
+}
+
+fn attend_stored<E: Element>(
     q: &FlexTensor,
     k: &FlexTensor,
     v: &FlexTensor,
+    lengths: Option<&[i64]>,
 ) -> (FlexTensor, FlexTensor) {
     let (q, k, v) = (Heads::of(q), Heads::<E>::of(k), Heads::<E>::of(v));
-    let (output, row) = token::attend(Level::best(), &q, &k, &v);
+    let (output, row) = token::attend(Level::best(), &q, &k, &v, lengths);
     let group = q.heads / k.heads;
     (
         tensor(output, [q.batch, q.heads, 1, q.dim]),

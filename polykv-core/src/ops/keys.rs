@@ -54,3 +54,23 @@ pub fn merge_into(
         false => oracle::keys::merge_into(vectors, evicted, kept, places, parts),
     }
 }
+
+/// What the evicted entries leave to the kept ones that follow them: of `vectors [batch, kv_heads, n, d]`, `parts[i]`
+/// times the `i`th evicted one goes to each of the next `window` (at least 1) kept entries behind its position, near the
+/// end to fewer. `positions [batch, kv_heads, n]`, `parts [batch, kv_heads, e]` → `[batch, kv_heads, m, d]` in f32. The
+/// slots `evicted [batch, kv_heads, e]` and `kept [batch, kv_heads, m]` are in ascending order of position.
+pub fn spread_into(
+    vectors: Tensor<4>,
+    positions: Tensor<3, Int>,
+    evicted: Tensor<3, Int>,
+    kept: Tensor<3, Int>,
+    parts: Tensor<3>,
+    window: usize,
+) -> Tensor<4> {
+    let device = vectors.device();
+    let rounds = evicted.dims()[2];
+    match kernels::moves_entries(&device) && kernels::has_rounds(&device, rounds) {
+        true => kernels::spread_into(vectors, positions, evicted, kept, parts, window),
+        false => oracle::keys::spread_into(vectors, positions, evicted, kept, parts, window),
+    }
+}

@@ -9,7 +9,7 @@ use super::layers::product;
 use super::{AttentionBlock, Observer};
 use crate::Result;
 use burn::tensor::activation::softmax;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData, s};
+use burn::tensor::{Bool, Device, Int, IntDType, Tensor, TensorData, s};
 use std::ops::Range;
 
 /// Query rows per block: the score matrix of a long prompt never exists as a whole.
@@ -67,6 +67,31 @@ pub fn attend(
         1 => outputs.swap_remove(0),
         _ => Tensor::cat(outputs, 2),
     })
+}
+
+/// As [`attend_lengths`](super::attend_lengths).
+pub fn attend_lengths(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    lengths: Tensor<2, Int>,
+) -> (Tensor<4>, Tensor<4>) {
+    let [batch, heads, _, d] = q.dims();
+    let [_, kv_heads, entries, _] = k.dims();
+    let dims = [batch, kv_heads, heads / kv_heads, entries];
+    let device = q.device();
+    let q = q
+        .mul_scalar(1.0 / (d as f32).sqrt())
+        .reshape([batch, kv_heads, heads / kv_heads, d]);
+    let slots = Tensor::<1, Int>::arange(0..entries as i64, &device)
+        .cast(IntDType::from(lengths.dtype()))
+        .reshape([1, 1, 1, entries])
+        .expand(dims);
+    let lengths = lengths.reshape([batch, kv_heads, 1, 1]).expand(dims);
+    let scores = product(q, k.swap_dims(2, 3)).mask_fill(slots.greater_equal(lengths), MASKED);
+    let row = softmax(scores, 3);
+    let output = product(row.clone(), v).reshape([batch, heads, 1, d]);
+    (output, row)
 }
 
 /// Finite, since WGSL has no infinity literal; exp(MASKED − max) is 0 in f32.

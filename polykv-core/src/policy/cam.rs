@@ -39,9 +39,6 @@ impl Checked for Cam {
     }
 }
 
-/// Evicted entries that are spread at a time.
-const BLOCK: usize = 1024;
-
 impl Policy for Cam {
     fn name(&self) -> &'static str {
         "cam"
@@ -90,6 +87,7 @@ impl Policy for Cam {
         split: &Split,
     ) -> Result<Option<Merge>> {
         let [batch, kv_heads, entries, d] = view.stored_keys.dims();
+        let [_, _, evicted] = split.evicted.dims();
         let attention = match view.phase {
             Phase::Prefill => {
                 let window = self.window.min(view.seen);
@@ -102,65 +100,44 @@ impl Policy for Cam {
         };
         let chance = self.chance(&attention, view, split);
         let hashes = state.entries[0].clone().gather(2, split.evicted.clone());
-        let merged = hashes.lower(chance).float().unsqueeze_dim::<4>(3);
-        let values = ops::take(view.values(), split.evicted.clone());
-        let values = (values * merged).div_scalar(self.window as f32);
+        let parts = hashes.lower(chance).float().div_scalar(self.window as f32);
+        if evicted > 1 {
+            let (values, positions) = (view.stored_values.clone(), view.positions.clone());
+            let (evicted, kept) = (split.evicted.clone(), split.kept.clone());
+            return Ok(Some(Merge {
+                slots: None,
+                keys: None,
+                values: ops::spread_into(values, positions, evicted, kept, parts, self.window),
+            }));
+        }
 
+        // Of one entry only what changes is touched.
+        let values = ops::take(view.values(), split.evicted.clone());
+        let values = values * parts.unsqueeze_dim::<4>(3);
         let kept = split.kept.dims()[2];
         // burn 0.22.1 reads wrong numbers on wgpu where it fuses two gathers of one tensor into a comparison: the other
         // is of a copy.
         let kept_at = view.positions.clone().gather(2, split.kept.clone()).float();
         let positions = view.positions.clone().float();
         let evicted_at = positions.gather(2, split.evicted.clone());
-        let evicted = evicted_at.dims()[2];
-        let index = |count: usize| {
-            Tensor::<1, Int>::arange(0..count as i64, &view.stored_keys.device())
-                .reshape([1, 1, count])
-                .expand([batch, kv_heads, count])
-        };
-        if evicted == 1 {
-            let count = self.window.min(kept);
-            let dims = [batch, kv_heads, count];
-            // The first kept position behind the evicted one; the newest stays, so there is one.
-            let before = kept_at
-                .clone()
-                .lower(evicted_at.expand([batch, kv_heads, kept]));
-            let first = kept_at.mask_fill(before, f32::MAX).argmin(2);
-            let first = first.cast(IntDType::from(split.kept.dtype())).expand(dims);
-            // Near the end there are fewer: the slots must still be different ones.
-            let ranks = index(count) + first.clone().clamp_max((kept - count) as i64);
-            let earlier = ranks.clone().lower(first).unsqueeze_dim::<4>(3);
-            let spread = [batch, kv_heads, count, d];
-            return Ok(Some(Merge {
-                slots: Some(split.kept.clone().gather(2, ranks)),
-                keys: None,
-                values: values.expand(spread).mask_fill(earlier.expand(spread), 0.0),
-            }));
-        }
-        let mut spread = Tensor::<4>::zeros([batch, kv_heads, kept, d], &view.stored_keys.device());
-        for start in (0..evicted).step_by(BLOCK) {
-            let count = BLOCK.min(evicted - start);
-            let dims = [batch, kv_heads, count, kept];
-            let own = evicted_at.clone().narrow(2, start, count);
-            let own = own.unsqueeze_dim::<4>(3).expand(dims);
-            let before = kept_at
-                .clone()
-                .unsqueeze_dim::<4>(2)
-                .expand(dims)
-                .lower(own);
-            let first = before.int().sum_dim(3).expand(dims);
-            let rank = index(kept).unsqueeze_dim::<4>(2).expand(dims) - first;
-            let near = rank.clone().greater_equal_elem(0);
-            let near = near.bool_and(rank.lower_elem(self.window as i64)).float();
-            spread = spread
-                + near
-                    .swap_dims(2, 3)
-                    .matmul(values.clone().narrow(2, start, count));
-        }
+        let count = self.window.min(kept);
+        let dims = [batch, kv_heads, count];
+        // The first kept position behind the evicted one; the newest stays, so there is one.
+        let before = kept_at
+            .clone()
+            .lower(evicted_at.expand([batch, kv_heads, kept]));
+        let first = kept_at.mask_fill(before, f32::MAX).argmin(2);
+        let first = first.cast(IntDType::from(split.kept.dtype())).expand(dims);
+        // Near the end there are fewer: the slots must still be different ones.
+        let index = Tensor::<1, Int>::arange(0..count as i64, &view.stored_keys.device());
+        let index = index.reshape([1, 1, count]).expand(dims);
+        let ranks = index + first.clone().clamp_max((kept - count) as i64);
+        let earlier = ranks.clone().lower(first).unsqueeze_dim::<4>(3);
+        let spread = [batch, kv_heads, count, d];
         Ok(Some(Merge {
-            slots: None,
+            slots: Some(split.kept.clone().gather(2, ranks)),
             keys: None,
-            values: spread,
+            values: values.expand(spread).mask_fill(earlier.expand(spread), 0.0),
         }))
     }
 }

@@ -31,7 +31,7 @@ pub struct Appended {
 pub struct Split {
     /// Slots that stay, `[batch, kv_heads, kept]`; ascending by position if the policy needs that order.
     pub kept: Tensor<3, Int>,
-    /// Slots that go, `[batch, kv_heads, evicted]`.
+    /// Slots that go, `[batch, kv_heads, evicted]`, in the same order.
     pub evicted: Tensor<3, Int>,
 }
 

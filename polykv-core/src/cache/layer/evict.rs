@@ -26,7 +26,7 @@ impl LayerCache {
         if rule.policy.merges() {
             let split = Split {
                 kept: slots.clone(),
-                evicted: ops::rest(&slots, self.len())?,
+                evicted: self.order.rest(&slots, self.len())?,
             };
             let mut state = self.states.of(phase).clone();
             merge = rule.policy.merge(&mut state, &view, &split)?;

@@ -1,4 +1,4 @@
-//! Norms of keys, their likeness, and merging what goes into what stays.
+//! Norms of keys and their likeness.
 
 use super::{HIDDEN, empty, length, unrolls, width};
 use burn::backend::TensorMetadata;
@@ -222,78 +222,4 @@ fn closest_kernel<E: Float, I: Int, N: Size>(
     }
     cosines[kv * going + i] = best;
     places[kv * going + i] = I::cast_from(place);
-}
-
-/// As [`KeyOps::merge_into`](crate::ops::kernels::KeyOps::merge_into).
-pub fn merge_into(
-    vectors: CubeTensor,
-    evicted: CubeTensor,
-    kept: CubeTensor,
-    places: CubeTensor,
-    parts: CubeTensor,
-) -> CubeTensor {
-    let [batch, kv_heads, _, dim] = vectors.shape().dims::<4>();
-    let going = evicted.shape().dims::<3>()[2];
-    let staying = kept.shape().dims::<3>()[2];
-    let sums = empty(&vectors, [batch, kv_heads, staying, dim], DType::F32);
-    let client = vectors.client.clone();
-    let dtypes = [vectors.dtype, evicted.dtype].map(dtype_to_storage_type);
-    // SAFETY: as above.
-    unsafe {
-        merge_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static(
-                (batch * kv_heads) as u32,
-                (staying * dim).div_ceil(UNITS) as u32,
-                1,
-            ),
-            CubeDim::new_1d(UNITS as u32),
-            vectors.into_tensor_arg(),
-            evicted.into_tensor_arg(),
-            kept.into_tensor_arg(),
-            places.into_tensor_arg(),
-            parts.into_tensor_arg(),
-            sums.clone().into_tensor_arg(),
-            going,
-            staying,
-            dim,
-            dtypes,
-        );
-    }
-    sums
-}
-
-/// One unit per element of what stays, which all that goes passes: sums do not depend on the order of units.
-#[cube(launch_unchecked)]
-fn merge_kernel<E: Float, I: Int>(
-    vectors: &Tensor<E>,
-    evicted: &Tensor<I>,
-    kept: &Tensor<I>,
-    places: &Tensor<I>,
-    parts: &Tensor<f32>,
-    sums: &mut Tensor<f32>,
-    going: usize,
-    staying: usize,
-    dim: usize,
-    #[define(E, I)] _dtypes: [ElemType; 2],
-) {
-    let kv = CUBE_POS_X as usize;
-    let unit = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
-    if unit >= staying * dim {
-        terminate!();
-    }
-    let kv_heads = vectors.shape(1);
-    let (place, d) = (unit / dim, unit % dim);
-    let start = kv / kv_heads * vectors.stride(0) + kv % kv_heads * vectors.stride(1) + d;
-    let slot = usize::cast_from(kept[kv * staying + place]);
-    let own = f32::cast_from(vectors[start + slot * vectors.stride(2)]);
-    let mut sum = 0.0f32;
-    for i in 0..going {
-        if usize::cast_from(places[kv * going + i]) == place {
-            let slot = usize::cast_from(evicted[kv * going + i]);
-            let x = f32::cast_from(vectors[start + slot * vectors.stride(2)]);
-            sum += (x - own) * parts[kv * going + i];
-        }
-    }
-    sums[kv * staying * dim + unit] = sum;
 }

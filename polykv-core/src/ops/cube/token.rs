@@ -12,8 +12,13 @@ use cubecl::prelude::*;
 const CHUNK: usize = 128;
 
 /// `q [batch, heads, 1, d]`, `k`, `v [batch, kv_heads, n, d]` → the output like `q` and the probabilities `[batch,
-/// kv_heads, group, n]`.
-pub fn attend(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> (CubeTensor, CubeTensor) {
+/// kv_heads, group, n]`; of each KV head the first `lengths [batch, kv_heads]` keys if they are given.
+pub fn attend(
+    q: CubeTensor,
+    k: CubeTensor,
+    v: CubeTensor,
+    lengths: Option<CubeTensor>,
+) -> (CubeTensor, CubeTensor) {
     let [batch, heads, _, dim] = q.shape().dims::<4>();
     let [_, kv_heads, n, _] = k.shape().dims::<4>();
     let group = heads / kv_heads;
@@ -29,8 +34,10 @@ pub fn attend(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> (CubeTensor, CubeT
     let row = empty(&q, [batch, kv_heads, group, n], DType::F32);
     let output = empty(&q, [batch, heads, 1, dim], DType::F32);
     let client = q.client.clone();
-    let dtype = dtype_to_storage_type(k.dtype);
-    // SAFETY: every index is below the shapes above; see the kernels.
+    let integer = lengths.as_ref().map_or(DType::I32, |lengths| lengths.dtype);
+    let [dtype, integer] = [k.dtype, integer].map(dtype_to_storage_type);
+    let lengths = || lengths.clone().map(CubeTensor::into_buffer_arg);
+    // SAFETY: every index is below the shapes above, since no length is larger than n; see the kernels.
     unsafe {
         part_kernel::launch_unchecked(
             &client,
@@ -40,6 +47,7 @@ pub fn attend(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> (CubeTensor, CubeT
             q.into_tensor_arg(),
             k.into_tensor_arg(),
             v.into_tensor_arg(),
+            lengths().into(),
             row.clone().into_tensor_arg(),
             parts.clone().into_tensor_arg(),
             stats.clone().into_tensor_arg(),
@@ -51,7 +59,7 @@ pub fn attend(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> (CubeTensor, CubeT
             width,
             units,
             unrolls(&client),
-            dtype,
+            [dtype, integer],
         );
         join_kernel::launch_unchecked(
             &client,
@@ -60,25 +68,30 @@ pub fn attend(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> (CubeTensor, CubeT
             width,
             parts.into_tensor_arg(),
             stats.into_tensor_arg(),
+            lengths().into(),
             row.clone().into_tensor_arg(),
             output.clone().into_tensor_arg(),
             splits,
             n,
+            group,
             part,
             words,
             units,
+            integer,
         );
     }
     (output, row)
 }
 
 /// One cube per (`part` queries of a KV head, `CHUNK` keys). `parts` get the values weighted by the exponentials
-/// relative to the part's largest score, `stats` that score and the exponentials' sum, `row` the exponentials.
+/// relative to the part's largest score, `stats` that score and the exponentials' sum, `row` the exponentials. Keys from
+/// the head's length on are left alone; compiled without lengths, the kernel has no trace of them.
 #[cube(launch_unchecked)]
-fn part_kernel<E: Float, N: Size>(
+fn part_kernel<E: Float, I: Int, N: Size>(
     q: &Tensor<Vector<f32, N>>,
     k: &Tensor<Vector<E, N>>,
     v: &Tensor<Vector<E, N>>,
+    lengths: ComptimeOption<&[I]>,
     row: &mut Tensor<f32>,
     parts: &mut Tensor<Vector<f32, N>>,
     stats: &mut Tensor<f32>,
@@ -90,7 +103,7 @@ fn part_kernel<E: Float, N: Size>(
     #[comptime] width: usize,
     #[comptime] units: usize,
     #[comptime] known: bool,
-    #[define(E)] _dtype: ElemType,
+    #[define(E, I)] _dtypes: [ElemType; 2],
 ) {
     let steps = length(steps, words, known);
     let unit = UNIT_POS_X as usize;
@@ -103,7 +116,15 @@ fn part_kernel<E: Float, N: Size>(
     let batch = block / blocks / kv_heads;
     let head = block / blocks % kv_heads;
     let first = split * CHUNK;
-    let count = min(n - first, CHUNK);
+    let ragged = lengths.is_some();
+    let seen = visible(lengths, block / blocks, n);
+    if comptime!(ragged) {
+        // Of a split that lies beyond, nothing is read or written.
+        if first >= seen {
+            terminate!();
+        }
+    }
+    let count = min(seen - first, CHUNK);
 
     let mut queries = Shared::<[Vector<f32, N>]>::new_slice(comptime!(part * words));
     let mut scores = Shared::<[f32]>::new_slice(comptime!(part * CHUNK));
@@ -238,22 +259,36 @@ fn part_kernel<E: Float, N: Size>(
     }
 }
 
-/// One cube per query head: puts its splits together and scales its row to probabilities.
+/// How many of its `n` keys a head sees.
+#[cube]
+fn visible<I: Int>(lengths: ComptimeOption<&[I]>, head: usize, n: usize) -> usize {
+    let own: ComptimeOption<usize> = lengths.map(|all| usize::cast_from(all[head]));
+    own.unwrap_or(n)
+}
+
+/// One cube per query head: puts its splits together, up to the one where its length ends, and scales its row to
+/// probabilities.
 #[cube(launch_unchecked)]
-fn join_kernel<N: Size>(
+fn join_kernel<I: Int, N: Size>(
     parts: &Tensor<Vector<f32, N>>,
     stats: &Tensor<f32>,
+    lengths: ComptimeOption<&[I]>,
     row: &mut Tensor<f32>,
     output: &mut Tensor<Vector<f32, N>>,
     splits: usize,
     n: usize,
+    #[comptime] group: usize,
     #[comptime] part: usize,
     #[comptime] words: usize,
     #[comptime] units: usize,
+    #[define(I)] _dtype: ElemType,
 ) {
     let unit = UNIT_POS_X as usize;
     let head = CUBE_POS_X as usize;
     let place = head / part * splits * part + head % part;
+    let ragged = lengths.is_some();
+    let seen = visible(lengths, head / group, n);
+    let splits = (seen + CHUNK - 1) / CHUNK;
     let mut most = f32::new(HIDDEN);
     for s in 0..splits {
         most = max(most, stats[(place + s * part) * 2]);
@@ -275,9 +310,15 @@ fn join_kernel<N: Size>(
         w += units;
     }
     let mut j = unit;
-    while j < n {
+    while j < seen {
         let weight = (stats[(place + j / CHUNK * part) * 2] - most).exp() / total;
         row[head * n + j] = row[head * n + j] * weight;
         j += units;
+    }
+    if comptime!(ragged) {
+        while j < n {
+            row[head * n + j] = 0.0f32;
+            j += units;
+        }
     }
 }

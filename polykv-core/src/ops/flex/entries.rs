@@ -191,6 +191,24 @@ impl KeyOps for Flex {
         let sums = keys::merge_into(&vectors, &evicted, &kept, &places, elements(&parts));
         tensor(sums, [batch, heads, staying, vectors.dim])
     }
+
+    fn spread_into(
+        vectors: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        evicted: IntTensor<Self>,
+        kept: IntTensor<Self>,
+        parts: FloatTensor<Self>,
+        window: usize,
+    ) -> FloatTensor<Self> {
+        let (vectors, parts) = (widened(vectors), parts.to_contiguous());
+        let [positions, evicted, kept] = [positions, evicted, kept].map(|x| x.to_contiguous());
+        let [batch, heads, staying] = kept.layout().shape().dims::<3>();
+        let vectors = Heads::of(&vectors);
+        let (places, evicted, kept) = (integers(&positions), integers(&evicted), integers(&kept));
+        let parts = elements(&parts);
+        let sums = keys::spread_into(&vectors, &places, &evicted, &kept, parts, window);
+        tensor(sums, [batch, heads, staying, vectors.dim])
+    }
 }
 
 fn gather<E: Element>(tensor: &FlexTensor, slots: &[i64], capacity: usize) -> FlexTensor {

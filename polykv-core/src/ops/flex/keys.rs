@@ -93,6 +93,47 @@ pub fn merge_into(
     sums
 }
 
+/// As [`KeyOps::spread_into`](crate::ops::kernels::KeyOps::spread_into).
+pub fn spread_into(
+    vectors: &Heads<'_>,
+    positions: &[i64],
+    evicted: &[i64],
+    kept: &[i64],
+    parts: &[f32],
+    window: usize,
+) -> Vec<f32> {
+    let (heads, dim) = (vectors.batch * vectors.heads, vectors.dim);
+    let (going, staying) = (evicted.len() / heads, kept.len() / heads);
+    let mut sums = vec![0.0; heads * staying * dim];
+    let of_heads = sums.par_chunks_mut(staying * dim).enumerate();
+    of_heads.for_each(|(head, sums)| {
+        let position = |slot: i64| positions[head * vectors.tokens + slot as usize];
+        let kept = &kept[head * staying..(head + 1) * staying];
+        let all = head * going..(head + 1) * going;
+        let mut leaving = evicted[all.clone()].iter().zip(&parts[all]).peekable();
+        let mut total = vec![0.0; dim];
+        while let Some((slot, _)) = leaving.peek() {
+            let own = position(**slot);
+            let first = kept.partition_point(|&slot| position(slot) < own);
+            // Those before the same kept entry have the same heirs: their sum is spread, not each of them.
+            let end = kept.get(first).map_or(i64::MAX, |&slot| position(slot));
+            total.fill(0.0);
+            while let Some((&slot, &part)) = leaving.next_if(|(slot, _)| position(**slot) < end) {
+                let row = vectors.row(head / vectors.heads, head % vectors.heads, slot as usize);
+                for (total, x) in total.iter_mut().zip(row) {
+                    *total += x * part;
+                }
+            }
+            for sums in sums.chunks_exact_mut(dim).skip(first).take(window) {
+                for (sum, total) in sums.iter_mut().zip(&total) {
+                    *sum += total;
+                }
+            }
+        }
+    });
+    sums
+}
+
 /// Fills each head's part of `results [batch * heads * tokens]`.
 fn of_heads(keys: &Heads<'_>, results: &mut [f32], work: impl Fn(usize, usize, &mut [f32]) + Sync) {
     let heads = results.par_chunks_mut(keys.tokens.max(1)).enumerate();

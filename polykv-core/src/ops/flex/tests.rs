@@ -171,9 +171,41 @@ fn token_attention_equals_the_oracle() {
             let (q, k, v) = (Heads::of(&q), Heads::<f32>::of(&k), Heads::of(&v));
             for level in Level::available() {
                 let what = format!("{level:?}, {entries} entries, dim {}", case.dim);
-                let (output, probabilities) = token::attend(level, &q, &k, &v);
+                let (output, probabilities) = token::attend(level, &q, &k, &v, None);
                 assert_close(&output, &wanted, 2e-5, &what);
                 assert_close(&probabilities, &row, 2e-5, &what);
+            }
+        }
+    }
+}
+
+/// Lengths from 1 to all, another one for each head; 1200 entries are read in parts.
+#[test]
+fn token_attention_over_lengths_equals_the_oracle() {
+    for case in &CASES {
+        for entries in [case.entries, 1200] {
+            let case = Case {
+                tokens: 1,
+                entries,
+                ..*case
+            };
+            let [q, k, v] = case.tensors();
+            let heads = case.batch * case.kv_heads;
+            let lengths: Vec<i64> = (0..heads)
+                .map(|head| 1 + (head * 401 + entries - 1) as i64 % entries as i64)
+                .collect();
+            let data = TensorData::new(lengths.clone(), [case.batch, case.kv_heads]);
+            let on_device = Tensor::from_data(data, &Device::flex());
+            let (wanted, wanted_row) =
+                oracle::attend_lengths(q.clone(), k.clone(), v.clone(), on_device);
+            let (wanted, wanted_row) = (values(wanted), values(wanted_row));
+            let (q, k, v) = (flex(&q), flex(&k), flex(&v));
+            let (q, k, v) = (Heads::of(&q), Heads::<f32>::of(&k), Heads::of(&v));
+            for level in Level::available() {
+                let what = format!("{level:?}, {lengths:?} of {entries}, dim {}", case.dim);
+                let (output, row) = token::attend(level, &q, &k, &v, Some(&lengths));
+                assert_close(&output, &wanted, 2e-5, &what);
+                assert_close(&row, &wanted_row, 2e-5, &what);
             }
         }
     }

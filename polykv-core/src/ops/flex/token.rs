@@ -6,13 +6,15 @@ use super::simd::{Element, LANES, Level, Vector, dispatch, dot, dots, exp_sum, f
 use super::view::Heads;
 use rayon::prelude::*;
 
-/// Attention of one query per head, `q [batch, heads, 1, dim]`, over all tokens of `k` and `v [batch, kv_heads, n,
-/// dim]`. Returns `[batch, heads, dim]` and the probabilities `[batch, heads, n]`.
+/// Attention of one query per head, `q [batch, heads, 1, dim]`, over the tokens of `k` and `v [batch, kv_heads, n,
+/// dim]`, of each KV head the first `lengths [batch * kv_heads]` if they are given. Returns `[batch, heads, dim]` and the
+/// probabilities `[batch, heads, n]`.
 pub fn attend<E: Element>(
     level: Level,
     q: &Heads<'_>,
     k: &Heads<'_, E>,
     v: &Heads<'_, E>,
+    lengths: Option<&[i64]>,
 ) -> (Vec<f32>, Vec<f32>) {
     let group = q.heads / k.heads;
     let kv_heads = k.batch * k.heads;
@@ -24,13 +26,15 @@ pub fn attend<E: Element>(
     };
     let step = k.tokens.div_ceil(splits).max(1);
     let part = |i: usize| {
-        let (kv, first) = (i / splits, (i % splits * step).min(k.tokens));
+        let kv = i / splits;
+        let seen = lengths.map_or(k.tokens, |lengths| lengths[kv] as usize);
+        let first = (i % splits * step).min(seen);
         let at = Part {
             batch: kv / k.heads,
             kv_head: kv % k.heads,
             group,
             first,
-            count: step.min(k.tokens - first),
+            count: step.min(seen - first),
         };
         dispatch!(level, fn part_attention<E: Element>(
             at: Part, q: &Heads<'_>, k: &Heads<'_, E>, v: &Heads<'_, E>,
@@ -49,6 +53,7 @@ pub fn attend<E: Element>(
     for (head, output) in output.chunks_exact_mut(q.dim).enumerate() {
         let (kv, g) = (head / group, head % group);
         join(&parts[kv * splits..(kv + 1) * splits], g, output, &mut row);
+        row.resize((head + 1) * k.tokens, 0.0);
     }
     (output, row)
 }

@@ -75,6 +75,19 @@ pub trait KvOps: Backend {
         v: FloatTensor<Self>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
+    /// As [`KvOps::attend_token`] over the first `lengths [batch, kv_heads]` keys of each head, from 1 to n of them; the
+    /// probabilities of the others are 0.
+    #[fusion(meta = |q, k, _v, _lengths| {
+        let row = [k.shape[0], k.shape[1], q.shape[1] / k.shape[1], k.shape[2]];
+        (q.clone(), shapes::like(q, row))
+    })]
+    fn attend_lengths(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        lengths: IntTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
     /// Attention of the last `w = t` queries, the last of which has the position `seen - 1`, over keys in any order of
     /// `positions`: per key the sum over the queries and the variance over them (with w − 1; of one query 0), each a
     /// mean over the query group.
@@ -142,6 +155,20 @@ pub fn attend_token(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Ten
         q.into_dispatch(),
         k.into_dispatch(),
         v.into_dispatch(),
+    ))
+}
+
+pub fn attend_lengths(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    lengths: Tensor<2, Int>,
+) -> (Tensor<4>, Tensor<4>) {
+    pair(Dispatch::attend_lengths(
+        q.into_dispatch(),
+        k.into_dispatch(),
+        v.into_dispatch(),
+        lengths.into_dispatch(),
     ))
 }
 

@@ -51,6 +51,21 @@ pub trait KeyOps: Backend {
         places: IntTensor<Self>,
         parts: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+
+    /// Per kept entry the sum, over the evicted ones that it is one of the next `window` kept ones behind, of `parts
+    /// [batch, kv_heads, e]` times their vector: `[batch, kv_heads, m, d]`. `evicted` and `kept` are in order of
+    /// `positions [batch, kv_heads, n]`, `window` is at least 1.
+    #[fusion(meta = |vectors, _positions, _evicted, kept, parts, _window| {
+        shapes::like(parts, [kept.shape[0], kept.shape[1], kept.shape[2], vectors.shape[3]])
+    })]
+    fn spread_into(
+        vectors: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        evicted: IntTensor<Self>,
+        kept: IntTensor<Self>,
+        parts: FloatTensor<Self>,
+        window: usize,
+    ) -> FloatTensor<Self>;
 }
 
 pub fn key_norms(keys: Tensor<4>) -> Tensor<3> {
@@ -96,5 +111,23 @@ pub fn merge_into(
         kept.into_dispatch(),
         places.into_dispatch(),
         parts.into_dispatch(),
+    ))
+}
+
+pub fn spread_into(
+    vectors: Tensor<4>,
+    positions: Tensor<3, Int>,
+    evicted: Tensor<3, Int>,
+    kept: Tensor<3, Int>,
+    parts: Tensor<3>,
+    window: usize,
+) -> Tensor<4> {
+    Tensor::from_dispatch(Dispatch::spread_into(
+        vectors.into_dispatch(),
+        positions.into_dispatch(),
+        evicted.into_dispatch(),
+        kept.into_dispatch(),
+        parts.into_dispatch(),
+        window,
     ))
 }

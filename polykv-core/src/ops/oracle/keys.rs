@@ -19,7 +19,7 @@ pub fn cosines(keys: Tensor<4>, norms: Tensor<3>, anchor: Tensor<4>) -> Tensor<3
     products.reshape(dims) / norms.clamp_min(LEAST)
 }
 
-/// Evicted entries that are compared with the kept ones at a time.
+/// Evicted entries that meet the kept ones at a time.
 const BLOCK: usize = 1024;
 
 /// As [`closest`](crate::ops::closest), from the norms of all keys.
@@ -68,4 +68,46 @@ pub fn merge_into(
         added,
         IndexingUpdateOp::Add,
     )
+}
+
+/// As [`spread_into`](crate::ops::spread_into), for slots in any order of `evicted`.
+pub fn spread_into(
+    vectors: Tensor<4>,
+    positions: Tensor<3, Int>,
+    evicted: Tensor<3, Int>,
+    kept: Tensor<3, Int>,
+    parts: Tensor<3>,
+    window: usize,
+) -> Tensor<4> {
+    let [batch, kv_heads, going] = evicted.dims();
+    let staying = kept.dims()[2];
+    let values = take(vectors, evicted.clone()).cast(DType::F32) * parts.unsqueeze_dim::<4>(3);
+    // burn 0.22.1 reads wrong numbers on wgpu where it fuses two gathers of one tensor into a comparison: the other is
+    // of a copy.
+    let kept_at = positions.clone().gather(2, kept).float();
+    let evicted_at = positions.float().gather(2, evicted);
+    let ranks = Tensor::<1, Int>::arange(0..staying as i64, &values.device());
+    let ranks = ranks.reshape([1, 1, 1, staying]);
+    let mut sums = Tensor::zeros(
+        [batch, kv_heads, staying, values.dims()[3]],
+        &values.device(),
+    );
+    for start in (0..going).step_by(BLOCK) {
+        let count = BLOCK.min(going - start);
+        let dims = [batch, kv_heads, count, staying];
+        let own = evicted_at.clone().narrow(2, start, count);
+        let own = own.unsqueeze_dim::<4>(3).expand(dims);
+        let before = kept_at
+            .clone()
+            .unsqueeze_dim::<4>(2)
+            .expand(dims)
+            .lower(own);
+        let first = before.int().sum_dim(3).expand(dims);
+        let behind = ranks.clone().expand(dims) - first;
+        let near = behind.clone().greater_equal_elem(0);
+        let near = near.bool_and(behind.lower_elem(window as i64)).float();
+        let some = values.clone().narrow(2, start, count);
+        sums = sums + near.swap_dims(2, 3).matmul(some);
+    }
+    sums
 }

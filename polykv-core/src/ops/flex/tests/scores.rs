@@ -156,3 +156,46 @@ fn likeness_equals_the_oracle() {
         }
     }
 }
+
+/// Windows of one entry, of some, and of more than there are.
+#[test]
+fn what_is_spread_equals_the_oracle() {
+    for case in CASES.iter().filter(|case| case.entries > 1) {
+        let [_, v, _] = case.tensors();
+        let n = case.entries;
+        // A permutation per head: which slot has which position, and which positions go.
+        let (positions, mixed) = (shuffled(case), shuffled(case));
+        let mut ordered = positions.clone();
+        for (order, positions) in ordered.chunks_mut(n).zip(positions.chunks(n)) {
+            positions
+                .iter()
+                .enumerate()
+                .for_each(|(slot, &position)| order[position as usize] = slot as i64);
+        }
+        for (going, window) in [(1, 1), (n / 2, 3), (n / 2, 2 * n), (n - 1, 4)] {
+            let part = |goes: bool| -> Vec<i64> {
+                let heads = ordered.chunks(n).zip(mixed.chunks(n));
+                let of_head = |(order, mixed): (&[i64], &[i64])| {
+                    let chosen = (0..n).filter(|&at| (mixed[at] < going as i64) == goes);
+                    chosen.map(|at| order[at]).collect::<Vec<_>>()
+                };
+                heads.flat_map(of_head).collect()
+            };
+            let (evicted, kept) = (part(true), part(false));
+            let dims = [case.batch, case.kv_heads, going];
+            let parts = Tensor::<3>::random(dims, Distribution::Default, &Device::flex());
+            let wanted = oracle::keys::spread_into(
+                v.clone(),
+                integers(&positions, case),
+                integers(&evicted, case),
+                integers(&kept, case),
+                parts.clone(),
+                window,
+            );
+            let v = flex(&v);
+            let (v, parts) = (Heads::of(&v), values(parts));
+            let found = keys::spread_into(&v, &positions, &evicted, &kept, &parts, window);
+            assert_close(&found, &values(wanted), 1e-5, "spread");
+        }
+    }
+}
