@@ -1,5 +1,6 @@
 //! `--device auto|cpu|wgpu|cuda[:i]`: one name for a burn device, chosen at run time.
 
+use crate::awake::Awake;
 use crate::ops;
 use crate::{Error, Result};
 use burn::tensor::{Device, DeviceType};
@@ -146,7 +147,10 @@ fn enumerate(backend: &str, kind: DeviceType) -> Result<Vec<Device>> {
 /// saves a hand-over per kernel; for other devices here.
 pub fn run_on<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
     match ops::is_cpu(device) {
-        true => rayon::scope(|_| work()),
+        true => rayon::scope(|_| {
+            let _awake = Awake::hold();
+            work()
+        }),
         false => work(),
     }
 }

@@ -65,6 +65,16 @@ fn attention(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Resul
     if let Some(sums) = sums {
         checks.push(compare("attention per key", sums, &expected.column_sums)?);
     }
+    let (lengths, output) = inputs.lengths(&expected);
+    let own = lengths.iter().enumerate().map(|(kv, &length)| {
+        let heads = q.clone().narrow(1, kv * Inputs::GROUP, Inputs::GROUP);
+        heads.narrow(2, length - 1, 1)
+    });
+    let own = Tensor::cat(own.collect(), 1);
+    let lengths = lengths.map(|length| length as i64).to_vec();
+    let lengths = Tensor::from_data(TensorData::new(lengths, [1, Inputs::KV_HEADS]), device);
+    let (found, _) = ops::attend_lengths(own, k.clone(), v.clone(), lengths);
+    checks.push(compare("attention over lengths", found, &output)?);
     let latest = q
         .clone()
         .narrow(2, Inputs::TOKENS - Inputs::WINDOW, Inputs::WINDOW);
@@ -191,6 +201,16 @@ fn likeness(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result
     let (evicted, kept) = (slots(&expected.evicted), slots(&inputs.kept()));
     let (cosines, places) = ops::closest(k.clone(), evicted.clone(), kept.clone());
     checks.push(exact("closest keys", places.clone(), &expected.places)?);
+    let (parts, positions) = (cosines.clone(), inputs.positions(device));
+    let spread = ops::spread_into(
+        k.clone(),
+        positions,
+        evicted.clone(),
+        kept.clone(),
+        parts,
+        Inputs::HEIRS,
+    );
+    checks.push(compare("spreading", spread, &expected.spread)?);
     let merged = ops::merge_into(k, evicted, kept, places, cosines);
     checks.push(compare("merging", merged, &expected.merged)?);
     Ok(())

@@ -9,6 +9,7 @@
 //! rotary embedding. Budgets count entries per KV head: grouped queries share one entry.
 
 pub mod allocate;
+mod awake;
 pub mod budget;
 pub mod cache;
 pub mod calibrate;

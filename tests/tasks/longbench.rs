@@ -105,6 +105,11 @@ fn longbench_follows_its_rules() {
         "the context is used: {}",
         full[2].prompt_tokens
     );
+    let shorter = with(|own| own.max_new_tokens = Some(5));
+    let shorter = run(&model, &longbench(&model, dir.path(), &shorter).unwrap()).0;
+    for one in shorter.iter().step_by(3) {
+        assert!(one.new_tokens <= [4, 5, 5, 5, 5][one.sample], "{one:?}");
+    }
     // Few-shot tasks are continued without the template, whose tokens the others have.
     let raw = longbench(&model, dir.path(), &with(|own| own.raw = true)).unwrap();
     let (own, raw) = (task.samples(), raw.samples());

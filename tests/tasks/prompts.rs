@@ -18,7 +18,6 @@ fn prompts(map: &str, metric: &str, change: impl FnOnce(&mut PromptsOptions)) ->
     let mut options = PromptsOptions {
         map: map.parse().unwrap(),
         scorer: metric.parse().unwrap(),
-        max_new_tokens: None,
         prompts: PromptOptions::default(),
     };
     change(&mut options);
@@ -42,7 +41,7 @@ fn own_prompts_are_mapped() {
     let file = dir.path().join("a.jsonl");
     let map = "prompt=input,answers=target";
     let read = |options: &PromptsOptions| own_prompts(&model, &file, options).unwrap();
-    let short = |own: &mut PromptsOptions| own.max_new_tokens = Some(4);
+    let short = |own: &mut PromptsOptions| own.prompts.max_new_tokens = Some(4);
     let plain = read(&prompts(map, "substring", short));
     let (found, _) = run(&model, &plain);
     assert_eq!(
@@ -151,11 +150,15 @@ fn bad_prompts_are_refused() {
         &["task is 'y'", "a task of the files"],
     );
     refuse(
-        read(prompts(map, "f1", |own| own.max_new_tokens = Some(0))),
+        read(prompts(map, "f1", |own| {
+            own.prompts.max_new_tokens = Some(0)
+        })),
         &["new tokens is 0"],
     );
     refuse(
-        read(prompts(map, "f1", |own| own.max_new_tokens = Some(511))),
+        read(prompts(map, "f1", |own| {
+            own.prompts.max_new_tokens = Some(511)
+        })),
         &["a.jsonl:1: room is"],
     );
     let empty = tempfile::tempdir().unwrap();

@@ -42,7 +42,6 @@ impl Samples {
                 let options = PromptsOptions {
                     map: needed(&args.map, "--map", "prompt=F,answers=G")?.clone(),
                     scorer: *needed(&args.metric, "--metric", "the name of a metric")?,
-                    max_new_tokens: args.max_new_tokens,
                     prompts: prompt_options(args),
                 };
                 Self::Prompts(PromptFiles::read(data, &options)?)
@@ -95,6 +94,7 @@ fn prompt_options(args: &SampleArgs) -> PromptOptions {
         limit: args.limit,
         only: args.only.clone(),
         max_length: args.max_length,
+        max_new_tokens: args.max_new_tokens,
         question_after: args.question_after,
         raw: args.raw,
     }

@@ -30,6 +30,7 @@ pub struct Attended {
 impl Inputs {
     const HEADS: usize = 4;
     pub const KV_HEADS: usize = 2;
+    pub const GROUP: usize = Self::HEADS / Self::KV_HEADS;
     pub const DIM: usize = 32;
     /// Odd, and more than a tile of the kernels.
     pub const TOKENS: usize = 71;
@@ -37,6 +38,8 @@ impl Inputs {
     const OUTPUTS: usize = 33;
     pub const BUDGET: usize = 20;
     pub const WINDOW: usize = 5;
+    /// Kept entries that share what an evicted one leaves.
+    pub const HEIRS: usize = 3;
 
     pub fn new() -> Self {
         let mut state = 1u64;
@@ -106,7 +109,7 @@ impl Inputs {
     }
 
     pub fn attended(&self) -> Attended {
-        let group = Self::HEADS / Self::KV_HEADS;
+        let group = Self::GROUP;
         let mut found = Attended {
             output: Vec::new(),
             column_sums: vec![0.0; Self::KV_HEADS * Self::TOKENS],
@@ -146,6 +149,17 @@ impl Inputs {
             }
         }
         found
+    }
+
+    /// A length per KV head, and what the queries that see just as many entries attend to: `[heads][dim]`.
+    pub fn lengths(&self, attended: &Attended) -> ([usize; Self::KV_HEADS], Vec<f64>) {
+        let lengths = [Self::BUDGET, Self::TOKENS];
+        let of = |head: usize| {
+            let token = lengths[head / Self::GROUP] - 1;
+            let at = (head * Self::TOKENS + token) * Self::DIM;
+            attended.output[at..at + Self::DIM].iter().copied()
+        };
+        (lengths, (0..Self::HEADS).flat_map(of).collect())
     }
 
     /// The attention of one query.

@@ -13,6 +13,8 @@ pub struct Likeness {
     pub places: Vec<i64>,
     /// What that adds to those kept, weighted by the cosine.
     pub merged: Vec<f64>,
+    /// What each of them, weighted by the cosine, adds to the next [`Inputs::HEIRS`] kept ones.
+    pub spread: Vec<f64>,
 }
 
 impl Inputs {
@@ -27,6 +29,7 @@ impl Inputs {
             evicted: Vec::new(),
             places: Vec::new(),
             merged: vec![0.0; Self::KV_HEADS * Self::BUDGET * Self::DIM],
+            spread: vec![0.0; Self::KV_HEADS * Self::BUDGET * Self::DIM],
         };
         for (kv, kept) in self.kept().chunks_exact(Self::BUDGET).enumerate() {
             for slot in 0..Self::TOKENS {
@@ -52,6 +55,13 @@ impl Inputs {
                 let at = (kv * Self::BUDGET + best.0) * Self::DIM;
                 for (d, sum) in found.merged[at..at + Self::DIM].iter_mut().enumerate() {
                     *sum += best.1 * (own[d] - other[d]);
+                }
+                let first = kept.partition_point(|&other| other < slot as i64);
+                for heir in first..Self::BUDGET.min(first + Self::HEIRS) {
+                    let at = (kv * Self::BUDGET + heir) * Self::DIM;
+                    for (sum, x) in found.spread[at..at + Self::DIM].iter_mut().zip(&own) {
+                        *sum += best.1 * x;
+                    }
                 }
             }
         }

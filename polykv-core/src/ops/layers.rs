@@ -10,7 +10,7 @@ use burn::tensor::{DType, Int, Tensor, s};
 
 /// Rows up to which products are bound by the memory that the weights lie in.
 #[cfg(feature = "flex")]
-const FEW: usize = 4;
+const FEW: usize = 8;
 
 /// Values of a row that share a scale in 8-bit weights.
 pub const Q8_BLOCK: usize = 32;

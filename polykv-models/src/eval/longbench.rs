@@ -31,6 +31,8 @@ pub struct PromptOptions {
     /// Tokens of a prompt's text; of longer ones the first and the last half is kept. None is what the model's context
     /// leaves beside template and answer.
     pub max_length: Option<usize>,
+    /// Tokens of an answer: less than LongBench allows its tasks, and of other prompts any number instead of 128.
+    pub max_new_tokens: Option<usize>,
     /// Whether the question runs over the compressed text instead of being part of it.
     pub question_after: bool,
     /// Whether prompts are fed without the model's chat template, where a task's rule does not say so anyway.
@@ -41,10 +43,12 @@ impl PromptOptions {
     /// # Errors
     /// A limit of zero.
     pub(super) fn check(&self) -> Result<()> {
-        match self.limit {
-            Some(limit) => check_counts(&[("limit", limit)]),
-            None => Ok(()),
+        for (field, given) in [("limit", self.limit), ("new tokens", self.max_new_tokens)] {
+            if let Some(count) = given {
+                check_counts(&[(field, count)])?;
+            }
         }
+        Ok(())
     }
 
     /// The limits of a prompt whose answer has at most `new_tokens` tokens, and the length that was asked for.
@@ -96,7 +100,9 @@ impl LongBenchFiles {
         let config = Config::read(folder)?;
         let mut samples = Vec::new();
         for (task, file) in tasks(folder, &options.only)? {
-            let (template, rule) = config.of(&task)?;
+            let (template, mut rule) = config.of(&task)?;
+            let shorter = options.max_new_tokens.unwrap_or(usize::MAX);
+            rule.max_new_tokens = rule.max_new_tokens.min(shorter);
             let most = options.limit.unwrap_or(usize::MAX);
             // All lines are checked, whatever the limit.
             for (index, line) in lines::read(&file)?.into_iter().enumerate() {

@@ -5,7 +5,6 @@ use super::lines::{self, Line};
 use super::longbench::{self, PromptOptions, at};
 use super::metrics::Metric;
 use super::question::{Question, Rule, fingerprint_of, infos};
-use super::windows::check_counts;
 use super::{Evaluator, Prediction, SampleInfo, Task};
 use crate::LoadedModel;
 use crate::tokenizer::Specials;
@@ -45,8 +44,6 @@ pub enum Scorer {
 pub struct PromptsOptions {
     pub map: FieldMap,
     pub scorer: Scorer,
-    /// Tokens of an answer; LongBench's own, or 128.
-    pub max_new_tokens: Option<usize>,
     pub prompts: PromptOptions,
 }
 
@@ -119,9 +116,6 @@ impl PromptFiles {
     /// A bad line, by file and line; limits of zero; tasks that are asked for and not there.
     pub fn read(path: &Path, options: &PromptsOptions) -> Result<Self> {
         options.prompts.check()?;
-        if let Some(tokens) = options.max_new_tokens {
-            check_counts(&[("new tokens", tokens)])?;
-        }
         let mut samples: Vec<(Line, Sample)> = Vec::new();
         let most = options.prompts.limit.unwrap_or(usize::MAX);
         let mut counts: BTreeMap<String, usize> = BTreeMap::new();
@@ -206,7 +200,7 @@ impl Sample {
             Some(_) => field(&map.task)?,
             None => file.to_string(),
         };
-        let tokens = options.max_new_tokens;
+        let tokens = options.prompts.max_new_tokens;
         let (rule, raw) = match options.scorer {
             Scorer::LongBench => {
                 let tokens = tokens.or(longbench::new_tokens(&task)).unwrap_or(128);

@@ -57,7 +57,7 @@ pub struct SampleArgs {
     /// the model's context leaves]
     #[arg(long, value_name = "N")]
     pub max_length: Option<usize>,
-    /// Prompts: tokens of an answer, at most [default: 128]
+    /// LongBench and prompts: tokens of an answer, at most [default: LongBench's own for its tasks, else 128]
     #[arg(long, value_name = "N")]
     pub max_new_tokens: Option<usize>,
     /// Perplexity and fidelity: tokens after a window's prefix [default: 128]
@@ -170,7 +170,7 @@ impl SampleArgs {
             (
                 "--max-new-tokens",
                 self.max_new_tokens.is_some(),
-                &[Prompts],
+                &[Longbench, Prompts],
             ),
             (
                 "--only",

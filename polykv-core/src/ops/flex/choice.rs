@@ -115,13 +115,16 @@ pub fn lowest(
         .chunks_exact(entries)
         .zip(positions.chunks_exact(entries));
     let of_head = |(scores, positions): (&[f32], &[i64])| {
-        let (mut least, mut found, mut nans) = (u64::MAX, 0, 0);
+        let (mut least, mut found, mut nans) = ((f32::INFINITY, i64::MAX), 0, 0);
         for (slot, (&score, &position)) in scores.iter().zip(positions).enumerate() {
-            let key = key(score, position, guard);
-            if key < least {
-                (least, found) = (key, slot);
+            // Nearly all go here: this runs at every decoded token.
+            if score > least.0 {
+                continue;
             }
             nans += usize::from(score.is_nan());
+            if !guard.contains(position) && (score, position) < least {
+                (least, found) = ((score, position), slot);
+            }
         }
         (found as i64, nans as f32)
     };

@@ -2,7 +2,7 @@
 //! rows, in its own type, and widened on the way into the registers.
 
 use super::PARALLEL_BYTES;
-use super::simd::{Element, LANES, Level, Vector, dispatch, dot};
+use super::simd::{Element, LANES, Level, Vector, dispatch, dot, dots};
 use super::view::Matrix;
 use burn::tensor::DType;
 use rayon::prelude::*;
@@ -168,7 +168,14 @@ fn rows<V: Vector, E: Element>(
     let count = x.len() / columns;
     for (i, output) in output.chunks_exact_mut(count).enumerate() {
         let row = weight.row(first + i);
-        for (y, x) in output.iter_mut().zip(x.chunks_exact(columns)) {
+        let (fours, rest) = output.as_chunks_mut::<4>();
+        let (x, x_rest) = x.split_at(4 * fours.len() * columns);
+        for (four, x) in fours.iter_mut().zip(x.chunks_exact(4 * columns)) {
+            let (x, y) = x.split_at(2 * columns);
+            let ((a, b), (c, d)) = (x.split_at(columns), y.split_at(columns));
+            *four = dots::<V, E, f32>(row, [a, b, c, d]);
+        }
+        for (y, x) in rest.iter_mut().zip(x_rest.chunks_exact(columns)) {
             *y = dot::<V, E>(x, row);
         }
     }

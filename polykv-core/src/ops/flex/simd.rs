@@ -180,12 +180,12 @@ pub fn dot<V: Vector, E: Element>(x: &[f32], y: &[E]) -> f32 {
 /// Sums of products of `x` with four rows of its length, which are in cache: `x` is read once for all of them. From
 /// memory one row after the other is faster, since processors fetch ahead along one stream.
 #[inline(always)]
-pub fn dots<V: Vector, E: Element>(x: &[f32], rows: [&[E]; 4]) -> [f32; 4] {
+pub fn dots<V: Vector, X: Element, E: Element>(x: &[X], rows: [&[E]; 4]) -> [f32; 4] {
     let (chunks, x_rest) = x.as_chunks::<LANES>();
     let [a, b, c, d] = rows.map(|row| row.as_chunks::<LANES>().0);
     let [mut p, mut q, mut r, mut s] = [V::splat(0.0); 4];
     for ((((x, a), b), c), d) in chunks.iter().zip(a).zip(b).zip(c).zip(d) {
-        let x = V::load(x);
+        let x = X::load::<V>(x);
         p = E::load::<V>(a).mul_add(x, p);
         q = E::load::<V>(b).mul_add(x, q);
         r = E::load::<V>(c).mul_add(x, r);
@@ -194,7 +194,7 @@ pub fn dots<V: Vector, E: Element>(x: &[f32], rows: [&[E]; 4]) -> [f32; 4] {
     let mut sums = [p.sum(), q.sum(), r.sum(), s.sum()];
     for (sum, row) in sums.iter_mut().zip(rows) {
         for (x, y) in x_rest.iter().zip(&row[chunks.len() * LANES..]) {
-            *sum = fma::<V>(*x, y.widen(), *sum);
+            *sum = fma::<V>(x.widen(), y.widen(), *sum);
         }
     }
     sums

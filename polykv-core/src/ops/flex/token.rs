@@ -136,7 +136,7 @@ fn part_scores<V: Vector, E: Element>(at: Part, q: &Heads<'_>, k: &Heads<'_, E>,
                     k.row(at.batch, at.kv_head, token + 2),
                     k.row(at.batch, at.kv_head, token + 3),
                 ];
-                let products = dots::<V, E>(query, keys);
+                let products = dots::<V, f32, E>(query, keys);
                 for i in 0..4 {
                     four[i] = products[i] * scale;
                 }

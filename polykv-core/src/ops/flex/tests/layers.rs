@@ -11,10 +11,11 @@ fn normal(shape: [usize; 2]) -> Tensor<2> {
 }
 
 /// Rows, columns and outputs, of which columns divide by the block of 8-bit weights where it matters.
-const SHAPES: [(usize, usize, usize); 5] = [
+const SHAPES: [(usize, usize, usize); 6] = [
     (1, 576, 1536),
     (3, 65, 7),
     (4, 64, 1),
+    (7, 96, 33),
     (2, 200, 333),
     (1, 32, 5),
 ];
@@ -50,7 +51,7 @@ fn product<W: linear::Weight>(level: Level, x: &FlexTensor, weights: &[W]) -> Ve
 
 #[test]
 fn products_with_8_bit_weights_equal_those_with_their_values_in_f32() {
-    for (rows, columns, outputs) in [(1, 576, 1537), (2, 96, 4), (1, 32, 1)] {
+    for (rows, columns, outputs) in [(1, 576, 1537), (6, 96, 4), (1, 32, 1)] {
         let x = normal([rows, columns]);
         let weight = crate::ops::quantize(normal([outputs, columns]));
         let wanted = values(x.clone().matmul(weight.clone().dequantize().transpose()));

@@ -1,0 +1,98 @@
+//! Threads that stay awake between kernels.
+
+use std::cell::Cell;
+use std::hint::spin_loop;
+use std::marker::PhantomData;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Longer than what lies between the kernels of a decode step.
+const IDLE: Duration = Duration::from_micros(200);
+
+/// How often a thread that has been idle for longer looks for work.
+const PAUSE: Duration = Duration::from_micros(50);
+
+/// How many [`Awake`] there are.
+static HELD: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// Whether the thread holds one, or waits because of one: it must not begin to wait below that.
+    static BUSY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// While it lives, the threads of rayon's pool stay awake for a moment when they run out of work: to wake them takes longer
+/// than all that a decode step does on one thread between two kernels.
+pub struct Awake {
+    before: bool,
+    /// It belongs to its thread.
+    _thread: PhantomData<*const ()>,
+}
+
+impl Awake {
+    pub fn hold() -> Self {
+        let before = BUSY.replace(true);
+        if HELD.fetch_add(1, Ordering::Relaxed) == 0 {
+            // Nobody waits for these: what they find to do may be somebody else's long work.
+            rayon::spawn_broadcast(|_| look_for_work());
+        }
+        Self {
+            before,
+            _thread: PhantomData,
+        }
+    }
+}
+
+impl Drop for Awake {
+    fn drop(&mut self) {
+        HELD.fetch_sub(1, Ordering::Relaxed);
+        BUSY.set(self.before);
+    }
+}
+
+fn look_for_work() {
+    if BUSY.replace(true) {
+        return;
+    }
+    let mut since = Instant::now();
+    while HELD.load(Ordering::Relaxed) > 0 {
+        if rayon::yield_now() == Some(rayon::Yield::Executed) {
+            since = Instant::now();
+        } else if since.elapsed() < IDLE {
+            (0..20).for_each(|_| spin_loop());
+        } else {
+            thread::sleep(PAUSE);
+        }
+    }
+    BUSY.set(false);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rayon::prelude::*;
+
+    /// Holders in several threads, below each other, and one after the other without a pause.
+    #[test]
+    fn work_is_done_whoever_holds() {
+        let numbers: Vec<u64> = (0..10_000).collect();
+        let sum = || numbers.par_iter().with_max_len(100).sum::<u64>();
+        let hold = |depth: usize| {
+            rayon::scope(|_| {
+                let _awake = Awake::hold();
+                let inner = rayon::scope(|_| {
+                    let _awake = (depth > 0).then(Awake::hold);
+                    sum()
+                });
+                assert_eq!((inner, sum()), (49_995_000, 49_995_000));
+            });
+        };
+        let hold = &hold;
+        thread::scope(|scope| {
+            for depth in [0, 1, 0, 1] {
+                scope.spawn(move || (0..500).for_each(|_| hold(depth)));
+            }
+        });
+        assert_eq!(HELD.load(Ordering::Relaxed), 0);
+    }
+}
