@@ -147,7 +147,7 @@ impl<'a> Evaluator<'a> {
         })
     }
 
-    /// Runs a token after each of some caches, which have seen equally many; the plans' decode rules act. The weights are
+    /// Runs one of `tokens` after each of `caches`, which have seen equally many; the plans' decode rules act. The weights are
     /// read once for all of them. Returns the logits of the next tokens.
     ///
     /// # Errors
