@@ -182,23 +182,59 @@ fn a_pool_equals_whole_plans() {
         (Phase::Decode, Some(&prefill[..]), [1, 0, 0]),
         (Phase::Decode, None, [1, 0, 0]),
     ] {
-        let pool = Pool::new(&model, &draft, phase, fixed, &examples, &mut |_| {}).unwrap();
-        let plan = match phase {
-            Phase::Prefill => draft.plan(Some(&picks), None),
-            Phase::Decode => draft.plan(fixed, Some(&picks)),
-        };
-        let wanted = nll(&model, plan, &examples[0], phase == Phase::Decode) - full;
+        let singles: Vec<Plan> = (0..3)
+            .map(|own| draft.with(phase, fixed, &[own; 3]))
+            .collect();
+        let pool = Pool::new(&model, phase, &singles, &examples, &mut |_| {}).unwrap();
+        let plan = draft.with(phase, fixed, &picks);
+        let whole = nll(&model, plan.clone(), &examples[0], phase == Phase::Decode);
+        let wanted = whole - full;
         for _ in 0..2 {
-            let found = pool.losses(&picks).unwrap();
+            let found = pool.losses(&plan, &picks).unwrap();
             assert_eq!(found.keys().copied().collect::<Vec<_>>(), [Data::Text]);
             assert_eq!(found[&Data::Text].len(), 1);
             near(found[&Data::Text][0], wanted, &format!("{picks:?}"));
         }
-        let wrong = pool.losses(&[0, 3, 0]).unwrap_err().to_string();
-        assert!(
-            wrong.contains("candidate is 3; allowed: below 3"),
-            "{wrong}"
-        );
+        // Neither is it FullKV's cache, which the pool holds beside its plans.
+        let wrong = pool.losses(&plan, &[0, 3, 0]).unwrap_err().to_string();
+        assert!(wrong.contains("pick is 3; allowed: below 3"), "{wrong}");
+    }
+}
+
+#[test]
+fn a_pool_of_budgets_equals_whole_plans() {
+    let (model, candidates, examples) = (model(), candidates(), [example()]);
+    let draft = Draft {
+        candidates: &candidates,
+        layers: 3,
+        budget: Budget::Ratio(0.4),
+        model: None,
+        budgets: [vec![48; 3], vec![48; 3]],
+        online: None,
+    };
+    let (full, picks) = (nll(&model, Plan::full(3), &examples[0], false), [0, 2, 1]);
+    for phase in [Phase::Prefill, Phase::Decode] {
+        let plan = |budgets: [usize; 3]| {
+            draft
+                .trial(phase, &budgets)
+                .with(phase, Some(&[1; 3]), &picks)
+        };
+        let levels = [plan([32; 3]), plan([64; 3])];
+        let pool = Pool::new(&model, phase, &levels, &examples, &mut |_| {}).unwrap();
+        for (rows, budgets) in [
+            ([0, 0, 0], [32; 3]),
+            ([1, 1, 1], [64; 3]),
+            ([1, 0, 1], [64, 32, 64]),
+        ] {
+            let own = plan(budgets);
+            let wanted = nll(&model, own.clone(), &examples[0], phase == Phase::Decode) - full;
+            let found = pool.losses(&own, &rows).unwrap();
+            near(
+                found[&Data::Text][0],
+                wanted,
+                &format!("{phase} {budgets:?}"),
+            );
+        }
     }
 }
 

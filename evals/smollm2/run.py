@@ -9,6 +9,7 @@ tokens it will run first. Afterwards `report.py` makes results.md.
 """
 
 import argparse
+import concurrent.futures
 import hashlib
 import json
 import math
@@ -47,6 +48,7 @@ CALIBRATIONS = {
         ("both", "both", ["--objective", "both"]),
         ("both", "both-allocated", ["--objective", "both", "--allocator", "calibrated"]),
         ("both", "both-refined", ["--objective", "both", "--refine"]),
+        ("both", "both-budgets", ["--objective", "both", "--allocator", "calibrated", "--budget-signal", "effect", "--refine"]),
         ("after", "after", ["--objective", "evidence", "--question-after"]),
         ("after", "after-allocated", ["--objective", "evidence", "--question-after", "--allocator", "calibrated"]),
         ("after", "after-refined", ["--objective", "evidence", "--question-after", "--refine"]),
@@ -206,14 +208,14 @@ def collect(scores, task, out):
             own.setdefault(name, []).append(round(score, 6))
 
 
-def run_batch(args, work, plans, batch, task, results):
+def run_batch(args, work, plans, batch, task):
     more = ["--likelihood-only"] if args.likelihood_only and task.startswith("needle") else []
-    collect(results["scores"], task, evaluate(args, work, plans, batch, task, task, more))
+    return evaluate(args, work, plans, batch, task, task, more)
 
 
-def run_shuffles(args, work, plans, batch, task, results):
+def run_shuffles(args, work, plans, batch, task):
     more = ["--likelihood-only"] if task == "needle" else []
-    collect(results["shuffles"], task, evaluate(args, work, plans, batch, task, f"{task}-shuffles", more))
+    return evaluate(args, work, plans, batch, task, f"{task}-shuffles", more)
 
 
 def tokens(args):
@@ -273,22 +275,31 @@ def measure(args, ratio, began):
     longest = {}
 
     def batches(count, work_on, own, tasks, most):
-        """Runs the tasks' batches that `count` does not know yet; each is on disk before the next one starts."""
-        known = results[count]
-        for done, task in ((done, task) for done in range(most) for task in tasks):
-            if done < known.get(task, 0):
-                continue
+        """Runs the tasks' batches that `count` does not know yet, --jobs at once; each is on disk before the next one counts."""
+        known, scores = results[count], results["scores" if count == "finished" else "shuffles"]
+
+        def one(done, task):
             at = time.time()
             if at + longest.get((count, task), 0.0) > began + 60 * args.minutes:
-                return
-            work_on(args, work, own, args.first_batch + done, task, results)
-            known[task] = done + 1
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(results) + "\n")
-            part.rename(path)
+                return None
+            out = work_on(args, work, own, args.first_batch + done, task)
             took = time.time() - at
             longest[count, task] = max(longest.get((count, task), 0.0), took)
-            print(f"{ratio}: {task}, {count} {done + 1} of {most} in {took:.0f} s", flush=True)
+            return out, took
+
+        with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+            jobs = [(done, task, pool.submit(one, done, task)) for done in range(most) for task in tasks if done >= known.get(task, 0)]
+            for done, task, job in jobs:
+                # After one that was not started, later ones of its task would leave a gap.
+                if job.result() is None or known.get(task, 0) < done:
+                    continue
+                out, took = job.result()
+                collect(scores, task, out)
+                known[task] = done + 1
+                part = path.with_suffix(".part")
+                part.write_text(json.dumps(results) + "\n")
+                part.rename(path)
+                print(f"{ratio}: {task}, {count} {done + 1} of {most} in {took:.0f} s", flush=True)
 
     # The shuffles' samples are those of the first batches.
     count = args.batches - args.first_batch
@@ -331,6 +342,7 @@ def main():
     parser.add_argument("--calibration-length", type=int, default=1500)
     parser.add_argument("--calibration-continuation", type=int, default=128)
     parser.add_argument("--refine", type=int, default=60)
+    parser.add_argument("--jobs", type=int, default=1, help="batches at once, for machines with many cores or a GPU")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no batch that would end later than this")
     args = parser.parse_args()
     prefill = args.phase == "prefill"

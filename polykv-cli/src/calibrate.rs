@@ -2,21 +2,23 @@
 
 mod data;
 mod journal;
+mod refine;
 mod report;
 
 pub use report::Report;
 
-use crate::args::{CalibrateArgs, Objective};
+use crate::args::{BudgetSignal, CalibrateArgs, Objective};
 use crate::compression;
 use crate::model;
 use crate::output::{self, progress};
 use anyhow::Context;
 use journal::{Journal, Record};
 use polykv::allocate::{self, Basis};
-use polykv::calibrate::{Candidate, Draft, Found, Search};
+use polykv::calibrate::Candidate;
 use polykv::models::LoadedModel;
-use polykv::models::calibrate::{EvidenceOptions, Example, Examples, Measurer, Pool, TextOptions};
-use polykv::{Error, Phase, Result};
+use polykv::models::calibrate::{EvidenceOptions, Example, Examples, Measurer, TextOptions};
+use polykv::{Error, Result};
+use refine::Refinement;
 use std::io::Write;
 
 /// # Errors
@@ -39,6 +41,12 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     if args.choice.refine > 0 && !refined.iter().any(|phase| phases.contains(phase)) {
         let allowed = format!("{}, the phase that evicts", phases[0]);
         return Err(Error::invalid("command line", "--refine-phase", refined[0], allowed).into());
+    }
+    let by_effect = args.choice.budget_signal == BudgetSignal::Effect
+        && allocator.basis() == Basis::Calibration;
+    if by_effect && args.choice.refine == 0 {
+        let allowed = "with --refine: it is a search, too";
+        return Err(Error::invalid("command line", "--budget-signal", "effect", allowed).into());
     }
     let budget = compression::budget(&args.choice.budget)?;
     let candidates = match &args.choice.policies {
@@ -75,25 +83,28 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         &mut journal,
     )?;
     let mut report = Report::new(args, &model, candidates.clone(), budget, &journal)?;
-    let draft = report.draft(&candidates, budget);
-    if args.choice.refine > 0 {
-        let refined = args.choice.refine_phase.list();
-        for &phase in args.choice.phase.list() {
-            if !refined.contains(&phase) {
-                continue;
-            }
-            let found = refine(
-                args,
-                &model,
-                &draft,
-                &examples,
-                &report,
-                phase,
-                &mut journal,
-            )?;
-            report.phase_mut(phase).refined = Some(found);
+    for &phase in args.choice.refine_phase.list() {
+        if args.choice.refine == 0 || report.phase(phase).route.is_empty() {
+            continue;
         }
+        let draft = report.draft(&candidates, budget);
+        let mut refinement = Refinement {
+            model: &model,
+            examples: &examples,
+            draft: &draft,
+            phase,
+            prefill: report.prefill.picks(),
+            seed: args.examples.seed,
+            journal: &mut journal,
+        };
+        let found = refinement.route(report.routes(phase)?, args.choice.refine)?;
+        let budgets = match by_effect {
+            true => Some(refinement.budgets(&found, report.limits()?)?),
+            false => None,
+        };
+        report.set_refined(phase, found, budgets);
     }
+    let draft = report.draft(&candidates, budget);
     let plan = draft.plan(report.prefill.picks(), report.decode.picks());
     plan.validate("the calibrated plan")?;
     report.plan_hash = plan.hash();
@@ -153,67 +164,4 @@ fn measure(
         })?;
     }
     Ok(())
-}
-
-/// Improves one phase's route with the whole plan in effect; the decode phase over the prefill's final route. The prompts
-/// run only if some evaluation is not in the journal yet.
-fn refine(
-    args: &CalibrateArgs,
-    model: &LoadedModel,
-    draft: &Draft<'_>,
-    examples: &[Example],
-    report: &Report,
-    phase: Phase,
-    journal: &mut Journal,
-) -> Result<Found> {
-    let prefill = match phase {
-        Phase::Prefill => None,
-        Phase::Decode => report.prefill.picks(),
-    };
-    let search = Search {
-        candidates: draft.candidates.len(),
-        routes: report.routes(phase)?,
-        moves: args.choice.refine,
-        seed: args.examples.seed,
-    };
-    let most = search.candidates + search.routes.len() + search.moves;
-    let label = match phase {
-        Phase::Prefill => "refining prefill",
-        Phase::Decode => "refining decode",
-    };
-    let mut steps = progress::Steps::new(label, "plan");
-    let mut pool: Option<Pool> = None;
-    let mut done = 0;
-    search.run(&mut |picks| {
-        let plan = match phase {
-            Phase::Prefill => draft.plan(Some(picks), None),
-            Phase::Decode => draft.plan(prefill, Some(picks)),
-        };
-        let key = plan.hash();
-        done += 1;
-        if let Some(known) = journal.losses(&key) {
-            return Ok(known.clone());
-        }
-        let own = match &pool {
-            Some(pool) => pool,
-            None => {
-                let mut prompts = progress::Steps::new("preparing", "prompt");
-                let new = Pool::new(model, draft, phase, prefill, examples, &mut |done| {
-                    prompts.step(done, examples.len());
-                })?;
-                pool.insert(new)
-            }
-        };
-        steps.step(done - 1, most);
-        let losses = own.losses(picks)?;
-        journal.add(&Record::Losses {
-            plan: key.clone(),
-            losses,
-        })?;
-        // As read back: a resumed run continues with the very same numbers.
-        journal
-            .losses(&key)
-            .cloned()
-            .ok_or_else(|| Error::Failed("an evaluation that was not written".into()))
-    })
 }

@@ -20,7 +20,7 @@ pub use attend::{
     AttentionBlock, Observer, attend, attend_lengths, attend_summed, attention_row,
     window_attention, window_score,
 };
-pub use kernels::{Entries, is_cpu, is_cube};
+pub use kernels::{Entries, is_cpu, is_cube, matmul};
 pub use keys::{closest, key_cosines, key_norms, merge_into, spread_into};
 pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, settle, silu_mul, to_f32};
 pub use pool::{Pool, pool};

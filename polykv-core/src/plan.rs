@@ -4,7 +4,7 @@ mod layers;
 mod range;
 mod resolve;
 
-pub use range::LayerRange;
+pub use range::{LayerRange, LayerSet};
 pub use resolve::{LayerRules, PhaseRule, Resolved};
 
 use crate::allocate::{self, Basis};

@@ -112,6 +112,38 @@ fn a_calibration_becomes_a_plan_that_runs() {
 }
 
 #[test]
+fn budgets_follow_what_they_do_to_the_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (text(&dir), dir.path().join("out"));
+    let args = format!(
+        "--data {data} {SMALL} --objective both --allocator calibrated --budget-signal effect --refine 2 --out {}",
+        path_str(&out)
+    );
+    let json = calibrate_json(&args);
+    for phase in ["prefill", "decode"] {
+        let found = &json[phase]["budgets_refined"];
+        for data in ["text", "evidence"] {
+            let effects: Vec<f64> = serde_json::from_value(found["effects"][data].clone()).unwrap();
+            assert!(effects.len() == 3 && effects.iter().any(|own| *own != 0.0));
+        }
+        let tried = found["tried"].as_array().unwrap();
+        assert!((2..=4).contains(&tried.len()), "{phase}: {}", tried.len());
+        for one in tried {
+            let budgets: Vec<u64> = serde_json::from_value(one["budgets"].clone()).unwrap();
+            assert_eq!(budgets.iter().sum::<u64>(), 3 * 90);
+        }
+        // It begins where the search for the route has ended.
+        assert_eq!(tried[0]["losses"], json[phase]["refined"]["losses"]);
+        assert_eq!(json[phase]["budgets"], found["budgets"]);
+    }
+    let whole = read(&out, "measurements.jsonl");
+    assert_eq!(calibrate_json(&format!("{args} --resume")), json);
+    assert_eq!(read(&out, "measurements.jsonl"), whole);
+    let table = calibrate(&format!("{args} --resume")).stdout;
+    assert!(table.contains("with its budgets"), "{table}");
+}
+
+#[test]
 fn an_interrupted_run_ends_with_the_same_profile() {
     let dir = tempfile::tempdir().unwrap();
     let data = text(&dir);

@@ -86,7 +86,8 @@ pub struct ChoiceArgs {
     /// How the total is split over layers
     #[arg(long, value_name = "NAME", value_parser = values::allocators(), default_value = "uniform")]
     pub allocator: String,
-    /// What --allocator calibrated follows: the entropy of the attention, or the worst policy's perplexity
+    /// What --allocator calibrated follows: the entropy of the attention, the worst policy's perplexity, or what more entries
+    /// in a layer do for the whole plan (which takes a second search after that of --refine)
     #[arg(long, value_enum, default_value = "entropy")]
     pub budget_signal: BudgetSignal,
     /// The phases that evict; the other one keeps everything and costs nothing here
@@ -128,4 +129,5 @@ pub enum RouteName {
 pub enum BudgetSignal {
     Entropy,
     Ppl,
+    Effect,
 }

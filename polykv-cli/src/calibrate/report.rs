@@ -3,7 +3,9 @@
 use super::journal::Journal;
 use crate::args::{BudgetSignal, CalibrateArgs, ChoiceArgs, Objective, RouteName, SignalName};
 use polykv::allocate::{self, Basis, LayerStat};
-use polykv::calibrate::{Candidate, Data, Direction, Draft, Found, Profile, Signal, route};
+use polykv::calibrate::{
+    Candidate, Data, Direction, Draft, Found, FoundBudgets, Profile, Signal, route,
+};
 use polykv::models::LoadedModel;
 use polykv::{Budget, Error, Phase, Result};
 use serde::{Deserialize, Serialize};
@@ -59,6 +61,9 @@ pub struct PhaseReport {
     /// The search from there, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refined: Option<Found>,
+    /// The search for budgets under the route that was found, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budgets_refined: Option<FoundBudgets>,
 }
 
 impl PhaseReport {
@@ -105,6 +110,7 @@ impl Report {
         let budget_signal = match choice.budget_signal {
             BudgetSignal::Entropy => "entropy",
             BudgetSignal::Ppl => "ppl",
+            BudgetSignal::Effect => "effect",
         };
         let settings = Settings {
             length: args.examples.length,
@@ -123,10 +129,7 @@ impl Report {
             budget_signal: follows.then(|| budget_signal.to_string()),
             refine: choice.refine,
         };
-        let mut least = 1;
-        for candidate in &candidates {
-            least = least.max(allocate::least_budget(&*candidate.build("command line")?));
-        }
+        let least = least_budget(&candidates)?;
         let total = budget.total(
             settings.length,
             model.model.cache_shape(1).cost(config.layers),
@@ -137,6 +140,7 @@ impl Report {
                     route: Vec::new(),
                     budgets: Vec::new(),
                     refined: None,
+                    budgets_refined: None,
                 });
             }
             let sensitivity = sensitivity(&profiles, phase, choice.budget_signal, config.layers);
@@ -159,6 +163,7 @@ impl Report {
                 )?,
                 budgets: allocator.split(total, settings.length, &stats),
                 refined: None,
+                budgets_refined: None,
             })
         };
         Ok(Self {
@@ -265,12 +270,34 @@ impl Report {
         }
     }
 
-    pub fn phase_mut(&mut self, phase: Phase) -> &mut PhaseReport {
-        match phase {
+    /// The least budget that works with every candidate, and the prompt's length.
+    ///
+    /// # Errors
+    /// A candidate that cannot be built.
+    pub fn limits(&self) -> Result<(usize, usize)> {
+        Ok((least_budget(&self.candidates)?, self.settings.length))
+    }
+
+    /// Takes in what the searches of a phase found.
+    pub fn set_refined(&mut self, phase: Phase, found: Found, budgets: Option<FoundBudgets>) {
+        let own = match phase {
             Phase::Prefill => &mut self.prefill,
             Phase::Decode => &mut self.decode,
+        };
+        if let Some(found) = &budgets {
+            own.budgets.clone_from(&found.budgets);
         }
+        own.refined = Some(found);
+        own.budgets_refined = budgets;
     }
+}
+
+fn least_budget(candidates: &[Candidate]) -> Result<usize> {
+    let mut least = 1;
+    for candidate in candidates {
+        least = least.max(allocate::least_budget(&*candidate.build("command line")?));
+    }
+    Ok(least)
 }
 
 /// `text` is how much more plain text counts than questions, where both were measured.
@@ -310,6 +337,8 @@ fn sensitivity(
         let own = match signal {
             BudgetSignal::Entropy => profile.entropy.clone(),
             BudgetSignal::Ppl => profile.phase(phase).worst_delta_ppl(),
+            // Evenly, until a search tells more.
+            BudgetSignal::Effect => vec![1.0; layers],
         };
         let total: f64 = own.iter().sum::<f64>().max(f64::MIN_POSITIVE);
         for (sum, own) in sums.iter_mut().zip(own) {

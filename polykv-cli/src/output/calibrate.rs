@@ -73,6 +73,9 @@ fn refined(report: &Report, phase: Phase) -> Option<String> {
     }
     let tried = found.moves.len().saturating_sub(starts);
     add(format!("after {tried} moves"), &found.losses, found.score);
+    if let Some(found) = &report.phase(phase).budgets_refined {
+        add("with its budgets".into(), &found.losses, found.score);
+    }
     Some(rows.to_string())
 }
 

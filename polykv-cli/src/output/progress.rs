@@ -98,15 +98,15 @@ impl Drop for Pull {
 /// Steps of a long piece of work, with the time that is left.
 pub struct Steps {
     /// What is done, and what a step is.
-    label: &'static str,
+    label: String,
     unit: &'static str,
     bar: Option<ProgressBar>,
 }
 
 impl Steps {
-    pub fn new(label: &'static str, unit: &'static str) -> Self {
+    pub fn new(label: impl Into<String>, unit: &'static str) -> Self {
         Self {
-            label,
+            label: label.into(),
             unit,
             bar: None,
         }
@@ -114,7 +114,7 @@ impl Steps {
 
     /// Shows the steps done.
     pub fn step(&mut self, done: usize, total: usize) {
-        let (label, unit) = (self.label, self.unit);
+        let (label, unit) = (&self.label, self.unit);
         self.bar
             .get_or_insert_with(|| {
                 let bar = bar(

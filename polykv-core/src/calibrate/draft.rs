@@ -42,12 +42,41 @@ impl Draft<'_> {
         plan
     }
 
+    /// The plan in which `phase` has a candidate per layer; the prefill has `prefill` if that is the decode phase.
+    pub fn with(&self, phase: Phase, prefill: Option<&[usize]>, picks: &[usize]) -> Plan {
+        match phase {
+            Phase::Prefill => self.plan(Some(picks), None),
+            Phase::Decode => self.plan(prefill, Some(picks)),
+        }
+    }
+
+    /// The draft with other budgets in one phase.
+    pub fn with_budgets(&self, phase: Phase, budgets: &[usize]) -> Self {
+        let mut draft = self.clone();
+        match phase {
+            Phase::Prefill => draft.budgets[0] = budgets.to_vec(),
+            Phase::Decode => draft.budgets[1] = budgets.to_vec(),
+        }
+        draft
+    }
+
+    /// The same if their sum need not be the total: plans name the entries of each layer, whatever the prompt's length.
+    pub fn trial(&self, phase: Phase, budgets: &[usize]) -> Self {
+        let mut draft = self.with_budgets(phase, budgets);
+        let most = draft.budgets.iter().flatten().max();
+        draft.budget = Budget::Tokens(most.copied().unwrap_or(1));
+        draft
+    }
+
     fn rules(&self, budgets: &[usize], picks: &[usize]) -> Vec<Rule> {
         let (least, most) = (budgets.iter().min(), budgets.iter().max());
-        // A split that differs by what does not divide is what a plan without shares means.
-        let uneven = least
-            .zip(most)
-            .is_some_and(|(least, most)| most - least > 1);
+        let uneven = match self.budget {
+            Budget::Tokens(tokens) => budgets.iter().any(|&own| own != tokens),
+            // A split that differs by what does not divide is what a plan without shares means.
+            _ => least
+                .zip(most)
+                .is_some_and(|(least, most)| most - least > 1),
+        };
         let rule = |(layer, &pick): (usize, &usize)| {
             let own = &self.candidates[pick];
             let mut rule = Rule::new(LayerRange::all(1), own.policy.clone());
@@ -90,6 +119,14 @@ mod tests {
         plan.validate("draft").unwrap();
         assert_eq!((plan.prefill.len(), plan.decode.len()), (3, 1));
         assert_eq!(plan.prefill[0].share, Some(30.0));
+        let trial = draft(Budget::Ratio(0.5), &[30, 15, 15]).trial(Phase::Prefill, &[9; 3]);
+        let trial = trial.trial(Phase::Decode, &[30, 9, 9]);
+        let plan = trial.with(Phase::Decode, Some(&[0; 3]), &[1; 3]);
+        plan.validate("draft").unwrap();
+        assert_eq!(
+            (plan.prefill[0].tokens, plan.decode[0].tokens),
+            (Some(9), Some(30))
+        );
         let plan = draft(Budget::Tokens(20), &[20, 20, 20]).plan(Some(&[0; 3]), None);
         assert_eq!(
             (plan.prefill[0].tokens, plan.prefill[0].share),

@@ -1,7 +1,7 @@
-use super::Data;
-use super::route::{joint, least, regrets, spread};
+use super::score::{Scale, means};
+use super::{Data, Design};
 use crate::Result;
-use crate::plan::LayerRange;
+use crate::plan::{LayerRange, LayerSet};
 use crate::policy::splitmix;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -12,19 +12,23 @@ pub type Losses = BTreeMap<Data, f64>;
 /// NLL beyond FullKV's of every example, per kind of data; always in the same order.
 pub type ExampleLosses = BTreeMap<Data, Vec<f64>>;
 
-/// Sources that groups try: the best one on each kind of data, then those with the best scores. All of a dozen would spend
-/// the moves on the first halves.
-const TRIED: usize = 6;
+/// Into how many parts the layers that a screening recommends are divided: the first part, the first two and so on are tried.
+const PARTS: usize = 6;
 
-/// A coordinate search over the route of one phase with the whole plan in effect (our addition): what a layer does alone
-/// does not tell what many do together. It begins at the best of the given routes and the single policies. Groups of
-/// consecutive layers, first halves, then quarters and so on, try what the most promising of these have there, and the best
-/// one that helps stays. A move helps if it lowers the score by more than the standard error of that difference over the
-/// examples: smaller gains do not carry over to others.
+/// A search over the route of one phase with the whole plan in effect (our addition): what a layer does alone does not tell
+/// what many do together. It begins at the best of the given routes and the single policies, and takes from the most
+/// promising of these what helps, in two ways as long as moves are left:
 ///
-/// The score is the [`joint`] regret: each kind of data's loss beyond that of the best single policy, in units of the
-/// distance from there to the median single policy. With one kind of data, a plan below 0 beats every single policy; with
-/// two, its gain on one outweighs what it may lose on the other.
+/// 1. *Screening.* The layers take either what they have or what the other route has there, in the runs of a [`Design`]. Those
+///    that should gain by it are put there together, the surest first in growing numbers.
+/// 2. *Groups.* Consecutive layers, first halves, then quarters and so on, take it together.
+///
+/// A move helps if it lowers the score by more than the standard error of that difference over the examples: smaller gains do
+/// not carry over to others.
+///
+/// The score is the [`joint`](super::joint) regret: each kind of data's loss beyond that of the best single policy, in units
+/// of the distance from there to the median single policy. With one kind of data, a plan below 0 beats every single policy;
+/// with two, its gain on one outweighs what it may lose on the other.
 #[derive(Clone, Debug)]
 pub struct Search {
     pub candidates: usize,
@@ -32,7 +36,7 @@ pub struct Search {
     pub routes: Vec<Vec<usize>>,
     /// How many moves are evaluated, beside the routes and the single policies.
     pub moves: usize,
-    /// Of the order in which groups are tried.
+    /// Of the order in which groups are tried, and of the screening.
     pub seed: u64,
 }
 
@@ -48,7 +52,7 @@ pub enum Source {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Move {
     /// Where something else was put.
-    pub layers: LayerRange,
+    pub layers: LayerSet,
     /// What was put there: a candidate, or that part of one of [`Found::routes`].
     #[serde(flatten)]
     pub source: Source,
@@ -70,100 +74,24 @@ pub struct Found {
     pub routes: Vec<Vec<usize>>,
 }
 
-/// The scale of the score: per kind of data the best single policy and the distance to the median one.
-struct Scale(Vec<(Data, f64, f64)>);
-
-fn means(losses: &ExampleLosses) -> Losses {
-    let mean = |own: &Vec<f64>| own.iter().sum::<f64>() / own.len().max(1) as f64;
-    losses
-        .iter()
-        .map(|(&data, own)| (data, mean(own)))
-        .collect()
-}
-
-impl Scale {
-    fn of(singles: &[Losses]) -> Self {
-        let kinds: Vec<Data> = singles
-            .first()
-            .map_or(Vec::new(), |one| one.keys().copied().collect());
-        let of = |data: Data| {
-            let losses: Vec<f64> = singles.iter().map(|one| one[&data]).collect();
-            // Below a thousandth of a nat all policies are equal.
-            (data, least(&losses), spread(&losses).max(1e-3))
-        };
-        Self(kinds.into_iter().map(of).collect())
-    }
-
-    /// The sources that groups try, as indices, from the losses of each in all layers.
-    fn promising(&self, losses: &[Losses]) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..losses.len()).collect();
-        let score = |own: usize| self.score(&losses[own]);
-        order.sort_by(|&a, &b| score(a).total_cmp(&score(b)));
-        let mut chosen: Vec<usize> = Vec::new();
-        for (data, _, _) in &self.0 {
-            let loss = |own: usize| losses[own][data];
-            let best = order
-                .iter()
-                .copied()
-                .min_by(|&a, &b| loss(a).total_cmp(&loss(b)));
-            chosen.extend(best.filter(|best| !chosen.contains(best)));
-        }
-        for own in order {
-            if chosen.len() < TRIED && !chosen.contains(&own) {
-                chosen.push(own);
-            }
-        }
-        chosen
-    }
-
-    fn score(&self, losses: &Losses) -> f64 {
-        let of =
-            |(data, best, scale): &(Data, f64, f64)| regrets(&[losses[data]], *best, *scale)[0];
-        joint(&self.0.iter().map(of).collect::<Vec<f64>>())
-    }
-
-    /// The standard error of the difference between two routes' scores on the same examples, by the jackknife; each kind
-    /// of data is a sample of its own. A single example says nothing about it and adds nothing.
-    fn error(&self, a: &ExampleLosses, b: &ExampleLosses) -> f64 {
-        let (whole_a, whole_b) = (means(a), means(b));
-        let mut variance = 0.0;
-        for (data, _, _) in &self.0 {
-            let count = a[data].len() as f64;
-            if count < 2.0 {
-                continue;
-            }
-            let without = |index: usize| {
-                let score = |whole: &Losses, all: &ExampleLosses| {
-                    let mut losses = whole.clone();
-                    let left = (whole[data] * count - all[data][index]) / (count - 1.0);
-                    losses.insert(*data, left);
-                    self.score(&losses)
-                };
-                score(&whole_a, a) - score(&whole_b, b)
-            };
-            let differences: Vec<f64> = (0..a[data].len()).map(without).collect();
-            let mean = differences.iter().sum::<f64>() / count;
-            let squares = differences.iter().map(|own| (own - mean).powi(2));
-            variance += squares.sum::<f64>() * (count - 1.0) / count;
-        }
-        variance.sqrt()
-    }
-}
-
 /// Where the search stands.
-struct Best<'a> {
-    scale: &'a Scale,
+struct Run<'a> {
+    evaluate: &'a mut dyn FnMut(&[usize]) -> Result<ExampleLosses>,
+    known: BTreeMap<Vec<usize>, ExampleLosses>,
+    scale: Scale,
+    /// Moves that may be evaluated.
+    left: usize,
     picks: Vec<usize>,
     losses: ExampleLosses,
     score: f64,
     moves: Vec<Move>,
 }
 
-impl Best<'_> {
+impl Run<'_> {
     /// Notes a route, and goes there if it is better; as a `step` of the search, only if it is so beyond the noise.
     fn consider(
         &mut self,
-        (layers, source): (LayerRange, Source),
+        (layers, source): (LayerSet, Source),
         picks: &[usize],
         losses: ExampleLosses,
         step: bool,
@@ -187,14 +115,58 @@ impl Best<'_> {
         });
     }
 
-    fn found(self, routes: &[Vec<usize>]) -> Found {
-        Found {
-            losses: means(&self.losses),
-            picks: self.picks,
-            score: self.score,
-            moves: self.moves,
-            routes: routes.to_vec(),
+    /// The losses of `base` with `layers` as in `from`, as a move if they are not known yet; none when no moves are left.
+    fn try_layers(
+        &mut self,
+        base: &[usize],
+        layers: &[usize],
+        (source, from): &(Source, Vec<usize>),
+    ) -> Result<Option<Losses>> {
+        let mut picks = base.to_vec();
+        for &layer in layers {
+            picks[layer] = from[layer];
         }
+        if let Some(known) = self.known.get(&picks) {
+            return Ok(Some(means(known)));
+        }
+        if self.left == 0 {
+            return Ok(None);
+        }
+        self.left -= 1;
+        let losses = (self.evaluate)(&picks)?;
+        self.known.insert(picks.clone(), losses.clone());
+        let own = means(&losses);
+        self.consider((LayerSet::of(layers), *source), &picks, losses, true);
+        Ok(Some(own))
+    }
+
+    /// Which layers gain by what a source has there; skipped if the moves left do not suffice.
+    fn screen(&mut self, source: &(Source, Vec<usize>), seed: u64) -> Result<()> {
+        let base = self.picks.clone();
+        let differ: Vec<usize> = (0..base.len())
+            .filter(|&layer| base[layer] != source.1[layer])
+            .collect();
+        if differ.is_empty() || self.left < Design::runs(differ.len()) + PARTS {
+            return Ok(());
+        }
+        let design = Design::new(differ.len(), seed);
+        let start = means(&self.losses);
+        let mut runs = Vec::with_capacity(design.rows().len());
+        for row in design.rows() {
+            let high = differ.iter().zip(row).filter(|(_, high)| **high);
+            let layers: Vec<usize> = high.map(|(&layer, _)| layer).collect();
+            runs.extend(self.try_layers(&base, &layers, source)?);
+        }
+        let order = self.scale.gaining(&start, &design.effects(&runs));
+        for part in (1..=PARTS).rev() {
+            let mut layers: Vec<usize> = order[..(order.len() * part).div_ceil(PARTS)]
+                .iter()
+                .map(|&own| differ[own])
+                .collect();
+            layers.sort_unstable();
+            self.try_layers(&base, &layers, source)?;
+        }
+        Ok(())
     }
 }
 
@@ -224,41 +196,44 @@ impl Search {
         let losses: Vec<Losses> = sources.iter().map(|own| means(&known[&own.1])).collect();
         let scale = Scale::of(&losses[..self.candidates]);
         let tried = scale.promising(&losses);
-        let mut best = Best {
-            scale: &scale,
+        let mut run = Run {
+            evaluate,
+            known,
+            scale,
+            left: self.moves,
             picks: Vec::new(),
             losses: ExampleLosses::new(),
             score: f64::INFINITY,
             moves: Vec::new(),
         };
+        let all = LayerSet(vec![LayerRange::all(layers)]);
         for (index, (source, picks)) in sources.iter().enumerate() {
-            let put = (LayerRange::all(layers), *source);
-            best.consider(put, picks, known[picks].clone(), index > self.candidates);
+            let losses = run.known[picks].clone();
+            let put = (all.clone(), *source);
+            run.consider(put, picks, losses, index > self.candidates);
         }
-        let mut left = self.moves;
         let mut state = splitmix(self.seed);
         loop {
-            let before = best.score;
+            let before = run.score;
+            for &own in &tried {
+                state = splitmix(state);
+                run.screen(&sources[own], state)?;
+            }
             for group in groups(layers, &mut state) {
-                let base = best.picks.clone();
-                for (source, from) in tried.iter().map(|&own| &sources[own]) {
-                    let mut picks = base.clone();
-                    let own = group.first..=group.last;
-                    picks[own.clone()].copy_from_slice(&from[own]);
-                    if known.contains_key(&picks) {
-                        continue;
-                    }
-                    if left == 0 {
-                        return Ok(best.found(&self.routes));
-                    }
-                    left -= 1;
-                    let losses = evaluate(&picks)?;
-                    known.insert(picks.clone(), losses.clone());
-                    best.consider((group, *source), &picks, losses, true);
+                let base = run.picks.clone();
+                let group: Vec<usize> = (group.first..=group.last).collect();
+                for &own in &tried {
+                    run.try_layers(&base, &group, &sources[own])?;
                 }
             }
-            if best.score >= before {
-                return Ok(best.found(&self.routes));
+            if run.left == 0 || run.score >= before {
+                return Ok(Found {
+                    losses: means(&run.losses),
+                    picks: run.picks,
+                    score: run.score,
+                    moves: run.moves,
+                    routes: self.routes.clone(),
+                });
             }
         }
     }

@@ -15,12 +15,13 @@ mod hits;
 mod keys;
 mod merge;
 mod order;
+mod product;
 mod prompt;
 mod token;
 mod window;
 
 use super::Pool;
-use super::kernels::{EntryOps, Guard, KeyOps, KvOps};
+use super::kernels::{EntryOps, Guard, KeyOps, KvOps, LayerOps};
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
@@ -221,6 +222,12 @@ impl KeyOps for CubeBackend {
         let [positions, evicted] = [positions, evicted].map(into_contiguous);
         let [kept, parts] = [kept, parts].map(into_contiguous);
         merge::spread_into(dense(vectors), positions, evicted, kept, parts, window)
+    }
+}
+
+impl LayerOps for CubeBackend {
+    fn multiply(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        product::multiply(lhs, rhs)
     }
 }
 

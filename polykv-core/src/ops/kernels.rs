@@ -4,10 +4,12 @@
 mod attention;
 mod entries;
 mod keys;
+mod layers;
 
 pub use attention::*;
 pub use entries::*;
 pub use keys::*;
+pub use layers::*;
 
 use burn::backend::{DispatchDevice, DispatchTensor};
 use burn::tensor::{DType, Device, Tensor};
@@ -65,6 +67,15 @@ mod shapes {
     pub fn norms(vectors: &TensorSpec) -> TensorSpec {
         let mut dims = vectors.shape.to_vec();
         dims.pop();
+        TensorSpec::new(dims.into(), burn::tensor::DType::F32)
+    }
+
+    /// Of matrices `[.., m, k]` and `[.., k, n]`, in f32.
+    pub fn product(lhs: &TensorSpec, rhs: &TensorSpec) -> TensorSpec {
+        let (left, right) = (lhs.shape.to_vec(), rhs.shape.to_vec());
+        let mut dims: Vec<usize> = left.iter().zip(&right).map(|(&a, &b)| a.max(b)).collect();
+        let rank = dims.len();
+        (dims[rank - 2], dims[rank - 1]) = (left[rank - 2], right[rank - 1]);
         TensorSpec::new(dims.into(), burn::tensor::DType::F32)
     }
 

@@ -93,7 +93,7 @@ fn widen(weight: Tensor<2>) -> Tensor<2> {
 /// The product of activations and something stored, in the storage type where the device computes in it; f32.
 pub(super) fn product<const D: usize>(x: Tensor<D>, stored: Tensor<D>) -> Tensor<D> {
     match stored.dtype() {
-        DType::F32 => x.matmul(stored),
+        DType::F32 => kernels::matmul(x, stored),
         _ if kernels::is_cpu(&stored.device()) => x.matmul(stored.cast(DType::F32)),
         dtype => x.cast(dtype).matmul(stored).cast(DType::F32),
     }

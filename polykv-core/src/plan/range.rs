@@ -23,6 +23,59 @@ impl LayerRange {
     }
 }
 
+/// Any layers: `0-2,7` as text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerSet(pub Vec<LayerRange>);
+
+impl LayerSet {
+    /// Of ascending layers.
+    pub fn of(layers: &[usize]) -> Self {
+        let mut ranges: Vec<LayerRange> = Vec::new();
+        for &layer in layers {
+            match ranges.last_mut() {
+                Some(last) if last.last + 1 == layer => last.last = layer,
+                _ => ranges.push(LayerRange {
+                    first: layer,
+                    last: layer,
+                }),
+            }
+        }
+        Self(ranges)
+    }
+}
+
+impl fmt::Display for LayerSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, range) in self.0.iter().enumerate() {
+            let comma = if index > 0 { "," } else { "" };
+            write!(f, "{comma}{range}")?;
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for LayerSet {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split(',').filter(|part| !part.is_empty());
+        parts.map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl Serialize for LayerSet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for LayerSet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
 impl fmt::Display for LayerRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.first == self.last {
@@ -68,5 +121,20 @@ impl<'de> Deserialize<'de> for LayerRange {
             }),
             Form::Text(text) => text.parse().map_err(serde::de::Error::custom),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets_are_written_as_ranges() {
+        for (layers, text) in [(&[0, 1, 2, 7][..], "0-2,7"), (&[4], "4"), (&[], "")] {
+            let set = LayerSet::of(layers);
+            assert_eq!(set.to_string(), text);
+            assert_eq!(text.parse(), Ok(set));
+        }
+        assert!("1,x".parse::<LayerSet>().unwrap_err().contains("'x'"));
     }
 }

@@ -135,7 +135,8 @@ fn output_norms(values: &Tensor<4>, output: &Tensor<2>, group: usize) -> Tensor<
             .clone()
             .slice(s![.., kv_head..=kv_head, first..first + count, ..]);
         let weight = output.clone().slice(s![.., head * d..(head + 1) * d]);
-        let projected = part.reshape([batch * count, d]).matmul(weight.transpose());
+        let part = part.reshape([batch * count, d]);
+        let projected = ops::matmul(part, weight.transpose());
         projected.abs().sum_dim(1).reshape([batch, 1, count])
     };
     let heads = (0..kv_heads).map(|kv_head| {

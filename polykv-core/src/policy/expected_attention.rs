@@ -1,6 +1,6 @@
 use super::{Appended, Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
 use crate::cache::{LayerFacts, RopeFacts};
-use crate::{Error, Result};
+use crate::{Error, Result, ops};
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use serde::{Deserialize, Serialize};
@@ -88,7 +88,7 @@ impl Policy for ExpectedAttention {
         let queries = appended.queries.clone().narrow(2, tokens - new, new);
         let queries = rope(&appended.facts)?.unrotate(queries, first);
         let mean = queries.clone().mean_dim(2);
-        let squares = |x: Tensor<4>| x.clone().swap_dims(2, 3).matmul(x);
+        let squares = |x: Tensor<4>| ops::matmul(x.clone().swap_dims(2, 3), x);
         let Some(old_mean) = state.sequence.first().cloned() else {
             state.sequence = vec![mean.clone(), squares(queries - mean)];
             state.counts = vec![new];
@@ -116,7 +116,7 @@ impl Policy for ExpectedAttention {
                 // Turning the keys back is the same as turning mean and covariance forth, and cheaper.
                 let keys = rope(view.facts)?.unrotate_mean(view.keys(), view.seen, self.future);
                 let mean = mean.clone().reshape([batch, kv_heads, group, d]);
-                let linear = mean.matmul(keys.clone().swap_dims(2, 3));
+                let linear = ops::matmul(mean, keys.clone().swap_dims(2, 3));
                 let linear = linear.mul_scalar(1.0 / (d as f32).sqrt());
                 let squares = squares.clone().reshape([batch, kv_heads, group, d * d]);
                 let spread = (0..group)
@@ -125,7 +125,7 @@ impl Policy for ExpectedAttention {
                             .clone()
                             .narrow(2, g, 1)
                             .reshape([batch, kv_heads, d, d]);
-                        let product = keys.clone().matmul(own) * keys.clone();
+                        let product = ops::matmul(keys.clone(), own) * keys.clone();
                         product.sum_dim(3).reshape(flat)
                     })
                     .collect();

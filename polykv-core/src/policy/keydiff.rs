@@ -25,7 +25,7 @@ impl Policy for KeyDiff {
         let norms = ops::key_norms(keys.clone());
         // The mean of the unit keys up to a factor, which cosines do not see.
         let weights = norms.clone().clamp_min(1e-12).recip().unsqueeze_dim::<4>(2);
-        let anchor = weights.matmul(view.keys());
+        let anchor = ops::matmul(weights, view.keys());
         Ok(ops::key_cosines(keys, norms, anchor).neg())
     }
 }

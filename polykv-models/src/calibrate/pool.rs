@@ -1,18 +1,15 @@
 use super::{Example, ids, layers, nll, read};
 use crate::{LoadedModel, PrefillOptions};
-use polykv_core::calibrate::{Draft, ExampleLosses};
+use polykv_core::calibrate::ExampleLosses;
 use polykv_core::device::run_on;
 use polykv_core::{Error, KvCache, Phase, Plan, PromptCache, Result, SharedPrefill, machine, ops};
 
-/// Examples whose prompts have run once under every candidate, so that any route costs its continuations only: a layer's cut
-/// of the prompt does not depend on what the other layers keep.
+/// Examples whose prompts have run once under several plans, so that any mixture of these costs its continuations only: a
+/// layer's cut of the prompt does not depend on what the other layers keep.
 #[derive(Debug)]
 pub struct Pool<'a> {
     model: &'a LoadedModel,
-    draft: &'a Draft<'a>,
     phase: Phase,
-    /// The prefill route under which decode routes are compared, if the prefill evicts there.
-    prefill: Option<Vec<usize>>,
     prompts: Vec<Prompted<'a>>,
 }
 
@@ -20,36 +17,25 @@ pub struct Pool<'a> {
 struct Prompted<'a> {
     example: &'a Example,
     full_nll: f64,
-    /// One per candidate, which rules all layers.
+    /// One per plan.
     caches: Vec<KvCache>,
 }
 
 impl<'a> Pool<'a> {
-    /// For routes of one phase. Routes of the prefill are compared with everything kept while decoding, those of the decode
-    /// phase after the `prefill` route, or with the whole prompt kept. `progress` is called with the prompts done.
+    /// For mixtures of plans in one phase. Those of the prefill are compared with everything kept while decoding.
+    /// `progress` is called with the prompts done.
     ///
     /// # Errors
     /// What the model and the plans refuse; caches that do not fit the memory that is free.
     pub fn new(
         model: &'a LoadedModel,
-        draft: &'a Draft<'a>,
         phase: Phase,
-        prefill: Option<&[usize]>,
+        plans: &[Plan],
         examples: &'a [Example],
         progress: &mut (dyn FnMut(usize) + Send),
     ) -> Result<Self> {
-        let count = draft.candidates.len();
-        let plans = (0..count).map(|candidate| {
-            let all = vec![candidate; draft.layers];
-            match phase {
-                Phase::Prefill => draft.plan(Some(&all), None),
-                Phase::Decode => draft.plan(prefill, Some(&all)),
-            }
-        });
-        let plans: Vec<Plan> = [Plan::full(draft.layers)]
-            .into_iter()
-            .chain(plans)
-            .collect();
+        let full = Plan::full(model.model.config().layers);
+        let plans: Vec<Plan> = [full].iter().chain(plans).cloned().collect();
         check_memory(model, &plans, examples)?;
         let prompts = run_on(model.model.device(), || {
             let prompts = examples.iter().enumerate().map(|(index, example)| {
@@ -60,29 +46,17 @@ impl<'a> Pool<'a> {
         })?;
         Ok(Self {
             model,
-            draft,
             phase,
-            prefill: prefill.map(<[usize]>::to_vec),
             prompts,
         })
     }
 
-    /// The mean negative log-likelihood of each continuation under a route, beyond FullKV's.
+    /// The mean negative log-likelihood of each continuation under `plan`, beyond FullKV's. The plan gives layer `l` the
+    /// rules of plan `picks[l]` of the pool.
     ///
     /// # Errors
-    /// A pick that is no candidate, NaN in scores or likelihoods.
-    pub fn losses(&self, picks: &[usize]) -> Result<ExampleLosses> {
-        if let Some(wrong) = picks
-            .iter()
-            .find(|&&pick| pick >= self.draft.candidates.len())
-        {
-            let allowed = format!("below {}", self.draft.candidates.len());
-            return Err(Error::invalid("route", "candidate", wrong, allowed));
-        }
-        let plan = match self.phase {
-            Phase::Prefill => self.draft.plan(Some(picks), None),
-            Phase::Decode => self.draft.plan(self.prefill.as_deref(), Some(picks)),
-        };
+    /// A pick that is no plan of the pool, NaN in scores or likelihoods.
+    pub fn losses(&self, plan: &Plan, picks: &[usize]) -> Result<ExampleLosses> {
         run_on(self.model.model.device(), || {
             let mut losses = ExampleLosses::new();
             for Prompted {

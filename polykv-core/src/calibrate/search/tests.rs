@@ -1,3 +1,4 @@
+use super::super::score::Scale;
 use super::*;
 
 /// Text wants candidate 0 in layers 0-3, evidence candidate 1 in layers 4-7; candidate 2 is bad at both.
@@ -115,10 +116,44 @@ fn groups_take_parts_of_other_routes() {
     let found = search.run(&mut |picks| Ok(losses(picks))).unwrap();
     assert_eq!(found.picks, wanted);
     assert_eq!(found.routes, search.routes);
-    let half = |one: &Move| (one.layers.first, one.layers.last, one.source);
+    let half = |one: &Move| (one.layers.to_string(), one.source);
     let taken = found.moves.iter().filter(|one| one.taken).map(half);
     let taken: Vec<_> = taken.collect();
-    assert!(taken.contains(&(4, 7, Source::Route(1))), "{taken:?}");
+    assert!(
+        taken.contains(&("4-7".into(), Source::Route(1))),
+        "{taken:?}"
+    );
+}
+
+#[test]
+fn a_screening_finds_layers_that_lie_apart() {
+    // Evidence wants 1 in every other layer, text 0 in the others: no group of neighbours gains by either.
+    let losses = |picks: &[usize]| {
+        let wrong = |first: usize, wanted: usize| {
+            let own = picks.iter().skip(first).step_by(2);
+            own.filter(|&&pick| pick != wanted).count() as f64
+        };
+        ExampleLosses::from([
+            (Data::Text, vec![wrong(0, 0); 2]),
+            (Data::Evidence, vec![wrong(1, 1); 2]),
+        ])
+    };
+    let run = |moves: usize| {
+        let search = Search {
+            candidates: 3,
+            routes: vec![vec![2; 8]],
+            moves,
+            seed: 7,
+        };
+        search.run(&mut |picks| Ok(losses(picks))).unwrap()
+    };
+    let needed = Design::runs(8) + PARTS;
+    let found = run(needed);
+    assert_eq!(found.picks, [0, 1, 0, 1, 0, 1, 0, 1]);
+    let last = found.moves.iter().rfind(|one| one.taken).unwrap();
+    assert_eq!(last.layers.to_string(), "1,3,5,7");
+    // With one less there is no screening.
+    assert!(run(needed - 1).score > 0.0);
 }
 
 #[test]

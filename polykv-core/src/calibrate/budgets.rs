@@ -1,0 +1,236 @@
+use super::score::{Scale, means};
+use super::{Data, Design, ExampleLosses, Losses};
+use crate::Result;
+use crate::allocate::within;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// How far a screening raises and lowers a layer's budget.
+const STEP: f64 = 1.0 / 3.0;
+
+/// Steps of the way from the given budgets to those that the screening recommends.
+const STEPS: usize = 3;
+
+/// A search over the budgets of one phase with the whole plan in effect (our addition). Each layer gets a third more or
+/// fewer entries, in the runs of a [`Design`] over all layers, and what that does to the score says how much it is worth
+/// there.
+///
+/// If a layer's loss falls like `a / budget`, the sum of all is least at budgets in proportion to `√a`. A third, two thirds
+/// and all of the way there are tried, and the best stays if it lowers the score by more than the standard error of that
+/// difference over the examples.
+#[derive(Clone, Debug)]
+pub struct BudgetSearch<'a> {
+    /// Losses of the single policies, which the score is relative to.
+    pub singles: Vec<Losses>,
+    /// Entries per layer to begin with; the sum stays.
+    pub budgets: &'a [usize],
+    /// The least budget that works in every layer, and the prompt's length.
+    pub limits: (usize, usize),
+    pub seed: u64,
+}
+
+/// What a search over budgets found.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FoundBudgets {
+    pub budgets: Vec<usize>,
+    pub losses: Losses,
+    pub score: f64,
+    /// The budgets it began with, then those that it tried.
+    pub tried: Vec<TriedBudgets>,
+    /// Per layer, the loss with a third more entries there less that with a third fewer.
+    pub effects: BTreeMap<Data, Vec<f64>>,
+}
+
+/// Whole plans to evaluate, with one route and other budgets.
+#[derive(Clone, Copy, Debug)]
+pub enum Trials<'a> {
+    /// Per plan, which layers have the higher level of [`BudgetSearch::levels`]; the others have the lower one.
+    Levels(&'a [Vec<bool>]),
+    /// Per plan, the entries per layer.
+    Budgets(&'a [Vec<usize>]),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TriedBudgets {
+    pub budgets: Vec<usize>,
+    pub losses: Losses,
+    pub score: f64,
+}
+
+impl BudgetSearch<'_> {
+    /// The lower and the higher budgets of the screening.
+    pub fn levels(&self) -> [Vec<usize>; 2] {
+        let (least, prompt) = self.limits;
+        let level = |factor: f64| {
+            let of = |&own: &usize| {
+                let entries = (own as f64 * factor).round() as usize;
+                entries.clamp(least, prompt.max(least))
+            };
+            self.budgets.iter().map(of).collect()
+        };
+        [level(1.0 - STEP), level(1.0 + STEP)]
+    }
+
+    /// Runs the search; `evaluate` gives the losses of each plan.
+    ///
+    /// # Errors
+    /// Those of `evaluate`.
+    pub fn run(
+        &self,
+        evaluate: &mut dyn FnMut(Trials<'_>) -> Result<Vec<ExampleLosses>>,
+    ) -> Result<FoundBudgets> {
+        let scale = Scale::of(&self.singles);
+        let design = Design::new(self.budgets.len(), self.seed);
+        let runs = evaluate(Trials::Levels(design.rows()))?;
+        let effects = design.effects(&runs.iter().map(means).collect::<Vec<_>>());
+        let mut all = vec![self.budgets.to_vec()];
+        let mut losses = evaluate(Trials::Budgets(&all))?;
+        let worth = self.worth(&scale, &means(&losses[0]), &effects);
+        for step in 1..=STEPS {
+            let own = self.towards(&worth, step as f64 / STEPS as f64);
+            if !all.contains(&own) {
+                all.push(own);
+            }
+        }
+        losses.extend(evaluate(Trials::Budgets(&all[1..]))?);
+        let score = |own: &usize| scale.score(&means(&losses[*own]));
+        let best = (0..all.len()).min_by(|a, b| score(a).total_cmp(&score(b)));
+        let gains = |own: &usize| score(&0) - score(own) > scale.error(&losses[0], &losses[*own]);
+        let chosen = best.filter(gains).unwrap_or(0);
+        let tried = |own: usize| TriedBudgets {
+            budgets: all[own].clone(),
+            losses: means(&losses[own]),
+            score: score(&own),
+        };
+        Ok(FoundBudgets {
+            budgets: all[chosen].clone(),
+            losses: means(&losses[chosen]),
+            score: score(&chosen),
+            tried: (0..all.len()).map(tried).collect(),
+            effects,
+        })
+    }
+
+    /// How much the score falls by more entries in each layer, at least 0.
+    fn worth(&self, scale: &Scale, start: &Losses, effects: &BTreeMap<Data, Vec<f64>>) -> Vec<f64> {
+        let of = |layer: usize| {
+            let with = start
+                .iter()
+                .map(|(&data, loss)| (data, loss + effects[&data][layer]));
+            (scale.score(start) - scale.score(&with.collect())).max(0.0)
+        };
+        (0..self.budgets.len()).map(of).collect()
+    }
+
+    /// Budgets that go `part` of the way. No layer falls below a quarter of what it began with.
+    fn towards(&self, worth: &[f64], part: f64) -> Vec<usize> {
+        let (least, prompt) = self.limits;
+        let total: usize = self.budgets.iter().sum();
+        let roots: f64 = worth.iter().map(|own| own.sqrt()).sum();
+        if roots <= 0.0 {
+            return self.budgets.to_vec();
+        }
+        let weight = |(&own, &budget): (&f64, &usize)| {
+            (1.0 - part) * budget as f64 + part * total as f64 * own.sqrt() / roots
+        };
+        let weights: Vec<f64> = worth.iter().zip(self.budgets).map(weight).collect();
+        let floor = |&own: &usize| least.max(own / 4);
+        let floors: Vec<usize> = self.budgets.iter().map(floor).collect();
+        let most: Vec<usize> = floors.iter().map(|&least| least.max(prompt)).collect();
+        // What lies below its floor already is taken from the others in proportion.
+        let above = weights.iter().zip(&floors);
+        let above: Vec<f64> = above
+            .map(|(weight, &floor)| (weight - floor as f64).max(0.0))
+            .collect();
+        within(total, &above, &floors, &most)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYERS: usize = 6;
+
+    /// Two layers matter to text and one to evidence, like `a / budget`; the others do not.
+    fn losses(budgets: &[usize]) -> ExampleLosses {
+        let of = |layer: usize, a: f64| a / budgets[layer] as f64;
+        let text = of(0, 100.0) + of(3, 400.0);
+        let evidence = of(5, 900.0);
+        ExampleLosses::from([
+            (Data::Text, vec![text; 3]),
+            (Data::Evidence, vec![evidence; 3]),
+        ])
+    }
+
+    fn search(budgets: &[usize]) -> BudgetSearch<'_> {
+        let one = |text, evidence| Losses::from([(Data::Text, text), (Data::Evidence, evidence)]);
+        BudgetSearch {
+            singles: vec![one(4.0, 8.0), one(5.0, 9.0), one(6.0, 10.0)],
+            budgets,
+            limits: (4, 1000),
+            seed: 3,
+        }
+    }
+
+    #[test]
+    fn entries_go_where_they_help() {
+        let budgets = [100; LAYERS];
+        let search = search(&budgets);
+        let [low, high] = search.levels();
+        assert_eq!((low[0], high[0]), (67, 133));
+        let mut runs = 0;
+        let mut evaluate = |trials: Trials<'_>| {
+            let level = |row: &Vec<bool>| {
+                let own = |layer: usize| if row[layer] { high[layer] } else { low[layer] };
+                losses(&(0..LAYERS).map(own).collect::<Vec<_>>())
+            };
+            Ok(match trials {
+                Trials::Levels(rows) => {
+                    runs += rows.len();
+                    rows.iter().map(level).collect()
+                }
+                Trials::Budgets(all) => all.iter().map(|own| losses(own)).collect(),
+            })
+        };
+        let found = search.run(&mut evaluate).unwrap();
+        assert_eq!(runs, Design::runs(LAYERS));
+        assert_eq!(found.budgets.iter().sum::<usize>(), 600);
+        // Of a third more and a third fewer, whatever the others have.
+        let effect = 400.0 / 133.0 - 400.0 / 67.0;
+        assert!((found.effects[&Data::Text][3] - effect).abs() < 1e-9);
+        assert!(found.effects[&Data::Text][1].abs() < 1e-9);
+        let all: Vec<usize> = found.tried.iter().map(|own| own.budgets[1]).collect();
+        assert_eq!(all.len(), 1 + STEPS);
+        // The idle layers end at their floor; four times the loss is worth twice the entries.
+        let last = &found.tried[STEPS].budgets;
+        assert_eq!([last[1], last[2], last[4]], [25; 3]);
+        let ratio = (last[3] - 25) as f64 / (last[0] - 25) as f64;
+        assert!((1.8..2.6).contains(&ratio), "{last:?}");
+        assert_eq!(&found.budgets, last);
+        assert!(found.score < found.tried[0].score);
+    }
+
+    #[test]
+    fn what_helps_nobody_is_left() {
+        let budgets = [10, 20, 30];
+        let mut same = |trials: Trials<'_>| {
+            let count = match trials {
+                Trials::Levels(rows) => rows.len(),
+                Trials::Budgets(all) => all.len(),
+            };
+            let one = ExampleLosses::from([(Data::Text, vec![1.0; 3])]);
+            Ok(vec![one; count])
+        };
+        let one = |text| Losses::from([(Data::Text, text)]);
+        let search = BudgetSearch {
+            singles: vec![one(1.0), one(2.0)],
+            budgets: &budgets,
+            limits: (4, 25),
+            seed: 1,
+        };
+        assert_eq!(search.levels(), [vec![7, 13, 20], vec![13, 25, 25]]);
+        let found = search.run(&mut same).unwrap();
+        assert_eq!((&found.budgets[..], found.tried.len()), (&budgets[..], 1));
+    }
+}

@@ -1,0 +1,101 @@
+use super::{Data, Losses};
+use crate::policy::splitmix;
+use std::collections::BTreeMap;
+
+/// A two-level screening design (Plackett and Burman, Biometrika 33, 1946, here in Sylvester's form): every factor is high in
+/// half of the runs, and any two of them are high together in a quarter, so that all runs tell of every factor at once. Each
+/// run comes with its opposite, which keeps what two factors do together out of what one does (Box and Wilson, 1951).
+#[derive(Clone, Debug)]
+pub struct Design {
+    rows: Vec<Vec<bool>>,
+}
+
+impl Design {
+    /// For `factors` factors: twice as many runs as the least power of two above that. The seed says which factor takes which
+    /// column.
+    pub fn new(factors: usize, seed: u64) -> Self {
+        let order = Self::runs(factors) / 2;
+        let mut columns: Vec<usize> = (1..order).collect();
+        let mut state = splitmix(seed);
+        for last in (1..columns.len()).rev() {
+            state = splitmix(state);
+            columns.swap(last, (state % (last as u64 + 1)) as usize);
+        }
+        let row = |run: usize, flip: bool| {
+            let high = |&column: &usize| ((run & column).count_ones() % 2 == 1) != flip;
+            columns.iter().take(factors).map(high).collect()
+        };
+        let one_way = (0..order).map(|run| row(run, false));
+        Self {
+            rows: one_way
+                .chain((0..order).map(|run| row(run, true)))
+                .collect(),
+        }
+    }
+
+    /// How many runs a design of `factors` factors has.
+    pub fn runs(factors: usize) -> usize {
+        2 * (factors + 1).next_power_of_two()
+    }
+
+    /// Per run, whether each factor is high.
+    pub fn rows(&self) -> &[Vec<bool>] {
+        &self.rows
+    }
+
+    /// What each factor does to the losses of the runs: their mean where it is high less their mean where it is low.
+    pub fn effects(&self, losses: &[Losses]) -> BTreeMap<Data, Vec<f64>> {
+        let factors = self.rows.first().map_or(0, Vec::len);
+        let half = self.rows.len() as f64 / 2.0;
+        let mut effects = BTreeMap::new();
+        for (row, losses) in self.rows.iter().zip(losses) {
+            for (&data, loss) in losses {
+                let own: &mut Vec<f64> = effects.entry(data).or_insert_with(|| vec![0.0; factors]);
+                for (effect, &high) in own.iter_mut().zip(row) {
+                    *effect += if high { loss / half } else { -loss / half };
+                }
+            }
+        }
+        effects
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn factors_are_balanced_and_apart() {
+        for factors in [1, 2, 3, 7, 8, 30, 36] {
+            let design = Design::new(factors, 5);
+            let rows = design.rows();
+            assert_eq!(rows.len(), Design::runs(factors));
+            let high = |a: usize| rows.iter().filter(|row| row[a]).count();
+            let both = |a: usize, b: usize| rows.iter().filter(|row| row[a] && row[b]).count();
+            for a in 0..factors {
+                assert_eq!(2 * high(a), rows.len());
+                assert!((0..a).all(|b| 4 * both(a, b) == rows.len()));
+            }
+        }
+        assert_eq!(Design::runs(30), 64);
+    }
+
+    #[test]
+    fn effects_are_found_whatever_pairs_do() {
+        let design = Design::new(5, 1);
+        let loss = |row: &Vec<bool>| {
+            let one = |factor: usize| f64::from(u8::from(row[factor]));
+            let sign = |factor: usize| 2.0 * one(factor) - 1.0;
+            let text = 3.0 + 0.5 * one(0) - 2.0 * one(3) + 7.0 * sign(1) * sign(2);
+            Losses::from([(Data::Text, text), (Data::Evidence, one(4))])
+        };
+        let losses: Vec<Losses> = design.rows().iter().map(loss).collect();
+        let effects = design.effects(&losses);
+        let near = |data: Data, wanted: [f64; 5]| {
+            let own = effects[&data].iter().zip(wanted);
+            own.for_each(|(found, wanted)| assert!((found - wanted).abs() < 1e-12, "{effects:?}"));
+        };
+        near(Data::Text, [0.5, 0.0, 0.0, -2.0, 0.0]);
+        near(Data::Evidence, [0.0, 0.0, 0.0, 0.0, 1.0]);
+    }
+}

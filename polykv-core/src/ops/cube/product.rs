@@ -1,0 +1,42 @@
+//! Matrix products that keep f32: cubek's without matrix units, which would take TF32.
+
+use super::empty;
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
+use cubek::matmul::launch::launch_ref;
+use cubek::matmul::multi_level::Strategy;
+use cubek::std::InputBinding;
+
+/// As [`LayerOps::multiply`](crate::ops::kernels::LayerOps::multiply).
+pub fn multiply(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
+    let (left, right) = (lhs.shape().to_vec(), rhs.shape().to_vec());
+    let mut dims: Vec<usize> = left.iter().zip(&right).map(|(&a, &b)| a.max(b)).collect();
+    let rank = dims.len();
+    (dims[rank - 2], dims[rank - 1]) = (left[rank - 2], right[rank - 1]);
+    let output = empty(&lhs, dims, DType::F32);
+    let f32 = dtype_to_storage_type(DType::F32);
+    let attempt = |strategy: Strategy| {
+        let input = |tensor: &CubeTensor| InputBinding::new(tensor.clone().binding(), f32);
+        let mut elems = MatmulElems::from_globals(&MatmulGlobalElems {
+            lhs: f32,
+            rhs: f32,
+            out: f32,
+        });
+        launch_ref(
+            &strategy.into(),
+            &output.client,
+            input(&lhs),
+            input(&rhs),
+            output.clone().binding(),
+            &mut elems,
+        )
+    };
+    // The naive kernel takes all shapes and layouts.
+    let launched =
+        attempt(Strategy::SimpleUnit(Default::default())).or_else(|_| attempt(Strategy::Naive));
+    launched.expect("cubek's naive product takes all shapes");
+    output
+}
