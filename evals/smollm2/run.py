@@ -52,6 +52,8 @@ CALIBRATIONS = {
         ("after", "after", ["--objective", "evidence", "--question-after"]),
         ("after", "after-allocated", ["--objective", "evidence", "--question-after", "--allocator", "calibrated"]),
         ("after", "after-refined", ["--objective", "evidence", "--question-after", "--refine"]),
+        ("after", "after-budgets", ["--objective", "evidence", "--question-after", "--allocator", "calibrated", "--budget-signal",
+                                    "effect", "--refine"]),
     ],
     "decode": [
         ("text", "text", ["--objective", "text"]),
@@ -61,6 +63,9 @@ CALIBRATIONS = {
 }
 WITH_BLENDS = {"both", "after"}
 INVERTED = ["text", "both"]
+# Single policies and blends that also run with the budgets of this plan: what the budgets do, and what the route adds.
+BUDGETS_OF = "both-budgets"
+WITH_BUDGETS = ["h2o", "h2o-normalized", "tova", "snapkv", "pyramidkv", "keydiff", "blend-pyramidkv1-h2o1", "blend-pyramidkv3-h2o1"]
 
 # Per batch: samples and what eval is told. Depths times one needle each.
 NEEDLE = ["--task", "needle", "--depth", "0.05,0.2,0.35,0.5,0.65,0.8,0.95", "--limit", "1"]
@@ -162,6 +167,21 @@ def calibrate(args, work, ratio, folder):
     return plans
 
 
+def budget_controls(folder, phase, plans):
+    """One policy in all layers, with each layer's budget as in the calibrated plan."""
+    read = lambda name: json.loads((folder / f"{name}.yaml").read_text())
+    if folder / f"{BUDGETS_OF}.yaml" not in plans:
+        return []
+    controls = []
+    for name in WITH_BUDGETS:
+        plan = read(BUDGETS_OF)
+        single = read(name)[phase][0]
+        own = {"policy": single["policy"], **({"params": single["params"]} if "params" in single else {})}
+        plan[phase] = [{"layers": rule["layers"], **({"share": rule["share"]} if "share" in rule else {}), **own} for rule in plan[phase]]
+        controls.append(write_plan(folder, f"{name}-at-budgets", plan))
+    return controls
+
+
 def shuffles(args, folder):
     """The primary plan's rules in other layers."""
     plans = []
@@ -223,6 +243,7 @@ def tokens(args):
     after = {**AFTER, "text": args.continuation - 1}
     calibrations = [(group, name) for group, name, _ in CALIBRATIONS[args.phase] if name in args.calibrations]
     plans = len(SINGLES) - len(args.without) + 7 + len(calibrations) + len(INVERTED)
+    plans += len(WITH_BUDGETS) if BUDGETS_OF in args.calibrations else 0
     samples = sum(TASKS[task][0] * (args.length + plans * after[task]) for task in args.tasks)
     samples *= args.batches - args.first_batch
     again = sum(TASKS[task][0] * (args.length + args.shuffles * after[task]) for task in RANKED if task in args.tasks)
@@ -266,6 +287,7 @@ def measure(args, ratio, began):
         plans = [write_plan(folder, name, plan) for name, plan in results["plans"].items()]
     else:
         plans = baselines(args, folder, ratio) + calibrate(args, work, ratio, folder)
+        plans += budget_controls(folder, args.phase, plans)
         results["plans"] = {own.stem: json.loads(own.read_text()) for own in plans}
     shuffled = shuffles(args, folder)
     args.out.mkdir(parents=True, exist_ok=True)
