@@ -13,15 +13,17 @@ mod choice;
 mod entries;
 mod hits;
 mod keys;
+mod layers;
 mod merge;
 mod order;
 mod product;
 mod prompt;
+mod rows;
 mod token;
 mod window;
 
 use super::Pool;
-use super::kernels::{EntryOps, Guard, KeyOps, KvOps, LayerOps};
+use super::kernels::{EntryOps, Guard, HeadWeights, KeyOps, KvOps, LayerOps, OutputWeights};
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
@@ -228,6 +230,45 @@ impl KeyOps for CubeBackend {
 impl LayerOps for CubeBackend {
     fn multiply(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         product::multiply(lhs, rhs)
+    }
+
+    fn multiply_few(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        rows::multiply(into_contiguous(x), dense(weight), None)
+    }
+
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
+        layers::rms_norm(x, weight, eps)
+    }
+
+    fn rotate(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        layers::rotate(x, cos, sin)
+    }
+
+    fn silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        layers::silu_mul(gate, up)
+    }
+
+    fn token_heads(
+        x: FloatTensor<Self>,
+        weights: HeadWeights<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        eps: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        layers::token_heads(x, weights, cos, sin, eps)
+    }
+
+    fn token_output(
+        x: FloatTensor<Self>,
+        attended: FloatTensor<Self>,
+        weights: OutputWeights<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self> {
+        layers::token_output(x, attended, weights, eps)
     }
 }
 
