@@ -3,6 +3,7 @@
 //! plain tensor operations.
 
 mod attend;
+mod block;
 #[cfg(feature = "cube")]
 #[allow(clippy::too_many_arguments, reason = "kernels take flat arguments")]
 mod cube;
@@ -20,6 +21,7 @@ pub use attend::{
     AttentionBlock, Observer, attend, attend_lengths, attend_summed, attention_row,
     window_attention, window_score,
 };
+pub use block::{AfterAttention, BeforeAttention, after_attention, heads, project};
 pub use kernels::{Entries, is_cpu, is_cube, matmul};
 pub use keys::{closest, key_cosines, key_norms, merge_into, spread_into};
 pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, settle, silu_mul, to_f32};

@@ -41,10 +41,9 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 
 /// `x [rows, in]` times the transposes of several weights `[out, in]` of one storage type.
 pub fn linears<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N]) -> [Tensor<2>; N] {
-    let [rows, _] = x.dims();
     // Stock products of few rows run on one thread of the CPU; those of many are as fast as it gets.
     #[cfg(feature = "flex")]
-    if rows <= kernels::FEW && kernels::has_cpu_kernels(&x) {
+    if x.dims()[0] <= kernels::FEW && kernels::has_cpu_kernels(&x) {
         let mut start = 0;
         let widths = weights.each_ref().map(|weight| weight.dims()[0]);
         let all = cpu::multiply(x, weights);
@@ -56,7 +55,7 @@ pub fn linears<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N]) -> [Tensor
             }
         });
     }
-    weights.map(|weight| match kernels::multiplies_few(rows, &x, &weight) {
+    weights.map(|weight| match kernels::multiplies_few(&x, &weight) {
         true => kernels::multiply_few(x.clone(), weight),
         false => product(x.clone(), widen(weight).transpose()),
     })

@@ -228,9 +228,7 @@ fn gated_kernel<E: Float, N: Size>(
     let row = CUBE_POS_X as usize * PAIRS + unit / LANES;
     let outputs = gate.shape(0);
     let own = min(row, outputs - 1);
-    multiply_rows::<E, N>(
-        x, gate, own, up, own, &mut sums, words, rows, width, depth,
-    );
+    multiply_rows::<E, N>(x, gate, own, up, own, &mut sums, words, rows, width, depth);
     if unit % LANES == 0usize && row < outputs {
         #[unroll]
         for r in 0..rows {

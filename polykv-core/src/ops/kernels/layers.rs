@@ -37,7 +37,7 @@ pub trait LayerOps: Backend {
     #[fusion(meta = |gate, _up| gate.clone())]
     fn silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 
-    /// As [`heads`](crate::ops::layers::heads) of one token for each of [`FEW`] sequences at most.
+    /// As [`heads`](crate::ops::heads) of one token for each of [`FEW`] sequences at most.
     #[fusion(meta = heads_of_token)]
     fn token_heads(
         x: FloatTensor<Self>,
@@ -47,7 +47,7 @@ pub trait LayerOps: Backend {
         eps: f32,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
 
-    /// As [`after_attention`](crate::ops::layers::after_attention) of one token for each of [`FEW`] sequences at most.
+    /// As [`after_attention`](crate::ops::after_attention) of one token for each of [`FEW`] sequences at most.
     #[fusion(meta = |x, _attended, _weights, _eps| x.clone())]
     fn token_output(
         x: FloatTensor<Self>,
@@ -77,7 +77,10 @@ pub struct HeadWeights<B: Backend> {
 #[extension_type(fusion: cfg(feature = "cube"))]
 pub enum HeadNorms<B: Backend> {
     None,
-    Both { q: FloatTensor<B>, k: FloatTensor<B> },
+    Both {
+        q: FloatTensor<B>,
+        k: FloatTensor<B>,
+    },
 }
 
 /// What a layer has after attention.
@@ -125,11 +128,20 @@ fn rounds_products<const D: usize>(tensor: &Tensor<D>) -> bool {
     }
 }
 
-/// Whether a GPU has a kernel for the product of `rows` with a weight as it is stored.
-pub fn multiplies_few(rows: usize, x: &Tensor<2>, weight: &Tensor<2>) -> bool {
-    rows <= FEW
-        && has_gpu_kernels(x)
-        && matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16)
+/// Whether a GPU has a kernel for products of few rows with a weight as it is stored.
+pub fn multiplies_few(x: &Tensor<2>, weight: &Tensor<2>) -> bool {
+    x.dims()[0] <= FEW && has_gpu_kernels(x) && is_plain(weight)
+}
+
+/// Whether a GPU has kernels for what a layer does with one token per sequence and weights as they are stored.
+pub fn runs_tokens(x: &Tensor<3>, weights: &[Tensor<2>]) -> bool {
+    let [batch, tokens, _] = x.dims();
+    let alike = |weight: &Tensor<2>| is_plain(weight) && weight.dtype() == weights[0].dtype();
+    tokens == 1 && batch <= FEW && has_gpu_kernels(x) && weights.iter().all(alike)
+}
+
+fn is_plain(weight: &Tensor<2>) -> bool {
+    matches!(weight.dtype(), DType::F32 | DType::F16 | DType::BF16)
 }
 
 pub fn multiply_few(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
