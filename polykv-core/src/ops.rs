@@ -18,7 +18,7 @@ mod select;
 mod top;
 
 pub use attend::{
-    AttentionBlock, Observer, attend, attend_lengths, attend_summed, attention_row,
+    AttentionBlock, Observer, attend, attend_first, attend_lengths, attend_summed, attention_row,
     window_attention, window_score,
 };
 pub use block::{AfterAttention, BeforeAttention, after_attention, heads, project};
@@ -28,7 +28,7 @@ pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, settle, silu
 pub use pool::{Pool, pool};
 pub use select::{
     Nans, Protected, choose, compact, drop_from_order, drop_lowest, grow, move_last, put, replace,
-    rest, select, take,
+    rest, select, take, write,
 };
 pub use top::top;
 

@@ -52,6 +52,7 @@ pub fn products(name: &str, device: &Device) {
     for (rows, inputs, outputs) in [
         (1, 576, 96),
         (1, 1100, 37),
+        (1, 2056, 35),
         (2, 77, 5),
         (3, 260, 17),
         (8, 128, 9),

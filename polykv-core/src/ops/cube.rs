@@ -32,6 +32,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+use entries::Slot;
 
 /// Stands for minus infinity, which WGSL has no literal for: e to it is 0 beside any score.
 const HIDDEN: f32 = -1e30;
@@ -80,8 +81,13 @@ impl KvOps for CubeBackend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        entries: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        token::attend(into_contiguous(q), dense(k), dense(v), None)
+        let [k, v] = [k, v].map(|mut all| {
+            all.meta.shape[2] = entries;
+            dense(all)
+        });
+        token::attend(into_contiguous(q), k, v, None)
     }
 
     fn attend_lengths(
@@ -151,7 +157,22 @@ impl EntryOps for CubeBackend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>) {
         let (key, value) = (into_contiguous(key), into_contiguous(value));
         let written = [keys, values, positions].map(own);
-        entries::replace(written, into_contiguous(victim), key, value, position)
+        let slot = Slot::Of(into_contiguous(victim));
+        entries::replace(written, slot, key, value, position)
+    }
+
+    fn write_entry(
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        slot: usize,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        position: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>) {
+        let (key, value) = (into_contiguous(key), into_contiguous(value));
+        let written = [keys, values, positions].map(own);
+        entries::replace(written, Slot::Same(slot), key, value, position)
     }
 
     fn move_last(statistics: FloatTensor<Self>, victim: IntTensor<Self>) -> FloatTensor<Self> {

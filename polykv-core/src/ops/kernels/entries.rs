@@ -61,8 +61,8 @@ pub trait EntryOps: Backend {
         guard: Guard,
     ) -> (IntTensor<Self>, FloatTensor<Self>);
 
-    /// Overwrites the entry in slot `victim [batch, kv_heads, 1]` with `key` and `value [batch, kv_heads, 1, d]` at
-    /// `position`, in place while the tensors are not shared.
+    /// Overwrites the entry in slot `victim [batch, kv_heads, 1]` with `key` and `value [batch, kv_heads, 1, d]`, stored
+    /// already or in f32, at `position`, in place while the tensors are not shared.
     #[fusion(meta = |keys, values, positions, _victim, _key, _value, _position| (
         keys.clone(), values.clone(), positions.clone(),
     ))]
@@ -71,6 +71,20 @@ pub trait EntryOps: Backend {
         values: FloatTensor<Self>,
         positions: IntTensor<Self>,
         victim: IntTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        position: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>);
+
+    /// As [`EntryOps::replace_entry`] in the same slot of all heads.
+    #[fusion(meta = |keys, values, positions, _slot, _key, _value, _position| (
+        keys.clone(), values.clone(), positions.clone(),
+    ))]
+    fn write_entry(
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        slot: usize,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         position: usize,
@@ -168,6 +182,24 @@ pub fn replace_entry(
         values.into_dispatch(),
         positions.into_dispatch(),
         victim.into_dispatch(),
+        key.into_dispatch(),
+        value.into_dispatch(),
+        position,
+    ))
+}
+
+pub fn write_entry(
+    (keys, values, positions): Entries,
+    slot: usize,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    position: usize,
+) -> Entries {
+    entries(Dispatch::write_entry(
+        keys.into_dispatch(),
+        values.into_dispatch(),
+        positions.into_dispatch(),
+        slot,
         key.into_dispatch(),
         value.into_dispatch(),
         position,
