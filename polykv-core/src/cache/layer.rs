@@ -267,7 +267,7 @@ impl LayerCache {
         if let Some(store) = &mut self.store {
             store.append(k, v, self.seen);
         }
-        self.order.append(before, tokens);
+        self.order.append(tokens);
         if self.needs.queries > 0 {
             self.queries.remember(q, self.needs.queries);
         }

@@ -187,6 +187,10 @@ impl EntryOps for CubeBackend {
         order::drop_from_order(into_contiguous(order), into_contiguous(victim), moved)
     }
 
+    fn extend_order(order: IntTensor<Self>, count: usize) -> IntTensor<Self> {
+        order::extend(into_contiguous(order), count)
+    }
+
     fn pool_scores(
         scores: FloatTensor<Self>,
         order: IntTensor<Self>,

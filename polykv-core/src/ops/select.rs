@@ -312,3 +312,12 @@ pub fn drop_from_order(
         false => oracle::choice::drop_from_order(order, victim, moved),
     }
 }
+
+/// The slots in order of position, `order [batch, kv_heads, n]`, with `count` new ones, which have the latest positions,
+/// behind them: `[batch, kv_heads, n + count]`.
+pub fn extend_order(order: Tensor<3, Int>, count: usize) -> Tensor<3, Int> {
+    match kernels::moves_entries(&order.device()) {
+        true => kernels::extend_order(order, count),
+        false => oracle::choice::extend_order(order, count),
+    }
+}

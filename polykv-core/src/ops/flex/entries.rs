@@ -126,6 +126,16 @@ impl EntryOps for Flex {
         integer_tensor(kept, [batch, heads, entries - 1], order.dtype())
     }
 
+    fn extend_order(order: IntTensor<Self>, count: usize) -> IntTensor<Self> {
+        let order = order.to_contiguous();
+        let [batch, heads, entries] = order.layout().shape().dims::<3>();
+        let slots = integers(&order);
+        let new = entries as i64..(entries + count) as i64;
+        let of_head = |old: &[i64]| old.iter().copied().chain(new.clone()).collect::<Vec<_>>();
+        let all = slots.chunks_exact(entries).flat_map(of_head).collect();
+        integer_tensor(all, [batch, heads, entries + count], order.dtype())
+    }
+
     fn pool_scores(
         scores: FloatTensor<Self>,
         order: IntTensor<Self>,

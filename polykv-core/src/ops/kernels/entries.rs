@@ -104,6 +104,12 @@ pub trait EntryOps: Backend {
         moved: bool,
     ) -> IntTensor<Self>;
 
+    /// `order [batch, kv_heads, n]` with the slots `n..n + count` behind it.
+    #[fusion(meta = |order, count| {
+        shapes::like(order, [order.shape[0], order.shape[1], order.shape[2] + count])
+    })]
+    fn extend_order(order: IntTensor<Self>, count: usize) -> IntTensor<Self>;
+
     /// Scores pooled over `width` (odd) neighbours in `order`, which has the type of positions, as
     /// [`pool`](crate::ops::pool); those of the last `tail` entries of the order stay as they are, and leave their
     /// neighbours alone.
@@ -223,6 +229,10 @@ pub fn drop_from_order(
         victim.into_dispatch(),
         moved,
     ))
+}
+
+pub fn extend_order(order: Tensor<3, Int>, count: usize) -> Tensor<3, Int> {
+    Tensor::from_dispatch(Dispatch::extend_order(order.into_dispatch(), count))
 }
 
 pub fn pool_scores(
