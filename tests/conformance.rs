@@ -11,6 +11,8 @@ mod case;
 mod host;
 #[path = "conformance/keys.rs"]
 mod keys;
+#[path = "conformance/layers.rs"]
+mod layers;
 #[path = "conformance/operators.rs"]
 mod operators;
 #[path = "conformance/order.rs"]
@@ -53,6 +55,15 @@ fn operators_agree_with_the_host() {
         operators::moves(&name, &device);
         operators::attention(&name, &device);
         operators::lengths(&name, &device);
+    }
+}
+
+#[test]
+fn operators_of_layers_agree_with_plain_tensors() {
+    for (name, device) in devices() {
+        layers::products(&name, &device);
+        layers::elementwise(&name, &device);
+        layers::blocks(&name, &device);
     }
 }
 

@@ -77,9 +77,9 @@ fn examine(backend: &'static str, spec: DeviceSpec) -> polykv::Result<Found> {
     let cpu = ops::is_cpu(&device);
     let falls_back = match () {
         () if cpu => None,
-        () if ops::is_cube(&device) => Some(
-            "kernels for attention and eviction; layers run stock operations, q8 is for the CPU",
-        ),
+        () if ops::is_cube(&device) => {
+            Some("kernels; products of many rows are stock, q8 is for the CPU")
+        }
         () => Some("plain tensor operations: this backend has no kernels"),
     };
     Ok(Found {

@@ -273,7 +273,8 @@ impl KvCache {
     }
 
     /// Reports NaN scores of earlier evictions. Devices choose without being waited for, so the check is apart: call it
-    /// where the device is waited for anyway, such as when the next token is read. On the CPU prefill reports at once.
+    /// where the device is waited for anyway, now and then and at the end: it reads from every layer. On the CPU prefill
+    /// reports at once.
     ///
     /// # Errors
     /// If there were any.

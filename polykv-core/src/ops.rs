@@ -3,6 +3,7 @@
 //! plain tensor operations.
 
 mod attend;
+mod block;
 #[cfg(feature = "cube")]
 #[allow(clippy::too_many_arguments, reason = "kernels take flat arguments")]
 mod cube;
@@ -17,16 +18,17 @@ mod select;
 mod top;
 
 pub use attend::{
-    AttentionBlock, Observer, attend, attend_lengths, attend_summed, attention_row,
+    AttentionBlock, Observer, attend, attend_first, attend_lengths, attend_summed, attention_row,
     window_attention, window_score,
 };
+pub use block::{AfterAttention, BeforeAttention, after_attention, heads, project};
 pub use kernels::{Entries, is_cpu, is_cube, matmul};
 pub use keys::{closest, key_cosines, key_norms, merge_into, spread_into};
 pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, settle, silu_mul, to_f32};
 pub use pool::{Pool, pool};
 pub use select::{
-    Nans, Protected, choose, compact, drop_from_order, drop_lowest, grow, move_last, put, replace,
-    rest, select, take,
+    Nans, Protected, choose, compact, drop_from_order, drop_lowest, extend_order, grow, move_last,
+    put, replace, rest, select, take, write,
 };
 pub use top::top;
 

@@ -9,6 +9,9 @@ use polykv_core::{CacheReport, Error, KvCache, Plan, Result, Spans, ops};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
+/// Tokens between two looks at whether scores were NaN, which read from every layer.
+const CHECK_EVERY: usize = 32;
+
 /// What to generate, and how.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
@@ -167,7 +170,9 @@ impl Generator {
         let mut finish = Finish::Length;
         while tokens.len() < options.max_new_tokens {
             let values: Vec<f32> = logits.try_into_vec_as().map_err(ops::read_error)?;
-            self.cache.check()?;
+            if tokens.len().is_multiple_of(CHECK_EVERY) {
+                self.cache.check()?;
+            }
             let token = sampler.sample(&values, &history)?;
             first.get_or_insert_with(Instant::now);
             if self.model.eos_tokens.contains(&token) {
@@ -186,6 +191,7 @@ impl Generator {
             }
             logits = model.decode(self.token_ids(&[token]), &mut self.cache)?;
         }
+        self.cache.check()?;
         let ended = Instant::now();
         let first = first.unwrap_or(ended);
         let steps = tokens.len() + usize::from(finish == Finish::Stop && !output.stopped);

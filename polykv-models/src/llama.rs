@@ -2,7 +2,7 @@
 
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer};
-use crate::layers::{Attention, Mlp, RmsNorm, RopeTable};
+use crate::layers::{self, Attention, Mlp, RmsNorm, RopeTable};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use polykv_core::Result;
@@ -34,10 +34,9 @@ impl Layer for LlamaLayer {
         rope: &RopeTable,
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>> {
-        let normed = self.input_layernorm.forward(x.clone());
-        let x = x + self.self_attn.forward(normed, rope, attend)?;
-        let normed = self.post_attention_layernorm.forward(x.clone());
-        Ok(x + self.mlp.forward(normed))
+        let attention = (&self.input_layernorm, &self.self_attn);
+        let mlp = (&self.post_attention_layernorm, &self.mlp);
+        layers::run(x, attention, mlp, rope, attend)
     }
 
     fn output_weight(&self) -> Tensor<2> {

@@ -99,6 +99,13 @@ pub fn followers(name: &str, device: &Device) {
             })
             .collect();
         let gone = integers(&victims, 1, device);
+        let found = ops::extend_order(integers(&order, entries, device), width);
+        assert_eq!(found.dims(), [BATCH, KV_HEADS, entries + width], "{what}");
+        let found: Vec<i64> = found.try_into_vec_as().unwrap();
+        let new = entries as i64..(entries + width) as i64;
+        let heads = order.chunks(entries);
+        let wanted = heads.flat_map(|order| order.iter().copied().chain(new.clone()));
+        assert_eq!(found, wanted.collect::<Vec<_>>(), "{what}");
         for moved in [false, true] {
             let found =
                 ops::drop_from_order(integers(&order, entries, device), gone.clone(), moved);

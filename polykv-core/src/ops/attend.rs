@@ -113,7 +113,8 @@ impl AttentionBlock {
             }
             Source::Kernel(from) => {
                 let last = from.q.clone().narrow(2, from.q.dims()[2] - 1, 1);
-                kernels::attend_token(last, from.k.clone(), from.k.clone()).1
+                let entries = from.k.dims()[2];
+                kernels::attend_token(last, from.k.clone(), from.k.clone(), entries).1
             }
         }
     }
@@ -163,9 +164,8 @@ fn run(
         return oracle::attend(q, k, v, observe);
     }
     let (output, block) = if q.dims()[2] == 1 {
-        let group = q.dims()[1] / k.dims()[1];
-        let (output, row) = kernels::attend_token(q, k, v);
-        (output, AttentionBlock::of_probabilities(row, group))
+        let entries = k.dims()[2];
+        attend_first(q, k, v, entries)
     } else {
         let (q2, k2) = (q.clone(), k.clone());
         let (output, log_sums, sums) = match summed {
@@ -185,6 +185,30 @@ fn run(
         observe(&block)?;
     }
     Ok(output)
+}
+
+/// Attention of one query per head over the first `entries` of `k` and `v [batch, kv_heads, n, d]`: `q [batch, heads, 1,
+/// d]` → the output like `q`, and the attention. What the others hold does not matter.
+pub fn attend_first(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    entries: usize,
+) -> (Tensor<4>, AttentionBlock) {
+    let [batch, kv_heads, all, _] = k.dims();
+    let group = q.dims()[1] / kv_heads;
+    let (output, row) = match kernels::has_kernels(&q) {
+        true => kernels::attend_token(q, k, v, entries),
+        false => {
+            let (k, v) = match entries == all {
+                true => (k, v),
+                false => (k.narrow(2, 0, entries), v.narrow(2, 0, entries)),
+            };
+            let lengths = Tensor::full([batch, kv_heads], entries as i64, &q.device());
+            oracle::attend_lengths(q, k, v, lengths)
+        }
+    };
+    (output, AttentionBlock::of_probabilities(row, group))
 }
 
 /// How many rounds a unit of the GPU kernels takes at most: per key its products and sums by four elements, or per query
@@ -250,11 +274,11 @@ pub fn window_score(
 /// Attention of one query per head over all entries: `q [batch, heads, 1, d]`, `k [batch, kv_heads, n, d]` →
 /// `[batch, kv_heads, group, n]`.
 pub fn attention_row(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
-    if kernels::has_kernels(&q) {
-        return kernels::attend_token(q, k.clone(), k).1;
-    }
     let [batch, heads, _, _] = q.dims();
     let [_, kv_heads, entries, _] = k.dims();
+    if kernels::has_kernels(&q) {
+        return kernels::attend_token(q, k.clone(), k, entries).1;
+    }
     // All entries are visible, whatever their positions.
     let positions = Tensor::zeros([batch, kv_heads, entries], &k.device());
     let row = oracle::window_attention(q, k, positions, entries);

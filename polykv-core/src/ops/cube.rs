@@ -13,15 +13,17 @@ mod choice;
 mod entries;
 mod hits;
 mod keys;
+mod layers;
 mod merge;
 mod order;
 mod product;
 mod prompt;
+mod rows;
 mod token;
 mod window;
 
 use super::Pool;
-use super::kernels::{EntryOps, Guard, KeyOps, KvOps, LayerOps};
+use super::kernels::{EntryOps, Guard, HeadWeights, KeyOps, KvOps, LayerOps, OutputWeights};
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape};
@@ -30,6 +32,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+use entries::Slot;
 
 /// Stands for minus infinity, which WGSL has no literal for: e to it is 0 beside any score.
 const HIDDEN: f32 = -1e30;
@@ -78,8 +81,13 @@ impl KvOps for CubeBackend {
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        entries: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        token::attend(into_contiguous(q), dense(k), dense(v), None)
+        let [k, v] = [k, v].map(|mut all| {
+            all.meta.shape[2] = entries;
+            dense(all)
+        });
+        token::attend(into_contiguous(q), k, v, None)
     }
 
     fn attend_lengths(
@@ -149,7 +157,22 @@ impl EntryOps for CubeBackend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>) {
         let (key, value) = (into_contiguous(key), into_contiguous(value));
         let written = [keys, values, positions].map(own);
-        entries::replace(written, into_contiguous(victim), key, value, position)
+        let slot = Slot::Of(into_contiguous(victim));
+        entries::replace(written, slot, key, value, position)
+    }
+
+    fn write_entry(
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        slot: usize,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        position: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>) {
+        let (key, value) = (into_contiguous(key), into_contiguous(value));
+        let written = [keys, values, positions].map(own);
+        entries::replace(written, Slot::Same(slot), key, value, position)
     }
 
     fn move_last(statistics: FloatTensor<Self>, victim: IntTensor<Self>) -> FloatTensor<Self> {
@@ -162,6 +185,10 @@ impl EntryOps for CubeBackend {
         moved: bool,
     ) -> IntTensor<Self> {
         order::drop_from_order(into_contiguous(order), into_contiguous(victim), moved)
+    }
+
+    fn extend_order(order: IntTensor<Self>, count: usize) -> IntTensor<Self> {
+        order::extend(into_contiguous(order), count)
     }
 
     fn pool_scores(
@@ -228,6 +255,45 @@ impl KeyOps for CubeBackend {
 impl LayerOps for CubeBackend {
     fn multiply(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         product::multiply(lhs, rhs)
+    }
+
+    fn multiply_few(x: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        rows::multiply(into_contiguous(x), dense(weight), None)
+    }
+
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, eps: f32) -> FloatTensor<Self> {
+        layers::rms_norm(x, weight, eps)
+    }
+
+    fn rotate(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        layers::rotate(x, cos, sin)
+    }
+
+    fn silu_mul(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        layers::silu_mul(gate, up)
+    }
+
+    fn token_heads(
+        x: FloatTensor<Self>,
+        weights: HeadWeights<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        eps: f32,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        layers::token_heads(x, weights, cos, sin, eps)
+    }
+
+    fn token_output(
+        x: FloatTensor<Self>,
+        attended: FloatTensor<Self>,
+        weights: OutputWeights<Self>,
+        eps: f32,
+    ) -> FloatTensor<Self> {
+        layers::token_output(x, attended, weights, eps)
     }
 }
 

@@ -79,6 +79,15 @@ mod shapes {
         TensorSpec::new(dims.into(), burn::tensor::DType::F32)
     }
 
+    /// Of rows `[.., in]` with a weight `[out, in]`.
+    pub fn rows(x: &TensorSpec, weight: &TensorSpec) -> TensorSpec {
+        let mut dims = x.shape.to_vec();
+        if let Some(last) = dims.last_mut() {
+            *last = weight.shape[0];
+        }
+        TensorSpec::new(dims.into(), x.dtype)
+    }
+
     /// One entry less, `[batch, kv_heads, n − 1, ..]`.
     pub fn one_less(spec: &TensorSpec) -> TensorSpec {
         let mut dims = spec.shape.to_vec();
@@ -93,9 +102,14 @@ pub fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && (is_cpu(&device) || is_cube(&device))
 }
 
-/// Whether the CPU has a kernel for the tensor's dtype, where GPU backends run stock operations.
+/// Whether the CPU has a kernel for the tensor's dtype.
 pub fn has_cpu_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
     tensor.dtype() == DType::F32 && is_cpu(&tensor.device())
+}
+
+/// As [`has_cpu_kernels`] for a GPU.
+pub fn has_gpu_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
+    tensor.dtype() == DType::F32 && is_cube(&tensor.device())
 }
 
 /// Whether the device chooses and moves entries with kernels, which take every type that is stored.

@@ -1,5 +1,4 @@
-//! Operators of the models' layers. Weights may be stored in f32, f16, bf16 or 8 bits; activations are f32. The CPU has
-//! kernels; GPU backends run stock operations, which are fast there.
+//! Operators of the models' layers. Weights may be stored in f32, f16, bf16 or 8 bits; activations are f32.
 
 #[cfg(feature = "flex")]
 use super::flex::layers as cpu;
@@ -7,10 +6,6 @@ use super::{kernels, oracle};
 use burn::tensor::activation::silu;
 use burn::tensor::quantization::{QuantScheme, QuantStore, QuantValue, ScaleDtype};
 use burn::tensor::{DType, Int, Tensor, s};
-
-/// Rows up to which products are bound by the memory that the weights lie in.
-#[cfg(feature = "flex")]
-const FEW: usize = 8;
 
 /// Values of a row that share a scale in 8-bit weights.
 pub const Q8_BLOCK: usize = 32;
@@ -46,9 +41,9 @@ pub fn linear(x: Tensor<2>, weight: Tensor<2>) -> Tensor<2> {
 
 /// `x [rows, in]` times the transposes of several weights `[out, in]` of one storage type.
 pub fn linears<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N]) -> [Tensor<2>; N] {
-    // Stock products of few rows run on one thread; those of many are as fast as it gets.
+    // Stock products of few rows run on one thread of the CPU; those of many are as fast as it gets.
     #[cfg(feature = "flex")]
-    if x.dims()[0] <= FEW && kernels::has_cpu_kernels(&x) {
+    if x.dims()[0] <= kernels::FEW && kernels::has_cpu_kernels(&x) {
         let mut start = 0;
         let widths = weights.each_ref().map(|weight| weight.dims()[0]);
         let all = cpu::multiply(x, weights);
@@ -60,7 +55,10 @@ pub fn linears<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N]) -> [Tensor
             }
         });
     }
-    weights.map(|weight| product(x.clone(), widen(weight).transpose()))
+    weights.map(|weight| match kernels::multiplies_few(&x, &weight) {
+        true => kernels::multiply_few(x.clone(), weight),
+        false => product(x.clone(), widen(weight).transpose()),
+    })
 }
 
 /// The rows `ids` of `weight [out, in]`, as f32.
@@ -109,7 +107,10 @@ pub fn silu_mul<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     if kernels::has_cpu_kernels(&gate) {
         return cpu::silu_mul(gate, up);
     }
-    silu(gate) * up
+    match kernels::has_gpu_kernels(&gate) {
+        true => kernels::silu_mul(gate, up),
+        false => silu(gate) * up,
+    }
 }
 
 /// Root-mean-square normalisation over the last axis, times `weight [size]`.
@@ -118,7 +119,10 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
     if kernels::has_cpu_kernels(&x) {
         return cpu::rms_norm(x, weight, eps as f32);
     }
-    oracle::rms_norm(x, weight, eps)
+    match kernels::has_gpu_kernels(&x) {
+        true => kernels::rms_norm(x, weight, eps as f32),
+        false => oracle::rms_norm(x, weight, eps),
+    }
 }
 
 /// Turns element `i` of the last axis with element `i + d / 2`: `x [batch, heads, tokens, d]`, `cos` and `sin
@@ -128,5 +132,8 @@ pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     if kernels::has_cpu_kernels(&x) {
         return cpu::rotate(x, cos, sin);
     }
-    oracle::rotate(x, cos, sin)
+    match kernels::has_gpu_kernels(&x) {
+        true => kernels::rotate(x, cos, sin),
+        false => oracle::rotate(x, cos, sin),
+    }
 }

@@ -252,8 +252,8 @@ pub fn grow((keys, values, positions): Entries, capacity: usize) -> Entries {
     (grown(keys), grown(values), positions)
 }
 
-/// Overwrites the entry in slot `victim [batch, kv_heads, 1]` by `key` and `value [batch, kv_heads, 1, head_dim]` at
-/// `position`, in place while the tensors are not shared.
+/// Overwrites the entry in slot `victim [batch, kv_heads, 1]` by `key` and `value [batch, kv_heads, 1, head_dim]`, in the
+/// type that is stored or f32, at `position`, in place while the tensors are not shared.
 pub fn replace(
     entries: Entries,
     victim: Tensor<3, Int>,
@@ -266,11 +266,29 @@ pub fn replace(
     }
     let (keys, values, positions) = entries;
     let moved = victim.full_like(position as i64);
+    let (key, value) = (key.cast(keys.dtype()), value.cast(values.dtype()));
     (
         put(keys, victim.clone(), key),
         put(values, victim.clone(), value),
         positions.scatter(2, victim, moved, IndexingUpdateOp::Assign),
     )
+}
+
+/// As [`replace`] in the same slot of all heads.
+pub fn write(
+    entries: Entries,
+    slot: usize,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    position: usize,
+) -> Entries {
+    let device = entries.2.device();
+    if kernels::moves_entries(&device) {
+        return kernels::write_entry(entries, slot, key, value, position);
+    }
+    let [batch, kv_heads, _] = entries.2.dims();
+    let slots = Tensor::full([batch, kv_heads, 1], slot as i64, &device);
+    replace(entries, slots, key, value, position)
 }
 
 /// What is remembered of each entry, `[batch, kv_heads, n, ..]`, after the last entry has moved into the slot `victim
@@ -292,5 +310,14 @@ pub fn drop_from_order(
     match kernels::moves_entries(&victim.device()) {
         true => kernels::drop_from_order(order, victim, moved),
         false => oracle::choice::drop_from_order(order, victim, moved),
+    }
+}
+
+/// The slots in order of position, `order [batch, kv_heads, n]`, with `count` new ones, which have the latest positions,
+/// behind them: `[batch, kv_heads, n + count]`.
+pub fn extend_order(order: Tensor<3, Int>, count: usize) -> Tensor<3, Int> {
+    match kernels::moves_entries(&order.device()) {
+        true => kernels::extend_order(order, count),
+        false => oracle::choice::extend_order(order, count),
     }
 }

@@ -97,8 +97,10 @@ impl LayerView<'_> {
             Error::Failed("a policy reads queries that it did not declare".into())
         })?;
         let held = queries.dims()[2];
-        let count = count.min(held);
-        Ok(queries.narrow(2, held - count, count))
+        Ok(match count < held {
+            true => queries.narrow(2, held - count, count),
+            false => queries,
+        })
     }
 
     /// Attention of the last query over the entries: `[batch, kv_heads, group, entries]`. During decode it comes from

@@ -1,11 +1,10 @@
-use super::{Linear, RmsNorm, RopeTable};
+use super::{Linear, RmsNorm};
 use crate::config::ModelConfig;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use polykv_core::Result;
+use polykv_core::ops::{self, BeforeAttention};
 
-/// Projections and rotary embedding around attention. The attention itself, over whatever the cache kept, is the
-/// caller's.
+/// Projections around attention. The attention itself, over whatever the cache kept, is the caller's.
 #[derive(Module, Debug)]
 pub struct Attention {
     pub q_proj: Linear,
@@ -16,7 +15,6 @@ pub struct Attention {
     pub q_norm: Option<RmsNorm>,
     /// The same for the keys.
     pub k_norm: Option<RmsNorm>,
-    head_dim: usize,
 }
 
 impl Attention {
@@ -31,7 +29,6 @@ impl Attention {
             o_proj: Linear::new(queries, hidden, device),
             q_norm: None,
             k_norm: None,
-            head_dim,
         }
     }
 
@@ -42,43 +39,23 @@ impl Attention {
         self
     }
 
-    /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`; `attend` gets rotated queries, rotated keys and values,
-    /// `[batch, heads, tokens, head_dim]` each.
-    ///
-    /// # Errors
-    /// Those of `attend`.
-    pub fn forward(
-        &self,
-        x: Tensor<3>,
-        rope: &RopeTable,
-        attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
-    ) -> Result<Tensor<3>> {
+    /// With the norm before it, as operators take them.
+    pub fn weights(&self, norm: &RmsNorm) -> BeforeAttention {
         let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let [q, k, v] = Linear::forward_all(projections, x).map(|x| self.heads(x));
-        let q = rope.rotate(normed(&self.q_norm, q).swap_dims(1, 2));
-        let k = rope.rotate(normed(&self.k_norm, k).swap_dims(1, 2));
-        Ok(self.output(attend(q, k, v.swap_dims(1, 2))?))
+        let head_norms = match (&self.q_norm, &self.k_norm) {
+            (Some(q), Some(k)) => Some([q, k].map(|norm| norm.weight.val())),
+            _ => None,
+        };
+        BeforeAttention {
+            norm: norm.weight.val(),
+            projections: projections.map(|linear| linear.weight.val()),
+            head_norms,
+            eps: norm.eps,
+        }
     }
 
     /// The projection of what the heads attended to: `[batch, heads, tokens, head_dim]` → `[batch, tokens, hidden]`.
     pub fn output(&self, attended: Tensor<4>) -> Tensor<3> {
-        let [batch, heads, tokens, head_dim] = attended.dims();
-        let joined = attended
-            .swap_dims(1, 2)
-            .reshape([batch, tokens, heads * head_dim]);
-        self.o_proj.forward(joined)
-    }
-
-    /// `[batch, tokens, heads * head_dim]` → `[batch, tokens, heads, head_dim]`
-    fn heads(&self, x: Tensor<3>) -> Tensor<4> {
-        let [batch, tokens, width] = x.dims();
-        x.reshape([batch, tokens, width / self.head_dim, self.head_dim])
-    }
-}
-
-fn normed(norm: &Option<RmsNorm>, heads: Tensor<4>) -> Tensor<4> {
-    match norm {
-        Some(norm) => norm.forward(heads),
-        None => heads,
+        ops::project(attended, self.o_proj.weight.val())
     }
 }

@@ -1,7 +1,7 @@
-use super::Linear;
+use super::{Linear, RmsNorm};
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
-use polykv_core::ops;
+use burn::tensor::Device;
+use polykv_core::ops::AfterAttention;
 
 /// The gated feed-forward block: `down(silu(gate(x)) · up(x))`.
 #[derive(Module, Debug)]
@@ -20,9 +20,15 @@ impl Mlp {
         }
     }
 
-    /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`
-    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x);
-        self.down_proj.forward(ops::silu_mul(gate, up))
+    /// With what lies between it and attention, as operators take them.
+    pub fn weights(&self, projection: &Linear, norm: &RmsNorm) -> AfterAttention {
+        AfterAttention {
+            projection: projection.weight.val(),
+            norm: norm.weight.val(),
+            gate: self.gate_proj.weight.val(),
+            up: self.up_proj.weight.val(),
+            down: self.down_proj.weight.val(),
+            eps: norm.eps,
+        }
     }
 }

@@ -7,7 +7,7 @@ use polykv_core::ops;
 pub struct RmsNorm {
     /// `[size]`
     pub weight: Param<Tensor<1>>,
-    eps: f64,
+    pub(super) eps: f64,
 }
 
 impl RmsNorm {

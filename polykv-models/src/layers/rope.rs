@@ -1,6 +1,6 @@
 use crate::config::{ModelConfig, RopeScaling};
 use burn::tensor::{Device, Tensor, TensorData};
-use polykv_core::{RopeFacts, ops};
+use polykv_core::RopeFacts;
 use std::f64::consts::TAU;
 use std::ops::Range;
 
@@ -18,8 +18,8 @@ pub struct Rope {
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     /// `[1, 1, tokens, head_dim / 2]`
-    cos: Tensor<4>,
-    sin: Tensor<4>,
+    pub(super) cos: Tensor<4>,
+    pub(super) sin: Tensor<4>,
 }
 
 impl Rope {
@@ -119,13 +119,6 @@ fn scale(frequencies: &mut [f64], config: &ModelConfig) {
 fn blend(frequency: f64, factor: f64, kept: f64) -> f64 {
     let kept = kept.clamp(0.0, 1.0);
     (1.0 - kept) * frequency / factor + kept * frequency
-}
-
-impl RopeTable {
-    /// `[batch, heads, tokens, head_dim]` in and out.
-    pub fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        ops::rotate(x, self.cos.clone(), self.sin.clone())
-    }
 }
 
 #[cfg(test)]

@@ -36,7 +36,7 @@ pub fn select(
             CubeDim::new_1d(UNITS as u32),
             scores.into_tensor_arg(),
             positions.clone().into_tensor_arg(),
-            spans(&client, guard),
+            spans(&chosen, guard),
             chosen.clone().into_tensor_arg(),
             nans.clone().into_tensor_arg(),
             disorder.clone().into_tensor_arg(),
@@ -83,7 +83,7 @@ pub fn lowest(
             CubeDim::new_1d(UNITS as u32),
             scores.into_tensor_arg(),
             positions.into_tensor_arg(),
-            spans(&client, guard),
+            spans(&victim, guard),
             victim.clone().into_tensor_arg(),
             nans.clone().into_tensor_arg(),
             n,
@@ -96,12 +96,14 @@ pub fn lowest(
     (victim, nans)
 }
 
-/// Starts and ends; one pair that is not read if there are none.
-fn spans(client: &Client, guard: &Guard) -> BufferArg {
+/// Starts and ends, on the device of `like`; room that is not read if there are none.
+fn spans(like: &CubeTensor, guard: &Guard) -> BufferArg {
+    if guard.spans.is_empty() {
+        return empty(like, [2], DType::I32).into_buffer_arg();
+    }
     let ends = guard.spans.iter().flat_map(|span| [span.start, span.end]);
-    let mut values: Vec<i32> = ends.collect();
-    values.resize(values.len().max(2), 0);
-    let handle = client.create_from_slice(i32::as_bytes(&values));
+    let values: Vec<i32> = ends.collect();
+    let handle = like.client.create_from_slice(i32::as_bytes(&values));
     // SAFETY: the length is that of what was just uploaded.
     unsafe { BufferArg::from_raw_parts(handle, values.len()) }
 }

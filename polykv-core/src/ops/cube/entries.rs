@@ -97,17 +97,31 @@ fn compact_kernel<E: Float, I: Int, S: Int, N: Size>(
     }
 }
 
+/// The slot that is overwritten.
+pub enum Slot {
+    /// Of each head, `[batch, kv_heads, 1]`.
+    Of(CubeTensor),
+    /// Of all heads.
+    Same(usize),
+}
+
 /// As [`EntryOps::replace_entry`](crate::ops::kernels::EntryOps::replace_entry), in place.
 pub fn replace(
     [keys, values, positions]: [CubeTensor; 3],
-    victim: CubeTensor,
+    slot: Slot,
     key: CubeTensor,
     value: CubeTensor,
     position: usize,
 ) -> (CubeTensor, CubeTensor, CubeTensor) {
     let [batch, kv_heads, _, dim] = keys.shape().dims::<4>();
     let client = keys.client.clone();
-    let dtypes = [keys.dtype, positions.dtype, victim.dtype].map(dtype_to_storage_type);
+    let (victim, slot) = match slot {
+        Slot::Of(victim) => (Some(victim), 0),
+        Slot::Same(slot) => (None, slot),
+    };
+    let integer = victim.as_ref().map_or(DType::I32, |victim| victim.dtype);
+    let dtypes = [keys.dtype, positions.dtype, integer, key.dtype, value.dtype];
+    let dtypes = dtypes.map(dtype_to_storage_type);
     // SAFETY: as above.
     unsafe {
         replace_kernel::launch_unchecked(
@@ -117,9 +131,10 @@ pub fn replace(
             keys.clone().into_tensor_arg(),
             values.clone().into_tensor_arg(),
             positions.clone().into_tensor_arg(),
-            victim.into_tensor_arg(),
+            victim.map(CubeTensor::into_buffer_arg).into(),
             key.into_tensor_arg(),
             value.into_tensor_arg(),
+            slot,
             position,
             dim,
             dtypes,
@@ -130,16 +145,17 @@ pub fn replace(
 
 /// One unit per element of an entry.
 #[cube(launch_unchecked)]
-fn replace_kernel<E: Float, I: Int, S: Int>(
+fn replace_kernel<E: Float, I: Int, S: Int, K: Float, V: Float>(
     keys: &mut Tensor<E>,
     values: &mut Tensor<E>,
     positions: &mut Tensor<I>,
-    victim: &Tensor<S>,
-    key: &Tensor<E>,
-    value: &Tensor<E>,
+    victim: ComptimeOption<&[S]>,
+    key: &Tensor<K>,
+    value: &Tensor<V>,
+    slot: usize,
     position: usize,
     dim: usize,
-    #[define(E, I, S)] _dtypes: [ElemType; 3],
+    #[define(E, I, S, K, V)] _dtypes: [ElemType; 5],
 ) {
     let kv = CUBE_POS_X as usize;
     let d = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
@@ -148,11 +164,12 @@ fn replace_kernel<E: Float, I: Int, S: Int>(
     }
     let kv_heads = keys.shape(1);
     let (batch, head) = (kv / kv_heads, kv % kv_heads);
-    let slot = usize::cast_from(victim[kv]);
+    let own: ComptimeOption<usize> = victim.map(|all| usize::cast_from(all[kv]));
+    let slot = own.unwrap_or(slot);
     let at = batch * keys.stride(0) + head * keys.stride(1) + slot * keys.stride(2);
-    keys[at + d] = key[kv * dim + d];
+    keys[at + d] = E::cast_from(key[kv * dim + d]);
     let at = batch * values.stride(0) + head * values.stride(1) + slot * values.stride(2);
-    values[at + d] = value[kv * dim + d];
+    values[at + d] = E::cast_from(value[kv * dim + d]);
     if d == 0 {
         let at = batch * positions.stride(0) + head * positions.stride(1);
         let at = at + slot * positions.stride(2);

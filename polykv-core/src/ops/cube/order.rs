@@ -76,6 +76,50 @@ fn drop_kernel<I: Int, S: Int>(
     }
 }
 
+/// As [`EntryOps::extend_order`](crate::ops::kernels::EntryOps::extend_order).
+pub fn extend(order: CubeTensor, count: usize) -> CubeTensor {
+    let [batch, kv_heads, entries] = order.shape().dims::<3>();
+    let all = entries + count;
+    let extended = empty(&order, [batch, kv_heads, all], order.dtype);
+    let client = order.client.clone();
+    let dtype = dtype_to_storage_type(order.dtype);
+    // SAFETY: as above.
+    unsafe {
+        extend_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, all.div_ceil(UNITS) as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            order.into_tensor_arg(),
+            extended.clone().into_tensor_arg(),
+            entries,
+            all,
+            dtype,
+        );
+    }
+    extended
+}
+
+/// One unit per slot.
+#[cube(launch_unchecked)]
+fn extend_kernel<I: Int>(
+    order: &Tensor<I>,
+    extended: &mut Tensor<I>,
+    entries: usize,
+    all: usize,
+    #[define(I)] _dtype: ElemType,
+) {
+    let head = CUBE_POS_X as usize;
+    let rank = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if rank >= all {
+        terminate!();
+    }
+    let mut slot = I::cast_from(rank);
+    if rank < entries {
+        slot = order[head * entries + rank];
+    }
+    extended[head * all + rank] = slot;
+}
+
 /// As [`EntryOps::pool_scores`](crate::ops::kernels::EntryOps::pool_scores).
 pub fn pool(
     scores: CubeTensor,

@@ -35,7 +35,7 @@ pub fn score(
     unsafe {
         scores_kernel::launch_unchecked(
             &client,
-            CubeCount::Static(kv, tiles, 1),
+            CubeCount::Static(kv, tiles, group as u32),
             units,
             width,
             q.into_tensor_arg(),
@@ -76,7 +76,7 @@ pub fn score(
     (sums, variances)
 }
 
-/// One unit per key, which stays in its registers while all rows pass.
+/// One unit per key, which stays in its registers while the rows of a query head pass.
 #[cube(launch_unchecked)]
 fn scores_kernel<E: Float, I: Int, N: Size>(
     q: &Tensor<Vector<f32, N>>,
@@ -106,7 +106,8 @@ fn scores_kernel<E: Float, I: Int, N: Size>(
         key[w] = Vector::<f32, N>::cast_from(k[at + w]) * Vector::new(scale);
     }
     let position = usize::cast_from(positions[kv * n + j]);
-    for r in 0..rows {
+    let start = CUBE_POS_Z as usize * window;
+    for r in start..start + window {
         let mut products = Vector::<f32, N>::new(0.0f32);
         for w in 0..steps {
             products += key[w] * q[(kv * rows + r) * words + w];

@@ -7,6 +7,7 @@ use crate::ops::Pool;
 use crate::ops::kernels::{EntryOps, Guard, KeyOps};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
+use burn::backend::ops::FloatTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape, TensorData, bf16, f16};
 
@@ -81,28 +82,27 @@ impl EntryOps for Flex {
         position: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>) {
         let victim = victim.to_contiguous();
-        let slots = integers(&victim);
-        let replace = |tensor: FlexTensor, entry: FlexTensor| match tensor.dtype() {
-            DType::F16 => overwrite::<f16>(tensor, &slots, entry),
-            DType::BF16 => overwrite::<bf16>(tensor, &slots, entry),
-            _ => overwrite::<f32>(tensor, &slots, entry),
-        };
-        let (keys, values) = (replace(keys, key), replace(values, value));
-        let mut positions = whole(positions);
-        let capacity = positions.layout().shape().dims::<3>()[2];
-        let at = slots.iter().enumerate();
-        let at = at.map(|(head, &slot)| head * capacity + slot as usize);
-        match positions.dtype() {
-            DType::I64 => {
-                let places = positions.storage_mut::<i64>();
-                at.for_each(|at| places[at] = position as i64);
-            }
-            _ => {
-                let places = positions.storage_mut::<i32>();
-                at.for_each(|at| places[at] = position as i32);
-            }
-        }
-        (keys, values, positions)
+        replace(
+            (keys, values, positions),
+            &integers(&victim),
+            key,
+            value,
+            position,
+        )
+    }
+
+    fn write_entry(
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        slot: usize,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        position: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>) {
+        let [batch, heads, _] = positions.layout().shape().dims::<3>();
+        let slots = vec![slot as i64; batch * heads];
+        replace((keys, values, positions), &slots, key, value, position)
     }
 
     fn move_last(statistics: FloatTensor<Self>, victim: IntTensor<Self>) -> FloatTensor<Self> {
@@ -124,6 +124,16 @@ impl EntryOps for Flex {
         let [batch, heads, entries] = order.layout().shape().dims::<3>();
         let kept = choice::drop_from_order(&integers(&order), &integers(&victim), moved);
         integer_tensor(kept, [batch, heads, entries - 1], order.dtype())
+    }
+
+    fn extend_order(order: IntTensor<Self>, count: usize) -> IntTensor<Self> {
+        let order = order.to_contiguous();
+        let [batch, heads, entries] = order.layout().shape().dims::<3>();
+        let slots = integers(&order);
+        let new = entries as i64..(entries + count) as i64;
+        let of_head = |old: &[i64]| old.iter().copied().chain(new.clone()).collect::<Vec<_>>();
+        let all = slots.chunks_exact(entries).flat_map(of_head).collect();
+        integer_tensor(all, [batch, heads, entries + count], order.dtype())
     }
 
     fn pool_scores(
@@ -224,6 +234,44 @@ fn whole(tensor: FlexTensor) -> FlexTensor {
     // Writing copies what has a second holder.
     drop(tensor);
     whole
+}
+
+/// Overwrites the slot of each head.
+fn replace(
+    (keys, values, positions): (FlexTensor, FlexTensor, FlexTensor),
+    slots: &[i64],
+    key: FlexTensor,
+    value: FlexTensor,
+    position: usize,
+) -> (FlexTensor, FlexTensor, FlexTensor) {
+    let replace = |tensor: FlexTensor, entry: FlexTensor| {
+        let dtype = tensor.dtype();
+        let entry = match entry.dtype() == dtype {
+            true => entry,
+            false => Flex::float_cast(entry, dtype.into()),
+        };
+        match dtype {
+            DType::F16 => overwrite::<f16>(tensor, slots, entry),
+            DType::BF16 => overwrite::<bf16>(tensor, slots, entry),
+            _ => overwrite::<f32>(tensor, slots, entry),
+        }
+    };
+    let (keys, values) = (replace(keys, key), replace(values, value));
+    let mut positions = whole(positions);
+    let capacity = positions.layout().shape().dims::<3>()[2];
+    let at = slots.iter().enumerate();
+    let at = at.map(|(head, &slot)| head * capacity + slot as usize);
+    match positions.dtype() {
+        DType::I64 => {
+            let places = positions.storage_mut::<i64>();
+            at.for_each(|at| places[at] = position as i64);
+        }
+        _ => {
+            let places = positions.storage_mut::<i32>();
+            at.for_each(|at| places[at] = position as i32);
+        }
+    }
+    (keys, values, positions)
 }
 
 /// Overwrites one vector of each head: `tensor [batch, heads, n, dim]` at `slots [batch * heads]` becomes `entry

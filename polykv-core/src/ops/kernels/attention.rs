@@ -63,19 +63,20 @@ pub trait KvOps: Backend {
         bits: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// Attention of one query (`t = 1`) over all keys: the output `[batch, heads, 1, d]` and the probabilities
-    /// `[batch, kv_heads, group, n]`.
-    #[fusion(meta = |q, k, _v| {
-        let row = [k.shape[0], k.shape[1], q.shape[1] / k.shape[1], k.shape[2]];
+    /// Attention of one query (`t = 1`) over the first `entries` keys: the output `[batch, heads, 1, d]` and the
+    /// probabilities `[batch, kv_heads, group, entries]`.
+    #[fusion(meta = |q, k, _v, entries| {
+        let row = [k.shape[0], k.shape[1], q.shape[1] / k.shape[1], *entries];
         (q.clone(), shapes::like(q, row))
     })]
     fn attend_token(
         q: FloatTensor<Self>,
         k: FloatTensor<Self>,
         v: FloatTensor<Self>,
+        entries: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// As [`KvOps::attend_token`] over the first `lengths [batch, kv_heads]` keys of each head, from 1 to n of them; the
+    /// As [`KvOps::attend_token`] over all keys, of which each head sees the first `lengths [batch, kv_heads]` keys of each head, from 1 to n of them; the
     /// probabilities of the others are 0.
     #[fusion(meta = |q, k, _v, _lengths| {
         let row = [k.shape[0], k.shape[1], q.shape[1] / k.shape[1], k.shape[2]];
@@ -150,11 +151,17 @@ pub fn attention_hits(
     ))
 }
 
-pub fn attend_token(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+pub fn attend_token(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    v: Tensor<4>,
+    entries: usize,
+) -> (Tensor<4>, Tensor<4>) {
     pair(Dispatch::attend_token(
         q.into_dispatch(),
         k.into_dispatch(),
         v.into_dispatch(),
+        entries,
     ))
 }
 

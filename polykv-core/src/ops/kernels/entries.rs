@@ -61,8 +61,8 @@ pub trait EntryOps: Backend {
         guard: Guard,
     ) -> (IntTensor<Self>, FloatTensor<Self>);
 
-    /// Overwrites the entry in slot `victim [batch, kv_heads, 1]` with `key` and `value [batch, kv_heads, 1, d]` at
-    /// `position`, in place while the tensors are not shared.
+    /// Overwrites the entry in slot `victim [batch, kv_heads, 1]` with `key` and `value [batch, kv_heads, 1, d]`, stored
+    /// already or in f32, at `position`, in place while the tensors are not shared.
     #[fusion(meta = |keys, values, positions, _victim, _key, _value, _position| (
         keys.clone(), values.clone(), positions.clone(),
     ))]
@@ -71,6 +71,20 @@ pub trait EntryOps: Backend {
         values: FloatTensor<Self>,
         positions: IntTensor<Self>,
         victim: IntTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        position: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>);
+
+    /// As [`EntryOps::replace_entry`] in the same slot of all heads.
+    #[fusion(meta = |keys, values, positions, _slot, _key, _value, _position| (
+        keys.clone(), values.clone(), positions.clone(),
+    ))]
+    fn write_entry(
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        slot: usize,
         key: FloatTensor<Self>,
         value: FloatTensor<Self>,
         position: usize,
@@ -89,6 +103,12 @@ pub trait EntryOps: Backend {
         victim: IntTensor<Self>,
         moved: bool,
     ) -> IntTensor<Self>;
+
+    /// `order [batch, kv_heads, n]` with the slots `n..n + count` behind it.
+    #[fusion(meta = |order, count| {
+        shapes::like(order, [order.shape[0], order.shape[1], order.shape[2] + count])
+    })]
+    fn extend_order(order: IntTensor<Self>, count: usize) -> IntTensor<Self>;
 
     /// Scores pooled over `width` (odd) neighbours in `order`, which has the type of positions, as
     /// [`pool`](crate::ops::pool); those of the last `tail` entries of the order stay as they are, and leave their
@@ -174,6 +194,24 @@ pub fn replace_entry(
     ))
 }
 
+pub fn write_entry(
+    (keys, values, positions): Entries,
+    slot: usize,
+    key: Tensor<4>,
+    value: Tensor<4>,
+    position: usize,
+) -> Entries {
+    entries(Dispatch::write_entry(
+        keys.into_dispatch(),
+        values.into_dispatch(),
+        positions.into_dispatch(),
+        slot,
+        key.into_dispatch(),
+        value.into_dispatch(),
+        position,
+    ))
+}
+
 pub fn move_last<const D: usize>(statistics: Tensor<D>, victim: Tensor<3, Int>) -> Tensor<D> {
     Tensor::from_dispatch(Dispatch::move_last(
         statistics.into_dispatch(),
@@ -191,6 +229,10 @@ pub fn drop_from_order(
         victim.into_dispatch(),
         moved,
     ))
+}
+
+pub fn extend_order(order: Tensor<3, Int>, count: usize) -> Tensor<3, Int> {
+    Tensor::from_dispatch(Dispatch::extend_order(order.into_dispatch(), count))
 }
 
 pub fn pool_scores(

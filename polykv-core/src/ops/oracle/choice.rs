@@ -110,6 +110,18 @@ pub fn drop_from_order(
     }
 }
 
+/// As [`extend_order`](crate::ops::extend_order).
+pub fn extend_order(order: Tensor<3, Int>, count: usize) -> Tensor<3, Int> {
+    let [batch, kv_heads, entries] = order.dims();
+    let dtype = IntDType::from(order.dtype());
+    let new = entries as i64..(entries + count) as i64;
+    let new = Tensor::<1, Int>::arange(new, &order.device())
+        .cast(dtype)
+        .reshape([1, 1, count])
+        .expand([batch, kv_heads, count]);
+    Tensor::cat(vec![order, new], 2)
+}
+
 /// Columns that are compared at a time: bounds the memory of [`top`].
 const BLOCK: usize = 256;
 

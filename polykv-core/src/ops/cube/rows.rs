@@ -1,0 +1,357 @@
+//! Products of few rows with stored weights, bound by the memory that the weights lie in. A group of units reads two
+//! rows of weights, several vectors of each at a time; no number is read twice but those of the few rows.
+
+use super::{empty, unrolls};
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+const UNITS: usize = 128;
+/// Units of a group.
+const LANES: usize = 32;
+/// Weight rows of a cube whose groups take two each.
+const PAIRS: usize = UNITS / LANES;
+
+/// How a launch reads.
+struct Shape {
+    rows: usize,
+    width: usize,
+    words: usize,
+    /// Vectors of a weight row in flight per unit.
+    depth: usize,
+}
+
+impl Shape {
+    fn of(x: &CubeTensor, weights: &[&CubeTensor]) -> Self {
+        let inputs = weights[0].shape()[1];
+        let rows = x.shape().num_elements() / inputs;
+        let real = unrolls(&x.client);
+        // Sixteen bytes at a time; with many rows their sums would not fit the registers.
+        let most = match real && rows <= 2 {
+            true => 16 / weights[0].dtype.size(),
+            false => 4,
+        };
+        let fits = |width: &usize| {
+            let whole = |weight: &&CubeTensor| weight.meta.strides()[0].is_multiple_of(*width);
+            inputs.is_multiple_of(*width) && weights.iter().all(whole)
+        };
+        let width = [8, 4].into_iter().filter(|&width| width <= most);
+        let width = width.into_iter().find(fits).unwrap_or(1);
+        Self {
+            rows,
+            width,
+            words: inputs / width,
+            depth: if real { 4 } else { 1 },
+        }
+    }
+}
+
+/// `x [.., in]`, contiguous and of at most 8 rows, times the transpose of `weight [out, in]`, plus `addend [.., out]` if
+/// there is one: `[.., out]`.
+pub fn multiply(x: CubeTensor, weight: CubeTensor, addend: Option<CubeTensor>) -> CubeTensor {
+    let shape = Shape::of(&x, &[&weight]);
+    let output = output(&x, &weight);
+    let client = x.client.clone();
+    let outputs = weight.shape()[0];
+    let dtype = dtype_to_storage_type(weight.dtype);
+    // SAFETY: every index is below the shapes above; see the kernel.
+    unsafe {
+        one_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static(outputs.div_ceil(2 * PAIRS) as u32, 1, 1),
+            CubeDim::new_1d(UNITS as u32),
+            shape.width,
+            x.into_tensor_arg(),
+            weight.into_tensor_arg(),
+            addend.map(CubeTensor::into_buffer_arg).into(),
+            output.clone().into_tensor_arg(),
+            shape.words,
+            shape.rows,
+            shape.width,
+            shape.depth,
+            dtype,
+        );
+    }
+    output
+}
+
+/// As [`multiply`] for three weights at once, without addends.
+pub fn multiply_three(x: CubeTensor, weights: [CubeTensor; 3]) -> [CubeTensor; 3] {
+    let shape = Shape::of(&x, &weights.each_ref());
+    let results = weights.each_ref().map(|weight| output(&x, weight));
+    let client = x.client.clone();
+    let cubes = weights.each_ref().map(|w| w.shape()[0].div_ceil(2 * PAIRS));
+    let dtype = dtype_to_storage_type(weights[0].dtype);
+    let [a, b, c] = weights.map(CubeTensor::into_tensor_arg);
+    let [to_a, to_b, to_c] = results.clone().map(CubeTensor::into_tensor_arg);
+    // SAFETY: as above.
+    unsafe {
+        three_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static(cubes.iter().sum::<usize>() as u32, 1, 1),
+            CubeDim::new_1d(UNITS as u32),
+            shape.width,
+            x.into_tensor_arg(),
+            a,
+            b,
+            c,
+            to_a,
+            to_b,
+            to_c,
+            cubes[0],
+            cubes[1],
+            shape.words,
+            shape.rows,
+            shape.width,
+            shape.depth,
+            dtype,
+        );
+    }
+    results
+}
+
+/// The gated unit: silu of the product with `gate` times the product with `up`, weights of one shape.
+pub fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+    let shape = Shape::of(&x, &[&gate, &up]);
+    let output = output(&x, &gate);
+    let client = x.client.clone();
+    let outputs = gate.shape()[0];
+    let dtype = dtype_to_storage_type(gate.dtype);
+    // SAFETY: as above.
+    unsafe {
+        gated_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static(outputs.div_ceil(PAIRS) as u32, 1, 1),
+            CubeDim::new_1d(UNITS as u32),
+            shape.width,
+            x.into_tensor_arg(),
+            gate.into_tensor_arg(),
+            up.into_tensor_arg(),
+            output.clone().into_tensor_arg(),
+            shape.words,
+            shape.rows,
+            shape.width,
+            shape.depth,
+            dtype,
+        );
+    }
+    output
+}
+
+fn output(x: &CubeTensor, weight: &CubeTensor) -> CubeTensor {
+    let mut dims = x.shape().to_vec();
+    let rank = dims.len();
+    dims[rank - 1] = weight.shape()[0];
+    empty(x, dims, DType::F32)
+}
+
+/// One group per two rows of the weight.
+#[cube(launch_unchecked)]
+fn one_kernel<E: Float, N: Size>(
+    x: &Tensor<Vector<f32, N>>,
+    weight: &Tensor<Vector<E, N>>,
+    addend: ComptimeOption<&[f32]>,
+    output: &mut Tensor<f32>,
+    words: usize,
+    #[comptime] rows: usize,
+    #[comptime] width: usize,
+    #[comptime] depth: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let unit = UNIT_POS_X as usize;
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(2 * rows * UNITS));
+    let row = (CUBE_POS_X as usize * PAIRS + unit / LANES) * 2;
+    let outputs = weight.shape(0);
+    let (first, second) = (min(row, outputs - 1), min(row + 1, outputs - 1));
+    multiply_rows::<E, N>(
+        x, weight, first, weight, second, &mut sums, words, rows, width, depth,
+    );
+    let lane = unit % LANES;
+    if lane < 2usize && row + lane < outputs {
+        #[unroll]
+        for r in 0..rows {
+            let at = r * outputs + row + lane;
+            let more: ComptimeOption<f32> = addend.as_ref().map(|all| all[at]);
+            output[at] = sums[(2 * r + lane) * UNITS + unit - lane] + more.unwrap_or(0.0f32);
+        }
+    }
+}
+
+/// The first `cubes_a` cubes have the rows of `a`, the next `cubes_b` those of `b`.
+#[cube(launch_unchecked)]
+fn three_kernel<E: Float, N: Size>(
+    x: &Tensor<Vector<f32, N>>,
+    a: &Tensor<Vector<E, N>>,
+    b: &Tensor<Vector<E, N>>,
+    c: &Tensor<Vector<E, N>>,
+    to_a: &mut Tensor<f32>,
+    to_b: &mut Tensor<f32>,
+    to_c: &mut Tensor<f32>,
+    cubes_a: usize,
+    cubes_b: usize,
+    words: usize,
+    #[comptime] rows: usize,
+    #[comptime] width: usize,
+    #[comptime] depth: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let cube = CUBE_POS_X as usize;
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(2 * rows * UNITS));
+    if cube < cubes_a {
+        multiply_cube::<E, N>(x, a, to_a, cube, &mut sums, words, rows, width, depth);
+    } else if cube < cubes_a + cubes_b {
+        let cube = cube - cubes_a;
+        multiply_cube::<E, N>(x, b, to_b, cube, &mut sums, words, rows, width, depth);
+    } else {
+        let cube = cube - cubes_a - cubes_b;
+        multiply_cube::<E, N>(x, c, to_c, cube, &mut sums, words, rows, width, depth);
+    }
+}
+
+/// One group per row of both weights.
+#[cube(launch_unchecked)]
+fn gated_kernel<E: Float, N: Size>(
+    x: &Tensor<Vector<f32, N>>,
+    gate: &Tensor<Vector<E, N>>,
+    up: &Tensor<Vector<E, N>>,
+    output: &mut Tensor<f32>,
+    words: usize,
+    #[comptime] rows: usize,
+    #[comptime] width: usize,
+    #[comptime] depth: usize,
+    #[define(E)] _dtype: ElemType,
+) {
+    let unit = UNIT_POS_X as usize;
+    let mut sums = Shared::<[f32]>::new_slice(comptime!(2 * rows * UNITS));
+    let row = CUBE_POS_X as usize * PAIRS + unit / LANES;
+    let outputs = gate.shape(0);
+    let own = min(row, outputs - 1);
+    multiply_rows::<E, N>(x, gate, own, up, own, &mut sums, words, rows, width, depth);
+    if unit % LANES == 0usize && row < outputs {
+        #[unroll]
+        for r in 0..rows {
+            let gate = sums[2 * r * UNITS + unit];
+            let up = sums[(2 * r + 1) * UNITS + unit];
+            output[r * outputs + row] = gate / (1.0f32 + (-gate).exp()) * up;
+        }
+    }
+}
+
+/// The products of `x` with a cube's rows of a weight.
+#[cube]
+fn multiply_cube<E: Float, N: Size>(
+    x: &Tensor<Vector<f32, N>>,
+    weight: &Tensor<Vector<E, N>>,
+    output: &mut Tensor<f32>,
+    cube: usize,
+    sums: &mut Shared<[f32]>,
+    words: usize,
+    #[comptime] rows: usize,
+    #[comptime] width: usize,
+    #[comptime] depth: usize,
+) {
+    let unit = UNIT_POS_X as usize;
+    let row = (cube * PAIRS + unit / LANES) * 2;
+    let outputs = weight.shape(0);
+    let (first, second) = (min(row, outputs - 1), min(row + 1, outputs - 1));
+    multiply_rows::<E, N>(
+        x, weight, first, weight, second, sums, words, rows, width, depth,
+    );
+    let lane = unit % LANES;
+    if lane < 2usize && row + lane < outputs {
+        #[unroll]
+        for r in 0..rows {
+            output[r * outputs + row + lane] = sums[(2 * r + lane) * UNITS + unit - lane];
+        }
+    }
+}
+
+/// The products of `x` with two weight rows per group: those of x row `r` with the rows of `a` and `b` are in `sums` at
+/// `2 r` and `2 r + 1` times `UNITS` plus the group's first unit.
+#[cube]
+fn multiply_rows<E: Float, N: Size>(
+    x: &Tensor<Vector<f32, N>>,
+    a: &Tensor<Vector<E, N>>,
+    row_a: usize,
+    b: &Tensor<Vector<E, N>>,
+    row_b: usize,
+    sums: &mut Shared<[f32]>,
+    words: usize,
+    #[comptime] rows: usize,
+    #[comptime] width: usize,
+    #[comptime] depth: usize,
+) {
+    let unit = UNIT_POS_X as usize;
+    let lane = unit % LANES;
+    let start_a = row_a * a.stride(0) / width;
+    let start_b = row_b * b.stride(0) / width;
+    let mut of_a = Array::<Vector<f32, N>>::new(rows);
+    let mut of_b = Array::<Vector<f32, N>>::new(rows);
+    #[unroll]
+    for r in 0..rows {
+        of_a[r] = Vector::new(0.0f32);
+        of_b[r] = Vector::new(0.0f32);
+    }
+    let mut w = lane;
+    // All loads of a round are on their way before the first is used.
+    while w + (depth - 1) * LANES < words {
+        let mut from_a = Array::<Vector<E, N>>::new(depth);
+        let mut from_b = Array::<Vector<E, N>>::new(depth);
+        #[unroll]
+        for i in 0..depth {
+            from_a[i] = a[start_a + w + i * LANES];
+            from_b[i] = b[start_b + w + i * LANES];
+        }
+        #[unroll]
+        for i in 0..depth {
+            let own_a = Vector::<f32, N>::cast_from(from_a[i]);
+            let own_b = Vector::<f32, N>::cast_from(from_b[i]);
+            #[unroll]
+            for r in 0..rows {
+                let own = x[r * words + w + i * LANES];
+                of_a[r] += own * own_a;
+                of_b[r] += own * own_b;
+            }
+        }
+        w += depth * LANES;
+    }
+    while w < words {
+        let own_a = Vector::<f32, N>::cast_from(a[start_a + w]);
+        let own_b = Vector::<f32, N>::cast_from(b[start_b + w]);
+        #[unroll]
+        for r in 0..rows {
+            let own = x[r * words + w];
+            of_a[r] += own * own_a;
+            of_b[r] += own * own_b;
+        }
+        w += LANES;
+    }
+    #[unroll]
+    for r in 0..rows {
+        let (parts_a, parts_b) = (of_a[r], of_b[r]);
+        let mut sum_a = 0.0f32;
+        let mut sum_b = 0.0f32;
+        #[unroll]
+        for i in 0..width {
+            sum_a += parts_a.extract(i);
+            sum_b += parts_b.extract(i);
+        }
+        sums[2 * r * UNITS + unit] = sum_a;
+        sums[(2 * r + 1) * UNITS + unit] = sum_b;
+    }
+    // The lanes of each group, halved again and again.
+    #[unroll]
+    for step in 0..5u32 {
+        let half = comptime!(LANES >> (step as usize + 1));
+        sync_cube();
+        if lane < half {
+            #[unroll]
+            for s in 0..2 * rows {
+                sums[s * UNITS + unit] += sums[s * UNITS + unit + half];
+            }
+        }
+    }
+    sync_cube();
+}
