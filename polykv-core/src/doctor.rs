@@ -1,5 +1,6 @@
 //! What a device has, and whether the operators give the right numbers on it.
 
+mod blocks;
 mod host;
 mod likeness;
 
@@ -39,6 +40,7 @@ pub fn self_test(device: &Device) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
     attention(&inputs, device, &mut checks)?;
     layers(&inputs, device, &mut checks)?;
+    blocks::blocks(&inputs, device, &mut checks)?;
     choices(&inputs, device, &mut checks)?;
     order(&inputs, device, &mut checks)?;
     likeness(&inputs, device, &mut checks)?;

@@ -96,11 +96,15 @@ impl Sampler {
     /// are passed over. A logit of minus infinity rules its token out; NaN, plus infinity and a vocabulary with
     /// nothing to choose are errors. Among equal logits greedy choice takes the lowest id.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
-        let mut candidates = candidates(logits)?;
+        check(logits)?;
+        if self.params.temperature == 0.0 && self.params.repeat_penalty == 1.0 {
+            return most_likely(logits);
+        }
+        let mut candidates: Vec<Candidate> = (0..).zip(logits.iter().copied()).collect();
         self.penalise(&mut candidates, history);
         candidates.retain(|(_, logit)| *logit > f32::NEG_INFINITY);
         let Some(best) = candidates.iter().copied().min_by(by_rank) else {
-            return Err(Error::Failed("no token has a finite logit".into()));
+            return Err(nothing_to_choose());
         };
         if self.params.temperature == 0.0 {
             return Ok(best.0);
@@ -184,7 +188,25 @@ impl Sampler {
     }
 }
 
-fn candidates(logits: &[f32]) -> Result<Vec<Candidate>> {
+/// The lowest id of those with the highest logit, without a list of a whole vocabulary.
+fn most_likely(logits: &[f32]) -> Result<u32> {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (id, &logit) in (0..).zip(logits) {
+        if logit > best.1 {
+            best = (id, logit);
+        }
+    }
+    match best.1 > f32::NEG_INFINITY {
+        true => Ok(best.0),
+        false => Err(nothing_to_choose()),
+    }
+}
+
+fn nothing_to_choose() -> Error {
+    Error::Failed("no token has a finite logit".into())
+}
+
+fn check(logits: &[f32]) -> Result<()> {
     let broken = logits
         .iter()
         .position(|x| x.is_nan() || *x == f32::INFINITY);
@@ -195,7 +217,7 @@ fn candidates(logits: &[f32]) -> Result<Vec<Candidate>> {
         );
         return Err(Error::Failed(reason));
     }
-    Ok((0..).zip(logits.iter().copied()).collect())
+    Ok(())
 }
 
 /// Higher values first, lower ids first among equals.

@@ -100,17 +100,12 @@ fn norm_kernel<N: Size>(
 
 /// As [`LayerOps::rotate`](crate::ops::kernels::LayerOps::rotate).
 pub fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
-    let x = dense(x);
     let [cos, sin] = [cos, sin].map(into_contiguous);
-    let [batch, heads, tokens, dim] = x.shape().dims::<4>();
-    let output = empty(&x, [batch, heads, tokens, dim], DType::F32);
-    let half = dim / 2;
-    let width = match half.is_multiple_of(4) {
-        true => width(&[&x]),
-        false => 1,
-    };
-    let words = half / width;
-    let count = batch * heads * tokens * words;
+    let x = dense(x);
+    let output = empty(&x, x.shape(), DType::F32);
+    let width = pair_width(&[&x]);
+    let words = x.shape()[3] / 2 / width;
+    let count = x.shape().num_elements() / 2 / width;
     let client = x.client.clone();
     // SAFETY: as above.
     unsafe {
@@ -131,7 +126,45 @@ pub fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
     output
 }
 
-/// One unit per word of the first half of a vector.
+/// As [`rotate`] for two tensors of one head size.
+fn rotate_both(q: CubeTensor, k: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> [CubeTensor; 2] {
+    let [cos, sin] = [cos, sin].map(into_contiguous);
+    let outputs = [&q, &k].map(|x| empty(x, x.shape(), DType::F32));
+    let width = pair_width(&[&q, &k]);
+    let words = q.shape()[3] / 2 / width;
+    let [first, second] = [&q, &k].map(|x| x.shape().num_elements() / 2 / width);
+    let client = q.client.clone();
+    let [to_q, to_k] = outputs.clone().map(CubeTensor::into_tensor_arg);
+    // SAFETY: as above.
+    unsafe {
+        rotate_both_kernel::launch_unchecked(
+            &client,
+            grid((first + second).div_ceil(UNITS)),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            q.into_tensor_arg(),
+            k.into_tensor_arg(),
+            cos.into_tensor_arg(),
+            sin.into_tensor_arg(),
+            to_q,
+            to_k,
+            first,
+            second,
+            words,
+            width,
+        );
+    }
+    outputs
+}
+
+/// How many elements of half a vector are read at once.
+fn pair_width(tensors: &[&CubeTensor]) -> usize {
+    match tensors[0].shape()[3].is_multiple_of(8) {
+        true => width(tensors),
+        false => 1,
+    }
+}
+
 #[cube(launch_unchecked)]
 fn rotate_kernel<N: Size>(
     x: &Tensor<Vector<f32, N>>,
@@ -143,9 +176,43 @@ fn rotate_kernel<N: Size>(
     #[comptime] width: usize,
 ) {
     let i = place() * UNITS + UNIT_POS_X as usize;
-    if i >= count {
-        terminate!();
+    if i < count {
+        rotate_word::<N>(x, cos, sin, output, i, words, width);
     }
+}
+
+#[cube(launch_unchecked)]
+fn rotate_both_kernel<N: Size>(
+    q: &Tensor<Vector<f32, N>>,
+    k: &Tensor<Vector<f32, N>>,
+    cos: &Tensor<Vector<f32, N>>,
+    sin: &Tensor<Vector<f32, N>>,
+    to_q: &mut Tensor<Vector<f32, N>>,
+    to_k: &mut Tensor<Vector<f32, N>>,
+    first: usize,
+    second: usize,
+    words: usize,
+    #[comptime] width: usize,
+) {
+    let i = place() * UNITS + UNIT_POS_X as usize;
+    if i < first {
+        rotate_word::<N>(q, cos, sin, to_q, i, words, width);
+    } else if i < first + second {
+        rotate_word::<N>(k, cos, sin, to_k, i - first, words, width);
+    }
+}
+
+/// The `i`th word of all first halves, and its partner.
+#[cube]
+fn rotate_word<N: Size>(
+    x: &Tensor<Vector<f32, N>>,
+    cos: &Tensor<Vector<f32, N>>,
+    sin: &Tensor<Vector<f32, N>>,
+    output: &mut Tensor<Vector<f32, N>>,
+    i: usize,
+    words: usize,
+    #[comptime] width: usize,
+) {
     let (vector, word) = (i / words, i % words);
     let (heads, tokens) = (x.shape(1), x.shape(2));
     let token = vector % tokens;
@@ -220,8 +287,8 @@ pub fn token_heads(
     if let HeadNorms::Both { q: of_q, k: of_k } = weights.norms {
         (q, k) = (rms_norm(q, of_q, eps), rms_norm(k, of_k, eps));
     }
-    let q = rotate(q, cos.clone(), sin.clone());
-    (q, rotate(k, cos, sin), v)
+    let [q, k] = rotate_both(q, k, cos, sin);
+    (q, k, v)
 }
 
 /// As [`LayerOps::token_output`](crate::ops::kernels::LayerOps::token_output).

@@ -21,7 +21,7 @@ pub fn score(
     let [batch, heads, window, dim] = q.shape().dims::<4>();
     let [_, kv_heads, n, _] = k.shape().dims::<4>();
     let (group, kv) = (heads / kv_heads, batch * kv_heads);
-    let width = width(&[&k]);
+    let width = width(&[&q, &k]);
     let scores = empty(&q, [kv, group * window, n], DType::F32);
     let log_sums = empty(&q, [kv, group * window], DType::F32);
     let sums = empty(&q, [batch, kv_heads, n], DType::F32);
@@ -45,7 +45,6 @@ pub fn score(
             1.0 / (dim as f32).sqrt(),
             seen - window,
             window,
-            group * window,
             dim / width,
             dim / width,
             width,
@@ -86,7 +85,6 @@ fn scores_kernel<E: Float, I: Int, N: Size>(
     scale: f32,
     first: usize,
     window: usize,
-    rows: usize,
     steps: usize,
     #[comptime] words: usize,
     #[comptime] width: usize,
@@ -106,21 +104,24 @@ fn scores_kernel<E: Float, I: Int, N: Size>(
         key[w] = Vector::<f32, N>::cast_from(k[at + w]) * Vector::new(scale);
     }
     let position = usize::cast_from(positions[kv * n + j]);
-    let start = CUBE_POS_Z as usize * window;
-    for r in start..start + window {
+    let head = CUBE_POS_Z as usize;
+    let heads = CUBE_COUNT_Z as usize;
+    let start = kv / kv_heads * q.stride(0) + (kv % kv_heads * heads + head) * q.stride(1);
+    for i in 0..window {
+        let at = (start + i * q.stride(2)) / width;
         let mut products = Vector::<f32, N>::new(0.0f32);
         for w in 0..steps {
-            products += key[w] * q[(kv * rows + r) * words + w];
+            products += key[w] * q[at + w];
         }
         let mut score = 0.0f32;
         #[unroll]
         for lane in 0..width {
             score += products.extract(lane);
         }
-        if position > first + r % window {
+        if position > first + i {
             score = HIDDEN;
         }
-        scores[(kv * rows + r) * n + j] = score;
+        scores[((kv * heads + head) * window + i) * n + j] = score;
     }
 }
 
