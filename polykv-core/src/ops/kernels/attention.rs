@@ -76,7 +76,7 @@ pub trait KvOps: Backend {
         entries: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 
-    /// As [`KvOps::attend_token`] over all keys, of which each head sees the first `lengths [batch, kv_heads]` keys of each head, from 1 to n of them; the
+    /// As [`KvOps::attend_token`] over the first `lengths [batch, kv_heads]` keys of each head, from 1 to n of them; the
     /// probabilities of the others are 0.
     #[fusion(meta = |q, k, _v, _lengths| {
         let row = [k.shape[0], k.shape[1], q.shape[1] / k.shape[1], k.shape[2]];
