@@ -136,9 +136,10 @@ def targets(own):
             lines.append(f"- not decided, for the best 5 % take at least 20 shuffles: {what}")
         else:
             lines.append(part(20 * rank <= count, f"among the best 5 % of its shuffles: {what}"))
-    for blend in run.BLEND_MEMBERS:
-        lines.append(f"- beside it, {plan} against {blend} in all layers: text {shown(own.difference('text', plan, blend), 4)}, "
-                     f"needles {shown(own.difference('needle', plan, blend))}")
+    at_budgets = [f"{name}-at-budgets" for name in run.WITH_BUDGETS]
+    for other in [*run.BLEND_MEMBERS, *(name for name in at_budgets if name in own.rows)]:
+        lines.append(f"- beside it, {plan} against {other}: text {shown(own.difference('text', plan, other), 4)}, "
+                     f"needles {shown(own.difference('needle', plan, other))}")
     return lines
 
 
@@ -166,7 +167,8 @@ def route(own):
     for rule in own.plans[own.primary][own.phase]:
         params = rule.get("params", {})
         members = [f"{one['policy']} {one.get('share', 1):g}" for one in params.get("policies", [])]
-        parts.append(f"{rule['layers']} {rule['policy']}{' (' + ', '.join(members) + ')' if members else ''}")
+        share = f", share {rule['share']:g}" if "share" in rule else ""
+        parts.append(f"{rule['layers']} {rule['policy']}{' (' + ', '.join(members) + ')' if members else ''}{share}")
     return f"Layers of {own.primary}: " + "; ".join(parts) + "."
 
 
@@ -230,7 +232,7 @@ def section(own):
     samples = lambda task: len(own.values(task, "full", "kl" if task == "fidelity" else "nll"))
     batches = given["batches"] - given.get("first_batch", 0)
     counts = ", ".join(f"{task} {samples(task)} ({own.finished[task]} of {batches} batches)" for task in own.scores)
-    refined = any(name.endswith("-refined") for name in own.plans)
+    refined = any(name.endswith(("-refined", "-budgets")) for name in own.plans)
     moves = f", {given['refine']} moves" if refined else ""
     label = own.stem.partition("-")[2]
     title = f"## {100 * own.ratio:g} % of {given['length']} tokens, {own.phase} phase"
