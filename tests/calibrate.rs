@@ -214,11 +214,7 @@ fn a_pool_of_budgets_equals_whole_plans() {
     };
     let (full, picks) = (nll(&model, Plan::full(3), &examples[0], false), [0, 2, 1]);
     for phase in [Phase::Prefill, Phase::Decode] {
-        let plan = |budgets: [usize; 3]| {
-            draft
-                .trial(phase, &budgets)
-                .with(phase, Some(&[1; 3]), &picks)
-        };
+        let plan = |budgets: [usize; 3]| draft.trial(phase, Some(&[1; 3]), &picks, &budgets);
         let levels = [plan([32; 3]), plan([64; 3])];
         let pool = Pool::new(&model, phase, &levels, &examples, &mut |_| {}).unwrap();
         for (rows, budgets) in [

@@ -42,6 +42,9 @@ pub struct Plan {
     /// Full layers come on top of the budget instead of being charged to it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_full_extra: bool,
+    /// Token rules need not add up to the total: for trials of single layers' budgets, never in a file.
+    #[serde(skip)]
+    pub unbalanced: bool,
     /// The allocator that splits the total anew for each prompt; the rules then state no shares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub online: Option<String>,
@@ -103,6 +106,7 @@ impl Plan {
             layers,
             budget,
             allow_full_extra: false,
+            unbalanced: false,
             online: None,
             prefill: rules(Phase::Prefill),
             decode: rules(Phase::Decode),
@@ -336,7 +340,7 @@ impl Plan {
         let rules = self.rules(phase);
         let evicting: Vec<&Rule> = rules.iter().filter(|rule| rule.policy != "full").collect();
         let fixed = evicting.iter().filter(|rule| rule.tokens.is_some()).count();
-        if fixed == 0 {
+        if fixed == 0 || self.unbalanced {
             return Ok(());
         }
         if fixed < evicting.len() {

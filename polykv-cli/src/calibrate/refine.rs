@@ -78,10 +78,7 @@ impl<'a> Refinement<'a> {
         let levels = search.levels();
         search.run(&mut |trials| match trials {
             Trials::Levels(rows) => {
-                let trial = |budgets: &[usize]| {
-                    let own = draft.trial(phase, budgets);
-                    own.with(phase, prefill, &found.picks)
-                };
+                let trial = |budgets: &[usize]| draft.trial(phase, prefill, &found.picks, budgets);
                 let both = levels.iter().map(|own| trial(own)).collect();
                 let mut mixtures = Mixtures::new(both, "screening", phase, rows.len());
                 let losses = |row: &Vec<bool>| {

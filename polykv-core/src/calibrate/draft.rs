@@ -60,12 +60,22 @@ impl Draft<'_> {
         draft
     }
 
-    /// The same if their sum need not be the total: plans name the entries of each layer, whatever the prompt's length.
-    pub fn trial(&self, phase: Phase, budgets: &[usize]) -> Self {
+    /// As [`Self::with`] for other budgets of `phase`, whose sum need not be the total: the plan names the entries of each
+    /// layer, whatever the prompt's length.
+    pub fn trial(
+        &self,
+        phase: Phase,
+        prefill: Option<&[usize]>,
+        picks: &[usize],
+        budgets: &[usize],
+    ) -> Plan {
         let mut draft = self.with_budgets(phase, budgets);
         let most = draft.budgets.iter().flatten().max();
         draft.budget = Budget::Tokens(most.copied().unwrap_or(1));
-        draft
+        Plan {
+            unbalanced: true,
+            ..draft.with(phase, prefill, picks)
+        }
     }
 
     fn rules(&self, budgets: &[usize], picks: &[usize]) -> Vec<Rule> {
@@ -119,14 +129,12 @@ mod tests {
         plan.validate("draft").unwrap();
         assert_eq!((plan.prefill.len(), plan.decode.len()), (3, 1));
         assert_eq!(plan.prefill[0].share, Some(30.0));
-        let trial = draft(Budget::Ratio(0.5), &[30, 15, 15]).trial(Phase::Prefill, &[9; 3]);
-        let trial = trial.trial(Phase::Decode, &[30, 9, 9]);
-        // Not to be written: its sums are not the budget.
-        let plan = trial.with(Phase::Decode, Some(&[0; 3]), &[1; 3]);
-        assert_eq!(
-            (plan.prefill[0].tokens, plan.decode[0].tokens),
-            (Some(9), Some(30))
-        );
+        let even = draft(Budget::Ratio(0.5), &[9; 3]);
+        let plan = even.trial(Phase::Decode, Some(&[0; 3]), &[1; 3], &[30, 9, 9]);
+        plan.validate("draft").unwrap();
+        let tokens = |rules: &[Rule]| rules.iter().map(|rule| rule.tokens).collect::<Vec<_>>();
+        assert_eq!(tokens(&plan.prefill), [Some(9)]);
+        assert_eq!(tokens(&plan.decode), [Some(30), Some(9)]);
         let plan = draft(Budget::Tokens(20), &[20, 20, 20]).plan(Some(&[0; 3]), None);
         assert_eq!(
             (plan.prefill[0].tokens, plan.prefill[0].share),
