@@ -6,6 +6,7 @@
     clippy::collapsible_if,
     clippy::duplicate_underscore_argument,
     clippy::manual_div_ceil,
+    clippy::manual_is_multiple_of,
     reason = "the language of kernels is a part of Rust, and its macro makes arguments of its own"
 )]
 
@@ -152,7 +153,7 @@ impl EntryOps for CubeBackend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, IntTensor<Self>) {
         let (key, value) = (into_contiguous(key), into_contiguous(value));
         let written = [keys, values, positions].map(own);
-        let slot = Slot::Of(into_contiguous(victim));
+        let slot = Slot::Of(Box::new(into_contiguous(victim)));
         entries::replace(written, slot, key, value, position)
     }
 

@@ -100,7 +100,7 @@ fn compact_kernel<E: Float, I: Int, S: Int, N: Size>(
 /// The slot that is overwritten.
 pub enum Slot {
     /// Of each head, `[batch, kv_heads, 1]`.
-    Of(CubeTensor),
+    Of(Box<CubeTensor>),
     /// Of all heads.
     Same(usize),
 }
@@ -116,7 +116,7 @@ pub fn replace(
     let [batch, kv_heads, _, dim] = keys.shape().dims::<4>();
     let client = keys.client.clone();
     let (victim, slot) = match slot {
-        Slot::Of(victim) => (Some(victim), 0),
+        Slot::Of(victim) => (Some(*victim), 0),
         Slot::Same(slot) => (None, slot),
     };
     let integer = victim.as_ref().map_or(DType::I32, |victim| victim.dtype);
