@@ -218,9 +218,12 @@ def svg(own):
         end = px(x) > width - right - 150
         at = py(y) + 4
         # Labels that would lie on another one move up.
-        while any(abs(at - other) < 12 and abs(px(x) - place) < 130 for other, place in taken):
+        while any(abs(at - other) < 12 and abs(px(x) - place) < 150 for other, place in taken):
             at -= 12
         taken.append((at, px(x)))
+        if py(y) + 4 - at > 12:
+            parts.append(f'<line x1="{px(x):.1f}" y1="{py(y):.1f}" x2="{px(x) + (-7 if end else 7):.1f}" y2="{at - 4:.1f}" '
+                         f'stroke="{colour}" stroke-width="0.5"/>')
         parts.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="{colour}"/>')
         parts.append(f'<text x="{px(x) + (-8 if end else 8):.1f}" y="{at:.1f}" fill="{colour}" font-size="11" '
                      f'text-anchor="{"end" if end else "start"}">{name}</text>')
