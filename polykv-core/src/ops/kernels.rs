@@ -48,6 +48,15 @@ impl Guard {
 /// How far below an even part, as a logarithm, attention still counts as one: the rounding of scores in f32.
 pub const HIT_SLACK: f32 = 1e-6;
 
+/// The shape of the product of matrices `[.., m, k]` and `[.., k, n]`; leading axes of length 1 are broadcast.
+#[cfg(feature = "cube")]
+pub(super) fn product_dims(left: &[usize], right: &[usize]) -> Vec<usize> {
+    let mut dims: Vec<usize> = left.iter().zip(right).map(|(&a, &b)| a.max(b)).collect();
+    let rank = dims.len();
+    (dims[rank - 2], dims[rank - 1]) = (left[rank - 2], right[rank - 1]);
+    dims
+}
+
 /// What lazy execution must know of results in advance.
 #[cfg(feature = "cube")]
 mod shapes {
@@ -72,10 +81,7 @@ mod shapes {
 
     /// Of matrices `[.., m, k]` and `[.., k, n]`, in f32.
     pub fn product(lhs: &TensorSpec, rhs: &TensorSpec) -> TensorSpec {
-        let (left, right) = (lhs.shape.to_vec(), rhs.shape.to_vec());
-        let mut dims: Vec<usize> = left.iter().zip(&right).map(|(&a, &b)| a.max(b)).collect();
-        let rank = dims.len();
-        (dims[rank - 2], dims[rank - 1]) = (left[rank - 2], right[rank - 1]);
+        let dims = super::product_dims(&lhs.shape.to_vec(), &rhs.shape.to_vec());
         TensorSpec::new(dims.into(), burn::tensor::DType::F32)
     }
 

@@ -1,6 +1,7 @@
 //! Matrix products that keep f32: cubek's without matrix units, which would take TF32.
 
 use super::empty;
+use crate::ops::kernels::product_dims;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
@@ -12,10 +13,7 @@ use cubek::std::InputBinding;
 
 /// As [`LayerOps::multiply`](crate::ops::kernels::LayerOps::multiply).
 pub fn multiply(lhs: CubeTensor, rhs: CubeTensor) -> CubeTensor {
-    let (left, right) = (lhs.shape().to_vec(), rhs.shape().to_vec());
-    let mut dims: Vec<usize> = left.iter().zip(&right).map(|(&a, &b)| a.max(b)).collect();
-    let rank = dims.len();
-    (dims[rank - 2], dims[rank - 1]) = (left[rank - 2], right[rank - 1]);
+    let dims = product_dims(&lhs.shape().to_vec(), &rhs.shape().to_vec());
     let output = empty(&lhs, dims, DType::F32);
     let f32 = dtype_to_storage_type(DType::F32);
     let attempt = |strategy: Strategy| {
