@@ -185,6 +185,48 @@ fn full_likelihoods_equal_one_pass_over_the_whole_window() {
 }
 
 #[test]
+fn plans_that_run_on_without_eviction_do_as_each_alone() {
+    let model = model();
+    // More caches and tokens than go into one pass.
+    let plans = (1..7).map(|budget| candidate(&format!("tova-{budget}"), "tova", 10 * budget));
+    let evaluator = Evaluator::new(&model, plans.collect()).unwrap();
+    let prompt: Vec<u32> = (0..90).map(|i| 3 + (i * 37 % 250) as u32).collect();
+    let tokens: Vec<u32> = (0..150).map(|i| 3 + (i * 91 % 250) as u32).collect();
+    let mut caches = evaluator.prefill(&prompt).unwrap().caches;
+    let mut alone = caches.clone();
+    let mut together = vec![Vec::new(); caches.len()];
+    let mut keep = |cache: usize, token: usize, logits: &[f32]| {
+        assert_eq!(together[cache].len(), token * logits.len(), "in order");
+        together[cache].extend_from_slice(logits);
+        Ok(())
+    };
+    evaluator.feed(&mut caches, &tokens, &mut keep).unwrap();
+    for (plan, together) in together.iter().enumerate() {
+        let mut wanted = Vec::new();
+        let mut keep = |_: usize, _: usize, logits: &[f32]| {
+            wanted.extend_from_slice(logits);
+            Ok(())
+        };
+        let cache = &mut alone[plan..=plan];
+        evaluator.feed(cache, &tokens, &mut keep).unwrap();
+        assert_eq!(together.len(), tokens.len() * 320);
+        let apart = together.iter().zip(&wanted).map(|(a, b)| (a - b).abs());
+        assert!(apart.fold(0.0, f32::max) < 1e-4);
+    }
+    assert_ne!(together[1], together[2], "budgets differ");
+
+    // A cache that has seen more is none of them.
+    evaluator
+        .feed(&mut caches[..1], &tokens[..1], &mut |_, _, _| Ok(()))
+        .unwrap();
+    let error = evaluator.feed(&mut caches, &tokens[..1], &mut |_, _, _| Ok(()));
+    assert_eq!(
+        error.unwrap_err().to_string(),
+        "evaluation: length of a cache is 240 tokens; allowed: 241"
+    );
+}
+
+#[test]
 fn plans_that_decode_together_do_as_each_alone() {
     let model = model();
     let evaluator = Evaluator::new(&model, candidates()).unwrap();

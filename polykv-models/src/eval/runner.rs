@@ -1,14 +1,20 @@
 //! Running a prompt for all plans, and what follows it for each.
 
-use super::{Scores, metrics};
+use super::{Scores, metrics, windows};
 use crate::tokenizer::Specials;
 use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use polykv_core::{Budget, Error, KvCache, Phase, Plan, Result, Rule, SharedPrefill, ops};
+use polykv_core::{
+    Budget, Error, KvCache, Phase, Plan, PromptCache, Result, Rule, SharedPrefill, ops,
+};
 use serde::{Deserialize, Serialize};
 
-/// Tokens per pass over a compressed cache; bounds the logits held at once.
+/// Tokens per pass over a compressed cache.
 const PIECE: usize = 128;
+
+/// Rows per pass, of all caches together. Products of few rows spend their time on bringing weights into the order that the
+/// kernels want: a fourth of it at 128 rows on a CPU. The logits held at once are bounded by it.
+const ROWS: usize = 512;
 
 /// A plan under a name.
 #[derive(Clone, Debug)]
@@ -153,58 +159,75 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// Caches of different lengths; what a cache refuses; a NaN score.
     pub fn step(&self, caches: &mut [&mut KvCache], tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
-        let model = &self.model.model;
-        let seen = caches.first().map_or(0, |cache| cache.seen());
-        if let Some(other) = caches.iter().find(|cache| cache.seen() != seen) {
-            let found = format!("{} tokens", other.seen());
-            return Err(Error::invalid(
-                "evaluation",
-                "length of a cache",
-                found,
-                seen,
-            ));
+        let seen = same_length(caches.iter().map(|cache| cache.seen()))?;
+        let x = self.embed(tokens).reshape([tokens.len() as i32, 1, -1]);
+        let logits = self.together(x, seen, &mut |cache, layer, q, k, v| {
+            caches[cache].decode(layer, q, k, v)
+        })?;
+        caches.iter_mut().try_for_each(|cache| cache.check())?;
+        let rows = logits.chunks_exact(self.model.model.config().vocab_size);
+        Ok(rows.map(<[f32]>::to_vec).collect())
+    }
+
+    /// Runs tokens after what each of `caches` holds, which have seen equally many, without eviction, and gives the logits
+    /// after each token to `each`, with the numbers of the cache and the token.
+    ///
+    /// # Errors
+    /// Caches of different lengths; what the model refuses, and those of `each`.
+    pub fn feed(
+        &self,
+        caches: &mut [KvCache],
+        tokens: &[u32],
+        each: &mut dyn FnMut(usize, usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let vocab = self.model.model.config().vocab_size;
+        let at_once = (ROWS / tokens.len().clamp(1, PIECE)).max(1);
+        for (group, caches) in caches.chunks_mut(at_once).enumerate() {
+            for (piece, tokens) in tokens.chunks(PIECE).enumerate() {
+                let logits = self.untrimmed(caches, tokens)?;
+                for (row, logits) in logits.chunks_exact(vocab).enumerate() {
+                    let (cache, token) = (row / tokens.len(), row % tokens.len());
+                    each(group * at_once + cache, piece * PIECE + token, logits)?;
+                }
+            }
         }
-        let rope = model.rope(seen..seen + 1);
-        let mut x = model.embed(self.ids(tokens).reshape([tokens.len(), 1]));
+        Ok(())
+    }
+
+    /// The logits after each of `tokens`, cache by cache.
+    fn untrimmed(&self, caches: &mut [KvCache], tokens: &[u32]) -> Result<Vec<f32>> {
+        let seen = same_length(caches.iter().map(|cache| cache.seen()))?;
+        for cache in caches.iter_mut() {
+            cache.untrimmed().begin_prefill(tokens.len())?;
+        }
+        let x = self.embed(tokens).repeat_dim(0, caches.len());
+        self.together(x, seen, &mut |cache, layer, q, k, v| {
+            caches[cache].untrimmed().prefill(layer, q, k, v)
+        })
+    }
+
+    /// `x [caches, tokens, hidden]` through the model from position `start` on, so that each weight serves all caches at
+    /// once; each cache attends to its own. Returns `[caches, tokens, vocab]`.
+    fn together(
+        &self,
+        mut x: Tensor<3>,
+        start: usize,
+        attend: &mut AttendOne<'_>,
+    ) -> Result<Vec<f32>> {
+        let model = &self.model.model;
+        let [count, tokens, _] = x.dims();
+        windows::check_length(start, tokens, model.config().max_positions)?;
+        let rope = model.rope(start..start + tokens);
         for layer in 0..model.config().layers {
             x = model.layer(layer, x, &rope, &mut |q, k, v| {
-                let attended = caches.iter_mut().enumerate().map(|(row, cache)| {
-                    let [q, k, v] = [&q, &k, &v].map(|all| all.clone().narrow(0, row, 1));
-                    cache.decode(layer, q, k, v)
+                let attended = (0..count).map(|cache| {
+                    let [q, k, v] = [&q, &k, &v].map(|all| all.clone().narrow(0, cache, 1));
+                    attend(cache, layer, q, k, v)
                 });
                 Ok(Tensor::cat(attended.collect::<Result<Vec<_>>>()?, 0))
             })?;
         }
-        let logits = read(model.head(x))?;
-        caches.iter_mut().try_for_each(|cache| cache.check())?;
-        let rows = logits.chunks_exact(model.config().vocab_size);
-        Ok(rows.map(<[f32]>::to_vec).collect())
-    }
-
-    /// Runs tokens after what a cache holds, together and without eviction, and gives the logits after each of them to
-    /// `each`.
-    ///
-    /// # Errors
-    /// What the model refuses, and those of `each`.
-    pub fn feed(
-        &self,
-        cache: &mut KvCache,
-        tokens: &[u32],
-        each: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
-    ) -> Result<()> {
-        let vocab = self.model.model.config().vocab_size;
-        for (piece, tokens) in tokens.chunks(PIECE).enumerate() {
-            let mut options = self.options();
-            let mut cache = cache.untrimmed();
-            let logits = self
-                .model
-                .model
-                .logits(self.ids(tokens), &mut cache, &mut options)?;
-            for (index, row) in read(logits)?.chunks_exact(vocab).enumerate() {
-                each(piece * PIECE + index, row)?;
-            }
-        }
-        Ok(())
+        read(model.head(x))
     }
 
     /// The logits of the next token after each of the caches: those that the prompt left, or what follows `after`, which
@@ -214,15 +237,14 @@ impl<'a> Evaluator<'a> {
     /// Those of [`Evaluator::feed`].
     pub(super) fn after(&self, prompted: &mut Prompted, after: &[u32]) -> Result<Vec<Vec<f32>>> {
         let Prompted { next, caches } = prompted;
-        let last = |cache| {
-            let mut last = next.clone();
-            self.feed(cache, after, &mut |_, row| {
-                last = row.to_vec();
-                Ok(())
-            })?;
-            Ok(last)
-        };
-        caches.iter_mut().map(last).collect()
+        let mut nexts = vec![next.clone(); caches.len()];
+        self.feed(caches, after, &mut |cache, token, row| {
+            if token + 1 == after.len() {
+                nexts[cache] = row.to_vec();
+            }
+            Ok(())
+        })?;
+        Ok(nexts)
     }
 
     /// The most likely tokens one by one after each cache, whose last logits are `nexts`: at most `most`, up to the first of
@@ -298,12 +320,10 @@ impl<'a> Evaluator<'a> {
             }
             return Ok(nlls);
         }
-        for (own, cache) in nlls.iter_mut().zip(caches) {
-            self.feed(cache, run, &mut |index, row| {
-                own.push(metrics::nll(row, rest[index])?);
-                Ok(())
-            })?;
-        }
+        self.feed(caches, run, &mut |cache, token, row| {
+            nlls[cache].push(metrics::nll(row, rest[token])?);
+            Ok(())
+        })?;
         Ok(nlls)
     }
 
@@ -312,6 +332,11 @@ impl<'a> Evaluator<'a> {
             chunk: self.chunk,
             ..PrefillOptions::default()
         }
+    }
+
+    /// `[1, tokens, hidden]`
+    fn embed(&self, tokens: &[u32]) -> Tensor<3> {
+        self.model.model.embed(self.ids(tokens))
     }
 
     fn ids(&self, ids: &[u32]) -> Tensor<2, Int> {
@@ -332,6 +357,28 @@ impl Prompted {
             ])
         };
         self.caches.iter().map(of).collect()
+    }
+}
+
+/// The attention of one cache in one layer.
+type AttendOne<'a> =
+    dyn FnMut(usize, usize, Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>> + 'a;
+
+/// # Errors
+/// Caches that have seen different numbers of tokens.
+fn same_length(mut seen: impl Iterator<Item = usize>) -> Result<usize> {
+    let first = seen.next().unwrap_or(0);
+    match seen.find(|other| *other != first) {
+        Some(other) => {
+            let found = format!("{other} tokens");
+            Err(Error::invalid(
+                "evaluation",
+                "length of a cache",
+                found,
+                first,
+            ))
+        }
+        None => Ok(first),
     }
 }
 
