@@ -4,7 +4,7 @@
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv::calibrate::{Candidate, Data, Draft, Measured};
-use polykv::models::calibrate::{EvidenceOptions, Example, Examples, Measurer, Pool};
+use polykv::models::calibrate::{EvidenceOptions, Example, Examples, Measurer, Mixture, Pool};
 use polykv::models::eval::metrics;
 use polykv::models::{LoadedModel, PrefillOptions, load};
 use polykv::{Budget, KvCache, Phase, Plan};
@@ -189,14 +189,31 @@ fn a_pool_equals_whole_plans() {
         let plan = draft.with(phase, fixed, &picks);
         let whole = nll(&model, plan.clone(), &examples[0], phase == Phase::Decode);
         let wanted = whole - full;
-        for _ in 0..2 {
-            let found = pool.losses(&plan, &picks).unwrap();
+        let mixture = |plan: &Plan, picks: &[usize]| Mixture {
+            plan: plan.clone(),
+            picks: picks.to_vec(),
+        };
+        // More than go into one pass, others between them.
+        let (own, other) = (mixture(&plan, &picks), mixture(&singles[0], &[0; 3]));
+        let several: Vec<Mixture> = (0..40)
+            .map(|index| if index % 3 == 0 { &own } else { &other }.clone())
+            .collect();
+        let found = pool.losses(&several).unwrap();
+        assert_eq!(found.len(), several.len());
+        let alone = pool.losses(&[other]).unwrap();
+        for (index, found) in found.iter().enumerate() {
             assert_eq!(found.keys().copied().collect::<Vec<_>>(), [Data::Text]);
             assert_eq!(found[&Data::Text].len(), 1);
-            near(found[&Data::Text][0], wanted, &format!("{picks:?}"));
+            let wanted = [wanted, alone[0][&Data::Text][0]][usize::from(index % 3 > 0)];
+            near(
+                found[&Data::Text][0],
+                wanted,
+                &format!("{picks:?}, {index}"),
+            );
         }
         // Neither is it FullKV's cache, which the pool holds beside its plans.
-        let wrong = pool.losses(&plan, &[0, 3, 0]).unwrap_err().to_string();
+        let wrong = pool.losses(&[mixture(&plan, &[0, 3, 0])]);
+        let wrong = wrong.unwrap_err().to_string();
         assert!(wrong.contains("pick is 3; allowed: below 3"), "{wrong}");
     }
 }
@@ -217,19 +234,17 @@ fn a_pool_of_budgets_equals_whole_plans() {
         let plan = |budgets: [usize; 3]| draft.trial(phase, Some(&[1; 3]), &picks, &budgets);
         let levels = [plan([32; 3]), plan([64; 3])];
         let pool = Pool::new(&model, phase, &levels, &examples, &mut |_| {}).unwrap();
-        for (rows, budgets) in [
-            ([0, 0, 0], [32; 3]),
-            ([1, 1, 1], [64; 3]),
-            ([1, 0, 1], [64, 32, 64]),
-        ] {
+        let budgets = [[32; 3], [64; 3], [64, 32, 64]];
+        let mixture = |budgets: &[usize; 3]| Mixture {
+            plan: plan(*budgets),
+            picks: budgets.iter().map(|own| own / 64).collect(),
+        };
+        let found = pool.losses(&budgets.each_ref().map(mixture)).unwrap();
+        for (budgets, found) in budgets.into_iter().zip(found) {
             let own = plan(budgets);
-            let wanted = nll(&model, own.clone(), &examples[0], phase == Phase::Decode) - full;
-            let found = pool.losses(&own, &rows).unwrap();
-            near(
-                found[&Data::Text][0],
-                wanted,
-                &format!("{phase} {budgets:?}"),
-            );
+            let wanted = nll(&model, own, &examples[0], phase == Phase::Decode) - full;
+            let what = format!("{phase} {budgets:?}");
+            near(found[&Data::Text][0], wanted, &what);
         }
     }
 }

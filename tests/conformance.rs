@@ -62,6 +62,7 @@ fn operators_agree_with_the_host() {
 fn operators_of_layers_agree_with_plain_tensors() {
     for (name, device) in devices() {
         layers::products(&name, &device);
+        layers::unrounded_products(&name, &device);
         layers::elementwise(&name, &device);
         layers::blocks(&name, &device);
     }

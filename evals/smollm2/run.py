@@ -4,8 +4,9 @@
 Calibrates on --calibration-text and on questions from a seed, then measures every plan on --test-text and on needles of other
 wording, all plans over one prefill. Nothing of the test is read before the plans are fixed. The samples come in batches: each
 holds all plans, so that a run that ends early (--minutes) still compares like with like. Finished steps are skipped when it
-runs again with the same --work; without that folder it goes on from the batches and the plans in --out. Prints how many
-tokens it will run first. Afterwards `report.py` makes results.md.
+runs again with the same --work; without that folder it goes on from the batches and the plans in --out, and --calibrations may
+name more than before: their plans run alone on the batches that are done. Prints how many tokens it will run first. Afterwards
+`report.py` makes results.md.
 """
 
 import argparse
@@ -136,13 +137,13 @@ def baselines(args, folder, ratio):
     return plans
 
 
-def calibrate(args, work, ratio, folder):
-    """One plan after the other; those with the same measurements share them."""
+def calibrate(args, work, ratio, folder, known):
+    """One plan after the other; those with the same measurements share them. Not the known ones."""
     plans = []
     blends = ["blend:{policies: [%s]}" % ", ".join("{policy: %s, share: %s}" % member for member in members)
               for members in BLEND_MEMBERS.values()]
     for group, name, options in CALIBRATIONS[args.phase]:
-        if name not in args.calibrations:
+        if name not in args.calibrations or name in known:
             continue
         policies = ROUTED + (blends if group in WITH_BLENDS and args.phase == "prefill" else [])
         if options[-1] == "--refine":
@@ -219,18 +220,20 @@ def evaluate(args, work, plans, batch, task, name, more=()):
     return out
 
 
-def collect(scores, task, out):
+def collect(scores, task, out, without=()):
     """Adds a finished call's scores: task, plan, score, a list over samples."""
     for line in (out / "predictions.jsonl").read_text().splitlines():
         one = json.loads(line)
+        if one["plan"] in without:
+            continue
         own = scores.setdefault(task, {}).setdefault(one["plan"], {})
         for name, score in one["scores"].items():
             own.setdefault(name, []).append(round(score, 6))
 
 
-def run_batch(args, work, plans, batch, task):
+def run_batch(args, work, plans, batch, task, name=None):
     more = ["--likelihood-only"] if args.likelihood_only and task.startswith("needle") else []
-    return evaluate(args, work, plans, batch, task, task, more)
+    return evaluate(args, work, plans, batch, task, name or task, more)
 
 
 def run_shuffles(args, work, plans, batch, task):
@@ -277,22 +280,38 @@ def start(args, ratio, path):
     return results
 
 
+def catch_up(args, work, plans, results):
+    """Runs new plans on the batches that older ones have run."""
+    for task, done in results["finished"].items():
+        for batch in range(done if plans else 0):
+            out = run_batch(args, work, plans, args.first_batch + batch, task, f"{task}-new")
+            collect(results["scores"], task, out, without=["full"])
+            print(f"{task}, new plans on batch {batch + 1} of {done}", flush=True)
+
+
 def measure(args, ratio, began):
     path = args.out / f"{ratio:g}{args.label and '-' + args.label}.json"
     results = start(args, ratio, path)
     work = args.work / path.stem
     folder = work / "plans"
     folder.mkdir(parents=True, exist_ok=True)
-    if results["plans"]:
-        plans = [write_plan(folder, name, plan) for name, plan in results["plans"].items()]
-    else:
-        plans = baselines(args, folder, ratio) + calibrate(args, work, ratio, folder)
-        plans += budget_controls(folder, args.phase, plans)
-        results["plans"] = {own.stem: json.loads(own.read_text()) for own in plans}
+    begun = bool(results["plans"])
+    plans = [write_plan(folder, name, plan) for name, plan in results["plans"].items()]
+    new = [*([] if begun else baselines(args, folder, ratio)), *calibrate(args, work, ratio, folder, results["plans"])]
+    new += budget_controls(folder, args.phase, new)
     shuffled = shuffles(args, folder)
     args.out.mkdir(parents=True, exist_ok=True)
-    # The plans are on disk before anything of the test runs.
-    path.write_text(json.dumps(results) + "\n")
+
+    def save():
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(results) + "\n")
+        part.rename(path)
+
+    catch_up(args, work, new, results)
+    plans += new
+    results["plans"] |= {own.stem: json.loads(own.read_text()) for own in new}
+    # The plans are on disk before anything of the test runs under them, except on the batches that older plans have run.
+    save()
 
     longest = {}
 
@@ -318,9 +337,7 @@ def measure(args, ratio, began):
                 out, took = job.result()
                 collect(scores, task, out)
                 known[task] = done + 1
-                part = path.with_suffix(".part")
-                part.write_text(json.dumps(results) + "\n")
-                part.rename(path)
+                save()
                 print(f"{ratio}: {task}, {count} {done + 1} of {most} in {took:.0f} s", flush=True)
 
     # The shuffles' samples are those of the first batches.

@@ -18,4 +18,4 @@ pub use draft::Draft;
 pub use profile::{Data, Measured, PhaseMeasured, PhaseProfile, Profile};
 pub use route::{Direction, Signal, joint, regrets, route};
 pub use screen::Design;
-pub use search::{ExampleLosses, Found, Losses, Move, Search, Source};
+pub use search::{Evaluate, ExampleLosses, Found, Losses, Move, Search, Source};

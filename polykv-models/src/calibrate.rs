@@ -9,10 +9,11 @@ mod pool;
 pub use evidence::EvidenceOptions;
 pub use examples::{Example, Examples, TextOptions};
 pub use measure::Measurer;
-pub use pool::Pool;
+pub use pool::{Mixture, Pool};
 
 use crate::LoadedModel;
 use crate::layers::RopeTable;
+use crate::rows;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Int, Tensor, TensorData};
 use polykv_core::{Error, KvCache, Phase, PromptCache, Result, ops};
@@ -32,20 +33,19 @@ fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f64>> {
     }
 }
 
-/// Runs layers over a compressed cache: under [`Phase::Prefill`] nothing more is evicted, under [`Phase::Decode`] something
-/// is at every token. A layer's outputs depend on its inputs only, so each layer can take all tokens before the next one.
+/// Runs `x [caches, tokens, hidden]` through layers, each row over its own compressed cache: under [`Phase::Prefill`] nothing
+/// more is evicted, under [`Phase::Decode`] something is at every token. A layer's outputs depend on its inputs only, so each
+/// layer can take all tokens before the next one.
 fn layers(
     model: &LoadedModel,
     range: Range<usize>,
     x: Tensor<3>,
     rope: &RopeTable,
-    cache: &mut KvCache,
+    caches: &mut [KvCache],
     phase: Phase,
 ) -> Result<Tensor<3>> {
-    range.into_iter().try_fold(x, |x, layer| {
-        model.model.layer(layer, x, rope, &mut |q, k, v| {
-            attend(cache, phase, layer, [&q, &k, &v])
-        })
+    rows::run(&*model.model, range, x, rope, &mut |row, layer, q, k, v| {
+        attend(&mut caches[row], phase, layer, [&q, &k, &v])
     })
 }
 
@@ -71,11 +71,12 @@ fn attend(
     }
 }
 
-/// The mean negative log-likelihood of an example's scored tokens, `[1]`, from the hidden states after the last layer of
-/// all tokens that were run, `[1, tokens, hidden]`.
+/// The mean negative log-likelihood of an example's scored tokens, `[rows]`, from the hidden states after the last layer of
+/// all tokens that were run, `[rows, tokens, hidden]`.
 fn nll(model: &LoadedModel, example: &Example, hidden: Tensor<3>) -> Tensor<1> {
-    let Range { start, end } = example.queries();
+    let (rows, Range { start, end }) = (hidden.dims()[0], example.queries());
     let logits = model.model.head(hidden.narrow(1, start, end - start));
     let targets = ids(model, &example.continuation[start + 1..end + 1]).unsqueeze_dim::<3>(2);
-    log_softmax(logits, 2).gather(2, targets).mean().neg()
+    let own = log_softmax(logits, 2).gather(2, targets.repeat_dim(0, rows));
+    own.mean_dim(1).reshape([rows]).neg()
 }

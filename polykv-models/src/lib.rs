@@ -12,6 +12,7 @@ pub mod llama;
 pub mod load;
 pub mod qwen3;
 pub mod random;
+mod rows;
 pub mod sample;
 mod stop;
 pub mod tokenizer;

@@ -67,6 +67,27 @@ pub fn products(name: &str, device: &Device) {
     }
 }
 
+/// Products of many rows as they run where stock ones would round to TF32.
+pub fn unrounded_products(name: &str, device: &Device) {
+    // Stock products of the CPU round nothing.
+    if !ops::is_cube(device) {
+        return;
+    }
+    for (rows, inputs, outputs) in [(9, 576, 96), (130, 77, 35)] {
+        let what = format!("{name}: {rows} rows of {inputs} with {outputs}, unrounded");
+        let w = weight([outputs, inputs], 5, DType::F32, device);
+        let x = tensor([rows, inputs], 6, device);
+        let wanted = host(&x).matmul(host(&w).transpose());
+        close(&what, &ops::kernels::multiply(x, w.transpose()), &wanted);
+    }
+    // Queries with the keys of their heads, a part of the tokens.
+    let q = tensor([2, 3, 11, 20], 7, device);
+    let k = tensor([2, 3, 40, 20], 8, device).slice(s![.., .., 4..37, ..]);
+    let wanted = host(&q).matmul(host(&k).swap_dims(2, 3));
+    let found = ops::kernels::multiply(q, k.swap_dims(2, 3));
+    close(&format!("{name}: heads, unrounded"), &found, &wanted);
+}
+
 pub fn elementwise(name: &str, device: &Device) {
     for (rows, dim) in [(1, 576), (7, 1030), (40, 33)] {
         let (x, w) = (tensor([rows, dim], 7, device), tensor([dim], 8, device));

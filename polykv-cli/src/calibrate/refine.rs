@@ -1,11 +1,14 @@
-//! Searches with the whole plan in effect. Each evaluation is on disk before the next one starts.
+//! Searches with the whole plan in effect. Evaluations are on disk before the next ones start.
 
 use super::journal::{Journal, Record};
 use crate::output::progress::Steps;
 use polykv::calibrate::{BudgetSearch, Draft, ExampleLosses, Found, FoundBudgets, Search, Trials};
 use polykv::models::LoadedModel;
-use polykv::models::calibrate::{Example, Pool};
+use polykv::models::calibrate::{Example, Mixture, Pool};
 use polykv::{Error, Phase, Plan, Result};
+
+/// Plans that are evaluated together; what an interruption loses.
+const AT_ONCE: usize = 16;
 
 /// One phase of a calibration.
 #[derive(Debug)]
@@ -58,8 +61,14 @@ impl<'a> Refinement<'a> {
         let singles = (0..search.candidates).map(single).collect();
         let most = search.candidates + search.routes.len() + search.moves;
         let mut mixtures = Mixtures::new(singles, "refining", phase, most);
-        search
-            .run(&mut |picks| self.losses(&mut mixtures, &draft.with(phase, prefill, picks), picks))
+        search.run(&mut |all| {
+            let mixture = |picks: &Vec<usize>| Mixture {
+                plan: draft.with(phase, prefill, picks),
+                picks: picks.clone(),
+            };
+            let all: Vec<Mixture> = all.iter().map(mixture).collect();
+            self.losses(&mut mixtures, &all)
+        })
     }
 
     /// The budgets under the route `found`; `limits` are those of [`BudgetSearch`].
@@ -81,13 +90,15 @@ impl<'a> Refinement<'a> {
                 let trial = |budgets: &[usize]| draft.trial(phase, prefill, &found.picks, budgets);
                 let both = levels.iter().map(|own| trial(own)).collect();
                 let mut mixtures = Mixtures::new(both, "screening", phase, rows.len());
-                let losses = |row: &Vec<bool>| {
+                let mixture = |row: &Vec<bool>| {
                     let picks: Vec<usize> = row.iter().map(|&high| usize::from(high)).collect();
                     let own = picks.iter().enumerate();
                     let budgets: Vec<usize> = own.map(|(layer, &own)| levels[own][layer]).collect();
-                    self.losses(&mut mixtures, &trial(&budgets), &picks)
+                    let plan = trial(&budgets);
+                    Mixture { plan, picks }
                 };
-                rows.iter().map(losses).collect()
+                let all: Vec<Mixture> = rows.iter().map(mixture).collect();
+                self.losses(&mut mixtures, &all)
             }
             Trials::Budgets(all) => {
                 let plan = |budgets: &Vec<usize>| {
@@ -96,47 +107,48 @@ impl<'a> Refinement<'a> {
                 };
                 let plans: Vec<Plan> = all.iter().map(plan).collect();
                 let mut mixtures = Mixtures::new(plans.clone(), "budgets of", phase, all.len());
-                let losses = |(own, plan): (usize, &Plan)| {
-                    self.losses(&mut mixtures, plan, &vec![own; draft.layers])
+                let mixture = |(own, plan)| Mixture {
+                    plan,
+                    picks: vec![own; draft.layers],
                 };
-                plans.iter().enumerate().map(losses).collect()
+                let all: Vec<Mixture> = plans.into_iter().enumerate().map(mixture).collect();
+                self.losses(&mut mixtures, &all)
             }
         })
     }
 
+    /// The losses of some mixtures, from the journal where it has them.
     fn losses(
         &mut self,
         mixtures: &mut Mixtures<'a>,
-        plan: &Plan,
-        picks: &[usize],
-    ) -> Result<ExampleLosses> {
-        let key = plan.hash();
-        mixtures.done += 1;
-        if let Some(known) = self.journal.losses(&key) {
-            return Ok(known.clone());
-        }
-        let pool = match &mixtures.pool {
-            Some(pool) => pool,
-            None => {
-                let (mut prompts, count) = (Steps::new("preparing", "prompt"), self.examples.len());
-                let new = Pool::new(
-                    self.model,
-                    self.phase,
-                    &mixtures.plans,
-                    self.examples,
-                    &mut |done| prompts.step(done, count),
-                )?;
-                mixtures.pool.insert(new)
+        all: &[Mixture],
+    ) -> Result<Vec<ExampleLosses>> {
+        let unknown = |own: &&Mixture| self.journal.losses(&own.plan.hash()).is_none();
+        let new: Vec<Mixture> = all.iter().filter(unknown).cloned().collect();
+        mixtures.done += all.len() - new.len();
+        for some in new.chunks(AT_ONCE) {
+            let pool = match &mixtures.pool {
+                Some(pool) => pool,
+                None => mixtures.pool.insert(self.pool(&mixtures.plans)?),
+            };
+            mixtures.steps.step(mixtures.done, mixtures.most);
+            mixtures.done += some.len();
+            for (own, losses) in some.iter().zip(pool.losses(some)?) {
+                let plan = own.plan.hash();
+                self.journal.add(&Record::Losses { plan, losses })?;
             }
-        };
-        mixtures.steps.step(mixtures.done - 1, mixtures.most);
-        let losses = pool.losses(plan, picks)?;
-        self.journal.add(&Record::Losses {
-            plan: key.clone(),
-            losses,
-        })?;
+        }
         // As read back: a resumed run continues with the very same numbers.
-        let written = self.journal.losses(&key).cloned();
-        written.ok_or_else(|| Error::Failed("an evaluation that was not written".into()))
+        let written = |own: &Mixture| self.journal.losses(&own.plan.hash()).cloned();
+        let lost = || Error::Failed("an evaluation that was not written".into());
+        all.iter()
+            .map(|own| written(own).ok_or_else(lost))
+            .collect()
+    }
+
+    fn pool(&self, plans: &[Plan]) -> Result<Pool<'a>> {
+        let (mut prompts, count) = (Steps::new("preparing", "prompt"), self.examples.len());
+        let mut progress = |done| prompts.step(done, count);
+        Pool::new(self.model, self.phase, plans, self.examples, &mut progress)
     }
 }

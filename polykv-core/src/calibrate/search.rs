@@ -74,9 +74,15 @@ pub struct Found {
     pub routes: Vec<Vec<usize>>,
 }
 
+/// Gives the losses of some routes.
+pub type Evaluate<'a> = dyn FnMut(&[Vec<usize>]) -> Result<Vec<ExampleLosses>> + 'a;
+
+/// Layers, and what they may take instead of what they have.
+type Try<'a> = (Vec<usize>, &'a (Source, Vec<usize>));
+
 /// Where the search stands.
 struct Run<'a> {
-    evaluate: &'a mut dyn FnMut(&[usize]) -> Result<ExampleLosses>,
+    evaluate: &'a mut Evaluate<'a>,
     known: BTreeMap<Vec<usize>, ExampleLosses>,
     scale: Scale,
     /// Moves that may be evaluated.
@@ -115,29 +121,33 @@ impl Run<'_> {
         });
     }
 
-    /// The losses of `base` with `layers` as in `from`, as a move if they are not known yet; none when no moves are left.
-    fn try_layers(
-        &mut self,
-        base: &[usize],
-        layers: &[usize],
-        (source, from): &(Source, Vec<usize>),
-    ) -> Result<Option<Losses>> {
-        let mut picks = base.to_vec();
-        for &layer in layers {
-            picks[layer] = from[layer];
+    /// The losses of `base` with some layers as in some source, for each of `tries`. Those that are not known yet are moves;
+    /// none when no moves are left.
+    fn try_all(&mut self, base: &[usize], tries: &[Try<'_>]) -> Result<Vec<Option<Losses>>> {
+        let put = |(layers, (_, from)): &Try<'_>| {
+            let mut picks = base.to_vec();
+            for &layer in layers {
+                picks[layer] = from[layer];
+            }
+            picks
+        };
+        let all: Vec<Vec<usize>> = tries.iter().map(put).collect();
+        let mut new: Vec<Vec<usize>> = Vec::new();
+        let mut places = Vec::new();
+        for (picks, (layers, (source, _))) in all.iter().zip(tries) {
+            if new.len() < self.left && !self.known.contains_key(picks) && !new.contains(picks) {
+                new.push(picks.clone());
+                places.push((LayerSet::of(layers), *source));
+            }
         }
-        if let Some(known) = self.known.get(&picks) {
-            return Ok(Some(means(known)));
+        self.left -= new.len();
+        let losses = (self.evaluate)(&new)?;
+        for ((picks, place), losses) in new.into_iter().zip(places).zip(losses) {
+            self.known.insert(picks.clone(), losses.clone());
+            self.consider(place, &picks, losses, true);
         }
-        if self.left == 0 {
-            return Ok(None);
-        }
-        self.left -= 1;
-        let losses = (self.evaluate)(&picks)?;
-        self.known.insert(picks.clone(), losses.clone());
-        let own = means(&losses);
-        self.consider((LayerSet::of(layers), *source), &picks, losses, true);
-        Ok(Some(own))
+        let losses = all.iter().map(|picks| self.known.get(picks).map(means));
+        Ok(losses.collect())
     }
 
     /// Which layers gain by what a source has there; skipped if the moves left do not suffice.
@@ -151,34 +161,32 @@ impl Run<'_> {
         }
         let design = Design::new(differ.len(), seed);
         let start = means(&self.losses);
-        let mut runs = Vec::with_capacity(design.rows().len());
-        for row in design.rows() {
+        let high = |row: &Vec<bool>| {
             let high = differ.iter().zip(row).filter(|(_, high)| **high);
-            let layers: Vec<usize> = high.map(|(&layer, _)| layer).collect();
-            runs.extend(self.try_layers(&base, &layers, source)?);
-        }
+            (high.map(|(&layer, _)| layer).collect(), source)
+        };
+        let tries: Vec<Try<'_>> = design.rows().iter().map(high).collect();
+        let runs = self.try_all(&base, &tries)?;
+        let runs: Vec<Losses> = runs.into_iter().flatten().collect();
         let order = self.scale.gaining(&start, &design.effects(&runs));
-        for part in (1..=PARTS).rev() {
-            let mut layers: Vec<usize> = order[..(order.len() * part).div_ceil(PARTS)]
-                .iter()
-                .map(|&own| differ[own])
-                .collect();
+        let surest = |part: usize| {
+            let own = &order[..(order.len() * part).div_ceil(PARTS)];
+            let mut layers: Vec<usize> = own.iter().map(|&own| differ[own]).collect();
             layers.sort_unstable();
-            self.try_layers(&base, &layers, source)?;
-        }
+            (layers, source)
+        };
+        let tries: Vec<Try<'_>> = (1..=PARTS).rev().map(surest).collect();
+        self.try_all(&base, &tries)?;
         Ok(())
     }
 }
 
 impl Search {
-    /// Runs the search; `evaluate` gives the losses of a route.
+    /// Runs the search.
     ///
     /// # Errors
     /// Those of `evaluate`.
-    pub fn run(
-        &self,
-        evaluate: &mut dyn FnMut(&[usize]) -> Result<ExampleLosses>,
-    ) -> Result<Found> {
+    pub fn run(&self, evaluate: &mut Evaluate<'_>) -> Result<Found> {
         let layers = self.routes.first().map_or(0, Vec::len);
         let single = |own: usize| (Source::Candidate(own), vec![own; layers]);
         let given = self.routes.iter().enumerate();
@@ -186,13 +194,15 @@ impl Search {
             .map(single)
             .chain(given.map(|(own, picks)| (Source::Route(own), picks.clone())))
             .collect();
-        let mut known: BTreeMap<Vec<usize>, ExampleLosses> = BTreeMap::new();
+        let mut different: Vec<Vec<usize>> = Vec::new();
         for (_, picks) in &sources {
-            if !known.contains_key(picks) {
-                let losses = evaluate(picks)?;
-                known.insert(picks.clone(), losses);
+            if !different.contains(picks) {
+                different.push(picks.clone());
             }
         }
+        let losses = evaluate(&different)?;
+        let known: BTreeMap<Vec<usize>, ExampleLosses> =
+            different.into_iter().zip(losses).collect();
         let losses: Vec<Losses> = sources.iter().map(|own| means(&known[&own.1])).collect();
         let scale = Scale::of(&losses[..self.candidates]);
         let tried = scale.promising(&losses);
@@ -222,9 +232,8 @@ impl Search {
             for group in groups(layers, &mut state) {
                 let base = run.picks.clone();
                 let group: Vec<usize> = (group.first..=group.last).collect();
-                for &own in &tried {
-                    run.try_layers(&base, &group, &sources[own])?;
-                }
+                let tries = tried.iter().map(|&own| (group.clone(), &sources[own]));
+                run.try_all(&base, &tries.collect::<Vec<_>>())?;
             }
             if run.left == 0 || run.score >= before {
                 return Ok(Found {

@@ -1,6 +1,6 @@
 use super::{Example, attend, ids, layers, nll, read};
 use crate::layers::RopeTable;
-use crate::{LoadedModel, PrefillOptions};
+use crate::{LoadedModel, PrefillOptions, rows};
 use burn::tensor::Tensor;
 use polykv_core::calibrate::{Candidate, Measured, PhaseMeasured, signals};
 use polykv_core::device::run_on;
@@ -156,9 +156,10 @@ impl<'a> Measurer<'a> {
                 }
             }
             if self.likelihoods {
-                for attended in others {
-                    let changed = model.layer(layer, input.clone(), &rope, &mut |_, _, _| {
-                        Ok(attended.clone())
+                for some in others.chunks(rows::at_once(run.len())) {
+                    let input = input.clone().repeat_dim(0, some.len());
+                    let changed = model.layer(layer, input, &rope, &mut |_, _, _| {
+                        Ok(Tensor::cat(some.to_vec(), 0))
                     })?;
                     let top = self.above(layer, changed, &rope, &prefix)?;
                     found.nll.push(nll(self.model, example, top));
@@ -177,7 +178,7 @@ impl<'a> Measurer<'a> {
         self.phases[plan / self.candidates.len()]
     }
 
-    /// The layers above `layer` over everything that FullKV keeps.
+    /// The layers above `layer`, each row over everything that FullKV keeps.
     fn above(
         &self,
         layer: usize,
@@ -185,15 +186,18 @@ impl<'a> Measurer<'a> {
         rope: &RopeTable,
         prefix: &KvCache,
     ) -> Result<Tensor<3>> {
-        let mut cache = prefix.clone();
-        cache.untrimmed().begin_prefill(x.dims()[1])?;
+        let [rows, tokens, _] = x.dims();
+        let mut caches = vec![prefix.clone(); rows];
+        for cache in &mut caches {
+            cache.untrimmed().begin_prefill(tokens)?;
+        }
         let count = self.model.model.config().layers;
         layers(
             self.model,
             layer + 1..count,
             x,
             rope,
-            &mut cache,
+            &mut caches,
             Phase::Prefill,
         )
     }

@@ -1,5 +1,5 @@
 use super::{Example, ids, layers, nll, read};
-use crate::{LoadedModel, PrefillOptions};
+use crate::{LoadedModel, PrefillOptions, rows};
 use polykv_core::calibrate::ExampleLosses;
 use polykv_core::device::run_on;
 use polykv_core::{Error, KvCache, Phase, Plan, PromptCache, Result, SharedPrefill, machine, ops};
@@ -11,6 +11,13 @@ pub struct Pool<'a> {
     model: &'a LoadedModel,
     phase: Phase,
     prompts: Vec<Prompted<'a>>,
+}
+
+/// A plan that gives layer `l` the rules of plan `picks[l]` of a pool.
+#[derive(Clone, Debug)]
+pub struct Mixture {
+    pub plan: Plan,
+    pub picks: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -51,23 +58,31 @@ impl<'a> Pool<'a> {
         })
     }
 
-    /// The mean negative log-likelihood of each continuation under `plan`, beyond FullKV's. The plan gives layer `l` the
-    /// rules of plan `picks[l]` of the pool.
+    /// The mean negative log-likelihood of each continuation under each of `mixtures`, beyond FullKV's; several mixtures run
+    /// together.
     ///
     /// # Errors
     /// A pick that is no plan of the pool, NaN in scores or likelihoods.
-    pub fn losses(&self, plan: &Plan, picks: &[usize]) -> Result<ExampleLosses> {
+    pub fn losses(&self, mixtures: &[Mixture]) -> Result<Vec<ExampleLosses>> {
         run_on(self.model.model.device(), || {
-            let mut losses = ExampleLosses::new();
+            let mut losses = vec![ExampleLosses::new(); mixtures.len()];
             for Prompted {
                 example,
                 full_nll,
                 caches,
             } in &self.prompts
             {
-                let mut cache = KvCache::of_layers(plan.clone(), caches, picks)?;
-                let own = continuation(self.model, example, &mut cache, self.phase)?;
-                losses.entry(example.data).or_default().push(own - full_nll);
+                let at_once = rows::at_once(example.run().len());
+                let groups = mixtures.chunks(at_once).zip(losses.chunks_mut(at_once));
+                for (group, losses) in groups {
+                    let mix =
+                        |own: &Mixture| KvCache::of_layers(own.plan.clone(), caches, &own.picks);
+                    let mut mixed = group.iter().map(mix).collect::<Result<Vec<_>>>()?;
+                    let nlls = continuation(self.model, example, &mut mixed, self.phase)?;
+                    for (losses, nll) in losses.iter_mut().zip(nlls) {
+                        losses.entry(example.data).or_default().push(nll - full_nll);
+                    }
+                }
             }
             Ok(losses)
         })
@@ -81,10 +96,11 @@ impl<'a> Prompted<'a> {
         let mut options = PrefillOptions::default();
         own.prefill(ids(model, &example.prompt), &mut shared, &mut options)?;
         let mut caches = shared.finish();
-        let mut full = caches.remove(0);
+        let mut full = [caches.remove(0)];
+        let full_nll = continuation(model, example, &mut full, Phase::Prefill)?[0];
         Ok(Self {
             example,
-            full_nll: continuation(model, example, &mut full, Phase::Prefill)?,
+            full_nll,
             caches,
         })
     }
@@ -125,21 +141,23 @@ fn check_memory(model: &LoadedModel, plans: &[Plan], examples: &[Example]) -> Re
     ))
 }
 
-/// The mean negative log-likelihood of the scored tokens over a compressed prompt.
+/// The mean negative log-likelihood of the scored tokens over each of the compressed prompts.
 fn continuation(
     model: &LoadedModel,
     example: &Example,
-    cache: &mut KvCache,
+    caches: &mut [KvCache],
     phase: Phase,
-) -> Result<f64> {
+) -> Result<Vec<f64>> {
     let own = &model.model;
     let (run, start) = (example.run(), example.prompt.len());
     let rope = own.rope(start..start + run.len());
     if phase == Phase::Prefill {
-        cache.untrimmed().begin_prefill(run.len())?;
+        for cache in caches.iter_mut() {
+            cache.untrimmed().begin_prefill(run.len())?;
+        }
     }
-    let x = own.embed(ids(model, run));
-    let x = layers(model, 0..own.config().layers, x, &rope, cache, phase)?;
-    cache.check()?;
-    Ok(read(nll(model, example, x))?[0])
+    let x = own.embed(ids(model, run)).repeat_dim(0, caches.len());
+    let x = layers(model, 0..own.config().layers, x, &rope, caches, phase)?;
+    caches.iter_mut().try_for_each(|cache| cache.check())?;
+    read(nll(model, example, x))
 }

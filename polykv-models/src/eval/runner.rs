@@ -1,6 +1,7 @@
 //! Running a prompt for all plans, and what follows it for each.
 
 use super::{Scores, metrics, windows};
+use crate::rows::{self, AttendRow};
 use crate::tokenizer::Specials;
 use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -11,10 +12,6 @@ use serde::{Deserialize, Serialize};
 
 /// Tokens per pass over a compressed cache.
 const PIECE: usize = 128;
-
-/// Rows per pass, of all caches together. Products of few rows spend their time on bringing weights into the order that the
-/// kernels want: a fourth of it at 128 rows on a CPU. The logits held at once are bounded by it.
-const ROWS: usize = 512;
 
 /// A plan under a name.
 #[derive(Clone, Debug)]
@@ -181,7 +178,7 @@ impl<'a> Evaluator<'a> {
         each: &mut dyn FnMut(usize, usize, &[f32]) -> Result<()>,
     ) -> Result<()> {
         let vocab = self.model.model.config().vocab_size;
-        let at_once = (ROWS / tokens.len().clamp(1, PIECE)).max(1);
+        let at_once = rows::at_once(tokens.len().min(PIECE));
         for (group, caches) in caches.chunks_mut(at_once).enumerate() {
             for (piece, tokens) in tokens.chunks(PIECE).enumerate() {
                 let logits = self.untrimmed(caches, tokens)?;
@@ -206,28 +203,13 @@ impl<'a> Evaluator<'a> {
         })
     }
 
-    /// `x [caches, tokens, hidden]` through the model from position `start` on, so that each weight serves all caches at
-    /// once; each cache attends to its own. Returns `[caches, tokens, vocab]`.
-    fn together(
-        &self,
-        mut x: Tensor<3>,
-        start: usize,
-        attend: &mut AttendOne<'_>,
-    ) -> Result<Vec<f32>> {
-        let model = &self.model.model;
-        let [count, tokens, _] = x.dims();
-        windows::check_length(start, tokens, model.config().max_positions)?;
+    /// `x [caches, tokens, hidden]` through the model from position `start` on. Returns `[caches, tokens, vocab]`.
+    fn together(&self, x: Tensor<3>, start: usize, attend: &mut AttendRow<'_>) -> Result<Vec<f32>> {
+        let model = &*self.model.model;
+        let (config, tokens) = (model.config(), x.dims()[1]);
+        windows::check_length(start, tokens, config.max_positions)?;
         let rope = model.rope(start..start + tokens);
-        for layer in 0..model.config().layers {
-            x = model.layer(layer, x, &rope, &mut |q, k, v| {
-                let attended = (0..count).map(|cache| {
-                    let [q, k, v] = [&q, &k, &v].map(|all| all.clone().narrow(0, cache, 1));
-                    attend(cache, layer, q, k, v)
-                });
-                Ok(Tensor::cat(attended.collect::<Result<Vec<_>>>()?, 0))
-            })?;
-        }
-        read(model.head(x))
+        read(model.head(rows::run(model, 0..config.layers, x, &rope, attend)?))
     }
 
     /// The logits of the next token after each of the caches: those that the prompt left, or what follows `after`, which
@@ -359,10 +341,6 @@ impl Prompted {
         self.caches.iter().map(of).collect()
     }
 }
-
-/// The attention of one cache in one layer.
-type AttendOne<'a> =
-    dyn FnMut(usize, usize, Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>> + 'a;
 
 /// # Errors
 /// Caches that have seen different numbers of tokens.

@@ -15,6 +15,13 @@ fn losses(picks: &[usize]) -> Losses {
     ])
 }
 
+/// Evaluates routes one by one.
+fn each(
+    losses: impl Fn(&[usize]) -> ExampleLosses,
+) -> impl FnMut(&[Vec<usize>]) -> Result<Vec<ExampleLosses>> {
+    move |all| Ok(all.iter().map(|picks| losses(picks)).collect())
+}
+
 fn search(moves: usize) -> (Found, usize) {
     let mut runs = 0;
     let search = Search {
@@ -23,10 +30,11 @@ fn search(moves: usize) -> (Found, usize) {
         moves,
         seed: 7,
     };
-    let found = search.run(&mut |picks| {
-        runs += 1;
+    let found = search.run(&mut |all| {
+        runs += all.len();
         let twice = |(data, loss): (Data, f64)| (data, vec![loss; 2]);
-        Ok(losses(picks).into_iter().map(twice).collect())
+        let of = |picks: &Vec<usize>| losses(picks).into_iter().map(twice).collect();
+        Ok(all.iter().map(of).collect())
     });
     (found.unwrap(), runs)
 }
@@ -79,14 +87,14 @@ fn mixed(gains: [f64; 4]) -> Vec<usize> {
         moves: 10,
         seed: 1,
     };
-    let found = search.run(&mut |picks| {
+    let found = search.run(&mut each(|picks| {
         let of = |gain: f64| match picks {
             [1, 0] => 10.0 - gain,
             [0, 0] => 10.0,
             _ => 20.0,
         };
-        Ok(ExampleLosses::from([(Data::Text, gains.map(of).to_vec())]))
-    });
+        ExampleLosses::from([(Data::Text, gains.map(of).to_vec())])
+    }));
     found.unwrap().picks
 }
 
@@ -113,7 +121,7 @@ fn groups_take_parts_of_other_routes() {
         moves: 12,
         seed: 7,
     };
-    let found = search.run(&mut |picks| Ok(losses(picks))).unwrap();
+    let found = search.run(&mut each(&losses)).unwrap();
     assert_eq!(found.picks, wanted);
     assert_eq!(found.routes, search.routes);
     let half = |one: &Move| (one.layers.to_string(), one.source);
@@ -145,7 +153,7 @@ fn a_screening_finds_layers_that_lie_apart() {
             moves,
             seed: 7,
         };
-        search.run(&mut |picks| Ok(losses(picks))).unwrap()
+        search.run(&mut each(&losses)).unwrap()
     };
     let needed = Design::runs(8) + PARTS;
     let found = run(needed);

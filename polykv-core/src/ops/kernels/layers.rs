@@ -111,9 +111,14 @@ fn heads_of_token(
 /// The matrix product, in f32 if both are: burn's own rounds factors to TF32, 10 bits, where a GPU has that.
 pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     match lhs.dtype() == DType::F32 && rounds_products(&lhs) {
-        true => Tensor::from_dispatch(Dispatch::multiply(lhs.into_dispatch(), rhs.into_dispatch())),
+        true => multiply(lhs, rhs),
         false => lhs.matmul(rhs),
     }
+}
+
+/// The product of two matrices in f32, without rounding them.
+pub fn multiply<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
+    Tensor::from_dispatch(Dispatch::multiply(lhs.into_dispatch(), rhs.into_dispatch()))
 }
 
 fn rounds_products<const D: usize>(tensor: &Tensor<D>) -> bool {
