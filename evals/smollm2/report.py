@@ -89,7 +89,7 @@ def table(own):
     for task in own.needles():
         header += [f"{task}: found"] * own.generated() + [f"{task}: ΔNLL"]
     if "fidelity" in own.scores:
-        header += ["KL", "same top token"]
+        header += ["KL", "its median", "same top token"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for name in sorted(own.rows, key=own.order):
         cells = [f"**{name}**" if name == own.primary else name]
@@ -103,7 +103,8 @@ def table(own):
         if "fidelity" in own.scores:
             kl, same = (interval(own.values("fidelity", name, score)) for score in ["kl", "agreement"])
             same = [100 * part for part in same]
-            cells += [f"{kl[0]:.4f} [{kl[1]:.4f}, {kl[2]:.4f}]", f"{same[0]:.1f} % [{same[1]:.1f}, {same[2]:.1f}]"]
+            median = statistics.median(own.values("fidelity", name, "kl"))
+            cells += [f"{kl[0]:.4f} [{kl[1]:.4f}, {kl[2]:.4f}]", f"{median:.4f}", f"{same[0]:.1f} % [{same[1]:.1f}, {same[2]:.1f}]"]
         lines.append("| " + " | ".join(cells) + " |")
     full = ", ".join(f"{task} NLL {own.mean(task, 'full'):.3f}" for task in own.scores if task != "fidelity")
     return [*([f"FullKV: {full}.", ""] if full else []), *lines]
@@ -130,8 +131,9 @@ def targets(own):
     if own.shuffles and own.uniform():
         lines.append(part(False, "rank among shuffles: the plan is the same in all layers, so that every shuffle equals it"))
     elif len(own.shuffles) > 1:
-        rank, count = ranked(own)
-        what = f"by the mean of both z-scores, ties against it, rank {rank} among {count} shuffles and itself"
+        rank, count, worse = ranked(own)
+        what = (f"by the mean of both z-scores, ties against it, rank {rank} among {count} shuffles and itself; {worse} of them are "
+                "worse beyond the 95 % interval of the paired difference")
         if count < 20:
             lines.append(f"- not decided, for the best 5 % take at least 20 shuffles: {what}")
         else:
@@ -152,13 +154,23 @@ def target_after(own):
 
 
 def ranked(own):
-    """The primary's rank among its shuffles, on the samples that these have run."""
-    def z(task, name):
-        values = [own.shuffled_mean(task, shuffle) for shuffle in own.shuffles]
-        return (own.shuffled_mean(task, name) - statistics.fmean(values)) / (statistics.stdev(values) or 1)
+    """The primary's rank among its shuffles on the samples that these have run, how many there are, and how many of them are
+    worse beyond the 95 % interval of the paired difference in that score."""
+    spread = {task: statistics.stdev(own.shuffled_mean(task, shuffle) for shuffle in own.shuffles) or 1 for task in run.RANKED}
 
-    score = lambda name: (z("text", name) + z("needle", name)) / 2
-    return 1 + sum(score(name) <= score(own.primary) for name in own.shuffles), len(own.shuffles)
+    def behind(shuffle):
+        """The mean of both z-scores less that of the primary, and its standard error."""
+        mean, variance = 0, 0
+        for task in run.RANKED:
+            values = own.shuffled[task][shuffle]["nll"]
+            apart = [(a - b) / spread[task] / 2 for a, b in zip(values, own.values(task, own.primary))]
+            mean += statistics.fmean(apart)
+            variance += statistics.variance(apart) / len(apart)
+        return mean, variance ** 0.5
+
+    all_behind = [behind(shuffle) for shuffle in own.shuffles]
+    rank = 1 + sum(mean <= 0 for mean, _ in all_behind)
+    return rank, len(all_behind), sum(mean > 1.96 * error for mean, error in all_behind)
 
 
 def route(own):

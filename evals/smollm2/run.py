@@ -59,6 +59,7 @@ CALIBRATIONS = {
     "decode": [
         ("text", "text", ["--objective", "text"]),
         ("text", "text-allocated", ["--objective", "text", "--allocator", "calibrated"]),
+        ("text", "text-budgets", ["--objective", "text", "--allocator", "calibrated", "--budget-signal", "effect", "--refine"]),
         ("both", "both", ["--objective", "both"]),
     ],
 }
