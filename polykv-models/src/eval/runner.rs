@@ -61,6 +61,9 @@ pub struct Evaluator<'a> {
     chunk: usize,
 }
 
+/// Takes the logits after a token: `(cache, token, logits)`.
+pub type EachToken<'a> = dyn FnMut(usize, usize, &[f32]) -> Result<()> + 'a;
+
 /// A prompt that has run.
 #[derive(Debug)]
 pub struct Prompted {
@@ -175,7 +178,7 @@ impl<'a> Evaluator<'a> {
         &self,
         caches: &mut [KvCache],
         tokens: &[u32],
-        each: &mut dyn FnMut(usize, usize, &[f32]) -> Result<()>,
+        each: &mut EachToken<'_>,
     ) -> Result<()> {
         let vocab = self.model.model.config().vocab_size;
         let at_once = rows::at_once(tokens.len().min(PIECE));

@@ -160,23 +160,11 @@ fn one_kernel<E: Float, N: Size>(
     #[comptime] depth: usize,
     #[define(E)] _dtype: ElemType,
 ) {
-    let unit = UNIT_POS_X as usize;
+    let cube = CUBE_POS_X as usize;
     let mut sums = Shared::<[f32]>::new_slice(comptime!(2 * rows * UNITS));
-    let row = (CUBE_POS_X as usize * PAIRS + unit / LANES) * 2;
-    let outputs = weight.shape(0);
-    let (first, second) = (min(row, outputs - 1), min(row + 1, outputs - 1));
-    multiply_rows::<E, N>(
-        x, weight, first, weight, second, &mut sums, words, rows, width, depth,
+    multiply_cube::<E, N>(
+        x, weight, addend, output, cube, &mut sums, words, rows, width, depth,
     );
-    let lane = unit % LANES;
-    if lane < 2usize && row + lane < outputs {
-        #[unroll]
-        for r in 0..rows {
-            let at = r * outputs + row + lane;
-            let more: ComptimeOption<f32> = addend.as_ref().map(|all| all[at]);
-            output[at] = sums[(2 * r + lane) * UNITS + unit - lane] + more.unwrap_or(0.0f32);
-        }
-    }
 }
 
 /// The first `cubes_a` cubes have the rows of `a`, the next `cubes_b` those of `b`.
@@ -198,15 +186,16 @@ fn three_kernel<E: Float, N: Size>(
     #[define(E)] _dtype: ElemType,
 ) {
     let cube = CUBE_POS_X as usize;
+    let none = ComptimeOption::<&[f32]>::new_None();
     let mut sums = Shared::<[f32]>::new_slice(comptime!(2 * rows * UNITS));
     if cube < cubes_a {
-        multiply_cube::<E, N>(x, a, to_a, cube, &mut sums, words, rows, width, depth);
+        multiply_cube::<E, N>(x, a, none, to_a, cube, &mut sums, words, rows, width, depth);
     } else if cube < cubes_a + cubes_b {
         let cube = cube - cubes_a;
-        multiply_cube::<E, N>(x, b, to_b, cube, &mut sums, words, rows, width, depth);
+        multiply_cube::<E, N>(x, b, none, to_b, cube, &mut sums, words, rows, width, depth);
     } else {
         let cube = cube - cubes_a - cubes_b;
-        multiply_cube::<E, N>(x, c, to_c, cube, &mut sums, words, rows, width, depth);
+        multiply_cube::<E, N>(x, c, none, to_c, cube, &mut sums, words, rows, width, depth);
     }
 }
 
@@ -239,11 +228,12 @@ fn gated_kernel<E: Float, N: Size>(
     }
 }
 
-/// The products of `x` with a cube's rows of a weight.
+/// The products of `x` with a cube's rows of a weight, plus the addend if there is one.
 #[cube]
 fn multiply_cube<E: Float, N: Size>(
     x: &Tensor<Vector<f32, N>>,
     weight: &Tensor<Vector<E, N>>,
+    addend: ComptimeOption<&[f32]>,
     output: &mut Tensor<f32>,
     cube: usize,
     sums: &mut Shared<[f32]>,
@@ -263,7 +253,9 @@ fn multiply_cube<E: Float, N: Size>(
     if lane < 2usize && row + lane < outputs {
         #[unroll]
         for r in 0..rows {
-            output[r * outputs + row + lane] = sums[(2 * r + lane) * UNITS + unit - lane];
+            let at = r * outputs + row + lane;
+            let more: ComptimeOption<f32> = addend.as_ref().map(|all| all[at]);
+            output[at] = sums[(2 * r + lane) * UNITS + unit - lane] + more.unwrap_or(0.0f32);
         }
     }
 }
