@@ -123,19 +123,25 @@ impl<'a> Refinement<'a> {
         mixtures: &mut Mixtures<'a>,
         all: &[Mixture],
     ) -> Result<Vec<ExampleLosses>> {
-        let unknown = |own: &&Mixture| self.journal.losses(&own.plan.hash()).is_none();
-        let new: Vec<Mixture> = all.iter().filter(unknown).cloned().collect();
-        mixtures.done += all.len() - new.len();
-        for some in new.chunks(AT_ONCE) {
+        // Together always, known or not: what runs beside a plan decides how its sums are rounded.
+        for some in all.chunks(AT_ONCE) {
+            mixtures.done += some.len();
+            let known = |own: &Mixture| self.journal.losses(&own.plan.hash()).is_some();
+            if some.iter().all(known) {
+                continue;
+            }
             let pool = match &mixtures.pool {
                 Some(pool) => pool,
                 None => mixtures.pool.insert(self.pool(&mixtures.plans)?),
             };
-            mixtures.steps.step(mixtures.done, mixtures.most);
-            mixtures.done += some.len();
+            mixtures
+                .steps
+                .step(mixtures.done - some.len(), mixtures.most);
             for (own, losses) in some.iter().zip(pool.losses(some)?) {
                 let plan = own.plan.hash();
-                self.journal.add(&Record::Losses { plan, losses })?;
+                if self.journal.losses(&plan).is_none() {
+                    self.journal.add(&Record::Losses { plan, losses })?;
+                }
             }
         }
         // As read back: a resumed run continues with the very same numbers.
