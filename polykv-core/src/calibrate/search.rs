@@ -74,7 +74,7 @@ pub struct Found {
     pub routes: Vec<Vec<usize>>,
 }
 
-/// Gives the losses of some routes.
+/// Gives the losses of some routes, a candidate per layer each, in the order of the routes.
 pub type Evaluate<'a> = dyn FnMut(&[Vec<usize>]) -> Result<Vec<ExampleLosses>> + 'a;
 
 /// Layers, and what they may take instead of what they have.

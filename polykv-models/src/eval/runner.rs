@@ -180,11 +180,12 @@ impl<'a> Evaluator<'a> {
         tokens: &[u32],
         each: &mut EachToken<'_>,
     ) -> Result<()> {
+        let start = same_length(caches.iter().map(|cache| cache.seen()))?;
         let vocab = self.model.model.config().vocab_size;
         let at_once = rows::at_once(tokens.len().min(PIECE));
         for (group, caches) in caches.chunks_mut(at_once).enumerate() {
             for (piece, tokens) in tokens.chunks(PIECE).enumerate() {
-                let logits = self.untrimmed(caches, tokens)?;
+                let logits = self.untrimmed(caches, tokens, start + piece * PIECE)?;
                 for (row, logits) in logits.chunks_exact(vocab).enumerate() {
                     let (cache, token) = (row / tokens.len(), row % tokens.len());
                     each(group * at_once + cache, piece * PIECE + token, logits)?;
@@ -194,14 +195,13 @@ impl<'a> Evaluator<'a> {
         Ok(())
     }
 
-    /// The logits after each of `tokens`, cache by cache.
-    fn untrimmed(&self, caches: &mut [KvCache], tokens: &[u32]) -> Result<Vec<f32>> {
-        let seen = same_length(caches.iter().map(|cache| cache.seen()))?;
+    /// The logits after each of `tokens`, which begin at position `start`, cache by cache.
+    fn untrimmed(&self, caches: &mut [KvCache], tokens: &[u32], start: usize) -> Result<Vec<f32>> {
         for cache in caches.iter_mut() {
             cache.untrimmed().begin_prefill(tokens.len())?;
         }
         let x = self.embed(tokens).repeat_dim(0, caches.len());
-        self.together(x, seen, &mut |cache, layer, q, k, v| {
+        self.together(x, start, &mut |cache, layer, q, k, v| {
             caches[cache].untrimmed().prefill(layer, q, k, v)
         })
     }
