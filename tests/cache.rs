@@ -4,6 +4,8 @@
 
 #[path = "cache/batch.rs"]
 mod batch;
+#[path = "cache/by_hand.rs"]
+mod by_hand;
 #[path = "cache/estimate.rs"]
 mod estimate;
 #[path = "cache/online.rs"]

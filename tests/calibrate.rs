@@ -2,7 +2,7 @@
 
 #![cfg(feature = "flex")]
 
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::Device;
 use polykv::calibrate::{Candidate, Data, Draft, Measured};
 use polykv::models::calibrate::{EvidenceOptions, Example, Examples, Measurer, Mixture, Pool};
 use polykv::models::eval::metrics;
@@ -32,23 +32,17 @@ fn example() -> Example {
     }
 }
 
-fn ids(ids: &[u32]) -> Tensor<2, Int> {
-    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-    let dims = [1, ids.len()];
-    Tensor::from_data(TensorData::new(ids, dims), &Device::flex())
-}
-
 /// The mean over the scored tokens, token by token with eviction, or in one pass without.
 fn nll(model: &LoadedModel, plan: Plan, example: &Example, decode: bool) -> f64 {
     let own = &model.model;
     let mut cache = KvCache::new(plan, own.cache_shape(1), own.device()).unwrap();
     let options = &mut PrefillOptions::default();
-    own.prefill(ids(&example.prompt), &mut cache, options)
+    own.prefill(model.ids(&example.prompt), &mut cache, options)
         .unwrap();
     let rows: Vec<Vec<f32>> = match decode {
         true => {
             let step = |&token: &u32| {
-                own.decode(ids(&[token]), &mut cache)
+                own.decode(model.ids(&[token]), &mut cache)
                     .unwrap()
                     .try_into_vec_as()
                     .unwrap()
@@ -57,7 +51,7 @@ fn nll(model: &LoadedModel, plan: Plan, example: &Example, decode: bool) -> f64 
         }
         false => {
             let logits = own
-                .logits(ids(example.run()), &mut cache.untrimmed(), options)
+                .logits(model.ids(example.run()), &mut cache.untrimmed(), options)
                 .unwrap();
             let all: Vec<f32> = logits.try_into_vec_as().unwrap();
             all.chunks_exact(own.config().vocab_size)

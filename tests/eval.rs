@@ -166,14 +166,15 @@ fn full_likelihoods_equal_one_pass_over_the_whole_window() {
     let nexts = [prompted.next];
     let found = evaluator.nlls(&nexts, &mut prompted.caches, rest, false);
     let found = &found.unwrap()[0];
-    let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
-    let ids = burn::tensor::TensorData::new(ids, [1, 120]);
-    let ids = burn::tensor::Tensor::from_data(ids, &Device::flex());
     let mut cache =
         KvCache::new(Plan::full(3), model.model.cache_shape(1), &Device::flex()).unwrap();
     let logits = model
         .model
-        .logits(ids, &mut cache, &mut PrefillOptions::default())
+        .logits(
+            model.ids(&tokens),
+            &mut cache,
+            &mut PrefillOptions::default(),
+        )
         .unwrap();
     let logits: Vec<f32> = logits.try_into_vec_as().unwrap();
     for (i, (nll, token)) in found.iter().zip(rest).enumerate() {

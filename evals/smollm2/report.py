@@ -18,6 +18,9 @@ BOOTSTRAP_SEED = 7
 # How much text NLL the plan may lose against the best single policy, in nats.
 ALLOWED = {0.25: 0.005, 0.125: 0.01}
 SINGLES = [*run.SINGLES, "h2o-normalized", "cake-uniform"]
+# What the primary plan is set beside, after the best single policies.
+BESIDE = ["both", "both-allocated", "text", "text-allocated", "text-ppl", "text-ppl-allocated",
+          *(f"{name}-at-budgets" for name in run.WITH_BUDGETS), *run.BLEND_MEMBERS]
 _resamples = {}
 
 
@@ -29,6 +32,10 @@ def interval(values):
         _resamples[count] = [rng.choices(range(count), k=count) for _ in range(RESAMPLES)]
     means = sorted(sum(values[i] for i in picks) / count for picks in _resamples[count])
     return statistics.fmean(values), means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
+
+
+def score_of(task):
+    return "kl" if task == "fidelity" else "nll"
 
 
 def shown(difference, digits=3):
@@ -45,13 +52,13 @@ class Results:
         self.shuffles = [name for name in self.shuffled.get("text", {}) if name != "full"]
         self.rows = [name for name in next(iter(self.scores.values())) if name != "full"]
 
-    def values(self, task, plan, score="nll"):
-        return self.scores[task][plan][score]
+    def values(self, task, plan, score=None):
+        return self.scores[task][plan][score or score_of(task)]
 
-    def mean(self, task, plan, score="nll"):
+    def mean(self, task, plan, score=None):
         return statistics.fmean(self.values(task, plan, score))
 
-    def difference(self, task, plan, other="full", score="nll"):
+    def difference(self, task, plan, other="full", score=None):
         pairs = zip(self.values(task, plan, score), self.values(task, other, score), strict=True)
         return interval([own - base for own, base in pairs])
 
@@ -65,8 +72,7 @@ class Results:
         return min((name for name in SINGLES if name in self.rows), key=lambda name: self.mean(task, name))
 
     def order(self, name):
-        task = next(iter(self.scores))
-        return self.mean(task, name, "kl" if task == "fidelity" else "nll")
+        return self.mean(next(iter(self.scores)), name)
 
     def uniform(self):
         return len(self.plans[self.primary][self.phase]) == 1
@@ -88,8 +94,9 @@ def table(own):
     header = ["plan", *first]
     for task in own.needles():
         header += [f"{task}: found"] * own.generated() + [f"{task}: ΔNLL"]
+    best = own.best_single("fidelity") if own.phase == "decode" else None
     if "fidelity" in own.scores:
-        header += ["KL", "its median", "same top token"]
+        header += ["KL", *([f"less that of {best}"] if best else []), "its median", "same top token"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for name in sorted(own.rows, key=own.order):
         cells = [f"**{name}**" if name == own.primary else name]
@@ -103,8 +110,11 @@ def table(own):
         if "fidelity" in own.scores:
             kl, same = (interval(own.values("fidelity", name, score)) for score in ["kl", "agreement"])
             same = [100 * part for part in same]
-            median = statistics.median(own.values("fidelity", name, "kl"))
-            cells += [f"{kl[0]:.4f} [{kl[1]:.4f}, {kl[2]:.4f}]", f"{median:.4f}", f"{same[0]:.1f} % [{same[1]:.1f}, {same[2]:.1f}]"]
+            median = statistics.median(own.values("fidelity", name))
+            cells.append(f"{kl[0]:.4f} [{kl[1]:.4f}, {kl[2]:.4f}]")
+            if best:
+                cells.append(shown(own.difference("fidelity", name, best), 4) if name != best else "")
+            cells += [f"{median:.4f}", f"{same[0]:.1f} % [{same[1]:.1f}, {same[2]:.1f}]"]
         lines.append("| " + " | ".join(cells) + " |")
     full = ", ".join(f"{task} NLL {own.mean(task, 'full'):.3f}" for task in own.scores if task != "fidelity")
     return [*([f"FullKV: {full}.", ""] if full else []), *lines]
@@ -138,11 +148,31 @@ def targets(own):
             lines.append(f"- not decided, for the best 5 % take at least 20 shuffles: {what}")
         else:
             lines.append(part(20 * rank <= count, f"among the best 5 % of its shuffles: {what}"))
-    at_budgets = [f"{name}-at-budgets" for name in run.WITH_BUDGETS]
-    for other in [*run.BLEND_MEMBERS, *(name for name in at_budgets if name in own.rows)]:
-        lines.append(f"- beside it, {plan} against {other}: text {shown(own.difference('text', plan, other), 4)}, "
-                     f"needles {shown(own.difference('needle', plan, other))}")
     return lines
+
+
+def beside(runs):
+    """The primary plan less others at each budget."""
+    runs = [own for own in runs if own.pairs()]
+    header = ["less"]
+    for own in runs:
+        header += [f"{100 * own.ratio:g} %: text", f"{100 * own.ratio:g} %: needle"]
+
+    def row(label, other_of, named):
+        cells = [label]
+        for own in runs:
+            other = other_of(own)
+            for task, digits in [("text", 4), ("needle", 2)]:
+                name = f"{other}: " if named else ""
+                cells.append(name + shown(own.difference(task, own.primary, other), digits) if other in own.rows else "")
+        return "| " + " | ".join(cells) + " |"
+
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
+    for task in run.RANKED:
+        lines.append(row(f"the best single policy on {task}", lambda own: own.best_single(task), True))
+    lines += [row(name, lambda _: name, False) for name in BESIDE if any(name in own.rows for own in runs)]
+    names = " or ".join(sorted({own.primary for own in runs}))
+    return [f"## {names} less other plans", "", "NLL with 95 % intervals: below zero, it is better.", "", *lines, ""]
 
 
 def target_after(own):
@@ -244,7 +274,7 @@ def svg(own):
 
 def section(own):
     given = own.settings
-    samples = lambda task: len(own.values(task, "full", "kl" if task == "fidelity" else "nll"))
+    samples = lambda task: len(own.values(task, "full"))
     batches = given["batches"] - given.get("first_batch", 0)
     counts = ", ".join(f"{task} {samples(task)} ({own.finished[task]} of {batches} batches)" for task in own.scores)
     refined = any(name.endswith(("-refined", "-budgets")) for name in own.plans)
@@ -275,13 +305,14 @@ def main():
     args = parser.parse_args()
     lines = [args.notes.read_text()] if args.notes.exists() else []
     ratio = lambda path: -float(path.stem.partition("-")[0])
-    for path in sorted(args.results.glob("*.json"), key=lambda path: (ratio(path), path.stem)):
-        own = Results(path)
-        if not own.finished:
-            continue
+    paths = sorted(args.results.glob("*.json"), key=lambda path: (ratio(path), path.stem))
+    runs = [own for own in map(Results, paths) if own.finished]
+    if any(own.pairs() for own in runs):
+        lines += beside(runs)
+    for own in runs:
         lines += section(own)
         if own.pairs():
-            path.with_suffix(".svg").write_text(svg(own))
+            (args.results / f"{own.stem}.svg").write_text(svg(own))
     args.out.write_text("\n".join(lines).rstrip() + "\n")
 
 

@@ -5,7 +5,7 @@ Calibrates on --calibration-text and on questions from a seed, then measures eve
 wording, all plans over one prefill. Nothing of the test is read before the plans are fixed. The samples come in batches: each
 holds all plans, so that a run that ends early (--minutes) still compares like with like. Finished steps are skipped when it
 runs again with the same --work; without that folder it goes on from the batches and the plans in --out, and --calibrations may
-name more than before: their plans run alone on the batches that are done. Prints how many tokens it will run first. Afterwards
+name more than before: plans run alone on the batches that others have run without them. Prints how many tokens it will run first. Afterwards
 `report.py` makes results.md.
 """
 
@@ -50,6 +50,7 @@ CALIBRATIONS = {
         ("both", "both-allocated", ["--objective", "both", "--allocator", "calibrated"]),
         ("both", "both-refined", ["--objective", "both", "--refine"]),
         ("both", "both-budgets", ["--objective", "both", "--allocator", "calibrated", "--budget-signal", "effect", "--refine"]),
+        ("evidence", "evidence", ["--objective", "evidence"]),
         ("after", "after", ["--objective", "evidence", "--question-after"]),
         ("after", "after-allocated", ["--objective", "evidence", "--question-after", "--allocator", "calibrated"]),
         ("after", "after-refined", ["--objective", "evidence", "--question-after", "--refine"]),
@@ -63,7 +64,7 @@ CALIBRATIONS = {
         ("both", "both", ["--objective", "both"]),
     ],
 }
-WITH_BLENDS = {"both", "after"}
+WITH_BLENDS = {"both", "evidence", "after"}
 INVERTED = ["text", "both"]
 # Single policies and blends that also run with the budgets of this plan: what the budgets do, and what the route adds.
 BUDGETS_OF = "both-budgets"
@@ -80,6 +81,8 @@ TASKS = {
 }
 # Tokens after the prompt per sample and plan, at most.
 AFTER = {"needle": 48, "needle-lead-in": 24, "needle-after": 72, "fidelity": 128}
+# The plan that the target for questions after the compression is about.
+AFTER_PLAN = "after-budgets"
 # What shuffles are ranked by.
 RANKED = ["text", "needle"]
 
@@ -131,7 +134,7 @@ def baselines(args, folder, ratio):
     plans = [add(name, name, None, ONLINE.get(name)) for name in SINGLES if name not in args.without]
     plans.append(add("h2o-normalized", "h2o", {"normalize": True, "recent_fraction": 0}))
     if args.phase == "prefill":
-        plans.append(add("cake-uniform", "cake"))
+        plans += [add(f"{name}-uniform", name) for name in ONLINE]
         for name, members in BLEND_MEMBERS.items():
             members = [{"policy": policy, "share": share} for policy, share in members]
             plans.append(add(name, "blend", {"policies": members}))
@@ -246,16 +249,17 @@ def tokens(args):
     """How many tokens are run, and how many plans there are beside the shuffles."""
     after = {**AFTER, "text": args.continuation - 1}
     calibrations = [(group, name) for group, name, _ in CALIBRATIONS[args.phase] if name in args.calibrations]
-    plans = len(SINGLES) - len(args.without) + 7 + len(calibrations) + len(INVERTED)
+    plans = len(SINGLES) - len(args.without) + 8 + len(calibrations) + len(INVERTED)
     plans += len(WITH_BUDGETS) if BUDGETS_OF in args.calibrations else 0
     samples = sum(TASKS[task][0] * (args.length + plans * after[task]) for task in args.tasks)
     samples *= args.batches - args.first_batch
     again = sum(TASKS[task][0] * (args.length + args.shuffles * after[task]) for task in RANKED if task in args.tasks)
-    examples = sum(args.examples + (args.evidence if group != "text" else 0) for group in {group for group, _ in calibrations})
+    examples = sum(args.examples + (0 if group.startswith("text") else args.evidence) for group in {group for group, _ in calibrations})
     found = examples * (args.calibration_length + args.calibration_continuation)
-    # Beside single policies, a search begins with up to seven routes.
+    # Beside single policies, a search begins with up to seven routes; that of budgets has 64 combinations and three steps.
     starts = len(ROUTED) + len(BLEND_MEMBERS) + 7
-    moves = sum(name.endswith("-refined") for _, name in calibrations) * (args.refine + starts)
+    moves = sum(args.refine + starts + 67 * name.endswith("-budgets") for _, name in calibrations
+                if name.endswith(("-refined", "-budgets")))
     found += moves * (args.examples * args.calibration_continuation + args.evidence * 32)
     return len(args.budgets) * (samples + again * args.shuffle_batches + found), plans
 
@@ -281,13 +285,19 @@ def start(args, ratio, path):
     return results
 
 
-def catch_up(args, work, plans, results):
-    """Runs new plans on the batches that older ones have run."""
+def catch_up(args, work, plans, results, save, began):
+    """Runs plans on the batches that others have run without them."""
     for task, done in results["finished"].items():
-        for batch in range(done if plans else 0):
-            out = run_batch(args, work, plans, args.first_batch + batch, task, f"{task}-new")
+        scores = results["scores"][task]
+        known = lambda plan: len(next(iter(scores.get(plan.stem, {"": []}).values())))
+        for batch in range(done):
+            missing = [plan for plan in plans if known(plan) <= batch * TASKS[task][0]]
+            if not missing or time.time() > began + 60 * args.minutes:
+                continue
+            out = run_batch(args, work, missing, args.first_batch + batch, task, f"{task}-new")
             collect(results["scores"], task, out, without=["full"])
-            print(f"{task}, new plans on batch {batch + 1} of {done}", flush=True)
+            save()
+            print(f"{task}, {len(missing)} new plans on batch {batch + 1} of {done}", flush=True)
 
 
 def measure(args, ratio, began):
@@ -296,9 +306,9 @@ def measure(args, ratio, began):
     work = args.work / path.stem
     folder = work / "plans"
     folder.mkdir(parents=True, exist_ok=True)
-    begun = bool(results["plans"])
     plans = [write_plan(folder, name, plan) for name, plan in results["plans"].items()]
-    new = [*([] if begun else baselines(args, folder, ratio)), *calibrate(args, work, ratio, folder, results["plans"])]
+    new = [plan for plan in baselines(args, folder, ratio) if plan.stem not in results["plans"]]
+    new += calibrate(args, work, ratio, folder, results["plans"])
     new += budget_controls(folder, args.phase, new)
     shuffled = shuffles(args, folder)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -308,11 +318,11 @@ def measure(args, ratio, began):
         part.write_text(json.dumps(results) + "\n")
         part.rename(path)
 
-    catch_up(args, work, new, results)
     plans += new
     results["plans"] |= {own.stem: json.loads(own.read_text()) for own in new}
-    # The plans are on disk before anything of the test runs under them, except on the batches that older plans have run.
+    # The plans are on disk before anything of the test runs under them.
     save()
+    catch_up(args, work, plans, results, save, began)
 
     longest = {}
 

@@ -14,16 +14,10 @@ pub use pool::{Mixture, Pool};
 use crate::LoadedModel;
 use crate::layers::RopeTable;
 use crate::rows;
+use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Int, Tensor, TensorData};
 use polykv_core::{Error, KvCache, Phase, PromptCache, Result, ops};
 use std::ops::Range;
-
-fn ids(model: &LoadedModel, ids: &[u32]) -> Tensor<2, Int> {
-    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-    let dims = [1, ids.len()];
-    Tensor::from_data(TensorData::new(ids, dims), model.model.device())
-}
 
 fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f64>> {
     let values: Vec<f32> = tensor.try_into_vec_as().map_err(ops::read_error)?;
@@ -76,7 +70,9 @@ fn attend(
 fn nll(model: &LoadedModel, example: &Example, hidden: Tensor<3>) -> Tensor<1> {
     let (rows, Range { start, end }) = (hidden.dims()[0], example.queries());
     let logits = model.model.head(hidden.narrow(1, start, end - start));
-    let targets = ids(model, &example.continuation[start + 1..end + 1]).unsqueeze_dim::<3>(2);
+    let targets = model
+        .ids(&example.continuation[start + 1..end + 1])
+        .unsqueeze_dim::<3>(2);
     let own = log_softmax(logits, 2).gather(2, targets.repeat_dim(0, rows));
     own.mean_dim(1).reshape([rows]).neg()
 }

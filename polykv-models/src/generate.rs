@@ -3,7 +3,6 @@
 use crate::sample::{Sampler, SamplingParams};
 use crate::stop::StopMatcher;
 use crate::{LoadedModel, PrefillOptions};
-use burn::tensor::{Int, Tensor, TensorData};
 use polykv_core::device::run_on;
 use polykv_core::{CacheReport, Error, KvCache, Plan, Result, Spans, ops};
 use serde::Serialize;
@@ -161,7 +160,7 @@ impl Generator {
             progress: Some(&mut progress),
             ..PrefillOptions::default()
         };
-        let mut logits = model.prefill(self.token_ids(prompt), &mut self.cache, &mut prefill)?;
+        let mut logits = model.prefill(self.model.ids(prompt), &mut self.cache, &mut prefill)?;
         let activation_peak_bytes = prefill.activation_peak_bytes;
         on_event(Event::Prompt(&self.cache));
         let mut output = Output::new(&self.model, &options.stop);
@@ -189,7 +188,7 @@ impl Generator {
             if at_end || tokens.len() == options.max_new_tokens {
                 break;
             }
-            logits = model.decode(self.token_ids(&[token]), &mut self.cache)?;
+            logits = model.decode(self.model.ids(&[token]), &mut self.cache)?;
         }
         self.cache.check()?;
         let ended = Instant::now();
@@ -206,12 +205,6 @@ impl Generator {
             cache: self.cache.report(),
             activation_peak_bytes,
         })
-    }
-
-    fn token_ids(&self, ids: &[u32]) -> Tensor<2, Int> {
-        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-        let dims = [1, ids.len()];
-        Tensor::from_data(TensorData::new(ids, dims), self.model.model.device())
     }
 }
 

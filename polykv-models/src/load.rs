@@ -11,7 +11,7 @@ use crate::llama::LlamaLayer;
 use crate::qwen3::Qwen3Layer;
 use crate::tokenizer::Tokenizer;
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Device, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use burn_store::burn_pack::Tensor as PackTensor;
 use burn_store::{ApplyError, ModuleSnapshot, bridge};
 use gguf::GgufFile;
@@ -31,6 +31,15 @@ pub struct LoadedModel {
     pub chat: Option<ChatTemplate>,
     /// Tokens that end an answer.
     pub eos_tokens: Vec<u32>,
+}
+
+impl LoadedModel {
+    /// One sequence's tokens as the model takes them, `[1, tokens]`.
+    pub fn ids(&self, tokens: &[u32]) -> Tensor<2, Int> {
+        let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
+        let dims = [1, ids.len()];
+        Tensor::from_data(TensorData::new(ids, dims), self.model.device())
+    }
 }
 
 /// Loads a folder with config.json, tokenizer.json and model.safetensors (or its shards), or a GGUF file. Weights and

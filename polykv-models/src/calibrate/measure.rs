@@ -1,4 +1,4 @@
-use super::{Example, attend, ids, layers, nll, read};
+use super::{Example, attend, layers, nll, read};
 use crate::layers::RopeTable;
 use crate::{LoadedModel, PrefillOptions, rows};
 use burn::tensor::Tensor;
@@ -108,7 +108,7 @@ impl<'a> Measurer<'a> {
         plans.extend(self.plans.iter().cloned());
         let mut shared = SharedPrefill::new(plans, model.cache_shape(1), model.device())?;
         model.prefill(
-            ids(self.model, &example.prompt),
+            self.model.ids(&example.prompt),
             &mut shared,
             &mut PrefillOptions::default(),
         )?;
@@ -119,7 +119,7 @@ impl<'a> Measurer<'a> {
         let run = example.run();
         let start = example.prompt.len();
         let rope = model.rope(start..start + run.len());
-        let mut x = model.embed(ids(self.model, run));
+        let mut x = model.embed(self.model.ids(run));
         let mut found = Signals::default();
         full.untrimmed().begin_prefill(run.len())?;
         for (index, cache) in caches.iter_mut().enumerate() {

@@ -1,4 +1,4 @@
-use super::{Example, ids, layers, nll, read};
+use super::{Example, layers, nll, read};
 use crate::{LoadedModel, PrefillOptions, rows};
 use polykv_core::calibrate::ExampleLosses;
 use polykv_core::device::run_on;
@@ -94,7 +94,7 @@ impl<'a> Prompted<'a> {
         let own = &model.model;
         let mut shared = SharedPrefill::new(plans.to_vec(), own.cache_shape(1), own.device())?;
         let mut options = PrefillOptions::default();
-        own.prefill(ids(model, &example.prompt), &mut shared, &mut options)?;
+        own.prefill(model.ids(&example.prompt), &mut shared, &mut options)?;
         let mut caches = shared.finish();
         let mut full = [caches.remove(0)];
         let full_nll = continuation(model, example, &mut full, Phase::Prefill)?[0];
@@ -156,7 +156,7 @@ fn continuation(
             cache.untrimmed().begin_prefill(run.len())?;
         }
     }
-    let x = own.embed(ids(model, run)).repeat_dim(0, caches.len());
+    let x = own.embed(model.ids(run)).repeat_dim(0, caches.len());
     let x = layers(model, 0..own.config().layers, x, &rope, caches, phase)?;
     caches.iter_mut().try_for_each(|cache| cache.check())?;
     read(nll(model, example, x))

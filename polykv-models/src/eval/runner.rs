@@ -4,7 +4,7 @@ use super::{Scores, metrics, windows};
 use crate::rows::{self, AttendRow};
 use crate::tokenizer::Specials;
 use crate::{LoadedModel, PrefillOptions};
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use polykv_core::{
     Budget, Error, KvCache, Phase, Plan, PromptCache, Result, Rule, SharedPrefill, ops,
 };
@@ -146,7 +146,7 @@ impl<'a> Evaluator<'a> {
         let plans = self.candidates.iter().map(|own| own.plan.clone()).collect();
         let mut shared = SharedPrefill::new(plans, model.cache_shape(1), model.device())?;
         let mut options = self.options();
-        let next = model.prefill(self.ids(prompt), &mut shared, &mut options)?;
+        let next = model.prefill(self.model.ids(prompt), &mut shared, &mut options)?;
         Ok(Prompted {
             next: read(next)?,
             caches: shared.finish(),
@@ -321,13 +321,7 @@ impl<'a> Evaluator<'a> {
 
     /// `[1, tokens, hidden]`
     fn embed(&self, tokens: &[u32]) -> Tensor<3> {
-        self.model.model.embed(self.ids(tokens))
-    }
-
-    fn ids(&self, ids: &[u32]) -> Tensor<2, Int> {
-        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-        let dims = [1, ids.len()];
-        Tensor::from_data(TensorData::new(ids, dims), self.device())
+        self.model.model.embed(self.model.ids(tokens))
     }
 }
 
