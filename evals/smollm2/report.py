@@ -2,7 +2,8 @@
 """Tables, targets and figures from what run.py measured: results/RATIO.json and results/RATIO-LABEL.json to results.md and
 results/RATIO.svg.
 
-Differences are paired over samples, with 95 % intervals of a seeded bootstrap (10,000 resamples of the mean).
+Differences are paired over samples, with 95 % intervals of a seeded bootstrap (10,000 resamples of the mean). What it draws are
+whole batches: the needles of one batch are one number at seven depths of one text, and its windows are neighbours.
 """
 
 import argparse
@@ -17,9 +18,9 @@ RESAMPLES = 10_000
 BOOTSTRAP_SEED = 7
 # How much text NLL the plan may lose against the best single policy, in nats.
 ALLOWED = {0.25: 0.005, 0.125: 0.01}
-SINGLES = [*run.SINGLES, "h2o-normalized", "cake-uniform"]
+SINGLES = [*run.SINGLES, "h2o-normalized", *(f"{name}-uniform" for name in run.ONLINE)]
 # What the primary plan is set beside, after the best single policies.
-BESIDE = ["both", "both-allocated", "text", "text-allocated", "text-ppl", "text-ppl-allocated",
+BESIDE = ["both", "both-allocated", "evidence", "text", "text-allocated", "text-ppl", "text-ppl-allocated", "after-budgets",
           *(f"{name}-at-budgets" for name in run.WITH_BUDGETS), *run.BLEND_MEMBERS]
 _resamples = {}
 
@@ -32,6 +33,12 @@ def interval(values):
         _resamples[count] = [rng.choices(range(count), k=count) for _ in range(RESAMPLES)]
     means = sorted(sum(values[i] for i in picks) / count for picks in _resamples[count])
     return statistics.fmean(values), means[int(0.025 * RESAMPLES)], means[int(0.975 * RESAMPLES) - 1]
+
+
+def by_batch(task, values):
+    """The mean of each batch; all have as many samples."""
+    size = run.TASKS[task][0]
+    return [statistics.fmean(values[first:first + size]) for first in range(0, len(values), size)]
 
 
 def score_of(task):
@@ -50,7 +57,12 @@ class Results:
         self.finished, self.stem = data["finished"], path.stem
         self.primary, self.ratio, self.phase = (self.settings[key] for key in ["primary", "ratio", "phase"])
         self.shuffles = [name for name in self.shuffled.get("text", {}) if name != "full"]
-        self.rows = [name for name in next(iter(self.scores.values())) if name != "full"]
+        names = [name for name in next(iter(self.scores.values())) if name != "full"]
+        rules = lambda name: {key: value for key, value in self.plans[name].items() if key != "name"}
+        first = lambda name: next(other for other in names if rules(other) == rules(name))
+        # Searches that end where they began make a plan twice.
+        self.same = {name: first(name) for name in names if first(name) != name and name != self.primary}
+        self.rows = [name for name in names if name not in self.same]
 
     def values(self, task, plan, score=None):
         return self.scores[task][plan][score or score_of(task)]
@@ -60,7 +72,7 @@ class Results:
 
     def difference(self, task, plan, other="full", score=None):
         pairs = zip(self.values(task, plan, score), self.values(task, other, score), strict=True)
-        return interval([own - base for own, base in pairs])
+        return interval(by_batch(task, [own - base for own, base in pairs]))
 
     def shuffled_mean(self, task, name):
         """Of a shuffle or a plan, on the samples that the shuffles have run."""
@@ -88,8 +100,8 @@ class Results:
         return [task for task in self.scores if task.startswith("needle")]
 
 
-def table(own):
-    """Every plan but the shuffles, the best on the first task first."""
+def table(own, rows):
+    """The best on the first task first."""
     first = ["text ΔNLL"] if "text" in own.scores else []
     header = ["plan", *first]
     for task in own.needles():
@@ -98,13 +110,13 @@ def table(own):
     if "fidelity" in own.scores:
         header += ["KL", *([f"less that of {best}"] if best else []), "its median", "same top token"]
     lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
-    for name in sorted(own.rows, key=own.order):
+    for name in sorted(rows, key=own.order):
         cells = [f"**{name}**" if name == own.primary else name]
         if first:
             cells.append(shown(own.difference("text", name), 4))
         for task in own.needles():
             if own.generated():
-                found = [100 * part for part in interval(own.values(task, name, "exact"))]
+                found = [100 * part for part in interval(by_batch(task, own.values(task, name, "exact")))]
                 cells.append(f"{found[0]:.0f} % [{found[1]:.0f}, {found[2]:.0f}]")
             cells.append(shown(own.difference(task, name), 2))
         if "fidelity" in own.scores:
@@ -116,8 +128,19 @@ def table(own):
                 cells.append(shown(own.difference("fidelity", name, best), 4) if name != best else "")
             cells += [f"{median:.4f}", f"{same[0]:.1f} % [{same[1]:.1f}, {same[2]:.1f}]"]
         lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def tables(own):
+    """What the calibrations found beside the best single policy of each task; then every plan but the shuffles."""
     full = ", ".join(f"{task} NLL {own.mean(task, 'full'):.3f}" for task in own.scores if task != "fidelity")
-    return [*([f"FullKV: {full}.", ""] if full else []), *lines]
+    same = ", ".join(f"{name} is {other}" for name, other in own.same.items())
+    lines = [f"FullKV: {full}.", ""] * bool(full) + [f"The same plan: {same}.", ""] * bool(same)
+    calibrated = {name for _, name, _ in run.CALIBRATIONS[own.phase]} | {f"{name}-inverse" for name in run.INVERTED}
+    best = {own.best_single(task) for task in own.scores}
+    chosen = [name for name in own.rows if name in calibrated | best]
+    return [*lines, *table(own, chosen), "", f"<details><summary>All {len(own.rows)} plans</summary>", "", *table(own, own.rows), "",
+            "</details>"]
 
 
 def part(met, what):
@@ -178,40 +201,38 @@ def beside(runs):
 def target_after(own):
     """The target for questions that are not there yet when the prompt is compressed."""
     best = own.best_single("needle-after")
-    gained = own.difference("needle-after", own.primary, best)
-    return part(gained[0] <= -0.3 and gained[2] < 0,
-                f"question after compression, at least 0.3 nat below {best}, the best single policy on this test: {shown(gained)}")
+    gained = own.difference("needle-after", run.AFTER_PLAN, best)
+    return part(gained[0] <= -0.3 and gained[2] < 0, f"{run.AFTER_PLAN}, question after compression, at least 0.3 nat below {best}, "
+                f"the best single policy on this test: {shown(gained)}")
 
 
 def ranked(own):
-    """The primary's rank among its shuffles on the samples that these have run, how many there are, and how many of them are
+    """The primary's rank among its shuffles on the batches that these have run, how many there are, and how many of them are
     worse beyond the 95 % interval of the paired difference in that score."""
     spread = {task: statistics.stdev(own.shuffled_mean(task, shuffle) for shuffle in own.shuffles) or 1 for task in run.RANKED}
 
     def behind(shuffle):
-        """The mean of both z-scores less that of the primary, and its standard error."""
-        mean, variance = 0, 0
+        """The mean of both z-scores less that of the primary."""
+        parts = []
         for task in run.RANKED:
-            values = own.shuffled[task][shuffle]["nll"]
-            apart = [(a - b) / spread[task] / 2 for a, b in zip(values, own.values(task, own.primary))]
-            mean += statistics.fmean(apart)
-            variance += statistics.variance(apart) / len(apart)
-        return mean, variance ** 0.5
+            pairs = zip(own.shuffled[task][shuffle]["nll"], own.values(task, own.primary))
+            parts.append(by_batch(task, [(other - base) / spread[task] / len(run.RANKED) for other, base in pairs]))
+        return interval([sum(batch) for batch in zip(*parts)])
 
     all_behind = [behind(shuffle) for shuffle in own.shuffles]
-    rank = 1 + sum(mean <= 0 for mean, _ in all_behind)
-    return rank, len(all_behind), sum(mean > 1.96 * error for mean, error in all_behind)
+    return 1 + sum(mean <= 0 for mean, *_ in all_behind), len(all_behind), sum(low > 0 for _, low, _ in all_behind)
 
 
-def route(own):
-    """The layers of the primary plan."""
+def route(own, name):
+    """The layers of a plan."""
     parts = []
-    for rule in own.plans[own.primary][own.phase]:
-        params = rule.get("params", {})
-        members = [f"{one['policy']} {one.get('share', 1):g}" for one in params.get("policies", [])]
+    for rule in own.plans[name][own.phase]:
+        params = dict(rule.get("params", {}))
+        inside = [f"{one['policy']} {one.get('share', 1):g}" for one in params.pop("policies", [])]
+        inside += [f"{key} {value}" for key, value in params.items()]
         share = f", share {rule['share']:g}" if "share" in rule else ""
-        parts.append(f"{rule['layers']} {rule['policy']}{' (' + ', '.join(members) + ')' if members else ''}{share}")
-    return f"Layers of {own.primary}: " + "; ".join(parts) + "."
+        parts.append(f"{rule['layers']} {rule['policy']}{' (' + ', '.join(inside) + ')' if inside else ''}{share}")
+    return f"Layers of {name}: " + "; ".join(parts) + "."
 
 
 def front(points):
@@ -284,26 +305,31 @@ def section(own):
     lines = [f"{title}, {label}" if label not in ["", own.phase] else title, "",
              f"Samples: {counts}. "
              f"Calibrated on {given['examples']} windows and {given['evidence']} questions of {given['calibration_length']} tokens"
-             f"{moves}.", "", *table(own), ""]
+             f"{moves}.", "", *tables(own), ""]
     if own.pairs():
         if own.shuffles:
             of = ", ".join(f"{task} {len(own.shuffled[task][own.shuffles[0]]['nll'])}" for task in own.shuffled)
             lines += [f"{len(own.shuffles)} shuffles of {own.primary} on the first samples: {of}. "
                       "The figure has them, small, where their difference to the plan on these samples puts them.", ""]
-        lines += [f"![Pareto front](results/{own.stem}.svg)", "", f"### Target for {own.primary}", "", *targets(own), ""]
-    if "needle-after" in own.scores:
-        lines += [f"Target for {own.primary}:", "", target_after(own), ""]
-    return [*lines, route(own), ""]
+        lines += [f"![Pareto front](results/{own.stem}.svg)", "", "### Targets", "", *targets(own)]
+        if "needle-after" in own.scores:
+            lines.append(target_after(own))
+        lines.append("")
+    lines += ["### Plans", ""]
+    for name in [own.primary, run.AFTER_PLAN if own.phase == "prefill" else "text-budgets"]:
+        if name in own.rows:
+            lines += [route(own, name), ""]
+    return lines
 
 
 def main():
     here = pathlib.Path(__file__).parent
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=pathlib.Path, default=here / "results")
-    parser.add_argument("--notes", type=pathlib.Path, default=here / "notes.md", help="what stands above the tables")
     parser.add_argument("--out", type=pathlib.Path, default=here / "results.md")
     args = parser.parse_args()
-    lines = [args.notes.read_text()] if args.notes.exists() else []
+    lines = ["# SmolLM2-135M-Instruct: what was measured", "",
+             "Made by report.py; [README.md](README.md) says what the plans are, how this was measured and what it shows.", ""]
     ratio = lambda path: -float(path.stem.partition("-")[0])
     paths = sorted(args.results.glob("*.json"), key=lambda path: (ratio(path), path.stem))
     runs = [own for own in map(Results, paths) if own.finished]

@@ -60,11 +60,13 @@ const FORMS: [Form; 4] = [
     },
 ];
 
-/// Facts at depths, the question, the start of the answer and the answer.
 struct Puzzle {
+    /// With their depths.
     facts: Vec<(f64, String)>,
     question: String,
+    /// The start of the answer, which is given.
     lead_in: String,
+    /// What is scored.
     answer: String,
 }
 
@@ -118,7 +120,8 @@ fn facts(rng: &mut impl Rng, count: usize) -> Puzzle {
     }
 }
 
-/// A fact, and a second person who shares it, with a decoy beside them.
+/// A fact, and a second person who shares it, with a decoy beside them. Both steps are scored: the answer says first who
+/// shares the fact.
 fn chain(rng: &mut impl Rng) -> Puzzle {
     let owners = owners(rng);
     let (own, decoy) = (number(rng), number(rng));
@@ -130,11 +133,8 @@ fn chain(rng: &mut impl Rng) -> Puzzle {
     Puzzle {
         facts: facts.into_iter().map(|fact| (depth(rng), fact)).collect(),
         question: format!("Which number does the locker that {} uses have?", owners[1]),
-        lead_in: format!(
-            "{} shares the locker of {}, and the locker of {} has the number ",
-            owners[1], owners[0], owners[0]
-        ),
-        answer: own,
+        lead_in: format!("{} shares the locker of", owners[1]),
+        answer: format!(" {}, number {own}", owners[0]),
     }
 }
 
@@ -159,33 +159,42 @@ fn depth(rng: &mut impl Rng) -> f64 {
 mod tests {
     use super::*;
 
+    /// How many facts end with a number.
+    fn holding(puzzle: &Puzzle, number: &str) -> usize {
+        let ends = |fact: &str| fact.ends_with(&format!(" {number}."));
+        puzzle.facts.iter().filter(|(_, fact)| ends(fact)).count()
+    }
+
     #[test]
-    fn the_answer_is_among_the_facts() {
+    fn the_answer_is_in_one_fact_and_not_given_away() {
         for seed in 0..20 {
             let mut rng = StdRng::seed_from_u64(seed);
             for puzzle in [facts(&mut rng, 1), facts(&mut rng, 4), chain(&mut rng)] {
-                let wanted = format!(" {}.", puzzle.answer);
-                let holds = |text: &str| text.ends_with(&wanted);
-                assert_eq!(
-                    puzzle.facts.iter().filter(|(_, fact)| holds(fact)).count(),
-                    1
-                );
-                assert!(
-                    puzzle
-                        .facts
-                        .iter()
-                        .all(|(depth, _)| (0.0..0.9).contains(depth))
-                );
-                assert!(
-                    !puzzle.question.contains(&puzzle.answer)
-                        && !puzzle.lead_in.contains(&puzzle.answer)
-                );
-                assert!(
-                    ![&puzzle.question, &puzzle.lead_in]
-                        .iter()
-                        .any(|own| own.contains("{}"))
-                );
+                let mut words = puzzle.answer.split([' ', ',']);
+                let number = words.next_back().unwrap();
+                assert_eq!(holding(&puzzle, number), 1);
+                let depths = puzzle.facts.iter().map(|(depth, _)| depth);
+                assert!(depths.into_iter().all(|depth| (0.0..0.9).contains(depth)));
+                for given in [&puzzle.question, &puzzle.lead_in] {
+                    assert!(!given.contains(number) && !given.contains("{}"), "{given}");
+                }
             }
         }
+    }
+
+    #[test]
+    fn a_chain_takes_both_facts() {
+        let puzzle = chain(&mut StdRng::seed_from_u64(4));
+        let sharer = puzzle.lead_in.split(' ').next().unwrap();
+        let owner = puzzle.answer[1..].split(',').next().unwrap();
+        assert!(!puzzle.question.contains(owner) && !puzzle.lead_in.contains(owner));
+        let naming = |names: [&str; 2]| {
+            let facts = puzzle.facts.iter().map(|(_, fact)| fact);
+            let found = facts.filter(|fact| names.iter().all(|name| fact.contains(name)));
+            found.count()
+        };
+        assert_eq!(naming([sharer, owner]), 1);
+        let number = puzzle.answer.rsplit(' ').next().unwrap();
+        assert_eq!(naming([owner, number]), 1);
     }
 }
