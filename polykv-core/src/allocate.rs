@@ -298,6 +298,50 @@ mod tests {
         }
 
         #[test]
+        fn limits_that_fit_the_total_hold(
+            total in 0usize..20_000,
+            layers in prop::collection::vec((0.0f64..1e6, 0usize..300, 0usize..3000), 1..80),
+        ) {
+            let weights: Vec<f64> = layers.iter().map(|own| own.0).collect();
+            let least: Vec<usize> = layers.iter().map(|own| own.1).collect();
+            let most: Vec<usize> = layers.iter().map(|own| own.1 + own.2).collect();
+            let counts = within(total, &weights, &least, &most);
+            prop_assume!(weights.iter().any(|&weight| weight > 0.0));
+            prop_assert_eq!(counts.iter().sum::<usize>(), total);
+            if (least.iter().sum()..=most.iter().sum()).contains(&total) {
+                for (i, count) in counts.iter().enumerate() {
+                    prop_assert!((least[i]..=most[i]).contains(count), "{} of {:?}", i, counts);
+                }
+            }
+        }
+
+        #[test]
+        fn budgets_of_layers_that_were_seen_sum_exactly(
+            average in 1usize..500,
+            entries in 1usize..600,
+            layers in prop::collection::vec((1usize..64, prop::collection::vec(0.0f32..1.0, 8)), 1..40),
+        ) {
+            let stats: Vec<LayerStat> = layers
+                .iter()
+                .map(|own| LayerStat { share: 1.0, least: own.0, sensitivity: 0.0 })
+                .collect();
+            let repeated = |values: &[f32]| values.iter().copied().cycle().take(entries).collect();
+            let notes: Vec<Note> = layers
+                .iter()
+                .map(|own| Note { entries, rows: 1, values: repeated(&own.1) })
+                .collect();
+            let total = average * layers.len();
+            let least: usize = stats.iter().map(|own| own.least).sum();
+            let most: usize = stats.iter().map(|own| own.least.max(entries)).sum();
+            prop_assume!((least..=most).contains(&total));
+            for (name, allocator) in REGISTRY {
+                let Some(online) = allocator.online() else { continue };
+                let budgets = online.budgets(total, &stats, &notes, 0);
+                prop_assert_eq!(budgets.iter().sum::<usize>(), total, "{}", name);
+            }
+        }
+
+        #[test]
         fn the_sum_is_exact(total in 0usize..1_000_000, weights in prop::collection::vec(1e-6f64..1e6, 1..200)) {
             let counts = largest_remainder(total, &weights);
             prop_assert_eq!(counts.iter().sum::<usize>(), total);

@@ -149,6 +149,7 @@ impl BudgetSearch<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     const LAYERS: usize = 6;
 
@@ -209,6 +210,23 @@ mod tests {
         assert!((1.8..2.6).contains(&ratio), "{last:?}");
         assert_eq!(&found.budgets, last);
         assert!(found.score < found.tried[0].score);
+    }
+
+    proptest! {
+        #[test]
+        fn every_step_keeps_the_sum_and_the_limits(
+            layers in prop::collection::vec((8usize..400, 0.0f64..1.0), 2..40),
+            part in 0.0f64..1.0,
+        ) {
+            let budgets: Vec<usize> = layers.iter().map(|own| own.0).collect();
+            let worth: Vec<f64> = layers.iter().map(|own| own.1).collect();
+            let search = BudgetSearch { limits: (8, 500), ..search(&budgets) };
+            let found = search.towards(&worth, part);
+            prop_assert_eq!(found.iter().sum::<usize>(), budgets.iter().sum::<usize>());
+            for (found, own) in found.iter().zip(&budgets) {
+                prop_assert!((8.max(own / 4)..=500).contains(found), "{} of {}", found, own);
+            }
+        }
     }
 
     #[test]

@@ -16,8 +16,8 @@ pub type ExampleLosses = BTreeMap<Data, Vec<f64>>;
 const PARTS: usize = 6;
 
 /// A search over the route of one phase with the whole plan in effect (our addition): what a layer does alone does not tell
-/// what many do together. It begins at the best of the given routes and the single policies, and takes from the most
-/// promising of these what helps, in two ways as long as moves are left:
+/// what many do together. It begins at the first of the given routes, or at the best single policy or another route where
+/// that helps, and takes from the most promising of these what helps, in two ways as long as moves are left:
 ///
 /// 1. *Screening.* The layers take either what they have or what the other route has there, in the runs of a [`Design`]. Those
 ///    that should gain by it are put there together, the surest first in growing numbers.

@@ -205,4 +205,27 @@ proptest! {
         prop_assert_eq!(resolved.total(Phase::Prefill), average * layers);
         prop_assert_eq!(resolved.total(Phase::Decode), average * layers);
     }
+
+    #[test]
+    fn parts_of_the_prompt_and_bytes_are_used_up(
+        layers in 1usize..64,
+        prompt in 100usize..100_000,
+        ratio in 0.1f64..1.0,
+        bytes in 2000u64..5_000_000,
+        shares in prop::collection::vec(0.5f64..2.0, 64),
+    ) {
+        let entry = EntryCost { layers, bytes: 3 };
+        for budget in [Budget::Ratio(ratio), Budget::Bytes(bytes)] {
+            let rule = |layer: usize| Rule {
+                share: Some(shares[layer]),
+                ..Rule::new(LayerRange { first: layer, last: layer }, "knorm")
+            };
+            let plan = Plan {
+                prefill: (0..layers).map(rule).collect(),
+                ..Plan::uniform(layers, "knorm", Params::new(), budget, &[])
+            };
+            let total = plan.resolve("p", prompt, entry).unwrap().total(Phase::Prefill);
+            prop_assert_eq!(total, budget.total(prompt, entry));
+        }
+    }
 }
