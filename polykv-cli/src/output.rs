@@ -132,6 +132,10 @@ pub fn describe_params(params: &Params) -> String {
 fn in_one_line(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
+        Value::Sequence(list) if list.iter().all(|own| member(own).is_some()) => {
+            let members: Vec<_> = list.iter().filter_map(member).collect();
+            members.join(",")
+        }
         Value::Sequence(list) => {
             let parts: Vec<_> = list.iter().map(in_one_line).collect();
             format!("[{}]", parts.join(", "))
@@ -146,6 +150,13 @@ fn in_one_line(value: &Value) -> String {
             .trim()
             .to_string(),
     }
+}
+
+/// A policy that has nothing but its share, in the short form that `--set policies=` takes.
+fn member(value: &Value) -> Option<String> {
+    let map = value.as_mapping().filter(|map| map.len() == 2)?;
+    let [policy, share] = ["policy", "share"].map(|key| map.get(key).map(in_one_line));
+    Some(format!("{}:{}", policy?, share?))
 }
 
 /// A size with a decimal unit.

@@ -1,4 +1,4 @@
-//! A plan as a picture: one bar per layer and phase, its colour the policy, its height the budget.
+//! A plan as a picture: one bar per layer and phase that evicts, its colour the policy, its height the budget.
 
 use super::describe_budget;
 use polykv::{Error, Phase, Plan, Result, Rule};
@@ -9,7 +9,7 @@ use std::fmt::Write;
 const BAR: usize = 16;
 const GAP: usize = 4;
 const HEIGHT: usize = 120;
-const LEFT: usize = 70;
+const LEFT: usize = 90;
 const TOP: usize = 40;
 /// From the top of one phase to that of the next.
 const PANEL: usize = HEIGHT + 50;
@@ -21,7 +21,9 @@ const SCALE: f32 = 2.0;
 
 /// The whole SVG file.
 pub fn svg(plan: &Plan) -> String {
-    let phases = [Phase::Prefill, Phase::Decode];
+    let evicts = |phase: &Phase| plan.rules(*phase).iter().any(|own| own.policy != "full");
+    let both = [Phase::Prefill, Phase::Decode];
+    let (phases, full): (Vec<Phase>, Vec<Phase>) = both.into_iter().partition(evicts);
     let mut labels: Vec<String> = Vec::new();
     for rule in phases.iter().flat_map(|&phase| plan.rules(phase)) {
         let label = label(rule);
@@ -29,11 +31,14 @@ pub fn svg(plan: &Plan) -> String {
             labels.push(label);
         }
     }
-    let title = format!(
+    let mut title = format!(
         "{}: {}",
         plan.name.as_deref().unwrap_or("plan"),
         describe_budget(plan)
     );
+    for phase in full {
+        let _ = write!(title, "; {phase} keeps everything");
+    }
     let longest = labels
         .iter()
         .map(|own| own.chars().count() + 3)
@@ -41,7 +46,7 @@ pub fn svg(plan: &Plan) -> String {
         .unwrap_or(0);
     let width = (LEFT + plan.layers * (BAR + GAP) + 20)
         .max(LEFT + LETTER * longest.max(title.chars().count()));
-    let legend = TOP + 2 * PANEL;
+    let legend = TOP + phases.len() * PANEL;
     let height = legend + 20 * labels.len() + 10;
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
@@ -49,13 +54,18 @@ pub fn svg(plan: &Plan) -> String {
          <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n"
     );
     text(&mut svg, 10, 20, "start", &title);
-    let most = phases
-        .iter()
-        .flat_map(|&phase| plan.rules(phase))
-        .filter_map(amount)
-        .fold(0.0, f64::max);
     for (row, phase) in phases.into_iter().enumerate() {
         let base = TOP + row * PANEL + HEIGHT;
+        let layers = plan.by_layer(phase);
+        let amounts: Vec<f64> = layers.iter().filter_map(amount).collect();
+        let most = amounts.iter().copied().fold(0.0, f64::max);
+        text(
+            &mut svg,
+            LEFT - 10,
+            base - HEIGHT + 10,
+            "end",
+            &highest(&layers, &amounts, most),
+        );
         text(
             &mut svg,
             LEFT - 10,
@@ -63,7 +73,7 @@ pub fn svg(plan: &Plan) -> String {
             "end",
             &phase.to_string(),
         );
-        for (layer, rule) in plan.by_layer(phase).iter().enumerate() {
+        for (layer, rule) in layers.iter().enumerate() {
             // What keeps everything is as high as the picture.
             let share = amount(rule).map_or(1.0, |own| own / most);
             let bar = (share * HEIGHT as f64).round().max(1.0) as usize;
@@ -148,6 +158,17 @@ fn amount(rule: &Rule) -> Option<f64> {
     }
 }
 
+/// What the highest bar stands for.
+fn highest(rules: &[Rule], amounts: &[f64], most: f64) -> String {
+    match rules.iter().all(|own| own.tokens.is_some()) {
+        true => format!("{most}"),
+        false => format!(
+            "{:.1} × mean",
+            most * amounts.len() as f64 / amounts.iter().sum::<f64>()
+        ),
+    }
+}
+
 fn entries(rule: &Rule) -> String {
     match (rule.tokens, amount(rule)) {
         (Some(tokens), _) => format!("{tokens} entries"),
@@ -186,7 +207,7 @@ mod tests {
     fn bars_by_hand() {
         let plan = "{schema: 1, name: 'a < b & c', layers: 3, budget: {tokens: 20}, prefill:
             [{layers: 0, policy: tova, tokens: 40}, {layers: 1-2, policy: h2o, tokens: 10}],
-            decode: [{layers: 0-2, policy: full}]}";
+            decode: [{layers: 0, policy: full}, {layers: 1-2, policy: blend, share: 2, params: {policies: 'tova:1,h2o:3'}}]}";
         let svg = svg(&Plan::from_yaml("test", plan).unwrap());
         assert!(svg.contains("a &lt; b &amp; c"), "{svg}");
         let bars = |height: usize| {
@@ -196,7 +217,10 @@ mod tests {
         assert_eq!((bars(120), bars(30)), (1 + 3, 2));
         for part in [
             "layer 1: h2o, 10 entries",
-            "layer 2: full, everything",
+            "layer 0: full, everything",
+            "layer 2: blend policies=tova:1,h2o:3, share 2",
+            ">40</text>",
+            ">1.0 × mean</text>",
             "prefill",
             "decode",
         ] {
@@ -211,9 +235,19 @@ mod tests {
     }
 
     #[test]
+    fn a_phase_that_keeps_everything_has_no_bars() {
+        let plan =
+            "{schema: 1, layers: 2, budget: {tokens: 20}, prefill: [{layers: 0-1, policy: tova}],
+            decode: [{layers: 0-1, policy: full}]}";
+        let svg = svg(&Plan::from_yaml("test", plan).unwrap());
+        assert_eq!(svg.matches("<title>").count(), 2);
+        assert!(svg.contains("decode keeps everything"), "{svg}");
+    }
+
+    #[test]
     fn pixels_are_the_bars_and_the_letters() {
         let plan = "{schema: 1, layers: 1, budget: {tokens: 20}, prefill: [{layers: 0, policy: tova, tokens: 20}],
-            decode: [{layers: 0, policy: full}]}";
+            decode: [{layers: 0, policy: h2o}]}";
         let plan = Plan::from_yaml("test", plan).unwrap();
         let bytes = match png(&svg(&plan)) {
             Ok(bytes) => bytes,
