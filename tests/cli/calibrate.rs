@@ -112,6 +112,45 @@ fn a_calibration_becomes_a_plan_that_runs() {
 }
 
 #[test]
+fn perplexity_routes_and_divides_and_the_cache_holds_what_it_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (text(&dir), dir.path().join("out"));
+    let json = calibrate_json(&format!(
+        "--data {data} {SMALL} --objective text --signal ppl --allocator calibrated --budget-signal ppl --out {}",
+        path_str(&out)
+    ));
+    for phase in ["prefill", "decode"] {
+        let losses = json["profiles"]["text"][phase]["delta_ppl"].clone();
+        let losses: Vec<Vec<f64>> = serde_json::from_value(losses).unwrap();
+        let route: Vec<usize> = serde_json::from_value(json[phase]["route"].clone()).unwrap();
+        let budgets: Vec<u64> = serde_json::from_value(json[phase]["budgets"].clone()).unwrap();
+        let worst = |layer: usize| losses[layer].iter().copied().fold(0.0, f64::max);
+        for layer in 0..3 {
+            let least = losses[layer].iter().copied().fold(f64::INFINITY, f64::min);
+            assert_eq!(losses[layer][route[layer]], least, "{phase}, layer {layer}");
+            for other in 0..3 {
+                let agree = worst(layer) <= worst(other) || budgets[layer] >= budgets[other];
+                assert!(agree, "{phase}: {budgets:?} of {losses:?}");
+            }
+        }
+    }
+    let prompt = read(dir.path(), "text.txt");
+    let plan = out.join("plan.yaml");
+    let raw = ["--raw", "-n", "1", "-p", &prompt[..600]];
+    let generated = generate_json(&[&["--plan", path_str(&plan)], &raw[..]].concat());
+    let kept: Vec<f64> = serde_json::from_value(generated["kv"]["kept"].clone()).unwrap();
+    let total = (0.3 * generated["kv"]["seen"].as_f64().unwrap() * 3.0).round();
+    assert_eq!(kept.iter().sum::<f64>(), total);
+    for (kept, budget) in kept
+        .iter()
+        .zip(json["prefill"]["budgets"].as_array().unwrap())
+    {
+        let wanted = total * budget.as_f64().unwrap() / 270.0;
+        assert!((kept - wanted).abs() < 1.0, "{kept}, not {wanted}");
+    }
+}
+
+#[test]
 fn budgets_follow_what_they_do_to_the_plan() {
     let dir = tempfile::tempdir().unwrap();
     let (data, out) = (text(&dir), dir.path().join("out"));
