@@ -140,7 +140,7 @@ fn run(model: &dyn CausalLm, plan: &Plan) -> (Vec<f32>, Vec<i64>) {
     (all, kept)
 }
 
-/// A plan of different policies, and one for each policy alone.
+/// Plans of different policies, and one for each policy alone.
 fn plans() -> Vec<(String, Plan)> {
     let mixed = Plan::from_yaml(
         "mixed",
@@ -149,7 +149,19 @@ fn plans() -> Vec<(String, Plan)> {
                     {layers: 2, policy: streaming-llm}],
           decode: [{layers: 0, policy: h2o}, {layers: 1-2, policy: tova}]}",
     );
-    let mut plans = vec![("mixed".to_string(), mixed.unwrap())];
+    // As calibrations write them.
+    let uneven = Plan::from_yaml(
+        "uneven",
+        "{schema: 1, layers: 3, budget: {ratio: 0.4},
+          prefill: [{layers: 0, policy: h2o, share: 8, params: {normalize: true, recent_fraction: 0}},
+                    {layers: 1, policy: snapkv, share: 24, params: {window: 4, kernel: 3}},
+                    {layers: 2, policy: blend, share: 12, params: {policies: 'keydiff:1,tova:2'}}],
+          decode: [{layers: 0, policy: d2o, share: 21, params: {sinks: 2}}, {layers: 1-2, policy: tova, share: 12}]}",
+    );
+    let mut plans = vec![
+        ("mixed".to_string(), mixed.unwrap()),
+        ("uneven".to_string(), uneven.unwrap()),
+    ];
     for policy in policy::names() {
         let plan = Plan::uniform(3, policy, small(policy), Budget::Tokens(14), &BOTH);
         plans.push((policy.into(), plan));
