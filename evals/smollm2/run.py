@@ -294,7 +294,9 @@ def catch_up(args, work, plans, results, save, began):
             missing = [plan for plan in plans if known(plan) <= batch * TASKS[task][0]]
             if not missing or time.time() > began + 60 * args.minutes:
                 continue
-            out = run_batch(args, work, missing, args.first_batch + batch, task, f"{task}-new")
+            # A folder of eval's takes no other plans.
+            own = hashlib.sha256(" ".join(plan.stem for plan in missing).encode()).hexdigest()[:8]
+            out = run_batch(args, work, missing, args.first_batch + batch, task, f"{task}-{own}")
             collect(results["scores"], task, out, without=["full"])
             save()
             print(f"{task}, {len(missing)} new plans on batch {batch + 1} of {done}", flush=True)
