@@ -21,6 +21,7 @@ ALLOWED = {0.25: 0.005, 0.125: 0.01}
 SINGLES = [*run.SINGLES, "h2o-normalized", *(f"{name}-uniform" for name in run.ONLINE)]
 # What the primary plan is set beside, after the best single policies.
 BESIDE = ["both", "both-allocated", "evidence", "text", "text-allocated", "text-ppl", "text-ppl-allocated", "after-budgets",
+          "both-budgets-tracked",
           *(f"{name}-at-budgets" for name in run.WITH_BUDGETS), *run.BLEND_MEMBERS]
 _resamples = {}
 
@@ -136,9 +137,9 @@ def tables(own):
     full = ", ".join(f"{task} NLL {own.mean(task, 'full'):.3f}" for task in own.scores if task != "fidelity")
     same = ", ".join(f"{name} is {other}" for name, other in own.same.items())
     lines = [f"FullKV: {full}.", ""] * bool(full) + [f"The same plan: {same}.", ""] * bool(same)
-    calibrated = {name for _, name, _ in run.CALIBRATIONS[own.phase]} | {f"{name}-inverse" for name in run.INVERTED}
     best = {own.best_single(task) for task in own.scores}
-    chosen = [name for name in own.rows if name in calibrated | best]
+    others = {*SINGLES, *run.BLEND_MEMBERS, *(f"{name}-at-budgets" for name in run.WITH_BUDGETS)} - best
+    chosen = [name for name in own.rows if name not in others]
     return [*lines, *table(own, chosen), "", f"<details><summary>All {len(own.rows)} plans</summary>", "", *table(own, own.rows), "",
             "</details>"]
 
