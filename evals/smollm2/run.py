@@ -5,8 +5,8 @@ Calibrates on --calibration-text and on questions from a seed, then measures eve
 wording, all plans over one prefill. Nothing of the test is read before the plans are fixed. The samples come in batches: each
 holds all plans, so that a run that ends early (--minutes) still compares like with like. Finished steps are skipped when it
 runs again with the same --work; without that folder it goes on from the batches and the plans in --out, and --calibrations may
-name more than before: plans run alone on the batches that others have run without them. Prints how many tokens it will run first. Afterwards
-`report.py` makes results.md.
+name more than before: plans run alone on the batches that others have run without them. Prints how many tokens it will run
+first. Afterwards `report.py` makes results.md.
 """
 
 import argparse
@@ -232,7 +232,9 @@ def collect(scores, task, out, without=()):
             continue
         own = scores.setdefault(task, {}).setdefault(one["plan"], {})
         for name, score in one["scores"].items():
-            own.setdefault(name, []).append(round(score, 6))
+            # Bytes follow from the entries kept.
+            if name != "kv_bytes":
+                own.setdefault(name, []).append(round(score, 6))
 
 
 def run_batch(args, work, plans, batch, task, name=None):

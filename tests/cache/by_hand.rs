@@ -60,9 +60,16 @@ impl Prompt {
         }
     }
 
+    /// As [`Prompt::looking`], with `early` for all queries before the given last ones.
+    fn ending(early: Look, last: &[Look]) -> Self {
+        let mut looks = [early; TOKENS];
+        looks[TOKENS - last.len()..].copy_from_slice(last);
+        Self::looking(looks)
+    }
+
     /// Only the last query matters.
     fn last(look: Look) -> Self {
-        Self::looking([&[], &[], &[], &[], &[], &[], &[], look])
+        Self::ending(&[], &[look])
     }
 
     /// Keys of a few elements; queries and values are all the same.
@@ -173,17 +180,8 @@ fn h2o_adds_up_what_all_queries_pay() {
 
 #[test]
 fn snapkv_and_pyramidkv_ask_the_window_only() {
-    let early: Look = &[(0, 1.0)];
-    let prompt = Prompt::looking([
-        early,
-        early,
-        early,
-        early,
-        early,
-        early,
-        &[(1, 0.6), (3, 0.4)],
-        &[(3, 0.9), (0, 0.1)],
-    ]);
+    let window: [Look; 2] = [&[(1, 0.6), (3, 0.4)], &[(3, 0.9), (0, 0.1)]];
+    let prompt = Prompt::ending(&[(0, 1.0)], &window);
     for policy in ["snapkv", "pyramidkv"] {
         // 3 has 1.3, 1 has 0.6; all that 0 got before does not count.
         assert_eq!(prompt.kept(policy, "{window: 2, kernel: 1}", 3), [3, 6, 7]);
@@ -202,16 +200,8 @@ fn snapkv_and_pyramidkv_ask_the_window_only() {
 #[test]
 fn cake_weighs_mean_and_variance_of_the_window() {
     // 1: mean 0.4, variance 0; 3: mean 0.3, variance 0.09.
-    let prompt = Prompt::looking([
-        &[],
-        &[],
-        &[],
-        &[],
-        &[],
-        &[],
-        &[(1, 0.4), (3, 0.6)],
-        &[(1, 0.4), (0, 0.3), (2, 0.3)],
-    ]);
+    let window: [Look; 2] = [&[(1, 0.4), (3, 0.6)], &[(1, 0.4), (0, 0.3), (2, 0.3)]];
+    let prompt = Prompt::ending(&[], &window);
     let steady = "{window: 2, kernel: 1, gamma: 0}";
     assert_eq!(prompt.kept("cake", steady, 3), [1, 6, 7]);
     let changing = "{window: 2, kernel: 1, gamma: 5}";
@@ -222,17 +212,9 @@ fn cake_weighs_mean_and_variance_of_the_window() {
 fn scissorhands_counts_queries_that_pay_an_even_part() {
     // Of the last three, 1 gets an even part (an eighth) twice, 2 once, 3 never, though more in all than 2; what 0 got
     // is too long ago.
-    let old: Look = &[(0, 1.0)];
-    let prompt = Prompt::looking([
-        old,
-        old,
-        old,
-        old,
-        old,
-        &[(1, 0.89), (3, 0.11)],
-        &[(1, 0.89), (3, 0.11)],
-        &[(2, 0.14), (3, 0.11), (7, 0.75)],
-    ]);
+    let twice: Look = &[(1, 0.89), (3, 0.11)];
+    let last = [twice, twice, &[(2, 0.14), (3, 0.11), (7, 0.75)]];
+    let prompt = Prompt::ending(&[(0, 1.0)], &last);
     let params = "{history: 3, recent: 1}";
     assert_eq!(prompt.kept("scissorhands", params, 3), [1, 2, 7]);
     let longer = "{history: 8, recent: 1}";
@@ -261,16 +243,7 @@ fn d2o_averages_what_goes_into_the_nearest_that_stays() {
 #[test]
 fn cam_leaves_values_to_those_that_follow() {
     // The window pays 1 more than the mean of 6 and 7, and 2 nothing: chances 1 and 0.
-    let prompt = Prompt::looking([
-        &[],
-        &[],
-        &[],
-        &[],
-        &[],
-        &[],
-        &[(1, 1.0)],
-        &[(1, 0.5), (7, 0.5)],
-    ]);
+    let prompt = Prompt::ending(&[], &[&[(1, 1.0)], &[(1, 0.5), (7, 0.5)]]);
     let mut cache = prompt.run("cam", "{sinks: 1, window: 2}", 3);
     assert_eq!(kept(&cache, 0)[0], [0, 6, 7]);
     // A half of its value to each of the next two.
