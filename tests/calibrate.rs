@@ -2,6 +2,9 @@
 
 #![cfg(feature = "flex")]
 
+#[path = "calibrate/signals.rs"]
+mod signals;
+
 use burn::tensor::Device;
 use polykv::calibrate::{Candidate, Data, Draft, Measured};
 use polykv::models::calibrate::{EvidenceOptions, Example, Examples, Measurer, Mixture, Pool};
@@ -71,6 +74,18 @@ fn near(found: f64, wanted: f64, what: &str) {
     );
 }
 
+/// One layer at the budget in one phase, everything else kept.
+fn one_layer(phase: Phase, layer: usize, candidate: &Candidate) -> Plan {
+    let mut plan = Plan::full(3);
+    plan.budget = Budget::Tokens(BUDGET);
+    plan.allow_full_extra = true;
+    let mut rules = plan.by_layer(phase);
+    (rules[layer].policy, rules[layer].params) =
+        (candidate.policy.clone(), candidate.params.clone());
+    plan.set_layers(phase, rules);
+    plan
+}
+
 fn measure(model: &LoadedModel, budget: usize) -> Measured {
     let candidates = candidates();
     let measurer = Measurer::new(model, &candidates, &BOTH, Budget::Tokens(budget), true).unwrap();
@@ -98,13 +113,7 @@ fn a_layer_alone_equals_a_plan_that_compresses_one_layer() {
     ] {
         for layer in 0..3 {
             for (index, candidate) in candidates().into_iter().enumerate() {
-                let mut plan = Plan::full(3);
-                plan.budget = Budget::Tokens(BUDGET);
-                plan.allow_full_extra = true;
-                let mut rules = plan.by_layer(phase);
-                (rules[layer].policy, rules[layer].params) =
-                    (candidate.policy.clone(), candidate.params.clone());
-                plan.set_layers(phase, rules);
+                let plan = one_layer(phase, layer, &candidate);
                 let wanted = nll(&model, plan, &example, phase == Phase::Decode);
                 let what = format!("{phase}, layer {layer}, {candidate}");
                 near(own.nll[layer][index], wanted, &what);
