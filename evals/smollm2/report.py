@@ -57,6 +57,8 @@ class Results:
         self.settings, self.plans, self.scores, self.shuffled = (data[key] for key in ["settings", "plans", "scores", "shuffles"])
         self.finished, self.stem = data["finished"], path.stem
         self.primary, self.ratio, self.phase = (self.settings[key] for key in ["primary", "ratio", "phase"])
+        label = self.stem.partition("-")[2]
+        self.label = label if label != self.phase else ""
         self.shuffles = [name for name in self.shuffled.get("text", {}) if name != "full"]
         names = [name for name in next(iter(self.scores.values())) if name != "full"]
         rules = lambda name: {key: value for key, value in self.plans[name].items() if key != "name"}
@@ -180,7 +182,7 @@ def beside(runs):
     runs = [own for own in runs if own.pairs()]
     header = ["less"]
     for own in runs:
-        header += [f"{100 * own.ratio:g} %: text", f"{100 * own.ratio:g} %: needle"]
+        header += [f"{100 * own.ratio:g} %{own.label and ', ' + own.label}: {task}" for task in run.RANKED]
 
     def row(label, other_of, named):
         cells = [label]
@@ -301,9 +303,7 @@ def section(own):
     counts = ", ".join(f"{task} {samples(task)} ({own.finished[task]} of {batches} batches)" for task in own.scores)
     refined = any(name.endswith(("-refined", "-budgets")) for name in own.plans)
     moves = f", {given['refine']} moves" if refined else ""
-    label = own.stem.partition("-")[2]
-    title = f"## {100 * own.ratio:g} % of {given['length']} tokens, {own.phase} phase"
-    lines = [f"{title}, {label}" if label not in ["", own.phase] else title, "",
+    lines = [f"## {100 * own.ratio:g} % of {given['length']} tokens, {own.phase} phase{own.label and ', ' + own.label}", "",
              f"Samples: {counts}. "
              f"Calibrated on {given['examples']} windows and {given['evidence']} questions of {given['calibration_length']} tokens"
              f"{moves}.", "", *tables(own), ""]

@@ -5,8 +5,9 @@ Calibrates on --calibration-text and on questions from a seed, then measures eve
 wording, all plans over one prefill. Nothing of the test is read before the plans are fixed. The samples come in batches: each
 holds all plans, so that a run that ends early (--minutes) still compares like with like. Finished steps are skipped when it
 runs again with the same --work; without that folder it goes on from the batches and the plans in --out, and --calibrations may
-name more than before: plans run alone on the batches that others have run without them. Prints how many tokens it will run
-first. Afterwards `report.py` makes results.md.
+name more than before: plans run alone on the batches that others have run without them. With --plans-of it calibrates nothing
+and takes the plans of earlier results, for prompts of another length for instance. Prints how many tokens it will run first.
+Afterwards `report.py` makes results.md.
 """
 
 import argparse
@@ -172,6 +173,25 @@ def calibrate(args, work, ratio, folder, known):
     return plans
 
 
+def earlier(args, ratio):
+    """The results that --plans-of names, at this budget."""
+    return json.loads((args.plans_of / f"{ratio:g}.json").read_text())
+
+
+def new_plans(args, work, ratio, folder, known):
+    """Those that the results do not hold yet."""
+    if args.plans_of:
+        plans = earlier(args, ratio)["plans"]
+        unknown = set(args.plans or ()) - set(plans)
+        if unknown:
+            sys.exit(f"--plans {', '.join(sorted(unknown))}: not in {args.plans_of} at {ratio:g}")
+        names = [name for name in args.plans or plans if name not in known]
+        return [write_plan(folder, name, plans[name]) for name in names]
+    plans = [plan for plan in baselines(args, folder, ratio) if plan.stem not in known]
+    plans += calibrate(args, work, ratio, folder, known)
+    return plans + budget_controls(folder, args.phase, plans)
+
+
 def budget_controls(folder, phase, plans):
     """One policy in all layers, with each layer's budget as in the calibrated plan."""
     read = lambda name: json.loads((folder / f"{name}.yaml").read_text())
@@ -250,9 +270,11 @@ def run_shuffles(args, work, plans, batch, task):
 def tokens(args):
     """How many tokens are run, and how many plans there are beside the shuffles."""
     after = {**AFTER, "text": args.continuation - 1}
-    calibrations = [(group, name) for group, name, _ in CALIBRATIONS[args.phase] if name in args.calibrations]
+    calibrations = [] if args.plans_of else [(group, name) for group, name, _ in CALIBRATIONS[args.phase] if name in args.calibrations]
     plans = len(SINGLES) - len(args.without) + 8 + len(calibrations) + len(INVERTED)
     plans += len(WITH_BUDGETS) if BUDGETS_OF in args.calibrations else 0
+    if args.plans_of:
+        plans = len(args.plans or earlier(args, args.budgets[0])["plans"])
     samples = sum(TASKS[task][0] * (args.length + plans * after[task]) for task in args.tasks)
     samples *= args.batches - args.first_batch
     again = sum(TASKS[task][0] * (args.length + args.shuffles * after[task]) for task in RANKED if task in args.tasks)
@@ -271,8 +293,12 @@ def settings(args, ratio):
     names = ["phase", "primary", "model", "length", "continuation", "without", "batches", "shuffles", "likelihood_only",
              "examples", "evidence", "calibration_length", "calibration_continuation", "refine"]
     names += ["first_batch"] * bool(args.first_batch)
-    return {"ratio": ratio, **{name: getattr(args, name) for name in names}, "test_sha256": hashed(args.test_text),
-            "calibration_sha256": [hashed(path) for path in args.calibration_text]}
+    own = {"ratio": ratio, **{name: getattr(args, name) for name in names}, "test_sha256": hashed(args.test_text),
+           "calibration_sha256": [hashed(path) for path in args.calibration_text]}
+    if args.plans_of:
+        calibrated = ["examples", "evidence", "calibration_length", "calibration_continuation", "refine", "calibration_sha256"]
+        own |= {name: earlier(args, ratio)["settings"][name] for name in calibrated}
+    return own
 
 
 def start(args, ratio, path):
@@ -311,9 +337,7 @@ def measure(args, ratio, began):
     folder = work / "plans"
     folder.mkdir(parents=True, exist_ok=True)
     plans = [write_plan(folder, name, plan) for name, plan in results["plans"].items()]
-    new = [plan for plan in baselines(args, folder, ratio) if plan.stem not in results["plans"]]
-    new += calibrate(args, work, ratio, folder, results["plans"])
-    new += budget_controls(folder, args.phase, new)
+    new = new_plans(args, work, ratio, folder, results["plans"])
     shuffled = shuffles(args, folder)
     args.out.mkdir(parents=True, exist_ok=True)
 
@@ -372,7 +396,9 @@ def main():
     parser.add_argument("binary", help="path of the polykv binary, a release build")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--calibration-text", nargs="+", required=True)
+    parser.add_argument("--calibration-text", nargs="+", default=[])
+    parser.add_argument("--plans-of", type=pathlib.Path, metavar="FOLDER", help="take plans from the results there, calibrate none")
+    parser.add_argument("--plans", type=names, help="which of them [default: all]")
     parser.add_argument("--test-text", required=True)
     parser.add_argument("--work", type=pathlib.Path, default="work", help="folder for steps, which a later run goes on from")
     parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path(__file__).parent / "results")
@@ -405,6 +431,10 @@ def main():
     args.primary = args.primary or ("both-refined" if prefill else "text")
     args.label = args.label or ("" if prefill else args.phase)
     args.shuffles = args.shuffles if prefill else 0
+    if args.plans_of and not args.label:
+        parser.error("--plans-of takes a --label, which keeps the results apart")
+    if not (args.calibration_text or args.plans_of):
+        parser.error("--calibration-text or --plans-of is missing")
     if args.primary not in args.calibrations:
         parser.error(f"--primary {args.primary} is none of --calibrations")
     total, count = tokens(args)
