@@ -12,17 +12,18 @@ import pathlib
 import random
 import statistics
 
+import plans
 import run
 
 RESAMPLES = 10_000
 BOOTSTRAP_SEED = 7
 # How much text NLL the plan may lose against the best single policy, in nats.
 ALLOWED = {0.25: 0.005, 0.125: 0.01}
-SINGLES = [*run.SINGLES, "h2o-normalized", *(f"{name}-uniform" for name in run.ONLINE)]
+SINGLES = [*plans.SINGLES, "h2o-normalized", *(f"{name}-uniform" for name in plans.ONLINE)]
 # What the primary plan is set beside, after the best single policies.
 BESIDE = ["both", "both-allocated", "evidence", "text", "text-allocated", "text-ppl", "text-ppl-allocated", "after-budgets",
           "both-budgets-tracked",
-          *(f"{name}-at-budgets" for name in run.WITH_BUDGETS), *run.BLEND_MEMBERS]
+          *(f"{name}-at-budgets" for name in plans.WITH_BUDGETS), *plans.BLEND_MEMBERS]
 _resamples = {}
 
 
@@ -140,7 +141,7 @@ def tables(own):
     same = ", ".join(f"{name} is {other}" for name, other in own.same.items())
     lines = [f"FullKV: {full}.", ""] * bool(full) + [f"The same plan: {same}.", ""] * bool(same)
     best = {own.best_single(task) for task in own.scores}
-    others = {*SINGLES, *run.BLEND_MEMBERS, *(f"{name}-at-budgets" for name in run.WITH_BUDGETS)} - best
+    others = {*SINGLES, *plans.BLEND_MEMBERS, *(f"{name}-at-budgets" for name in plans.WITH_BUDGETS)} - best
     chosen = [name for name in own.rows if name not in others]
     return [*lines, *table(own, chosen), "", f"<details><summary>All {len(own.rows)} plans</summary>", "", *table(own, own.rows), "",
             "</details>"]
@@ -204,8 +205,8 @@ def beside(runs):
 def target_after(own):
     """The target for questions that are not there yet when the prompt is compressed."""
     best = own.best_single("needle-after")
-    gained = own.difference("needle-after", run.AFTER_PLAN, best)
-    return part(gained[0] <= -0.3 and gained[2] < 0, f"{run.AFTER_PLAN}, question after compression, at least 0.3 nat below {best}, "
+    gained = own.difference("needle-after", plans.AFTER_PLAN, best)
+    return part(gained[0] <= -0.3 and gained[2] < 0, f"{plans.AFTER_PLAN}, question after compression, at least 0.3 nat below {best}, "
                 f"the best single policy on this test: {shown(gained)}")
 
 
@@ -280,7 +281,7 @@ def svg(own):
     parts += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2" fill="#e0b060"/>' for x, y in clouds]
     taken = []
     for x, y, name in sorted(points, key=lambda point: (point[1], point[0])):
-        colour = "#888" if name in SINGLES else "#2a8" if name in run.BLEND_MEMBERS else "#d33" if name == own.primary else "#36c"
+        colour = "#888" if name in SINGLES else "#2a8" if name in plans.BLEND_MEMBERS else "#d33" if name == own.primary else "#36c"
         end = px(x) > width - right - 150
         at = py(y) + 4
         # Labels that would lie on another one move up.
@@ -317,7 +318,7 @@ def section(own):
             lines.append(target_after(own))
         lines.append("")
     lines += ["### Plans", ""]
-    for name in [own.primary, run.AFTER_PLAN if own.phase == "prefill" else "text-budgets"]:
+    for name in [own.primary, plans.AFTER_PLAN if own.phase == "prefill" else "text-budgets"]:
         if name in own.rows:
             lines += [route(own, name), ""]
     return lines

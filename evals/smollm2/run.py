@@ -16,60 +16,14 @@ import hashlib
 import json
 import math
 import pathlib
-import subprocess
 import sys
 import time
 
-LAYERS = 30
-CALIBRATION_SEED = 11
+from plans import (BLEND_MEMBERS, BUDGETS_OF, CALIBRATIONS, INVERTED, ROUTED, SINGLES, WITH_BUDGETS, earlier, new_plans, shuffles,
+                   write_plan)
+from steps import run_once
+
 TEST_SEED = 9000  # of the first batch; the others count on
-
-H2O = "normalize: true, recent_fraction: 0"
-# Candidates of every route, and the blends that some may choose as well.
-ROUTED = ["h2o", "h2o:{%s}" % H2O, "tova", "snapkv", "pyramidkv", "cake", "keydiff", "streaming-llm", "expected-attention"]
-BLEND_MEMBERS = {
-    "blend-tova1-h2o1": [("tova", 1), ("h2o", 1)],
-    "blend-tova3-h2o1": [("tova", 3), ("h2o", 1)],
-    "blend-pyramidkv1-h2o1": [("pyramidkv", 1), ("h2o", 1)],
-    "blend-pyramidkv3-h2o1": [("pyramidkv", 3), ("h2o", 1)],
-    "blend-keydiff-tova-h2o": [("keydiff", 1), ("tova", 1), ("h2o", 1)],
-}
-SINGLES = ["streaming-llm", "snapkv", "pyramidkv", "cake", "tova", "h2o", "scissorhands", "d2o", "cam", "expected-attention",
-           "lagkv", "criticalkv", "knorm", "keydiff", "random"]
-# Published methods that come with an allocator of their own.
-ONLINE = {"pyramidkv": "pyramid", "cake": "cake"}
-
-# Folder of measurements, plan, what calibrate is told.
-CALIBRATIONS = {
-    "prefill": [
-        ("text", "text", ["--objective", "text"]),
-        ("text", "text-allocated", ["--objective", "text", "--allocator", "calibrated"]),
-        ("text-ppl", "text-ppl", ["--objective", "text", "--signal", "ppl"]),
-        ("text-ppl", "text-ppl-allocated", ["--objective", "text", "--signal", "ppl", "--allocator", "calibrated",
-                                            "--budget-signal", "ppl"]),
-        ("both", "both", ["--objective", "both"]),
-        ("both", "both-allocated", ["--objective", "both", "--allocator", "calibrated"]),
-        ("both", "both-refined", ["--objective", "both", "--refine"]),
-        ("both", "both-budgets", ["--objective", "both", "--allocator", "calibrated", "--budget-signal", "effect", "--refine"]),
-        ("evidence", "evidence", ["--objective", "evidence"]),
-        ("after", "after", ["--objective", "evidence", "--question-after"]),
-        ("after", "after-allocated", ["--objective", "evidence", "--question-after", "--allocator", "calibrated"]),
-        ("after", "after-refined", ["--objective", "evidence", "--question-after", "--refine"]),
-        ("after", "after-budgets", ["--objective", "evidence", "--question-after", "--allocator", "calibrated", "--budget-signal",
-                                    "effect", "--refine"]),
-    ],
-    "decode": [
-        ("text", "text", ["--objective", "text"]),
-        ("text", "text-allocated", ["--objective", "text", "--allocator", "calibrated"]),
-        ("text", "text-budgets", ["--objective", "text", "--allocator", "calibrated", "--budget-signal", "effect", "--refine"]),
-        ("both", "both", ["--objective", "both"]),
-    ],
-}
-WITH_BLENDS = {"both", "evidence", "after"}
-INVERTED = ["text", "both"]
-# Single policies and blends that also run with the budgets of this plan: what the budgets do, and what the route adds.
-BUDGETS_OF = "both-budgets"
-WITH_BUDGETS = ["h2o", "h2o-normalized", "tova", "snapkv", "pyramidkv", "keydiff", "blend-pyramidkv1-h2o1", "blend-pyramidkv3-h2o1"]
 
 # Per batch: samples and what eval is told. Depths times one needle each.
 NEEDLE = ["--task", "needle", "--depth", "0.05,0.2,0.35,0.5,0.65,0.8,0.95", "--limit", "1"]
@@ -82,141 +36,8 @@ TASKS = {
 }
 # Tokens after the prompt per sample and plan, at most.
 AFTER = {"needle": 48, "needle-lead-in": 24, "needle-after": 72, "fidelity": 128}
-# The plan that the target for questions after the compression is about.
-AFTER_PLAN = "after-budgets"
 # What shuffles are ranked by.
 RANKED = ["text", "needle"]
-
-
-def run(command, out, inputs=()):
-    """Starts a step unless `out` holds its result already. The result depends on the command and on the files in it."""
-    digest = hashlib.sha256("\0".join(map(str, command)).encode())
-    for path in inputs:
-        digest.update(pathlib.Path(path).read_bytes())
-    mark = out / "step"
-    if mark.exists() and mark.read_text() == digest.hexdigest():
-        return None
-    out.mkdir(parents=True, exist_ok=True)
-    with open(out / "log", "w") as log:
-        return subprocess.Popen(command, stdout=log, stderr=log), mark, digest.hexdigest()
-
-
-def finish(steps):
-    for step in filter(None, steps):
-        process, mark, digest = step
-        if process.wait() != 0:
-            sys.exit(f"failed: {' '.join(map(str, process.args))}\n{(mark.parent / 'log').read_text()}")
-        mark.write_text(digest)
-
-
-def plan_json(args, path):
-    shown = json.loads(subprocess.run([args.binary, "plan", "show", path, "--json"], check=True, stdout=subprocess.PIPE).stdout)
-    del shown["hash"]
-    return shown
-
-
-def write_plan(folder, name, plan):
-    """As JSON, which is YAML too."""
-    path = folder / f"{name}.yaml"
-    path.write_text(json.dumps({**plan, "name": name}, indent=1) + "\n")
-    return path
-
-
-def uniform(args, ratio, policy, params=None, online=None):
-    """One policy in all layers of the phase; the other phase keeps everything."""
-    layers = f"0-{LAYERS - 1}"
-    rule = {"layers": layers, "policy": policy, **({"params": params} if params else {})}
-    phases = {phase: [rule if phase == args.phase else {"layers": layers, "policy": "full"}] for phase in ["prefill", "decode"]}
-    return {"schema": 1, "layers": LAYERS, "budget": {"ratio": ratio}, **({"online": online} if online else {}), **phases}
-
-
-def baselines(args, folder, ratio):
-    add = lambda name, *plan: write_plan(folder, name, uniform(args, ratio, *plan))
-    plans = [add(name, name, None, ONLINE.get(name)) for name in SINGLES if name not in args.without]
-    plans.append(add("h2o-normalized", "h2o", {"normalize": True, "recent_fraction": 0}))
-    if args.phase == "prefill":
-        plans += [add(f"{name}-uniform", name) for name in ONLINE]
-        for name, members in BLEND_MEMBERS.items():
-            members = [{"policy": policy, "share": share} for policy, share in members]
-            plans.append(add(name, "blend", {"policies": members}))
-    return plans
-
-
-def calibrate(args, work, ratio, folder, known):
-    """One plan after the other; those with the same measurements share them. Not the known ones."""
-    plans = []
-    blends = ["blend:{policies: [%s]}" % ", ".join("{policy: %s, share: %s}" % member for member in members)
-              for members in BLEND_MEMBERS.values()]
-    for group, name, options in CALIBRATIONS[args.phase]:
-        if name not in args.calibrations or name in known:
-            continue
-        policies = ROUTED + (blends if group in WITH_BLENDS and args.phase == "prefill" else [])
-        if options[-1] == "--refine":
-            options = [*options, str(args.refine)]
-        measured, kept = work / "calibrations" / group, work / "calibrations" / f"plan-{name}"
-        command = [args.binary, "calibrate", "-m", args.model, "--device", args.device, "--data", *args.calibration_text,
-                   "--examples", args.examples, "--evidence", args.evidence, "--length", args.calibration_length,
-                   "--continuation", args.calibration_continuation, "--seed", CALIBRATION_SEED, "--budget-ratio", ratio,
-                   "--phase", args.phase, "--policies", ",".join(policies), *options, "--resume", "--out", measured]
-        began = time.time()
-        step = run(list(map(str, command)), kept, args.calibration_text)
-        finish([step])
-        if step:
-            for file in ["plan.yaml", "profile.json"]:
-                (kept / file).write_bytes((measured / file).read_bytes())
-            print(f"{ratio}: calibrated {name} in {time.time() - began:.0f} s", flush=True)
-        plans.append(write_plan(folder, name, plan_json(args, kept / "plan.yaml")))
-        if name in INVERTED:
-            inverse = kept / "inverse.yaml"
-            subprocess.run([args.binary, "plan", "invert", kept / "plan.yaml", "--out", inverse], check=True)
-            plans.append(write_plan(folder, f"{name}-inverse", plan_json(args, inverse)))
-    return plans
-
-
-def earlier(args, ratio):
-    """The results that --plans-of names, at this budget."""
-    return json.loads((args.plans_of / f"{ratio:g}.json").read_text())
-
-
-def new_plans(args, work, ratio, folder, known):
-    """Those that the results do not hold yet."""
-    if args.plans_of:
-        plans = earlier(args, ratio)["plans"]
-        unknown = set(args.plans or ()) - set(plans)
-        if unknown:
-            sys.exit(f"--plans {', '.join(sorted(unknown))}: not in {args.plans_of} at {ratio:g}")
-        names = [name for name in args.plans or plans if name not in known]
-        return [write_plan(folder, name, plans[name]) for name in names]
-    plans = [plan for plan in baselines(args, folder, ratio) if plan.stem not in known]
-    plans += calibrate(args, work, ratio, folder, known)
-    return plans + budget_controls(folder, args.phase, plans)
-
-
-def budget_controls(folder, phase, plans):
-    """One policy in all layers, with each layer's budget as in the calibrated plan."""
-    read = lambda name: json.loads((folder / f"{name}.yaml").read_text())
-    if folder / f"{BUDGETS_OF}.yaml" not in plans:
-        return []
-    controls = []
-    for name in WITH_BUDGETS:
-        plan = read(BUDGETS_OF)
-        single = read(name)[phase][0]
-        own = {"policy": single["policy"], **({"params": single["params"]} if "params" in single else {})}
-        plan[phase] = [{"layers": rule["layers"], **({"share": rule["share"]} if "share" in rule else {}), **own} for rule in plan[phase]]
-        controls.append(write_plan(folder, f"{name}-at-budgets", plan))
-    return controls
-
-
-def shuffles(args, folder):
-    """The primary plan's rules in other layers."""
-    plans = []
-    for seed in range(1, args.shuffles + 1):
-        shuffled = folder / "shuffled"
-        subprocess.run([args.binary, "plan", "shuffle", folder / f"{args.primary}.yaml", "--seed", str(seed), "--out", shuffled],
-                       check=True)
-        plans.append(write_plan(folder, f"shuffle-{seed}", plan_json(args, shuffled)))
-        shuffled.unlink()
-    return plans
 
 
 def text_part(args, batch):
@@ -240,7 +61,7 @@ def evaluate(args, work, plans, batch, task, name, more=()):
     out = work / f"{name}-{batch}"
     command = [args.binary, "eval", "-m", args.model, "--device", args.device, *options, *more, "--length", args.length,
                "--seed", TEST_SEED + batch, *(part for plan in plans for part in ("--plan", plan)), "--out", out]
-    finish([run(list(map(str, command)), out, inputs)])
+    run_once(command, out, inputs)
     return out
 
 
