@@ -310,9 +310,11 @@ def section(own):
              f"{moves}.", "", *tables(own), ""]
     if own.pairs():
         if own.shuffles:
-            of = ", ".join(f"{task} {len(own.shuffled[task][own.shuffles[0]]['nll'])}" for task in own.shuffled)
-            lines += [f"{len(own.shuffles)} shuffles of {own.primary} on the first samples: {of}. "
-                      "The figure has them, small, where their difference to the plan on these samples puts them.", ""]
+            counted = {task: len(own.shuffled[task][own.shuffles[0]]["nll"]) for task in own.shuffled}
+            of = ", ".join(f"{task} {count}" for task, count in counted.items())
+            where = "" if all(count == samples(task) for task, count in counted.items()) else (
+                ", where their difference to the plan on these samples puts them")
+            lines += [f"{len(own.shuffles)} shuffles of {own.primary}, on samples: {of}. The figure has them, small{where}.", ""]
         lines += [f"![Pareto front](results/{own.stem}.svg)", "", "### Targets", "", *targets(own)]
         if "needle-after" in own.scores:
             lines.append(target_after(own))
