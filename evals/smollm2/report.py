@@ -279,22 +279,26 @@ def svg(own):
     line = " ".join(f"{px(x):.1f},{py(y):.1f}" for x, y, _ in front(points))
     parts.append(f'<polyline points="{line}" fill="none" stroke="#bbb" stroke-dasharray="4 3"/>')
     parts += [f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="2" fill="#e0b060"/>' for x, y in clouds]
-    taken = []
+    taken, labels, dots = [], [], []
     for x, y, name in sorted(points, key=lambda point: (point[1], point[0])):
         colour = "#888" if name in SINGLES else "#2a8" if name in plans.BLEND_MEMBERS else "#d33" if name == own.primary else "#36c"
         end = px(x) > width - right - 150
-        at = py(y) + 4
-        # Labels that would lie on another one move up.
-        while any(abs(at - other) < 12 and abs(px(x) - place) < 150 for other, place in taken):
-            at -= 12
-        taken.append((at, px(x)))
+        at, length = py(y) + 4, 6 * len(name)
+        first = px(x) - 10 - length if end else px(x) + 6
+        beside = lambda low, high: low < first + length + 4 and high > first
+        on_label = lambda: any(abs(at - other) < 12 and beside(low, high) for other, low, high in taken)
+        on_point = lambda: any(abs(at - 4 - py(b)) < 9 and beside(px(a) - 4, px(a) + 4) for a, b, other in points if other != name)
+        while on_label() or on_point():
+            at -= 4
+        taken.append((at, first, first + length))
         if py(y) + 4 - at > 12:
             parts.append(f'<line x1="{px(x):.1f}" y1="{py(y):.1f}" x2="{px(x) + (-7 if end else 7):.1f}" y2="{at - 4:.1f}" '
                          f'stroke="{colour}" stroke-width="0.5"/>')
-        parts.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="{colour}"/>')
-        parts.append(f'<text x="{px(x) + (-8 if end else 8):.1f}" y="{at:.1f}" fill="{colour}" font-size="11" '
-                     f'text-anchor="{"end" if end else "start"}">{name}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+        dots.append(f'<circle cx="{px(x):.1f}" cy="{py(y):.1f}" r="4" fill="{colour}"/>')
+        labels.append(f'<text x="{px(x) + (-8 if end else 8):.1f}" y="{at:.1f}" fill="{colour}" '
+                      f'text-anchor="{"end" if end else "start"}">{name}</text>')
+    group = '<g font-size="11" stroke="white" stroke-width="3" stroke-linejoin="round" paint-order="stroke">'
+    return "\n".join([*parts, group, *labels, "</g>", *dots, "</svg>"]) + "\n"
 
 
 def section(own):
