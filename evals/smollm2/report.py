@@ -61,7 +61,7 @@ class Results:
         label = self.stem.partition("-")[2]
         self.label = label if label != self.phase else ""
         self.shuffles = [name for name in self.shuffled.get("text", {}) if name != "full"]
-        names = [name for name in next(iter(self.scores.values())) if name != "full"]
+        names = [name for name in next(iter(self.scores.values()), {}) if name != "full"]
         rules = lambda name: {key: value for key, value in self.plans[name].items() if key != "name"}
         first = lambda name: next(other for other in names if rules(other) == rules(name))
         # Searches that end where they began make a plan twice.
@@ -178,12 +178,11 @@ def targets(own):
     return lines
 
 
-def beside(runs):
+def beside(runs, label):
     """The primary plan less others at each budget."""
-    runs = [own for own in runs if own.pairs()]
     header = ["less"]
     for own in runs:
-        header += [f"{100 * own.ratio:g} %{own.label and ', ' + own.label}: {task}" for task in run.RANKED]
+        header += [f"{100 * own.ratio:g} %: {task}" for task in run.RANKED]
 
     def row(label, other_of, named):
         cells = [label]
@@ -199,7 +198,8 @@ def beside(runs):
         lines.append(row(f"the best single policy on {task}", lambda own: own.best_single(task), True))
     lines += [row(name, lambda _: name, False) for name in BESIDE if any(name in own.rows for own in runs)]
     names = " or ".join(sorted({own.primary for own in runs}))
-    return [f"## {names} less other plans", "", "NLL with 95 % intervals: below zero, it is better.", "", *lines, ""]
+    where = f", {label}: {runs[0].settings['length']} tokens" if label else ""
+    return [f"## {names} less other plans{where}", "", "NLL with 95 % intervals: below zero, it is better.", "", *lines, ""]
 
 
 def target_after(own):
@@ -323,6 +323,8 @@ def section(own):
         if "needle-after" in own.scores:
             lines.append(target_after(own))
         lines.append("")
+    if own.label:
+        return lines
     lines += ["### Plans", ""]
     for name in [own.primary, plans.AFTER_PLAN if own.phase == "prefill" else "text-budgets"]:
         if name in own.rows:
@@ -338,11 +340,12 @@ def main():
     args = parser.parse_args()
     lines = ["# SmolLM2-135M-Instruct: what was measured", "",
              "Made by report.py; [README.md](README.md) says what the plans are, how this was measured and what it shows.", ""]
-    ratio = lambda path: -float(path.stem.partition("-")[0])
-    paths = sorted(args.results.glob("*.json"), key=lambda path: (ratio(path), path.stem))
-    runs = [own for own in map(Results, paths) if own.finished]
-    if any(own.pairs() for own in runs):
-        lines += beside(runs)
+    runs = [own for own in (Results(path) for path in args.results.glob("*.json")) if own.finished]
+    runs.sort(key=lambda own: (own.label, -own.ratio, own.stem))
+    for label in sorted({own.label for own in runs}):
+        pairs = [own for own in runs if own.label == label and own.pairs()]
+        if pairs:
+            lines += beside(pairs, label)
     for own in runs:
         lines += section(own)
         if own.pairs():
