@@ -2,6 +2,8 @@
 
 #![cfg(feature = "flex")]
 
+#[path = "reference/kept.rs"]
+mod kept;
 #[path = "calibrate/signals.rs"]
 mod signals;
 

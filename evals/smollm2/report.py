@@ -283,11 +283,12 @@ def svg(own):
     for x, y, name in sorted(points, key=lambda point: (point[1], point[0])):
         colour = "#888" if name in SINGLES else "#2a8" if name in plans.BLEND_MEMBERS else "#d33" if name == own.primary else "#36c"
         end = px(x) > width - right - 150
+        # A letter takes about 6. Labels that would lie on another one or on a point move up.
         at, length = py(y) + 4, 6 * len(name)
         first = px(x) - 10 - length if end else px(x) + 6
-        beside = lambda low, high: low < first + length + 4 and high > first
-        on_label = lambda: any(abs(at - other) < 12 and beside(low, high) for other, low, high in taken)
-        on_point = lambda: any(abs(at - 4 - py(b)) < 9 and beside(px(a) - 4, px(a) + 4) for a, b, other in points if other != name)
+        meets = lambda low, high: low < first + length + 4 and high > first
+        on_label = lambda: any(abs(at - other) < 12 and meets(low, high) for other, low, high in taken)
+        on_point = lambda: any(abs(at - 4 - py(b)) < 9 and meets(px(a) - 4, px(a) + 4) for a, b, other in points if other != name)
         while on_label() or on_point():
             at -= 4
         taken.append((at, first, first + length))
@@ -304,7 +305,7 @@ def svg(own):
 def section(own):
     given = own.settings
     samples = lambda task: len(own.values(task, "full"))
-    batches = given["batches"] - given.get("first_batch", 0)
+    batches = given["batches"] - given["first_batch"]
     counts = ", ".join(f"{task} {samples(task)} ({own.finished[task]} of {batches} batches)" for task in own.scores)
     refined = any(name.endswith(("-refined", "-budgets")) for name in own.plans)
     moves = f", {given['refine']} moves" if refined else ""

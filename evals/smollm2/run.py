@@ -92,10 +92,11 @@ def tokens(args):
     """How many tokens are run, and how many plans there are beside the shuffles."""
     after = {**AFTER, "text": args.continuation - 1}
     calibrations = [] if args.plans_of else [(group, name) for group, name, _ in CALIBRATIONS[args.phase] if name in args.calibrations]
-    plans = len(SINGLES) - len(args.without) + 8 + len(calibrations) + len(INVERTED)
-    plans += len(WITH_BUDGETS) if BUDGETS_OF in args.calibrations else 0
     if args.plans_of:
         plans = len(args.plans or earlier(args, args.budgets[0])["plans"])
+    else:
+        plans = len(SINGLES) - len(args.without) + 8 + len(calibrations) + len(INVERTED)
+        plans += len(WITH_BUDGETS) if BUDGETS_OF in args.calibrations else 0
     samples = sum(TASKS[task][0] * (args.length + plans * after[task]) for task in args.tasks)
     samples *= args.batches - args.first_batch
     again = sum(TASKS[task][0] * (args.length + args.shuffles * after[task]) for task in RANKED if task in args.tasks)
@@ -112,8 +113,7 @@ def tokens(args):
 def settings(args, ratio):
     hashed = lambda path: hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
     names = ["phase", "primary", "model", "length", "continuation", "without", "batches", "shuffles", "likelihood_only",
-             "examples", "evidence", "calibration_length", "calibration_continuation", "refine"]
-    names += ["first_batch"] * bool(args.first_batch)
+             "first_batch", "examples", "evidence", "calibration_length", "calibration_continuation", "refine"]
     own = {"ratio": ratio, **{name: getattr(args, name) for name in names}, "test_sha256": hashed(args.test_text),
            "calibration_sha256": [hashed(path) for path in args.calibration_text]}
     if args.plans_of:

@@ -1,7 +1,9 @@
 //! The paper's signals against attention in f64 on the host, over what a plan that compresses one layer really keeps.
 
-use super::{BOTH, BUDGET, candidates, example, measure, model, near, one_layer};
-use burn::tensor::{Tensor, TensorData};
+use super::kept::kept;
+use super::{BUDGET, candidates, example, measure, model, near, one_layer};
+use burn::tensor::{Device, Tensor, TensorData};
+use polykv::calibrate::Candidate;
 use polykv::models::calibrate::Example;
 use polykv::models::{LoadedModel, PrefillOptions};
 use polykv::{KvCache, Phase};
@@ -69,10 +71,7 @@ impl Full {
             }
         }
         let shape = [1, heads, queries.len(), dim];
-        Tensor::from_data(
-            TensorData::new(values, shape),
-            &burn::tensor::Device::flex(),
-        )
+        Tensor::from_data(TensorData::new(values, shape), &Device::flex())
     }
 }
 
@@ -100,26 +99,15 @@ fn full(model: &LoadedModel, example: &Example) -> Vec<Full> {
     layers
 }
 
-/// Positions that each KV head of a layer keeps.
-fn kept(cache: &KvCache, layer: usize) -> Vec<Vec<usize>> {
-    let positions = cache.layers()[layer].positions().unwrap();
-    let entries = positions.dims()[2];
-    let values: Vec<i64> = positions.try_into_vec_as().unwrap();
-    let heads = values.chunks_exact(entries);
-    heads
-        .map(|own| own.iter().map(|&p| p as usize).collect())
-        .collect()
-}
-
 /// What stays from before each token of the continuation, in a run under the plan: `[tokens][kv_heads][entries]`.
 fn history(
     model: &LoadedModel,
     example: &Example,
     (phase, layer): (Phase, usize),
-    candidate: usize,
+    candidate: &Candidate,
 ) -> Vec<Vec<Vec<usize>>> {
     let own = &model.model;
-    let plan = one_layer(phase, layer, &candidates()[candidate]);
+    let plan = one_layer(phase, layer, candidate);
     let mut cache = KvCache::new(plan, own.cache_shape(1), own.device()).unwrap();
     let prompt = model.ids(&example.prompt);
     own.prefill(prompt, &mut cache, &mut PrefillOptions::default())
@@ -185,27 +173,19 @@ fn cosines_and_entropies_equal_attention_on_the_host() {
 
         let output = |attended| model.model.attention_output(index, attended).unwrap();
         let reference = output(layer.attended(&queries, everything));
-        for phase in BOTH {
-            for candidate in 0..candidates().len() {
+        for (phase, own) in [
+            (Phase::Prefill, &found.prefill),
+            (Phase::Decode, &found.decode),
+        ] {
+            for (candidate, &own) in candidates().iter().zip(&own.cosine[index]) {
                 let before = history(&model, &example, (phase, index), candidate);
                 let lost = layer.attended(&queries, |kv_head, token| {
                     let mut positions = before[token - start][kv_head].clone();
                     positions.push(token);
                     positions
                 });
-                let own = match phase {
-                    Phase::Prefill => &found.prefill,
-                    Phase::Decode => &found.decode,
-                };
-                let what = format!(
-                    "cosine of {phase}, layer {index}, {}",
-                    candidates()[candidate]
-                );
-                near(
-                    own.cosine[index][candidate],
-                    cosine(reference.clone(), output(lost)),
-                    &what,
-                );
+                let what = format!("cosine of {phase}, layer {index}, {candidate}");
+                near(own, cosine(reference.clone(), output(lost)), &what);
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Runs a cache and the reference side by side.
 
+pub use super::kept::kept;
 use super::scores::{FREQUENCIES, HIDDEN, MAGNITUDE, output_weight};
 use super::{DIM, HEADS, KV_HEADS, Reference, Token, tokens};
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -105,23 +106,6 @@ pub fn tensor(tokens: &[Token], device: &Device) -> Tensor<4> {
         TensorData::new(values, [1, heads, tokens.len(), DIM]),
         device,
     )
-}
-
-/// Kept positions per KV head of a layer, ascending.
-pub fn kept(cache: &KvCache, layer: usize) -> Vec<Vec<usize>> {
-    let positions = cache.layers()[layer].positions().unwrap();
-    let [_, heads, entries] = positions.dims();
-    let values: Vec<i64> = positions.try_into_vec_as().unwrap();
-    (0..heads)
-        .map(|head| {
-            let mut sorted: Vec<usize> = values[head * entries..][..entries]
-                .iter()
-                .map(|&p| p as usize)
-                .collect();
-            sorted.sort_unstable();
-            sorted
-        })
-        .collect()
 }
 
 /// Runs every layer of the case's plan on `device` and on the reference.

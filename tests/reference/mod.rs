@@ -2,6 +2,7 @@
 //! backend's cache is compared with.
 
 pub mod harness;
+mod kept;
 mod merges;
 mod scores;
 
