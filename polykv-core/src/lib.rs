@@ -16,6 +16,7 @@ pub mod calibrate;
 pub mod device;
 pub mod doctor;
 pub mod error;
+pub mod files;
 pub mod machine;
 pub mod ops;
 pub mod plan;

@@ -1,0 +1,148 @@
+//! Reading files that may be anything, and writing files that others may read at the same time.
+
+use crate::error::{Error, Result};
+use std::fs::{File, FileType, OpenOptions};
+use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
+
+/// Opens a regular file for reading. Links are followed, as model caches are made of them; what is opened is looked
+/// at through the open handle, so that nobody can put something else in its place between the look and the reading.
+/// A FIFO is refused at once instead of waiting for a writer.
+///
+/// # Errors
+/// A file that is not there or cannot be read; a directory, FIFO, socket or device.
+pub fn open_regular(path: &Path) -> Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        options.custom_flags(libc::O_NONBLOCK);
+    }
+    let file = options.open(path).map_err(|e| match kind_of_path(path) {
+        // A socket cannot be opened at all; saying what it is helps more than the error number.
+        Some(kind) => not_regular(path, kind),
+        None => Error::io(path, e),
+    })?;
+    let found = file.metadata().map_err(|e| Error::io(path, e))?.file_type();
+    match found.is_file() {
+        true => Ok(file),
+        false => Err(not_regular(path, kind(found))),
+    }
+}
+
+/// The contents of a regular file of at most `limit` bytes, opened once and never read further than the limit, even if
+/// it grows meanwhile or reports a wrong size.
+///
+/// # Errors
+/// What [`open_regular`] refuses; a file with more than `limit` bytes.
+pub fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let file = open_regular(path)?;
+    let size = file.metadata().map_err(|e| Error::io(path, e))?.len();
+    if size > limit {
+        return Err(too_large(path, &format!("{size} bytes"), limit));
+    }
+    let mut content = Vec::new();
+    let io = |e| Error::io(path, e);
+    let expected = usize::try_from(size).unwrap_or(usize::MAX);
+    content
+        .try_reserve_exact(expected)
+        .map_err(|_| io(ErrorKind::OutOfMemory.into()))?;
+    file.take(limit.saturating_add(1))
+        .read_to_end(&mut content)
+        .map_err(io)?;
+    match content.len() as u64 > limit {
+        true => Err(too_large(path, &format!("more than {limit} bytes"), limit)),
+        false => Ok(content),
+    }
+}
+
+/// The text of a regular file of at most `limit` bytes, read as [`read_capped`] does.
+///
+/// # Errors
+/// What [`read_capped`] refuses; bytes that are no UTF-8.
+pub fn read_capped_text(path: &Path, limit: u64) -> Result<String> {
+    String::from_utf8(read_capped(path, limit)?).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        let found = format!("no UTF-8 at byte {at}");
+        Error::invalid(path.display(), "text", found, "UTF-8")
+    })
+}
+
+/// Writes a file so that a reader sees the old contents or the new ones, never a part, even after a power failure.
+/// The contents go into a new file with a random name in the same folder, which is flushed to the disk and then
+/// renamed; a link at `path` is replaced, not followed. After an error nothing is left behind.
+///
+/// # Errors
+/// A folder that is not there or cannot be written, a full disk; a directory, FIFO, socket or device at `path`.
+pub fn write_whole(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    if let Some(kind) = kind_of_path(path) {
+        return Err(not_regular(path, kind));
+    }
+    let io = |e| Error::io(path, e);
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".").suffix(".part");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // As every new file: what the umask leaves of it.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let mut part = builder.tempfile_in(folder).map_err(io)?;
+    part.write_all(content.as_ref()).map_err(io)?;
+    part.as_file().sync_all().map_err(io)?;
+    part.persist(path).map_err(|e| io(e.error))?;
+    sync_folder(folder);
+    Ok(())
+}
+
+/// Brings the names of a folder to the disk, where the system can do that: some file systems have no such call, and
+/// there the contents are safe all the same.
+pub fn sync_folder(folder: &Path) {
+    #[cfg(unix)]
+    let _ = File::open(folder).and_then(|folder| folder.sync_all());
+    #[cfg(not(unix))]
+    let _ = folder;
+}
+
+/// What is at `path` if it is something else than a regular file.
+fn kind_of_path(path: &Path) -> Option<&'static str> {
+    let found = std::fs::metadata(path).ok()?.file_type();
+    (!found.is_file()).then(|| kind(found))
+}
+
+fn kind(found: FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if found.is_fifo() {
+            return "a FIFO";
+        }
+        if found.is_socket() {
+            return "a socket";
+        }
+        if found.is_char_device() || found.is_block_device() {
+            return "a device";
+        }
+    }
+    match found.is_dir() {
+        true => "a directory",
+        false => "something else",
+    }
+}
+
+fn not_regular(path: &Path, kind: &str) -> Error {
+    Error::invalid(path.display(), "type", kind, "a regular file")
+}
+
+fn too_large(path: &Path, found: &str, limit: u64) -> Error {
+    let allowed = format!("at most {limit} bytes");
+    Error::invalid(path.display(), "size", found, allowed)
+}
+
+#[cfg(test)]
+mod tests;
