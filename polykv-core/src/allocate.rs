@@ -1,4 +1,5 @@
-//! Splitting a total budget over layers.
+//! Splitting a total budget over layers. An allocator of ours is one file in `allocate/` and one line in the default
+//! [`Allocators`].
 
 mod cake;
 mod calibrated;
@@ -12,10 +13,12 @@ pub use dynamic::Dynamic;
 pub use pyramid::Pyramid;
 pub use uniform::Uniform;
 
+use crate::apportion::within;
 use crate::policy::{LayerView, Needs, Policy};
 use crate::{Error, Result};
 use burn::tensor::Tensor;
 use std::fmt::Debug;
+use std::sync::Arc;
 
 /// What an allocator may know of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -51,7 +54,8 @@ impl Basis {
 
 /// Splits `total` entries over layers for a prompt of `prompt` tokens; the result sums to `total` exactly.
 pub trait Allocator: Send + Sync + Debug {
-    fn name(&self) -> &'static str;
+    /// The name in plans and on the command line.
+    fn name(&self) -> &str;
 
     fn basis(&self) -> Basis;
 
@@ -104,83 +108,109 @@ pub struct Note {
     pub values: Vec<f32>,
 }
 
-/// Every allocator by name. A new one is one file and one line here.
-pub const REGISTRY: &[(&str, &dyn Allocator)] = &[
-    ("uniform", &Uniform),
-    ("pyramid", &Pyramid { beta: 20.0 }),
-    (
-        "cake",
-        &Cake {
-            window: 32,
-            spatial: 1.0,
-            temporal: 1.0,
-        },
-    ),
-    ("dynamic", &Dynamic { most: 10 }),
-    ("calibrated", &Calibrated { epsilon: 1e-6 }),
-];
+/// A list of allocators by name. The default list has every allocator of this crate; others join it by
+/// [`Allocators::register`].
+#[derive(Clone, Debug)]
+pub struct Allocators(Vec<Arc<dyn Allocator>>);
 
-/// # Errors
-/// Refuses an unknown name, listing the known ones.
-pub fn by_name(name: &str) -> Result<&'static dyn Allocator> {
-    REGISTRY
-        .iter()
-        .find(|(known, _)| *known == name)
-        .map(|(_, allocator)| *allocator)
-        .ok_or_else(|| {
-            let known: Vec<_> = REGISTRY.iter().map(|(name, _)| *name).collect();
-            Error::invalid("allocator", "name", name, known.join(", "))
+impl Default for Allocators {
+    // A new allocator is its file and a line here.
+    fn default() -> Self {
+        Self(vec![
+            Arc::new(Uniform),
+            Arc::new(Pyramid { beta: 20.0 }),
+            Arc::new(Cake {
+                window: 32,
+                spatial: 1.0,
+                temporal: 1.0,
+            }),
+            Arc::new(Dynamic { most: 10 }),
+            Arc::new(Calibrated { epsilon: 1e-6 }),
+        ])
+    }
+}
+
+impl Allocators {
+    /// Adds an allocator under its name.
+    ///
+    /// # Errors
+    /// A name that is taken or empty.
+    pub fn register(&mut self, allocator: impl Allocator + 'static) -> Result<()> {
+        let name = allocator.name();
+        if name.is_empty() || self.names(|_| true).contains(&name) {
+            let found = format!("'{name}'");
+            return Err(Error::plan(
+                "name of an allocator",
+                found,
+                "a name that is free",
+            ));
+        }
+        self.0.push(Arc::new(allocator));
+        Ok(())
+    }
+
+    /// Every allocator, in the order in which they joined.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<dyn Allocator>> {
+        self.0.iter()
+    }
+
+    /// The names of those for which `wanted` is true.
+    pub fn names(&self, wanted: impl Fn(&dyn Allocator) -> bool) -> Vec<&str> {
+        let chosen = self.iter().filter(|allocator| wanted(&***allocator));
+        chosen.map(|allocator| allocator.name()).collect()
+    }
+
+    /// The allocator of a name.
+    ///
+    /// # Errors
+    /// An unknown name, listing the known ones.
+    pub fn get(&self, name: &str) -> Result<Arc<dyn Allocator>> {
+        let found = self.iter().find(|allocator| allocator.name() == name);
+        found.cloned().ok_or_else(|| {
+            let known = self.names(|_| true).join(", ");
+            Error::plan("allocator", format!("'{name}'"), known)
         })
+    }
+
+    /// The allocator that a policy's published method uses, [`Uniform`] if it has none of its own.
+    pub fn of_policy(&self, policy: &str) -> Arc<dyn Allocator> {
+        let implied = self
+            .iter()
+            .find(|allocator| allocator.implied_by() == Some(policy));
+        implied.cloned().unwrap_or_else(|| Arc::new(Uniform))
+    }
 }
 
-/// The allocator that a policy's published method uses, uniform if it has none of its own.
-pub fn of_policy(policy: &str) -> &'static dyn Allocator {
-    let own = REGISTRY
-        .iter()
-        .find(|(_, allocator)| allocator.implied_by() == Some(policy));
-    own.map_or(&Uniform, |(_, allocator)| *allocator)
-}
+/// Budgets above this one are refused, and parameters that need more.
+const MOST_ENTRIES: usize = 1 << 32;
 
 /// The smallest budget that holds what a policy protects under it.
-pub fn least_budget(policy: &dyn Policy) -> usize {
+///
+/// # Errors
+/// A policy that protects more than the budget under every budget.
+pub fn least_budget(policy: &dyn Policy) -> Result<usize> {
+    let least = |budget: usize| policy.protect(budget).count().max(1);
     let mut budget = 1;
-    loop {
-        let protected = policy.protect(budget).count().max(1);
-        if protected <= budget {
-            return budget;
+    // Protection that is a part of the budget leads to the least one in steps that shrink; their number has a bound.
+    for _ in 0..10_000 {
+        let protected = least(budget);
+        match protected <= budget {
+            true => return Ok(budget),
+            false if protected > MOST_ENTRIES => break,
+            false => budget = protected,
         }
-        budget = protected;
     }
-}
-
-/// Integers in proportion to `weights` that sum to `total` exactly: floors first, then one more for each of the
-/// largest remainders, ties to the lower index.
-pub fn largest_remainder(total: usize, weights: &[f64]) -> Vec<usize> {
-    let sum: f64 = weights.iter().sum();
-    if weights.is_empty() || sum <= 0.0 {
-        return vec![0; weights.len()];
-    }
-    let exact: Vec<f64> = weights.iter().map(|w| total as f64 * w / sum).collect();
-    let mut counts: Vec<usize> = exact.iter().map(|x| x.floor() as usize).collect();
-    let mut order: Vec<usize> = (0..weights.len()).collect();
-    order.sort_by(|&a, &b| {
-        exact[b]
-            .fract()
-            .total_cmp(&exact[a].fract())
-            .then(a.cmp(&b))
-    });
-    // Rounding in f64 can push the floors past the total for huge weights: take those back from the same order.
-    let given: usize = counts.iter().sum();
-    for &i in order.iter().cycle().take(total.saturating_sub(given)) {
-        counts[i] += 1;
-    }
-    let mut excess = given.saturating_sub(total);
-    for &i in order.iter().rev() {
-        let back = excess.min(counts[i]);
-        counts[i] -= back;
-        excess -= back;
-    }
-    counts
+    let found = format!(
+        "{} {}, which protects {} of {budget} entries",
+        policy.name(),
+        policy.params(),
+        least(budget)
+    );
+    Err(Error::budget(
+        "policy",
+        found,
+        "one that protects less than its budget",
+    ))
 }
 
 /// A split by the layers' sensitivities between what their policies protect and `most`.
@@ -197,58 +227,18 @@ fn by_claims(total: usize, layers: &[LayerStat], most: impl Fn(usize) -> usize) 
     within(total, &claims, &least, &most)
 }
 
-/// As [`largest_remainder`], with at least `least` and at most `most` of each; the sum is exact whatever the limits, which
-/// give way if they do not fit the total.
-pub fn within(total: usize, weights: &[f64], least: &[usize], most: &[usize]) -> Vec<usize> {
-    let floor: usize = least.iter().sum();
-    let ceiling = most.iter().copied().fold(0, usize::saturating_add);
-    if floor > total || ceiling < total {
-        return largest_remainder(total, weights);
-    }
-    let mut counts = least.to_vec();
-    let mut left = total - floor;
-    // Each round fills a layer for good or ends.
-    while left > 0 {
-        let open = |i: usize| counts[i] < most[i];
-        let own: Vec<f64> = weights
-            .iter()
-            .enumerate()
-            .map(|(i, &weight)| if open(i) { weight } else { 0.0 })
-            .collect();
-        let given = largest_remainder(left, &own);
-        let before = left;
-        for (i, given) in given.into_iter().enumerate() {
-            let taken = given.min(most[i].saturating_sub(counts[i]));
-            counts[i] += taken;
-            left -= taken;
-        }
-        if left == before {
-            // Only layers of weight zero have room.
-            for (count, &most) in counts.iter_mut().zip(most) {
-                let taken = left.min(most.saturating_sub(*count));
-                *count += taken;
-                left -= taken;
-            }
-        }
-    }
-    counts
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::{self, Params};
+    use crate::policy::{Params, Policies};
     use proptest::prelude::*;
 
     #[test]
-    fn remainders_go_to_the_largest_fraction() {
-        assert_eq!(largest_remainder(10, &[1.0, 1.0, 1.0]), [4, 3, 3]);
-        assert_eq!(largest_remainder(10, &[1.0, 2.0, 4.0]), [1, 3, 6]);
-    }
-
-    #[test]
     fn unknown_names_list_the_known_ones() {
-        let message = by_name("pyramdi").unwrap_err().to_string();
+        let message = Allocators::default()
+            .get("pyramdi")
+            .unwrap_err()
+            .to_string();
         assert!(
             message.contains("pyramdi") && message.contains("uniform"),
             "{message}"
@@ -256,27 +246,35 @@ mod tests {
     }
 
     #[test]
-    fn limits_hold_and_the_excess_goes_to_the_others() {
-        assert_eq!(within(10, &[8.0, 1.0, 1.0], &[1; 3], &[4; 3]), [4, 3, 3]);
-        assert_eq!(within(10, &[1.0, 0.0], &[0; 2], &[6; 2]), [6, 4]);
-        assert_eq!(within(10, &[1.0, 1.0], &[6; 2], &[9; 2]), [5, 5]);
-    }
-
-    #[test]
     fn least_budgets_hold_what_is_protected() {
-        let least =
-            |name: &str| least_budget(&*policy::build("test", name, &Params::new()).unwrap());
-        assert_eq!(
-            [least("snapkv"), least("streaming-llm"), least("h2o")],
-            [32, 5, 1]
+        let least = |name: &str, params: &str| {
+            let params = Params::from_yaml(params).unwrap();
+            least_budget(&*Policies::default().build(name, &params).unwrap())
+        };
+        assert_eq!(least("snapkv", "{}").unwrap(), 32);
+        assert_eq!(least("streaming-llm", "{}").unwrap(), 5);
+        assert_eq!(least("h2o", "{}").unwrap(), 1);
+        assert_eq!(least("d2o", "{recent_fraction: 0.9}").unwrap(), 31);
+        // The sinks come on top of a whole budget: no budget is enough.
+        let error = least("d2o", "{recent_fraction: 1}").unwrap_err();
+        assert!(error.to_string().contains("d2o"), "{error}");
+        assert!(
+            least(
+                "blend",
+                "{policies: [{policy: streaming-llm}, {policy: h2o, recent_fraction: 1}]}"
+            )
+            .is_ok()
         );
     }
 
     #[test]
     fn a_method_names_its_allocator() {
-        assert_eq!(of_policy("pyramidkv").name(), "pyramid");
-        assert_eq!(of_policy("cake").name(), "cake");
-        assert_eq!(of_policy("snapkv").name(), "uniform");
+        assert_eq!(
+            Allocators::default().of_policy("pyramidkv").name(),
+            "pyramid"
+        );
+        assert_eq!(Allocators::default().of_policy("cake").name(), "cake");
+        assert_eq!(Allocators::default().of_policy("snapkv").name(), "uniform");
     }
 
     proptest! {
@@ -290,28 +288,10 @@ mod tests {
                 .iter()
                 .map(|&(least, sensitivity)| LayerStat { share: 1.0, least, sensitivity })
                 .collect();
-            for (name, allocator) in REGISTRY {
+            for allocator in Allocators::default().iter() {
                 let budgets = allocator.split(total, prompt, &stats);
                 prop_assert_eq!(budgets.len(), stats.len());
-                prop_assert_eq!(budgets.iter().sum::<usize>(), total, "{}", name);
-            }
-        }
-
-        #[test]
-        fn limits_that_fit_the_total_hold(
-            total in 0usize..20_000,
-            layers in prop::collection::vec((0.0f64..1e6, 0usize..300, 0usize..3000), 1..80),
-        ) {
-            let weights: Vec<f64> = layers.iter().map(|own| own.0).collect();
-            let least: Vec<usize> = layers.iter().map(|own| own.1).collect();
-            let most: Vec<usize> = layers.iter().map(|own| own.1 + own.2).collect();
-            let counts = within(total, &weights, &least, &most);
-            prop_assume!(weights.iter().any(|&weight| weight > 0.0));
-            prop_assert_eq!(counts.iter().sum::<usize>(), total);
-            if (least.iter().sum()..=most.iter().sum()).contains(&total) {
-                for (i, count) in counts.iter().enumerate() {
-                    prop_assert!((least[i]..=most[i]).contains(count), "{} of {:?}", i, counts);
-                }
+                prop_assert_eq!(budgets.iter().sum::<usize>(), total, "{}", allocator.name());
             }
         }
 
@@ -334,17 +314,11 @@ mod tests {
             let least: usize = stats.iter().map(|own| own.least).sum();
             let most: usize = stats.iter().map(|own| own.least.max(entries)).sum();
             prop_assume!((least..=most).contains(&total));
-            for (name, allocator) in REGISTRY {
+            for allocator in Allocators::default().iter() {
                 let Some(online) = allocator.online() else { continue };
                 let budgets = online.budgets(total, &stats, &notes, 0);
-                prop_assert_eq!(budgets.iter().sum::<usize>(), total, "{}", name);
+                prop_assert_eq!(budgets.iter().sum::<usize>(), total, "{}", allocator.name());
             }
-        }
-
-        #[test]
-        fn the_sum_is_exact(total in 0usize..1_000_000, weights in prop::collection::vec(1e-6f64..1e6, 1..200)) {
-            let counts = largest_remainder(total, &weights);
-            prop_assert_eq!(counts.iter().sum::<usize>(), total);
         }
     }
 }

@@ -3,21 +3,25 @@
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// The average number of entries per layer and KV head that a phase may keep.
+/// How many entries per KV head a phase may keep. It is fixed when a prompt is announced: while decoding, a ratio goes on
+/// meaning that part of the prompt, not of what has been generated since.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Budget {
-    /// Entries per layer, whatever the prompt's length.
+    /// Entries per layer on average, whatever the prompt's length; at least 1.
     Tokens(usize),
-    /// A share of the prompt, in (0, 1].
+    /// Entries over all layers, whatever the prompt's length; at least 1.
+    Total(usize),
+    /// A part of what has been seen when the prompt ends, in (0, 1].
     Ratio(f64),
-    /// Bytes of keys and values over all layers.
+    /// Bytes of keys and values over all layers; at least 1.
     Bytes(u64),
 }
 
 /// What [`Budget::Bytes`] needs to know of a model to count entries.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EntryCost {
+    /// The model's layers.
     pub layers: usize,
     /// Bytes of one entry in one layer: key and value of every sequence and KV head.
     pub bytes: usize,
@@ -28,27 +32,36 @@ impl Budget {
     pub fn total(&self, prompt: usize, cost: EntryCost) -> usize {
         match *self {
             Self::Tokens(tokens) => tokens.saturating_mul(cost.layers),
+            Self::Total(total) => total,
             Self::Ratio(ratio) => (ratio * prompt as f64 * cost.layers as f64).round() as usize,
             Self::Bytes(bytes) => (bytes / cost.bytes.max(1) as u64) as usize,
         }
     }
 
     /// # Errors
-    /// Refuses zero and a ratio outside (0, 1].
-    pub fn validate(&self, place: &str) -> Result<()> {
-        match *self {
-            Self::Tokens(0) => Err(Error::invalid(place, "budget.tokens", 0, "at least 1")),
-            Self::Bytes(0) => Err(Error::invalid(place, "budget.bytes", 0, "at least 1")),
-            Self::Ratio(r) if !(r.is_finite() && r > 0.0 && r <= 1.0) => Err(Error::invalid(
-                place,
-                "budget.ratio",
-                r,
-                "above 0 and at most 1",
-            )),
-            _ => Ok(()),
-        }
+    /// Refuses zero, more than 2^40 entries, and a ratio outside (0, 1].
+    pub fn check(&self) -> Result<()> {
+        let (name, found) = match *self {
+            Self::Tokens(0) => ("tokens", "0".to_string()),
+            Self::Total(0) => ("total", "0".to_string()),
+            Self::Bytes(0) => ("bytes", "0".to_string()),
+            Self::Tokens(n) if n > MOST => ("tokens", n.to_string()),
+            Self::Total(n) if n > MOST => ("total", n.to_string()),
+            Self::Ratio(r) if !(r.is_finite() && r > 0.0 && r <= 1.0) => {
+                return Err(Error::budget("budget.ratio", r, "above 0 and at most 1"));
+            }
+            _ => return Ok(()),
+        };
+        let allowed = match self {
+            Self::Bytes(_) => "at least 1".to_string(),
+            _ => format!("at least 1, at most {MOST}"),
+        };
+        Err(Error::budget(format!("budget.{name}"), found, allowed))
     }
 }
+
+/// More entries than any memory holds; sums over layers cannot overflow below it.
+const MOST: usize = 1 << 40;
 
 #[cfg(test)]
 mod tests {
@@ -62,6 +75,7 @@ mod tests {
     #[test]
     fn each_unit_counts_entries_over_all_layers() {
         assert_eq!(Budget::Tokens(256).total(2000, COST), 7680);
+        assert_eq!(Budget::Total(2240).total(2000, COST), 2240);
         assert_eq!(Budget::Ratio(0.25).total(2000, COST), 15_000);
         assert_eq!(Budget::Bytes(1536 * 100 + 5).total(2000, COST), 100);
     }
@@ -70,12 +84,14 @@ mod tests {
     fn impossible_budgets_are_refused() {
         for budget in [
             Budget::Tokens(0),
+            Budget::Tokens(usize::MAX),
+            Budget::Total(0),
             Budget::Bytes(0),
             Budget::Ratio(0.0),
             Budget::Ratio(1.5),
             Budget::Ratio(f64::NAN),
         ] {
-            assert!(budget.validate("plan").is_err(), "{budget:?}");
+            assert!(budget.check().is_err(), "{budget:?}");
         }
     }
 }

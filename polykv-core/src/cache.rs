@@ -1,8 +1,11 @@
-//! The KV cache of a model: one [`LayerCache`] per layer under one plan.
+//! The KV cache of a model under one plan: one [`LayerCache`] per layer.
+//!
+//! A prompt runs through a [`Prompt`], layer by layer; afterwards [`KvCache::decode`] takes one token per sequence and
+//! layer.
 
 mod cascade;
+mod check;
 mod estimate;
-mod facts;
 mod layer;
 mod order;
 mod prompt;
@@ -13,72 +16,38 @@ mod slots;
 mod spans;
 mod states;
 mod store;
+mod untrimmed;
 
 pub use estimate::CacheEstimate;
-pub use facts::{LayerFacts, ModelFacts, RopeFacts};
 pub use layer::LayerCache;
-pub use prompt::{PromptCache, Untrimmed};
+pub use prompt::{Prompt, PromptCache};
 pub use report::CacheReport;
 pub use shared::SharedPrefill;
 pub use spans::Spans;
+pub use untrimmed::Untrimmed;
 
-use crate::budget::EntryCost;
-use crate::ops::Nans;
+use crate::facts::ModelFacts;
 use crate::plan::Plan;
+use crate::shape::LayerShape;
 use crate::{Error, Result};
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{Device, Tensor};
 use cascade::Cascade;
+use prompt::Drive;
 
-/// What a layer's keys, values and queries look like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LayerShape {
-    pub batch: usize,
-    /// Query heads.
-    pub heads: usize,
-    pub kv_heads: usize,
-    pub head_dim: usize,
-    /// What keys and values are stored as; they are given and read in f32.
-    pub dtype: DType,
-}
+/// Tokens between looks at NaN scores while decoding on a device that has to be waited for.
+const CHECK_EVERY: usize = 32;
 
-impl LayerShape {
-    /// Query heads per KV head.
-    pub fn group(&self) -> usize {
-        self.heads / self.kv_heads
-    }
-
-    /// What an entry costs in a cache of this shape.
-    pub fn cost(&self, layers: usize) -> EntryCost {
-        EntryCost {
-            layers,
-            bytes: 2 * self.batch * self.kv_heads * self.head_dim * self.dtype.size(),
-        }
-    }
-
-    /// # Errors
-    /// Names the dimension that is zero or does not divide.
-    pub fn validate(&self) -> Result<()> {
-        for (field, value) in [
-            ("batch", self.batch),
-            ("heads", self.heads),
-            ("kv_heads", self.kv_heads),
-            ("head_dim", self.head_dim),
-        ] {
-            if value == 0 {
-                return Err(Error::invalid("layer shape", field, 0, "at least 1"));
-            }
-        }
-        if !self.heads.is_multiple_of(self.kv_heads) {
-            let allowed = format!("a multiple of kv_heads, {}", self.kv_heads);
-            return Err(Error::invalid("layer shape", "heads", self.heads, allowed));
-        }
-        Ok(())
-    }
-}
-
-/// The caches of all layers. A model calls, for each layer in turn, [`KvCache::prefill`] for every chunk of the
-/// prompt and then [`KvCache::end_prefill`] once; afterwards [`KvCache::decode`] per layer and token. Running a layer
-/// over the whole prompt before the next one starts keeps the peak at one layer's full cache plus the budgets.
+/// The caches of all layers.
+///
+/// A prompt goes through [`KvCache::prompt`], every token after it through [`KvCache::decode`]. Running a layer over the
+/// whole prompt before the next one starts keeps the peak at one layer's full cache plus the budgets.
+///
+/// Attention scores are `q·k` times 1/√head_dim, or times [`ModelFacts::scale`] if the model tells it. All rows of the batch take in
+/// the same number of tokens, without padding; they may stand at different positions, see [`KvCache::starting_at`].
+///
+/// NaN scores are an error of the call that meets them. A device that computes on its own (a GPU) is asked when a prompt
+/// ends, after every 32 decoded tokens, and by [`KvCache::report`]; from then on the cache refuses everything until
+/// [`KvCache::clear`].
 ///
 /// A clone continues on its own from the same state; its tensors are copied when one of the two changes them.
 #[derive(Clone, Debug)]
@@ -89,19 +58,33 @@ pub struct KvCache {
     layers: Vec<LayerCache>,
     facts: ModelFacts,
     spans: Spans,
+    /// The position of each row's first token.
+    first: Vec<usize>,
+    stage: Stage,
     /// What is known of the layers of a prompt on its way, if the budgets depend on it.
     cascade: Option<Cascade>,
     peak_bytes: usize,
 }
 
+/// What a cache can take next.
+#[derive(Clone, Debug, PartialEq)]
+enum Stage {
+    /// A prompt or a token.
+    Ready,
+    /// More of a prompt of so many tokens.
+    Prompt(usize),
+    /// Nothing: scores were NaN.
+    Failed(String),
+}
+
 impl KvCache {
-    /// An empty cache under a valid plan.
+    /// An empty cache under a plan, for layers of one shape on one device.
     ///
     /// # Errors
-    /// A shape that cannot be.
+    /// What [`Plan::check`] refuses, a dimension of zero, and query heads that are no multiple of the KV heads.
     pub fn new(plan: Plan, shape: LayerShape, device: &Device) -> Result<Self> {
-        shape.validate()?;
-        plan.validate("plan")?;
+        shape.check()?;
+        plan.check()?;
         let mut cache = Self {
             plan,
             shape,
@@ -109,6 +92,8 @@ impl KvCache {
             layers: Vec::new(),
             facts: ModelFacts::default(),
             spans: Spans::default(),
+            first: vec![0; shape.batch],
+            stage: Stage::Ready,
             cascade: None,
             peak_bytes: 0,
         };
@@ -116,24 +101,56 @@ impl KvCache {
         Ok(cache)
     }
 
-    /// A cache under `plan` that takes layer `l` from `caches[picks[l]]`. The caches have taken in the same tokens, and
-    /// `plan` gives each layer the rules of the cache it comes from. The layers share their tensors with the originals until
-    /// one of them changes.
+    /// The same empty cache with the position of each row's first token, `first[row]`, where 0 is the rule. Keys and
+    /// queries are given rotated for these positions. Eviction does not depend on them: sinks are the first tokens that a
+    /// row was given.
     ///
     /// # Errors
-    /// A number of picks other than the plan's layers, a pick that is no cache, a cache with fewer layers.
+    /// Another number of positions than rows, and a cache that holds something.
+    pub fn starting_at(mut self, first: &[usize]) -> Result<Self> {
+        if first.len() != self.shape.batch {
+            let allowed = format!("{}, the rows of the batch", self.shape.batch);
+            return Err(Error::shape(
+                "cache",
+                "first positions",
+                first.len(),
+                allowed,
+            ));
+        }
+        if self.seen() > 0 {
+            let found = format!("set after {} tokens", self.seen());
+            return Err(Error::order(
+                "cache",
+                "first positions",
+                found,
+                "set before",
+            ));
+        }
+        self.first = first.to_vec();
+        Ok(self)
+    }
+
+    /// A cache under `plan` that takes layer `l` from `caches[picks[l]]`. The caches have taken in the same tokens, and
+    /// `plan` gives each layer the rules of the cache it comes from. The layers share their tensors with the originals
+    /// until one of them changes.
+    ///
+    /// # Errors
+    /// A number of picks other than the plan's layers, a pick that is no cache, a cache with fewer layers or an unfinished
+    /// prompt.
     pub fn of_layers(plan: Plan, caches: &[Self], picks: &[usize]) -> Result<Self> {
         let refused = |field: &str, found: usize, allowed: String| {
-            Err(Error::invalid("cache of layers", field, found, allowed))
+            Err(Error::shape("cache of layers", field, found, allowed))
         };
-        if picks.len() != plan.layers {
-            return refused("picks", picks.len(), format!("{}, the layers", plan.layers));
+        if picks.len() != plan.layers.len() {
+            let allowed = format!("{}, the layers", plan.layers.len());
+            return refused("picks", picks.len(), allowed);
         }
         let mut layers = Vec::with_capacity(picks.len());
         for (layer, &pick) in picks.iter().enumerate() {
             let Some(cache) = caches.get(pick) else {
                 return refused("pick", pick, format!("below {}", caches.len()));
             };
+            cache.check_ready("cache of layers")?;
             match cache.layers.get(layer) {
                 Some(own) => layers.push(own.clone()),
                 None => return refused("layer", layer, format!("below {}", cache.layers.len())),
@@ -144,47 +161,49 @@ impl KvCache {
         };
         let mut cache = Self {
             plan,
-            shape: first.shape,
-            device: first.device.clone(),
             layers,
-            facts: first.facts.clone(),
-            spans: first.spans.clone(),
             cascade: None,
             peak_bytes: 0,
+            ..first.clone()
         };
         cache.peak_bytes = cache.kv_bytes();
         Ok(cache)
     }
 
-    /// Forgets everything, protected spans too; the next prompt starts at position 0.
+    /// Forgets everything, protected spans too; each row starts at its first position again.
     pub fn clear(&mut self) {
-        self.layers = (0..self.plan.layers)
+        self.layers = (0..self.plan.layers.len())
             .map(|layer| LayerCache::new(layer, self.shape, &self.device))
             .collect();
         self.spans = Spans::default();
+        self.stage = Stage::Ready;
         self.cascade = None;
         self.peak_bytes = 0;
     }
 
-    /// Positions that no policy evicts from the next prompt on, beside those that the policies protect themselves. They
-    /// are charged to the budgets. Call it before the prompt that holds them: what is evicted does not come back.
+    /// Protects positions from eviction from the next prompt on, beside those that the policies protect themselves; 0 is
+    /// the first token given. They are charged to the budgets. Call it before the prompt that holds them: what is evicted
+    /// does not come back.
     pub fn protect(&mut self, spans: Spans) {
         self.spans = spans;
     }
 
-    /// What some policies need to know of the model. Models tell it themselves before a prompt.
+    /// Tells what some policies need to know of the model. Models tell it themselves before a prompt.
     pub fn set_facts(&mut self, facts: &ModelFacts) {
         self.facts = facts.clone();
     }
 
+    /// The plan.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
 
+    /// The shape of every layer.
     pub fn shape(&self) -> LayerShape {
         self.shape
     }
 
+    /// Where the tensors lie.
     pub fn device(&self) -> &Device {
         &self.device
     }
@@ -194,74 +213,35 @@ impl KvCache {
         &self.layers
     }
 
-    /// How many tokens have been seen: the position of the next one.
+    /// How many tokens each row has been given.
     pub fn seen(&self) -> usize {
         self.layers.iter().map(LayerCache::seen).max().unwrap_or(0)
     }
 
-    /// Announces a prompt of `tokens` tokens: fixes every layer's budget for what then is the whole sequence, and
-    /// checks that the plan can be carried out. Call it before the first chunk.
-    ///
-    /// # Errors
-    /// What [`Plan::resolve`] refuses, a budget that the protected spans exceed, and a policy that needs more of the
-    /// model than [`KvCache::set_facts`] told, before anything is computed.
-    pub fn begin_prefill(&mut self, tokens: usize) -> Result<()> {
-        let resolved = self.plan.resolve(
-            "plan",
-            self.seen() + tokens,
-            self.shape.cost(self.plan.layers),
-        )?;
-        resolved.check_spans("plan", &self.spans)?;
-        for (layer, rules) in resolved.layers.iter().enumerate() {
-            self.facts.layer(layer).check(layer, rules)?;
-        }
-        self.cascade = Cascade::of(self.plan.online.as_deref(), &resolved, &self.spans)?;
-        for (index, rules) in resolved.layers.into_iter().enumerate() {
-            let facts = self.facts.layer(index);
-            self.layers[index].begin_prefill(rules, facts, self.spans.clone(), tokens);
-        }
-        if let Some(cascade) = &self.cascade {
-            let needs = cascade.online()?.needs();
-            self.layers.iter_mut().for_each(|own| own.need(needs));
-        }
-        Ok(())
+    /// The position of each row's next token.
+    pub fn next_positions(&self) -> Vec<usize> {
+        self.first.iter().map(|first| first + self.seen()).collect()
     }
 
-    /// Attention of a chunk of the prompt in one layer; the chunk's keys and values are appended.
-    ///
-    /// `q [batch, heads, tokens, head_dim]`, `k`, `v [batch, kv_heads, tokens, head_dim]`, all after rotary embedding
-    /// at the positions from [`LayerCache::seen`] on → `[batch, heads, tokens, head_dim]`.
+    /// Announces a prompt of `tokens` tokens per row: fixes every layer's budget for what then is the whole sequence, and
+    /// checks that the plan can be carried out. While the prompt runs it borrows the cache; [`Prompt::new`] takes the
+    /// cache itself, for a prompt that is continued later.
     ///
     /// # Errors
-    /// Shapes that do not match the cache's, a layer that is not there, or no [`KvCache::begin_prefill`] before.
-    pub fn prefill(
-        &mut self,
-        layer: usize,
-        q: Tensor<4>,
-        k: Tensor<4>,
-        v: Tensor<4>,
-    ) -> Result<Tensor<4>> {
-        self.run(layer, |cache| cache.prefill(q, k, v))
+    /// A prompt without tokens, what [`Plan::resolve`] refuses, a budget that the protected spans exceed, a policy that
+    /// needs more of the model than [`KvCache::set_facts`] told, and an unfinished prompt before this one.
+    pub fn prompt(&mut self, tokens: usize) -> Result<Prompt<&mut Self>> {
+        Prompt::new(self, tokens)
     }
 
-    /// Applies the layer's prefill rule once the whole prompt went through [`KvCache::prefill`]. Under an allocator that has
-    /// to see the layers ([`Online`](crate::allocate::Online)) the layers before it may be cut again.
+    /// Attention of one new token per row in one layer, then eviction under the layer's decode rule.
+    ///
+    /// `q [batch, heads, 1, head_dim]`, `k`, `v [batch, kv_heads, 1, head_dim]`, rotated for
+    /// [`KvCache::next_positions`] → `[batch, heads, 1, head_dim]`.
     ///
     /// # Errors
-    /// A NaN score, with the layer and the policy.
-    pub fn end_prefill(&mut self, layer: usize) -> Result<()> {
-        match self.cascade.take() {
-            Some(cascade) => self.end_prefill_in_steps(layer, cascade),
-            None => self.run(layer, LayerCache::end_prefill),
-        }
-    }
-
-    /// Attention of one new token per sequence in one layer, then eviction under the layer's decode rule.
-    ///
-    /// `q [batch, heads, 1, head_dim]`, `k`, `v [batch, kv_heads, 1, head_dim]` → `[batch, heads, 1, head_dim]`.
-    ///
-    /// # Errors
-    /// As [`KvCache::prefill`].
+    /// Shapes that do not match the cache's, a layer that is not there, a prompt that has not run or not ended, and NaN
+    /// scores.
     pub fn decode(
         &mut self,
         layer: usize,
@@ -269,38 +249,116 @@ impl KvCache {
         k: Tensor<4>,
         v: Tensor<4>,
     ) -> Result<Tensor<4>> {
-        self.run(layer, |cache| cache.decode(q, k, v))
+        self.check_ready("decode")?;
+        let q = self.scaled(q);
+        let output = self.run(layer, |cache| cache.decode(q, k, v))?;
+        let own = &self.layers[layer];
+        let last = layer + 1 == self.layers.len();
+        if own.has_known_nans() || last && own.seen().is_multiple_of(CHECK_EVERY) {
+            self.check()?;
+        }
+        Ok(output)
     }
 
-    /// Reports NaN scores of earlier evictions. Devices choose without being waited for, so the check is apart: call it
-    /// where the device is waited for anyway, now and then and at the end: it reads from every layer. On the CPU prefill
-    /// reports at once.
+    /// Waits for the device and reports NaN scores of the evictions so far. Prompts, decoding and [`KvCache::report`] do
+    /// it by themselves.
     ///
     /// # Errors
-    /// If there were any.
+    /// If there were any, naming the first layer.
     pub fn check(&mut self) -> Result<()> {
-        let mut counts = Vec::new();
-        let mut known = false;
-        for layer in &mut self.layers {
-            match layer.take_nans() {
-                Nans::Known(nan) => known |= nan,
-                Nans::OnDevice(count) => counts.push(count),
-            }
+        if let Stage::Failed(reason) = &self.stage {
+            return Err(Error::NotFinite(reason.clone()));
         }
-        Nans::Known(known).check()?;
-        match counts.is_empty() {
-            true => Ok(()),
-            false => Nans::OnDevice(Tensor::cat(counts, 0)).check(),
+        let failed = layer::first_nan(&mut self.layers)?;
+        match failed {
+            None => Ok(()),
+            Some(reason) => {
+                self.stage = Stage::Failed(reason.clone());
+                Err(Error::NotFinite(reason))
+            }
         }
     }
 
     /// What is kept and what it costs, measured from the tensors that exist.
-    pub fn report(&self) -> CacheReport {
-        CacheReport::of(&self.layers, self.peak_bytes.max(self.kv_bytes()))
+    ///
+    /// # Errors
+    /// NaN scores of earlier evictions.
+    pub fn report(&mut self) -> Result<CacheReport> {
+        self.check()?;
+        Ok(CacheReport::of(
+            &self.layers,
+            self.peak_bytes.max(self.kv_bytes()),
+        ))
     }
 
-    fn kv_bytes(&self) -> usize {
+    /// Bytes of keys and values held now, free slots included.
+    pub fn kv_bytes(&self) -> usize {
         self.layers.iter().map(LayerCache::kv_bytes).sum()
+    }
+
+    /// Queries with which scores scaled by 1/√head_dim become those that the model wants.
+    fn scaled(&self, q: Tensor<4>) -> Tensor<4> {
+        match self.facts.scale {
+            Some(scale) => q.mul_scalar((scale * (self.shape.head_dim as f64).sqrt()) as f32),
+            None => q,
+        }
+    }
+
+    fn check_ready(&self, call: &str) -> Result<()> {
+        match &self.stage {
+            Stage::Ready => Ok(()),
+            Stage::Prompt(tokens) => {
+                let found = format!("{call} within a prompt of {tokens} tokens");
+                let allowed = "Prompt::finish before it, or KvCache::clear";
+                Err(Error::order("cache", "call", found, allowed))
+            }
+            Stage::Failed(reason) => Err(Error::NotFinite(reason.clone())),
+        }
+    }
+
+    /// Enters a prompt, which takes in tokens at one position of all layers.
+    fn enter(&mut self, tokens: usize) -> Result<()> {
+        self.check_ready("a prompt")?;
+        let seen = self.seen();
+        if let Some(layer) = self.layers.iter().position(|layer| layer.seen() != seen) {
+            let found = format!("after {} tokens", self.layers[layer].seen());
+            let allowed = format!("after {seen}, as others, or KvCache::clear");
+            return Err(Error::order(
+                "cache",
+                format!("layer {layer}"),
+                found,
+                allowed,
+            ));
+        }
+        self.stage = Stage::Prompt(tokens);
+        Ok(())
+    }
+
+    fn begin_prompt(&mut self, tokens: usize) -> Result<()> {
+        let seen = self.seen().saturating_add(tokens);
+        let resolved = self
+            .plan
+            .resolve(seen, self.shape.cost(self.layers.len()))?;
+        resolved.check_spans(&self.spans)?;
+        self.facts.check(&resolved)?;
+        let cascade = Cascade::of(self.plan.online.clone(), &resolved, &self.spans)?;
+        for (index, rules) in resolved.layers.into_iter().enumerate() {
+            let facts = self.facts.layer(index);
+            self.layers[index].begin(rules, facts, self.spans.clone(), tokens);
+        }
+        if let Some(cascade) = &cascade {
+            let needs = cascade.online()?.needs();
+            self.layers.iter_mut().for_each(|own| own.need(needs));
+        }
+        self.cascade = cascade;
+        Ok(())
+    }
+
+    fn trim(&mut self, layer: usize) -> Result<()> {
+        match self.cascade.take() {
+            Some(cascade) => self.trim_in_steps(layer, cascade),
+            None => self.run(layer, LayerCache::end_prompt),
+        }
     }
 
     /// Runs a step of one layer and notes the peak: while a layer's tensors change size, old and new exist side by
@@ -312,7 +370,8 @@ impl KvCache {
     ) -> Result<T> {
         let layers = self.layers.len();
         let cache = self.layers.get_mut(layer).ok_or_else(|| {
-            Error::invalid("cache", "layer", layer, format!("0 to {}", layers - 1))
+            let allowed = format!("0 to {}", layers.saturating_sub(1));
+            Error::shape("cache", "layer", layer, allowed)
         })?;
         let before = cache.kv_bytes();
         let output = step(cache)?;
@@ -320,6 +379,55 @@ impl KvCache {
             self.peak_bytes = self.peak_bytes.max(self.kv_bytes() + before);
         }
         Ok(output)
+    }
+}
+
+impl PromptCache for KvCache {
+    fn seen(&self) -> usize {
+        Self::seen(self)
+    }
+
+    fn next_positions(&self) -> Vec<usize> {
+        Self::next_positions(self)
+    }
+
+    fn set_facts(&mut self, facts: &ModelFacts) {
+        Self::set_facts(self, facts);
+    }
+}
+
+impl Drive for KvCache {
+    fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn begin(&mut self, tokens: usize) -> Result<()> {
+        self.enter(tokens)?;
+        let begun = self.begin_prompt(tokens);
+        if begun.is_err() {
+            self.stage = Stage::Ready;
+        }
+        begun
+    }
+
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> Result<Tensor<4>> {
+        let q = self.scaled(q);
+        self.run(layer, |cache| cache.prefill(q, k, v))
+    }
+
+    fn end_layer(&mut self, layer: usize) -> Result<()> {
+        self.trim(layer)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.stage = Stage::Ready;
+        self.check()
     }
 }
 

@@ -3,7 +3,6 @@
 //! on that, except [`signals`], which reads tensors.
 
 mod budgets;
-mod candidate;
 mod draft;
 mod profile;
 mod route;
@@ -13,7 +12,6 @@ mod search;
 pub mod signals;
 
 pub use budgets::{BudgetSearch, FoundBudgets, Trials, TriedBudgets};
-pub use candidate::Candidate;
 pub use draft::Draft;
 pub use profile::{Data, Measured, PhaseMeasured, PhaseProfile, Profile};
 pub use route::{Direction, Signal, joint, regrets, route};

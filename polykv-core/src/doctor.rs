@@ -4,8 +4,8 @@ mod blocks;
 mod host;
 mod likeness;
 
+use crate::ops::Protect;
 use crate::ops::{self, AttentionBlock, Pool, Protected};
-use crate::policy::Protect;
 use crate::{Result, Storage};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use host::Inputs;

@@ -27,8 +27,8 @@ pub use keys::{closest, key_cosines, key_norms, merge_into, spread_into};
 pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, settle, silu_mul, to_f32};
 pub use pool::{Pool, pool};
 pub use select::{
-    Nans, Protected, choose, compact, drop_from_order, drop_lowest, extend_order, grow, move_last,
-    put, replace, rest, select, take, write,
+    Nans, Protect, Protected, choose, compact, drop_from_order, drop_lowest, extend_order, grow,
+    move_last, put, replace, rest, select, take, write,
 };
 pub use top::top;
 

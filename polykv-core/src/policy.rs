@@ -1,78 +1,63 @@
 //! Eviction policies: what a layer keeps when its budget is smaller than its cache.
 //!
-//! A policy is one file in `policy/` and one line in [`REGISTRY`]; the plan schema, the command line's help and the
-//! test matrix read that list. Most policies write [`Policy::needs`], [`Policy::protect`] and [`Policy::score`] only.
+//! A policy of ours is one file in `policy/` and one line in `policies!` below: plan files, the command line's help, the
+//! tests and the documentation read that list. Most policies write [`Policy::needs`], [`Policy::protect`] and
+//! [`Policy::score`] only. Policies from other crates implement [`Policy`], and [`NamedPolicy`] if plan files are to name
+//! them.
 
-mod blend;
-mod cake;
-mod cam;
-mod criticalkv;
-mod d2o;
-mod expected_attention;
-mod full;
-mod h2o;
-mod keydiff;
-mod knorm;
-mod lagkv;
+mod list;
 mod member;
-mod pyramidkv;
-mod random;
-mod scissorhands;
-mod snapkv;
+mod params;
+mod spec;
 mod stages;
 mod state;
-mod streaming_llm;
-mod tova;
 mod view;
 
-pub use blend::Blend;
-pub use cake::Cake;
-pub use cam::Cam;
-pub use criticalkv::CriticalKv;
-pub use d2o::D2o;
-pub use expected_attention::ExpectedAttention;
-pub use full::Full;
-pub use h2o::H2o;
-pub use keydiff::KeyDiff;
-pub use knorm::KNorm;
-pub use lagkv::LagKv;
-pub use pyramidkv::PyramidKv;
-pub use random::Random;
-pub(crate) use random::splitmix;
-pub use scissorhands::Scissorhands;
-pub use snapkv::SnapKv;
+pub use crate::ops::Protect;
+pub use list::{NamedPolicy, Policies, PolicyEntry};
+pub use params::Params;
+pub use spec::PolicySpec;
 pub use state::State;
-pub use streaming_llm::StreamingLlm;
-pub use tova::Tova;
 pub use view::{Appended, LayerView, Merge, Split};
 
+use crate::Result;
 use crate::ops::AttentionBlock;
-use crate::{Error, Result};
+use crate::phase::Phase;
 use burn::tensor::Tensor;
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_yaml_ng::Value;
-use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::ops::RangeInclusive;
 
-/// The two moments at which a layer evicts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Once, when a layer has processed the whole prompt.
-    Prefill,
-    /// After every generated token that leaves the layer above its budget.
-    Decode,
+/// Declares the files and lists their policies.
+macro_rules! policies {
+    ($($file:ident::$policy:ident,)*) => {
+        $(mod $file;)*
+        $(pub use $file::$policy;)*
+
+        /// Every policy that this crate ships, in the order of the documentation.
+        fn shipped() -> Vec<PolicyEntry> {
+            vec![$(PolicyEntry::of::<$policy>()),*]
+        }
+    };
 }
 
-impl fmt::Display for Phase {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Prefill => "prefill",
-            Self::Decode => "decode",
-        })
-    }
+// A new policy is its file and a line here.
+policies! {
+    streaming_llm::StreamingLlm,
+    snapkv::SnapKv,
+    pyramidkv::PyramidKv,
+    cake::Cake,
+    tova::Tova,
+    h2o::H2o,
+    scissorhands::Scissorhands,
+    d2o::D2o,
+    cam::Cam,
+    expected_attention::ExpectedAttention,
+    lagkv::LagKv,
+    criticalkv::CriticalKv,
+    knorm::KNorm,
+    keydiff::KeyDiff,
+    blend::Blend,
+    random::Random,
 }
 
 /// What a policy must be given. The cache gathers only what some policy of the layer needs.
@@ -106,40 +91,28 @@ impl Needs {
     }
 }
 
-/// Entries that a policy never evicts, by position.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Protect {
-    /// The first positions of the sequence (attention sinks).
-    pub sinks: usize,
-    /// The latest positions.
-    pub recent: usize,
-}
-
-impl Protect {
-    /// How many entries that are, in a sequence long enough for both.
-    pub fn count(&self) -> usize {
-        self.sinks + self.recent
-    }
-}
-
 /// A retention rule. Policies are stateless values; what they remember of a sequence lives in a [`State`] that the
 /// cache owns and moves along with the entries.
 pub trait Policy: Send + Sync + fmt::Debug {
-    /// The name in plans and on the command line.
-    fn name(&self) -> &'static str;
+    /// The name in plans, reports and errors.
+    fn name(&self) -> &str;
 
-    /// The parameters in effect, for reports and plan files.
+    /// All parameters that change what the policy does, for reports and plan files. Two policies of one name with equal
+    /// parameters are taken to be the same, see [`Policy::key`].
     fn params(&self) -> Params;
 
+    /// What tells this policy from others: its name and its parameters. Layers whose policies have equal keys may share
+    /// their work and their statistics.
+    fn key(&self) -> String {
+        format!("{} {}", self.name(), self.params())
+    }
+
+    /// What the policy must be given beside positions, keys and values.
     fn needs(&self) -> Needs {
         Needs::default()
     }
 
-    /// False for a policy that keeps everything; such a layer is charged its full length.
-    fn evicts(&self) -> bool {
-        true
-    }
-
+    /// The entries that stay whatever their score, under a budget of `budget` entries.
     fn protect(&self, _budget: usize) -> Protect {
         Protect::default()
     }
@@ -161,7 +134,7 @@ pub trait Policy: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// `[batch, kv_heads, entries]`, slot order, higher stays. Never called for a policy that does not evict.
+    /// `[batch, kv_heads, entries]`, slot order, higher stays.
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>>;
 
     /// True if evicted entries leave something behind: [`Policy::merge`] is then called at every eviction.
@@ -187,195 +160,34 @@ pub trait Policy: Send + Sync + fmt::Debug {
     }
 }
 
-/// Parameters of a policy as a plan file states them.
-pub type Params = BTreeMap<String, Value>;
+/// The most that a parameter which counts entries, queries or positions may be.
+const MOST: usize = 1 << 20;
 
-/// A policy by name: its constructor and a line for help texts.
-pub struct Entry {
-    pub name: &'static str,
-    pub summary: &'static str,
-    pub source: &'static str,
-    build: fn(&Params) -> std::result::Result<Arc<dyn Policy>, String>,
-}
-
-/// Every policy. A new one is one file and one line here.
-pub const REGISTRY: &[Entry] = &[
-    entry::<Full>("full", "keeps everything", "-"),
-    entry::<StreamingLlm>(
-        "streaming-llm",
-        "first and latest positions",
-        "arXiv 2309.17453",
-    ),
-    entry::<SnapKv>(
-        "snapkv",
-        "attention of the last window, pooled",
-        "arXiv 2404.14469",
-    ),
-    entry::<PyramidKv>(
-        "pyramidkv",
-        "as snapkv, with a smaller window",
-        "arXiv 2406.02069",
-    ),
-    entry::<Cake>(
-        "cake",
-        "mean and variance of the last window's attention; the current query's in decode",
-        "arXiv 2503.12491",
-    ),
-    entry::<Tova>(
-        "tova",
-        "attention of the last query, one set for all heads",
-        "arXiv 2401.06104",
-    ),
-    entry::<H2o>(
-        "h2o",
-        "attention summed over all queries",
-        "arXiv 2306.14048",
-    ),
-    entry::<Scissorhands>(
-        "scissorhands",
-        "how often attention was above average lately",
-        "arXiv 2305.17118",
-    ),
-    entry::<D2o>(
-        "d2o",
-        "as h2o, merging evicted entries into similar ones",
-        "arXiv 2406.13035",
-    ),
-    entry::<Cam>(
-        "cam",
-        "as streaming-llm, merging some evicted values into later ones",
-        "ICML 2024",
-    ),
-    entry::<ExpectedAttention>(
-        "expected-attention",
-        "attention expected of queries to come",
-        "arXiv 2510.00636",
-    ),
-    entry::<LagKv>(
-        "lagkv",
-        "entries that differ from those that follow",
-        "arXiv 2504.04704",
-    ),
-    entry::<CriticalKv>(
-        "criticalkv",
-        "a base policy, then its score weighted by the output projection: base=snapkv",
-        "arXiv 2502.03805",
-    ),
-    entry::<KNorm>("knorm", "keys of small norm", "arXiv 2406.11430"),
-    entry::<KeyDiff>(
-        "keydiff",
-        "keys that differ from the others",
-        "arXiv 2504.15364",
-    ),
-    entry::<Blend>(
-        "blend",
-        "shares of the budget for several policies: policies=tova:0.5,h2o:0.5",
-        "-",
-    ),
-    entry::<Random>("random", "a seeded hash: the floor for every policy", "-"),
-];
-
-const fn entry<P>(name: &'static str, summary: &'static str, source: &'static str) -> Entry
-where
-    P: Policy + DeserializeOwned + Checked + 'static,
-{
-    Entry {
-        name,
-        summary,
-        source,
-        build: |params| {
-            let map = params
-                .iter()
-                .map(|(k, v)| (Value::String(k.clone()), v.clone()))
-                .collect();
-            let policy: P =
-                serde_yaml_ng::from_value(Value::Mapping(map)).map_err(|e| e.to_string())?;
-            policy.check()?;
-            Ok(Arc::new(policy))
-        },
-    }
-}
-
-/// Range checks of a policy's parameters, run when a policy is built by name.
-pub trait Checked {
-    /// # Errors
-    /// Names the parameter, the value found and the values allowed.
-    fn check(&self) -> std::result::Result<(), String> {
-        Ok(())
-    }
-}
-
-/// The parameters of any serialisable policy.
-fn params_of<P: Serialize>(policy: &P) -> Params {
-    match serde_yaml_ng::to_value(policy) {
-        Ok(Value::Mapping(map)) => map
-            .into_iter()
-            .filter_map(|(k, v)| Some((k.as_str()?.to_string(), v)))
-            .collect(),
-        _ => Params::new(),
-    }
-}
-
-/// Builds a policy from its name and parameters; parameters left out take the policy's defaults.
-///
 /// # Errors
-/// Refuses an unknown name (listing the known ones), an unknown parameter and a value out of range.
-pub fn build(place: &str, name: &str, params: &Params) -> Result<Arc<dyn Policy>> {
-    let entry = REGISTRY
-        .iter()
-        .find(|entry| entry.name == name)
-        .ok_or_else(|| Error::invalid(place, "policy", format!("'{name}'"), names().join(", ")))?;
-    (entry.build)(params).map_err(|reason| {
-        let found = serde_yaml_ng::to_string(params).unwrap_or_default();
-        Error::invalid(
-            place,
-            format!("parameters of policy {name}"),
-            format!("{{{}}}", found.trim().replace('\n', ", ")),
-            reason,
-        )
-    })
+/// A parameter outside of its range, with both.
+fn check_range<T: PartialOrd + fmt::Display>(
+    name: &str,
+    value: T,
+    range: RangeInclusive<T>,
+) -> std::result::Result<(), String> {
+    match range.contains(&value) {
+        true => Ok(()),
+        false => Err(format!(
+            "{name} from {} to {} (found {value})",
+            range.start(),
+            range.end()
+        )),
+    }
 }
 
-/// The names of all policies, in the registry's order.
-pub fn names() -> Vec<&'static str> {
-    REGISTRY.iter().map(|entry| entry.name).collect()
+/// # Errors
+/// A width of a pooling that has no middle, or is absurdly wide.
+fn check_odd(name: &str, value: usize) -> std::result::Result<(), String> {
+    match value % 2 == 1 && value < 1024 {
+        true => Ok(()),
+        false => Err(format!("{name} odd, at most 1023 (found {value})")),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_policy_builds_with_defaults_and_reports_its_name() {
-        for entry in REGISTRY {
-            let policy = build("test", entry.name, &Params::new()).unwrap();
-            assert_eq!(policy.name(), entry.name);
-            let again = build("test", entry.name, &policy.params()).unwrap();
-            assert_eq!(again.params(), policy.params());
-        }
-    }
-
-    #[test]
-    fn unknown_names_and_parameters_are_refused_by_name() {
-        let error = build("plan.yaml", "snapvk", &Params::new())
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("'snapvk'") && error.contains("snapkv"),
-            "{error}"
-        );
-        let params = Params::from([("windw".into(), Value::from(32))]);
-        let error = build("plan.yaml", "snapkv", &params)
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("windw") && error.contains("window"),
-            "{error}"
-        );
-        let params = Params::from([("kernel".into(), Value::from(4))]);
-        let error = build("plan.yaml", "snapkv", &params)
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("kernel") && error.contains("odd"), "{error}");
-    }
-}
+mod tests;

@@ -16,7 +16,7 @@ use crate::layers::RopeTable;
 use crate::rows;
 use burn::tensor::Tensor;
 use burn::tensor::activation::log_softmax;
-use polykv_core::{Error, KvCache, Phase, PromptCache, Result, ops};
+use polykv_core::{Error, KvCache, Phase, Prompt, Result, Untrimmed, ops};
 use std::ops::Range;
 
 fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f64>> {
@@ -27,42 +27,72 @@ fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f64>> {
     }
 }
 
-/// Runs `x [caches, tokens, hidden]` through layers, each row over its own compressed cache: under [`Phase::Prefill`] nothing
-/// more is evicted, under [`Phase::Decode`] something is at every token. A layer's outputs depend on its inputs only, so each
-/// layer can take all tokens before the next one.
+/// A cache that has taken a prompt in, and how an example's continuation runs over it.
+pub(crate) enum Continued<'a> {
+    /// Nothing more is evicted.
+    Untrimmed(Prompt<Untrimmed<'a>>),
+    /// Something is evicted at every token.
+    Decoding(&'a mut KvCache),
+}
+
+impl<'a> Continued<'a> {
+    /// The continuation of `tokens` tokens that shows what a phase's eviction has cost.
+    fn new(cache: &'a mut KvCache, phase: Phase, tokens: usize) -> Result<Self> {
+        Ok(match phase {
+            Phase::Prefill => Self::Untrimmed(Prompt::new(cache.untrimmed(), tokens)?),
+            Phase::Decode => Self::Decoding(cache),
+        })
+    }
+
+    /// One layer's attention of all tokens of the continuation.
+    fn attend(&mut self, layer: usize, [q, k, v]: [&Tensor<4>; 3]) -> Result<Tensor<4>> {
+        match self {
+            Self::Untrimmed(prompt) => {
+                let output = prompt.attend(layer, q.clone(), k.clone(), v.clone())?;
+                prompt.end_layer(layer)?;
+                Ok(output)
+            }
+            Self::Decoding(cache) => {
+                let token = |token: usize| {
+                    let one = |all: &Tensor<4>| all.clone().narrow(2, token, 1);
+                    cache.decode(layer, one(q), one(k), one(v))
+                };
+                let outputs = (0..q.dims()[2]).map(token).collect::<Result<Vec<_>>>()?;
+                Ok(Tensor::cat(outputs, 2))
+            }
+        }
+    }
+
+    /// The cache, for inspection.
+    fn cache(&self) -> &KvCache {
+        match self {
+            Self::Untrimmed(prompt) => prompt.cache().cache(),
+            Self::Decoding(cache) => cache,
+        }
+    }
+
+    /// # Errors
+    /// A NaN score.
+    fn finish(self) -> Result<()> {
+        match self {
+            Self::Untrimmed(prompt) => prompt.finish().map(drop),
+            Self::Decoding(cache) => cache.check(),
+        }
+    }
+}
+
+/// Runs `x [caches, tokens, hidden]` through layers, each row over its own compressed cache. A layer's outputs depend on its
+/// inputs only, so each layer can take all tokens before the next one.
 fn layers(
     model: &LoadedModel,
     range: Range<usize>,
     x: Tensor<3>,
     rope: &RopeTable,
-    caches: &mut [KvCache],
-    phase: Phase,
+    caches: &mut [Continued<'_>],
 ) -> Result<Tensor<3>> {
     rows::run(&*model.model, range, x, rope, &mut |row, layer, q, k, v| {
-        attend(&mut caches[row], phase, layer, [&q, &k, &v])
+        caches[row].attend(layer, [&q, &k, &v])
     })
-}
-
-/// One layer's attention, as in [`layers`].
-fn attend(
-    cache: &mut KvCache,
-    phase: Phase,
-    layer: usize,
-    [q, k, v]: [&Tensor<4>; 3],
-) -> Result<Tensor<4>> {
-    match phase {
-        Phase::Prefill => cache
-            .untrimmed()
-            .prefill(layer, q.clone(), k.clone(), v.clone()),
-        Phase::Decode => {
-            let token = |token: usize| {
-                let one = |all: &Tensor<4>| all.clone().narrow(2, token, 1);
-                cache.decode(layer, one(q), one(k), one(v))
-            };
-            let outputs = (0..q.dims()[2]).map(token).collect::<Result<Vec<_>>>()?;
-            Ok(Tensor::cat(outputs, 2))
-        }
-    }
 }
 
 /// The mean negative log-likelihood of an example's scored tokens, `[rows]`, from the hidden states after the last layer of

@@ -7,7 +7,7 @@ use crate::{Attend, CausalLm, PrefillOptions};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
 use polykv_core::ops::bytes;
-use polykv_core::{Error, KvCache, ModelFacts, PromptCache, Result, Storage};
+use polykv_core::{Error, KvCache, ModelFacts, Prompt, PromptCache, Result, Storage};
 use std::ops::Range;
 
 /// One layer of a family. Its field names spell the checkpoints' tensor names.
@@ -103,7 +103,7 @@ impl<L: Layer> Decoder<L> {
         let start = cache.seen();
         self.check_length(start, tokens)?;
         cache.set_facts(&self.facts());
-        cache.begin_prefill(tokens)?;
+        let mut prompt = Prompt::new(cache, tokens)?;
         let mut chunks = Vec::new();
         for first in (0..tokens).step_by(options.chunk.max(1)) {
             let last = tokens.min(first + options.chunk.max(1));
@@ -115,21 +115,22 @@ impl<L: Layer> Decoder<L> {
         options.activation_peak_bytes = held + chunks.first().map_or(0, |(x, _)| bytes(x));
         for (index, layer) in self.weights.model.layers.iter().enumerate() {
             for (x, rope) in &mut chunks {
-                let attend = |q, k, v| cache.prefill(index, q, k, v);
+                let attend = |q, k, v| prompt.attend(index, q, k, v);
                 *x = layer.forward(x.clone(), rope, attend)?;
             }
-            cache.end_prefill(index)?;
+            prompt.end_layer(index)?;
             options.report(index + 1, self.config.layers);
         }
+        prompt.finish()?;
         Ok(chunks.into_iter().map(|(x, _)| x).collect())
     }
 
     fn facts(&self) -> ModelFacts {
         let layers = self.weights.model.layers.iter();
-        ModelFacts {
-            rope: Some(self.rope.facts()),
-            output: layers.map(Layer::output_weight).collect(),
-        }
+        let mut facts = ModelFacts::default();
+        facts.rope = Some(self.rope.facts());
+        facts.output = layers.map(Layer::output_weight).collect();
+        facts
     }
 
     fn check_length(&self, start: usize, tokens: usize) -> Result<()> {

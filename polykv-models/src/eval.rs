@@ -26,7 +26,7 @@ pub use needle::{Needle, NeedleOptions};
 pub use ppl::Ppl;
 pub use prompts::{FieldMap, PromptFiles, Prompts, PromptsOptions, Scorer};
 pub use ruler::{Ruler, RulerOptions, RulerSource, RulerTexts};
-pub use runner::{Candidate, Evaluator, PlanInfo, Prompted};
+pub use runner::{Evaluator, NamedPlan, PlanInfo, Prompted};
 pub use summary::{Difference, Group, PlanSummary, SetSummary, Summary, TaskSummary};
 pub use windows::WindowOptions;
 

@@ -93,10 +93,9 @@ pub struct Generator {
 
 impl Generator {
     /// # Errors
-    /// A plan for another model.
+    /// A plan with another number of layers, and what [`KvCache::new`] refuses.
     pub fn new(model: LoadedModel, plan: Plan) -> Result<Self> {
-        let config = model.model.config();
-        plan.check_model("plan", config.layers, &config.fingerprint())?;
+        model.check_layers(&plan)?;
         let cache = KvCache::new(plan, model.model.cache_shape(1), model.model.device())?;
         Ok(Self { model, cache })
     }
@@ -169,9 +168,6 @@ impl Generator {
         let mut finish = Finish::Length;
         while tokens.len() < options.max_new_tokens {
             let values: Vec<f32> = logits.try_into_vec_as().map_err(ops::read_error)?;
-            if tokens.len().is_multiple_of(CHECK_EVERY) {
-                self.cache.check()?;
-            }
             let token = sampler.sample(&values, &history)?;
             first.get_or_insert_with(Instant::now);
             if self.model.eos_tokens.contains(&token) {
@@ -190,7 +186,8 @@ impl Generator {
             }
             logits = model.decode(self.model.ids(&[token]), &mut self.cache)?;
         }
-        self.cache.check()?;
+        // Waits for the device: a NaN score is an error of this generation, and time ends when all is computed.
+        let cache = self.cache.report()?;
         let ended = Instant::now();
         let first = first.unwrap_or(ended);
         let steps = tokens.len() + usize::from(finish == Finish::Stop && !output.stopped);
@@ -202,7 +199,7 @@ impl Generator {
             decode_time: ended - first,
             decode_steps: steps.saturating_sub(1),
             tokens,
-            cache: self.cache.report(),
+            cache,
             activation_peak_bytes,
         })
     }

@@ -16,7 +16,7 @@ use burn_store::burn_pack::Tensor as PackTensor;
 use burn_store::{ApplyError, ModuleSnapshot, bridge};
 use gguf::GgufFile;
 use polykv_core::ops::layers::{Q8_BLOCK, quantize, settle};
-use polykv_core::{Error, Result, Storage};
+use polykv_core::{Error, Plan, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -34,6 +34,21 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
+    /// Whether a plan is for a model with as many layers.
+    ///
+    /// # Errors
+    /// Names both numbers.
+    pub fn check_layers(&self, plan: &Plan) -> Result<()> {
+        let layers = self.model.config().layers;
+        match plan.layers.len() == layers {
+            true => Ok(()),
+            false => {
+                let allowed = format!("{layers}, the model's");
+                Err(Error::plan("layers", plan.layers.len(), allowed))
+            }
+        }
+    }
+
     /// One sequence's tokens as the model takes them, `[1, tokens]`.
     pub fn ids(&self, tokens: &[u32]) -> Tensor<2, Int> {
         let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();

@@ -18,7 +18,7 @@ pub struct Cake {
 }
 
 impl Allocator for Cake {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "cake"
     }
 
@@ -73,7 +73,7 @@ impl Online for Cake {
             f64::from(both[0].max(0.0)).powf(self.spatial) * f64::from(both[1]).powf(self.temporal);
         match claim.is_finite() {
             true => Ok(note(claim)),
-            false => Err(Error::Failed(format!(
+            false => Err(Error::NotFinite(format!(
                 "layer {}: the cake allocator's claim is {claim}",
                 view.layer
             ))),

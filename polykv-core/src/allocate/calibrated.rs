@@ -1,4 +1,5 @@
-use super::{Allocator, Basis, LayerStat, within};
+use super::{Allocator, Basis, LayerStat};
+use crate::apportion::within;
 
 /// A floor for every layer and the rest in proportion to the measured sensitivities (PolyKV, arXiv 2606.15157,
 /// Algorithm 1). The floor is what the layer's policy protects, at least a quarter of the average budget; no layer gets
@@ -10,7 +11,7 @@ pub struct Calibrated {
 }
 
 impl Allocator for Calibrated {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "calibrated"
     }
 

@@ -16,7 +16,7 @@ pub struct Dynamic {
 }
 
 impl Allocator for Dynamic {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "dynamic"
     }
 

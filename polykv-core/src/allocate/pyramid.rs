@@ -1,4 +1,5 @@
-use super::{Allocator, Basis, LayerStat, largest_remainder};
+use super::{Allocator, Basis, LayerStat};
+use crate::apportion::largest_remainder;
 
 /// Budgets that fall linearly from the first layer to the last (PyramidKV, arXiv 2406.02069): what the average leaves
 /// beside the protected entries, `r`, becomes `r / beta` in the last layer and `2 r - r / beta` in the first; no layer
@@ -9,7 +10,7 @@ pub struct Pyramid {
 }
 
 impl Allocator for Pyramid {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "pyramid"
     }
 

@@ -1,4 +1,5 @@
-use super::{Allocator, Basis, LayerStat, largest_remainder};
+use super::{Allocator, Basis, LayerStat};
+use crate::apportion::largest_remainder;
 
 /// The same budget in every layer, or in proportion to the shares that a plan gives; what does not divide goes to the
 /// largest remainders, one entry each.
@@ -6,7 +7,7 @@ use super::{Allocator, Basis, LayerStat, largest_remainder};
 pub struct Uniform;
 
 impl Allocator for Uniform {
-    fn name(&self) -> &'static str {
+    fn name(&self) -> &str {
         "uniform"
     }
 

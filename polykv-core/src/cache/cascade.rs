@@ -2,14 +2,16 @@
 
 use super::{KvCache, Spans};
 use crate::allocate::{self, Allocator, LayerStat, Note, Online};
-use crate::plan::{PhaseRule, Resolved};
-use crate::policy::Phase;
+use crate::apportion::largest_remainder;
+use crate::phase::Phase;
+use crate::plan::Resolved;
 use crate::{Error, Result};
+use std::sync::Arc;
 
 /// One prompt's way through the layers.
 #[derive(Clone, Debug)]
 pub(super) struct Cascade {
-    allocator: &'static dyn Allocator,
+    allocator: Arc<dyn Allocator>,
     /// What each layer claims at least, per phase; none for a phase that keeps everything there.
     least: [Vec<Option<usize>>; 2],
     /// Entries of all layers together, per phase.
@@ -22,36 +24,31 @@ pub(super) struct Cascade {
 
 impl Cascade {
     /// For a plan whose allocator has to see the layers.
-    pub fn of(online: Option<&str>, resolved: &Resolved, spans: &Spans) -> Result<Option<Self>> {
-        let Some(name) = online else {
+    pub fn of(
+        allocator: Option<Arc<dyn Allocator>>,
+        resolved: &Resolved,
+        spans: &Spans,
+    ) -> Result<Option<Self>> {
+        let Some(allocator) = allocator.filter(|allocator| allocator.online().is_some()) else {
             return Ok(None);
         };
-        let allocator = allocate::by_name(name)?;
-        let least = |rule: &PhaseRule| {
-            rule.budget?;
-            Some(allocate::least_budget(&*rule.policy) + spans.count())
+        let least = |phase| {
+            let layers = resolved.layers.iter().map(|layer| match layer.of(phase) {
+                Some(own) => Ok(Some(allocate::least_budget(&*own.policy)? + spans.count())),
+                None => Ok(None),
+            });
+            layers.collect::<Result<Vec<_>>>()
         };
-        Ok(allocator.online().map(|_| Self {
+        Ok(Some(Self {
             allocator,
-            least: [
-                resolved
-                    .layers
-                    .iter()
-                    .map(|own| least(&own.prefill))
-                    .collect(),
-                resolved
-                    .layers
-                    .iter()
-                    .map(|own| least(&own.decode))
-                    .collect(),
-            ],
-            totals: [Phase::Prefill, Phase::Decode].map(|phase| resolved.total(phase)),
+            least: [least(Phase::Prefill)?, least(Phase::Decode)?],
+            totals: Phase::BOTH.map(|phase| resolved.total(phase)),
             notes: Vec::new(),
             held: Vec::new(),
         }))
     }
 
-    pub fn online(&self) -> Result<&'static dyn Online> {
+    pub fn online(&self) -> Result<&dyn Online> {
         self.allocator.online().ok_or_else(|| {
             let name = self.allocator.name();
             Error::Failed(format!("allocator {name} does not look at layers"))
@@ -59,7 +56,7 @@ impl Cascade {
     }
 
     /// Takes a layer in and gives the entries that it and the layers before it may hold, none where nothing is evicted.
-    fn see(&mut self, note: Note) -> Result<&[Option<usize>]> {
+    pub fn see(&mut self, note: Note) -> Result<&[Option<usize>]> {
         self.held
             .push(self.least[0][self.notes.len()].map(|_| note.entries));
         self.notes.push(note);
@@ -68,7 +65,7 @@ impl Cascade {
         Ok(&self.held)
     }
 
-    /// As [`Cascade::see`], for a layer like all others.
+    /// Takes in a layer like all others, where no layer is there to be seen.
     pub fn see_equal(&mut self, entries: usize) -> Result<&[Option<usize>]> {
         self.see(Note {
             entries,
@@ -107,13 +104,24 @@ impl Cascade {
         Ok(least[..seen].iter().map(budget).collect())
     }
 
-    /// The budgets of the decode phase once all layers have been seen: the prefill's where both evict in the same layers.
+    /// The budgets of the decode phase once all layers have been seen. Where both phases evict in the same layers, they are
+    /// what the layers hold; what the total has beyond that goes to all evenly, so that nothing is evicted while everything
+    /// fits.
     fn decode_budgets(&self) -> Result<Vec<Option<usize>>> {
         let evicts = |phase: usize| self.least[phase].iter().map(Option::is_some);
-        match self.totals[0] == self.totals[1] && evicts(0).eq(evicts(1)) {
-            true => Ok(self.held.clone()),
-            false => self.budgets(Phase::Decode),
+        if self.totals[0] != self.totals[1] || !evicts(0).eq(evicts(1)) {
+            return self.budgets(Phase::Decode);
         }
+        let layers = self.held.iter().flatten().count();
+        let held = self
+            .held
+            .iter()
+            .flatten()
+            .fold(0, |sum: usize, held| sum.saturating_add(*held));
+        let surplus = self.totals[0].saturating_sub(held);
+        let mut more = largest_remainder(surplus, &vec![1.0; layers]).into_iter();
+        let budget = |held: &Option<usize>| held.map(|held| held + more.next().unwrap_or(0));
+        Ok(self.held.iter().map(budget).collect())
     }
 
     fn is_done(&self) -> bool {
@@ -122,18 +130,9 @@ impl Cascade {
 }
 
 impl KvCache {
-    /// As [`KvCache::end_prefill`], for a plan whose budgets are not known before all layers are.
-    pub(super) fn end_prefill_in_steps(
-        &mut self,
-        layer: usize,
-        mut cascade: Cascade,
-    ) -> Result<()> {
-        if layer != cascade.notes.len() {
-            let allowed = format!("{}, in order", cascade.notes.len());
-            return Err(Error::invalid("cache", "layer", layer, allowed));
-        }
-        let online = cascade.online()?;
-        let note = self.run(layer, |own| own.look(online))?;
+    /// Cuts a layer, and those before it, under budgets that are not known before all layers are.
+    pub(super) fn trim_in_steps(&mut self, layer: usize, mut cascade: Cascade) -> Result<()> {
+        let note = self.run(layer, |own| own.survey(cascade.online()?))?;
         let granted = cascade.see(note)?.to_vec();
         for (layer, entries) in granted.into_iter().enumerate() {
             if let Some(entries) = entries {
@@ -145,9 +144,9 @@ impl KvCache {
             return Ok(());
         }
         let decode = cascade.decode_budgets()?;
-        for (own, (prefill, decode)) in self.layers.iter_mut().zip(cascade.held.iter().zip(decode))
-        {
-            own.settle(*prefill, decode);
+        let budgets = cascade.held.iter().zip(decode);
+        for (own, (prefill, decode)) in self.layers.iter_mut().zip(budgets) {
+            own.set_budgets(*prefill, decode);
         }
         Ok(())
     }

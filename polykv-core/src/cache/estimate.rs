@@ -3,9 +3,10 @@
 use super::Spans;
 use super::cascade::Cascade;
 use super::slots::slots_for;
-use crate::Result;
 use crate::budget::EntryCost;
-use crate::plan::{LayerRules, Plan};
+use crate::phase::Phase;
+use crate::plan::{LayerEvictions, Plan};
+use crate::{Error, Result};
 
 /// Computed sizes of a cache, as [`CacheReport`](super::CacheReport) would measure them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,23 +24,24 @@ impl Plan {
     /// the layers, they are taken to claim the same.
     ///
     /// # Errors
-    /// As [`Plan::resolve`]; `place` names the plan.
+    /// What [`Plan::resolve`] refuses, and sizes beyond what a computer can count.
     pub fn estimate(
         &self,
-        place: &str,
         prompt: usize,
         new_tokens: usize,
         cost: EntryCost,
     ) -> Result<CacheEstimate> {
-        let resolved = self.resolve(place, prompt, cost)?;
+        let resolved = self.resolve(prompt, cost)?;
         let mut sizes = Sizes::default();
         let mut layers = vec![Layer::default(); resolved.layers.len()];
-        let mut cascade = Cascade::of(self.online.as_deref(), &resolved, &Spans::default())?;
+        let mut cascade = Cascade::of(self.online.clone(), &resolved, &Spans::default())?;
         for (index, rules) in resolved.layers.iter().enumerate() {
             let append = |layer: &mut Layer| layer.append(rules, prompt, prompt);
             sizes.step(&mut layers[index], append);
             match &mut cascade {
-                None => sizes.step(&mut layers[index], |layer| layer.trim(rules.prefill.budget)),
+                None => sizes.step(&mut layers[index], |layer| {
+                    layer.trim(rules.budget(Phase::Prefill))
+                }),
                 Some(cascade) => {
                     let granted = cascade.see_equal(prompt)?;
                     for (layer, &budget) in layers.iter_mut().zip(granted) {
@@ -52,13 +54,23 @@ impl Plan {
             for (layer, rules) in layers.iter_mut().zip(&resolved.layers) {
                 sizes.step(layer, |layer| {
                     layer.append(rules, 1, 0);
-                    layer.trim(rules.decode.budget);
+                    layer.trim(rules.budget(Phase::Decode));
                 });
             }
         }
+        let bytes = |slots: usize| {
+            slots.checked_mul(cost.bytes).ok_or_else(|| {
+                let found = format!("{slots} entries of {} bytes", cost.bytes);
+                Error::budget(
+                    "bytes of the cache",
+                    found,
+                    format!("at most {}", usize::MAX),
+                )
+            })
+        };
         Ok(CacheEstimate {
-            steady_bytes: sizes.slots * cost.bytes,
-            peak_bytes: sizes.peak * cost.bytes,
+            steady_bytes: bytes(sizes.slots)?,
+            peak_bytes: bytes(sizes.peak)?,
             kept: layers.iter().map(|layer| layer.len).collect(),
         })
     }
@@ -89,7 +101,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn append(&mut self, rules: &LayerRules, tokens: usize, expected: usize) {
+    fn append(&mut self, rules: &LayerEvictions, tokens: usize, expected: usize) {
         if self.len + tokens > self.slots {
             self.slots = slots_for(rules, self.len, tokens, expected);
         }

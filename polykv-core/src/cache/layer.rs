@@ -7,12 +7,14 @@ use super::slots::slots_for;
 use super::spans::Spans;
 use super::states::States;
 use super::store::Store;
-use super::{LayerFacts, LayerShape};
+use crate::facts::LayerFacts;
 use crate::ops::{self, AttentionBlock, Nans, Protected};
-use crate::plan::{LayerRules, PhaseRule};
-use crate::policy::{Appended, LayerView, Needs, Phase};
+use crate::phase::Phase;
+use crate::plan::LayerEvictions;
+use crate::policy::{Appended, LayerView, Needs, Policy};
+use crate::shape::LayerShape;
 use crate::{Error, Result};
-use burn::tensor::{Device, Int, Tensor};
+use burn::tensor::{DType, Device, Int, Tensor};
 
 /// The cache of one layer. Use it through [`KvCache`](super::KvCache).
 ///
@@ -23,7 +25,7 @@ pub struct LayerCache {
     layer: usize,
     shape: LayerShape,
     device: Device,
-    rules: Option<LayerRules>,
+    rules: Option<LayerEvictions>,
     facts: LayerFacts,
     spans: Spans,
     needs: Needs,
@@ -39,7 +41,7 @@ pub struct LayerCache {
     seen: usize,
     /// Whether all KV heads hold the same positions in the same slots.
     heads_agree: bool,
-    /// Whether scores have been NaN since [`KvCache::check`](super::KvCache::check).
+    /// Whether scores have been NaN since the last look.
     nans: Nans,
 }
 
@@ -75,7 +77,7 @@ impl LayerCache {
         vec![vec![self.len(); self.shape.kv_heads]; self.shape.batch]
     }
 
-    /// The positions of the entries, in slot order: `[batch, kv_heads, entries]`.
+    /// The positions of the entries, counted from the first token given, in slot order: `[batch, kv_heads, entries]`.
     pub fn positions(&self) -> Option<Tensor<3, Int>> {
         self.store.as_ref().map(Store::positions)
     }
@@ -116,11 +118,16 @@ impl LayerCache {
         self.store.as_ref().map_or(0, Store::len)
     }
 
-    pub(super) fn take_nans(&mut self) -> Nans {
+    /// Whether scores are known to have been NaN, without waiting for the device.
+    pub(super) fn has_known_nans(&self) -> bool {
+        matches!(self.nans, Nans::Known(true))
+    }
+
+    fn take_nans(&mut self) -> Nans {
         std::mem::replace(&mut self.nans, Nans::Known(false))
     }
 
-    /// Remembers what is not known yet for [`KvCache::check`](super::KvCache::check).
+    /// Remembers what is not known yet for [`first_nan`].
     fn note(&mut self, nans: Nans) {
         self.nans = match (self.take_nans(), nans) {
             (Nans::Known(false), new) => new,
@@ -130,19 +137,34 @@ impl LayerCache {
         };
     }
 
-    pub(super) fn begin_prefill(
+    /// What to say of NaN scores of this layer.
+    fn nan_reason(&self) -> String {
+        let rules = self.rules.iter();
+        let mut names: Vec<&str> = rules
+            .flat_map(|rules| Phase::BOTH.map(|phase| rules.of(phase)))
+            .flatten()
+            .map(|eviction| eviction.policy.name())
+            .collect();
+        names.dedup();
+        let cause = match self.shape.dtype {
+            DType::F16 => "keys and values are stored as f16, which ends at 65504: try f32 or bf16",
+            _ => "its queries, keys or values are not finite",
+        };
+        let (layer, names) = (self.layer, names.join(" or "));
+        format!("layer {layer}: a score of policy {names} is NaN; likely cause: {cause}")
+    }
+
+    pub(super) fn begin(
         &mut self,
-        rules: LayerRules,
+        rules: LayerEvictions,
         facts: LayerFacts,
         spans: Spans,
         tokens: usize,
     ) {
-        let needs = |rule: &PhaseRule| match rule.budget {
-            Some(_) => rule.policy.needs(),
-            None => Needs::default(),
-        };
-        self.needs = needs(&rules.prefill).union(needs(&rules.decode));
-        self.states.shared = rules.prefill.same_policy(&rules.decode);
+        let evictions = Phase::BOTH.into_iter().filter_map(|phase| rules.of(phase));
+        let needs = evictions.map(|eviction| eviction.policy.needs());
+        self.needs = needs.fold(Needs::default(), Needs::union);
+        self.states.shared = rules.same_policy();
         self.rules = Some(rules);
         self.facts = facts;
         self.spans = spans;
@@ -154,7 +176,7 @@ impl LayerCache {
         self.needs = self.needs.union(needs);
     }
 
-    /// Announces tokens without changing the rules. Room is made when the layer's turn comes: for all layers at once
+    /// Announces tokens without changing the evictions. Room is made when the layer's turn comes: for all layers at once
     /// it would be the full cache.
     pub(super) fn expect(&mut self, tokens: usize) {
         self.expected = tokens;
@@ -174,12 +196,11 @@ impl LayerCache {
         Ok(self.attend(&rules, q, false)?.0)
     }
 
-    /// Trims to the prefill budget.
-    pub(super) fn end_prefill(&mut self) -> Result<()> {
-        let rules = self.rules()?;
-        match rules.prefill.budget {
-            Some(budget) if budget < self.len() => {
-                self.compact(Phase::Prefill, &rules.prefill, budget, None)
+    /// Cuts to the prefill budget.
+    pub(super) fn end_prompt(&mut self) -> Result<()> {
+        match self.rules()?.prefill {
+            Some(eviction) if eviction.budget < self.len() => {
+                self.compact(Phase::Prefill, &eviction, None)
             }
             _ => Ok(()),
         }
@@ -189,25 +210,26 @@ impl LayerCache {
         let rules = self.rules()?;
         let tokens = self.check_shapes(&q, &k, &v)?;
         if tokens != 1 {
-            return Err(Error::invalid("decode", "tokens", tokens, 1));
+            return Err(Error::shape("decode", "tokens", tokens, 1));
         }
         // A single entry is rounded where it is written.
         let appended = self.append(&rules, &q, k.clone(), v.clone(), 1);
         self.states.append(&rules, &appended)?;
-        let over = rules.decode.budget.filter(|&budget| self.len() > budget);
+        let over = rules.decode.as_ref().filter(|own| self.len() > own.budget);
         let (output, row) = self.attend(&rules, q, over.is_some())?;
-        if let Some(budget) = over {
-            match self.len() == budget + 1 {
-                true => self.replace(&rules.decode, row, k, v)?,
-                false => self.compact(Phase::Decode, &rules.decode, budget, row)?,
+        if let Some(eviction) = over {
+            match self.len() == eviction.budget + 1 {
+                true => self.replace(eviction, row, k, v)?,
+                false => self.compact(Phase::Decode, eviction, row)?,
             }
         }
         Ok(output)
     }
 
-    fn rules(&self) -> Result<LayerRules> {
+    fn rules(&self) -> Result<LayerEvictions> {
         self.rules.clone().ok_or_else(|| {
-            Error::invalid("cache", "call", "prefill or decode", "begin_prefill first")
+            let found = "tokens before any prompt";
+            Error::order("cache", "call", found, "KvCache::prompt first")
         })
     }
 
@@ -228,7 +250,7 @@ impl LayerCache {
             if found != wanted || tokens == 0 {
                 let place = format!("layer {}", self.layer);
                 let (found, wanted) = (format!("{found:?}"), format!("{wanted:?}, no empty axis"));
-                return Err(Error::invalid(
+                return Err(Error::shape(
                     place,
                     format!("shape of {name}"),
                     found,
@@ -250,7 +272,7 @@ impl LayerCache {
     /// Takes new entries in; the policies are not told yet.
     fn append(
         &mut self,
-        rules: &LayerRules,
+        rules: &LayerEvictions,
         q: &Tensor<4>,
         k: Tensor<4>,
         v: Tensor<4>,
@@ -290,7 +312,7 @@ impl LayerCache {
     /// The attention output, and on demand the last query's attention row.
     fn attend(
         &mut self,
-        rules: &LayerRules,
+        rules: &LayerEvictions,
         q: Tensor<4>,
         want_row: bool,
     ) -> Result<(Tensor<4>, Option<Tensor<4>>)> {
@@ -325,7 +347,7 @@ impl LayerCache {
     fn view(
         &self,
         phase: Phase,
-        rule: &PhaseRule,
+        policy: &dyn Policy,
         budget: usize,
         row: Option<Tensor<4>>,
     ) -> Result<LayerView<'_>> {
@@ -339,7 +361,7 @@ impl LayerCache {
             shape: self.shape,
             seen: self.seen,
             budget,
-            protected: self.protected(rule, budget),
+            protected: self.protected(policy, budget),
             facts: &self.facts,
             heads_agree: self.heads_agree,
             stored_keys: store.keys(),
@@ -351,12 +373,47 @@ impl LayerCache {
         })
     }
 
-    fn protected(&self, rule: &PhaseRule, budget: usize) -> Protected<'_> {
-        let (protect, spans) = self.spans.join(rule.policy.protect(budget));
+    fn protected(&self, policy: &dyn Policy, budget: usize) -> Protected<'_> {
+        let (protect, spans) = self.spans.join(policy.protect(budget));
         Protected {
             protect,
             spans,
             seen: self.seen,
         }
     }
+}
+
+/// What to say of the first layer whose scores have been NaN since the last look, if there is one. Waits for the device.
+///
+/// # Errors
+/// A device that cannot be read.
+pub(super) fn first_nan(layers: &mut [LayerCache]) -> Result<Option<String>> {
+    let mut counts = Vec::new();
+    let mut asked = Vec::new();
+    let mut found = None;
+    for (index, layer) in layers.iter_mut().enumerate() {
+        match layer.take_nans() {
+            Nans::Known(true) => found = found.or(Some(index)),
+            Nans::Known(false) => {}
+            Nans::OnDevice(count) => {
+                asked.push((index, count.shape().num_elements()));
+                counts.push(count.flatten::<1>(0, 1));
+            }
+        }
+    }
+    if !counts.is_empty() {
+        let counts = Tensor::cat(counts, 0).try_into_vec_as::<f32>();
+        let mut rest = counts.map_err(ops::read_error)?.into_iter();
+        for (index, rows) in asked {
+            let nans = rest
+                .by_ref()
+                .take(rows)
+                .filter(|&count| count > 0.0)
+                .count();
+            if nans > 0 && found.is_none_or(|other| index < other) {
+                found = Some(index);
+            }
+        }
+    }
+    Ok(found.map(|index| layers[index].nan_reason()))
 }

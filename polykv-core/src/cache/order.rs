@@ -1,8 +1,7 @@
 //! The permutation from ranks by position to slots, kept without sorting.
 
-use super::LayerShape;
-use crate::Result;
-use crate::ops;
+use crate::shape::LayerShape;
+use crate::{Result, ops};
 use burn::tensor::{Device, IndexingUpdateOp, Int, IntDType, Tensor};
 
 /// Slots in ascending order of position, `[batch, kv_heads, entries]`; `None` while that is the identity.

@@ -45,7 +45,8 @@ impl Queries {
             self.len += added;
             return;
         }
-        let capacity = count + (count / 4).max(1);
+        // Room grows with what has arrived: `count` may be far more than a sequence will ever hold.
+        let capacity = (2 * (kept + added)).max(16).min(count + (count / 4).max(1));
         let room = Tensor::zeros([batch, heads, capacity, d], &new.device());
         let mut room = room.slice_assign(s![.., .., kept..kept + added, ..], added_queries);
         if let Some(old) = self.latest(kept) {

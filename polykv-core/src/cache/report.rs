@@ -3,6 +3,7 @@ use serde::Serialize;
 
 /// What a cache holds, measured from its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct CacheReport {
     /// Tokens seen.
     pub seen: usize,
@@ -30,14 +31,17 @@ impl CacheReport {
         }
     }
 
+    /// The fewest entries of any layer.
     pub fn kept_min(&self) -> f64 {
         self.kept.iter().copied().fold(f64::INFINITY, f64::min)
     }
 
+    /// Entries per layer, mean over layers.
     pub fn kept_mean(&self) -> f64 {
         self.kept.iter().sum::<f64>() / self.kept.len().max(1) as f64
     }
 
+    /// The most entries of any layer.
     pub fn kept_max(&self) -> f64 {
         self.kept.iter().copied().fold(0.0, f64::max)
     }

@@ -1,7 +1,10 @@
 //! One prompt under many plans.
 
-use super::{KvCache, LayerCache, LayerShape, ModelFacts, PromptCache};
+use super::prompt::{Drive, PromptCache};
+use super::{KvCache, LayerCache};
+use crate::facts::ModelFacts;
 use crate::plan::Plan;
+use crate::shape::LayerShape;
 use crate::{Error, Result};
 use burn::tensor::{Device, Tensor};
 use std::collections::BTreeMap;
@@ -10,7 +13,7 @@ use std::collections::BTreeMap;
 /// a layer's full keys and values are at hand, every plan takes its cut of them before the next layer starts, so the
 /// peak is one layer's full cache plus the budgets of all plans. Plans with the same rules in a layer share one cut.
 ///
-/// Each cache of [`SharedPrefill::finish`] is what [`KvCache`] would be after the same prompt alone.
+/// It takes one prompt, through a [`Prompt`](super::Prompt); each cache of [`SharedPrefill::into_caches`] is what [`KvCache`] would be after the same prompt alone.
 #[derive(Debug)]
 pub struct SharedPrefill {
     caches: Vec<KvCache>,
@@ -31,15 +34,15 @@ impl SharedPrefill {
     /// # Errors
     /// No plan, plans with different numbers of layers, and what [`KvCache::new`] refuses.
     pub fn new(plans: Vec<Plan>, shape: LayerShape, device: &Device) -> Result<Self> {
-        let Some(layers) = plans.first().map(|plan| plan.layers) else {
+        let Some(layers) = plans.first().map(|plan| plan.layers.len()) else {
             return Err(Error::invalid("shared prefill", "plans", 0, "at least 1"));
         };
-        if let Some(other) = plans.iter().find(|plan| plan.layers != layers) {
+        if let Some(other) = plans.iter().find(|plan| plan.layers.len() != layers) {
             let allowed = format!("{layers}, as in the first plan");
             return Err(Error::invalid(
                 "shared prefill",
                 "layers",
-                other.layers,
+                other.layers.len(),
                 allowed,
             ));
         }
@@ -64,8 +67,8 @@ impl SharedPrefill {
         self.peak_bytes
     }
 
-    /// One cache per plan, in their order, ready for decode steps or more prompt.
-    pub fn finish(self) -> Vec<KvCache> {
+    /// One cache per plan, in their order, ready for decode steps or more prompts.
+    pub fn into_caches(self) -> Vec<KvCache> {
         self.caches
     }
 
@@ -74,10 +77,6 @@ impl SharedPrefill {
         let leader = self.leader.as_ref().map_or(0, LayerCache::kv_bytes);
         self.peak_bytes = self.peak_bytes.max(own + leader);
     }
-
-    fn no_layer(&self, layer: usize, allowed: impl std::fmt::Display) -> Error {
-        Error::invalid("shared prefill", "layer", layer, allowed)
-    }
 }
 
 impl PromptCache for SharedPrefill {
@@ -85,46 +84,44 @@ impl PromptCache for SharedPrefill {
         self.caches.first().map_or(0, KvCache::seen)
     }
 
+    fn next_positions(&self) -> Vec<usize> {
+        let first = self.caches.first();
+        first.map(KvCache::next_positions).unwrap_or_default()
+    }
+
     fn set_facts(&mut self, facts: &ModelFacts) {
         let caches = self.caches.iter_mut();
         caches.for_each(|cache| cache.set_facts(facts));
     }
+}
 
-    /// # Errors
-    /// A second prompt, and what any of the plans refuses.
-    fn begin_prefill(&mut self, tokens: usize) -> Result<()> {
+impl Drive for SharedPrefill {
+    fn layers(&self) -> usize {
+        self.caches.first().map_or(0, |cache| cache.layers.len())
+    }
+
+    fn begin(&mut self, tokens: usize) -> Result<()> {
         if self.tokens.is_some() {
-            let allowed = "one; give more to the caches of finish()";
-            return Err(Error::invalid("shared prefill", "prompts", 2, allowed));
+            let allowed = "one; give more to the caches of into_caches()";
+            return Err(Error::order("shared prefill", "prompts", 2, allowed));
         }
         for cache in &mut self.caches {
-            cache.begin_prefill(tokens)?;
+            cache.begin(tokens)?;
         }
         self.origins = origins(&self.caches);
         self.tokens = Some(tokens);
         Ok(())
     }
 
-    fn prefill(
+    fn attend(
         &mut self,
         layer: usize,
         q: Tensor<4>,
         k: Tensor<4>,
         v: Tensor<4>,
     ) -> Result<Tensor<4>> {
-        let tokens = self.tokens.ok_or_else(|| {
-            Error::invalid("shared prefill", "call", "prefill", "begin_prefill first")
-        })?;
-        let layers = self.caches.first().map_or(0, |cache| cache.layers.len());
-        if layer >= layers {
-            return Err(self.no_layer(layer, format!("0 to {}", layers - 1)));
-        }
-        if let Some(leader) = &self.leader
-            && leader.index() != layer
-        {
-            let allowed = format!("{}, until its end_prefill", leader.index());
-            return Err(self.no_layer(layer, allowed));
-        }
+        let q = self.caches[0].scaled(q);
+        let tokens = self.tokens.unwrap_or(0);
         let leader = self.leader.take().unwrap_or_else(|| {
             let followers = self.caches.iter().map(|cache| &cache.layers[layer]);
             LayerCache::leader(layer, self.shape, &self.device, tokens, followers)
@@ -139,9 +136,12 @@ impl PromptCache for SharedPrefill {
         Ok(output)
     }
 
-    fn end_prefill(&mut self, layer: usize) -> Result<()> {
-        let own = self.leader.take_if(|leader| leader.index() == layer);
-        let leader = own.ok_or_else(|| self.no_layer(layer, "the one that was just prefilled"))?;
+    fn end_layer(&mut self, layer: usize) -> Result<()> {
+        let Some(leader) = self.leader.take() else {
+            return Err(Error::Failed(format!(
+                "layer {layer} ends without a prompt"
+            )));
+        };
         for index in 0..self.caches.len() {
             let origin = self.origins[index][layer];
             let cut = (origin < index).then(|| self.caches[origin].layers[layer].clone());
@@ -152,7 +152,7 @@ impl PromptCache for SharedPrefill {
                 Ok(())
             })?;
             match cut {
-                None => cache.end_prefill(layer)?,
+                None => cache.trim(layer)?,
                 Some(cut) => cache.run(layer, |own| {
                     *own = cut;
                     Ok(())
@@ -163,6 +163,10 @@ impl PromptCache for SharedPrefill {
         self.note_peak();
         self.leader = None;
         Ok(())
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.caches.iter_mut().try_for_each(KvCache::end)
     }
 }
 

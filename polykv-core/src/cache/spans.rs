@@ -1,8 +1,6 @@
 //! Positions that a caller protects, whatever the policies say.
 
-use crate::plan::{PhaseRule, Resolved};
-use crate::policy::{Phase, Protect};
-use crate::{Error, Result};
+use crate::policy::Protect;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -30,7 +28,7 @@ impl Spans {
         Self::new(std::iter::once(0..tokens))
     }
 
-    /// How many positions that are.
+    /// The number of positions.
     pub fn count(&self) -> usize {
         self.0.iter().map(Range::len).sum()
     }
@@ -48,7 +46,7 @@ impl Spans {
         let more: usize = spans
             .map(|span| behind(span.end) - behind(span.start))
             .sum();
-        protect.count() + more
+        protect.count().saturating_add(more)
     }
 
     /// The policy's protection with a span at the start of the sequence joined to its sinks, and the other spans.
@@ -61,37 +59,6 @@ impl Spans {
             _ => (protect, &self.0),
         }
     }
-}
-
-impl Resolved {
-    /// Whether every layer's budgets hold the spans beside what its policies protect.
-    ///
-    /// # Errors
-    /// Names the layer, its budget and the least budget; `place` names the plan.
-    pub fn check_spans(&self, place: &str, spans: &Spans) -> Result<()> {
-        for (layer, rules) in self.layers.iter().enumerate() {
-            check(place, Phase::Prefill, layer, &rules.prefill, spans)?;
-            check(place, Phase::Decode, layer, &rules.decode, spans)?;
-        }
-        Ok(())
-    }
-}
-
-fn check(place: &str, phase: Phase, layer: usize, rule: &PhaseRule, spans: &Spans) -> Result<()> {
-    let Some(budget) = rule.budget else {
-        return Ok(());
-    };
-    let least = spans.count_with(rule.policy.protect(budget));
-    if least <= budget {
-        return Ok(());
-    }
-    let allowed = format!(
-        "at least {least}, {} protected positions and what policy {} protects",
-        spans.count(),
-        rule.policy.name()
-    );
-    let field = format!("{phase} budget of layer {layer}");
-    Err(Error::invalid(place, field, budget, allowed))
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 
 use crate::Result;
 use crate::ops::AttentionBlock;
-use crate::plan::{LayerRules, PhaseRule};
-use crate::policy::{Appended, Phase, State};
+use crate::phase::Phase;
+use crate::plan::{Eviction, LayerEvictions};
+use crate::policy::{Appended, State};
 use burn::tensor::{Int, Tensor};
 
 /// The memories of both phases' policies; one memory when both phases run the same policy.
@@ -19,7 +20,7 @@ impl States {
     ///
     /// # Errors
     /// Those of the policies.
-    pub fn append(&mut self, rules: &LayerRules, appended: &Appended) -> Result<()> {
+    pub fn append(&mut self, rules: &LayerEvictions, appended: &Appended) -> Result<()> {
         self.with(rules)
             .try_for_each(|(rule, state)| rule.policy.append(state, appended))
     }
@@ -28,7 +29,7 @@ impl States {
     ///
     /// # Errors
     /// Those of the policies.
-    pub fn observe(&mut self, rules: &LayerRules, block: &AttentionBlock) -> Result<()> {
+    pub fn observe(&mut self, rules: &LayerEvictions, block: &AttentionBlock) -> Result<()> {
         self.with(rules)
             .filter(|(rule, _)| rule.policy.needs().attention)
             .try_for_each(|(rule, state)| rule.policy.observe(state, block))
@@ -67,12 +68,13 @@ impl States {
     /// The policies that evict, each with its memory.
     fn with<'a>(
         &'a mut self,
-        rules: &'a LayerRules,
-    ) -> impl Iterator<Item = (&'a PhaseRule, &'a mut State)> {
-        let decode = (!self.shared).then_some((&rules.decode, &mut self.decode));
-        [Some((&rules.prefill, &mut self.prefill)), decode]
-            .into_iter()
-            .flatten()
-            .filter(|(rule, _)| rule.budget.is_some())
+        rules: &'a LayerEvictions,
+    ) -> impl Iterator<Item = (&'a Eviction, &'a mut State)> {
+        let prefill = rules.prefill.as_ref().map(|own| (own, &mut self.prefill));
+        let decode = match self.shared {
+            true => None,
+            false => rules.decode.as_ref().map(|own| (own, &mut self.decode)),
+        };
+        prefill.into_iter().chain(decode)
     }
 }

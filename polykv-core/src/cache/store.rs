@@ -1,8 +1,8 @@
 //! Dense storage of one layer's entries.
 
-use super::LayerShape;
 use crate::ops::{self, Entries};
 use crate::policy::Merge;
+use crate::shape::LayerShape;
 use burn::tensor::{DType, Device, Int, Tensor, s};
 
 /// Keys, values and positions of the entries in slots `0..len`; slots beyond are free.

@@ -2,9 +2,10 @@
 
 use super::order::Order;
 use super::*;
-use crate::Budget;
-use crate::policy::{self, Params, Phase};
-use burn::tensor::{Distribution, Int, TensorData};
+use crate::phase::Phase;
+use crate::policy::{Params, Policies};
+use crate::{Budget, PlanFile, Registry, RopeFacts};
+use burn::tensor::{DType, Distribution, Int, TensorData};
 
 const SHAPE: LayerShape = LayerShape {
     batch: 2,
@@ -19,30 +20,26 @@ fn decode_writes_in_place() {
     let device = Device::flex();
     let random =
         |heads, tokens| Tensor::<4>::random([2, heads, tokens, 8], Distribution::Default, &device);
-    for name in policy::names() {
-        let text = match name {
-            "snapkv" | "pyramidkv" | "cake" => "{window: 4}",
-            "scissorhands" => "{recent: 2}",
-            "lagkv" => "{lag: 2}",
-            "criticalkv" => "{base: h2o}",
-            _ => "{}",
-        };
-        let params: Params = serde_yaml_ng::from_str(text).unwrap();
-        let phases = [Phase::Prefill, Phase::Decode];
-        let plan = Plan::uniform(1, name, params, Budget::Tokens(10), &phases);
+    let policies = Policies::default();
+    for entry in policies.iter() {
+        let params = Params::from_yaml(&entry.variants[0]).unwrap();
+        let policy = policies.build(&entry.name, &params).unwrap();
+        let plan = Plan::uniform(1, policy, Budget::Tokens(12), &Phase::BOTH);
         let mut cache = KvCache::new(plan, SHAPE, &device).unwrap();
         cache.set_facts(&ModelFacts {
+            scale: None,
             rope: Some(RopeFacts {
                 frequencies: [1.0, 0.3, 0.1, 0.03].into(),
                 magnitude: 1.0,
             }),
             output: vec![Tensor::random([12, 32], Distribution::Default, &device)],
         });
-        cache.begin_prefill(20).unwrap();
-        cache
-            .prefill(0, random(4, 20), random(2, 20), random(2, 20))
+        let mut prompt = cache.prompt(20).unwrap();
+        prompt
+            .attend(0, random(4, 20), random(2, 20), random(2, 20))
             .unwrap();
-        cache.end_prefill(0).unwrap();
+        prompt.end_layer(0).unwrap();
+        prompt.finish().unwrap();
         // The first step may make room or compact once.
         cache
             .decode(0, random(4, 1), random(2, 1), random(2, 1))
@@ -53,7 +50,7 @@ fn decode_writes_in_place() {
             cache
                 .decode(0, random(4, 1), random(2, 1), random(2, 1))
                 .unwrap();
-            assert_eq!(address(&cache), before, "policy {name}");
+            assert_eq!(address(&cache), before, "policy {}", entry.name);
         }
     }
 }
@@ -63,22 +60,25 @@ fn plans_that_do_the_same_in_a_layer_share_its_cut() {
     let device = Device::flex();
     let random =
         |heads, tokens| Tensor::<4>::random([2, heads, tokens, 8], Distribution::Default, &device);
-    let plan = |text: &str| Plan::from_yaml("test", text).unwrap();
+    let plan = |text: &str| {
+        let file = PlanFile::from_yaml(text).unwrap();
+        file.build(&Registry::default()).unwrap()
+    };
     let same = "{schema: 1, layers: 2, budget: {tokens: 10}, prefill: [{layers: 0-1, policy: h2o}],
         decode: [{layers: 0-1, policy: tova}]}";
     let other =
         "{schema: 1, layers: 2, budget: {tokens: 10}, prefill: [{layers: 0-1, policy: h2o}],
         decode: [{layers: 0, policy: tova}, {layers: 1, policy: h2o}]}";
     let plans = [same, other, same].map(plan).to_vec();
-    let mut shared = SharedPrefill::new(plans, SHAPE, &device).unwrap();
-    shared.begin_prefill(20).unwrap();
+    let shared = SharedPrefill::new(plans, SHAPE, &device).unwrap();
+    let mut prompt = Prompt::new(shared, 20).unwrap();
     for layer in 0..2 {
-        shared
-            .prefill(layer, random(4, 20), random(2, 20), random(2, 20))
+        prompt
+            .attend(layer, random(4, 20), random(2, 20), random(2, 20))
             .unwrap();
-        shared.end_prefill(layer).unwrap();
+        prompt.end_layer(layer).unwrap();
     }
-    let caches = shared.finish();
+    let caches = prompt.finish().unwrap().into_caches();
     let cut = |cache: usize, layer: usize| caches[cache].layers[layer].addresses();
     assert_eq!(cut(0, 0), cut(1, 0), "the same rules in both phases");
     assert_eq!(cut(0, 0), cut(2, 0));

@@ -1,7 +1,7 @@
 use super::score::{Scale, means};
 use super::{Data, Design, ExampleLosses, Losses};
 use crate::Result;
-use crate::allocate::within;
+use crate::apportion::within;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

@@ -1,20 +1,23 @@
-use super::Candidate;
+use crate::allocate::Allocator;
 use crate::budget::Budget;
-use crate::plan::{LayerRange, Plan, Rule};
-use crate::policy::{Params, Phase};
+use crate::phase::Phase;
+use crate::plan::{LayerPlan, Plan, Rule, Share};
+use crate::policy::Policy;
+use std::sync::Arc;
 
 /// What a plan is made of.
 #[derive(Clone, Debug)]
 pub struct Draft<'a> {
-    pub candidates: &'a [Candidate],
+    /// What indices in routes stand for.
+    pub candidates: &'a [Arc<dyn Policy>],
+    /// The model's layers.
     pub layers: usize,
+    /// The plan's budget.
     pub budget: Budget,
-    /// Fingerprint of the model.
-    pub model: Option<String>,
     /// Budgets per layer for each phase, empty for the same in all layers.
     pub budgets: [Vec<usize>; 2],
     /// An allocator that splits the budget per prompt instead.
-    pub online: Option<String>,
+    pub online: Option<Arc<dyn Allocator>>,
 }
 
 impl Draft<'_> {
@@ -28,15 +31,11 @@ impl Draft<'_> {
 
     /// The plan with a candidate per layer; a phase without any keeps everything.
     pub fn plan(&self, prefill: Option<&[usize]>, decode: Option<&[usize]>) -> Plan {
-        let full = Plan::uniform(self.layers, "full", Params::new(), self.budget, &[]);
-        let mut plan = Plan {
-            model: self.model.clone(),
-            online: self.online.clone(),
-            ..full
-        };
+        let mut plan = Plan::new(vec![LayerPlan::KEEP; self.layers], self.budget);
+        plan.online = self.online.clone();
         for (phase, picks) in [(Phase::Prefill, prefill), (Phase::Decode, decode)] {
             if let Some(picks) = picks {
-                plan.set_layers(phase, self.rules(self.budgets(phase), picks));
+                plan.set_rules(phase, self.rules(self.budgets(phase), picks));
             }
         }
         plan
@@ -60,8 +59,8 @@ impl Draft<'_> {
         draft
     }
 
-    /// As [`Self::with`] for other budgets of `phase`, whose sum need not be the total: the plan names the entries of each
-    /// layer, whatever the prompt's length.
+    /// The plan of [`Draft::with`] for other budgets of `phase`, whatever their sum: it states the entries of each layer
+    /// for prompts of any length.
     pub fn trial(
         &self,
         phase: Phase,
@@ -70,34 +69,29 @@ impl Draft<'_> {
         budgets: &[usize],
     ) -> Plan {
         let mut draft = self.with_budgets(phase, budgets);
-        let most = draft.budgets.iter().flatten().max();
-        draft.budget = Budget::Tokens(most.copied().unwrap_or(1));
-        Plan {
-            unbalanced: true,
-            ..draft.with(phase, prefill, picks)
-        }
+        let sums = draft.budgets.iter().map(|budgets| budgets.iter().sum());
+        draft.budget = Budget::Total(sums.max().unwrap_or(1));
+        draft.with(phase, prefill, picks)
     }
 
     fn rules(&self, budgets: &[usize], picks: &[usize]) -> Vec<Rule> {
         let (least, most) = (budgets.iter().min(), budgets.iter().max());
+        let entries = matches!(self.budget, Budget::Tokens(_) | Budget::Total(_));
         let uneven = match self.budget {
             Budget::Tokens(tokens) => budgets.iter().any(|&own| own != tokens),
+            Budget::Total(_) => !budgets.is_empty(),
             // A split that differs by what does not divide is what a plan without shares means.
             _ => least
                 .zip(most)
                 .is_some_and(|(least, most)| most - least > 1),
         };
         let rule = |(layer, &pick): (usize, &usize)| {
-            let own = &self.candidates[pick];
-            let mut rule = Rule::new(LayerRange::all(1), own.policy.clone());
-            rule.params = own.params.clone();
-            if uneven {
-                match self.budget {
-                    Budget::Tokens(_) => rule.tokens = Some(budgets[layer]),
-                    _ => rule.share = Some(budgets[layer] as f64),
-                }
+            let rule = Rule::evict(self.candidates[pick].clone());
+            match (uneven, entries) {
+                (false, _) => rule,
+                (true, true) => rule.with_share(Share::Entries(budgets[layer])),
+                (true, false) => rule.with_share(Share::Part(budgets[layer] as f64)),
             }
-            rule
         };
         picks.iter().enumerate().map(rule).collect()
     }
@@ -106,39 +100,52 @@ impl Draft<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::{Params, Policies};
+
+    fn shares(plan: &Plan, phase: Phase) -> Vec<Option<Share>> {
+        let share = |rule: &Rule| match rule {
+            Rule::Keep => None,
+            Rule::Evict { share, .. } => Some(*share),
+        };
+        plan.rules(phase).map(share).collect()
+    }
 
     #[test]
     fn drafts_become_valid_plans() {
-        let candidates = Candidate::parse_list("tova,snapkv:window=8").unwrap();
+        let policies = Policies::default();
+        let candidates = ["{}", "{window: 8}"].map(|params| {
+            let name = if params == "{}" { "tova" } else { "snapkv" };
+            policies
+                .build(name, &Params::from_yaml(params).unwrap())
+                .unwrap()
+        });
         let draft = |budget, budgets: &[usize]| Draft {
             candidates: &candidates,
             layers: 3,
             budget,
-            model: None,
             budgets: [budgets.to_vec(), Vec::new()],
             online: None,
         };
+        let entries = |budgets: [usize; 3]| budgets.map(|own| Some(Share::Entries(own)));
         let plan = draft(Budget::Tokens(20), &[30, 15, 15]).plan(Some(&[0, 1, 1]), None);
-        plan.validate("draft").unwrap();
-        let tokens: Vec<_> = plan.prefill.iter().map(|rule| rule.tokens).collect();
-        assert_eq!(tokens, [Some(30), Some(15)]);
-        assert_eq!(plan.prefill[1].params["window"], 8);
-        assert_eq!(plan.decode[0].policy, "full");
+        plan.check().unwrap();
+        assert_eq!(shares(&plan, Phase::Prefill), entries([30, 15, 15]));
+        assert_eq!(shares(&plan, Phase::Decode), [None; 3]);
+        assert_eq!(
+            plan.layers[1].prefill.policy().unwrap().key(),
+            candidates[1].key()
+        );
         let plan =
             draft(Budget::Ratio(0.5), &[30, 15, 15]).plan(Some(&[0, 1, 0]), Some(&[1, 1, 1]));
-        plan.validate("draft").unwrap();
-        assert_eq!((plan.prefill.len(), plan.decode.len()), (3, 1));
-        assert_eq!(plan.prefill[0].share, Some(30.0));
+        plan.check().unwrap();
+        assert_eq!(shares(&plan, Phase::Prefill)[0], Some(Share::Part(30.0)));
+        assert_eq!(shares(&plan, Phase::Decode), [Some(Share::Part(1.0)); 3]);
         let even = draft(Budget::Ratio(0.5), &[9; 3]);
         let plan = even.trial(Phase::Decode, Some(&[0; 3]), &[1; 3], &[30, 9, 9]);
-        plan.validate("draft").unwrap();
-        let tokens = |rules: &[Rule]| rules.iter().map(|rule| rule.tokens).collect::<Vec<_>>();
-        assert_eq!(tokens(&plan.prefill), [Some(9)]);
-        assert_eq!(tokens(&plan.decode), [Some(30), Some(9)]);
+        plan.check().unwrap();
+        assert_eq!(shares(&plan, Phase::Prefill), entries([9; 3]));
+        assert_eq!(shares(&plan, Phase::Decode), entries([30, 9, 9]));
         let plan = draft(Budget::Tokens(20), &[20, 20, 20]).plan(Some(&[0; 3]), None);
-        assert_eq!(
-            (plan.prefill[0].tokens, plan.prefill[0].share),
-            (None, None)
-        );
+        assert_eq!(shares(&plan, Phase::Prefill), [Some(Share::Part(1.0)); 3]);
     }
 }

@@ -1,4 +1,4 @@
-use crate::policy::Phase;
+use crate::phase::Phase;
 use serde::{Deserialize, Serialize};
 
 /// What an example asks of a compressed cache.

@@ -1,5 +1,5 @@
 use super::Profile;
-use crate::policy::Phase;
+use crate::phase::Phase;
 use serde::{Deserialize, Serialize};
 
 /// What the route follows.

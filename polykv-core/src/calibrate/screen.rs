@@ -1,5 +1,5 @@
 use super::{Data, Losses};
-use crate::policy::splitmix;
+use crate::random::splitmix;
 use std::collections::BTreeMap;
 
 /// A two-level screening design (Plackett and Burman, Biometrika 33, 1946, here in Sylvester's form): every factor is high in

@@ -2,7 +2,7 @@ use super::score::{Scale, means};
 use super::{Data, Design};
 use crate::Result;
 use crate::plan::{LayerRange, LayerSet};
-use crate::policy::splitmix;
+use crate::random::splitmix;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 

@@ -2,10 +2,25 @@
 
 use super::kernels::{self, Entries, Guard, is_cpu};
 use super::{oracle, read_error};
-use crate::policy::Protect;
 use crate::{Error, Result};
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor, s};
 use std::ops::Range;
+
+/// Entries that a policy never evicts, by position.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Protect {
+    /// The first positions of the sequence (attention sinks).
+    pub sinks: usize,
+    /// The latest positions.
+    pub recent: usize,
+}
+
+impl Protect {
+    /// The number of protected entries in a sequence long enough for both kinds.
+    pub fn count(&self) -> usize {
+        self.sinks.saturating_add(self.recent)
+    }
+}
 
 /// The positions that no eviction may touch in a sequence of `seen` tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +95,7 @@ impl Nans {
             }
         };
         match any {
-            true => Err(Error::Failed("an eviction score is NaN".into())),
+            true => Err(Error::NotFinite("an eviction score is NaN".into())),
             false => Ok(()),
         }
     }

@@ -1,11 +1,15 @@
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+//! Layers as text.
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::str::FromStr;
 
 /// Consecutive layers, both ends included: `7` or `0-14` in a plan file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerRange {
+    /// The first layer, from 0.
     pub first: usize,
+    /// The last layer, at least `first`.
     pub last: usize,
 }
 
@@ -18,8 +22,9 @@ impl LayerRange {
         }
     }
 
+    /// The number of layers.
     pub fn count(&self) -> usize {
-        self.last - self.first + 1
+        (self.last - self.first).saturating_add(1)
     }
 }
 
@@ -28,7 +33,7 @@ impl LayerRange {
 pub struct LayerSet(pub Vec<LayerRange>);
 
 impl LayerSet {
-    /// Of ascending layers.
+    /// The ranges that hold some ascending layers.
     pub fn of(layers: &[usize]) -> Self {
         let mut ranges: Vec<LayerRange> = Vec::new();
         for &layer in layers {
@@ -108,19 +113,29 @@ impl Serialize for LayerRange {
 
 impl<'de> Deserialize<'de> for LayerRange {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Form {
-            One(usize),
-            Text(String),
+        struct Range;
+
+        impl de::Visitor<'_> for Range {
+            type Value = LayerRange;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("layers as N or FIRST-LAST, as in 7 or 0-14")
+            }
+
+            fn visit_u64<E: de::Error>(self, layer: u64) -> Result<LayerRange, E> {
+                let layer = usize::try_from(layer).map_err(E::custom)?;
+                Ok(LayerRange {
+                    first: layer,
+                    last: layer,
+                })
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<LayerRange, E> {
+                text.parse().map_err(E::custom)
+            }
         }
-        match Form::deserialize(deserializer)? {
-            Form::One(layer) => Ok(Self {
-                first: layer,
-                last: layer,
-            }),
-            Form::Text(text) => text.parse().map_err(serde::de::Error::custom),
-        }
+
+        deserializer.deserialize_any(Range)
     }
 }
 
@@ -136,5 +151,17 @@ mod tests {
             assert_eq!(text.parse(), Ok(set));
         }
         assert!("1,x".parse::<LayerSet>().unwrap_err().contains("'x'"));
+    }
+
+    #[test]
+    fn a_range_says_what_it_may_be() {
+        let read = |text: &str| serde_yaml_ng::from_str::<LayerRange>(text);
+        assert_eq!(read("3").unwrap(), LayerRange { first: 3, last: 3 });
+        assert_eq!(read("0-3").unwrap(), LayerRange { first: 0, last: 3 });
+        for wrong in ["[0, 1]", "-1", "{first: 0}", "1.5"] {
+            let error = read(wrong).unwrap_err().to_string();
+            assert!(error.contains("N or FIRST-LAST"), "{wrong}: {error}");
+        }
+        assert!(read("3-1").unwrap_err().to_string().contains("'3-1'"));
     }
 }

@@ -1,178 +1,181 @@
 //! From a plan to the budgets of one prompt.
 
-use super::Plan;
-use crate::allocate::{self, LayerStat, Uniform};
+use super::{Plan, Rule, Share};
+use crate::allocate::{self, Allocator, LayerStat, Uniform};
 use crate::budget::EntryCost;
-use crate::policy::{self, Phase, Policy};
+use crate::phase::Phase;
+use crate::policy::Policy;
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// A policy with the entries that it may keep; `None` keeps everything.
+/// A policy with the entries per KV head that it may keep.
 #[derive(Clone, Debug)]
-pub struct PhaseRule {
+pub struct Eviction {
+    /// What stays.
     pub policy: Arc<dyn Policy>,
-    pub budget: Option<usize>,
+    /// How many entries stay, at least 1.
+    pub budget: usize,
 }
 
-impl PhaseRule {
-    /// True if both evict by the same policy with the same parameters.
-    pub fn same_policy(&self, other: &Self) -> bool {
-        self.budget.is_some()
-            && other.budget.is_some()
-            && self.policy.name() == other.policy.name()
-            && self.policy.params() == other.policy.params()
+/// What one layer evicts for one prompt; a phase without an eviction keeps everything.
+#[derive(Clone, Debug, Default)]
+pub struct LayerEvictions {
+    /// Once, after the prompt.
+    pub prefill: Option<Eviction>,
+    /// After every generated token.
+    pub decode: Option<Eviction>,
+}
+
+impl LayerEvictions {
+    /// The eviction of one phase.
+    pub fn of(&self, phase: Phase) -> Option<&Eviction> {
+        match phase {
+            Phase::Prefill => self.prefill.as_ref(),
+            Phase::Decode => self.decode.as_ref(),
+        }
+    }
+
+    /// The budget of one phase, none where everything stays.
+    pub fn budget(&self, phase: Phase) -> Option<usize> {
+        self.of(phase).map(|eviction| eviction.budget)
+    }
+
+    /// True if both phases evict by the same policy with the same parameters.
+    pub fn same_policy(&self) -> bool {
+        match (&self.prefill, &self.decode) {
+            (Some(prefill), Some(decode)) => prefill.policy.key() == decode.policy.key(),
+            _ => false,
+        }
     }
 }
 
-/// What one layer does.
-#[derive(Clone, Debug)]
-pub struct LayerRules {
-    pub prefill: PhaseRule,
-    pub decode: PhaseRule,
-}
-
-/// A plan's rules with budgets for one prompt, one per layer.
+/// A plan's budgets for one prompt, one per layer.
 #[derive(Clone, Debug)]
 pub struct Resolved {
-    pub layers: Vec<LayerRules>,
+    /// From the first layer to the last.
+    pub layers: Vec<LayerEvictions>,
 }
 
 impl Resolved {
     /// The sum of a phase's budgets over the layers that evict.
     pub fn total(&self, phase: Phase) -> usize {
-        let budget = |layer: &LayerRules| match phase {
-            Phase::Prefill => layer.prefill.budget,
-            Phase::Decode => layer.decode.budget,
-        };
-        self.layers.iter().filter_map(budget).sum()
+        let budgets = self.layers.iter().filter_map(|layer| layer.budget(phase));
+        budgets.fold(0, usize::saturating_add)
     }
 }
 
 impl Plan {
-    /// The budgets for a prompt of `prompt` tokens.
+    /// The budgets for a prompt of `prompt` tokens, where an entry costs `cost`.
     ///
     /// # Errors
-    /// If full layers do not fit under the total (both numbers are named), or a layer gets less than its policy
-    /// protects.
-    pub fn resolve(&self, place: &str, prompt: usize, cost: EntryCost) -> Result<Resolved> {
-        let mut prefill = self.resolve_phase(place, Phase::Prefill, prompt, cost)?;
-        let mut decode = self.resolve_phase(place, Phase::Decode, prompt, cost)?;
-        let layers = prefill
-            .drain(..)
-            .zip(decode.drain(..))
-            .map(|(prefill, decode)| LayerRules { prefill, decode })
-            .collect();
-        Ok(Resolved { layers })
+    /// Layers that keep everything and do not fit under the total (both numbers are named), and a layer that gets less
+    /// than its policy protects.
+    pub fn resolve(&self, prompt: usize, cost: EntryCost) -> Result<Resolved> {
+        let prefill = self.resolve_phase(Phase::Prefill, prompt, cost)?;
+        let decode = self.resolve_phase(Phase::Decode, prompt, cost)?;
+        let both = prefill.into_iter().zip(decode);
+        Ok(Resolved {
+            layers: both
+                .map(|(prefill, decode)| LayerEvictions { prefill, decode })
+                .collect(),
+        })
     }
 
     fn resolve_phase(
         &self,
-        place: &str,
         phase: Phase,
         prompt: usize,
         cost: EntryCost,
-    ) -> Result<Vec<PhaseRule>> {
-        let mut claims: Vec<Option<Claim>> = (0..self.layers).map(|_| None).collect();
-        for rule in self.rules(phase) {
-            let policy = policy::build(place, &rule.policy, &rule.params)?;
-            for slot in &mut claims[rule.layers.first..=rule.layers.last] {
-                *slot = Some(Claim {
-                    policy: policy.clone(),
-                    tokens: rule.tokens,
-                    share: rule.share.unwrap_or(1.0),
-                });
-            }
-        }
-        // Validation has shown that each layer has exactly one rule.
-        let claims: Vec<Claim> = claims.into_iter().flatten().collect();
-        let budgets = self.budgets(place, phase, &claims, prompt, cost)?;
-        Ok(claims
-            .into_iter()
-            .zip(budgets)
-            .map(|(claim, budget)| PhaseRule {
-                policy: claim.policy,
-                budget,
+    ) -> Result<Vec<Option<Eviction>>> {
+        let evicting: Vec<(&Arc<dyn Policy>, Share)> = self
+            .rules(phase)
+            .filter_map(|rule| match rule {
+                Rule::Keep => None,
+                Rule::Evict { policy, share } => Some((policy, *share)),
             })
-            .collect())
-    }
-
-    /// One budget per layer, none for layers that keep everything.
-    fn budgets(
-        &self,
-        place: &str,
-        phase: Phase,
-        claims: &[Claim],
-        prompt: usize,
-        cost: EntryCost,
-    ) -> Result<Vec<Option<usize>>> {
-        let evicting: Vec<&Claim> = claims
-            .iter()
-            .filter(|claim| claim.policy.evicts())
             .collect();
-        let full = claims.len() - evicting.len();
         if evicting.is_empty() {
-            return Ok(vec![None; full]);
+            return Ok(vec![None; self.layers.len()]);
         }
-        let total = self.budget.total(prompt, cost);
-        let fixed: usize = evicting.iter().filter_map(|claim| claim.tokens).sum();
-        let left = if self.allow_full_extra {
-            // With full layers on top, the others still get only their own part of the total.
-            let all: f64 = claims.iter().map(|claim| claim.share).sum();
-            let own: f64 = evicting.iter().map(|claim| claim.share).sum();
-            (total as f64 * own / all).round() as usize
-        } else if full * prompt + fixed <= total {
-            total - full * prompt
-        } else {
-            return Err(Error::invalid(
-                place,
-                format!("{phase}: entries of {full} full layers at {prompt} tokens and the others"),
-                full * prompt + fixed,
-                format!("at most the total of {total} (or allow_full_extra)"),
-            ));
-        };
-        let stats: Vec<LayerStat> = evicting
+        let stats = evicting
             .iter()
-            .map(|claim| LayerStat {
-                share: claim.share,
-                least: allocate::least_budget(&*claim.policy),
-                sensitivity: 0.0,
+            .map(|(policy, share)| {
+                Ok(LayerStat {
+                    share: match *share {
+                        Share::Part(part) => part,
+                        Share::Entries(_) => 1.0,
+                    },
+                    least: allocate::least_budget(&***policy)?,
+                    sensitivity: 0.0,
+                })
             })
-            .collect();
-        let allocator = match &self.online {
-            Some(name) => allocate::by_name(name)?,
+            .collect::<Result<Vec<_>>>()?;
+        let total = self.total_of_evicting(phase, &evicting, &stats, prompt, cost)?;
+        let allocator: &dyn Allocator = match &self.online {
+            Some(allocator) => &**allocator,
             None => &Uniform,
         };
-        let mut split = allocator.split(left, prompt, &stats).into_iter();
-        let mut budgets = Vec::with_capacity(claims.len());
-        for (layer, claim) in claims.iter().enumerate() {
-            let share = match claim.policy.evicts() {
-                true => split.next(),
-                false => None,
+        let split = allocator.split(total, prompt, &stats);
+        let mut budgets = evicting
+            .iter()
+            .zip(split)
+            .map(|((_, share), split)| match *share {
+                Share::Part(_) => split,
+                Share::Entries(entries) => entries,
+            });
+        let mut resolved = Vec::with_capacity(self.layers.len());
+        for (layer, rule) in self.rules(phase).enumerate() {
+            let Rule::Evict { policy, .. } = rule else {
+                resolved.push(None);
+                continue;
             };
-            let budget = share.map(|share| claim.tokens.unwrap_or(share));
-            if let Some(budget) = budget {
-                let least = claim.policy.protect(budget).count().max(1);
-                if budget < least {
-                    return Err(Error::invalid(
-                        place,
-                        format!("{phase} budget of layer {layer}"),
-                        budget,
-                        format!(
-                            "at least {least}, what policy {} protects",
-                            claim.policy.name()
-                        ),
-                    ));
-                }
+            let budget = budgets.next().unwrap_or(0);
+            let least = policy.protect(budget).count().max(1);
+            if budget < least {
+                return Err(Error::budget(
+                    format!("{phase} budget of layer {layer}"),
+                    budget,
+                    format!("at least {least}, what policy {} protects", policy.name()),
+                ));
             }
-            budgets.push(budget);
+            resolved.push(Some(Eviction {
+                policy: policy.clone(),
+                budget,
+            }));
         }
-        Ok(budgets)
+        Ok(resolved)
     }
-}
 
-/// What a layer asks for in a phase.
-struct Claim {
-    policy: Arc<dyn Policy>,
-    tokens: Option<usize>,
-    share: f64,
+    /// What the evicting layers of a phase have together.
+    fn total_of_evicting(
+        &self,
+        phase: Phase,
+        evicting: &[(&Arc<dyn Policy>, Share)],
+        stats: &[LayerStat],
+        prompt: usize,
+        cost: EntryCost,
+    ) -> Result<usize> {
+        let total = self.budget.total(prompt, cost);
+        let full = self.layers.len() - evicting.len();
+        if self.allow_full_extra {
+            // With full layers on top, the others still get only their own part of the total.
+            let parts: f64 = stats.iter().map(|stat| stat.share).sum();
+            return Ok((total as f64 * parts / (parts + full as f64)).round() as usize);
+        }
+        let fixed = evicting.iter().map(|(_, share)| match *share {
+            Share::Part(_) => 0,
+            Share::Entries(entries) => entries,
+        });
+        let fixed = fixed.fold(0, usize::saturating_add);
+        let kept = full.saturating_mul(prompt);
+        let claimed = kept.saturating_add(fixed);
+        match claimed <= total {
+            true => Ok(total - kept),
+            false => Err(Error::budget(
+                format!("{phase}: entries of {full} full layers at {prompt} tokens and the others"),
+                claimed,
+                format!("at most the total of {total} (or allow_full_extra)"),
+            )),
+        }
+    }
 }

@@ -1,5 +1,8 @@
 use super::*;
+use crate::Registry;
 use crate::budget::EntryCost;
+use crate::error::At;
+use crate::policy::{Params, Policies};
 use proptest::prelude::*;
 
 const MIXED: &str = "
@@ -18,48 +21,107 @@ fn cost(layers: usize) -> EntryCost {
     EntryCost { layers, bytes: 1 }
 }
 
+fn file(text: &str) -> PlanFile {
+    PlanFile::from_yaml(text).unwrap()
+}
+
+fn build(text: &str) -> Result<Plan> {
+    PlanFile::from_yaml(text)?.build(&Registry::default())
+}
+
+fn policy(name: &str) -> Arc<dyn Policy> {
+    Policies::default().build(name, &Params::new()).unwrap()
+}
+
 fn refusal(from: &str, to: &str) -> String {
     let text = MIXED.replace(from, to);
     assert_ne!(text, MIXED, "'{from}' is not in the plan");
-    Plan::from_yaml("p.yaml", &text).unwrap_err().to_string()
+    build(&text).at("p.yaml").unwrap_err().to_string()
 }
 
 #[test]
 fn budgets_follow_shares_and_tokens() {
-    let plan = Plan::from_yaml("p.yaml", MIXED).unwrap();
-    let resolved = plan.resolve("p.yaml", 1000, cost(4)).unwrap();
-    let of = |phase: fn(&LayerRules) -> &PhaseRule| -> Vec<_> {
-        resolved
-            .layers
-            .iter()
-            .map(|l| phase(l).budget.unwrap())
-            .collect()
+    let plan = build(MIXED).unwrap();
+    let resolved = plan.resolve(1000, cost(4)).unwrap();
+    let of = |phase| -> Vec<_> {
+        let layers = resolved.layers.iter();
+        layers.map(|layer| layer.budget(phase).unwrap()).collect()
     };
-    assert_eq!(of(|l| &l.prefill), [96, 96, 32, 32]);
-    assert_eq!(of(|l| &l.decode), [70, 70, 70, 46]);
+    assert_eq!(of(Phase::Prefill), [96, 96, 32, 32]);
+    assert_eq!(of(Phase::Decode), [70, 70, 70, 46]);
     assert_eq!(resolved.total(Phase::Prefill), 256);
     assert_eq!(resolved.total(Phase::Decode), 256);
 }
 
 #[test]
+fn a_total_need_be_no_multiple_of_the_layers() {
+    let text = MIXED
+        .replace("{tokens: 64}", "{total: 257}")
+        .replace("tokens: 46", "tokens: 47");
+    let resolved = build(&text).unwrap().resolve(1000, cost(4)).unwrap();
+    assert_eq!(resolved.total(Phase::Prefill), 257);
+    assert_eq!(resolved.total(Phase::Decode), 257);
+    let error = build(&text.replace("total: 257", "total: 256"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("sum of decode tokens is 257; allowed: 256, budget.total"),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_phase_that_is_left_out_keeps_everything() {
+    let text = &MIXED[..MIXED.find("decode:").unwrap()];
+    let plan = build(text).unwrap();
+    assert!(plan.rules(Phase::Decode).all(|rule| *rule == Rule::Keep));
+    assert!(plan.rules(Phase::Prefill).all(|rule| *rule != Rule::Keep));
+    assert!(!file(text).to_yaml().contains("decode"));
+}
+
+#[test]
 fn yaml_round_trips_and_the_hash_follows_the_content() {
-    let plan = Plan::from_yaml("p.yaml", MIXED).unwrap();
-    let again = Plan::from_yaml("p.yaml", &plan.to_yaml()).unwrap();
+    let plan = file(MIXED);
+    let again = file(&plan.to_yaml());
     assert_eq!(plan, again);
     assert_eq!(plan.hash(), again.hash());
-    let other = Plan {
+    let other = PlanFile {
         budget: Budget::Tokens(65),
         ..plan.clone()
     };
     assert_ne!(plan.hash(), other.hash());
 }
 
+/// What a plan is called in results that are committed somewhere stays what it is.
+#[test]
+fn a_plan_states_itself_as_the_file_it_came_from() {
+    let registry = Registry::default();
+    let plan = file(MIXED);
+    let stated = PlanFile::of(&plan.build(&registry).unwrap(), &registry);
+    let text = stated.to_yaml();
+    assert_eq!(
+        text,
+        "schema: 1\nlayers: 4\nbudget:\n  tokens: 64\nprefill:\n- layers: 0-1\n  policy: h2o\n  share: 3.0\n\
+         - layers: 2-3\n  policy: tova\ndecode:\n- layers: 0-2\n  policy: tova\n  tokens: 70\n\
+         - layers: 3\n  policy: streaming-llm\n  params:\n    sinks: 2\n  tokens: 46\n"
+    );
+    assert_eq!(
+        PlanFile::of(&file(&text).build(&registry).unwrap(), &registry),
+        stated
+    );
+    let full = PlanFile::of(&Plan::full(30), &registry);
+    assert_eq!(full.rules(Phase::Decode)[0].policy, "full");
+}
+
 #[test]
 fn a_written_plan_reads_back() {
-    let path = std::env::temp_dir().join(format!("polykv-plan-{}.yaml", std::process::id()));
-    let plan = Plan::from_yaml("p.yaml", MIXED).unwrap();
+    let folder = std::env::temp_dir();
+    let path = folder.join(format!("polykv-plan-{}.yaml", std::process::id()));
+    let plan = file(MIXED);
     plan.write(&path).unwrap();
-    assert_eq!(Plan::read(&path).unwrap(), plan);
+    assert_eq!(PlanFile::read(&path).unwrap(), plan);
+    std::fs::write(&path, format!("\u{feff}{MIXED}")).unwrap();
+    assert_eq!(PlanFile::read(&path).unwrap(), plan);
     std::fs::remove_file(&path).unwrap();
 }
 
@@ -117,10 +179,10 @@ fn refusals_name_field_found_and_allowed() {
 fn a_huge_file_is_refused_before_it_is_parsed() {
     let path = std::env::temp_dir().join(format!("polykv-huge-{}.yaml", std::process::id()));
     std::fs::write(&path, vec![b'#'; MAX_FILE_BYTES as usize + 1]).unwrap();
-    let message = Plan::read(&path).unwrap_err().to_string();
+    let message = PlanFile::read(&path).unwrap_err().to_string();
     std::fs::remove_file(&path).unwrap();
     assert!(
-        message.contains("size is more than 1048576 bytes"),
+        message.contains("1048577 bytes") && message.contains("1048576"),
         "{message}"
     );
 }
@@ -134,10 +196,14 @@ budget: {tokens: 100}
 prefill: [{layers: 0, policy: full}, {layers: 1-3, policy: tova}]
 decode: [{layers: 0-3, policy: full}]
 ";
-    let plan = Plan::from_yaml("p.yaml", text).unwrap();
+    let plan = build(text).unwrap();
     let budgets = |plan: &Plan, prompt| -> Result<Vec<_>> {
-        let resolved = plan.resolve("p.yaml", prompt, cost(4))?;
-        Ok(resolved.layers.iter().map(|l| l.prefill.budget).collect())
+        let resolved = plan.resolve(prompt, cost(4))?;
+        Ok(resolved
+            .layers
+            .iter()
+            .map(|l| l.budget(Phase::Prefill))
+            .collect())
     };
     let charged = budgets(&plan, 160).unwrap();
     assert_eq!(charged, [None, Some(80), Some(80), Some(80)]);
@@ -156,31 +222,45 @@ decode: [{layers: 0-3, policy: full}]
 
 #[test]
 fn a_budget_below_the_protected_window_is_refused() {
-    let plan = Plan::uniform(
-        4,
-        "snapkv",
-        Params::new(),
-        Budget::Tokens(31),
-        &[Phase::Prefill],
-    );
-    let message = plan.resolve("cli", 1000, cost(4)).unwrap_err().to_string();
+    let plan = Plan::uniform(4, policy("snapkv"), Budget::Tokens(31), &[Phase::Prefill]);
+    let message = plan.resolve(1000, cost(4)).unwrap_err().to_string();
     assert!(message.contains("is 31; allowed: at least 32"), "{message}");
 }
 
 #[test]
 fn another_model_is_refused() {
-    let mut plan = Plan::from_yaml("p.yaml", MIXED).unwrap();
-    plan.check_model("p.yaml", 4, "llama-x").unwrap();
+    let mut plan = file(MIXED);
+    plan.check_model(4, "llama-x").unwrap();
     plan.model = Some("llama-y".into());
-    let message = plan
-        .check_model("p.yaml", 4, "llama-x")
-        .unwrap_err()
-        .to_string();
+    let message = plan.check_model(4, "llama-x").unwrap_err().to_string();
     assert!(
         message.contains("'llama-y'") && message.contains("'llama-x'"),
         "{message}"
     );
-    assert!(plan.check_model("p.yaml", 5, "llama-y").is_err());
+    assert!(plan.check_model(5, "llama-y").is_err());
+}
+
+#[test]
+fn deep_text_is_refused_at_once() {
+    for text in [
+        "[".repeat(50_000),
+        "{a: ".repeat(50_000),
+        "- ".repeat(50_000),
+    ] {
+        let started = std::time::Instant::now();
+        let error = build(&format!("schema: {text}")).unwrap_err().to_string();
+        assert!(error.contains("depth"), "{error}");
+        assert!(started.elapsed().as_secs() < 2);
+    }
+}
+
+fn with_shares(layers: usize, shares: &[f64], budget: Budget, name: [&str; 2]) -> Plan {
+    let mut plan = Plan::uniform(layers, policy("tova"), budget, &[]);
+    for (phase, name) in Phase::BOTH.into_iter().zip(name) {
+        let rule = |share: &f64| Rule::evict(policy(name)).with_share(Share::Part(*share));
+        plan.set_rules(phase, shares.iter().map(rule));
+    }
+    plan
 }
 
 proptest! {
@@ -191,17 +271,9 @@ proptest! {
         prompt in 1usize..100_000,
         shares in prop::collection::vec(0.5f64..2.0, 64),
     ) {
-        let rules = |policy: &str| (0..layers).map(|layer| Rule {
-            share: Some(shares[layer]),
-            ..Rule::new(LayerRange { first: layer, last: layer }, policy)
-        }).collect::<Vec<_>>();
-        let plan = Plan {
-            prefill: rules("tova"),
-            decode: rules("random"),
-            ..Plan::uniform(layers, "tova", Params::new(), Budget::Tokens(average), &[])
-        };
-        plan.validate("p").unwrap();
-        let resolved = plan.resolve("p", prompt, cost(layers)).unwrap();
+        let plan = with_shares(layers, &shares, Budget::Tokens(average), ["tova", "random"]);
+        plan.check().unwrap();
+        let resolved = plan.resolve(prompt, cost(layers)).unwrap();
         prop_assert_eq!(resolved.total(Phase::Prefill), average * layers);
         prop_assert_eq!(resolved.total(Phase::Decode), average * layers);
     }
@@ -216,15 +288,8 @@ proptest! {
     ) {
         let entry = EntryCost { layers, bytes: 3 };
         for budget in [Budget::Ratio(ratio), Budget::Bytes(bytes)] {
-            let rule = |layer: usize| Rule {
-                share: Some(shares[layer]),
-                ..Rule::new(LayerRange { first: layer, last: layer }, "knorm")
-            };
-            let plan = Plan {
-                prefill: (0..layers).map(rule).collect(),
-                ..Plan::uniform(layers, "knorm", Params::new(), budget, &[])
-            };
-            let total = plan.resolve("p", prompt, entry).unwrap().total(Phase::Prefill);
+            let plan = with_shares(layers, &shares, budget, ["knorm", "knorm"]);
+            let total = plan.resolve(prompt, entry).unwrap().total(Phase::Prefill);
             prop_assert_eq!(total, budget.total(prompt, entry));
         }
     }

@@ -1,8 +1,8 @@
 use super::member::Member;
 use super::stages::Stages;
-use super::{Appended, Checked, LayerView, Needs, Params, Policy, Protect, State};
+use super::{Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State};
 use crate::Result;
-use crate::allocate::largest_remainder;
+use crate::apportion::largest_remainder;
 use crate::ops::{AttentionBlock, Protected};
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -16,8 +16,7 @@ use serde_yaml_ng::Value;
 ///
 /// During decode the b + 1 entries are chosen anew at every step: all members but the last must know their best
 /// entries.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(try_from = "Text")]
+#[derive(Clone, Debug)]
 pub struct Blend {
     members: Vec<Member>,
 }
@@ -36,10 +35,18 @@ fn halves() -> Value {
     "h2o:0.5,tova:0.5".into()
 }
 
-impl TryFrom<Text> for Blend {
-    type Error = String;
+impl NamedPolicy for Blend {
+    const NAME: &'static str = "blend";
+    const SUMMARY: &'static str = "several policies, each with its share of the budget: policies=tova:0.5,h2o:0.5";
+    const SOURCE: Option<&'static str> = None;
+    const VARIANTS: &'static [&'static str] = &[
+        "{}",
+        "{policies: [{policy: tova, share: 1}, {policy: snapkv, share: 2, window: 4, kernel: 3}, {policy: knorm, share: 1}]}",
+        "{policies: 'streaming-llm:2,tova:3'}",
+    ];
 
-    fn try_from(text: Text) -> std::result::Result<Self, String> {
+    fn from_params(params: &Params, policies: &Policies) -> std::result::Result<Self, String> {
+        let text: Text = params.read()?;
         let listed: Vec<Value> = match text.policies {
             Value::String(list) => list.split(',').map(Value::from).collect(),
             Value::Sequence(list) => list,
@@ -50,15 +57,13 @@ impl TryFrom<Text> for Blend {
             return Err(format!("policies 2 to {MOST} of them (found {found})"));
         }
         let members = listed.iter().enumerate().map(|(i, value)| {
-            Member::parse(value).map_err(|reason| format!("policies[{i}]: {reason}"))
+            Member::parse(value, policies).map_err(|reason| format!("policies[{i}]: {reason}"))
         });
         Ok(Self {
             members: members.collect::<std::result::Result<_, _>>()?,
         })
     }
 }
-
-impl Checked for Blend {}
 
 impl Blend {
     /// Each member with its entries of a budget.
@@ -69,13 +74,13 @@ impl Blend {
 }
 
 impl Policy for Blend {
-    fn name(&self) -> &'static str {
-        "blend"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
         let members = self.members.iter().map(|own| own.to_value(true));
-        Params::from([("policies".into(), Value::Sequence(members.collect()))])
+        Params::new().with("policies", Value::Sequence(members.collect()))
     }
 
     fn needs(&self) -> Needs {
@@ -152,11 +157,10 @@ impl Policy for Blend {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy::build;
 
     fn blend(policies: &str) -> Result<std::sync::Arc<dyn Policy>> {
         let value: Value = serde_yaml_ng::from_str(policies).unwrap();
-        build("test", "blend", &Params::from([("policies".into(), value)]))
+        Policies::default().build("blend", &Params::new().with("policies", value))
     }
 
     #[test]

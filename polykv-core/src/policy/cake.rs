@@ -1,4 +1,4 @@
-use super::{Checked, LayerView, Needs, Params, Phase, Policy, Protect, State, params_of};
+use super::{LayerView, MOST, NamedPolicy, Needs, Params, Phase, Policies, Policy, Protect, State, check_odd, check_range};
 use crate::Result;
 use crate::ops::Pool;
 use burn::tensor::Tensor;
@@ -28,28 +28,28 @@ impl Default for Cake {
     }
 }
 
-impl Checked for Cake {
-    fn check(&self) -> std::result::Result<(), String> {
-        if self.window == 0 {
-            return Err("window at least 1".into());
-        }
-        if self.kernel.is_multiple_of(2) || self.kernel > 1023 {
-            return Err("kernel odd, at most 1023".into());
-        }
-        if !(0.0..=1e6).contains(&self.gamma) {
-            return Err("gamma from 0 to 1e6".into());
-        }
-        Ok(())
+impl NamedPolicy for Cake {
+    const NAME: &'static str = "cake";
+    const SUMMARY: &'static str = "mean and variance of the last queries' attention; in decode the current query's";
+    const SOURCE: Option<&'static str> = Some("arXiv 2503.12491");
+    const VARIANTS: &'static [&'static str] = &["{window: 4, kernel: 3}", "{window: 3, kernel: 1, gamma: 5.0}"];
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        let policy: Self = params.read()?;
+        check_range("window", policy.window, 1..=MOST)?;
+        check_odd("kernel", policy.kernel)?;
+        check_range("gamma", policy.gamma, 0.0..=1e6)?;
+        Ok(policy)
     }
 }
 
 impl Policy for Cake {
-    fn name(&self) -> &'static str {
-        "cake"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        params_of(self)
+        Params::of(self)
     }
 
     fn needs(&self) -> Needs {

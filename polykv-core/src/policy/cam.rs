@@ -1,7 +1,4 @@
-use super::{
-    Appended, Checked, LayerView, Merge, Needs, Params, Phase, Policy, Protect, Random, Split,
-    State, params_of,
-};
+use super::{Appended, LayerView, MOST, Merge, NamedPolicy, Needs, Params, Phase, Policies, Policy, Protect, Random, Split, State, check_range};
 use crate::Result;
 use crate::ops;
 use burn::tensor::{Int, IntDType, Tensor};
@@ -30,22 +27,27 @@ impl Default for Cam {
     }
 }
 
-impl Checked for Cam {
-    fn check(&self) -> std::result::Result<(), String> {
-        match self.window {
-            0 => Err("window at least 1".into()),
-            _ => Ok(()),
-        }
+impl NamedPolicy for Cam {
+    const NAME: &'static str = "cam";
+    const SUMMARY: &'static str = "as streaming-llm; evicted values are merged, by chance, into those that follow";
+    const SOURCE: Option<&'static str> = Some("CaM, ICML 2024");
+    const VARIANTS: &'static [&'static str] = &["{window: 3, sinks: 2, seed: 5}", "{sinks: 0}"];
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        let policy: Self = params.read()?;
+        check_range("window", policy.window, 1..=MOST)?;
+        check_range("sinks", policy.sinks, 0..=MOST)?;
+        Ok(policy)
     }
 }
 
 impl Policy for Cam {
-    fn name(&self) -> &'static str {
-        "cam"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        params_of(self)
+        Params::of(self)
     }
 
     fn needs(&self) -> Needs {

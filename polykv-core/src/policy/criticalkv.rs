@@ -1,6 +1,8 @@
 use super::member::Member;
 use super::stages::Stages;
-use super::{Appended, Checked, LayerView, Needs, Params, Policy, Protect, State};
+use super::{
+    Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range,
+};
 use crate::ops::{self, AttentionBlock};
 use crate::{Error, Result};
 use burn::tensor::{DType, Tensor, s};
@@ -14,8 +16,7 @@ use serde_yaml_ng::Value;
 ///
 /// The model must tell the weights of its output projection. The norm is computed once, when an entry arrives: about
 /// one more output projection per token.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(try_from = "Text")]
+#[derive(Clone, Debug)]
 pub struct CriticalKv {
     base: Member,
     first: f64,
@@ -40,40 +41,42 @@ impl Default for Text {
     }
 }
 
-impl TryFrom<Text> for CriticalKv {
-    type Error = String;
+impl NamedPolicy for CriticalKv {
+    const NAME: &'static str = "criticalkv";
+    const SUMMARY: &'static str =
+        "a base policy's choice, then its scores times the values' norms after the output projection: base=snapkv";
+    const SOURCE: Option<&'static str> = Some("arXiv 2502.03805");
+    const VARIANTS: &'static [&'static str] = &[
+        "{base: {policy: snapkv, window: 4, kernel: 3}}",
+        "{base: h2o, first: 0.3}",
+    ];
 
-    fn try_from(text: Text) -> std::result::Result<Self, String> {
-        if !(0.0..=1.0).contains(&text.first) {
-            return Err("first from 0 to 1".into());
-        }
-        if !(0.0..=1e6).contains(&text.epsilon) {
-            return Err("epsilon from 0 to 1e6".into());
-        }
+    fn from_params(params: &Params, policies: &Policies) -> std::result::Result<Self, String> {
+        let text: Text = params.read()?;
+        check_range("first", text.first, 0.0..=1.0)?;
+        check_range("epsilon", text.epsilon, 0.0..=1e6)?;
+        let base = Member::parse(&text.base, policies);
         Ok(Self {
-            base: Member::parse(&text.base).map_err(|reason| format!("base: {reason}"))?,
+            base: base.map_err(|reason| format!("base: {reason}"))?,
             first: text.first,
             epsilon: text.epsilon,
         })
     }
 }
 
-impl Checked for CriticalKv {}
-
 /// Tokens whose projected values exist at a time.
 const BLOCK: usize = 256;
 
 impl Policy for CriticalKv {
-    fn name(&self) -> &'static str {
-        "criticalkv"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        Params::from([
-            ("base".into(), self.base.to_value(false)),
-            ("first".into(), self.first.into()),
-            ("epsilon".into(), self.epsilon.into()),
-        ])
+        Params::new()
+            .with("base", self.base.to_value(false))
+            .with("first", self.first)
+            .with("epsilon", self.epsilon)
     }
 
     fn needs(&self) -> Needs {
@@ -154,7 +157,6 @@ fn output_norms(values: &Tensor<4>, output: &Tensor<2>, group: usize) -> Tensor<
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::policy::build;
     use burn::tensor::Device;
 
     #[test]
@@ -185,8 +187,9 @@ mod tests {
             ("{epsilon: -1}", "epsilon from 0"),
             ("{second: 1}", "second"),
         ] {
-            let params: Params = serde_yaml_ng::from_str(params).unwrap();
-            let error = build("test", "criticalkv", &params)
+            let params = Params::from_yaml(params).unwrap();
+            let error = Policies::default()
+                .build("criticalkv", &params)
                 .unwrap_err()
                 .to_string();
             assert!(error.contains(reason), "{error}");

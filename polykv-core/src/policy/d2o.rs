@@ -1,7 +1,5 @@
 use super::h2o::{append_sums, observe_sums};
-use super::{
-    Appended, Checked, LayerView, Merge, Needs, Params, Policy, Protect, Split, State, params_of,
-};
+use super::{Appended, LayerView, MOST, Merge, NamedPolicy, Needs, Params, Policies, Policy, Protect, Split, State, check_range};
 use crate::Result;
 use crate::ops::{self, AttentionBlock};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
@@ -36,25 +34,28 @@ impl Default for D2o {
     }
 }
 
-impl Checked for D2o {
-    fn check(&self) -> std::result::Result<(), String> {
-        if !(0.0..=1.0).contains(&self.recent_fraction) {
-            return Err("recent_fraction from 0 to 1".into());
-        }
-        if !(0.0..=1.0).contains(&self.ema) {
-            return Err("ema from 0 to 1".into());
-        }
-        Ok(())
+impl NamedPolicy for D2o {
+    const NAME: &'static str = "d2o";
+    const SUMMARY: &'static str = "as h2o with sinks; evicted entries are merged into similar ones";
+    const SOURCE: Option<&'static str> = Some("arXiv 2406.13035");
+    const VARIANTS: &'static [&'static str] = &["{sinks: 2}", "{recent_fraction: 0.25, ema: 0.8}"];
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        let policy: Self = params.read()?;
+        check_range("sinks", policy.sinks, 0..=MOST)?;
+        check_range("recent_fraction", policy.recent_fraction, 0.0..=1.0)?;
+        check_range("ema", policy.ema, 0.0..=1.0)?;
+        Ok(policy)
     }
 }
 
 impl Policy for D2o {
-    fn name(&self) -> &'static str {
-        "d2o"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        params_of(self)
+        Params::of(self)
     }
 
     fn needs(&self) -> Needs {

@@ -1,5 +1,5 @@
-use super::{Appended, Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
-use crate::cache::{LayerFacts, RopeFacts};
+use super::{Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range};
+use crate::facts::{LayerFacts, RopeFacts};
 use crate::{Error, Result, ops};
 use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
@@ -32,15 +32,18 @@ impl Default for ExpectedAttention {
     }
 }
 
-impl Checked for ExpectedAttention {
-    fn check(&self) -> std::result::Result<(), String> {
-        if self.future == 0 {
-            return Err("future at least 1".into());
-        }
-        match (0.0..=1e6).contains(&self.epsilon) {
-            true => Ok(()),
-            false => Err("epsilon from 0 to 1e6".into()),
-        }
+impl NamedPolicy for ExpectedAttention {
+    const NAME: &'static str = "expected-attention";
+    const SUMMARY: &'static str = "what queries to come can be expected to attend to";
+    const SOURCE: Option<&'static str> = Some("arXiv 2510.00636");
+    const VARIANTS: &'static [&'static str] = &["{}", "{future: 7, sinks: 2, epsilon: 0.0}"];
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        let policy: Self = params.read()?;
+        check_range("future", policy.future, 1..=MOST)?;
+        check_range("sinks", policy.sinks, 0..=MOST)?;
+        check_range("epsilon", policy.epsilon, 0.0..=1e6)?;
+        Ok(policy)
     }
 }
 
@@ -54,12 +57,12 @@ fn rope(facts: &LayerFacts) -> Result<&RopeFacts> {
 }
 
 impl Policy for ExpectedAttention {
-    fn name(&self) -> &'static str {
-        "expected-attention"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        params_of(self)
+        Params::of(self)
     }
 
     fn needs(&self) -> Needs {

@@ -1,4 +1,4 @@
-use super::{Appended, Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
+use super::{Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range};
 use crate::Result;
 use crate::ops::AttentionBlock;
 use burn::tensor::{Tensor, s};
@@ -23,22 +23,26 @@ impl Default for H2o {
     }
 }
 
-impl Checked for H2o {
-    fn check(&self) -> std::result::Result<(), String> {
-        if (0.0..=1.0).contains(&self.recent_fraction) {
-            return Ok(());
-        }
-        Err("recent_fraction from 0 to 1".into())
+impl NamedPolicy for H2o {
+    const NAME: &'static str = "h2o";
+    const SUMMARY: &'static str = "what all queries so far attended to";
+    const SOURCE: Option<&'static str> = Some("arXiv 2306.14048");
+    const VARIANTS: &'static [&'static str] = &["{}", "{normalize: true, recent_fraction: 0.0}"];
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        let policy: Self = params.read()?;
+        check_range("recent_fraction", policy.recent_fraction, 0.0..=1.0)?;
+        Ok(policy)
     }
 }
 
 impl Policy for H2o {
-    fn name(&self) -> &'static str {
-        "h2o"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        params_of(self)
+        Params::of(self)
     }
 
     fn needs(&self) -> Needs {

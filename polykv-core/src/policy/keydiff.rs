@@ -1,4 +1,4 @@
-use super::{Checked, LayerView, Params, Policy, State};
+use super::{LayerView, NamedPolicy, Params, Policies, Policy, State};
 use crate::{Result, ops};
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -9,11 +9,19 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 pub struct KeyDiff {}
 
-impl Checked for KeyDiff {}
+impl NamedPolicy for KeyDiff {
+    const NAME: &'static str = "keydiff";
+    const SUMMARY: &'static str = "keys that differ from the others";
+    const SOURCE: Option<&'static str> = Some("arXiv 2504.15364");
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        params.read()
+    }
+}
 
 impl Policy for KeyDiff {
-    fn name(&self) -> &'static str {
-        "keydiff"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {

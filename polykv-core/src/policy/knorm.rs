@@ -1,4 +1,4 @@
-use super::{Checked, LayerView, Params, Policy, State};
+use super::{LayerView, NamedPolicy, Params, Policies, Policy, State};
 use crate::{Result, ops};
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -8,11 +8,19 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 pub struct KNorm {}
 
-impl Checked for KNorm {}
+impl NamedPolicy for KNorm {
+    const NAME: &'static str = "knorm";
+    const SUMMARY: &'static str = "keys of small norm";
+    const SOURCE: Option<&'static str> = Some("arXiv 2406.11430");
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        params.read()
+    }
+}
 
 impl Policy for KNorm {
-    fn name(&self) -> &'static str {
-        "knorm"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {

@@ -1,4 +1,4 @@
-use super::{Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
+use super::{LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range};
 use crate::Result;
 use crate::ops;
 use burn::tensor::activation::softmax;
@@ -23,22 +23,27 @@ impl Default for LagKv {
     }
 }
 
-impl Checked for LagKv {
-    fn check(&self) -> std::result::Result<(), String> {
-        match self.lag {
-            2..=4096 => Ok(()),
-            _ => Err("lag from 2 to 4096".into()),
-        }
+impl NamedPolicy for LagKv {
+    const NAME: &'static str = "lagkv";
+    const SUMMARY: &'static str = "keys and values that stand out from those that follow";
+    const SOURCE: Option<&'static str> = Some("arXiv 2504.04704");
+    const VARIANTS: &'static [&'static str] = &["{lag: 3, sinks: 2}", "{}"];
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        let policy: Self = params.read()?;
+        check_range("lag", policy.lag, 2..=4096)?;
+        check_range("sinks", policy.sinks, 0..=MOST)?;
+        Ok(policy)
     }
 }
 
 impl Policy for LagKv {
-    fn name(&self) -> &'static str {
-        "lagkv"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        params_of(self)
+        Params::of(self)
     }
 
     fn needs(&self) -> Needs {

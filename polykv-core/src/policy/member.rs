@@ -1,6 +1,6 @@
 //! Policies inside policies.
 
-use super::{Params, Policy, build};
+use super::{Params, Policies, Policy};
 use serde_yaml_ng::Value;
 use std::sync::Arc;
 
@@ -14,42 +14,37 @@ pub(super) struct Member {
 
 impl Member {
     /// # Errors
-    /// Names what is wrong: anything but a policy that evicts, without merging, with its own parameters.
-    pub fn parse(value: &Value) -> Result<Self, String> {
+    /// Names what is wrong: anything but a policy that does not merge, with parameters of its own.
+    pub fn parse(value: &Value, policies: &Policies) -> Result<Self, String> {
         let (name, share, params) = match value {
             Value::String(text) => match text.split_once(':') {
                 Some((name, share)) => {
                     let wrong = |_| format!("share of {name} a number (found '{share}')");
-                    (
-                        name.trim().into(),
-                        share.trim().parse().map_err(wrong)?,
-                        Params::new(),
-                    )
+                    let share = share.trim().parse().map_err(wrong)?;
+                    (name.trim().to_string(), share, Params::new())
                 }
                 None => (text.trim().to_string(), 1.0, Params::new()),
             },
             Value::Mapping(map) => {
-                let mut params = Params::new();
-                for (key, value) in map {
-                    let key = key.as_str().ok_or("parameters with names")?;
-                    params.insert(key.to_string(), value.clone());
-                }
-                let name = params.remove("policy");
+                let mut params = Params::from_map(map.clone())?;
+                let name = params.take("policy");
                 let name = name.as_ref().and_then(Value::as_str).map(String::from);
-                let share = match params.remove("share") {
+                let share = match params.take("share") {
                     Some(share) => share.as_f64().ok_or("share a number")?,
                     None => 1.0,
                 };
-                (
-                    name.ok_or("a map with the name under 'policy'")?,
-                    share,
-                    params,
-                )
+                let name = name.ok_or("a map with the name under 'policy'")?;
+                (name, share, params)
             }
             _ => return Err("a policy's name, or a map of policy, share and parameters".into()),
         };
-        let policy = build("inside it", &name, &params).map_err(|e| e.to_string())?;
-        if !policy.evicts() || policy.merges() {
+        if name == Policies::KEEP {
+            return Err(format!("policies that evict (found {name})"));
+        }
+        let policy = policies
+            .build(&name, &params)
+            .map_err(|error| error.at("inside it").to_string())?;
+        if policy.merges() {
             return Err(format!(
                 "policies that evict without merging (found {name})"
             ));
@@ -69,8 +64,7 @@ impl Member {
         if with_share {
             map.insert("share".into(), self.share.into());
         }
-        let params = self.policy.params().into_iter();
-        map.extend(params.map(|(key, value)| (Value::String(key), value)));
+        map.extend(self.policy.params().to_map());
         Value::Mapping(map)
     }
 }

@@ -1,4 +1,4 @@
-use super::{Checked, LayerView, Needs, Params, Policy, Protect, SnapKv, State, params_of};
+use super::{LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, SnapKv, State, check_odd, check_range};
 use crate::Result;
 use crate::ops::Pool;
 use burn::tensor::Tensor;
@@ -35,19 +35,27 @@ impl PyramidKv {
     }
 }
 
-impl Checked for PyramidKv {
-    fn check(&self) -> std::result::Result<(), String> {
-        self.scorer().check()
+impl NamedPolicy for PyramidKv {
+    const NAME: &'static str = "pyramidkv";
+    const SUMMARY: &'static str = "as snapkv, with a smaller window";
+    const SOURCE: Option<&'static str> = Some("arXiv 2406.02069");
+    const VARIANTS: &'static [&'static str] = &["{window: 4, kernel: 3}"];
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        let policy: Self = params.read()?;
+        check_range("window", policy.window, 1..=MOST)?;
+        check_odd("kernel", policy.kernel)?;
+        Ok(policy)
     }
 }
 
 impl Policy for PyramidKv {
-    fn name(&self) -> &'static str {
-        "pyramidkv"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        params_of(self)
+        Params::of(self)
     }
 
     fn needs(&self) -> Needs {

@@ -1,5 +1,6 @@
-use super::{Appended, Checked, LayerView, Params, Policy, State, params_of};
+use super::{Appended, LayerView, NamedPolicy, Params, Policies, Policy, State};
 use crate::Result;
+use crate::random::splitmix;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
@@ -11,7 +12,16 @@ pub struct Random {
     pub seed: u64,
 }
 
-impl Checked for Random {}
+impl NamedPolicy for Random {
+    const NAME: &'static str = "random";
+    const SUMMARY: &'static str = "a seeded hash: the floor for every policy";
+    const SOURCE: Option<&'static str> = None;
+    const VARIANTS: &'static [&'static str] = &["{seed: 9}"];
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        params.read()
+    }
+}
 
 impl Random {
     /// The hashes of appended entries, `[batch, kv_heads, tokens]`.
@@ -39,21 +49,13 @@ impl Random {
     }
 }
 
-/// The finaliser of SplitMix64 (Steele, Lea, Flood 2014).
-pub(crate) fn splitmix(x: u64) -> u64 {
-    let mut z = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
-}
-
 impl Policy for Random {
-    fn name(&self) -> &'static str {
-        "random"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        params_of(self)
+        Params::of(self)
     }
 
     // Positions are known on the host when entries arrive: hashing them there keeps 64-bit integers off devices that

@@ -1,4 +1,4 @@
-use super::{Appended, Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
+use super::{Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range};
 use crate::Result;
 use crate::ops::AttentionBlock;
 use burn::tensor::{Tensor, s};
@@ -27,12 +27,17 @@ impl Default for Scissorhands {
     }
 }
 
-impl Checked for Scissorhands {
-    fn check(&self) -> std::result::Result<(), String> {
-        match self.history {
-            1..=65536 => Ok(()),
-            _ => Err("history from 1 to 65536".into()),
-        }
+impl NamedPolicy for Scissorhands {
+    const NAME: &'static str = "scissorhands";
+    const SUMMARY: &'static str = "what got more than an even share of the attention most often, lately";
+    const SOURCE: Option<&'static str> = Some("arXiv 2305.17118");
+    const VARIANTS: &'static [&'static str] = &["{history: 9, recent: 3}", "{}"];
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        let policy: Self = params.read()?;
+        check_range("history", policy.history, 1..=65536)?;
+        check_range("recent", policy.recent, 0..=MOST)?;
+        Ok(policy)
     }
 }
 
@@ -65,12 +70,12 @@ const TO_COME: usize = 1;
 const FIRST: usize = 2;
 
 impl Policy for Scissorhands {
-    fn name(&self) -> &'static str {
-        "scissorhands"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        params_of(self)
+        Params::of(self)
     }
 
     fn needs(&self) -> Needs {

@@ -1,4 +1,4 @@
-use super::{Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
+use super::{LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_odd, check_range};
 use crate::Result;
 use crate::ops::Pool;
 use burn::tensor::Tensor;
@@ -25,25 +25,27 @@ impl Default for SnapKv {
     }
 }
 
-impl Checked for SnapKv {
-    fn check(&self) -> std::result::Result<(), String> {
-        if self.window == 0 {
-            return Err("window at least 1".into());
-        }
-        if self.kernel.is_multiple_of(2) || self.kernel > 1023 {
-            return Err("kernel odd, at most 1023".into());
-        }
-        Ok(())
+impl NamedPolicy for SnapKv {
+    const NAME: &'static str = "snapkv";
+    const SUMMARY: &'static str = "what the last queries attend to, pooled over neighbours";
+    const SOURCE: Option<&'static str> = Some("arXiv 2404.14469");
+    const VARIANTS: &'static [&'static str] = &["{window: 4, kernel: 3}", "{window: 5, kernel: 5, pool: avg}", "{window: 3, kernel: 1}"];
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        let policy: Self = params.read()?;
+        check_range("window", policy.window, 1..=MOST)?;
+        check_odd("kernel", policy.kernel)?;
+        Ok(policy)
     }
 }
 
 impl Policy for SnapKv {
-    fn name(&self) -> &'static str {
-        "snapkv"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        params_of(self)
+        Params::of(self)
     }
 
     fn needs(&self) -> Needs {

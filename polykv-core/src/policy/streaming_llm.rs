@@ -1,4 +1,4 @@
-use super::{Checked, LayerView, Params, Policy, Protect, State, params_of};
+use super::{LayerView, MOST, NamedPolicy, Params, Policies, Policy, Protect, State, check_range};
 use crate::Result;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -17,15 +17,26 @@ impl Default for StreamingLlm {
     }
 }
 
-impl Checked for StreamingLlm {}
+impl NamedPolicy for StreamingLlm {
+    const NAME: &'static str = "streaming-llm";
+    const SUMMARY: &'static str = "the first positions and the latest";
+    const SOURCE: Option<&'static str> = Some("arXiv 2309.17453");
+    const VARIANTS: &'static [&'static str] = &["{sinks: 3}"];
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        let policy: Self = params.read()?;
+        check_range("sinks", policy.sinks, 0..=MOST)?;
+        Ok(policy)
+    }
+}
 
 impl Policy for StreamingLlm {
-    fn name(&self) -> &'static str {
-        "streaming-llm"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        params_of(self)
+        Params::of(self)
     }
 
     fn protect(&self, _budget: usize) -> Protect {

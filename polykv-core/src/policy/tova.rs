@@ -1,4 +1,4 @@
-use super::{Checked, LayerView, Needs, Params, Policy, Protect, State, params_of};
+use super::{LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range};
 use crate::Result;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -13,15 +13,26 @@ pub struct Tova {
     pub protect_last: usize,
 }
 
-impl Checked for Tova {}
+impl NamedPolicy for Tova {
+    const NAME: &'static str = "tova";
+    const SUMMARY: &'static str = "what the last query attends to, one set for all heads";
+    const SOURCE: Option<&'static str> = Some("arXiv 2401.06104");
+    const VARIANTS: &'static [&'static str] = &["{}", "{protect_last: 2}"];
+
+    fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
+        let policy: Self = params.read()?;
+        check_range("protect_last", policy.protect_last, 0..=MOST)?;
+        Ok(policy)
+    }
+}
 
 impl Policy for Tova {
-    fn name(&self) -> &'static str {
-        "tova"
+    fn name(&self) -> &str {
+        Self::NAME
     }
 
     fn params(&self) -> Params {
-        params_of(self)
+        Params::of(self)
     }
 
     fn needs(&self) -> Needs {

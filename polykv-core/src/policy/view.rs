@@ -1,8 +1,9 @@
 //! What policies see of a layer.
 
 use super::Phase;
-use crate::cache::{LayerFacts, LayerShape};
+use crate::facts::LayerFacts;
 use crate::ops::{self, Pool, Protected};
+use crate::shape::LayerShape;
 use crate::{Error, Result};
 use burn::tensor::{Bool, DType, Device, IndexingUpdateOp, Int, Tensor};
 use std::ops::Range;

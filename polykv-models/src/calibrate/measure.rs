@@ -1,10 +1,13 @@
-use super::{Example, attend, layers, nll, read};
+use super::{Continued, Example, layers, nll, read};
 use crate::layers::RopeTable;
 use crate::{LoadedModel, PrefillOptions, rows};
 use burn::tensor::Tensor;
-use polykv_core::calibrate::{Candidate, Measured, PhaseMeasured, signals};
+use polykv_core::calibrate::{Measured, PhaseMeasured, signals};
 use polykv_core::device::run_on;
-use polykv_core::{Budget, Error, KvCache, Phase, Plan, PromptCache, Result, SharedPrefill, ops};
+use polykv_core::{
+    At, Budget, Error, KvCache, Phase, Plan, Policy, Prompt, Result, SharedPrefill, ops,
+};
+use std::sync::Arc;
 
 /// Perturbs one layer at a time: in each layer and phase, every candidate at the budget while all else is kept.
 ///
@@ -14,7 +17,7 @@ use polykv_core::{Budget, Error, KvCache, Phase, Plan, PromptCache, Result, Shar
 #[derive(Debug)]
 pub struct Measurer<'a> {
     model: &'a LoadedModel,
-    candidates: &'a [Candidate],
+    candidates: &'a [Arc<dyn Policy>],
     phases: &'a [Phase],
     /// One phase of one candidate each, in the order of the phases; all layers at once.
     plans: Vec<Plan>,
@@ -37,7 +40,7 @@ impl<'a> Measurer<'a> {
     /// No candidate, and candidates or a budget that are refused.
     pub fn new(
         model: &'a LoadedModel,
-        candidates: &'a [Candidate],
+        candidates: &'a [Arc<dyn Policy>],
         phases: &'a [Phase],
         budget: Budget,
         likelihoods: bool,
@@ -48,10 +51,9 @@ impl<'a> Measurer<'a> {
         let layers = model.model.config().layers;
         let mut plans = Vec::new();
         for &phase in phases {
-            for own in candidates {
-                own.build("calibration")?;
-                let plan = Plan::uniform(layers, &own.policy, own.params.clone(), budget, &[phase]);
-                plan.validate("calibration")?;
+            for policy in candidates {
+                let plan = Plan::uniform(layers, policy.clone(), budget, &[phase]);
+                plan.check()?;
                 plans.push(plan);
             }
         }
@@ -75,10 +77,13 @@ impl<'a> Measurer<'a> {
             .cache_shape(1)
             .cost(self.model.model.config().layers);
         for (plan, candidate) in self.plans.iter().zip(self.candidates.iter().cycle()) {
-            let place = format!("calibration of {candidate}");
-            let resolved = plan.resolve(&place, prompt, cost)?;
+            let place = format!("calibration of {}", candidate.key());
+            let resolved = plan.resolve(prompt, cost).at(place)?;
             let first = resolved.layers.first();
-            let budget = first.and_then(|rules| rules.prefill.budget.or(rules.decode.budget));
+            let budget = first.and_then(|rules| {
+                let prefill = rules.budget(Phase::Prefill);
+                prefill.or(rules.budget(Phase::Decode))
+            });
             if let Some(budget) = budget
                 && budget >= prompt
             {
@@ -112,7 +117,7 @@ impl<'a> Measurer<'a> {
             &mut shared,
             &mut PrefillOptions::default(),
         )?;
-        let mut caches = shared.finish();
+        let mut caches = shared.into_caches();
         let mut full = caches.remove(0);
         let prefix = full.clone();
 
@@ -121,24 +126,23 @@ impl<'a> Measurer<'a> {
         let rope = model.rope(start..start + run.len());
         let mut x = model.embed(self.model.ids(run));
         let mut found = Signals::default();
-        full.untrimmed().begin_prefill(run.len())?;
-        for (index, cache) in caches.iter_mut().enumerate() {
-            if self.phase(index) == Phase::Prefill {
-                cache.untrimmed().begin_prefill(run.len())?;
-            }
-        }
+        let mut full = Continued::new(&mut full, Phase::Prefill, run.len())?;
+        let caches = caches.iter_mut().enumerate();
+        let mut caches = caches
+            .map(|(index, cache)| Continued::new(cache, self.phase(index), run.len()))
+            .collect::<Result<Vec<_>>>()?;
         for layer in 0..config.layers {
             progress(layer);
             let input = x.clone();
             let mut reference = None;
             let mut others = Vec::new();
             x = model.layer(layer, input.clone(), &rope, &mut |q, k, v| {
-                let output = attend(&mut full, Phase::Prefill, layer, [&q, &k, &v])?;
+                let output = full.attend(layer, [&q, &k, &v])?;
                 found
                     .entropy
-                    .push(entropy(&full, layer, q.clone(), example)?);
-                for (index, cache) in caches.iter_mut().enumerate() {
-                    others.push(attend(cache, self.phase(index), layer, [&q, &k, &v])?);
+                    .push(entropy(full.cache(), layer, q.clone(), example)?);
+                for cache in &mut caches {
+                    others.push(cache.attend(layer, [&q, &k, &v])?);
                 }
                 reference = Some(output.clone());
                 Ok(output)
@@ -166,9 +170,7 @@ impl<'a> Measurer<'a> {
                 }
             }
         }
-        for cache in &mut caches {
-            cache.check()?;
-        }
+        caches.into_iter().try_for_each(Continued::finish)?;
         let full_nll = read(nll(self.model, example, x))?;
         self.collect(example, full_nll[0], found)
     }
@@ -188,18 +190,13 @@ impl<'a> Measurer<'a> {
     ) -> Result<Tensor<3>> {
         let [rows, tokens, _] = x.dims();
         let mut caches = vec![prefix.clone(); rows];
-        for cache in &mut caches {
-            cache.untrimmed().begin_prefill(tokens)?;
-        }
+        let continued = caches.iter_mut().map(|cache| {
+            let prompt = Prompt::new(cache.untrimmed(), tokens)?;
+            Ok(Continued::Untrimmed(prompt.above(layer + 1)))
+        });
+        let mut continued = continued.collect::<Result<Vec<_>>>()?;
         let count = self.model.model.config().layers;
-        layers(
-            self.model,
-            layer + 1..count,
-            x,
-            rope,
-            &mut caches,
-            Phase::Prefill,
-        )
+        layers(self.model, layer + 1..count, x, rope, &mut continued)
     }
 
     fn collect(&self, example: &Example, full_nll: f64, found: Signals) -> Result<Measured> {

@@ -1,8 +1,8 @@
-use super::{Example, layers, nll, read};
+use super::{Continued, Example, layers, nll, read};
 use crate::{LoadedModel, PrefillOptions, rows};
 use polykv_core::calibrate::ExampleLosses;
 use polykv_core::device::run_on;
-use polykv_core::{Error, KvCache, Phase, Plan, PromptCache, Result, SharedPrefill, machine, ops};
+use polykv_core::{Error, KvCache, Phase, Plan, Result, SharedPrefill, machine, ops};
 
 /// Examples whose prompts have run once under several plans, so that any mixture of these costs its continuations only: a
 /// layer's cut of the prompt does not depend on what the other layers keep.
@@ -95,7 +95,7 @@ impl<'a> Prompted<'a> {
         let mut shared = SharedPrefill::new(plans.to_vec(), own.cache_shape(1), own.device())?;
         let mut options = PrefillOptions::default();
         own.prefill(model.ids(&example.prompt), &mut shared, &mut options)?;
-        let mut caches = shared.finish();
+        let mut caches = shared.into_caches();
         let mut full = [caches.remove(0)];
         let full_nll = continuation(model, example, &mut full, Phase::Prefill)?[0];
         Ok(Self {
@@ -115,8 +115,8 @@ fn check_memory(model: &LoadedModel, plans: &[Plan], examples: &[Example]) -> Re
     let mut needed = 0;
     for example in examples {
         for plan in plans {
-            let cost = own.cache_shape(1).cost(plan.layers);
-            let estimate = plan.estimate("calibration", example.prompt.len(), 0, cost)?;
+            let cost = own.cache_shape(1).cost(plan.layers.len());
+            let estimate = plan.estimate(example.prompt.len(), 0, cost)?;
             needed += estimate.steady_bytes as u64;
         }
     }
@@ -151,13 +151,12 @@ fn continuation(
     let own = &model.model;
     let (run, start) = (example.run(), example.prompt.len());
     let rope = own.rope(start..start + run.len());
-    if phase == Phase::Prefill {
-        for cache in caches.iter_mut() {
-            cache.untrimmed().begin_prefill(run.len())?;
-        }
-    }
     let x = own.embed(model.ids(run)).repeat_dim(0, caches.len());
-    let x = layers(model, 0..own.config().layers, x, &rope, caches, phase)?;
-    caches.iter_mut().try_for_each(|cache| cache.check())?;
+    let continued = caches.iter_mut();
+    let mut continued = continued
+        .map(|cache| Continued::new(cache, phase, run.len()))
+        .collect::<Result<Vec<_>>>()?;
+    let x = layers(model, 0..own.config().layers, x, &rope, &mut continued)?;
+    continued.into_iter().try_for_each(Continued::finish)?;
     read(nll(model, example, x))
 }

@@ -85,14 +85,14 @@ impl Task for Fidelity {
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
         let window = &self.windows[sample];
         let mut prompted = evaluator.prefill(&window.prefix)?;
-        let held = prompted.held();
+        let held = prompted.held()?;
         let distances = self.compare(
             evaluator,
             &window.continuation,
             &prompted.next,
             &mut prompted.caches,
         )?;
-        let plans = evaluator.candidates().iter().zip(held).zip(distances);
+        let plans = evaluator.plans().iter().zip(held).zip(distances);
         let predictions = plans.map(|((candidate, held), found)| Prediction {
             task: self.name().into(),
             metric: "kl".into(),

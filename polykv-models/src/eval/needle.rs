@@ -187,7 +187,7 @@ impl Task for Needle {
     fn run(&self, index: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
         let sample = &self.samples[index];
         let mut prompted = evaluator.prefill(&sample.prompt)?;
-        let held = prompted.held();
+        let held = prompted.held()?;
         let nexts = evaluator.after(&mut prompted, &sample.after)?;
         let answers = match self.generate {
             true => {
@@ -199,7 +199,7 @@ impl Task for Needle {
             false => vec![None; held.len()],
         };
         let nlls = sample.answer_nlls(evaluator, &nexts, &mut prompted.caches, self.decode)?;
-        let plans = evaluator.candidates().iter().zip(held).zip(nlls);
+        let plans = evaluator.plans().iter().zip(held).zip(nlls);
         plans
             .zip(answers)
             .map(|(((candidate, mut scores), nll), answer)| {

@@ -48,11 +48,11 @@ impl Task for Ppl {
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
         let window = &self.windows[sample];
         let mut prompted = evaluator.prefill(&window.prefix)?;
-        let held = prompted.held();
+        let held = prompted.held()?;
         let nexts = vec![prompted.next; held.len()];
         let (caches, tokens) = (&mut prompted.caches, &window.continuation);
         let nlls = evaluator.nlls(&nexts, caches, tokens, self.decode)?;
-        let plans = evaluator.candidates().iter().zip(held).zip(nlls);
+        let plans = evaluator.plans().iter().zip(held).zip(nlls);
         Ok(plans
             .map(|((candidate, mut scores), nlls)| {
                 scores.insert("nll".into(), metrics::mean(&nlls[1..]));

@@ -45,9 +45,9 @@ impl Question {
     /// What the model and the plans refuse, NaN in logits or scores.
     pub fn run(&self, index: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
         let mut prompted = evaluator.prefill(&self.framed.prompt)?;
-        let held = prompted.held();
+        let held = prompted.held()?;
         let answers = self.greedy(evaluator, &mut prompted)?;
-        let plans = evaluator.candidates().iter().zip(held);
+        let plans = evaluator.plans().iter().zip(held);
         plans
             .zip(answers)
             .map(|((candidate, mut scores), tokens)| {

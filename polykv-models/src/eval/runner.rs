@@ -6,7 +6,8 @@ use crate::tokenizer::Specials;
 use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Device, Tensor};
 use polykv_core::{
-    Budget, Error, KvCache, Phase, Plan, PromptCache, Result, Rule, SharedPrefill, ops,
+    At, Budget, Error, KvCache, Phase, Plan, PlanFile, Prompt, Registry, Result, Rule,
+    SharedPrefill, ops,
 };
 use serde::{Deserialize, Serialize};
 
@@ -15,8 +16,12 @@ const PIECE: usize = 128;
 
 /// A plan under a name.
 #[derive(Clone, Debug)]
-pub struct Candidate {
+pub struct NamedPlan {
+    /// What results call it.
     pub name: String,
+    /// The fingerprint of what it states, see [`PlanFile::hash`].
+    pub hash: String,
+    /// What it does.
     pub plan: Plan,
 }
 
@@ -31,24 +36,36 @@ pub struct PlanInfo {
     pub budget: Option<Budget>,
 }
 
-impl Candidate {
+impl NamedPlan {
+    /// A plan with the fingerprint of the file that states it, its policies' names looked up in `registry`.
+    pub fn new(name: impl Into<String>, plan: Plan, registry: &Registry) -> Self {
+        Self {
+            name: name.into(),
+            hash: PlanFile::of(&plan, registry).hash(),
+            plan,
+        }
+    }
+
+    /// What a summary must know of the plan.
     pub fn info(&self) -> PlanInfo {
-        let phases = [Phase::Prefill, Phase::Decode];
-        let phases = phases.map(|phase| self.plan.rules(phase));
-        let mut rules = phases.iter().flat_map(|rules| rules.iter());
-        let evicting = rules.find(|rule| rule.policy != "full");
-        let single = evicting.is_some_and(|first| {
-            phases.iter().all(|rules| {
-                let full = rules.iter().all(|rule| rule.policy == "full");
-                let same = |rule: &Rule| rule.policy == first.policy && rule.params == first.params;
-                full || rules.iter().all(same)
+        let keys = |phase| {
+            let rules = self.plan.rules(phase);
+            let keys = rules.map(|rule| rule.policy().map(|policy| policy.key()));
+            keys.collect::<Vec<_>>()
+        };
+        let phases = Phase::BOTH.map(keys);
+        let first = phases.iter().flatten().flatten().next();
+        let single = first.is_some_and(|first| {
+            phases.iter().all(|keys| {
+                let full = keys.iter().all(Option::is_none);
+                full || keys.iter().all(|key| key.as_ref() == Some(first))
             })
         });
         PlanInfo {
             name: self.name.clone(),
-            hash: self.plan.hash(),
+            hash: self.hash.clone(),
             single,
-            budget: evicting.map(|_| self.plan.budget),
+            budget: first.map(|_| self.plan.budget),
         }
     }
 }
@@ -57,7 +74,7 @@ impl Candidate {
 #[derive(Debug)]
 pub struct Evaluator<'a> {
     model: &'a LoadedModel,
-    candidates: Vec<Candidate>,
+    plans: Vec<NamedPlan>,
     chunk: usize,
 }
 
@@ -78,31 +95,23 @@ impl<'a> Evaluator<'a> {
     ///
     /// # Errors
     /// A plan for another model, and a name given twice.
-    pub fn new(model: &'a LoadedModel, plans: Vec<Candidate>) -> Result<Self> {
-        let config = model.model.config();
-        let mut candidates = vec![Candidate {
-            name: "full".into(),
-            plan: Plan::full(config.layers),
-        }];
-        for candidate in plans {
-            let name = &candidate.name;
-            candidate
-                .plan
-                .check_model(name, config.layers, &config.fingerprint())?;
-            if candidates.iter().any(|other| other.name == *name) {
+    pub fn new(model: &'a LoadedModel, plans: Vec<NamedPlan>) -> Result<Self> {
+        let layers = model.model.config().layers;
+        let full = NamedPlan::new("full", Plan::full(layers), &Registry::default());
+        let mut all = vec![full];
+        for plan in plans {
+            let name = &plan.name;
+            model.check_layers(&plan.plan).at(name)?;
+            if all.iter().any(|other| other.name == *name) {
                 let allowed = "a name for each plan";
-                return Err(Error::invalid(
-                    "plans",
-                    "name",
-                    format!("'{name}' twice"),
-                    allowed,
-                ));
+                let found = format!("'{name}' twice");
+                return Err(Error::invalid("plans", "name", found, allowed));
             }
-            candidates.push(candidate);
+            all.push(plan);
         }
         Ok(Self {
             model,
-            candidates,
+            plans: all,
             chunk: PrefillOptions::CHUNK,
         })
     }
@@ -116,13 +125,13 @@ impl<'a> Evaluator<'a> {
     }
 
     /// FullKV and the plans.
-    pub fn candidates(&self) -> &[Candidate] {
-        &self.candidates
+    pub fn plans(&self) -> &[NamedPlan] {
+        &self.plans
     }
 
     /// What is to be known of FullKV and the plans after the run.
-    pub fn plans(&self) -> Vec<PlanInfo> {
-        self.candidates.iter().map(Candidate::info).collect()
+    pub fn infos(&self) -> Vec<PlanInfo> {
+        self.plans.iter().map(NamedPlan::info).collect()
     }
 
     /// Whether every plan can be carried out for a prompt.
@@ -131,8 +140,9 @@ impl<'a> Evaluator<'a> {
     /// What [`Plan::resolve`] refuses, with the plan's name.
     pub fn check(&self, prompt_tokens: usize) -> Result<()> {
         let shape = self.model.model.cache_shape(1);
-        for Candidate { name, plan } in &self.candidates {
-            plan.resolve(name, prompt_tokens, shape.cost(plan.layers))?;
+        for NamedPlan { name, plan, .. } in &self.plans {
+            let cost = shape.cost(plan.layers.len());
+            plan.resolve(prompt_tokens, cost).at(name)?;
         }
         Ok(())
     }
@@ -143,13 +153,13 @@ impl<'a> Evaluator<'a> {
     /// What the model and the plans refuse.
     pub fn prefill(&self, prompt: &[u32]) -> Result<Prompted> {
         let model = &self.model.model;
-        let plans = self.candidates.iter().map(|own| own.plan.clone()).collect();
+        let plans = self.plans.iter().map(|own| own.plan.clone()).collect();
         let mut shared = SharedPrefill::new(plans, model.cache_shape(1), model.device())?;
         let mut options = self.options();
         let next = model.prefill(self.model.ids(prompt), &mut shared, &mut options)?;
         Ok(Prompted {
             next: read(next)?,
-            caches: shared.finish(),
+            caches: shared.into_caches(),
         })
     }
 
@@ -164,7 +174,6 @@ impl<'a> Evaluator<'a> {
         let logits = self.together(x, seen, &mut |cache, layer, q, k, v| {
             caches[cache].decode(layer, q, k, v)
         })?;
-        caches.iter_mut().try_for_each(|cache| cache.check())?;
         let rows = logits.chunks_exact(self.model.model.config().vocab_size);
         Ok(rows.map(<[f32]>::to_vec).collect())
     }
@@ -197,13 +206,20 @@ impl<'a> Evaluator<'a> {
 
     /// The logits after each of `tokens`, which begin at position `start`, cache by cache.
     fn untrimmed(&self, caches: &mut [KvCache], tokens: &[u32], start: usize) -> Result<Vec<f32>> {
-        for cache in caches.iter_mut() {
-            cache.untrimmed().begin_prefill(tokens.len())?;
-        }
         let x = self.embed(tokens).repeat_dim(0, caches.len());
-        self.together(x, start, &mut |cache, layer, q, k, v| {
-            caches[cache].untrimmed().prefill(layer, q, k, v)
-        })
+        let prompts = caches.iter_mut();
+        let mut prompts = prompts
+            .map(|cache| Prompt::new(cache.untrimmed(), tokens.len()))
+            .collect::<Result<Vec<_>>>()?;
+        let logits = self.together(x, start, &mut |cache, layer, q, k, v| {
+            let output = prompts[cache].attend(layer, q, k, v)?;
+            prompts[cache].end_layer(layer)?;
+            Ok(output)
+        })?;
+        for prompt in prompts {
+            prompt.finish()?;
+        }
+        Ok(logits)
     }
 
     /// `x [caches, tokens, hidden]` through the model from position `start` on. Returns `[caches, tokens, vocab]`.
@@ -264,6 +280,7 @@ impl<'a> Evaluator<'a> {
                 own.2 = metrics::most_likely(&row)?;
             }
         }
+        caches.iter_mut().try_for_each(KvCache::check)?;
         Ok(answers)
     }
 
@@ -296,13 +313,14 @@ impl<'a> Evaluator<'a> {
         // The last token is not run: nothing is asked about what comes after it.
         let run = &tokens[..rest.len()];
         if decode {
-            let mut caches: Vec<&mut KvCache> = caches.iter_mut().collect();
+            let mut running: Vec<&mut KvCache> = caches.iter_mut().collect();
             for (&token, &wanted) in run.iter().zip(rest) {
-                let rows = self.step(&mut caches, &vec![token; nexts.len()])?;
+                let rows = self.step(&mut running, &vec![token; nexts.len()])?;
                 for (own, row) in nlls.iter_mut().zip(&rows) {
                     own.push(metrics::nll(row, wanted)?);
                 }
             }
+            caches.iter_mut().try_for_each(KvCache::check)?;
             return Ok(nlls);
         }
         self.feed(caches, run, &mut |cache, token, row| {
@@ -327,15 +345,18 @@ impl<'a> Evaluator<'a> {
 
 impl Prompted {
     /// What each compressed cache holds: `kept`, entries per layer and KV head, and `kv_bytes`, over all layers.
-    pub(super) fn held(&self) -> Vec<Scores> {
-        let of = |cache: &KvCache| {
-            let report = cache.report();
-            Scores::from([
+    ///
+    /// # Errors
+    /// NaN scores.
+    pub(super) fn held(&mut self) -> Result<Vec<Scores>> {
+        let of = |cache: &mut KvCache| {
+            let report = cache.report()?;
+            Ok(Scores::from([
                 ("kept".into(), report.kept_mean()),
                 ("kv_bytes".into(), report.bytes as f64),
-            ])
+            ]))
         };
-        self.caches.iter().map(of).collect()
+        self.caches.iter_mut().map(of).collect()
     }
 }
 

@@ -98,7 +98,7 @@ pub struct Group {
 
 impl Summary {
     pub fn of(task: &dyn Task, evaluator: &Evaluator<'_>, predictions: &[Prediction]) -> Self {
-        Self::new(task.name(), &task.sets(), &evaluator.plans(), predictions)
+        Self::new(task.name(), &task.sets(), &evaluator.infos(), predictions)
     }
 
     /// The order of the predictions does not matter. Predictions of other plans are left out.

@@ -3,33 +3,35 @@
 use super::LayerCache;
 use crate::allocate::{Note, Online};
 use crate::ops;
-use crate::plan::PhaseRule;
-use crate::policy::{Merge, Phase, Split};
+use crate::phase::Phase;
+use crate::plan::Eviction;
+use crate::policy::{Merge, Policy, Split};
 use crate::{Error, Result};
 use burn::tensor::{Int, Tensor};
 
 impl LayerCache {
-    /// Keeps the best `budget` entries, in order of position, with one free slot.
+    /// Keeps the best entries under the budget, in order of position, with one free slot.
     pub(super) fn compact(
         &mut self,
         phase: Phase,
-        rule: &PhaseRule,
-        budget: usize,
+        eviction: &Eviction,
         row: Option<Tensor<4>>,
     ) -> Result<()> {
-        let view = self.view(phase, rule, budget, row)?;
-        let scores = rule.policy.score(self.states.of(phase), &view)?;
+        let Eviction { policy, budget } = eviction;
+        let budget = *budget;
+        let view = self.view(phase, &**policy, budget, row)?;
+        let scores = policy.score(self.states.of(phase), &view)?;
         let (positions, protected) = (view.positions.clone(), view.protected);
         let chosen = ops::choose(scores, positions, protected, budget);
-        let (slots, nans) = chosen.map_err(|error| self.refused(phase, rule, &error))?;
+        let (slots, nans) = chosen.map_err(|error| self.refused(phase, error))?;
         let mut merge = None;
-        if rule.policy.merges() {
+        if policy.merges() {
             let split = Split {
                 kept: slots.clone(),
                 evicted: self.order.rest(&slots, self.len())?,
             };
             let mut state = self.states.of(phase).clone();
-            merge = rule.policy.merge(&mut state, &view, &split)?;
+            merge = policy.merge(&mut state, &view, &split)?;
             drop(view);
             *self.states.of_mut(phase) = state;
         }
@@ -40,34 +42,37 @@ impl LayerCache {
             other => (None, other),
         };
         self.merge(now);
-        self.keep(rule, slots, budget);
+        self.keep(&**policy, slots, budget);
         self.merge(later);
         Ok(())
     }
 
     /// Shows the whole layer to an allocator, and keeps the scores for [`LayerCache::narrow`].
-    pub(in crate::cache) fn look(&mut self, online: &dyn Online) -> Result<Note> {
+    pub(in crate::cache) fn survey(&mut self, online: &dyn Online) -> Result<Note> {
         let rules = self.rules()?;
-        let (phase, rule) = match rules.prefill.budget {
-            Some(_) => (Phase::Prefill, &rules.prefill),
-            None => (Phase::Decode, &rules.decode),
+        let (phase, eviction) = match (&rules.prefill, &rules.decode) {
+            (Some(eviction), _) => (Phase::Prefill, Some(eviction)),
+            (None, eviction) => (Phase::Decode, eviction.as_ref()),
         };
-        let budget = rule.budget.unwrap_or(self.len());
-        let view = self.view(phase, rule, budget, None)?;
-        let scores = match rule.budget {
-            Some(_) => rule.policy.score(self.states.of(phase), &view)?,
-            None => view.positions.clone().float(),
+        let Some(Eviction { policy, budget }) = eviction else {
+            return Ok(Note {
+                entries: self.len(),
+                rows: self.shape.batch * self.shape.kv_heads,
+                values: Vec::new(),
+            });
         };
+        let view = self.view(phase, &**policy, *budget, None)?;
+        let scores = policy.score(self.states.of(phase), &view)?;
         let note = online.note(&view, &scores)?;
         drop(view);
         self.scores = (phase == Phase::Prefill).then_some(scores);
         Ok(note)
     }
 
-    /// Cuts the layer to its best `budget` entries by the scores that [`LayerCache::look`] kept.
+    /// Cuts the layer to its best `budget` entries by the scores that [`LayerCache::survey`] kept.
     pub(in crate::cache) fn narrow(&mut self, budget: usize) -> Result<()> {
         let rules = self.rules()?;
-        let Some(scores) = self.scores.take() else {
+        let (Some(scores), Some(eviction)) = (self.scores.take(), &rules.prefill) else {
             return Ok(());
         };
         if budget >= self.len() {
@@ -77,28 +82,30 @@ impl LayerCache {
         let Some(positions) = self.positions() else {
             return Ok(());
         };
-        let protected = self.protected(&rules.prefill, budget);
+        let protected = self.protected(&*eviction.policy, budget);
         let chosen = ops::choose(scores.clone(), positions, protected, budget);
-        let (slots, nans) =
-            chosen.map_err(|error| self.refused(Phase::Prefill, &rules.prefill, &error))?;
+        let (slots, nans) = chosen.map_err(|error| self.refused(Phase::Prefill, error))?;
         self.note(nans);
         self.scores = Some(scores.gather(2, slots.clone()));
-        self.keep(&rules.prefill, slots, budget);
+        self.keep(&*eviction.policy, slots, budget);
         Ok(())
     }
 
     /// Fixes the budgets that an allocator found, and forgets the scores.
-    pub(in crate::cache) fn settle(&mut self, prefill: Option<usize>, decode: Option<usize>) {
+    pub(in crate::cache) fn set_budgets(&mut self, prefill: Option<usize>, decode: Option<usize>) {
         self.scores = None;
         if let Some(rules) = &mut self.rules {
-            rules.prefill.budget = prefill.or(rules.prefill.budget);
-            rules.decode.budget = decode.or(rules.decode.budget);
+            for (eviction, budget) in [(&mut rules.prefill, prefill), (&mut rules.decode, decode)] {
+                if let (Some(eviction), Some(budget)) = (eviction, budget) {
+                    eviction.budget = budget;
+                }
+            }
         }
     }
 
     /// Keeps the entries in `slots`, with one free slot beside them.
-    fn keep(&mut self, rule: &PhaseRule, slots: Tensor<3, Int>, budget: usize) {
-        self.heads_agree &= rule.policy.same_for_all_heads();
+    fn keep(&mut self, policy: &dyn Policy, slots: Tensor<3, Int>, budget: usize) {
+        self.heads_agree &= policy.same_for_all_heads();
         self.states.keep(&slots);
         if let Some(store) = &mut self.store {
             store.keep(slots, budget + 1);
@@ -106,29 +113,29 @@ impl LayerCache {
         self.order.reset();
     }
 
-    fn refused(&self, phase: Phase, rule: &PhaseRule, error: &Error) -> Error {
-        let name = rule.policy.name();
-        Error::Failed(format!(
-            "layer {}, {phase}, policy {name}: {error}",
-            self.layer
-        ))
+    fn refused(&self, phase: Phase, error: Error) -> Error {
+        match error {
+            Error::NotFinite(_) => Error::NotFinite(self.nan_reason()),
+            other => Error::Failed(format!("layer {}, {phase}: {other}", self.layer)),
+        }
     }
 
     /// One entry goes, without waiting for the device: the newest takes its slot.
     pub(super) fn replace(
         &mut self,
-        rule: &PhaseRule,
+        eviction: &Eviction,
         row: Option<Tensor<4>>,
         key: Tensor<4>,
         value: Tensor<4>,
     ) -> Result<()> {
         let len = self.len();
+        let policy = &eviction.policy;
         // The view must be gone before the store is written: only unshared tensors are written in place.
-        let view = self.view(Phase::Decode, rule, len - 1, row)?;
-        let scores = rule.policy.score(self.states.of(Phase::Decode), &view)?;
+        let view = self.view(Phase::Decode, &**policy, len - 1, row)?;
+        let scores = policy.score(self.states.of(Phase::Decode), &view)?;
         let (victim, nans) = ops::drop_lowest(scores, view.positions.clone(), view.protected);
         let (mut key, mut value) = (key, value);
-        match rule.policy.merges() {
+        match policy.merges() {
             false => drop(view),
             true => {
                 let split = Split {
@@ -136,7 +143,7 @@ impl LayerCache {
                     evicted: victim.clone(),
                 };
                 let mut state = self.states.of(Phase::Decode).clone();
-                let merge = rule.policy.merge(&mut state, &view, &split)?;
+                let merge = policy.merge(&mut state, &view, &split)?;
                 drop(view);
                 *self.states.of_mut(Phase::Decode) = state;
                 // Here what stays does not lie side by side.
@@ -151,7 +158,7 @@ impl LayerCache {
             }
         }
         self.note(nans);
-        self.heads_agree &= rule.policy.same_for_all_heads();
+        self.heads_agree &= policy.same_for_all_heads();
         self.states.replace(&victim);
         if self.needs.position_order {
             self.order.replace(victim.clone(), len, self.shape);

@@ -2,14 +2,13 @@
 //! policies remember.
 
 use super::LayerCache;
-use crate::cache::LayerShape;
 use crate::cache::queries::Queries;
 use crate::ops::{self, AttentionBlock};
-use crate::plan::{LayerRules, PhaseRule};
-use crate::policy::Full;
+use crate::phase::Phase;
+use crate::plan::LayerEvictions;
+use crate::shape::LayerShape;
 use crate::{Error, Result};
 use burn::tensor::{Device, Tensor};
-use std::sync::Arc;
 
 impl LayerCache {
     /// The leader of a prompt of `tokens` tokens, which keeps everything and gathers what any of `followers` needs.
@@ -20,15 +19,8 @@ impl LayerCache {
         tokens: usize,
         followers: impl Iterator<Item = &'a LayerCache>,
     ) -> Self {
-        let keep = PhaseRule {
-            policy: Arc::new(Full {}),
-            budget: None,
-        };
         let mut leader = Self::new(layer, shape, device);
-        leader.rules = Some(LayerRules {
-            prefill: keep.clone(),
-            decode: keep,
-        });
+        leader.rules = Some(LayerEvictions::default());
         for own in followers {
             leader.needs = leader.needs.union(own.needs);
             leader.facts = own.facts.clone();
@@ -39,21 +31,16 @@ impl LayerCache {
 
     /// Layers with the same key do the same with the same prompt.
     pub(in crate::cache) fn rules_key(&self) -> String {
-        let of = |rule: &PhaseRule| {
-            let policy = &rule.policy;
-            format!("{} {:?} {:?}", policy.name(), policy.params(), rule.budget)
+        let of = |phase| {
+            let eviction = self.rules.as_ref().and_then(|rules| rules.of(phase));
+            eviction.map_or_else(String::new, |own| {
+                format!("{} {}", own.policy.key(), own.budget)
+            })
         };
-        match &self.rules {
-            Some(rules) => format!("{}, {}", of(&rules.prefill), of(&rules.decode)),
-            None => String::new(),
-        }
+        Phase::BOTH.map(of).join("; ")
     }
 
-    pub(in crate::cache) fn index(&self) -> usize {
-        self.layer
-    }
-
-    /// Attention of a chunk, as [`LayerCache::prefill`]; the followers' policies see what they would see alone.
+    /// Attention of a chunk of the prompt; the followers' policies see what they would see alone.
     pub(in crate::cache) fn lead(
         &mut self,
         followers: &mut [&mut LayerCache],

@@ -1,15 +1,17 @@
 //! What a model tells its cache once, beside the queries, keys and values of every token.
 
 use crate::ops;
-use crate::plan::{LayerRules, PhaseRule};
-use crate::policy::Phase;
-use crate::{Error, Result};
 use burn::tensor::{Device, Tensor, TensorData};
 use std::sync::Arc;
 
-/// Facts of a model that some policies need; those it does not give are only missed by such a policy.
+/// Facts of a model that a cache needs beside queries, keys and values. Those that are not given are only missed by policies
+/// that need them.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct ModelFacts {
+    /// What products of queries and keys are multiplied by before the softmax, 1/√head_dim if it is not given.
+    pub scale: Option<f64>,
+    /// The rotary embedding of queries and keys.
     pub rope: Option<RopeFacts>,
     /// Per layer the weight of the projection after attention, `[hidden, heads * head_dim]`.
     pub output: Vec<Tensor<2>>,
@@ -26,42 +28,20 @@ pub struct RopeFacts {
 
 /// The facts of one layer.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct LayerFacts {
+    /// The rotary embedding of queries and keys.
     pub rope: Option<RopeFacts>,
-    /// `[hidden, heads * head_dim]`
+    /// The weight of the projection after attention, `[hidden, heads * head_dim]`.
     pub output: Option<Tensor<2>>,
 }
 
 impl ModelFacts {
-    pub(super) fn layer(&self, layer: usize) -> LayerFacts {
+    pub(crate) fn layer(&self, layer: usize) -> LayerFacts {
         LayerFacts {
             rope: self.rope.clone(),
             output: self.output.get(layer).cloned(),
         }
-    }
-}
-
-impl LayerFacts {
-    /// Whether the policies of a layer get what they need.
-    pub(super) fn check(&self, layer: usize, rules: &LayerRules) -> Result<()> {
-        let check = |phase: Phase, rule: &PhaseRule| {
-            let needs = rule.policy.needs();
-            let missing = match () {
-                () if rule.budget.is_none() => return Ok(()),
-                () if needs.rope && self.rope.is_none() => "rotary frequencies",
-                () if needs.output && self.output.is_none() => "the output projection's weights",
-                () => return Ok(()),
-            };
-            let name = rule.policy.name();
-            Err(Error::invalid(
-                "plan",
-                format!("{phase} policy of layer {layer}"),
-                format!("{name}, which needs {missing} of the model"),
-                "a policy without that need, or a model that tells them (KvCache::set_facts)",
-            ))
-        };
-        check(Phase::Prefill, &rules.prefill)?;
-        check(Phase::Decode, &rules.decode)
     }
 }
 

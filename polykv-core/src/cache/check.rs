@@ -1,0 +1,67 @@
+//! Whether the evictions of a prompt can be carried out.
+
+use super::Spans;
+use crate::facts::{LayerFacts, ModelFacts};
+use crate::phase::Phase;
+use crate::plan::{Eviction, Resolved};
+use crate::{Error, Result};
+
+impl Resolved {
+    /// Whether every layer's budgets hold the spans beside what its policies protect.
+    ///
+    /// # Errors
+    /// Names the layer, its budget and the least budget.
+    pub fn check_spans(&self, spans: &Spans) -> Result<()> {
+        self.each(|phase, layer, eviction| {
+            let Eviction { policy, budget } = eviction;
+            let least = spans.count_with(policy.protect(*budget));
+            if least <= *budget {
+                return Ok(());
+            }
+            let allowed = format!(
+                "at least {least}, {} protected positions and what policy {} protects",
+                spans.count(),
+                policy.name()
+            );
+            let field = format!("{phase} budget of layer {layer}");
+            Err(Error::budget(field, budget, allowed))
+        })
+    }
+
+    fn each(&self, mut check: impl FnMut(Phase, usize, &Eviction) -> Result<()>) -> Result<()> {
+        for (layer, rules) in self.layers.iter().enumerate() {
+            for phase in Phase::BOTH {
+                if let Some(eviction) = rules.of(phase) {
+                    check(phase, layer, eviction)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ModelFacts {
+    /// Whether the scale can be, and the policies of every layer get what they need.
+    pub(super) fn check(&self, resolved: &Resolved) -> Result<()> {
+        if let Some(scale) = self.scale
+            && !(scale.is_finite() && scale > 0.0)
+        {
+            return Err(Error::invalid("model", "scale", scale, "finite, above 0"));
+        }
+        resolved.each(|phase, layer, eviction| {
+            let LayerFacts { rope, output } = self.layer(layer);
+            let needs = eviction.policy.needs();
+            let missing = match () {
+                () if needs.rope && rope.is_none() => "rotary frequencies",
+                () if needs.output && output.is_none() => "the output projection's weights",
+                () => return Ok(()),
+            };
+            let name = eviction.policy.name();
+            Err(Error::plan(
+                format!("{phase} policy of layer {layer}"),
+                format!("{name}, which needs {missing} of the model"),
+                "a policy without that need, or a model that tells them (KvCache::set_facts)",
+            ))
+        })
+    }
+}

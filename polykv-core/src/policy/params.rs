@@ -1,0 +1,177 @@
+//! The parameters of a policy as a plan file states them.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_yaml_ng::Value;
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Parameters by name. Values are whatever YAML can state: numbers, truth values, text, lists and maps.
+///
+/// As text, parameters are a YAML map in one line: `{kernel: 5, window: 64}`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Params(BTreeMap<String, Value>);
+
+impl Params {
+    /// No parameters: a policy then takes its defaults.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The fields of a serialisable policy.
+    pub fn of(fields: &impl Serialize) -> Self {
+        match serde_yaml_ng::to_value(fields) {
+            Ok(Value::Mapping(map)) => Self::from_map(map).unwrap_or_default(),
+            _ => Self::new(),
+        }
+    }
+
+    /// Reads a YAML map, `{window: 32}`; nothing at all is a map without entries.
+    ///
+    /// # Errors
+    /// Text that is no YAML map with names as keys.
+    pub fn from_yaml(text: &str) -> Result<Self, String> {
+        match serde_yaml_ng::from_str(text) {
+            Ok(Value::Mapping(map)) => Self::from_map(map),
+            Ok(Value::Null) => Ok(Self::new()),
+            Ok(_) => Err("a YAML map of parameters".into()),
+            Err(error) => Err(format!("a YAML map of parameters ({error})")),
+        }
+    }
+
+    /// The same parameters and one more, or another value of one.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl Serialize) -> Self {
+        self.set(name, value);
+        self
+    }
+
+    /// Adds a parameter or changes its value. A value that YAML cannot state counts as null.
+    pub fn set(&mut self, name: &str, value: impl Serialize) {
+        let value = serde_yaml_ng::to_value(value).unwrap_or(Value::Null);
+        self.0.insert(name.to_string(), value);
+    }
+
+    /// Adds a parameter whose value is given as YAML text, as on a command line.
+    ///
+    /// # Errors
+    /// Text that is no YAML.
+    pub fn set_yaml(&mut self, name: &str, text: &str) -> Result<(), String> {
+        let value: Value = serde_yaml_ng::from_str(text).map_err(|error| error.to_string())?;
+        self.0.insert(name.to_string(), value);
+        Ok(())
+    }
+
+    /// One parameter, if it is there and of that type.
+    pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
+        serde_yaml_ng::from_value(self.0.get(name)?.clone()).ok()
+    }
+
+    /// Those that `others` does not have with the same value.
+    #[must_use]
+    pub fn without(mut self, others: &Self) -> Self {
+        self.0
+            .retain(|name, value| others.0.get(name) != Some(value));
+        self
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// The names, in alphabetical order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.keys().map(String::as_str)
+    }
+
+    /// Each name with its value as YAML in one line.
+    pub fn texts(&self) -> impl Iterator<Item = (&str, String)> {
+        self.0
+            .iter()
+            .map(|(name, value)| (name.as_str(), flow(value)))
+    }
+
+    /// Whether every value is a scalar, so that `name=value` can state it.
+    pub fn are_scalars(&self) -> bool {
+        let nested = |value: &Value| matches!(value, Value::Sequence(_) | Value::Mapping(_));
+        !self.0.values().any(nested)
+    }
+
+    /// A value of a serialisable type with these fields.
+    ///
+    /// # Errors
+    /// What serde refuses, such as an unknown parameter or a value of another type.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, String> {
+        let pairs = self.0.iter();
+        let map = pairs.map(|(name, value)| (Value::String(name.clone()), value.clone()));
+        serde_yaml_ng::from_value(Value::Mapping(map.collect())).map_err(|error| error.to_string())
+    }
+
+    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name)
+    }
+
+    pub(super) fn from_map(map: serde_yaml_ng::Mapping) -> Result<Self, String> {
+        let named = |(key, value): (Value, Value)| match key {
+            Value::String(name) => Ok((name, value)),
+            _ => Err("parameters with names".to_string()),
+        };
+        map.into_iter()
+            .map(named)
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    pub(super) fn to_map(&self) -> serde_yaml_ng::Mapping {
+        let pairs = self.0.iter();
+        pairs
+            .map(|(name, value)| (Value::String(name.clone()), value.clone()))
+            .collect()
+    }
+}
+
+impl fmt::Display for Params {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&flow(&Value::Mapping(self.to_map())))
+    }
+}
+
+/// A value as YAML in one line.
+fn flow(value: &Value) -> String {
+    let joined = |parts: Vec<String>| parts.join(", ");
+    match value {
+        Value::Sequence(list) => format!("[{}]", joined(list.iter().map(flow).collect())),
+        Value::Mapping(map) => {
+            let pairs = map.iter().map(|(k, v)| format!("{}: {}", flow(k), flow(v)));
+            format!("{{{}}}", joined(pairs.collect()))
+        }
+        Value::String(text) => text.clone(),
+        // Scalars print in one line.
+        other => serde_yaml_ng::to_string(other)
+            .unwrap_or_default()
+            .trim()
+            .to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameters_are_read_and_written_as_one_line() {
+        let params = Params::from_yaml("{window: 64, pool: avg, list: [1, {a: b}]}").unwrap();
+        assert_eq!(
+            params.to_string(),
+            "{list: [1, {a: b}], pool: avg, window: 64}"
+        );
+        assert_eq!(params.get::<usize>("window"), Some(64));
+        assert_eq!(params.get::<usize>("pool"), None);
+        assert!(!params.are_scalars());
+        assert_eq!(Params::new().with("window", 64).to_string(), "{window: 64}");
+        assert!(Params::from_yaml("{1: 2}").is_err() && Params::from_yaml("[1]").is_err());
+        assert_eq!(Params::from_yaml(""), Ok(Params::new()));
+    }
+}
