@@ -14,6 +14,7 @@ pub use values::{Phases, Pullable, Setting};
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use polykv::policy::Policies;
 use polykv::{DeviceSpec, Storage};
 use std::path::PathBuf;
 
@@ -317,7 +318,7 @@ fn check_read(samples: &SampleArgs) -> Result<(), clap::Error> {
 }
 
 fn check_budget(policy: &str, budget: &BudgetArgs) -> Result<(), clap::Error> {
-    if budget.is_given() || policy == "full" {
+    if budget.is_given() || policy == Policies::KEEP {
         return Ok(());
     }
     let text = format!("--policy {policy} needs --budget, --budget-ratio or --budget-mb");

@@ -42,7 +42,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         .map(|rows| Row {
             test: rows.test.to_string(),
             plan: subjects[rows.subject].name.clone(),
-            plan_hash: subjects[rows.subject].cache.plan().hash(),
+            plan_hash: subjects[rows.subject].plan_hash.clone(),
             tok_s: Spread::of(rows.samples.iter().map(|sample| sample.tok_s)),
             ttft_ms: Spread::of(rows.samples.iter().map(|sample| sample.ttft * 1e3)),
             // Bytes and entries depend on lengths and budgets only, so every repeat has the same.
@@ -145,6 +145,7 @@ fn model(args: &BenchArgs, device: &burn::tensor::Device) -> polykv::Result<Box<
 /// A plan with its cache.
 struct Subject {
     name: String,
+    plan_hash: String,
     cache: KvCache,
 }
 
@@ -162,7 +163,11 @@ fn subjects(
             placed.check(test.prompt(), shape)?;
         }
         let cache = KvCache::new(placed.plan, shape, model.device())?;
-        Ok(Subject { name, cache })
+        Ok(Subject {
+            name,
+            plan_hash: placed.file.hash(),
+            cache,
+        })
     };
     sources.into_iter().map(subject).collect()
 }

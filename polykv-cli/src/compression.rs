@@ -1,14 +1,20 @@
 //! From the compression flags to a plan: one path for plan files and for `--policy`.
 
 use crate::args::{BudgetArgs, CompressionArgs, Phases};
-use polykv::allocate::{self, Allocator};
 use polykv::models::ModelConfig;
-use polykv::policy::{self, Params};
-use polykv::{Budget, Error, LayerShape, Phase, Plan, Result, Spans};
+use polykv::policy::{Policies, PolicySpec};
+use polykv::{
+    Allocator, At, Budget, Error, LayerShape, Phase, Plan, PlanFile, Policy, Registry, Result,
+    Spans,
+};
 use std::path::Path;
+use std::sync::{Arc, LazyLock};
 
 /// How errors name the flags.
 const COMMAND_LINE: &str = "command line";
+
+/// What flags and plan files can name.
+pub static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::default);
 
 /// A plan as far as it can be known without the model.
 #[derive(Debug)]
@@ -16,15 +22,16 @@ pub enum Source {
     Full,
     File {
         place: String,
-        plan: Box<Plan>,
+        file: Box<PlanFile>,
+        plan: Plan,
     },
     Uniform {
-        policy: String,
-        params: Params,
+        /// None keeps everything.
+        policy: Option<Arc<dyn Policy>>,
         budget: Budget,
         phases: &'static [Phase],
         /// The allocator, if it splits per prompt.
-        online: Option<String>,
+        online: Option<Arc<dyn Allocator>>,
         allow_full_extra: bool,
     },
 }
@@ -38,23 +45,27 @@ impl Source {
         if let Some(path) = &args.plan {
             return Self::file(path, args.allow_full_extra);
         }
-        let Some(policy) = args.policy.clone() else {
+        let Some(name) = &args.policy else {
             return Ok(Self::Full);
         };
-        let budget = budget(&args.budget)?;
-        let set = args.set.iter();
-        let params: Params = set.map(|s| (s.key.clone(), s.value.clone())).collect();
-        policy::build(COMMAND_LINE, &policy, &params)?;
+        let mut spec = PolicySpec::named(name);
+        for setting in &args.set {
+            spec.params
+                .set_yaml(&setting.key, &setting.value)
+                .map_err(|reason| {
+                    let field = format!("--set {}", setting.key);
+                    Error::invalid(COMMAND_LINE, field, format!("'{}'", setting.value), reason)
+                })?;
+        }
         let allocator = match &args.allocator {
-            Some(name) => allocate::by_name(name)?,
-            None => allocate::of_policy(&policy),
+            Some(name) => REGISTRY.allocators.get(name).at(COMMAND_LINE)?,
+            None => REGISTRY.allocators.of_policy(name),
         };
         Ok(Self::Uniform {
-            online: online(allocator),
-            policy,
-            params,
-            budget,
+            policy: policy(&spec)?,
+            budget: budget(&args.budget)?,
             phases: args.phase.unwrap_or_default().list(),
+            online: Some(allocator).filter(|own| own.basis().is_online()),
             allow_full_extra: args.allow_full_extra,
         })
     }
@@ -63,7 +74,7 @@ impl Source {
     pub fn name(&self) -> String {
         match self {
             Self::Full => "full".into(),
-            Self::File { place, plan } => plan.name.clone().unwrap_or_else(|| {
+            Self::File { place, file, .. } => file.name.clone().unwrap_or_else(|| {
                 let stem = Path::new(place).file_stem();
                 stem.map_or(place.clone(), |stem| stem.to_string_lossy().into_owned())
             }),
@@ -73,8 +84,10 @@ impl Source {
                 phases,
                 ..
             } => {
+                let policy = policy.as_ref().map_or(Policies::KEEP, |own| own.name());
                 let budget = match budget {
                     Budget::Tokens(tokens) => tokens.to_string(),
+                    Budget::Total(total) => format!("{total} in all"),
                     Budget::Ratio(ratio) => format!("ratio {ratio}"),
                     Budget::Bytes(bytes) => format!("{bytes} B"),
                 };
@@ -89,13 +102,14 @@ impl Source {
     /// A plan file.
     ///
     /// # Errors
-    /// What [`Plan::read`] refuses.
+    /// What [`PlanFile::read`] and [`PlanFile::build`] refuse.
     pub fn file(path: &Path, allow_full_extra: bool) -> Result<Self> {
-        let mut plan = Plan::read(path)?;
-        plan.allow_full_extra |= allow_full_extra;
+        let mut file = PlanFile::read(path)?;
+        file.allow_full_extra |= allow_full_extra;
         Ok(Self::File {
             place: path.display().to_string(),
-            plan: Box::new(plan),
+            plan: file.build(&REGISTRY).at(path.display())?,
+            file: Box::new(file),
         })
     }
 
@@ -103,14 +117,14 @@ impl Source {
     ///
     /// # Errors
     /// A budget of zero.
-    pub fn uniform(policy: &str, budget: Budget) -> Result<Self> {
-        budget.validate(COMMAND_LINE)?;
+    pub fn uniform(name: &str, budget: Budget) -> Result<Self> {
+        budget.check().at(COMMAND_LINE)?;
+        let allocator = REGISTRY.allocators.of_policy(name);
         Ok(Self::Uniform {
-            online: online(allocate::of_policy(policy)),
-            policy: policy.to_string(),
-            params: Params::new(),
+            policy: policy(&PolicySpec::named(name))?,
             budget,
             phases: Phases::Both.list(),
+            online: Some(allocator).filter(|own| own.basis().is_online()),
             allow_full_extra: false,
         })
     }
@@ -120,43 +134,58 @@ impl Source {
     /// # Errors
     /// A plan for another model, or a budget beyond the model's context.
     pub fn plan(self, config: &ModelConfig) -> Result<Placed> {
-        let (place, plan) = match self {
-            Self::Full => (COMMAND_LINE.to_string(), Plan::full(config.layers)),
-            Self::File { place, plan } => (place, *plan),
+        let (place, file, plan) = match self {
+            Self::Full => stated(Plan::full(config.layers)),
+            Self::File { place, file, plan } => (place, *file, plan),
             Self::Uniform {
                 policy,
-                params,
                 budget,
                 phases,
                 online,
                 allow_full_extra,
             } => {
-                let plan = Plan::uniform(config.layers, &policy, params, budget, phases);
-                (
-                    COMMAND_LINE.to_string(),
-                    Plan {
-                        online,
-                        allow_full_extra,
-                        ..plan
-                    },
-                )
+                let mut plan = match policy {
+                    Some(policy) => Plan::uniform(config.layers, policy, budget, phases),
+                    None => Plan::full(config.layers),
+                };
+                plan.budget = budget;
+                plan.online = online;
+                plan.allow_full_extra = allow_full_extra;
+                stated(plan)
             }
         };
-        plan.check_model(&place, config.layers, &config.fingerprint())?;
+        plan.check().at(&place)?;
+        file.check_model(config.layers, &config.fingerprint())
+            .at(&place)?;
         if let Budget::Tokens(tokens) = plan.budget
             && tokens > config.max_positions
         {
             let allowed = format!("at most {}, the model's context", config.max_positions);
-            return Err(Error::invalid(place, "budget.tokens", tokens, allowed));
+            return Err(Error::budget("budget.tokens", tokens, allowed).at(place));
         }
-        Ok(Placed { place, plan })
+        Ok(Placed { place, file, plan })
     }
 }
 
-/// A plan with the name that errors give to where it came from.
+/// A policy of the flags, none for keeping everything.
+fn policy(spec: &PolicySpec) -> Result<Option<Arc<dyn Policy>>> {
+    match spec.policy == Policies::KEEP && spec.params.is_empty() {
+        true => Ok(None),
+        false => spec.build(&REGISTRY.policies).map(Some).at(COMMAND_LINE),
+    }
+}
+
+/// A plan of the flags as a file would state it.
+fn stated(plan: Plan) -> (String, PlanFile, Plan) {
+    let file = PlanFile::of(&plan, &REGISTRY);
+    (COMMAND_LINE.to_string(), file, plan)
+}
+
+/// A plan with what states it and the name that errors give to where it came from.
 #[derive(Debug)]
 pub struct Placed {
     pub place: String,
+    pub file: PlanFile,
     pub plan: Plan,
 }
 
@@ -169,22 +198,15 @@ impl Placed {
         self.check_protected(prompt, shape, &Spans::default())
     }
 
-    /// As [`Self::check`], with spans that no policy may evict.
+    /// Whether the plan can be carried out for a prompt with spans that no policy may evict.
     ///
     /// # Errors
-    /// As [`Self::check`]; a budget that the spans exceed.
+    /// What [`Plan::resolve`] refuses; a budget that the spans exceed.
     pub fn check_protected(&self, prompt: usize, shape: LayerShape, spans: &Spans) -> Result<()> {
-        let cost = shape.cost(self.plan.layers);
-        let resolved = self.plan.resolve(&self.place, prompt, cost)?;
-        resolved.check_spans(&self.place, spans)
+        let cost = shape.cost(self.plan.layers.len());
+        let resolved = self.plan.resolve(prompt, cost).at(&self.place)?;
+        resolved.check_spans(spans).at(&self.place)
     }
-}
-
-fn online(allocator: &dyn Allocator) -> Option<String> {
-    allocator
-        .basis()
-        .is_online()
-        .then(|| allocator.name().to_string())
 }
 
 /// The budget of the flags, all of the prompt if none is given.
@@ -203,6 +225,6 @@ pub fn budget(args: &BudgetArgs) -> Result<Budget> {
         // Only policy full comes without a budget.
         (None, None, None) => Budget::Ratio(1.0),
     };
-    budget.validate(COMMAND_LINE)?;
+    budget.check().at(COMMAND_LINE)?;
     Ok(budget)
 }

@@ -8,12 +8,12 @@ mod running;
 mod samples;
 
 use crate::args::{EvalArgs, EvalCommand};
-use crate::compression::Source;
+use crate::compression::{Placed, Source};
 use crate::model;
 use crate::output::{self, progress};
 use polykv::Result;
 use polykv::models::ModelConfig;
-use polykv::models::eval::{Candidate, Evaluator, evaluate};
+use polykv::models::eval::{Evaluator, NamedPlan, evaluate};
 use record::Record;
 use results::Results;
 use running::Running;
@@ -38,7 +38,7 @@ fn evaluated(args: &EvalArgs) -> anyhow::Result<()> {
         .collect::<Result<Vec<_>>>()?;
     let samples = samples::Samples::read(&args.samples)?;
     let (spec, path, model) = model::open_at(&args.model)?;
-    let evaluator = Evaluator::new(&model, candidates(plans, model.model.config())?)?;
+    let evaluator = Evaluator::new(&model, named(plans, model.model.config())?)?;
     let task = samples.task(&args.samples, &model)?;
 
     // A folder that cannot be written is found before the work, one for work that is refused is not made.
@@ -53,7 +53,7 @@ fn evaluated(args: &EvalArgs) -> anyhow::Result<()> {
     let record = Record::new(args, &evaluator, &*task, infos.len(), spec, hash);
     let mut results = Results::open(args.out.as_deref(), record)?;
     let todo = results.todo();
-    let mut running = Running::new(&evaluator.plans(), results.predictions());
+    let mut running = Running::new(&evaluator.infos(), results.predictions());
     let tokens = todo.iter().map(|&sample| infos[sample].prompt_tokens).sum();
     let mut bar = progress::Evaluation::new(todo.len(), tokens);
     results.begin()?;
@@ -71,21 +71,24 @@ fn evaluated(args: &EvalArgs) -> anyhow::Result<()> {
 }
 
 /// Plans under names that differ: a name that comes again gets a number.
-fn candidates(sources: Vec<Source>, config: &ModelConfig) -> Result<Vec<Candidate>> {
-    let mut candidates: Vec<Candidate> = Vec::new();
+fn named(sources: Vec<Source>, config: &ModelConfig) -> Result<Vec<NamedPlan>> {
+    let mut plans: Vec<NamedPlan> = Vec::new();
     for source in sources {
         let name = source.name();
-        let plan = source.plan(config)?.plan;
-        let taken = |name: &str, all: &[Candidate]| {
-            name == "full" || all.iter().any(|other| other.name == name)
-        };
+        let Placed { file, plan, .. } = source.plan(config)?;
+        let taken = |name: &str| name == "full" || plans.iter().any(|other| other.name == name);
         let mut unique = name.clone();
         let mut number = 2;
-        while taken(&unique, &candidates) {
+        while taken(&unique) {
             unique = format!("{name} {number}");
             number += 1;
         }
-        candidates.push(Candidate { name: unique, plan });
+        plans.push(NamedPlan {
+            name: unique,
+            hash: file.hash(),
+            file,
+            plan,
+        });
     }
-    Ok(candidates)
+    Ok(plans)
 }

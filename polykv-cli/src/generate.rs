@@ -1,7 +1,7 @@
 //! `polykv generate`: one answer to one prompt.
 
 use crate::args::GenerateArgs;
-use crate::compression::Source;
+use crate::compression::{Placed, Source};
 use crate::kept::{self, Snapshot};
 use crate::output::{self, Run, progress, stats};
 use crate::{model, prompt};
@@ -26,7 +26,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let ids = prompt::encode(&model, &args.prompt, &text)?;
     let spans = prompt::protected(&model, &args.prompt, &args.protection, &text, ids.len())?;
     plan.check_protected(ids.len(), model.model.cache_shape(1), &spans)?;
-    let mut generator = Generator::new(model, plan.plan)?;
+    let Placed { file, plan, .. } = plan;
+    let mut generator = Generator::new(model, plan)?;
     generator.protect(spans.clone());
     let mut snapshot = None;
     let mut stdout = std::io::stdout();
@@ -51,6 +52,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         model: &args.model.model,
         device: spec.to_string(),
         dtype: args.model.dtype.name(),
+        plan: &file,
         generation: &generation,
         cache: generator.cache(),
     };

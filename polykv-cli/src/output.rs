@@ -11,11 +11,10 @@ pub mod report;
 pub mod stats;
 
 use comfy_table::{Table, presets};
+pub use polykv::files::write_whole;
 use polykv::models::Generation;
 use polykv::policy::Params;
-use polykv::{Budget, Error, KvCache, Phase, Plan, Result};
-use serde_yaml_ng::Value;
-use std::io::Write;
+use polykv::{Budget, Error, KvCache, Phase, PlanFile, Result};
 use std::path::Path;
 
 /// A finished generation and where it ran.
@@ -23,20 +22,10 @@ pub struct Run<'a> {
     pub model: &'a str,
     pub device: String,
     pub dtype: &'static str,
+    /// What states the cache's plan.
+    pub plan: &'a PlanFile,
     pub generation: &'a Generation,
     pub cache: &'a KvCache,
-}
-
-impl Run<'_> {
-    /// Entries per KV head and layer of the first sequence, if the heads of some layer differ.
-    fn kept_heads(&self) -> Option<Vec<Vec<usize>>> {
-        let layers = self.cache.layers().iter();
-        let heads: Vec<Vec<usize>> = layers
-            .map(|layer| layer.lengths().into_iter().next().unwrap_or_default())
-            .collect();
-        let differ = |layer: &Vec<usize>| layer.windows(2).any(|pair| pair[0] != pair[1]);
-        heads.iter().any(differ).then_some(heads)
-    }
 }
 
 /// Text without line breaks and other control characters, which files and servers may put into messages.
@@ -61,20 +50,6 @@ pub fn check_folder(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// Writes under a temporary name, then renames: a reader never sees half a file.
-///
-/// # Errors
-/// A folder that is not there or cannot be written.
-pub fn write_whole(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    let part = Path::new(&name);
-    std::fs::File::create(part)
-        .and_then(|mut file| file.write_all(content.as_ref()))
-        .and_then(|()| std::fs::rename(part, path))
-        .map_err(|e| Error::io(path, e))
 }
 
 /// Text that is neither markup nor the end of an attribute.
@@ -103,17 +78,15 @@ pub fn table(header: &[&str]) -> Table {
 }
 
 /// The budget of a plan in words.
-pub fn describe_budget(plan: &Plan) -> String {
-    let mut rules = [Phase::Prefill, Phase::Decode]
-        .iter()
-        .flat_map(|phase| plan.rules(*phase));
-    if rules.all(|rule| rule.policy == "full") {
+pub fn describe_budget(plan: &PlanFile) -> String {
+    if !Phase::BOTH.into_iter().any(|phase| plan.evicts(phase)) {
         return "everything is kept".into();
     }
     let online = plan.online.as_ref();
     let split = online.map_or(String::new(), |name| format!(", split by {name}"));
     match plan.budget {
         Budget::Tokens(tokens) => format!("{tokens} entries per layer on average{split}"),
+        Budget::Total(total) => format!("{total} entries over all layers{split}"),
         Budget::Ratio(ratio) => format!("{} % of the prompt{split}", trimmed(ratio * 100.0)),
         Budget::Bytes(count) => format!("{} over all layers{split}", bytes(count as usize)),
     }
@@ -122,41 +95,10 @@ pub fn describe_budget(plan: &Plan) -> String {
 /// Parameters as `--set` takes them.
 pub fn describe_params(params: &Params) -> String {
     let parts: Vec<_> = params
-        .iter()
-        .map(|(key, value)| format!("{key}={}", in_one_line(value)))
+        .settings()
+        .map(|(key, value)| format!("{key}={value}"))
         .collect();
     parts.join(" ")
-}
-
-/// A value as YAML in one line.
-fn in_one_line(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Sequence(list) if list.iter().all(|own| member(own).is_some()) => {
-            let members: Vec<_> = list.iter().filter_map(member).collect();
-            members.join(",")
-        }
-        Value::Sequence(list) => {
-            let parts: Vec<_> = list.iter().map(in_one_line).collect();
-            format!("[{}]", parts.join(", "))
-        }
-        Value::Mapping(map) => {
-            let part = |(key, value)| format!("{}: {}", in_one_line(key), in_one_line(value));
-            let parts: Vec<_> = map.iter().map(part).collect();
-            format!("{{{}}}", parts.join(", "))
-        }
-        other => serde_yaml_ng::to_string(other)
-            .unwrap_or_default()
-            .trim()
-            .to_string(),
-    }
-}
-
-/// A policy that has nothing but its share, in the short form that `--set policies=` takes.
-fn member(value: &Value) -> Option<String> {
-    let map = value.as_mapping().filter(|map| map.len() == 2)?;
-    let [policy, share] = ["policy", "share"].map(|key| map.get(key).map(in_one_line));
-    Some(format!("{}:{}", policy?, share?))
 }
 
 /// A size with a decimal unit.

@@ -5,9 +5,11 @@ mod invert;
 mod memory;
 
 use crate::args::{PlanAction, PlanArgs};
+use crate::compression::REGISTRY;
 use crate::output::{describe_budget, describe_params, picture, table, write_whole};
 use anyhow::Context;
-use polykv::{Error, Phase, Plan, Result, Rule};
+use polykv::plan::FileRule;
+use polykv::{At, Error, Phase, Plan, PlanFile, Result};
 use std::io::Write;
 use std::path::Path;
 
@@ -17,7 +19,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     let text = match &args.action {
         PlanAction::Show { file, json, out } => {
             let draw = out.as_deref().map(drawing).transpose()?;
-            let plan = Plan::read(file)?;
+            let (plan, _) = read(file)?;
             if let (Some(out), Some(draw)) = (out, draw) {
                 write_whole(out, draw(&plan)?)?;
             }
@@ -28,7 +30,8 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
         }
         PlanAction::Diff { a, b, json } => diff::text(a, b, *json)?,
         PlanAction::Shuffle { file, seed, out } => {
-            return finish(&Plan::read(file)?.shuffled(*seed), out.as_deref());
+            let (file, plan) = read(file)?;
+            return finish(&restated(&file, &plan.shuffled(*seed)), out.as_deref());
         }
         PlanAction::Invert { file, profile, out } => {
             return finish(&invert::plan(file, profile.as_deref())?, out.as_deref());
@@ -38,8 +41,26 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
     writeln!(std::io::stdout(), "{text}").context("standard output")
 }
 
+/// A plan file and what it means.
+///
+/// # Errors
+/// What [`PlanFile::read`] and [`PlanFile::build`] refuse.
+fn read(path: &Path) -> Result<(PlanFile, Plan)> {
+    let file = PlanFile::read(path)?;
+    let plan = file.build(&REGISTRY).at(path.display())?;
+    Ok((file, plan))
+}
+
+/// Another plan under the name and for the model of a file.
+fn restated(file: &PlanFile, plan: &Plan) -> PlanFile {
+    let mut stated = PlanFile::of(plan, &REGISTRY);
+    stated.name.clone_from(&file.name);
+    stated.model.clone_from(&file.model);
+    stated
+}
+
 /// A plan goes to its file, or to standard output.
-fn finish(plan: &Plan, out: Option<&Path>) -> anyhow::Result<()> {
+fn finish(plan: &PlanFile, out: Option<&Path>) -> anyhow::Result<()> {
     match out {
         Some(path) => Ok(plan.write(path)?),
         None => write!(std::io::stdout(), "{}", plan.to_yaml()).context("standard output"),
@@ -47,7 +68,7 @@ fn finish(plan: &Plan, out: Option<&Path>) -> anyhow::Result<()> {
 }
 
 /// Makes a picture's file.
-type Draw = fn(&Plan) -> Result<Vec<u8>>;
+type Draw = fn(&PlanFile) -> Result<Vec<u8>>;
 
 /// How a picture is made, by the file's name.
 fn drawing(path: &Path) -> Result<Draw> {
@@ -62,13 +83,13 @@ fn drawing(path: &Path) -> Result<Draw> {
     }
 }
 
-fn as_json(plan: &Plan) -> serde_json::Result<String> {
+fn as_json(plan: &PlanFile) -> serde_json::Result<String> {
     let mut value = serde_json::to_value(plan)?;
     value["hash"] = plan.hash().into();
     serde_json::to_string(&value)
 }
 
-fn as_table(plan: &Plan) -> String {
+fn as_table(plan: &PlanFile) -> String {
     let mut lines = vec![format!(
         "{} ({} layers, hash {})",
         plan.name.as_deref().unwrap_or("plan without a name"),
@@ -84,7 +105,7 @@ fn as_table(plan: &Plan) -> String {
     };
     lines.push(format!("budget: {}{extra}", describe_budget(plan)));
     let mut table = table(&["phase", "layers", "policy", "params", "entries per layer"]);
-    for phase in [Phase::Prefill, Phase::Decode] {
+    for phase in Phase::BOTH {
         for rule in plan.rules(phase) {
             table.add_row([
                 phase.to_string(),
@@ -99,10 +120,10 @@ fn as_table(plan: &Plan) -> String {
     lines.join("\n")
 }
 
-fn entries(rule: &Rule, online: bool) -> String {
+fn entries(rule: &FileRule, online: bool) -> String {
     match (rule.tokens, rule.share) {
         (Some(tokens), _) => tokens.to_string(),
-        _ if rule.policy == "full" => "all".into(),
+        _ if rule.keeps() => "all".into(),
         _ if online => "split per prompt".into(),
         (None, share) => format!("share {}", share.unwrap_or(1.0)),
     }

@@ -1,37 +1,40 @@
 //! Values with names: lists come from the registries, so that a new policy needs no line here.
 
+use crate::compression::REGISTRY;
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
-use polykv::allocate::{self, Basis};
+use polykv::allocate::Basis;
 use polykv::models::config::SHAPES;
 use polykv::models::hub::{self, ALIASES, Alias, Repo};
-use polykv::{Phase, Storage, policy};
-use serde_yaml_ng::Value;
+use polykv::policy::{Params, Policies, PolicyEntry};
+use polykv::{Allocator, Phase, Storage};
 use std::str::FromStr;
 
-/// The policies, with their summaries as help.
+/// The policies and the word for keeping everything, with their summaries as help.
 pub fn policies() -> PossibleValuesParser {
-    let value = |entry: &policy::Entry| PossibleValue::new(entry.name).help(entry.summary);
-    PossibleValuesParser::new(policy::REGISTRY.iter().map(value))
+    let keep = PossibleValue::new(Policies::KEEP).help("everything");
+    let policies = REGISTRY.policies.iter().map(policy);
+    PossibleValuesParser::new(std::iter::once(keep).chain(policies))
 }
 
-/// The policies beside `full`, for commands that compare with it anyway.
+/// The policies, for commands that compare with keeping everything anyway.
 pub fn evicting() -> PossibleValuesParser {
-    let evicts = |entry: &&policy::Entry| entry.name != "full";
-    let value = |entry: &policy::Entry| PossibleValue::new(entry.name).help(entry.summary);
-    PossibleValuesParser::new(policy::REGISTRY.iter().filter(evicts).map(value))
+    PossibleValuesParser::new(REGISTRY.policies.iter().map(policy))
+}
+
+fn policy(entry: &'static PolicyEntry) -> PossibleValue {
+    PossibleValue::new(entry.name.as_str()).help(entry.summary.as_str())
 }
 
 /// All allocators.
 pub fn allocators() -> PossibleValuesParser {
-    PossibleValuesParser::new(allocate::REGISTRY.iter().map(|(name, _)| *name))
+    PossibleValuesParser::new(REGISTRY.allocators.names(|_| true))
 }
 
 /// The allocators that need no calibration.
 pub fn ready_allocators() -> PossibleValuesParser {
-    let all = allocate::REGISTRY.iter();
-    let ready = all.filter(|(_, allocator)| allocator.basis() != Basis::Calibration);
-    PossibleValuesParser::new(ready.map(|(name, _)| *name))
+    let ready = |own: &dyn Allocator| own.basis() != Basis::Calibration;
+    PossibleValuesParser::new(REGISTRY.allocators.names(ready))
 }
 
 /// What can be fetched.
@@ -96,7 +99,8 @@ impl Phases {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Setting {
     pub key: String,
-    pub value: Value,
+    /// As it was typed.
+    pub value: String,
 }
 
 impl FromStr for Setting {
@@ -105,12 +109,13 @@ impl FromStr for Setting {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("'{text}' is no setting; allowed: KEY=VALUE, as in window=32");
         let (key, value) = text.split_once('=').ok_or_else(wrong)?;
-        let value: Value = serde_yaml_ng::from_str(value).map_err(|_| wrong())?;
-        let scalar = matches!(value, Value::Bool(_) | Value::Number(_) | Value::String(_));
+        let mut params = Params::new();
+        params.set_yaml(key.trim(), value).map_err(|_| wrong())?;
+        let scalar = params.are_scalars() && params.get::<()>(key.trim()).is_none();
         match scalar && !key.trim().is_empty() {
             true => Ok(Self {
                 key: key.trim().to_string(),
-                value,
+                value: value.to_string(),
             }),
             false => Err(wrong()),
         }
@@ -124,10 +129,14 @@ mod tests {
     #[test]
     fn settings_are_yaml_scalars() {
         let value = |text: &str| text.parse::<Setting>().map(|setting| setting.value);
-        assert_eq!(value("window=32"), Ok(Value::from(32)));
-        assert_eq!(value("recent_fraction=0.25"), Ok(Value::from(0.25)));
-        assert_eq!(value("normalize=true"), Ok(Value::from(true)));
-        assert_eq!(value("pool=max"), Ok(Value::from("max")));
+        for (text, wanted) in [
+            ("window=32", "32"),
+            ("recent_fraction=0.25", "0.25"),
+            ("normalize=true", "true"),
+            ("pool=max", "max"),
+        ] {
+            assert_eq!(value(text), Ok(wanted.to_string()));
+        }
         for wrong in [
             "window",
             "=3",

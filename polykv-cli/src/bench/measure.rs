@@ -1,7 +1,7 @@
 //! One timed run of one test.
 
 use polykv::models::{CausalLm, ModelConfig, PrefillOptions};
-use polykv::{CacheReport, Error, KvCache, Result, Storage, ops};
+use polykv::{CacheReport, Error, KvCache, LayerCache, Result, Storage, ops};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -107,7 +107,7 @@ pub fn run(
         read += weights + entries_read(cache);
     }
     cache.check()?;
-    let report = cache.report();
+    let report = cache.report()?;
     cache.clear();
     let seconds = decoding.as_secs_f64().max(1e-9);
     let (tokens, seconds) = match test {
@@ -151,12 +151,8 @@ fn weights_read(config: &ModelConfig, storage: Storage) -> u64 {
 /// Bytes of keys and values that the step which has just ended left, as the measure of what it read.
 fn entries_read(cache: &KvCache) -> f64 {
     let entry = cache.shape().cost(1).bytes as f64;
-    let lengths = cache.layers().iter().map(|layer| {
-        let lengths = layer.lengths();
-        let heads: usize = lengths.iter().map(Vec::len).sum();
-        lengths.iter().flatten().sum::<usize>() as f64 / heads.max(1) as f64
-    });
-    lengths.sum::<f64>() * entry
+    let entries: usize = cache.layers().iter().map(LayerCache::entries).sum();
+    entries as f64 * entry
 }
 
 /// SplitMix64, modulo the vocabulary.

@@ -5,7 +5,7 @@ use crate::output;
 use crate::output::eval as report;
 use polykv::models::LoadedModel;
 use polykv::models::eval::{Evaluator, PlanInfo, Task};
-use polykv::{DeviceSpec, Error, Plan, Result};
+use polykv::{DeviceSpec, Error, PlanFile, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
@@ -57,7 +57,7 @@ pub struct Identity {
 pub struct PlanRecord {
     #[serde(flatten)]
     pub info: PlanInfo,
-    pub plan: Plan,
+    pub plan: PlanFile,
 }
 
 /// A time of uninterrupted work.
@@ -97,11 +97,11 @@ impl Record {
                 backend: backend.into(),
                 dtype: args.model.dtype.name().into(),
                 plans: evaluator
-                    .candidates()
+                    .plans()
                     .iter()
                     .map(|own| PlanRecord {
                         info: own.info(),
-                        plan: own.plan.clone(),
+                        plan: own.file.clone(),
                     })
                     .collect(),
                 samples,

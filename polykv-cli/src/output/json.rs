@@ -36,8 +36,6 @@ struct Kv<'a> {
     kept_mean: f64,
     kept_max: f64,
     kept: &'a [f64],
-    #[serde(skip_serializing_if = "Option::is_none")]
-    kept_heads: Option<Vec<Vec<usize>>>,
 }
 
 impl Run<'_> {
@@ -60,14 +58,13 @@ impl Run<'_> {
                 kept_mean: kv.kept_mean(),
                 kept_max: kv.kept_max(),
                 kept: &kv.kept,
-                kept_heads: self.kept_heads(),
             },
             ttft_ms: generation.ttft.as_secs_f64() * 1e3,
             prefill_tok_s: generation.prefill_tokens_per_second(),
             decode_tok_s: generation.decode_tokens_per_second(),
             device: &self.device,
             dtype: self.dtype,
-            plan_hash: self.cache.plan().hash(),
+            plan_hash: self.plan.hash(),
             process_peak_bytes: process_peak_bytes(),
         }
     }

@@ -2,9 +2,9 @@
 
 use super::{Run, describe_budget, escaped, trimmed};
 use crate::kept::Token;
-use polykv::plan::{LayerRules, PhaseRule};
-use polykv::policy::Phase;
-use polykv::{Plan, Result, Spans};
+use polykv::plan::{Eviction, LayerEvictions};
+use polykv::policy::Policies;
+use polykv::{Phase, PlanFile, Result, Spans};
 use std::fmt::Write;
 
 /// Style and script; what is written goes in the place of the mark.
@@ -21,9 +21,8 @@ pub fn page(run: &Run<'_>, tokens: &[Token], spans: &Spans) -> Result<String> {
     let cache = run.cache;
     let plan = cache.plan();
     let prompt = run.generation.prompt_tokens;
-    let layers = plan
-        .resolve("plan", prompt, cache.shape().cost(plan.layers))?
-        .layers;
+    let cost = cache.shape().cost(plan.layers.len());
+    let layers = plan.resolve(prompt, cost)?.layers;
     let kv_heads = cache.shape().kv_heads;
     let kept: Vec<f64> = (0..layers.len())
         .map(|layer| tokens.iter().map(|token| token.heads[layer]).sum::<usize>() as f64)
@@ -39,7 +38,7 @@ fn header(run: &Run<'_>, kept: &[f64], prompt: usize, spans: &Spans) -> String {
     let mean = kept.iter().sum::<f64>() / kept.len() as f64;
     let least = kept.iter().copied().fold(f64::INFINITY, f64::min);
     let most = kept.iter().copied().fold(0.0, f64::max);
-    let plan = run.cache.plan();
+    let plan = run.plan;
     let mut facts = vec![
         (
             "model",
@@ -62,11 +61,7 @@ fn header(run: &Run<'_>, kept: &[f64], prompt: usize, spans: &Spans) -> String {
             "after the prompt, before the first new token; mean over KV heads".into(),
         ),
     ];
-    if plan
-        .rules(Phase::Prefill)
-        .iter()
-        .all(|rule| rule.policy == "full")
-    {
+    if !plan.evicts(Phase::Prefill) {
         facts.push(("note", "this plan evicts nothing before decoding".into()));
     }
     if spans.count() > 0 {
@@ -81,7 +76,7 @@ fn header(run: &Run<'_>, kept: &[f64], prompt: usize, spans: &Spans) -> String {
 }
 
 /// The plan's own name, or that of its only policy.
-fn name(plan: &Plan) -> String {
+fn name(plan: &PlanFile) -> String {
     let [rule] = plan.prefill.as_slice() else {
         return plan.name.clone().unwrap_or_else(|| "without a name".into());
     };
@@ -91,23 +86,24 @@ fn name(plan: &Plan) -> String {
 }
 
 /// A bar per layer, and the policies by colour.
-fn strip(layers: &[LayerRules], kept: &[f64], kv_heads: usize, prompt: usize) -> String {
+fn strip(layers: &[LayerEvictions], kept: &[f64], kv_heads: usize, prompt: usize) -> String {
     let most = kept.iter().copied().fold(1.0, f64::max);
     let mut policies: Vec<(String, Vec<usize>)> = Vec::new();
     let mut bars = String::new();
     for (layer, (rules, kept)) in layers.iter().zip(kept).enumerate() {
-        let name = rules.prefill.policy.name().to_string();
-        let known = policies.iter().position(|(other, _)| *other == name);
+        let prefill = rules.prefill.as_ref();
+        let name = prefill.map_or(Policies::KEEP, |own| own.policy.name());
+        let known = policies.iter().position(|(other, _)| other == name);
         let index = known.unwrap_or_else(|| {
-            policies.push((name, Vec::new()));
+            policies.push((name.to_string(), Vec::new()));
             policies.len() - 1
         });
         policies[index].1.push(layer);
         let title = format!(
             "layer {layer}: {} of {prompt} entries; prefill {}, decode {}",
             trimmed(*kept),
-            rule(&rules.prefill),
-            rule(&rules.decode)
+            rule(prefill),
+            rule(rules.decode.as_ref())
         );
         bars.push_str(&format!(
             "<button type=\"button\" title=\"{0}\" aria-label=\"{0}\" aria-pressed=\"false\">\
@@ -139,10 +135,10 @@ fn strip(layers: &[LayerRules], kept: &[f64], kv_heads: usize, prompt: usize) ->
     )
 }
 
-fn rule(rule: &PhaseRule) -> String {
-    match rule.budget {
-        Some(budget) => format!("{} {budget}", rule.policy.name()),
-        None => rule.policy.name().to_string(),
+fn rule(eviction: Option<&Eviction>) -> String {
+    match eviction {
+        Some(own) => format!("{} {}", own.policy.name(), own.budget),
+        None => Policies::KEEP.to_string(),
     }
 }
 

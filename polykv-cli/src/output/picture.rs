@@ -1,7 +1,8 @@
 //! A plan as a picture: one bar per layer and phase that evicts, its colour the policy, its height the budget.
 
 use super::describe_budget;
-use polykv::{Error, Phase, Plan, Result, Rule};
+use polykv::plan::FileRule;
+use polykv::{Error, Phase, PlanFile, Result};
 use resvg::usvg::fontdb::{Family, Query};
 use resvg::{tiny_skia, usvg};
 use std::fmt::Write;
@@ -20,10 +21,9 @@ const LETTER: usize = 7;
 const SCALE: f32 = 2.0;
 
 /// The whole SVG file.
-pub fn svg(plan: &Plan) -> String {
-    let evicts = |phase: &Phase| plan.rules(*phase).iter().any(|own| own.policy != "full");
-    let both = [Phase::Prefill, Phase::Decode];
-    let (phases, full): (Vec<Phase>, Vec<Phase>) = both.into_iter().partition(evicts);
+pub fn svg(plan: &PlanFile) -> String {
+    let both = Phase::BOTH.into_iter();
+    let (phases, full): (Vec<Phase>, Vec<Phase>) = both.partition(|phase| plan.evicts(*phase));
     let mut labels: Vec<String> = Vec::new();
     for rule in phases.iter().flat_map(|&phase| plan.rules(phase)) {
         let label = label(rule);
@@ -141,7 +141,7 @@ pub fn png(svg: &str) -> Result<Vec<u8>> {
     picture.encode_png().map_err(|e| failed(&e))
 }
 
-fn label(rule: &Rule) -> String {
+fn label(rule: &FileRule) -> String {
     let params = super::describe_params(&rule.params);
     match params.is_empty() {
         true => rule.policy.clone(),
@@ -150,16 +150,16 @@ fn label(rule: &Rule) -> String {
 }
 
 /// Entries or share, whichever the plan states; none for what keeps everything.
-fn amount(rule: &Rule) -> Option<f64> {
-    match (rule.tokens, rule.policy.as_str()) {
+fn amount(rule: &FileRule) -> Option<f64> {
+    match (rule.tokens, rule.keeps()) {
         (Some(tokens), _) => Some(tokens as f64),
-        (None, "full") => None,
-        (None, _) => Some(rule.share.unwrap_or(1.0)),
+        (None, true) => None,
+        (None, false) => Some(rule.share.unwrap_or(1.0)),
     }
 }
 
 /// What the highest bar stands for.
-fn highest(rules: &[Rule], amounts: &[f64], most: f64) -> String {
+fn highest(rules: &[FileRule], amounts: &[f64], most: f64) -> String {
     match rules.iter().all(|own| own.tokens.is_some()) {
         true => format!("{most}"),
         false => format!(
@@ -169,7 +169,7 @@ fn highest(rules: &[Rule], amounts: &[f64], most: f64) -> String {
     }
 }
 
-fn entries(rule: &Rule) -> String {
+fn entries(rule: &FileRule) -> String {
     match (rule.tokens, amount(rule)) {
         (Some(tokens), _) => format!("{tokens} entries"),
         (None, Some(share)) => format!("share {share}"),

@@ -3,7 +3,8 @@
 use super::json::process_peak_bytes;
 use super::{Run, bytes, describe_budget, describe_params, trimmed};
 use polykv::models::Finish;
-use polykv::{Phase, Plan, Rule};
+use polykv::plan::FileRule;
+use polykv::{Phase, PlanFile};
 use std::time::Duration;
 
 /// Lines of a name and its facts; `rules` adds those of the plan.
@@ -19,7 +20,7 @@ pub fn block(run: &Run<'_>, rules: bool) -> String {
             "model",
             format!("{}, {}, {}", run.model, run.device, run.dtype),
         ),
-        ("plan", plan(run.cache.plan())),
+        ("plan", plan(run.plan)),
         (
             "tokens",
             format!(
@@ -74,13 +75,9 @@ pub fn block(run: &Run<'_>, rules: bool) -> String {
         ),
     ]);
     if rules {
-        for phase in [Phase::Prefill, Phase::Decode] {
-            let plan = run.cache.plan();
-            lines.extend(
-                plan.rules(phase)
-                    .iter()
-                    .map(|one| ("rule", rule(phase, one))),
-            );
+        for phase in Phase::BOTH {
+            let rules = run.plan.rules(phase).iter();
+            lines.extend(rules.map(|one| ("rule", rule(phase, one))));
         }
     }
     let lines: Vec<_> = lines
@@ -90,7 +87,7 @@ pub fn block(run: &Run<'_>, rules: bool) -> String {
     lines.join("\n")
 }
 
-fn plan(plan: &Plan) -> String {
+fn plan(plan: &PlanFile) -> String {
     let name = plan
         .name
         .as_deref()
@@ -99,7 +96,7 @@ fn plan(plan: &Plan) -> String {
     format!("{name}{} ({})", describe_budget(plan), plan.hash())
 }
 
-fn rule(phase: Phase, rule: &Rule) -> String {
+fn rule(phase: Phase, rule: &FileRule) -> String {
     let budget = match (rule.tokens, rule.share) {
         (Some(tokens), _) => format!("{tokens} entries"),
         (None, Some(share)) => format!("share {share}"),

@@ -1,7 +1,8 @@
 //! `polykv plan diff`: where two plans differ.
 
 use crate::output::{describe_budget, describe_params, table};
-use polykv::{Error, Phase, Plan, Result, Rule};
+use polykv::plan::FileRule;
+use polykv::{Error, Phase, PlanFile, Result};
 use serde::Serialize;
 use std::path::Path;
 
@@ -19,7 +20,7 @@ struct Difference {
 /// # Errors
 /// A plan file that is refused, or plans with different numbers of layers.
 pub fn text(a: &Path, b: &Path, json: bool) -> Result<String> {
-    let plans = [Plan::read(a)?, Plan::read(b)?];
+    let plans = [super::read(a)?.0, super::read(b)?.0];
     if plans[0].layers != plans[1].layers {
         let allowed = format!("{}, as in {}", plans[0].layers, a.display());
         return Err(Error::invalid(
@@ -71,9 +72,9 @@ pub fn text(a: &Path, b: &Path, json: bool) -> Result<String> {
 }
 
 /// Neighbours that differ in the same way are one difference.
-fn differences(a: &Plan, b: &Plan) -> Vec<Difference> {
+fn differences(a: &PlanFile, b: &PlanFile) -> Vec<Difference> {
     let mut found: Vec<Difference> = Vec::new();
-    for phase in [Phase::Prefill, Phase::Decode] {
+    for phase in Phase::BOTH {
         let pairs = a.by_layer(phase).into_iter().zip(b.by_layer(phase));
         for (layer, (a, b)) in pairs.enumerate() {
             let (a, b) = (describe(&a), describe(&b));
@@ -102,7 +103,7 @@ fn differences(a: &Plan, b: &Plan) -> Vec<Difference> {
     found
 }
 
-fn describe(rule: &Rule) -> String {
+fn describe(rule: &FileRule) -> String {
     let mut text = rule.policy.clone();
     let params = describe_params(&rule.params);
     if !params.is_empty() {

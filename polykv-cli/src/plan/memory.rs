@@ -6,7 +6,7 @@ use crate::output::{bytes, table};
 use polykv::models::ModelConfig;
 use polykv::models::config::SHAPES;
 use polykv::models::load;
-use polykv::{CacheEstimate, Error, LayerShape, Plan, Result};
+use polykv::{At, CacheEstimate, Error, LayerShape, Plan, Result};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -31,15 +31,18 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
         dtype: args.dtype.cache(),
     }
     .cost(config.layers);
-    let estimate = |plan: &Plan, place: &str| plan.estimate(place, args.tokens, new_tokens, cost);
+    let estimate = |plan: &Plan, place: &str| {
+        let estimate = plan.estimate(args.tokens, new_tokens, cost);
+        estimate.at(place)
+    };
     let full = estimate(&Plan::full(config.layers), "FullKV")?;
     let source = Source::read(&args.compression)?;
     let plan = match source {
         Source::Full => None,
         source => {
             let name = source.name();
-            let Placed { place, plan } = source.plan(&config)?;
-            Some((name, plan.hash(), estimate(&plan, &place)?))
+            let Placed { place, file, plan } = source.plan(&config)?;
+            Some((name, file.hash(), estimate(&plan, &place)?))
         }
     };
     let weights = args.dtype.weight_bytes(config.parameters());

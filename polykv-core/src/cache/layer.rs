@@ -72,9 +72,9 @@ impl LayerCache {
         self.seen
     }
 
-    /// Entries held per sequence and KV head.
-    pub fn lengths(&self) -> Vec<Vec<usize>> {
-        vec![vec![self.len(); self.shape.kv_heads]; self.shape.batch]
+    /// Entries held per row and KV head.
+    pub fn entries(&self) -> usize {
+        self.len()
     }
 
     /// The positions of the entries, counted from the first token given, in slot order: `[batch, kv_heads, entries]`.

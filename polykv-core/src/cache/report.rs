@@ -23,7 +23,7 @@ impl CacheReport {
     pub(super) fn of(layers: &[LayerCache], peak_bytes: usize) -> Self {
         Self {
             seen: layers.iter().map(LayerCache::seen).max().unwrap_or(0),
-            kept: layers.iter().map(mean_length).collect(),
+            kept: layers.iter().map(|layer| layer.entries() as f64).collect(),
             bytes: layers.iter().map(LayerCache::kv_bytes).sum(),
             peak_bytes,
             aux_bytes: layers.iter().map(LayerCache::aux_bytes).sum(),
@@ -45,10 +45,4 @@ impl CacheReport {
     pub fn kept_max(&self) -> f64 {
         self.kept.iter().copied().fold(0.0, f64::max)
     }
-}
-
-fn mean_length(layer: &LayerCache) -> f64 {
-    let lengths = layer.lengths();
-    let heads: usize = lengths.iter().map(Vec::len).sum();
-    lengths.iter().flatten().sum::<usize>() as f64 / heads.max(1) as f64
 }

@@ -157,6 +157,31 @@ impl PlanFile {
         }
     }
 
+    /// The rules of one phase layer by layer, from the first to the last; layers without a rule keep everything.
+    pub fn by_layer(&self, phase: Phase) -> Vec<FileRule> {
+        let one = |layer| LayerRange {
+            first: layer,
+            last: layer,
+        };
+        let rule = |layer: usize| {
+            let mut rules = self.rules(phase).iter();
+            let own = rules.find(|rule| (rule.layers.first..=rule.layers.last).contains(&layer));
+            match own {
+                Some(rule) => FileRule {
+                    layers: one(layer),
+                    ..rule.clone()
+                },
+                None => FileRule::new(one(layer), Policies::KEEP),
+            }
+        };
+        (0..self.layers).map(rule).collect()
+    }
+
+    /// Whether some layer evicts in a phase.
+    pub fn evicts(&self, phase: Phase) -> bool {
+        self.rules(phase).iter().any(|rule| !rule.keeps())
+    }
+
     /// The plan, with policies and allocators looked up by name.
     ///
     /// # Errors
@@ -327,7 +352,8 @@ impl FileRule {
         }
     }
 
-    fn keeps(&self) -> bool {
+    /// Whether these layers keep everything.
+    pub fn keeps(&self) -> bool {
         self.policy == Policies::KEEP
     }
 

@@ -93,6 +93,14 @@ impl Params {
             .map(|(name, value)| (name.as_str(), flow(value)))
     }
 
+    /// Each name with its value as a command line states it: lists of policies that have nothing but a share in the short
+    /// form `tova:0.5,h2o:0.5`.
+    pub fn settings(&self) -> impl Iterator<Item = (&str, String)> {
+        self.0
+            .iter()
+            .map(|(name, value)| (name.as_str(), short(value)))
+    }
+
     /// Whether every value is a scalar, so that `name=value` can state it.
     pub fn are_scalars(&self) -> bool {
         let nested = |value: &Value| matches!(value, Value::Sequence(_) | Value::Mapping(_));
@@ -156,6 +164,20 @@ fn flow(value: &Value) -> String {
     }
 }
 
+/// A value in one line, policies with nothing but a share in their short form.
+fn short(value: &Value) -> String {
+    let member = |value: &Value| {
+        let map = value.as_mapping().filter(|map| map.len() == 2)?;
+        let (policy, share) = (map.get("policy")?, map.get("share")?);
+        Some(format!("{}:{}", flow(policy), flow(share)))
+    };
+    let Value::Sequence(list) = value else {
+        return flow(value);
+    };
+    let members: Option<Vec<String>> = list.iter().map(member).collect();
+    members.map_or_else(|| flow(value), |members| members.join(","))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -173,5 +195,20 @@ mod tests {
         assert_eq!(Params::new().with("window", 64).to_string(), "{window: 64}");
         assert!(Params::from_yaml("{1: 2}").is_err() && Params::from_yaml("[1]").is_err());
         assert_eq!(Params::from_yaml(""), Ok(Params::new()));
+        let short = |text: &str| -> String {
+            let params = Params::from_yaml(text).unwrap();
+            params
+                .settings()
+                .map(|(name, value)| format!("{name}={value}"))
+                .collect()
+        };
+        assert_eq!(
+            short("{p: [{policy: tova, share: 1}, {policy: h2o, share: 0.5}]}"),
+            "p=tova:1,h2o:0.5"
+        );
+        assert_eq!(
+            short("{p: [{policy: tova, share: 1, a: 2}]}"),
+            "p=[{policy: tova, share: 1, a: 2}]"
+        );
     }
 }

@@ -6,8 +6,7 @@ use crate::tokenizer::Specials;
 use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Device, Tensor};
 use polykv_core::{
-    At, Budget, Error, KvCache, Phase, Plan, PlanFile, Prompt, Registry, Result, Rule,
-    SharedPrefill, ops,
+    At, Budget, Error, KvCache, Phase, Plan, PlanFile, Prompt, Registry, Result, SharedPrefill, ops,
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,8 +18,10 @@ const PIECE: usize = 128;
 pub struct NamedPlan {
     /// What results call it.
     pub name: String,
-    /// The fingerprint of what it states, see [`PlanFile::hash`].
+    /// The fingerprint of what states it, see [`PlanFile::hash`].
     pub hash: String,
+    /// What states it.
+    pub file: PlanFile,
     /// What it does.
     pub plan: Plan,
 }
@@ -39,9 +40,11 @@ pub struct PlanInfo {
 impl NamedPlan {
     /// A plan with the fingerprint of the file that states it, its policies' names looked up in `registry`.
     pub fn new(name: impl Into<String>, plan: Plan, registry: &Registry) -> Self {
+        let file = PlanFile::of(&plan, registry);
         Self {
             name: name.into(),
-            hash: PlanFile::of(&plan, registry).hash(),
+            hash: file.hash(),
+            file,
             plan,
         }
     }

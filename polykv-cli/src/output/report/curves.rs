@@ -4,9 +4,10 @@ use super::{COLOURS, escaped};
 use crate::eval::record::{PlanRecord, Record};
 use crate::output::describe_params;
 use crate::output::eval::shown;
+use polykv::Phase;
 use polykv::models::eval::metrics::lower_is_better;
 use polykv::models::eval::{PlanSummary, Summary};
-use polykv::{Phase, Rule};
+use polykv::plan::FileRule;
 use std::fmt::Write;
 
 const WIDTH: f64 = 420.0;
@@ -104,9 +105,9 @@ fn series(record: &Record) -> Vec<Series> {
 fn policy(own: &PlanRecord) -> String {
     let evicting = |phase| {
         let mut rules = own.plan.rules(phase).iter();
-        rules.find(|rule| rule.policy != "full")
+        rules.find(|rule| !rule.keeps())
     };
-    let label = |rule: &Rule| {
+    let label = |rule: &FileRule| {
         let params = describe_params(&rule.params);
         format!("{} {params}", rule.policy).trim_end().to_string()
     };

@@ -1,31 +1,33 @@
 //! The page of made-up results.
 
 use super::*;
+use crate::compression::REGISTRY;
 use crate::eval::record::{Identity, PlanRecord, Session};
-use polykv::models::eval::{Candidate, Prediction, Scores};
-use polykv::policy::Params;
-use polykv::{Budget, Phase, Plan};
+use polykv::models::eval::{NamedPlan, Prediction, Scores};
+use polykv::policy::PolicySpec;
+use polykv::{Budget, Phase, Plan, PlanFile};
 
 fn record() -> Record {
-    let both = [Phase::Prefill, Phase::Decode];
-    let uniform = |name: &str, policy: &str, budget: usize| Candidate {
-        name: name.into(),
-        plan: Plan::uniform(3, policy, Params::new(), Budget::Tokens(budget), &both),
+    let named = |name: &str, plan: Plan| NamedPlan::new(name, plan, &REGISTRY);
+    let uniform = |name: &str, policy: &str, budget: usize| {
+        let policy = PolicySpec::named(policy).build(&REGISTRY.policies).unwrap();
+        named(
+            name,
+            Plan::uniform(3, policy, Budget::Tokens(budget), &Phase::BOTH),
+        )
     };
     let mixed = "{schema: 1, layers: 3, budget: {tokens: 8}, prefill: [{layers: 0, policy: tova}, {layers: 1-2, policy: h2o}],
         decode: [{layers: 0-2, policy: full}]}";
+    let mixed = PlanFile::from_yaml(mixed)
+        .unwrap()
+        .build(&REGISTRY)
+        .unwrap();
     let plans = [
-        Candidate {
-            name: "full".into(),
-            plan: Plan::full(3),
-        },
+        named("full", Plan::full(3)),
         uniform("tova 8", "tova", 8),
         uniform("tova 16", "tova", 16),
         uniform("h2o 8", "h2o", 8),
-        Candidate {
-            name: "<script>mine</script>".into(),
-            plan: Plan::from_yaml("test", mixed).unwrap(),
-        },
+        named("<script>mine</script>", mixed),
     ];
     Record {
         identity: Identity {
@@ -41,7 +43,7 @@ fn record() -> Record {
                 .iter()
                 .map(|own| PlanRecord {
                     info: own.info(),
-                    plan: own.plan.clone(),
+                    plan: own.file.clone(),
                 })
                 .collect(),
             samples: 4,
