@@ -141,19 +141,23 @@ pub fn has_rounds(device: &Device, rounds: usize) -> bool {
 
 /// Whether the device is the CPU backend.
 pub fn is_cpu(device: &Device) -> bool {
-    match device.as_dispatch() {
-        #[cfg(feature = "flex")]
-        DispatchDevice::Flex(_) => true,
-        _ => false,
+    #[cfg(feature = "flex")]
+    return matches!(device.as_dispatch(), DispatchDevice::Flex(_));
+    #[cfg(not(feature = "flex"))]
+    {
+        let _ = device;
+        false
     }
 }
 
 /// Whether the device runs CubeCL kernels.
 pub fn is_cube(device: &Device) -> bool {
-    match device.as_dispatch() {
-        #[cfg(feature = "cube")]
-        DispatchDevice::Cube(_) => true,
-        _ => false,
+    #[cfg(feature = "cube")]
+    return matches!(device.as_dispatch(), DispatchDevice::Cube(_));
+    #[cfg(not(feature = "cube"))]
+    {
+        let _ = device;
+        false
     }
 }
 
