@@ -31,11 +31,14 @@
 //! # }
 //! ```
 
-#![warn(
-    clippy::expect_used,
-    clippy::print_stderr,
-    clippy::print_stdout,
-    clippy::unwrap_used
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::print_stderr,
+        clippy::print_stdout,
+        clippy::unwrap_used
+    )
 )]
 
 pub use polykv_core::*;

@@ -65,7 +65,12 @@ pub fn path(model: &str, revision: Option<&str>, _offline: bool) -> Result<PathB
     match revision {
         None if path.exists() => Ok(path),
         _ => Err(polykv::Error::unsupported(
-            format!("model {model}{}", revision.map(|name| format!(" at {name}")).unwrap_or_default()),
+            format!(
+                "model {model}{}",
+                revision
+                    .map(|name| format!(" at {name}"))
+                    .unwrap_or_default()
+            ),
             "this build takes an existing folder or .gguf file; for models by name build with `--features hub`",
         )),
     }

@@ -1,10 +1,13 @@
 //! Model families, weight formats and generation on top of [`polykv_core`].
 
-#![warn(
-    clippy::expect_used,
-    clippy::print_stderr,
-    clippy::print_stdout,
-    clippy::unwrap_used
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::print_stderr,
+        clippy::print_stdout,
+        clippy::unwrap_used
+    )
 )]
 
 #[cfg(feature = "calibrate")]

@@ -50,10 +50,23 @@ fn devices_that_are_not_there() {
     ] {
         let feature = format!("`--features {backend}`");
         let (device, name) = (format!("{backend}:63"), format!("device {backend}"));
-        let args = ["generate", "-m", path_str(&model), "-p", "x", "--device", &device];
+        let args = [
+            "generate",
+            "-m",
+            path_str(&model),
+            "-p",
+            "x",
+            "--device",
+            &device,
+        ];
         let answer = polykv(&args);
         check(&device, 3, &[&name, "not supported"], &answer);
-        assert_eq!(answer.stderr.contains(&feature), !built, "{}", answer.stderr);
+        assert_eq!(
+            answer.stderr.contains(&feature),
+            !built,
+            "{}",
+            answer.stderr
+        );
     }
 }
 

@@ -7,9 +7,7 @@ use super::view::{Heads, Matrix};
 use super::{elements, inner_dense, pointwise, tensor, widened};
 use crate::machine;
 use burn::backend::flex::{FlexQTensor, FlexTensor};
-use burn::backend::{
-    BackendTensor, DispatchKindConversion, DispatchTensor, Flex,
-};
+use burn::backend::{BackendTensor, DispatchKindConversion, DispatchTensor, Flex};
 use burn::tensor::kind::Basic;
 use burn::tensor::quantization::{QuantScheme, QuantStore, QuantValue};
 use burn::tensor::{DType, Int, Tensor, TensorData, bf16, f16};

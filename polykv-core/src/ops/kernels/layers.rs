@@ -4,17 +4,15 @@ use super::has_gpu_kernels;
 #[cfg(feature = "cube")]
 use super::shapes;
 #[cfg(feature = "cube")]
+use burn::backend::DispatchDevice;
+#[cfg(feature = "cube")]
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
-#[cfg(feature = "cube")]
-use burn::backend::DispatchDevice;
 use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 use burn::tensor::{DType, Tensor};
 
 /// Activations are f32; weights `[out, in]` as they are stored, those of norms f32. Kernels that do several things at once
 /// are for what is done for every token: there the host's time for an operation counts.
-// Without such a device nothing implements it, and the dispatcher reads no argument.
-#[cfg_attr(not(feature = "cube"), expect(unused_variables))]
 #[backend_extension(Cube: cfg(feature = "cube"), Fusion: cfg(feature = "cube"))]
 pub trait LayerOps: Backend {
     /// `lhs [.., m, k]` times `rhs [.., k, n]` in f32, without rounding what goes in.
