@@ -1,7 +1,6 @@
 //! From the model flags to a model in memory.
 
 use crate::args::ModelArgs;
-#[cfg(feature = "hub")]
 use crate::output::progress;
 use burn::tensor::Device;
 #[cfg(feature = "hub")]

@@ -30,7 +30,7 @@ pub mod random;
 mod rows;
 pub mod sample;
 mod stop;
-#[cfg(all(test, feature = "flex"))]
+#[cfg(all(test, feature = "flex", any(feature = "eval", feature = "calibrate")))]
 mod testing;
 #[cfg(any(feature = "eval", feature = "calibrate"))]
 mod texts;

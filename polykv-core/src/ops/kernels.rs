@@ -1,10 +1,13 @@
 //! The operators that backends implement with kernels of their own: Flex in plain Rust (`flex/`), every CubeCL runtime
 //! (wgpu, CUDA and others) with one set of CubeCL kernels (`cube/`). What runs where is decided here.
 
+// In a build in which no backend implements an operator, the dispatcher reads no argument.
+#[cfg_attr(not(any(feature = "flex", feature = "cube")), expect(unused_variables))]
 mod attention;
+#[cfg_attr(not(any(feature = "flex", feature = "cube")), expect(unused_variables))]
 mod entries;
+#[cfg_attr(not(any(feature = "flex", feature = "cube")), expect(unused_variables))]
 mod keys;
-// Without a GPU backend nothing implements these operators, and the dispatcher reads no argument.
 #[cfg_attr(not(feature = "cube"), expect(unused_variables))]
 mod layers;
 
@@ -13,7 +16,9 @@ pub use entries::*;
 pub use keys::*;
 pub use layers::*;
 
-use burn::backend::{DispatchDevice, DispatchTensor};
+#[cfg(any(feature = "flex", feature = "cube"))]
+use burn::backend::DispatchDevice;
+use burn::backend::DispatchTensor;
 use burn::tensor::{DType, Device, Tensor};
 use std::ops::Range;
 
