@@ -132,9 +132,13 @@ fn the_doctor_tests_every_device() {
     for check in cpu["kernels"].as_array().unwrap() {
         assert_eq!(check["ok"], true, "{check}");
     }
-    for device in devices.iter().filter(|device| device["available"] == false) {
+    let built = [true, cfg!(feature = "wgpu"), cfg!(feature = "cuda")];
+    for (device, built) in devices.iter().zip(built) {
+        let feature = format!("`--features {}`", device["backend"].as_str().unwrap());
+        let reason = device["reason"].as_str().unwrap_or_default();
+        assert_eq!(reason.contains(&feature), !built, "{device}");
         assert!(
-            device["reason"].as_str().unwrap().contains("device"),
+            device["available"] == true || reason.contains("device"),
             "{device}"
         );
     }

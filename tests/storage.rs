@@ -4,10 +4,10 @@
 #[allow(dead_code, reason = "each test file uses a part of it")]
 mod reference;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv::models::{CausalLm, PrefillOptions, load};
-use polykv::policy::{self, Params};
-use polykv::{Budget, DeviceSpec, KvCache, Phase, Plan, Storage};
+use polykv::policy;
+use polykv::{Budget, KvCache, Phase, Plan, Storage};
 use reference::harness::small;
 use std::path::{Path, PathBuf};
 
@@ -114,6 +114,10 @@ fn rows_of_no_whole_number_of_blocks_are_refused_by_name() {
 #[cfg(feature = "wgpu")]
 #[test]
 fn wgpu_stores_what_it_has_and_refuses_the_rest_by_name() {
+    use burn::tensor::DType;
+    use polykv::DeviceSpec;
+    use polykv::policy::Params;
+
     let device = match DeviceSpec::Wgpu(0).open() {
         Ok(device) => device,
         Err(error) if std::env::var_os("POLYKV_REQUIRE_WGPU").is_some() => panic!("{error}"),

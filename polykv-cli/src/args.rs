@@ -10,7 +10,9 @@ pub use bench::{BenchArgs, Format};
 pub use calibrate::{BudgetSignal, CalibrateArgs, ChoiceArgs, Objective, RouteName, SignalName};
 pub use eval::{EvalArgs, EvalCommand, MergeArgs, SampleArgs, Shard, TaskName};
 pub use plan::{MemoryArgs, PlanAction, PlanArgs};
-pub use values::{Phases, Pullable, Setting};
+#[cfg(feature = "hub")]
+pub use values::Pullable;
+pub use values::{Phases, Setting};
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -41,6 +43,7 @@ pub enum Command {
     ///
     /// Models of the Hugging Face hub are fetched with the token in HF_TOKEN, or in the file that `hf auth login`
     /// writes, and from HF_ENDPOINT where that is set. A pull that was interrupted goes on where it was.
+    #[cfg(feature = "hub")]
     Pull(PullArgs),
     /// Measures speed and memory of a model under FullKV and under plans
     Bench(Box<BenchArgs>),
@@ -217,6 +220,7 @@ pub struct SamplingArgs {
     pub stop: Vec<String>,
 }
 
+#[cfg(feature = "hub")]
 #[derive(Debug, Args)]
 pub struct PullArgs {
     /// A built-in name, or ORG/NAME or ORG/NAME:FILE.gguf of the Hugging Face hub

@@ -25,8 +25,7 @@ const DEPTHS: [usize; 3] = [0, 2048, 8192];
 pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     check_lengths(args)?;
     let sources = sources(args)?;
-    let spec = args.device.resolve();
-    let device = spec.open()?;
+    let (spec, device) = model::device(args.device)?;
     let model = model(args, &device)?;
     let tests = tests(args, model.config().max_positions)?;
     let mut subjects = subjects(sources, model.as_ref(), args.batch, &tests)?;

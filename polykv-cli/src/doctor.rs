@@ -1,6 +1,7 @@
 //! `polykv doctor`: what runs here, and whether it computes correctly.
 
 use crate::args::DoctorArgs;
+use crate::model;
 use crate::output::table;
 use anyhow::Context;
 use polykv::doctor::{self, Check};
@@ -60,8 +61,8 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
 }
 
 fn examine(backend: &'static str, spec: DeviceSpec) -> polykv::Result<Found> {
-    let device = match spec.open() {
-        Ok(device) => device,
+    let device = match model::device(spec) {
+        Ok((_, device)) => device,
         Err(error) => {
             return Ok(Found {
                 backend,

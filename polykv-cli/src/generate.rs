@@ -69,7 +69,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         writeln!(stdout).context("standard output")?;
     }
     if !args.no_stats {
-        eprintln!("{}", stats::block(&run, args.verbose));
+        writeln!(std::io::stderr(), "{}", stats::block(&run, args.verbose))
+            .context("standard error")?;
     }
     Ok(())
 }

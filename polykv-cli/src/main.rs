@@ -1,5 +1,15 @@
 //! The `polykv` command.
 
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::print_stderr,
+        clippy::print_stdout,
+        clippy::unwrap_used
+    )
+)]
+
 mod args;
 mod bench;
 mod calibrate;
@@ -13,10 +23,12 @@ mod model;
 mod output;
 mod plan;
 mod prompt;
+#[cfg(feature = "hub")]
 mod pull;
 
 use args::{Cli, Command};
 use clap::Parser;
+use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -50,11 +62,19 @@ fn main() -> ExitCode {
     }
 }
 
+/// Drops what the last panic said, after one that was foreseen.
+fn forget_panic() {
+    if let Ok(mut last) = PANIC.lock() {
+        *last = None;
+    }
+}
+
 fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Eval(args) => eval::run(args),
+        #[cfg(feature = "hub")]
         Command::Pull(args) => pull::run(args),
         Command::Calibrate(args) => calibrate::run(args),
         Command::Plan(args) => plan::run(args),
@@ -78,8 +98,13 @@ fn failure(error: &anyhow::Error) -> ExitCode {
     if !refused && let Some(panic) = PANIC.lock().ok().and_then(|mut last| last.take()) {
         text.push_str(&format!(" ({panic})"));
     }
-    eprintln!("{}", output::one_line(&text));
+    say(&text);
     ExitCode::from(if refused { REFUSED } else { FAILED })
+}
+
+/// One line on standard error; who has closed that does not want to know.
+fn say(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", output::one_line(text));
 }
 
 /// Help as clap prints it; errors in one line like all others.
@@ -101,6 +126,6 @@ fn usage(error: &clap::Error) -> ExitCode {
         .map(str::trim)
         .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
         .collect();
-    eprintln!("{}", output::one_line(&facts.join(" ")));
+    say(&facts.join(" "));
     ExitCode::from(USAGE)
 }

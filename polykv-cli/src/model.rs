@@ -2,7 +2,10 @@
 
 use crate::args::ModelArgs;
 use crate::output::progress;
-use polykv::models::{LoadedModel, hub, load};
+use burn::tensor::Device;
+#[cfg(feature = "hub")]
+use polykv::models::hub;
+use polykv::models::{LoadedModel, load};
 use polykv::{DeviceSpec, Result};
 use std::path::PathBuf;
 
@@ -19,8 +22,7 @@ pub fn open(args: &ModelArgs) -> Result<(DeviceSpec, LoadedModel)> {
 /// # Errors
 /// As [`open`].
 pub fn open_at(args: &ModelArgs) -> Result<(DeviceSpec, PathBuf, LoadedModel)> {
-    let spec = args.device.resolve();
-    let device = spec.open()?;
+    let (spec, device) = device(args.device)?;
     // Before a model is downloaded and read.
     args.dtype.check(&device)?;
     let path = path(&args.model, args.revision.as_deref(), args.offline)?;
@@ -30,11 +32,45 @@ pub fn open_at(args: &ModelArgs) -> Result<(DeviceSpec, PathBuf, LoadedModel)> {
     Ok((spec, path, model))
 }
 
+/// Opens a device, with the one that stands behind `auto`.
+///
+/// # Errors
+/// A device that this build or this machine does not have.
+pub fn device(spec: DeviceSpec) -> Result<(DeviceSpec, Device)> {
+    let spec = spec.resolve();
+    let device = spec.open();
+    // Drivers that are missing panic while they are looked for, which is no reason for a later failure.
+    crate::forget_panic();
+    Ok((spec, device?))
+}
+
 /// Where the model lies, after fetching it if need be.
 ///
 /// # Errors
 /// A name that is no model, or a download that fails.
+#[cfg(feature = "hub")]
 pub fn path(model: &str, revision: Option<&str>, offline: bool) -> Result<PathBuf> {
     let mut pulling = progress::Pull::default();
     hub::resolve_at(model, revision, offline, &mut |step| pulling.step(step))
+}
+
+/// Where the model lies.
+///
+/// # Errors
+/// Anything that is no path, and a revision.
+#[cfg(not(feature = "hub"))]
+pub fn path(model: &str, revision: Option<&str>, _offline: bool) -> Result<PathBuf> {
+    let path = PathBuf::from(model);
+    match revision {
+        None if path.exists() => Ok(path),
+        _ => Err(polykv::Error::unsupported(
+            format!(
+                "model {model}{}",
+                revision
+                    .map(|name| format!(" at {name}"))
+                    .unwrap_or_default()
+            ),
+            "this build takes an existing folder or .gguf file; for models by name build with `--features hub`",
+        )),
+    }
 }

@@ -3,7 +3,9 @@
 use crate::awake::Awake;
 use crate::ops;
 use crate::{Error, Result};
-use burn::tensor::{Device, DeviceType};
+use burn::tensor::Device;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+use burn::tensor::DeviceType;
 use std::fmt;
 use std::str::FromStr;
 
@@ -116,17 +118,15 @@ fn cuda_devices() -> Result<Vec<Device>> {
 fn not_built(device: &str, feature: &str) -> Error {
     Error::unsupported(
         format!("device {device}"),
-        format!("this build lacks the feature `{feature}`"),
+        format!("this build lacks it; build with `--features {feature}`"),
     )
 }
 
-/// Drivers that are missing make the backends panic while they look for devices; a user gets an error instead.
+/// Drivers that are missing make the backends panic while they look for devices: the process's panic hook sees that, and
+/// the caller gets an error.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn enumerate(backend: &str, kind: DeviceType) -> Result<Vec<Device>> {
-    let hook = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
     let found = std::panic::catch_unwind(|| Device::enumerate(kind).into_vec());
-    std::panic::set_hook(hook);
     found.map_err(|panic| {
         let reason = panic
             .downcast_ref::<String>()
@@ -175,10 +175,19 @@ mod tests {
         }
     }
 
-    #[cfg(feature = "flex")]
     #[test]
-    fn a_missing_backend_is_named() {
-        let error = DeviceSpec::Cuda(63).open().unwrap_err().to_string();
-        assert!(error.contains("cuda"), "{error}");
+    fn a_missing_backend_is_named_with_its_feature() {
+        for (spec, built) in [
+            (DeviceSpec::Wgpu(63), cfg!(feature = "wgpu")),
+            (DeviceSpec::Cuda(63), cfg!(feature = "cuda")),
+        ] {
+            let error = spec.open().unwrap_err();
+            assert!(error.is_refusal());
+            let (backend, error) = (spec.to_string(), error.to_string());
+            let backend = backend.trim_end_matches(":63");
+            assert!(error.contains(&format!("device {backend}")), "{error}");
+            let feature = format!("`--features {backend}`");
+            assert_eq!(error.contains(&feature), !built, "{error}");
+        }
     }
 }

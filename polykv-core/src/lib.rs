@@ -10,6 +10,16 @@
 //! `[batch, kv_heads, tokens, head_dim]`, scores `[batch, kv_heads, entries]`. Keys and queries are given after
 //! rotary embedding. Budgets count entries per KV head: grouped queries share one entry.
 
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::print_stderr,
+        clippy::print_stdout,
+        clippy::unwrap_used
+    )
+)]
+
 pub mod allocate;
 pub mod apportion;
 mod awake;

@@ -3,9 +3,7 @@
 //! samples, model and plans give the same numbers.
 
 mod fidelity;
-pub(crate) mod filler;
-mod frame;
-pub(crate) mod haystack;
+mod fit;
 mod lines;
 mod longbench;
 pub mod metrics;
@@ -16,9 +14,7 @@ mod question;
 mod ruler;
 mod runner;
 mod summary;
-#[cfg(all(test, feature = "flex"))]
-mod testing;
-pub(crate) mod windows;
+mod windows;
 
 pub use fidelity::Fidelity;
 pub use longbench::{LongBench, LongBenchFiles, PromptOptions};

@@ -8,9 +8,6 @@ use polykv_core::{CacheReport, Error, KvCache, Plan, Result, Spans, ops};
 use serde::Serialize;
 use std::time::{Duration, Instant};
 
-/// Tokens between two looks at whether scores were NaN, which read from every layer.
-const CHECK_EVERY: usize = 32;
-
 /// What to generate, and how.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {

@@ -1,20 +1,39 @@
 //! Model families, weight formats and generation on top of [`polykv_core`].
 
+#![cfg_attr(
+    not(test),
+    warn(
+        clippy::expect_used,
+        clippy::print_stderr,
+        clippy::print_stdout,
+        clippy::unwrap_used
+    )
+)]
+
+#[cfg(feature = "calibrate")]
 pub mod calibrate;
+#[cfg(feature = "chat")]
 pub mod chat;
 pub mod config;
 pub mod decoder;
+#[cfg(feature = "eval")]
 pub mod eval;
 pub mod generate;
+#[cfg(feature = "hub")]
 pub mod hub;
 pub mod layers;
 pub mod llama;
 pub mod load;
 pub mod qwen3;
 pub mod random;
+#[cfg(any(feature = "eval", feature = "calibrate"))]
 mod rows;
 pub mod sample;
 mod stop;
+#[cfg(all(test, feature = "flex", any(feature = "eval", feature = "calibrate")))]
+mod testing;
+#[cfg(any(feature = "eval", feature = "calibrate"))]
+mod texts;
 pub mod tokenizer;
 
 pub use config::ModelConfig;

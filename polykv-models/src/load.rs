@@ -4,6 +4,7 @@ pub mod gguf;
 pub mod safetensors;
 
 use crate::CausalLm;
+#[cfg(feature = "chat")]
 use crate::chat::ChatTemplate;
 use crate::config::{Family, ModelConfig};
 use crate::decoder::{Decoder, Layer, Weights};
@@ -28,6 +29,7 @@ const MAX_CONFIG_BYTES: u64 = 1 << 20;
 pub struct LoadedModel {
     pub model: Box<dyn CausalLm>,
     pub tokenizer: Tokenizer,
+    #[cfg(feature = "chat")]
     pub chat: Option<ChatTemplate>,
     /// Tokens that end an answer.
     pub eos_tokens: Vec<u32>,
@@ -151,12 +153,14 @@ fn load_folder(folder: &Path, storage: Storage, device: &Device) -> Result<Loade
     let config = read_config(folder)?;
     let tokenizer = Tokenizer::from_json_file(&folder.join("tokenizer.json"))?;
     tokenizer.check_ids(config.vocab_size)?;
+    #[cfg(feature = "chat")]
     let chat = match folder.join("tokenizer_config.json") {
         path if path.exists() => ChatTemplate::from_tokenizer_config(&path)?,
         _ => None,
     };
     Ok(LoadedModel {
         tokenizer,
+        #[cfg(feature = "chat")]
         chat,
         eos_tokens: config.eos_tokens.clone(),
         model: folder_model(folder, config, storage, device)?,
@@ -168,9 +172,11 @@ fn load_gguf(path: &Path, storage: Storage, device: &Device) -> Result<LoadedMod
     let config = file.config()?;
     let tokenizer = Tokenizer::from_gguf(&file)?;
     tokenizer.check_ids(config.vocab_size)?;
+    #[cfg(feature = "chat")]
     let chat = ChatTemplate::from_gguf(&file)?;
     Ok(LoadedModel {
         tokenizer,
+        #[cfg(feature = "chat")]
         chat,
         eos_tokens: config.eos_tokens.clone(),
         model: gguf_model(&file, config, storage, device)?,

@@ -38,22 +38,36 @@ fn limits() {
             &polykv(&generate_args(&tiny_model(), &args)),
         );
     }
+}
+
+/// Whether the build lacks a backend or the machine the device, the answer says so; the build's with what to do.
+#[test]
+fn devices_that_are_not_there() {
     let model = tiny_model();
-    let args = [
-        "generate",
-        "-m",
-        path_str(&model),
-        "-p",
-        "x",
-        "--device",
-        "cuda:63",
-    ];
-    check(
-        "device",
-        3,
-        &["device cuda", "not supported"],
-        &polykv(&args),
-    );
+    for (backend, built) in [
+        ("wgpu", cfg!(feature = "wgpu")),
+        ("cuda", cfg!(feature = "cuda")),
+    ] {
+        let feature = format!("`--features {backend}`");
+        let (device, name) = (format!("{backend}:63"), format!("device {backend}"));
+        let args = [
+            "generate",
+            "-m",
+            path_str(&model),
+            "-p",
+            "x",
+            "--device",
+            &device,
+        ];
+        let answer = polykv(&args);
+        check(&device, 3, &[&name, "not supported"], &answer);
+        assert_eq!(
+            answer.stderr.contains(&feature),
+            !built,
+            "{}",
+            answer.stderr
+        );
+    }
 }
 
 #[test]

@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use polykv::allocate::Basis;
 use polykv::models::config::SHAPES;
+#[cfg(feature = "hub")]
 use polykv::models::hub::{self, ALIASES, Alias, Repo};
 use polykv::policy::{Params, Policies, PolicyEntry};
 use polykv::{Allocator, Phase, Storage};
@@ -38,12 +39,14 @@ pub fn ready_allocators() -> PossibleValuesParser {
 }
 
 /// What can be fetched.
+#[cfg(feature = "hub")]
 #[derive(Clone, Debug)]
 pub enum Pullable {
     BuiltIn(&'static Alias),
     Hub(Repo),
 }
 
+#[cfg(feature = "hub")]
 impl FromStr for Pullable {
     type Err = String;
 

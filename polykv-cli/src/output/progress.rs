@@ -1,8 +1,10 @@
 //! Bars on standard error, on a terminal only; elsewhere they are hidden.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+#[cfg(feature = "hub")]
 use polykv::models::hub::Step;
 use std::io::IsTerminal;
+#[cfg(feature = "hub")]
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,6 +30,7 @@ pub fn spinner(message: &'static str) -> ProgressBar {
 }
 
 /// The steps of fetching a model.
+#[cfg(feature = "hub")]
 #[derive(Default)]
 pub struct Pull {
     spinner: Option<ProgressBar>,
@@ -36,6 +39,7 @@ pub struct Pull {
     file: Option<(Arc<str>, ProgressBar)>,
 }
 
+#[cfg(feature = "hub")]
 impl Pull {
     /// Shows where the pull is.
     pub fn step(&mut self, step: Step) {
@@ -85,6 +89,7 @@ impl Pull {
     }
 }
 
+#[cfg(feature = "hub")]
 impl Drop for Pull {
     fn drop(&mut self) {
         self.clear_spinner();

@@ -181,11 +181,10 @@ impl Store {
     /// Where the keys and values lie in memory.
     #[cfg(all(test, feature = "flex"))]
     pub fn addresses(&self) -> [usize; 2] {
-        [&self.keys, &self.values].map(|tensor| match tensor.clone().into_dispatch().kind {
-            burn::backend::DispatchTensorKind::Flex(tensor) => {
-                tensor.float().storage::<f32>().as_ptr() as usize
-            }
-            other => panic!("not a CPU tensor: {other:?}"),
+        [&self.keys, &self.values].map(|tensor| {
+            let tensor = tensor.clone();
+            let tensor = tensor.try_into_primitive::<burn::backend::Flex>().unwrap();
+            tensor.storage::<f32>().as_ptr() as usize
         })
     }
 }

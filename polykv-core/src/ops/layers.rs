@@ -5,7 +5,7 @@ use super::flex::layers as cpu;
 use super::{kernels, oracle};
 use burn::tensor::activation::silu;
 use burn::tensor::quantization::{QuantScheme, QuantStore, QuantValue, ScaleDtype};
-use burn::tensor::{DType, Int, Tensor, s};
+use burn::tensor::{DType, Int, Tensor};
 
 /// Values of a row that share a scale in 8-bit weights.
 pub const Q8_BLOCK: usize = 32;
@@ -51,7 +51,9 @@ pub fn linears<const N: usize>(x: Tensor<2>, weights: [Tensor<2>; N]) -> [Tensor
             start += width;
             match N {
                 1 => all.clone(),
-                _ => all.clone().slice(s![.., start - width..start]),
+                _ => all
+                    .clone()
+                    .slice(burn::tensor::s![.., start - width..start]),
             }
         });
     }
@@ -97,6 +99,7 @@ pub(super) fn product<const D: usize>(x: Tensor<D>, stored: Tensor<D>) -> Tensor
     }
 }
 
+#[cfg(feature = "flex")]
 fn is_quantized(weight: &Tensor<2>) -> bool {
     matches!(weight.dtype(), DType::QFloat(_))
 }

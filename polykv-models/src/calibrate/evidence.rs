@@ -2,7 +2,7 @@
 
 use super::Example;
 use crate::LoadedModel;
-use crate::eval::haystack::Haystack;
+use crate::texts::haystack::Haystack;
 use crate::tokenizer::Specials;
 use polykv_core::Result;
 use polykv_core::calibrate::Data;

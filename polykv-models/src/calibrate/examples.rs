@@ -1,6 +1,6 @@
 use super::evidence::{self, EvidenceOptions};
 use crate::LoadedModel;
-use crate::eval::windows::{check_counts, check_length, starts};
+use crate::texts::draw::{check_counts, check_length, starts};
 use crate::tokenizer::Specials;
 use polykv_core::calibrate::Data;
 use polykv_core::{Error, Result};

@@ -5,12 +5,13 @@ mod template;
 
 pub(super) use rules::{new_tokens, rule, rule_of, uses_chat};
 
-use super::frame::{Frame, Limits, Parts};
+use super::fit::Limits;
 use super::lines::{self, Line};
 use super::question::{Question, Rule, fingerprint_of, infos};
-use super::windows::check_counts;
 use super::{Evaluator, Prediction, SampleInfo, Task};
 use crate::LoadedModel;
+use crate::texts::draw::check_counts;
+use crate::texts::frame::{Frame, Parts};
 use polykv_core::{Error, Result};
 use rayon::prelude::*;
 use serde_json::Value;

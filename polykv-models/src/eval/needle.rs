@@ -1,9 +1,10 @@
 //! A number hidden in a long text, and the question for it.
 
-use super::haystack::Haystack;
-use super::windows::{check_counts, check_length, id};
-use super::{Evaluator, Prediction, SampleInfo, Task, filler, fingerprint, id_bytes, metrics};
+use super::windows::id;
+use super::{Evaluator, Prediction, SampleInfo, Task, fingerprint, id_bytes, metrics};
 use crate::LoadedModel;
+use crate::texts::draw::{check_counts, check_length};
+use crate::texts::haystack::Haystack;
 use crate::tokenizer::Specials;
 use polykv_core::{Error, KvCache, Result};
 use rand::rngs::StdRng;
@@ -11,6 +12,22 @@ use rand::{Rng, SeedableRng};
 
 /// Tokens that an answer may have beyond its number and, where the model has to write it, the lead-in.
 const SPARE: usize = 8;
+
+/// Made-up places that a number can belong to.
+const PLACES: [&str; 12] = [
+    "Orlenby",
+    "Tessmark",
+    "Kilvara",
+    "Brenholt",
+    "Ashmoor",
+    "Dunwick",
+    "Farrowby",
+    "Halsten",
+    "Mirefield",
+    "Norrigan",
+    "Pellworth",
+    "Quarrington",
+];
 
 /// Which needles are hidden, and the protocol.
 #[derive(Clone, Debug)]
@@ -105,7 +122,7 @@ impl Sample {
         seed: u64,
     ) -> Result<Self> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let place = filler::place(&mut rng);
+        let place = PLACES[rng.random_range(0..PLACES.len())];
         let number = rng.random_range(100_000..1_000_000u32).to_string();
         let encode = |text: &str| model.tokenizer.encode(text, Specials::AsText);
         let lead_in = encode(&format!("The special magic number for {place} is "))?;

@@ -1,12 +1,12 @@
 //! Anyone's own prompts: one JSON object per line, and which fields hold what.
 
-use super::frame::{Frame, Parts};
 use super::lines::{self, Line};
 use super::longbench::{self, PromptOptions, at};
 use super::metrics::Metric;
 use super::question::{Question, Rule, fingerprint_of, infos};
 use super::{Evaluator, Prediction, SampleInfo, Task};
 use crate::LoadedModel;
+use crate::texts::frame::{Frame, Parts};
 use crate::tokenizer::Specials;
 use polykv_core::{Error, Result};
 use rayon::prelude::*;

@@ -1,8 +1,8 @@
 //! A prompt with a question, whose greedy answer is compared with references.
 
-use super::frame::Framed;
 use super::metrics::Metric;
 use super::{Evaluator, Prediction, Prompted, SampleInfo, fingerprint, id_bytes};
+use crate::texts::frame::Framed;
 use polykv_core::Result;
 
 /// How an answer is written and scored.

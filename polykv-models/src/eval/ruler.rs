@@ -8,12 +8,12 @@ mod texts;
 mod tracking;
 mod words;
 
-use super::frame::{Frame, Parts};
 use super::metrics::Metric;
 use super::question::{Question, Rule, fingerprint_of, infos};
-use super::windows::{check_counts, check_length};
 use super::{Evaluator, Prediction, SampleInfo, Task};
 use crate::LoadedModel;
+use crate::texts::draw::{check_counts, check_length};
+use crate::texts::frame::{Frame, Parts};
 use crate::tokenizer::Specials;
 use polykv_core::{Error, Result};
 use rand::SeedableRng;

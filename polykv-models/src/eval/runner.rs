@@ -1,7 +1,8 @@
 //! Running a prompt for all plans, and what follows it for each.
 
-use super::{Scores, metrics, windows};
+use super::{Scores, metrics};
 use crate::rows::{self, AttendRow};
+use crate::texts::draw::check_length;
 use crate::tokenizer::Specials;
 use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Device, Tensor};
@@ -229,7 +230,7 @@ impl<'a> Evaluator<'a> {
     fn together(&self, x: Tensor<3>, start: usize, attend: &mut AttendRow<'_>) -> Result<Vec<f32>> {
         let model = &*self.model.model;
         let (config, tokens) = (model.config(), x.dims()[1]);
-        windows::check_length(start, tokens, config.max_positions)?;
+        check_length(start, tokens, config.max_positions)?;
         let rope = model.rope(start..start + tokens);
         read(model.head(rows::run(model, 0..config.layers, x, &rope, attend)?))
     }

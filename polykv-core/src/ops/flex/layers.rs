@@ -7,9 +7,7 @@ use super::view::{Heads, Matrix};
 use super::{elements, inner_dense, pointwise, tensor, widened};
 use crate::machine;
 use burn::backend::flex::{FlexQTensor, FlexTensor};
-use burn::backend::{
-    BackendTensor, DispatchKindConversion, DispatchTensor, DispatchTensorKind, Flex,
-};
+use burn::backend::{BackendTensor, DispatchKindConversion, DispatchTensor, Flex};
 use burn::tensor::kind::Basic;
 use burn::tensor::quantization::{QuantScheme, QuantStore, QuantValue};
 use burn::tensor::{DType, Int, Tensor, TensorData, bf16, f16};
@@ -131,10 +129,8 @@ fn blocks(weight: &FlexTensor) -> Blocks<'_> {
 }
 
 fn flex<const D: usize, K: Basic>(tensor: Tensor<D, K>) -> BackendTensor<Flex> {
-    match tensor.into_dispatch().kind {
-        DispatchTensorKind::Flex(tensor) => tensor,
-        other => unreachable!("kernels of the CPU were given {other:?}"),
-    }
+    <DispatchTensor as DispatchKindConversion<Flex>>::try_into_backend(tensor.into_dispatch())
+        .unwrap_or_else(|other| unreachable!("kernels of the CPU were given {other:?}"))
 }
 
 fn float<const D: usize>(tensor: Tensor<D>) -> FlexTensor {

@@ -5,7 +5,7 @@ mod scores;
 
 use super::*;
 use crate::ops::oracle;
-use burn::backend::DispatchTensorKind;
+use burn::backend::Flex;
 use burn::tensor::{Device, Distribution, Tensor};
 
 /// Queries, keys and values `[batch, heads, tokens, dim]`, as models make them: views with tokens before heads.
@@ -86,10 +86,7 @@ impl Case {
 }
 
 fn flex<const D: usize>(tensor: &Tensor<D>) -> FlexTensor {
-    match tensor.clone().into_dispatch().kind {
-        DispatchTensorKind::Flex(tensor) => tensor.float(),
-        other => panic!("not a CPU tensor: {other:?}"),
-    }
+    tensor.clone().try_into_primitive::<Flex>().unwrap()
 }
 
 fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {

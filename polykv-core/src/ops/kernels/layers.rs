@@ -4,9 +4,11 @@ use super::has_gpu_kernels;
 #[cfg(feature = "cube")]
 use super::shapes;
 #[cfg(feature = "cube")]
+use burn::backend::DispatchDevice;
+#[cfg(feature = "cube")]
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension};
+use burn::backend::{Backend, Dispatch, ExtensionType, backend_extension};
 use burn::tensor::{DType, Tensor};
 
 /// Activations are f32; weights `[out, in]` as they are stored, those of norms f32. Kernels that do several things at once

@@ -2,7 +2,7 @@
 
 use super::texts::fill;
 use super::{Draft, Maker};
-use crate::eval::filler;
+use crate::texts::filler;
 use rand::Rng;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom, index};

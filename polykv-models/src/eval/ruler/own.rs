@@ -2,7 +2,7 @@
 
 use super::qa::{Asked, Documents};
 use super::texts::{Texts, Wording};
-use crate::eval::filler;
+use crate::texts::filler;
 use rand::rngs::StdRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};

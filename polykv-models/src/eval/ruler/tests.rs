@@ -1,5 +1,5 @@
 use super::*;
-use crate::eval::testing::tiny;
+use crate::testing::tiny;
 
 fn options(lengths: &[usize], only: &[&str]) -> RulerOptions {
     RulerOptions {

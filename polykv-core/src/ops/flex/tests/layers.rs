@@ -3,7 +3,7 @@ use super::super::simd;
 use super::super::view::Matrix;
 use super::super::{layers, pointwise};
 use super::*;
-use burn::backend::DispatchTensorKind;
+use burn::backend::{DispatchKindConversion, DispatchTensor, Flex};
 use burn::tensor::Int;
 
 fn normal(shape: [usize; 2]) -> Tensor<2> {
@@ -55,13 +55,11 @@ fn products_with_8_bit_weights_equal_those_with_their_values_in_f32() {
         let x = normal([rows, columns]);
         let weight = crate::ops::quantize(normal([outputs, columns]));
         let wanted = values(x.clone().matmul(weight.clone().dequantize().transpose()));
-        let bytes = match weight.into_dispatch().kind {
-            DispatchTensorKind::Flex(tensor) => {
-                let weight = tensor.quantized();
-                linear::pack(weight.tensor().storage(), weight.scales())
-            }
-            other => panic!("not a CPU tensor: {other:?}"),
-        };
+        let weight = <DispatchTensor as DispatchKindConversion<Flex>>::try_into_backend(
+            weight.into_dispatch(),
+        );
+        let weight = weight.unwrap().quantized();
+        let bytes = linear::pack(weight.tensor().storage(), weight.scales());
         let weight = Blocks::new(&bytes, outputs);
         for level in Level::available() {
             let found = product(level, &flex(&x), &[weight]);

@@ -1,5 +1,6 @@
 use super::*;
-use crate::eval::testing::tiny;
+use crate::LoadedModel;
+use crate::testing::tiny;
 
 fn text(model: &LoadedModel, ids: &[u32]) -> String {
     model.tokenizer.decode(ids, true).unwrap()
@@ -10,26 +11,6 @@ fn frame(model: &LoadedModel, raw: bool, question_after: bool) -> Frame<'_> {
         model,
         raw,
         question_after,
-    }
-}
-
-#[test]
-fn the_question_is_among_the_tokens_or_after_them() {
-    let model = tiny(512);
-    let parts = Parts {
-        context: "The lamp is lit.",
-        question: "\n\nIs it?",
-        lead_in: &[7, 8],
-    };
-    for raw in [false, true] {
-        let inside = frame(&model, raw, false).encode(parts).unwrap();
-        let after = frame(&model, raw, true).encode(parts).unwrap();
-        assert!(inside.after.is_empty());
-        assert_eq!([&after.prompt[..], &after.after].concat(), inside.prompt);
-        assert!(inside.prompt.ends_with(&[7, 8]));
-        let compressed = text(&model, &after.prompt);
-        assert!(compressed.ends_with("lit."), "{compressed}");
-        assert_eq!(frame(&model, raw, false).has_template(), !raw);
     }
 }
 
@@ -70,7 +51,7 @@ fn what_is_too_long_loses_its_middle() {
         assert!(text(&model, &cut.prompt).contains("[0][1]"));
         assert!(text(&model, &cut.prompt).contains("[59]?!"));
         // The question stays whole after the text.
-        let after = super::Frame {
+        let after = Frame {
             question_after: true,
             ..frame
         };

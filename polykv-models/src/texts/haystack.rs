@@ -9,7 +9,7 @@ use rand::Rng;
 
 /// The shape of a prompt.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Haystack {
+pub struct Haystack {
     /// Tokens of the compressed prompt, at most; it ends at a sentence, up to one sentence below.
     pub length: usize,
     /// Whether the text is fed without the model's chat template.

@@ -47,30 +47,10 @@ const HOW: [&str; 12] = [
     "without looking up once.",
 ];
 
-/// Made-up places that a number can belong to.
-const PLACES: [&str; 12] = [
-    "Orlenby",
-    "Tessmark",
-    "Kilvara",
-    "Brenholt",
-    "Ashmoor",
-    "Dunwick",
-    "Farrowby",
-    "Halsten",
-    "Mirefield",
-    "Norrigan",
-    "Pellworth",
-    "Quarrington",
-];
-
 /// One sentence.
-pub(crate) fn sentence(rng: &mut impl Rng) -> String {
+pub fn sentence(rng: &mut impl Rng) -> String {
     let (who, what, how) = (pick(rng, &WHO), pick(rng, &WHAT), pick(rng, &HOW));
     format!("{who} {what} {how}")
-}
-
-pub(super) fn place(rng: &mut impl Rng) -> &'static str {
-    pick(rng, &PLACES)
 }
 
 fn pick(rng: &mut impl Rng, list: &[&'static str]) -> &'static str {
