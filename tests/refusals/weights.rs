@@ -100,7 +100,11 @@ fn headers() {
 #[test]
 fn whole_files() {
     refused_file(FILE, "", &["safetensors file"]);
-    refused_file(FILE, [0xff; 64], &["content", "safetensors file"]);
+    refused_file(
+        FILE,
+        [0xff; 64],
+        &["size of the header", "safetensors file"],
+    );
     let broken = safetensors("{\"a\": ", b"");
     refused_file(FILE, broken, &["content", "safetensors file"]);
     let large = [&200_000_000u64.to_le_bytes()[..], &[b' '; 1000]].concat();

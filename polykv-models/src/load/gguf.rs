@@ -49,6 +49,14 @@ impl GgufFile {
     /// What is malformed, by name; one part of a file that was split; a Git LFS pointer.
     pub fn open(path: &Path) -> Result<Self> {
         let file = WeightFile::open(path)?;
+        if file.size() == 0 {
+            return Err(Error::invalid(
+                file.place(),
+                "size",
+                "0 bytes",
+                "a GGUF file",
+            ));
+        }
         let directory = parse::parse(file.place(), BufReader::new(file.reader()), file.size())?;
         let file = Self { file, directory };
         file.refuse_part()?;
@@ -267,6 +275,9 @@ mod tests {
         assert!(with(4, &3u32.to_be_bytes()).contains("big-endian"));
         assert!(with(8, &u64::MAX.to_le_bytes()).contains("tensor count"));
         assert!(with(16, &u64::MAX.to_le_bytes()).contains("metadata count"));
+        let many = [tiny_llama().bytes(), vec![0; 4 << 20]].concat();
+        let with_count = [&many[..8], &65_537u64.to_le_bytes(), &many[16..]].concat();
+        assert!(refusal(&with_count).contains("tensor count is 65537; allowed: up to 65536"));
         assert!(with(24, &(1u64 << 40).to_le_bytes()).contains("metadata key length"));
     }
 
@@ -352,8 +363,11 @@ mod tests {
         let last = Gguf::new().raw_tensor("w", &[40], 1, &[0; 160]).bytes();
         assert!(refusal(&last).contains("where tensor \"w\" ends"));
         // Another alignment moves the data.
-        let other = file().value("general.alignment", &Value::Uint(64)).bytes();
-        assert!(refusal(&other).contains("allowed"));
+        let other = Gguf::new()
+            .value("general.alignment", &Value::Uint(64))
+            .f32_tensor("w", &[8], &[1.0; 8])
+            .f32_tensor("v", &[8], &[2.0; 8]);
+        assert!(refusal(&other.bytes()).contains("offset is 32; allowed: 64"));
     }
 
     #[test]

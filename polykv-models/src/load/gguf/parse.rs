@@ -12,6 +12,8 @@ use std::path::Path;
 const MAX_HEADER_BYTES: usize = 256 << 20;
 /// Array elements in the whole header. The largest vocabularies with merges and scores have about 1.5 million.
 const MAX_ELEMENTS: usize = 1 << 22;
+/// Tensors, and metadata values. A model of 1,024 layers has some 11,000 tensors.
+const MAX_ENTRIES: usize = 1 << 16;
 const MAX_NESTING: usize = 64;
 const MAX_KEY_BYTES: usize = 65_535;
 const MAX_NAME_BYTES: usize = 64;
@@ -50,9 +52,9 @@ pub(super) fn parse(place: &str, source: impl Read, file_size: u64) -> Result<Di
         v => return Err(Error::invalid(place, "version", v, "2 or 3")),
     }
     // The smallest tensor entry: name length, one name byte, dimension count, one dimension, type, offset.
-    let tensor_count = cursor.count("tensor count", 33)?;
+    let tensor_count = cursor.entries("tensor count", 33)?;
     // The smallest metadata entry: key length, one key byte, type, one value byte.
-    let value_count = cursor.count("metadata count", 14)?;
+    let value_count = cursor.entries("metadata count", 14)?;
 
     let mut values = BTreeMap::new();
     for _ in 0..value_count {
@@ -237,10 +239,19 @@ impl<R: Read> Cursor<'_, R> {
         Ok(u64::from_le_bytes(self.array(field)?))
     }
 
-    /// A count of entries that take at least `least` bytes each.
+    /// A count of things that take at least `least` bytes each.
     fn count(&mut self, field: &str, least: usize) -> Result<usize> {
+        self.count_to(field, self.remaining().saturating_sub(8) / least)
+    }
+
+    /// A count of tensors or metadata values.
+    fn entries(&mut self, field: &str, least: usize) -> Result<usize> {
+        let most = self.remaining().saturating_sub(8) / least;
+        self.count_to(field, most.min(MAX_ENTRIES))
+    }
+
+    fn count_to(&mut self, field: &str, most: usize) -> Result<usize> {
         let found = self.u64(field)?;
-        let most = self.remaining() / least;
         match usize::try_from(found) {
             Ok(count) if count <= most => Ok(count),
             _ => Err(Error::invalid(
