@@ -237,7 +237,7 @@ fn gguf_name(name: &str) -> String {
     }
 }
 
-fn tiny_qwen3_as_gguf(path: &Path) {
+fn tiny_qwen3() -> Gguf {
     let mut file = Gguf::default();
     file.text("general.architecture", "qwen3");
     for (key, value) in [
@@ -273,7 +273,119 @@ fn tiny_qwen3_as_gguf(path: &Path) {
             file.tensor(&gguf_name(name), tensor.shape(), kind, &data);
         }
     }
-    file.write(path);
+    file
+}
+
+#[test]
+fn a_second_name_of_a_tensor_is_refused() {
+    for layer in ["00", "+0"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        let mut file = tiny_qwen3();
+        let name = format!("blk.{layer}.attn_norm.weight");
+        file.tensor(&name, &[48], 0, &[0; 48 * 4]);
+        file.write(&path);
+        let error = load::load_weights(&path, Storage::F32, &Device::flex()).unwrap_err();
+        assert!(
+            error.is_refusal() && error.to_string().contains(&name),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_part_of_a_split_file_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x-00002-of-00003.gguf");
+    let mut file = tiny_qwen3();
+    for (key, value) in [("split.no", 1u16), ("split.count", 3)] {
+        file.value(key, 2, |out| out.extend(value.to_le_bytes()));
+    }
+    file.write(&path);
+    let message = load::config(&path).unwrap_err().to_string();
+    for part in [
+        "part 2 of a GGUF file split in 3",
+        "x-00002-of-00003.gguf",
+        "llama-gguf-split --merge",
+    ] {
+        assert!(message.contains(part), "no {part} in {message}");
+    }
+}
+
+#[test]
+fn a_file_cut_after_it_was_opened_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.gguf");
+    tiny_qwen3().write(&path);
+    let file = GgufFile::open(&path).unwrap();
+    let name = file.tensor_names().next().unwrap().to_owned();
+    file.read_f32(&name).unwrap();
+    let other = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    other.set_len(1000).unwrap();
+    let message = file.read_f32(&name).unwrap_err().to_string();
+    assert!(
+        message.contains("x.gguf: file is changed while it was read, 1000 bytes now"),
+        "{message}"
+    );
+}
+
+#[test]
+fn a_folder_with_one_gguf_file_stands_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, second) = (dir.path().join("x.gguf"), dir.path().join("y.gguf"));
+    tiny_qwen3().write(&path);
+    std::fs::write(dir.path().join("README.md"), "about it").unwrap();
+    let layers = |path: &Path| load::config(path).unwrap().layers;
+    assert_eq!(load::locate(dir.path()).unwrap(), path);
+    assert_eq!(layers(dir.path()), layers(&path));
+    let model = load::load_weights(dir.path(), Storage::F32, &Device::flex()).unwrap();
+    assert_eq!(model.config().layers, 3);
+    std::fs::copy(&path, second).unwrap();
+    let message = load::config(dir.path()).unwrap_err().to_string();
+    assert!(
+        message.contains("number of GGUF files is 2: x.gguf, y.gguf"),
+        "{message}"
+    );
+}
+
+// ---------------------------------------------------------------- end tokens
+
+#[test]
+fn end_tokens_come_from_every_file_that_names_some() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = |name: &str| {
+        let content = std::fs::read(fixture("tiny-llama31").join(name)).unwrap();
+        std::fs::write(dir.path().join(name), content).unwrap();
+    };
+    for name in [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "model.safetensors",
+    ] {
+        copy(name);
+    }
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    let ends = || load::load(dir.path(), &Device::flex()).map(|model| model.eos_tokens);
+    let path = dir.path().join("config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["eos_token_id"] = json!(0);
+    write("config.json", &config.to_string());
+    // `<|im_end|>`, which tokenizer_config.json names, is 2.
+    assert_eq!(ends().unwrap(), [0, 2]);
+    write("generation_config.json", r#"{"eos_token_id": [0, 7]}"#);
+    assert_eq!(ends().unwrap(), [0, 7, 2]);
+    write(
+        "tokenizer_config.json",
+        r#"{"eos_token": {"content": "<|im_start|>"}}"#,
+    );
+    assert_eq!(ends().unwrap(), [0, 7, 1]);
+    write("generation_config.json", r#"{"eos_token_id": 320}"#);
+    let message = ends().unwrap_err().to_string();
+    assert!(
+        message.contains("generation_config.json") && message.contains("320"),
+        "{message}"
+    );
 }
 
 fn logits(model: &dyn CausalLm, prompt: &[i64]) -> Vec<f32> {
@@ -289,7 +401,7 @@ fn logits(model: &dyn CausalLm, prompt: &[i64]) -> Vec<f32> {
 fn a_qwen3_file_equals_its_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tiny-qwen3.gguf");
-    tiny_qwen3_as_gguf(&path);
+    tiny_qwen3().write(&path);
     let device = Device::flex();
     let prompt: Vec<i64> = (3..93).collect();
     let from_file = load::load_weights(&path, Storage::F32, &device).unwrap();

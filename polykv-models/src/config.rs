@@ -7,10 +7,12 @@ mod hf;
 mod rope;
 mod shapes;
 
+pub(crate) use hf::generation_end_tokens;
 pub use rope::RopeScaling;
 pub use shapes::SHAPES;
 
 const MAX_PARAMETERS: u64 = 1 << 41;
+const MAX_POSITIONS: usize = 1 << 26;
 
 /// The architectures that can be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +80,7 @@ impl ModelConfig {
             ("num_attention_heads", self.heads, 1024),
             ("num_key_value_heads", self.kv_heads, self.heads),
             ("head_dim", self.head_dim, 1024),
-            ("max_position_embeddings", self.max_positions, 1 << 26),
+            ("max_position_embeddings", self.max_positions, MAX_POSITIONS),
         ];
         for (field, found, most) in sizes {
             check_size(place, field, found, most)?;
@@ -103,17 +105,8 @@ impl ModelConfig {
         check_positive(place, "rms_norm_eps", self.rms_eps, 1.0)?;
         check_positive(place, "rope_theta", self.rope_theta, 1e12)?;
         self.rope_scaling.validate(place, self.rope_theta)?;
-        for &id in self.bos_token.iter().chain(&self.eos_tokens) {
-            if id as usize >= self.vocab_size {
-                let allowed = format!("below vocab_size, {}", self.vocab_size);
-                return Err(Error::invalid(
-                    place,
-                    "bos_token_id or eos_token_id",
-                    id,
-                    allowed,
-                ));
-            }
-        }
+        check_tokens(place, self.bos_token.as_slice(), self.vocab_size)?;
+        check_tokens(place, &self.eos_tokens, self.vocab_size)?;
         // The bounds above keep this count far below 2^64, so the comparison is exact.
         if self.parameters() > MAX_PARAMETERS {
             let allowed = format!("up to {MAX_PARAMETERS}");
@@ -170,6 +163,15 @@ fn check_size(place: &str, field: &str, found: usize, most: usize) -> Result<()>
         return Err(Error::invalid(place, field, found, format!("1 to {most}")));
     }
     Ok(())
+}
+
+fn check_tokens(place: &str, ids: &[u32], vocab_size: usize) -> Result<()> {
+    let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) else {
+        return Ok(());
+    };
+    let allowed = format!("below vocab_size, {vocab_size}");
+    let field = "bos_token_id or eos_token_id";
+    Err(Error::invalid(place, field, id, allowed))
 }
 
 fn check_positive(place: &str, field: &str, found: f64, most: f64) -> Result<()> {

@@ -20,6 +20,7 @@ mod tests;
 
 pub use repo::Repo;
 
+use crate::load::locate;
 use polykv_core::{Error, Result};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -76,8 +77,9 @@ pub fn alias(name: &str) -> Option<&'static Alias> {
     ALIASES.iter().find(|alias| alias.name == name)
 }
 
-/// The path behind `spec`, at the hub's branch main if it is a name of the hub. An existing path goes before a built-in
-/// name, and that before one of the hub; what a name stands for is pulled unless it is in the cache already.
+/// The path behind `spec`, at the hub's branch main if it is a name of the hub. An existing path goes
+/// before a built-in name, and that before one of the hub; what a name stands for is pulled unless it is in the cache
+/// already. A folder with nothing but one GGUF file stands for that file.
 ///
 /// # Errors
 /// A `spec` that is none of these; with `offline`, a name whose files are not in the cache; what [`pull`] and
@@ -110,7 +112,7 @@ pub fn resolve_at(
         ));
     }
     if exists {
-        return Ok(PathBuf::from(spec));
+        return locate(Path::new(spec));
     }
     if let Some(alias) = named {
         return from_cache(&cache_dir()?, alias, offline, progress);

@@ -1,7 +1,17 @@
 //! From files to a model: a Hugging Face folder or a GGUF file.
 
+mod ends;
+mod file;
+mod finite;
 pub mod gguf;
+mod locate;
 pub mod safetensors;
+mod stored;
+
+pub use file::WeightFile;
+pub(crate) use file::refuse_pointer;
+pub use locate::locate;
+pub use stored::Stored;
 
 use crate::CausalLm;
 #[cfg(feature = "chat")]
@@ -10,16 +20,19 @@ use crate::config::{Family, ModelConfig};
 use crate::decoder::{Decoder, Layer, Weights};
 use crate::llama::LlamaLayer;
 use crate::qwen3::Qwen3Layer;
+use crate::random::check_fits;
 use crate::tokenizer::Tokenizer;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use burn_store::burn_pack::Tensor as PackTensor;
 use burn_store::{ApplyError, ModuleSnapshot, bridge};
 use gguf::GgufFile;
+use polykv_core::files::read_capped_text;
 use polykv_core::ops::layers::{Q8_BLOCK, quantize, settle};
 use polykv_core::{Error, Plan, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
+use stored::Fault;
 
 /// A config.json above this size is refused unread.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -59,11 +72,12 @@ impl LoadedModel {
     }
 }
 
-/// Loads a folder with config.json, tokenizer.json and model.safetensors (or its shards), or a GGUF file. Weights and
-/// cache are stored in f32.
+/// Loads a folder with config.json, tokenizer.json and model.safetensors (or its shards), or a GGUF file, which may be
+/// the only one in a folder. Weights and cache are stored in f32.
 ///
 /// # Errors
-/// What is missing, malformed or unsupported, with file, field, value found and values allowed.
+/// What is missing, malformed or unsupported, with file, field, value found and values allowed; weights that are not
+/// finite or that the format they are stored in cannot hold; a file that changes while it is read.
 pub fn load(path: &Path, device: &Device) -> Result<LoadedModel> {
     load_as(path, Storage::F32, device)
 }
@@ -73,6 +87,7 @@ pub fn load(path: &Path, device: &Device) -> Result<LoadedModel> {
 /// # Errors
 /// As [`load`]; also a format that the device or the model's shape does not allow.
 pub fn load_as(path: &Path, storage: Storage, device: &Device) -> Result<LoadedModel> {
+    let path = &locate(path)?;
     match path.is_dir() {
         true => load_folder(path, storage, device),
         false => load_gguf(path, storage, device),
@@ -84,6 +99,7 @@ pub fn load_as(path: &Path, storage: Storage, device: &Device) -> Result<LoadedM
 /// # Errors
 /// As [`load_as`].
 pub fn load_weights(path: &Path, storage: Storage, device: &Device) -> Result<Box<dyn CausalLm>> {
+    let path = &locate(path)?;
     match path.is_dir() {
         true => folder_model(path, read_config(path)?, storage, device),
         false => {
@@ -98,6 +114,7 @@ pub fn load_weights(path: &Path, storage: Storage, device: &Device) -> Result<Bo
 /// # Errors
 /// As [`load`], as far as the config goes.
 pub fn config(path: &Path) -> Result<ModelConfig> {
+    let path = &locate(path)?;
     match path.is_dir() {
         true => read_config(path),
         false => GgufFile::open(path)?.config(),
@@ -133,19 +150,8 @@ fn gguf_model(
 fn read_config(folder: &Path) -> Result<ModelConfig> {
     let path = folder.join("config.json");
     let place = path.display().to_string();
-    let size = std::fs::metadata(&path)
-        .map_err(|e| Error::io(&path, e))?
-        .len();
-    if size > MAX_CONFIG_BYTES {
-        let allowed = format!("at most {MAX_CONFIG_BYTES} bytes");
-        return Err(Error::invalid(
-            place,
-            "size",
-            format!("{size} bytes"),
-            allowed,
-        ));
-    }
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, e))?;
+    let text = read_capped_text(&path, MAX_CONFIG_BYTES)?;
+    refuse_pointer(&place, text.as_bytes())?;
     ModelConfig::from_hf_json(&place, &text)
 }
 
@@ -159,10 +165,10 @@ fn load_folder(folder: &Path, storage: Storage, device: &Device) -> Result<Loade
         _ => None,
     };
     Ok(LoadedModel {
+        eos_tokens: ends::end_tokens(folder, &config, &tokenizer)?,
         tokenizer,
         #[cfg(feature = "chat")]
         chat,
-        eos_tokens: config.eos_tokens.clone(),
         model: folder_model(folder, config, storage, device)?,
     })
 }
@@ -186,24 +192,30 @@ fn load_gguf(path: &Path, storage: Storage, device: &Device) -> Result<LoadedMod
 /// A model from its config and its tensors, which carry Hugging Face names; `place` names their file in errors.
 ///
 /// # Errors
-/// Tensors that are missing, too many or of the wrong shape; a format that the device or a tensor does not allow.
+/// Tensors that are missing, too many, of the wrong shape or with values that are not finite once they are stored; a
+/// format that the device or a tensor does not allow.
 pub fn build(
     config: ModelConfig,
-    tensors: Vec<PackTensor>,
+    tensors: Vec<Stored>,
     place: &str,
     storage: Storage,
     device: &Device,
 ) -> Result<Box<dyn CausalLm>> {
-    check_head(&config, &tensors, place)?;
+    let tensors = check_head(&config, tensors, place)?;
     storage.check(device)?;
+    check_fits(place, &config, storage, device)?;
+    let fault = Fault::default();
     let tensors = tensors
         .into_iter()
+        .map(|tensor| tensor.deferred(storage, &fault))
         .map(|tensor| convert(tensor, storage, place, device))
         .collect::<Result<_>>()?;
-    match config.family {
+    let model = match config.family {
         Family::Llama => build_family::<LlamaLayer>(config, tensors, place, storage, device),
         Family::Qwen3 => build_family::<Qwen3Layer>(config, tensors, place, storage, device),
-    }
+    };
+    // What could not be read says more than the store that asked for it.
+    model.map_err(|e| fault.take().unwrap_or(e))
 }
 
 fn build_family<L: Layer + 'static>(
@@ -219,23 +231,36 @@ fn build_family<L: Layer + 'static>(
     Ok(Box::new(Decoder::new(config, weights, storage, device)))
 }
 
-/// The flag in the config and the tensors in the file must agree: a wrong head gives fluent nonsense.
-fn check_head(config: &ModelConfig, tensors: &[PackTensor], place: &str) -> Result<()> {
-    let has_head = tensors.iter().any(|tensor| tensor.name == "lm_head.weight");
-    match (config.tie_embeddings, has_head) {
-        (true, true) => Err(Error::invalid(
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+/// The flag in the config and the tensors in the file must agree: a wrong head gives fluent nonsense. A tied head that
+/// is stored all the same is left out if it equals the embedding.
+fn check_head(config: &ModelConfig, mut tensors: Vec<Stored>, place: &str) -> Result<Vec<Stored>> {
+    let head = tensors.iter().position(|tensor| tensor.name == HEAD);
+    match (config.tie_embeddings, head) {
+        (true, Some(at)) => {
+            let head = tensors.swap_remove(at);
+            let embedding = tensors.iter().find(|tensor| tensor.name == EMBEDDING);
+            if let Some(embedding) = embedding
+                && !head.equals(embedding)?
+            {
+                return Err(Error::invalid(
+                    place,
+                    format!("tensor {HEAD}"),
+                    format!("not equal to {EMBEDDING}"),
+                    "an equal copy or none, since tie_word_embeddings is true",
+                ));
+            }
+            Ok(tensors)
+        }
+        (false, None) => Err(Error::invalid(
             place,
-            "tensor lm_head.weight",
-            "present",
-            "absent, since tie_word_embeddings is true",
-        )),
-        (false, false) => Err(Error::invalid(
-            place,
-            "tensor lm_head.weight",
+            format!("tensor {HEAD}"),
             "missing",
             "present, since tie_word_embeddings is false",
         )),
-        _ => Ok(()),
+        _ => Ok(tensors),
     }
 }
 

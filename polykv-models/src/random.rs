@@ -26,11 +26,7 @@ pub fn random_weights(
 ) -> Result<Box<dyn CausalLm>> {
     config.validate(name)?;
     storage.check(device)?;
-    if ops::is_cpu(device)
-        && let Some(free) = machine::free_memory()
-    {
-        check_memory(name, &config, storage, free)?;
-    }
+    check_fits(name, &config, storage, device)?;
     device.seed(seed);
     Ok(match config.family {
         Family::Llama => family::<LlamaLayer>(config, storage, device),
@@ -45,6 +41,19 @@ fn family<L: Layer + 'static>(
 ) -> Box<dyn CausalLm> {
     let weights = Weights::<L>::new(&config, device).map(&mut Fill { storage });
     Box::new(Decoder::new(config, weights, storage, device))
+}
+
+/// Refuses weights that the free memory cannot hold, on the CPU of a system that tells how much that is.
+pub(crate) fn check_fits(
+    name: &str,
+    config: &ModelConfig,
+    storage: Storage,
+    device: &Device,
+) -> Result<()> {
+    match machine::free_memory() {
+        Some(free) if ops::is_cpu(device) => check_memory(name, config, storage, free),
+        _ => Ok(()),
+    }
 }
 
 fn check_memory(name: &str, config: &ModelConfig, storage: Storage, free: u64) -> Result<()> {

@@ -6,6 +6,7 @@ mod stream;
 pub use stream::Stream;
 
 use crate::load::gguf::GgufFile;
+use crate::load::refuse_pointer;
 use polykv_core::{Error, Result};
 use std::collections::HashSet;
 use std::fmt;
@@ -73,6 +74,7 @@ impl Tokenizer {
             let allowed = format!("up to {MAX_FILE_BYTES} bytes");
             return Err(Error::invalid(place, "size", "larger", allowed));
         }
+        refuse_pointer(&place, &bytes)?;
         Self::from_json(&place, &bytes)
     }
 

@@ -39,6 +39,9 @@ const FIELDS: &str = r#"
     eos_token_id | [0, 320] | below vocab_size, 320
     architectures | ["OtherForCausalLM"] | LlamaForCausalLM
     use_sliding_window | true | not supported
+    sliding_window | 64 | allowed are null, at least the context
+    rope_scaling partial_rotary_factor | 0.5 | not supported
+    rope_parameters | {"full_attention": {}, "other": {}} | one object full_attention
     hidden_act | "gelu" | not supported
     attention_bias | true | not supported
     quantization_config | {"bits": 4} | not supported

@@ -1,26 +1,13 @@
 //! config.json of a Hugging Face checkpoint.
 
 use super::fields::{Fields, shown};
-use super::{Family, ModelConfig, check_size, rope};
+use super::{Family, ModelConfig, check_size, check_tokens, rope};
 use polykv_core::{Error, Result};
 use serde_json::{Map, Value};
 
-/// A config.json is a few kilobytes; anything far above is not one.
-const MAX_CONFIG_BYTES: usize = 1 << 20;
-
 /// Reads the fields with their defaults; the caller validates their ranges.
 pub(super) fn read(place: &str, text: &str) -> Result<ModelConfig> {
-    if text.len() > MAX_CONFIG_BYTES {
-        let found = format!("{} bytes", text.len());
-        return Err(Error::invalid(
-            place,
-            "size",
-            found,
-            format!("up to {MAX_CONFIG_BYTES}"),
-        ));
-    }
-    let root: Map<String, Value> = serde_json::from_str(text)
-        .map_err(|e| Error::invalid(place, "content", e, "a JSON object"))?;
+    let root = object(place, text)?;
     let json = Fields {
         place,
         prefix: "",
@@ -38,6 +25,8 @@ pub(super) fn read(place: &str, text: &str) -> Result<ModelConfig> {
     };
     let max_positions = json.required("max_position_embeddings")?;
     let (rope_theta, rope_scaling) = rope::read(&json, max_positions)?;
+    let max_positions = rope_scaling.context(max_positions);
+    refuse_window(&json, family, max_positions)?;
     Ok(ModelConfig {
         family,
         vocab_size: json.required("vocab_size")?,
@@ -55,6 +44,30 @@ pub(super) fn read(place: &str, text: &str) -> Result<ModelConfig> {
         bos_token: json.token("bos_token_id")?,
         eos_tokens: json.tokens("eos_token_id")?,
     })
+}
+
+/// The end tokens of a generation_config.json, which often names more of them than config.json.
+///
+/// # Errors
+/// Malformed JSON; ids that are none, or beyond the vocabulary.
+pub(crate) fn generation_end_tokens(
+    place: &str,
+    text: &str,
+    vocab_size: usize,
+) -> Result<Vec<u32>> {
+    let root = object(place, text)?;
+    let json = Fields {
+        place,
+        prefix: "",
+        map: &root,
+    };
+    let ids = json.tokens("eos_token_id")?;
+    check_tokens(place, &ids, vocab_size)?;
+    Ok(ids)
+}
+
+fn object(place: &str, text: &str) -> Result<Map<String, Value>> {
+    serde_json::from_str(text).map_err(|e| Error::invalid(place, "content", e, "a JSON object"))
 }
 
 fn default_head_dim(place: &str, hidden: usize, heads: usize) -> Result<usize> {
@@ -122,12 +135,29 @@ fn refuse_unsupported(json: &Fields) -> Result<()> {
     if json.get("quantization_config").is_some() {
         return refuse("a checkpoint with quantization_config".into());
     }
-    if let Some(part) = json.number("partial_rotary_factor")?
+    if let Some(part) = json.number(rope::PARTIAL)?
         && part != 1.0
     {
-        return refuse(format!("partial_rotary_factor {part}"));
+        return refuse(format!("{} {part}", rope::PARTIAL));
     }
     Ok(())
+}
+
+/// A window that the context does not fit into would hide tokens from the layers. Qwen3 uses its window only if a flag
+/// says so, and that flag is refused.
+fn refuse_window(json: &Fields, family: Family, context: usize) -> Result<()> {
+    let used = json.flag("use_sliding_window")?;
+    let used = used.unwrap_or(family != Family::Qwen3);
+    match json.size("sliding_window")? {
+        Some(window) if used && window < context => Err(Error::unsupported(
+            format!("sliding_window {window}"),
+            format!(
+                "{}: allowed are null, at least the context of {context} tokens, or use_sliding_window false",
+                json.place
+            ),
+        )),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
@@ -230,6 +260,78 @@ mod tests {
     }
 
     #[test]
+    fn parameters_of_full_attention_are_those_of_every_layer() {
+        let llama3 = r#"{"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}"#;
+        let plain = with(&[("rope_theta", ""), ("rope_parameters", llama3)]).unwrap();
+        assert_eq!(plain.rope_theta, 500_000.0);
+        let nested = format!(r#"{{"full_attention": {llama3}}}"#);
+        let nested = with(&[("rope_theta", ""), ("rope_parameters", &nested)]).unwrap();
+        assert_eq!(nested, plain);
+        // The same said twice is one thing, two things said are none.
+        let both = [("rope_parameters", llama3), ("rope_scaling", llama3)];
+        assert_eq!(with(&both).unwrap(), plain);
+        let linear = r#"{"rope_type": "linear", "factor": 2.0}"#;
+        let two = [("rope_parameters", llama3), ("rope_scaling", linear)];
+        let message = with(&two).unwrap_err().to_string();
+        assert!(message.contains("rope_scaling is not what rope_parameters say"));
+    }
+
+    #[test]
+    fn yarn_stretches_a_context_that_stayed() {
+        let context = |positions: &str, yarn: &str| {
+            let yarn = format!(r#"{{"rope_type": "yarn", {yarn}}}"#);
+            let changes = [
+                ("max_position_embeddings", positions),
+                ("rope_scaling", &yarn),
+            ];
+            with(&changes).unwrap().max_positions
+        };
+        let original = r#""factor": 4.0, "original_max_position_embeddings": 32768"#;
+        assert_eq!(context("40960", original), 131_072);
+        assert_eq!(context("131072", original), 131_072);
+        assert_eq!(context("262144", original), 262_144);
+        assert_eq!(context("8192", r#""factor": 2.5"#), 20_480);
+        assert_eq!(context("8192", r#""factor": 0.5"#), 8192);
+    }
+
+    #[test]
+    fn windows_that_hide_nothing() {
+        for changes in [
+            vec![("sliding_window", "null")],
+            vec![("sliding_window", "8192")],
+            vec![("sliding_window", "4096"), ("use_sliding_window", "false")],
+            vec![
+                ("sliding_window", "4096"),
+                ("architectures", r#"["Qwen3ForCausalLM"]"#),
+            ],
+        ] {
+            assert_eq!(with(&changes).unwrap().max_positions, 8192, "{changes:?}");
+        }
+        // YaRN makes the context longer than the window.
+        let yarn = r#"{"rope_type": "yarn", "factor": 2.0}"#;
+        let error = with(&[("sliding_window", "8192"), ("rope_scaling", yarn)]).unwrap_err();
+        assert!(error.to_string().contains("16384 tokens"), "{error}");
+    }
+
+    #[test]
+    fn end_tokens_of_a_generation_config() {
+        let read = |text: &str| generation_end_tokens("generation_config.json", text, 320);
+        assert_eq!(read(r#"{"eos_token_id": [0, 319]}"#).unwrap(), [0, 319]);
+        assert_eq!(read(r#"{"eos_token_id": 3}"#).unwrap(), [3]);
+        assert!(read(r#"{"do_sample": true}"#).unwrap().is_empty());
+        for text in [
+            "",
+            "[]",
+            r#"{"eos_token_id": 320}"#,
+            r#"{"eos_token_id": "a"}"#,
+        ] {
+            let message = read(text).unwrap_err().to_string();
+            assert!(message.starts_with("generation_config.json: "), "{message}");
+        }
+    }
+
+    #[test]
     fn refusals_name_the_field() {
         let refused = [
             ("attention_bias", "true", "attention_bias"),
@@ -239,6 +341,33 @@ mod tests {
                 "layer_types",
                 r#"["full_attention", "sliding_attention"]"#,
                 "sliding_attention",
+            ),
+            ("sliding_window", "4096", "sliding_window 4096"),
+            ("sliding_window", "\"4096\"", "sliding_window"),
+            (
+                "rope_parameters",
+                r#"{"rope_type": "default", "partial_rotary_factor": 0.5}"#,
+                "rope_parameters partial_rotary_factor 0.5",
+            ),
+            (
+                "rope_parameters",
+                r#"{"full_attention": {"partial_rotary_factor": 0.25}}"#,
+                "rope_parameters full_attention partial_rotary_factor 0.25",
+            ),
+            (
+                "rope_parameters",
+                r#"{"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_theta": 1e4}}"#,
+                "full_attention",
+            ),
+            (
+                "rope_parameters",
+                r#"{"sliding_attention": {"rope_theta": 1e4}}"#,
+                "sliding_attention",
+            ),
+            (
+                "rope_scaling",
+                r#"{"type": "yarn", "factor": 1e5, "original_max_position_embeddings": 8192}"#,
+                "max_position_embeddings",
             ),
             ("hidden_act", "\"gelu\"", "gelu"),
             (
@@ -277,7 +406,5 @@ mod tests {
         for text in ["", "[]", "{", "{\"a\": 1e999}", "null"] {
             assert!(ModelConfig::from_hf_json("config.json", text).is_err());
         }
-        let long = " ".repeat(MAX_CONFIG_BYTES + 1);
-        assert!(ModelConfig::from_hf_json("config.json", &long).is_err());
     }
 }

@@ -1,8 +1,12 @@
 //! How rotary frequencies are stretched for contexts longer than the original training.
 
-use super::fields::Fields;
-use super::{check_positive, check_size};
+use super::fields::{Fields, shown};
+use super::{MAX_POSITIONS, check_positive, check_size};
 use polykv_core::{Error, Result};
+use serde_json::{Map, Value};
+
+/// The share of a head that is rotated; only whole heads are.
+pub(super) const PARTIAL: &str = "partial_rotary_factor";
 
 /// A rule that maps the frequencies of the original training to those of the longer context.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,6 +50,27 @@ impl RopeScaling {
         }
     }
 
+    /// The longest context of a model that says `max_positions`. YaRN is often added to a config whose own number stays
+    /// what it was, so `factor` times the original context counts if it is more. Scaling out of range changes nothing:
+    /// it is refused when the config is validated.
+    pub fn context(&self, max_positions: usize) -> usize {
+        let Self::Yarn {
+            factor,
+            original_max_positions,
+            ..
+        } = *self
+        else {
+            return max_positions;
+        };
+        match factor * original_max_positions as f64 {
+            stretched if stretched.is_finite() && stretched > max_positions as f64 => {
+                // One above the limit is refused as any other number above it.
+                stretched.min(MAX_POSITIONS as f64 + 1.0) as usize
+            }
+            _ => max_positions,
+        }
+    }
+
     pub(super) fn validate(&self, place: &str, theta: f64) -> Result<()> {
         let positive = |name: &str, found: f64| {
             check_positive(place, &format!("rope_scaling {name}"), found, 1e6)
@@ -64,7 +89,7 @@ impl RopeScaling {
         };
         let original = |found: usize| {
             let field = "rope_scaling original_max_position_embeddings";
-            check_size(place, field, found, 1 << 26)
+            check_size(place, field, found, MAX_POSITIONS)
         };
         match *self {
             Self::None => Ok(()),
@@ -116,20 +141,62 @@ fn mscale(factor: f64, weight: f64) -> f64 {
 
 /// Theta and scaling. Newer files hold both in `rope_parameters`, older ones beside each other.
 pub(super) fn read(json: &Fields, max_positions: usize) -> Result<(f64, RopeScaling)> {
-    let (map, prefix) = match json.object("rope_parameters")? {
-        Some(map) => (Some(map), "rope_parameters "),
-        None => (json.object("rope_scaling")?, "rope_scaling "),
+    let top_theta = json.number("rope_theta")?.unwrap_or(10_000.0);
+    let newer = json.object("rope_parameters")?;
+    let newer =
+        newer.map(|map| read_map(json.place, "rope_parameters", map, top_theta, max_positions));
+    let newer = newer.transpose()?;
+    let Some(map) = json.object("rope_scaling")? else {
+        return Ok(newer.unwrap_or((top_theta, RopeScaling::None)));
     };
-    let top_theta = json.number("rope_theta")?;
-    let Some(map) = map else {
-        return Ok((top_theta.unwrap_or(10_000.0), RopeScaling::None));
-    };
+    let theta = newer.as_ref().map_or(top_theta, |(theta, _)| *theta);
+    let older = read_map(json.place, "rope_scaling", map, theta, max_positions)?;
+    if newer.is_some_and(|newer| newer != older) {
+        let found = "not what rope_parameters say";
+        let allowed = "the same as rope_parameters, or only one of the two";
+        return Err(Error::invalid(json.place, "rope_scaling", found, allowed));
+    }
+    Ok(older)
+}
+
+/// The key that files with several kinds of layers give to those that see every token.
+const FULL_ATTENTION: &str = "full_attention";
+
+fn read_map(
+    place: &str,
+    field: &str,
+    map: &Map<String, Value>,
+    top_theta: f64,
+    max_positions: usize,
+) -> Result<(f64, RopeScaling)> {
+    // One object per kind of layer. Configs with other kinds than full attention are refused before.
+    if let Some(inner) = map.get(FULL_ATTENTION).and_then(Value::as_object)
+        && map.len() == 1
+    {
+        let field = format!("{field} {FULL_ATTENTION}");
+        return read_map(place, &field, inner, top_theta, max_positions);
+    }
+    if let Some((name, _)) = map.iter().find(|(_, value)| value.is_object()) {
+        let what = format!("{field} with an object {}", shown(name));
+        let reason = format!("{place}: allowed are plain values, or one object {FULL_ATTENTION}");
+        return Err(Error::unsupported(what, reason));
+    }
+    let prefix = format!("{field} ");
     let rope = Fields {
-        place: json.place,
-        prefix,
+        place,
+        prefix: &prefix,
         map,
     };
-    let theta = rope.number("rope_theta")?.or(top_theta).unwrap_or(10_000.0);
+    if let Some(part) = rope.number(PARTIAL)?
+        && part != 1.0
+    {
+        let reason = format!("{place}: there is no code for it");
+        return Err(Error::unsupported(
+            format!("{prefix}{PARTIAL} {part}"),
+            reason,
+        ));
+    }
+    let theta = rope.number("rope_theta")?.unwrap_or(top_theta);
     let kind = match rope.text("rope_type")? {
         Some(kind) => kind,
         None => rope.text("type")?.unwrap_or("default"),
@@ -147,11 +214,8 @@ pub(super) fn read(json: &Fields, max_positions: usize) -> Result<(f64, RopeScal
         },
         "yarn" => read_yarn(&rope, max_positions)?,
         other => {
-            let reason = format!(
-                "{}: allowed are default, linear, llama3 and yarn",
-                json.place
-            );
-            let what = format!("{prefix}type {}", super::fields::shown(other));
+            let reason = format!("{place}: allowed are default, linear, llama3 and yarn");
+            let what = format!("{prefix}type {}", shown(other));
             return Err(Error::unsupported(what, reason));
         }
     };

@@ -1,6 +1,6 @@
 //! GGUF files, versions 2 and 3: metadata, tensor directory and conversion of tensors to f32.
 //!
-//! The file is memory-mapped. Opening reads and checks the header only; tensors are converted when asked for.
+//! Opening reads and checks the header; tensors are read and converted when asked for.
 
 mod config;
 mod dequant;
@@ -15,17 +15,19 @@ pub use dequant::GgmlType;
 pub use tensors::{hf_name, tensors, unpermute_rope_rows};
 pub use value::{TensorInfo, Value};
 
-use memmap2::Mmap;
+use super::file::WeightFile;
 use parse::Directory;
 use polykv_core::{Error, Result};
 use std::fmt;
-use std::fs::File;
+use std::io::BufReader;
 use std::path::Path;
+
+/// About how many bytes of a tensor are converted at once.
+const PIECE_BYTES: usize = 4 << 20;
 
 /// An open GGUF file.
 pub struct GgufFile {
-    place: String,
-    map: Mmap,
+    file: WeightFile,
     directory: Directory,
 }
 
@@ -33,38 +35,69 @@ pub struct GgufFile {
 impl fmt::Debug for GgufFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GgufFile")
-            .field("place", &self.place)
+            .field("place", &self.place())
             .field("tensors", &self.directory.tensors.len())
             .finish_non_exhaustive()
     }
 }
 
 impl GgufFile {
-    /// Maps the file and checks its header: counts, lengths, types, alignment and offsets against the file's size.
+    /// Opens the file and checks its header: counts, lengths, types, alignment, offsets against each other and against
+    /// the file's size, and that what lies between the tensors is zero.
+    ///
+    /// # Errors
+    /// What is malformed, by name; one part of a file that was split; a Git LFS pointer.
     pub fn open(path: &Path) -> Result<Self> {
-        let place = path.display().to_string();
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let meta = file.metadata().map_err(|e| Error::io(path, e))?;
-        if !meta.is_file() {
-            return Err(Error::invalid(place, "kind", "not a plain file", "a file"));
+        let file = WeightFile::open(path)?;
+        if file.size() == 0 {
+            return Err(Error::invalid(
+                file.place(),
+                "size",
+                "0 bytes",
+                "a GGUF file",
+            ));
         }
-        if meta.len() == 0 {
-            return Err(Error::invalid(place, "size", "0 bytes", "a GGUF file"));
+        let directory = parse::parse(file.place(), BufReader::new(file.reader()), file.size())?;
+        let file = Self { file, directory };
+        file.refuse_part()?;
+        file.check_padding()?;
+        Ok(file)
+    }
+
+    /// Files that llama.cpp split hold a part of the tensors each.
+    fn refuse_part(&self) -> Result<()> {
+        let count = self.uint("split.count")?.unwrap_or(1);
+        if count <= 1 {
+            return Ok(());
         }
-        // SAFETY: the map is private and read-only. As with every mapped weight file, the file must not be
-        // truncated or rewritten while it is open.
-        let map = unsafe { Mmap::map(&file) }.map_err(|e| Error::io(path, e))?;
-        let directory = parse::parse(&place, &map)?;
-        Ok(Self {
-            place,
-            map,
-            directory,
-        })
+        let part = self.uint("split.no")?.unwrap_or(0).saturating_add(1);
+        let reason = format!(
+            "{}: join the parts with `llama-gguf-split --merge FIRST-PART WHOLE.gguf`",
+            self.place()
+        );
+        let what = format!("part {part} of a GGUF file split in {count}");
+        Err(Error::unsupported(what, reason))
+    }
+
+    /// Anything else than zero between two tensors means that a type, a shape or the alignment is not what was written.
+    fn check_padding(&self) -> Result<()> {
+        for (before, gap) in &self.directory.gaps {
+            let bytes = self.file.bytes(gap.start as u64, gap.len())?;
+            if let Some(found) = bytes.iter().find(|byte| **byte != 0) {
+                let field = format!("padding after {before}");
+                return Err(self.refuse(
+                    &field,
+                    found,
+                    "zeros up to the next multiple of the alignment",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// The file's path, as errors name it.
     pub fn place(&self) -> &str {
-        &self.place
+        self.file.place()
     }
 
     /// A metadata value.
@@ -118,7 +151,7 @@ impl GgufFile {
     }
 
     fn refuse(&self, field: &str, found: impl fmt::Display, allowed: &str) -> Error {
-        Error::invalid(&self.place, field, found, allowed)
+        Error::invalid(self.place(), field, found, allowed)
     }
 
     /// The names of all tensors, sorted.
@@ -131,23 +164,29 @@ impl GgufFile {
         self.directory.tensors.get(name)
     }
 
-    /// The raw bytes of a tensor.
-    pub fn tensor_bytes(&self, name: &str) -> Result<&[u8]> {
-        let info = self.existing(name)?;
-        Ok(&self.map[info.range.clone()])
-    }
-
     /// A tensor converted to f32, in row-major order of [`TensorInfo::shape`].
     ///
     /// Types without a conversion, such as Q2_K or IQ4_XS, are refused by name.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let info = self.existing(name)?;
-        let bytes = &self.map[info.range.clone()];
-        dequant::to_f32(info.ggml_type, bytes).ok_or_else(|| {
-            let what = format!("type {} of tensor {name}", info.ggml_type.name());
-            let reason = format!("{}: allowed are {}", self.place, dequant::CONVERTIBLE);
-            Error::unsupported(what, reason)
-        })
+        let kind = info.ggml_type;
+        let piece = (PIECE_BYTES / kind.block_bytes()).max(1) * kind.block_bytes();
+        let mut values = Vec::new();
+        for start in info.range.clone().step_by(piece) {
+            let count = piece.min(info.range.end - start);
+            let bytes = self.file.bytes(start as u64, count)?;
+            let part = dequant::to_f32(kind, &bytes).ok_or_else(|| {
+                let what = format!("type {} of tensor {name}", kind.name());
+                let reason = format!("{}: allowed are {}", self.place(), dequant::CONVERTIBLE);
+                Error::unsupported(what, reason)
+            })?;
+            match values.is_empty() {
+                true => values = part,
+                false => values.extend_from_slice(&part),
+            }
+            values.reserve_exact(info.elements().saturating_sub(values.len()));
+        }
+        Ok(values)
     }
 
     fn existing(&self, name: &str) -> Result<&TensorInfo> {
@@ -163,7 +202,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn refusal(bytes: &[u8]) -> String {
-        let message = match parse::parse("tiny.gguf", bytes) {
+        let message = match parse::parse("tiny.gguf", bytes, bytes.len() as u64) {
             Ok(_) => panic!("accepted"),
             Err(e) => e.to_string(),
         };
@@ -218,7 +257,7 @@ mod tests {
     #[test]
     fn every_truncation_is_refused() {
         let bytes = tiny_llama().bytes();
-        assert!(parse::parse("tiny.gguf", &bytes).is_ok());
+        assert!(parse::parse("tiny.gguf", &bytes[..], bytes.len() as u64).is_ok());
         for length in 0..bytes.len() {
             refusal(&bytes[..length]);
         }
@@ -236,6 +275,9 @@ mod tests {
         assert!(with(4, &3u32.to_be_bytes()).contains("big-endian"));
         assert!(with(8, &u64::MAX.to_le_bytes()).contains("tensor count"));
         assert!(with(16, &u64::MAX.to_le_bytes()).contains("metadata count"));
+        let many = [tiny_llama().bytes(), vec![0; 4 << 20]].concat();
+        let with_count = [&many[..8], &65_537u64.to_le_bytes(), &many[16..]].concat();
+        assert!(refusal(&with_count).contains("tensor count is 65537; allowed: up to 65536"));
         assert!(with(24, &(1u64 << 40).to_le_bytes()).contains("metadata key length"));
     }
 
@@ -273,16 +315,16 @@ mod tests {
             (shape(&[1; 5]), "dimensions"),
             (shape(&[0]), "dimension"),
             (shape(&[1 << 32, 1 << 32]), "shape"),
-            (shape(&[1 << 40]), "offset"),
+            (shape(&[1 << 40]), "inside"),
             (
                 Gguf::new().raw_tensor("w", &[31], 8, &[0; 34]).bytes(),
                 "row length",
             ),
-            (one().offset(4).bytes(), "multiple of 32"),
-            (one().offset(1 << 40).bytes(), "inside"),
+            (one().offset(32).bytes(), "offset is 32; allowed: 0"),
+            (one().offset(1 << 40).bytes(), "offset"),
             (
                 one().f32_tensor("v", &[1], &[0.0]).offset(0).bytes(),
-                "overlap",
+                "offset is 0; allowed: 32",
             ),
             (
                 Gguf::new()
@@ -295,6 +337,58 @@ mod tests {
             let message = refusal(&bytes);
             assert!(message.contains(named), "{named}: {message}");
         }
+    }
+
+    #[test]
+    fn tensors_lie_as_they_were_written() {
+        let file = || {
+            Gguf::new()
+                .f32_tensor("w", &[9], &[1.0; 9])
+                .f32_tensor("v", &[8], &[2.0; 8])
+        };
+        let whole = file().bytes();
+        let parse = |bytes: &[u8]| parse::parse("tiny.gguf", bytes, bytes.len() as u64);
+        assert_eq!(parse(&whole).unwrap().tensors.len(), 2);
+        // A tail up to the next multiple of the alignment is padding, more is not.
+        let tail = |count| [&whole[..], &vec![0; count]].concat();
+        assert!(parse(&tail(0)).is_ok());
+        assert!(refusal(&tail(1)).contains("where tensor \"v\" ends"));
+        // A gap, and a type of another size, both before the last tensor and in it.
+        assert!(refusal(&file().offset(96).bytes()).contains("offset is 96; allowed: 64"));
+        let halves =
+            Gguf::new()
+                .raw_tensor("w", &[40], 1, &[0; 160])
+                .f32_tensor("v", &[8], &[2.0; 8]);
+        assert!(refusal(&halves.bytes()).contains("offset is 160; allowed: 96"));
+        let last = Gguf::new().raw_tensor("w", &[40], 1, &[0; 160]).bytes();
+        assert!(refusal(&last).contains("where tensor \"w\" ends"));
+        // Another alignment moves the data.
+        let other = Gguf::new()
+            .value("general.alignment", &Value::Uint(64))
+            .f32_tensor("w", &[8], &[1.0; 8])
+            .f32_tensor("v", &[8], &[2.0; 8]);
+        assert!(refusal(&other.bytes()).contains("offset is 32; allowed: 64"));
+    }
+
+    #[test]
+    fn what_lies_between_tensors_is_zero() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        let file = Gguf::new()
+            .f32_tensor("w", &[9], &[1.0; 9])
+            .f32_tensor("v", &[8], &[2.0; 8]);
+        let mut bytes = file.bytes();
+        // The last byte before the second tensor.
+        let at = bytes.len() - 8 * 4 - 1;
+        std::fs::write(&path, &bytes).unwrap();
+        GgufFile::open(&path).unwrap();
+        bytes[at] = 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let message = GgufFile::open(&path).unwrap_err().to_string();
+        assert!(
+            message.contains("padding after tensor \"w\" is 1"),
+            "{message}"
+        );
     }
 
     #[test]
@@ -317,7 +411,7 @@ mod tests {
                 let at = index.index(bytes.len());
                 bytes[at] = byte;
             }
-            if let Ok(directory) = parse::parse("tiny.gguf", &bytes) {
+            if let Ok(directory) = parse::parse("tiny.gguf", &bytes[..], bytes.len() as u64) {
                 for info in directory.tensors.values() {
                     let _ = dequant::to_f32(info.ggml_type, &bytes[info.range.clone()]);
                 }

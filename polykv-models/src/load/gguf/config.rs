@@ -1,12 +1,31 @@
 //! What a GGUF file's metadata says about its model.
 
+use super::super::ends::once_each;
 use super::GgufFile;
 use super::value::quoted;
 use crate::config::{Family, ModelConfig, RopeScaling};
 use polykv_core::{Error, Result};
 
-/// Texts of tokens that end a chat turn. Converters list only one end token, so these are looked up by name.
-const END_TOKENS: [&str; 2] = ["<|im_end|>", "<|eot_id|>"];
+/// Texts of the tokens that end a turn, as llama.cpp knows them. Converters name one end token at most by number, so the
+/// others are looked up by text.
+const END_TOKENS: [&str; 16] = [
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<end_of_turn>",
+    "<|end|>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<|return|>",
+    "<|call|>",
+    "<|calls|>",
+    "<end_of_utterance>",
+    "<\u{ff5c}end\u{2581}of\u{2581}sentence\u{ff5c}>",
+];
 
 impl GgufFile {
     /// The model's shape from the `llama.*` or `qwen3.*` keys; other architectures and options are refused by name.
@@ -22,7 +41,12 @@ impl GgufFile {
         let hidden_size = self.size(&key("embedding_length"))?;
         let head_dim = self.head_dim(family, hidden_size, heads)?;
         let rope_theta = self.number(&key("rope.freq_base"))?.unwrap_or(10_000.0);
-        let max_positions = self.size(&key("context_length"))?;
+        let context = self.size(&key("context_length"))?;
+        self.refuse_window(family, context)?;
+        let rope_scaling = match self.tensor("rope_freqs.weight") {
+            Some(_) => self.llama3_scaling(rope_theta, head_dim)?,
+            None => self.rope_scaling(family, context)?,
+        };
         let config = ModelConfig {
             family,
             vocab_size: self.vocab_size()?,
@@ -35,21 +59,33 @@ impl GgufFile {
                 None => heads,
             },
             head_dim,
-            max_positions,
+            max_positions: rope_scaling.context(context),
             rms_eps: self
                 .number(&key("attention.layer_norm_rms_epsilon"))?
                 .unwrap_or(1e-5),
             rope_theta,
-            rope_scaling: match self.tensor("rope_freqs.weight") {
-                Some(_) => self.llama3_scaling(rope_theta, head_dim)?,
-                None => self.rope_scaling(family, max_positions)?,
-            },
+            rope_scaling,
             tie_embeddings: self.tensor("output.weight").is_none(),
             bos_token: self.token("tokenizer.ggml.bos_token_id")?,
             eos_tokens: self.end_tokens()?,
         };
         config.validate(self.place())?;
         Ok(config)
+    }
+
+    /// A window that the context does not fit into would hide tokens from some layers; there is no code for it.
+    fn refuse_window(&self, family: Family, context: usize) -> Result<()> {
+        let key = key(family, "attention.sliding_window");
+        match self.uint(&key)? {
+            Some(window) if window > 0 && window < context as u64 => Err(Error::unsupported(
+                format!("{key} {window}"),
+                format!(
+                    "{}: allowed is a window of at least the context, {context}",
+                    self.place()
+                ),
+            )),
+            _ => Ok(()),
+        }
     }
 
     fn family(&self) -> Result<Family> {
@@ -121,20 +157,15 @@ impl GgufFile {
 
     fn end_tokens(&self) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        ids.extend(self.token("tokenizer.ggml.eos_token_id")?);
-        ids.extend(self.token("tokenizer.ggml.eot_token_id")?);
+        for kind in ["eos", "eot", "eom"] {
+            ids.extend(self.token(&format!("tokenizer.ggml.{kind}_token_id"))?);
+        }
         if let Some(tokens) = self.texts("tokenizer.ggml.tokens")? {
             for end in END_TOKENS {
                 ids.extend(tokens.iter().position(|t| *t == end).map(|id| id as u32));
             }
         }
-        let mut unique = Vec::new();
-        for id in ids {
-            if !unique.contains(&id) {
-                unique.push(id);
-            }
-        }
-        Ok(unique)
+        Ok(once_each(ids))
     }
 
     fn rope_scaling(&self, family: Family, max_positions: usize) -> Result<RopeScaling> {
@@ -246,9 +277,59 @@ mod tests {
         let config = tiny_llama().open().config().unwrap();
         assert_eq!(config.fingerprint(), "llama-1x2q1kv4d-8h-261v");
         assert_eq!((config.rms_eps, config.max_positions), (1e-5, 128));
-        assert_eq!(config.eos_tokens, [258]);
+        assert_eq!(config.eos_tokens, [258, 256]);
         assert!(config.tie_embeddings);
         assert_eq!(config.rope_scaling, RopeScaling::None);
+    }
+
+    #[test]
+    fn every_token_that_ends_a_turn_is_found_by_its_text() {
+        let ends = [
+            "<|im_end|>",
+            "<|eot_id|>",
+            "<end_of_turn>",
+            "<|end|>",
+            "<|endoftext|>",
+            "<|end_of_text|>",
+            "<|eom_id|>",
+            "<EOT>",
+            "[EOT]",
+            "<|return|>",
+        ];
+        let tokens = |end: &str| {
+            let texts = (0..261).map(|i| match i {
+                7 => end.to_owned(),
+                _ => format!("t{i}"),
+            });
+            Value::Array(texts.map(Value::String).collect())
+        };
+        for end in ends {
+            let file = tiny_llama().replace("tokenizer.ggml.tokens", &tokens(end));
+            assert_eq!(file.open().config().unwrap().eos_tokens, [258, 7], "{end}");
+        }
+        for kind in ["eot", "eom"] {
+            let key = format!("tokenizer.ggml.{kind}_token_id");
+            let file = tiny_llama().replace("tokenizer.ggml.tokens", &tokens("x"));
+            let file = file.value(&key, &Value::Uint(9)).open();
+            assert_eq!(file.config().unwrap().eos_tokens, [258, 9], "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_window_is_refused_unless_it_holds_the_context() {
+        let key = "llama.attention.sliding_window";
+        let with = |window| {
+            tiny_llama()
+                .value(key, &Value::Uint(window))
+                .open()
+                .config()
+        };
+        let message = with(64).unwrap_err().to_string();
+        assert!(message.contains(&format!("{key} 64")), "{message}");
+        assert!(message.contains("the context, 128"), "{message}");
+        for window in [0, 128] {
+            assert_eq!(with(window).unwrap().max_positions, 128);
+        }
     }
 
     #[test]
@@ -281,7 +362,11 @@ mod tests {
         let key = "llama.rope.scaling.original_context_length";
         let file = set(4.0).value(key, &Value::Uint(32)).open();
         let expected = RopeScaling::yarn(4.0, 32);
-        assert_eq!(file.config().unwrap().rope_scaling, expected);
+        let config = file.config().unwrap();
+        assert_eq!((config.rope_scaling, config.max_positions), (expected, 128));
+        // A context length that stayed that of the training.
+        let config = set(4.0).open().config().unwrap();
+        assert_eq!(config.max_positions, 512);
         let knob = "llama.rope.scaling.yarn_ext_factor";
         let file = set(4.0).value(knob, &Value::Float(1.0)).open();
         let message = file.config().unwrap_err().to_string();

@@ -4,11 +4,16 @@ use super::dequant::{GgmlType, type_name};
 use super::value::{TensorInfo, Value, quoted, widen};
 use polykv_core::{Error, Result};
 use std::collections::BTreeMap;
+use std::io::Read;
+use std::ops::Range;
+use std::path::Path;
 
 /// Headers are a few MiB (the vocabulary and its merges); the cap bounds the memory a hostile file can ask for.
 const MAX_HEADER_BYTES: usize = 256 << 20;
 /// Array elements in the whole header. The largest vocabularies with merges and scores have about 1.5 million.
 const MAX_ELEMENTS: usize = 1 << 22;
+/// Tensors, and metadata values. A model of 1,024 layers has some 11,000 tensors.
+const MAX_ENTRIES: usize = 1 << 16;
 const MAX_NESTING: usize = 64;
 const MAX_KEY_BYTES: usize = 65_535;
 const MAX_NAME_BYTES: usize = 64;
@@ -19,19 +24,24 @@ const MAX_ALIGNMENT: u64 = 1 << 20;
 pub(super) struct Directory {
     pub values: BTreeMap<String, Value>,
     pub tensors: BTreeMap<String, TensorInfo>,
+    /// Byte ranges in the file that must be zero, each with what it follows.
+    pub gaps: Vec<(String, Range<usize>)>,
 }
 
-/// Reads and checks the header. `bytes` is the whole file; nothing of the tensors' data is read.
-pub(super) fn parse(place: &str, bytes: &[u8]) -> Result<Directory> {
+/// Reads and checks the header. `source` starts at the file's first byte; nothing of the tensors' data is read.
+pub(super) fn parse(place: &str, source: impl Read, file_size: u64) -> Result<Directory> {
+    let file_size = usize::try_from(file_size)
+        .map_err(|_| Error::invalid(place, "size", file_size, "what this machine can address"))?;
     let mut cursor = Cursor {
         place,
-        bytes: &bytes[..bytes.len().min(MAX_HEADER_BYTES)],
+        source,
+        end: file_size.min(MAX_HEADER_BYTES),
         at: 0,
         elements: 0,
     };
-    let magic = cursor.take(4, "magic")?;
-    if magic != b"GGUF" {
-        let found = quoted(&String::from_utf8_lossy(magic));
+    let magic: [u8; 4] = cursor.array("magic")?;
+    if magic != *b"GGUF" {
+        let found = quoted(&String::from_utf8_lossy(&magic));
         return Err(Error::invalid(place, "magic", found, "\"GGUF\""));
     }
     match cursor.u32("version")? {
@@ -42,36 +52,53 @@ pub(super) fn parse(place: &str, bytes: &[u8]) -> Result<Directory> {
         v => return Err(Error::invalid(place, "version", v, "2 or 3")),
     }
     // The smallest tensor entry: name length, one name byte, dimension count, one dimension, type, offset.
-    let tensor_count = cursor.count("tensor count", 33)?;
+    let tensor_count = cursor.entries("tensor count", 33)?;
     // The smallest metadata entry: key length, one key byte, type, one value byte.
-    let value_count = cursor.count("metadata count", 14)?;
+    let value_count = cursor.entries("metadata count", 14)?;
 
     let mut values = BTreeMap::new();
     for _ in 0..value_count {
         let key = cursor.string("metadata key", MAX_KEY_BYTES)?;
         let kind = cursor.u32("metadata type")?;
-        let value = cursor.value(kind, key, 0)?;
-        if values.insert(key.to_owned(), value).is_some() {
-            return Err(Error::invalid(
-                place,
-                "metadata key",
-                format!("{} twice", quoted(key)),
-                "once",
-            ));
+        let value = cursor.value(kind, &key, 0)?;
+        let name = quoted(&key);
+        if values.insert(key, value).is_some() {
+            let found = format!("{name} twice");
+            return Err(Error::invalid(place, "metadata key", found, "once"));
         }
     }
     let raw = (0..tensor_count)
         .map(|_| cursor.tensor())
         .collect::<Result<Vec<_>>>()?;
     let alignment = alignment(place, &values)?;
-    let tensors = place_tensors(
+    let mut tensors = Layout {
         place,
-        raw,
-        cursor.at.next_multiple_of(alignment),
         alignment,
-        bytes.len(),
-    )?;
-    Ok(Directory { values, tensors })
+        file_size,
+        start: cursor.at.next_multiple_of(alignment),
+        end: 0,
+        last: "the header".to_owned(),
+        gaps: Vec::new(),
+    };
+    tensors.gap(cursor.at);
+    let placed = raw
+        .into_iter()
+        .map(|tensor| tensors.place(tensor))
+        .collect::<Result<Vec<_>>>()?;
+    let gaps = tensors.finish(cursor.at)?;
+    let mut tensors = BTreeMap::new();
+    for (name, info) in placed {
+        let shown = quoted(&name);
+        if tensors.insert(name, info).is_some() {
+            let found = format!("{shown} twice");
+            return Err(Error::invalid(place, "tensor name", found, "once"));
+        }
+    }
+    Ok(Directory {
+        values,
+        tensors,
+        gaps,
+    })
 }
 
 fn alignment(place: &str, values: &BTreeMap<String, Value>) -> Result<usize> {
@@ -88,105 +115,120 @@ fn alignment(place: &str, values: &BTreeMap<String, Value>) -> Result<usize> {
         })
 }
 
-struct RawTensor<'a> {
-    name: &'a str,
+struct RawTensor {
+    name: String,
     shape: Vec<usize>,
     ggml_type: GgmlType,
     bytes: usize,
     offset: u64,
 }
 
-/// Turns offsets relative to the data section into file ranges, which may neither leave the file nor overlap.
-fn place_tensors(
-    place: &str,
-    raw: Vec<RawTensor>,
-    data_start: usize,
+/// Where tensors lie. Writers put one after the other, each at the next multiple of the alignment, and end the file
+/// after the last one; whatever else a header says is not what was written.
+struct Layout<'a> {
+    place: &'a str,
     alignment: usize,
-    file_len: usize,
-) -> Result<BTreeMap<String, TensorInfo>> {
-    let data_len = file_len.saturating_sub(data_start);
-    let mut tensors = BTreeMap::new();
-    let mut ranges = Vec::with_capacity(raw.len());
-    for tensor in raw {
-        let field = format!("tensor {} offset", quoted(tensor.name));
-        let start = usize::try_from(tensor.offset)
-            .ok()
-            .filter(|start| start.is_multiple_of(alignment));
-        let Some(start) = start else {
-            return Err(Error::invalid(
-                place,
-                field,
-                tensor.offset,
-                format!("a multiple of {alignment}"),
-            ));
-        };
-        let end = start
-            .checked_add(tensor.bytes)
-            .filter(|end| *end <= data_len);
+    file_size: usize,
+    /// Where data begin in the file.
+    start: usize,
+    /// Where the last tensor ends, from `start` on.
+    end: usize,
+    last: String,
+    gaps: Vec<(String, Range<usize>)>,
+}
+
+impl Layout<'_> {
+    /// Notes the bytes from `from` up to the alignment, as far as the file goes.
+    fn gap(&mut self, from: usize) {
+        let to = from.next_multiple_of(self.alignment).min(self.file_size);
+        if from < to {
+            self.gaps.push((self.last.clone(), from..to));
+        }
+    }
+
+    /// The next tensor of the file.
+    fn place(&mut self, tensor: RawTensor) -> Result<(String, TensorInfo)> {
+        let field = format!("tensor {} offset", quoted(&tensor.name));
+        let start = self.end.next_multiple_of(self.alignment);
+        if tensor.offset != start as u64 {
+            let allowed = format!("{start}, after {}", self.last);
+            return Err(Error::invalid(self.place, field, tensor.offset, allowed));
+        }
+        let data = self.file_size.saturating_sub(self.start);
+        let end = start.checked_add(tensor.bytes).filter(|end| *end <= data);
         let Some(end) = end else {
             let found = format!("{start} with {} bytes", tensor.bytes);
-            return Err(Error::invalid(
-                place,
-                field,
-                found,
-                format!("inside the {data_len} bytes of data"),
-            ));
+            let allowed = format!("inside the {data} bytes of data");
+            return Err(Error::invalid(self.place, field, found, allowed));
         };
+        self.end = end;
+        self.last = format!("tensor {}", quoted(&tensor.name));
+        let range = self.start + start..self.start + end;
+        self.gap(range.end);
         let info = TensorInfo {
             shape: tensor.shape,
             ggml_type: tensor.ggml_type,
-            range: data_start + start..data_start + end,
+            range,
         };
-        ranges.push((info.range.clone(), tensor.name));
-        if tensors.insert(tensor.name.to_owned(), info).is_some() {
-            let found = format!("{} twice", quoted(tensor.name));
-            return Err(Error::invalid(place, "tensor name", found, "once"));
-        }
+        Ok((tensor.name, info))
     }
-    ranges.sort_by_key(|(range, _)| range.start);
-    for pair in ranges.windows(2) {
-        if pair[1].0.start < pair[0].0.end {
-            let found = format!("overlapping {}", quoted(pair[0].1));
-            let field = format!("tensor {}", quoted(pair[1].1));
-            return Err(Error::invalid(
-                place,
-                field,
-                found,
-                "tensors that do not overlap",
-            ));
+
+    /// Checks that the file ends where its last tensor does, or where a next one would begin.
+    fn finish(self, header: usize) -> Result<Vec<(String, Range<usize>)>> {
+        let end = match self.end {
+            0 => header,
+            end => self.start + end,
+        };
+        let padded = end.next_multiple_of(self.alignment);
+        if (end..=padded).contains(&self.file_size) {
+            return Ok(self.gaps);
         }
+        let found = format!("{} bytes", self.file_size);
+        let allowed = format!("{end} to {padded}, where {} ends", self.last);
+        Err(Error::invalid(self.place, "size", found, allowed))
     }
-    Ok(tensors)
 }
 
-struct Cursor<'a> {
+struct Cursor<'a, R> {
     place: &'a str,
-    bytes: &'a [u8],
+    source: R,
     at: usize,
+    /// Where the header must have ended.
+    end: usize,
     /// Array elements read so far.
     elements: usize,
 }
 
-impl<'a> Cursor<'a> {
+impl<R: Read> Cursor<'_, R> {
     fn remaining(&self) -> usize {
-        self.bytes.len() - self.at
+        self.end - self.at
     }
 
-    fn take(&mut self, length: usize, field: &str) -> Result<&'a [u8]> {
+    fn fill(&mut self, bytes: &mut [u8], field: &str) -> Result<()> {
+        let length = bytes.len();
         if length > self.remaining() {
             let found = format!("{length} bytes at {}", self.at);
-            let allowed = format!("inside the file or its header, {} bytes", self.bytes.len());
+            let allowed = format!("inside the file or its header, {} bytes", self.end);
             return Err(Error::invalid(self.place, field, found, allowed));
         }
-        let slice = &self.bytes[self.at..self.at + length];
+        self.source
+            .read_exact(bytes)
+            .map_err(|e| Error::io(Path::new(self.place), e))?;
         self.at += length;
-        Ok(slice)
+        Ok(())
+    }
+
+    /// `length` must have been checked against what remains.
+    fn take(&mut self, length: usize, field: &str) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        self.fill(&mut bytes, field)?;
+        Ok(bytes)
     }
 
     fn array<const N: usize>(&mut self, field: &str) -> Result<[u8; N]> {
-        let mut out = [0; N];
-        out.copy_from_slice(self.take(N, field)?);
-        Ok(out)
+        let mut bytes = [0; N];
+        self.fill(&mut bytes, field)?;
+        Ok(bytes)
     }
 
     fn u32(&mut self, field: &str) -> Result<u32> {
@@ -197,10 +239,19 @@ impl<'a> Cursor<'a> {
         Ok(u64::from_le_bytes(self.array(field)?))
     }
 
-    /// A count of entries that take at least `least` bytes each.
+    /// A count of things that take at least `least` bytes each.
     fn count(&mut self, field: &str, least: usize) -> Result<usize> {
+        self.count_to(field, self.remaining().saturating_sub(8) / least)
+    }
+
+    /// A count of tensors or metadata values.
+    fn entries(&mut self, field: &str, least: usize) -> Result<usize> {
+        let most = self.remaining().saturating_sub(8) / least;
+        self.count_to(field, most.min(MAX_ENTRIES))
+    }
+
+    fn count_to(&mut self, field: &str, most: usize) -> Result<usize> {
         let found = self.u64(field)?;
-        let most = self.remaining() / least;
         match usize::try_from(found) {
             Ok(count) if count <= most => Ok(count),
             _ => Err(Error::invalid(
@@ -212,7 +263,7 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    fn string(&mut self, field: &str, most: usize) -> Result<&'a str> {
+    fn string(&mut self, field: &str, most: usize) -> Result<String> {
         let length = self.count(&format!("{field} length"), 1)?;
         if length > most {
             return Err(Error::invalid(
@@ -223,7 +274,7 @@ impl<'a> Cursor<'a> {
             ));
         }
         let bytes = self.take(length, field)?;
-        std::str::from_utf8(bytes)
+        String::from_utf8(bytes)
             .map_err(|e| Error::invalid(self.place, field, format!("not UTF-8: {e}"), "UTF-8"))
     }
 
@@ -242,7 +293,7 @@ impl<'a> Cursor<'a> {
                 [1] => Value::Bool(true),
                 [b] => return Err(Error::invalid(self.place, quoted(key), b, "0 or 1")),
             },
-            8 => Value::String(self.string(field, MAX_HEADER_BYTES)?.to_owned()),
+            8 => Value::String(self.string(field, MAX_HEADER_BYTES)?),
             9 => self.list(key, depth + 1)?,
             10 => Value::Uint(self.u64(field)?),
             11 => Value::Int(i64::from_le_bytes(self.array(field)?)),
@@ -291,9 +342,9 @@ impl<'a> Cursor<'a> {
         Ok(Value::Array(list))
     }
 
-    fn tensor(&mut self) -> Result<RawTensor<'a>> {
+    fn tensor(&mut self) -> Result<RawTensor> {
         let name = self.string("tensor name", MAX_NAME_BYTES)?;
-        let field = |part: &str| format!("tensor {} {part}", quoted(name));
+        let field = |part: &str| format!("tensor {} {part}", quoted(&name));
         let dims = self.u32("dimension count")? as usize;
         if dims == 0 || dims > MAX_DIMS {
             let allowed = format!("1 to {MAX_DIMS}");
@@ -315,7 +366,7 @@ impl<'a> Cursor<'a> {
         }
         let kind = self.u32("tensor type")?;
         let ggml_type = GgmlType::from_id(kind).ok_or_else(|| {
-            let what = format!("the type of tensor {}, {}", quoted(name), type_name(kind));
+            let what = format!("the type of tensor {}, {}", quoted(&name), type_name(kind));
             Error::unsupported(what, self.place)
         })?;
         let block = ggml_type.block_elements();

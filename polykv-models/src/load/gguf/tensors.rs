@@ -1,15 +1,14 @@
 //! The tensors of a GGUF file under the names and in the layout of Hugging Face checkpoints.
 
+use super::super::stored::Stored;
 use super::GgufFile;
 use crate::config::{Family, ModelConfig};
 use burn::tensor::{DType, Shape, TensorData};
-use burn_store::bridge;
-use burn_store::burn_pack::{Error as PackError, Tensor as PackTensor};
 use polykv_core::{Error, Result};
 use std::sync::Arc;
 
-/// The file's tensors under Hugging Face names and in its layout, converted when they are uploaded.
-pub fn tensors(file: &Arc<GgufFile>, config: &ModelConfig) -> Result<Vec<PackTensor>> {
+/// The file's tensors under Hugging Face names and in its layout, converted when they are asked for.
+pub fn tensors(file: &Arc<GgufFile>, config: &ModelConfig) -> Result<Vec<Stored>> {
     let mut tensors = Vec::new();
     // rope_freqs is part of the config: the divisors of the rotary frequencies.
     for name in file
@@ -33,24 +32,19 @@ pub fn tensors(file: &Arc<GgufFile>, config: &ModelConfig) -> Result<Vec<PackTen
             (Family::Llama, Some("k_proj")) => Some(config.kv_heads),
             _ => None,
         };
-        let (file, name, head_dim) = (file.clone(), name.to_string(), config.head_dim);
-        let shape = info.shape.clone();
-        tensors.push(bridge::deferred(
-            hf_name,
-            DType::F32,
-            Shape::from(shape.clone()),
-            None,
-            move || {
-                let unreadable = |e: Error| PackError::ValidationError(e.to_string());
-                let mut values = file.read_f32(&name).map_err(unreadable)?;
-                if let Some(heads) = rotated_heads {
-                    let inputs = shape.last().copied().unwrap_or(0);
-                    values = unpermute_rope_rows(&values, heads, head_dim, inputs)
-                        .map_err(unreadable)?;
-                }
-                Ok(TensorData::new(values, Shape::from(shape.clone())))
-            },
-        ));
+        let (source, name, head_dim) = (file.clone(), name.to_string(), config.head_dim);
+        let shape = Shape::from(info.shape.clone());
+        let inputs = info.shape.last().copied().unwrap_or(0);
+        let declared = shape.clone();
+        let read = move || {
+            let mut values = source.read_f32(&name)?;
+            if let Some(heads) = rotated_heads {
+                values = unpermute_rope_rows(&values, heads, head_dim, inputs)?;
+            }
+            Ok(TensorData::new(values, shape.clone()))
+        };
+        let stored = Stored::new(hf_name, DType::F32, declared, file.place(), read);
+        tensors.push(stored);
     }
     Ok(tensors)
 }
@@ -66,7 +60,11 @@ pub fn hf_name(gguf_name: &str) -> Option<String> {
         _ => {}
     }
     let (layer, part) = gguf_name.strip_prefix("blk.")?.split_once('.')?;
-    let layer: u32 = layer.parse().ok()?;
+    // `00` and `+0` would be second names of layer 0.
+    let number: u32 = layer.parse().ok()?;
+    if number.to_string() != layer {
+        return None;
+    }
     let module = match part.strip_suffix(".weight")? {
         "attn_q" => "self_attn.q_proj",
         "attn_k" => "self_attn.k_proj",
@@ -140,7 +138,14 @@ mod tests {
             name("blk.0.ffn_norm.weight"),
             "model.layers.0.post_attention_layernorm.weight"
         );
-        for other in ["rope_freqs.weight", "blk.x.attn_q.weight", "blk.1.attn_q"] {
+        for other in [
+            "rope_freqs.weight",
+            "blk.x.attn_q.weight",
+            "blk.1.attn_q",
+            "blk.00.attn_q.weight",
+            "blk.+0.attn_q.weight",
+            "blk.-0.attn_q.weight",
+        ] {
             assert_eq!(hf_name(other), None);
         }
     }

@@ -1,11 +1,12 @@
 //! model.safetensors.index.json: which shard holds which tensor.
 
+use super::super::file::refuse_pointer;
+use polykv_core::files::read_capped;
 use polykv_core::{Error, Result};
 use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
-use std::marker::PhantomData;
 use std::path::Path;
 
 /// Some hundred bytes per tensor; the largest published indexes stay below this.
@@ -13,23 +14,23 @@ const MAX_INDEX_BYTES: u64 = 8 << 20;
 const MAX_SHARDS: usize = 1024;
 
 /// The entries of a JSON object, repeated names included: serde's own maps keep the last of them silently.
-pub struct Entries<V>(pub Vec<(String, V)>);
+struct Entries(Vec<(String, String)>);
 
-impl<V> Entries<V> {
+impl Entries {
     /// A name that occurs more than once.
-    pub fn repeated(&self) -> Option<&str> {
+    fn repeated(&self) -> Option<&str> {
         let mut seen = HashSet::new();
-        let names = self.0.iter().map(|(name, _)| name.as_str());
-        names.into_iter().find(|name| !seen.insert(*name))
+        let mut names = self.0.iter().map(|(name, _)| name.as_str());
+        names.find(|name| !seen.insert(*name))
     }
 }
 
-impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
+impl<'de> Deserialize<'de> for Entries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Collect<V>(PhantomData<V>);
+        struct Collect;
 
-        impl<'de, V: Deserialize<'de>> Visitor<'de> for Collect<V> {
-            type Value = Entries<V>;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Entries;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -38,7 +39,7 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
             fn visit_map<A: MapAccess<'de>>(
                 self,
                 mut map: A,
-            ) -> std::result::Result<Self::Value, A::Error> {
+            ) -> std::result::Result<Entries, A::Error> {
                 let mut entries = Vec::new();
                 while let Some(entry) = map.next_entry()? {
                     entries.push(entry);
@@ -47,14 +48,14 @@ impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
             }
         }
 
-        deserializer.deserialize_map(Collect(PhantomData))
+        deserializer.deserialize_map(Collect)
     }
 }
 
 #[derive(Deserialize)]
 struct Index {
     /// Tensor to file.
-    weight_map: Entries<String>,
+    weight_map: Entries,
 }
 
 /// The tensors that each shard must hold, by file name.
@@ -63,19 +64,8 @@ struct Index {
 /// A file above 8 MiB or not of the format, tensors listed twice, file names that are paths, more than 1024 files.
 pub fn read(path: &Path) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let place = path.display().to_string();
-    let size = std::fs::metadata(path)
-        .map_err(|e| Error::io(path, e))?
-        .len();
-    if size > MAX_INDEX_BYTES {
-        let allowed = format!("at most {MAX_INDEX_BYTES} bytes");
-        return Err(Error::invalid(
-            place,
-            "size",
-            format!("{size} bytes"),
-            allowed,
-        ));
-    }
-    let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+    let text = read_capped(path, MAX_INDEX_BYTES)?;
+    refuse_pointer(&place, &text)?;
     parse(&place, &text)
 }
 

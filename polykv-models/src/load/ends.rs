@@ -1,0 +1,51 @@
+//! The tokens that end an answer, from every file of a checkpoint that names some.
+
+use super::MAX_CONFIG_BYTES;
+use crate::config::{ModelConfig, generation_end_tokens};
+use crate::tokenizer::Tokenizer;
+use polykv_core::files::{read_capped, read_capped_text};
+use polykv_core::{Error, Result};
+use serde_json::Value;
+use std::path::Path;
+
+/// Files that list every added token reach a few hundred kilobytes.
+const MAX_TOKENIZER_CONFIG_BYTES: u64 = 16 << 20;
+
+/// Those of config.json, then those of generation_config.json, then the end token of tokenizer_config.json; each once.
+///
+/// # Errors
+/// Files that are there but malformed; ids beyond the vocabulary.
+pub(super) fn end_tokens(
+    folder: &Path,
+    config: &ModelConfig,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<u32>> {
+    let mut ids = config.eos_tokens.clone();
+    let generation = folder.join("generation_config.json");
+    if generation.exists() {
+        let text = read_capped_text(&generation, MAX_CONFIG_BYTES)?;
+        let place = generation.display().to_string();
+        ids.extend(generation_end_tokens(&place, &text, config.vocab_size)?);
+    }
+    let texts = folder.join("tokenizer_config.json");
+    if texts.exists() {
+        let bytes = read_capped(&texts, MAX_TOKENIZER_CONFIG_BYTES)?;
+        let json: Value = serde_json::from_slice(&bytes)
+            .map_err(|e| Error::invalid(texts.display(), "content", e, "a JSON object"))?;
+        let token = &json["eos_token"];
+        let token = token.as_str().or_else(|| token["content"].as_str());
+        ids.extend(token.and_then(|token| tokenizer.token_id(token)));
+    }
+    Ok(once_each(ids))
+}
+
+/// In the order of their first mention.
+pub(super) fn once_each(ids: Vec<u32>) -> Vec<u32> {
+    let mut unique = Vec::new();
+    for id in ids {
+        if !unique.contains(&id) {
+            unique.push(id);
+        }
+    }
+    unique
+}

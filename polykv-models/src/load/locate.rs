@@ -1,0 +1,59 @@
+//! What a path given as the model stands for.
+
+use super::safetensors::has_weights;
+use polykv_core::{Error, Result};
+use std::path::{Path, PathBuf};
+
+/// Names that an error lists.
+const SHOWN: usize = 4;
+
+/// The checkpoint's folder or the GGUF file behind a path. A folder without safetensors weights and with one GGUF file
+/// stands for that file.
+///
+/// # Errors
+/// A folder with several GGUF files and no weights else; a single file of a checkpoint in place of its folder.
+pub fn locate(path: &Path) -> Result<PathBuf> {
+    if !path.is_dir() {
+        return match extension(path) {
+            Some("safetensors" | "json") => Err(Error::invalid(
+                path.display(),
+                "model",
+                "one file of a checkpoint",
+                "the folder that holds it with config.json and tokenizer.json, or a .gguf file",
+            )),
+            _ => Ok(path.to_owned()),
+        };
+    }
+    if has_weights(path) {
+        return Ok(path.to_owned());
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(|e| Error::io(path, e))? {
+        let file = entry.map_err(|e| Error::io(path, e))?.path();
+        if extension(&file) == Some("gguf") && file.is_file() {
+            files.push(file);
+        }
+    }
+    files.sort();
+    match files.as_slice() {
+        [] => Ok(path.to_owned()),
+        [file] => Ok(file.clone()),
+        several => {
+            let name = |file: &PathBuf| file.file_name().map(|n| n.to_string_lossy().into_owned());
+            let names: Vec<String> = several.iter().take(SHOWN).filter_map(name).collect();
+            let more = if several.len() > SHOWN { ", …" } else { "" };
+            let found = format!("{}: {}{more}", several.len(), names.join(", "));
+            let allowed = "one, or the path of one of them as the model";
+            Err(Error::invalid(
+                path.display(),
+                "number of GGUF files",
+                found,
+                allowed,
+            ))
+        }
+    }
+}
+
+fn extension(path: &Path) -> Option<&str> {
+    path.extension()?.to_str()
+}
