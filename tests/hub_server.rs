@@ -51,6 +51,8 @@ pub struct Reply {
     pub body: Vec<u8>,
     /// Bytes of the body after which the connection is closed.
     pub cut: usize,
+    /// The body comes in pieces of so many bytes, with a pause after each.
+    pub drip: Option<(usize, Duration)>,
 }
 
 impl Reply {
@@ -60,6 +62,7 @@ impl Reply {
             headers: Vec::new(),
             body: body.to_vec(),
             cut: usize::MAX,
+            drip: None,
         };
         reply.header("Content-Length", body.len())
     }
@@ -79,6 +82,17 @@ impl Reply {
     pub fn cut(mut self, bytes: usize) -> Self {
         self.cut = bytes;
         self
+    }
+
+    pub fn drip(mut self, bytes: usize, pause: Duration) -> Self {
+        self.drip = Some((bytes, pause));
+        self
+    }
+
+    /// What a portal answers to everything.
+    pub fn page() -> Self {
+        let page = b"<!DOCTYPE html>\n<html><body>Sign in to this network</body></html>";
+        Self::new(200, page).header("Content-Type", "text/html; charset=utf-8")
     }
 
     /// A file as the hub serves it, from where the request wants it.
@@ -212,7 +226,13 @@ impl State {
         }
         stream.write_all(format!("{head}\r\n").as_bytes())?;
         if request.method != "HEAD" {
-            stream.write_all(&reply.body[..reply.cut.min(reply.body.len())])?;
+            let body = &reply.body[..reply.cut.min(reply.body.len())];
+            let (piece, pause) = reply.drip.unwrap_or((body.len(), Duration::ZERO));
+            for piece in body.chunks(piece.max(1)) {
+                stream.write_all(piece)?;
+                stream.flush()?;
+                std::thread::sleep(pause);
+            }
         }
         stream.flush()
     }

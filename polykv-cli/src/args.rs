@@ -228,6 +228,9 @@ pub struct PullArgs {
     /// Branch, tag or commit of ORG/NAME
     #[arg(long, value_name = "REVISION", requires = "name")]
     pub revision: Option<String>,
+    /// Fetch nothing: compare every file that is there with the size and SHA-256 sum of its pull
+    #[arg(long, requires = "name")]
+    pub verify: bool,
 }
 
 /// The budget of policies, in one of its units.

@@ -6,33 +6,49 @@ use anyhow::Context;
 use polykv::Error;
 use polykv::models::hub;
 use std::io::Write;
+use std::path::PathBuf;
 
 /// # Errors
-/// What keeps the model from being fetched.
+/// What keeps the model from being fetched; with `--verify`, a file that is not as it was pulled.
 pub fn run(args: &PullArgs) -> anyhow::Result<()> {
     let text = match &args.name {
         None => list(),
-        Some(name) => pull(name, args.revision.as_deref())?,
+        Some(name) => {
+            let path = pull(name, args.revision.as_deref(), args.verify)?;
+            path.display().to_string()
+        }
     };
     writeln!(std::io::stdout(), "{text}").context("standard output")
 }
 
-fn pull(name: &Pullable, revision: Option<&str>) -> polykv::Result<String> {
+fn pull(name: &Pullable, revision: Option<&str>, verify: bool) -> polykv::Result<PathBuf> {
     let mut bar = progress::Pull::default();
     let mut step = |step| bar.step(step);
-    let path = match (name, revision) {
-        (Pullable::BuiltIn(alias), None) => hub::pull(alias, &mut step)?,
-        (Pullable::Hub(repo), None) => hub::pull_repo(repo, &mut step)?,
-        (Pullable::Hub(repo), Some(revision)) => {
-            hub::pull_repo(&repo.clone().at(revision)?, &mut step)?
-        }
+    let checked = |verify: &dyn Fn() -> polykv::Result<PathBuf>| {
+        let checking = progress::spinner("checking the files");
+        let result = verify();
+        checking.finish_and_clear();
+        result
+    };
+    match (name, revision) {
+        (Pullable::BuiltIn(alias), None) if verify => checked(&|| hub::verify(alias)),
+        (Pullable::BuiltIn(alias), None) => hub::pull(alias, &mut step),
         (Pullable::BuiltIn(alias), Some(revision)) => {
             let allowed = "none: only models of the hub, ORG/NAME, have revisions";
             let place = format!("model {}", alias.name);
-            return Err(Error::invalid(place, "revision", revision, allowed));
+            Err(Error::invalid(place, "revision", revision, allowed))
         }
-    };
-    Ok(path.display().to_string())
+        (Pullable::Hub(repo), revision) => {
+            let repo = match revision {
+                Some(revision) => repo.clone().at(revision)?,
+                None => repo.clone(),
+            };
+            match verify {
+                true => checked(&|| hub::verify_repo(&repo)),
+                false => hub::pull_repo(&repo, &mut step),
+            }
+        }
+    }
 }
 
 fn list() -> String {

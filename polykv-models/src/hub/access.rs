@@ -1,5 +1,6 @@
 //! Which hub to ask, and who asks, both from the environment as Hugging Face's own tools read it.
 
+use polykv_core::files::read_capped_text;
 use polykv_core::{Error, Result};
 use std::ffi::OsString;
 use std::fmt;
@@ -38,14 +39,8 @@ impl Token {
         let Some(file) = file.filter(|file| file.is_file()) else {
             return Ok(None);
         };
-        let size = std::fs::metadata(&file).map_or(0, |found| found.len());
         let place = file.display().to_string();
-        if size > MAX_TOKEN_BYTES as u64 {
-            let found = format!("{size} bytes");
-            let allowed = format!("at most {MAX_TOKEN_BYTES} bytes");
-            return Err(Error::invalid(place, "size", found, allowed));
-        }
-        let text = std::fs::read_to_string(&file).map_err(|e| Error::io(&file, e))?;
+        let text = read_capped_text(&file, MAX_TOKEN_BYTES as u64)?;
         Self::parse(&place, "token", &text)
     }
 

@@ -1,5 +1,6 @@
 //! Addresses and where redirects lead: what decides whether a token goes along.
 
+use super::mask;
 use polykv_core::{Error, Result};
 use std::fmt;
 use ureq::http::Uri;
@@ -14,10 +15,17 @@ impl Address {
     pub(super) fn parse(place: &str, field: &str, text: &str) -> Result<Self> {
         let wrong = || {
             let allowed = "an address https://HOST or http://HOST, without a user name";
-            Error::invalid(place, field, format!("{text:?}"), allowed)
+            Error::invalid(place, field, format!("{:?}", mask::address(text)), allowed)
         };
         let uri: Uri = text.parse().map_err(|_| wrong())?;
-        let plain = uri.authority().is_some_and(|a| !a.as_str().contains('@'));
+        // Nothing but a host and a port: a user name before it, or a password that looks like a port, would be shown.
+        let plain = uri.authority().is_some_and(|authority| {
+            let port = authority.as_str().strip_prefix(authority.host());
+            port.is_some_and(|port| match port.strip_prefix(':') {
+                Some(port) => port.parse::<u16>().is_ok(),
+                None => port.is_empty(),
+            })
+        });
         match (uri.scheme_str(), uri.host()) {
             (Some("http" | "https"), Some(host)) if plain && !host.is_empty() => Ok(Self(uri)),
             _ => Err(wrong()),
@@ -40,7 +48,10 @@ impl Address {
         };
         let next = Self::parse(place, field, &absolute)?;
         match self.is_https() && !next.is_https() {
-            true => Err(Error::invalid(place, field, absolute, "an https address")),
+            true => {
+                let found = mask::address(&absolute);
+                Err(Error::invalid(place, field, found, "an https address"))
+            }
             false => Ok(next),
         }
     }
@@ -108,6 +119,30 @@ mod tests {
                 error.to_string().contains("HF_ENDPOINT"),
                 "{wrong}: {error}"
             );
+        }
+    }
+
+    #[test]
+    fn passwords_and_signatures_are_not_shown() {
+        for text in [
+            "https://me:secret@hub.example",
+            "https://me:no/secret@hub.example:1/",
+            "me:secret@hub.example",
+            "ftp://me:secret@hub.example",
+        ] {
+            let error = Address::parse("environment", "HF_ENDPOINT", text).unwrap_err();
+            let message = error.to_string();
+            assert!(!message.contains("secret"), "{message}");
+            assert!(message.contains("hub.example"), "{message}");
+        }
+        let base = address("https://hub.example/x");
+        for location in [
+            "http://cdn/x?sig=secret",
+            "https://me:secret@cdn/x",
+            "x?secret",
+        ] {
+            let message = base.redirect("x", location).unwrap_err().to_string();
+            assert!(!message.contains("secret"), "{message}");
         }
     }
 

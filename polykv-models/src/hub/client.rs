@@ -3,6 +3,7 @@
 use super::access::{self, Token};
 use super::address::Address;
 use super::repo::{Repo, segment};
+use super::{content, mask};
 use polykv_core::{Error, Result};
 use std::time::Duration;
 use ureq::http::{HeaderMap, Response, StatusCode};
@@ -12,6 +13,10 @@ const MAX_REDIRECTS: usize = 5;
 const CONNECT: Duration = Duration::from_secs(30);
 /// How long a server may keep silent, before an answer or in the middle of it.
 const SILENCE: Duration = Duration::from_secs(60);
+
+/// What any file may take as a whole, and the slowest transfer beyond it, in bytes per second.
+const PATIENCE: Duration = Duration::from_secs(600);
+const SLOWEST: u64 = 50_000;
 
 /// Why a file did not come.
 #[derive(Debug)]
@@ -96,6 +101,10 @@ pub(super) struct Client {
     token: Option<Token>,
     /// How long to wait before the first repetition.
     pub pause: Duration,
+    /// What the smallest file may take.
+    pub patience: Duration,
+    /// Bytes per second for which a larger file has more time.
+    pub slowest: u64,
 }
 
 impl Client {
@@ -112,6 +121,12 @@ impl Client {
     pub(super) fn new(endpoint: &str, token: Option<Token>, pause: Duration) -> Result<Self> {
         let endpoint = endpoint.trim_end_matches('/');
         let origin = Address::parse("environment", "HF_ENDPOINT", endpoint)?;
+        // A password with a slash looks like a path, and this address is part of messages.
+        if endpoint.contains(['@', '?', '#']) {
+            let allowed = "an address https://HOST/PATH without user name, query and fragment";
+            let found = format!("{:?}", mask::address(endpoint));
+            return Err(Error::invalid("environment", "HF_ENDPOINT", found, allowed));
+        }
         let mut config = Agent::config_builder()
             .user_agent(concat!("polykv/", env!("CARGO_PKG_VERSION")))
             // Sizes and ranges count the bytes of the file, not of a compressed form.
@@ -131,7 +146,14 @@ impl Client {
             origin,
             token,
             pause,
+            patience: PATIENCE,
+            slowest: SLOWEST,
         })
+    }
+
+    /// How long a file of so many bytes may take, with all repetitions.
+    pub(super) fn time_for(&self, bytes: u64) -> Duration {
+        self.patience + Duration::from_secs(bytes / self.slowest)
     }
 
     /// What the hub says of a file, without its contents.
@@ -164,16 +186,19 @@ impl Client {
         let mut facts = Facts::default();
         for _ in 0..=MAX_REDIRECTS {
             let response = self.request(&address, from).map_err(|e| {
-                let text = format!("{place}: {}: {e}; {}", self.endpoint, later(remote.repo));
+                let (e, later) = (mask::addresses(&e.to_string()), later(remote.repo));
+                let text = format!("{place}: {}: {e}; {later}", self.endpoint);
                 Trouble::Lost(Error::Failed(text))
             })?;
             facts.add(response.headers());
             let status = response.status();
             if !status.is_redirection() {
                 return match status {
-                    StatusCode::OK
-                    | StatusCode::PARTIAL_CONTENT
-                    | StatusCode::RANGE_NOT_SATISFIABLE => Ok((facts, response)),
+                    StatusCode::OK | StatusCode::PARTIAL_CONTENT => {
+                        self.refuse_page(&place, &response)?;
+                        Ok((facts, response))
+                    }
+                    StatusCode::RANGE_NOT_SATISFIABLE => Ok((facts, response)),
                     _ => Err(self.refusal(remote, &response)),
                 };
             }
@@ -188,6 +213,24 @@ impl Client {
         let found = format!("more than {MAX_REDIRECTS}");
         let allowed = format!("at most {MAX_REDIRECTS}");
         Err(Error::invalid(place, "redirects", found, allowed).into())
+    }
+
+    /// # Errors
+    /// A page where a file should be: no file of a model is one.
+    fn refuse_page(&self, place: &str, response: &Response<Body>) -> Result<()> {
+        let header = response.headers().get("content-type");
+        let text = header
+            .and_then(|value| value.to_str().ok())
+            .unwrap_or_default();
+        let kind = text.split(';').next().unwrap_or_default().trim();
+        match kind.eq_ignore_ascii_case("text/html") {
+            true => {
+                let field = format!("answer of {}", self.endpoint);
+                let found = "a web page (text/html)";
+                Err(Error::invalid(place, field, found, content::PAGE_ADVICE))
+            }
+            false => Ok(()),
+        }
     }
 
     fn request(

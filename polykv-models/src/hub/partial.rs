@@ -1,5 +1,6 @@
 //! The part of a file that has come so far. Its name holds the etag, so that it is continued with the same contents.
 
+use super::record::size;
 use polykv_core::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::fs::{File, OpenOptions};
@@ -31,9 +32,13 @@ impl Partial {
         }
     }
 
-    /// What an earlier try left of `file`.
+    /// What an earlier try left of `file`: one part with something in it, while others are removed.
+    ///
+    /// # Errors
+    /// A folder that cannot be read; something else than a file under the name of a part.
     pub(super) fn find(folder: &Path, file: &str) -> Result<Option<Self>> {
         let start = format!(".{file}.");
+        let mut first = None;
         for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
             let entry = entry.map_err(|e| Error::io(folder, e))?;
             let name = entry.file_name().to_string_lossy().into_owned();
@@ -44,20 +49,16 @@ impl Partial {
             let Some(etag) = etag.filter(|etag| !etag.contains('.')) else {
                 continue;
             };
-            let bytes = entry
-                .metadata()
-                .map_err(|e| Error::io(&entry.path(), e))?
-                .len();
             let found = Self {
-                bytes,
+                bytes: size(&entry.path())?.unwrap_or_default(),
                 ..Self::new(folder, file, Some(etag))
             };
-            match bytes > 0 && !etag.is_empty() {
-                true => return Ok(Some(found)),
+            match found.bytes > 0 && !etag.is_empty() && first.is_none() {
+                true => first = Some(found),
                 false => found.remove()?,
             }
         }
-        Ok(None)
+        Ok(first)
     }
 
     /// The state of a hash after the bytes that are here.
@@ -70,13 +71,22 @@ impl Partial {
         Ok(hash)
     }
 
-    /// For writing at the end.
+    /// For writing at the end. A new part is a new file: nothing that lies at its name is followed or kept.
     pub(super) fn open(&self) -> Result<File> {
-        OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(&self.path)
-            .map_err(|e| Error::io(&self.path, e))
+        let mut options = OpenOptions::new();
+        match self.bytes {
+            0 => {
+                self.remove()?;
+                options.write(true).create_new(true)
+            }
+            _ => options.append(true),
+        };
+        options.open(&self.path).map_err(|e| self.failed(e))
+    }
+
+    /// The error of a write, named after the file to be, since the part does not stay.
+    pub(super) fn failed(&self, source: io::Error) -> Error {
+        Error::io(&self.whole, source)
     }
 
     pub(super) fn remove(&self) -> Result<()> {
@@ -88,6 +98,11 @@ impl Partial {
 
     /// Gives the whole file its name.
     pub(super) fn finish(&self) -> Result<()> {
-        std::fs::rename(&self.path, &self.whole).map_err(|e| Error::io(&self.whole, e))
+        std::fs::rename(&self.path, &self.whole).map_err(|e| self.failed(e))
+    }
+
+    /// Whether a file of this name is the part of some file.
+    pub(super) fn is_one(name: &str) -> bool {
+        name.starts_with('.') && name.ends_with(SUFFIX)
     }
 }

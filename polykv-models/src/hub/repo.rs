@@ -1,11 +1,14 @@
 //! What ORG/NAME and ORG/NAME:FILE.gguf mean, and where their files lie in the cache.
 
+use super::record::{Record, refuse_link};
 use polykv_core::{Error, Result};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// The branch that repositories of the hub have.
 const MAIN: &str = "main";
+/// The record of a pull, in the folder that it is about.
+pub(super) const RECORD: &str = ".pulled.json";
 /// Longest part of a name, in bytes.
 const MAX_NAME: usize = 128;
 
@@ -88,15 +91,55 @@ impl Repo {
         self.home(cache).join(segment(&self.revision))
     }
 
-    /// What to load, if it is in the cache whole: a model's config.json gets its name after all other files.
-    pub(super) fn cached(&self, cache: &Path) -> Option<PathBuf> {
+    /// What to load.
+    pub(super) fn path(&self, cache: &Path) -> PathBuf {
         let folder = self.folder(cache);
-        let path = match &self.file {
+        match &self.file {
             Some(file) => folder.join(file),
-            None => folder.clone(),
+            None => folder,
+        }
+    }
+
+    /// Where a pull writes down what it put into the folder: a model's files, or one GGUF file by itself.
+    pub(super) fn record(&self, cache: &Path) -> PathBuf {
+        let name = match &self.file {
+            Some(file) => format!(".pulled.{file}.json"),
+            None => RECORD.to_string(),
         };
-        let last = folder.join(self.file.as_deref().unwrap_or("config.json"));
-        last.is_file().then_some(path)
+        self.folder(cache).join(name)
+    }
+
+    /// What to load, if a pull put it into the cache and all of it is there at the sizes that it had.
+    ///
+    /// # Errors
+    /// A link in its place in the cache; a record that is none.
+    pub(super) fn cached(&self, cache: &Path) -> Result<Option<PathBuf>> {
+        let there = match self.read_record(cache)? {
+            Some(record) => record.is_there(&self.folder(cache))?,
+            None => false,
+        };
+        Ok(there.then(|| self.path(cache)))
+    }
+
+    /// Compares what is in the cache with the sums that its pull stored; what to load, or none if it is not there.
+    ///
+    /// # Errors
+    /// What [`Repo::cached`] refuses; a file that is missing or differs.
+    pub(super) fn verify(&self, cache: &Path) -> Result<Option<PathBuf>> {
+        let Some(record) = self.read_record(cache)?.filter(|record| record.complete) else {
+            return Ok(None);
+        };
+        let advice = format!("remove the file, then run `{}`", self.command());
+        record.verify(&self.folder(cache), &advice)?;
+        Ok(Some(self.path(cache)))
+    }
+
+    /// # Errors
+    /// A link on the way to it, below the folder `cache` itself.
+    pub(super) fn read_record(&self, cache: &Path) -> Result<Option<Record>> {
+        refuse_link(&self.home(cache))?;
+        refuse_link(&self.folder(cache))?;
+        Record::read(&self.record(cache))
     }
 
     /// What fetches this into the cache.
@@ -201,16 +244,34 @@ mod tests {
     }
 
     #[test]
-    fn a_model_is_there_with_its_config_and_a_file_by_itself() {
+    fn what_a_pull_recorded_is_there() {
         let dir = tempfile::tempdir().unwrap();
         let model = Repo::parse("org/name").unwrap();
         let file = Repo::parse("org/name:x.gguf").unwrap();
         let folder = model.folder(dir.path());
         std::fs::create_dir_all(&folder).unwrap();
-        std::fs::write(folder.join("x.gguf"), "x").unwrap();
-        assert_eq!(model.cached(dir.path()), None);
-        assert_eq!(file.cached(dir.path()), Some(folder.join("x.gguf")));
-        std::fs::write(folder.join("config.json"), "{}").unwrap();
-        assert_eq!(model.cached(dir.path()), Some(folder));
+        for name in ["x.gguf", "config.json"] {
+            std::fs::write(folder.join(name), "{}").unwrap();
+        }
+        // Files that no pull wrote.
+        assert_eq!(model.cached(dir.path()).unwrap(), None);
+        assert_eq!(file.cached(dir.path()).unwrap(), None);
+        let record = |name: &str, complete| {
+            let sum = "0".repeat(64);
+            format!(
+                r#"{{"commit": null, "complete": {complete}, "files": {{"{name}": {{"bytes": 2, "sha256": "{sum}"}}}}}}"#
+            )
+        };
+        std::fs::write(file.record(dir.path()), record("x.gguf", true)).unwrap();
+        assert_eq!(
+            file.cached(dir.path()).unwrap(),
+            Some(folder.join("x.gguf"))
+        );
+        std::fs::write(folder.join("x.gguf"), "{").unwrap();
+        assert_eq!(file.cached(dir.path()).unwrap(), None, "it was cut");
+        std::fs::write(model.record(dir.path()), record("config.json", false)).unwrap();
+        assert_eq!(model.cached(dir.path()).unwrap(), None, "half of it");
+        std::fs::write(model.record(dir.path()), record("config.json", true)).unwrap();
+        assert_eq!(model.cached(dir.path()).unwrap(), Some(folder));
     }
 }

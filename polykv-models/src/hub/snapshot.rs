@@ -6,10 +6,13 @@ mod tests;
 use super::Step;
 use super::client::{Attempt, Client, Remote, Trouble};
 use super::fetch::fetch;
-use super::repo::{Repo, is_plain, segment};
+use super::partial::Partial;
+use super::record::{Record, refuse_link, size};
+use super::repo::{RECORD, Repo, is_plain, segment};
+use polykv_core::files::{read_capped, sync_folder};
 use polykv_core::{Error, Result};
 use std::collections::BTreeSet;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -26,8 +29,6 @@ const OPTIONAL: [&str; 3] = [
     "generation_config.json",
 ];
 const WEIGHTS: &str = "model.safetensors";
-/// Says which commit the files beside it are of.
-const RECORD: &str = ".commit";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// Fetches what `repo` names, unless the cache holds it at the commit where the hub is now; the path to load.
@@ -41,41 +42,41 @@ pub(super) fn pull(
     repo: &Repo,
     progress: &mut dyn FnMut(Step),
 ) -> Result<PathBuf> {
-    progress(Step::Downloading);
+    // Before anything is asked for: what would be refused at the end of a long download.
+    let old = repo.read_record(cache)?.unwrap_or_default();
     let first = repo.file().unwrap_or("config.json");
+    let folder = repo.folder(cache);
+    refuse_foreign(&folder, first, &old)?;
+    let cached = repo.cached(cache)?;
+    progress(Step::Downloading);
     let remote = Remote {
         repo,
         pin: repo.revision(),
         file: first,
     };
     let commit = client.head(remote)?.commit;
-    let folder = repo.folder(cache);
-    let record = folder.join(match repo.file() {
-        Some(file) => format!("{RECORD}.{file}"),
-        None => RECORD.to_string(),
-    });
-    if let (Some(path), Some(commit)) = (repo.cached(cache), &commit)
-        && fs::read_to_string(&record).is_ok_and(|known| known == *commit)
+    if let Some(path) = cached
+        && commit.is_some()
+        && old.commit == commit
     {
         return Ok(path);
     }
-    let staging = Staging::open(cache, repo, commit.as_deref())?;
+    let mut staging = Staging::open(cache, repo, commit.as_deref())?;
     let pin = commit.as_deref().unwrap_or(repo.revision());
     let result = staging.fill(client, repo, pin, progress);
     if let Err(error) = result {
         staging.tidy();
         return Err(error.into());
     }
-    staging.publish(&folder, repo, &record, commit.as_deref())?;
-    Ok(match repo.file() {
-        Some(file) => folder.join(file),
-        None => folder,
-    })
+    staging.publish(cache, repo)?;
+    Ok(repo.path(cache))
 }
 
 /// The hidden folder of one commit; nobody else writes there while this exists.
 struct Staging {
     folder: PathBuf,
+    /// The whole files of this commit that are here.
+    record: Record,
     /// Locked, and released when it is closed.
     _lock: File,
 }
@@ -84,9 +85,15 @@ impl Staging {
     fn open(cache: &Path, repo: &Repo, commit: Option<&str>) -> Result<Self> {
         let home = repo.home(cache);
         let folder = home.join(format!(".part-{}", segment(repo.revision())));
+        refuse_link(&home)?;
+        refuse_link(&folder)?;
         fs::create_dir_all(&home).map_err(|e| Error::io(&home, e))?;
         let path = home.join(".lock");
-        let lock = File::create(&path).map_err(|e| Error::io(&path, e))?;
+        // Nothing but a file is opened for writing, and what it holds is left as it is.
+        size(&path)?;
+        let mut options = OpenOptions::new();
+        let lock = options.write(true).create(true).truncate(false).open(&path);
+        let lock = lock.map_err(|e| Error::io(&path, e))?;
         // File systems without locks are left to the user's care.
         if let Err(TryLockError::WouldBlock) = lock.try_lock() {
             let found = "under way in another process";
@@ -98,36 +105,58 @@ impl Staging {
                 allowed,
             ));
         }
+        fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        let mut record = Record::read(&folder.join(RECORD))?.unwrap_or_default();
+        if commit.is_none() || record.commit.as_deref() != commit {
+            // Whole files may be of another commit; parts have their etag.
+            for name in record.files.keys() {
+                remove(&folder.join(name))?;
+            }
+            record.files.clear();
+        }
+        record.commit = commit.map(str::to_string);
         let staging = Self {
             folder,
+            record,
             _lock: lock,
         };
-        fs::create_dir_all(&staging.folder).map_err(|e| Error::io(&staging.folder, e))?;
-        let record = staging.folder.join(RECORD);
-        let known = fs::read_to_string(&record).ok();
-        if commit.is_none() || known.as_deref() != commit {
-            // Whole files may be of another commit; parts have their etag.
-            for (path, _) in files(&staging.folder)
-                .iter()
-                .filter(|(_, name)| !name.starts_with('.'))
-            {
-                remove(path)?;
-            }
-        }
-        fs::write(&record, commit.unwrap_or_default()).map_err(|e| Error::io(&record, e))?;
+        staging.write()?;
         Ok(staging)
     }
 
+    fn write(&self) -> Result<()> {
+        self.record.write(&self.folder.join(RECORD))
+    }
+
+    /// Fetches one file, unless it is here already.
+    fn get(
+        &mut self,
+        client: &Client,
+        remote: Remote<'_>,
+        limit: u64,
+        progress: &mut dyn FnMut(Step),
+    ) -> Attempt<()> {
+        let here = size(&self.folder.join(remote.file))?;
+        let known = self.record.files.get(remote.file);
+        if known.is_some_and(|entry| Some(entry.bytes) == here) {
+            return Ok(());
+        }
+        let entry = fetch(client, remote, limit, &self.folder, progress)?;
+        self.record.files.insert(remote.file.to_string(), entry);
+        Ok(self.write()?)
+    }
+
     fn fill(
-        &self,
+        &mut self,
         client: &Client,
         repo: &Repo,
         pin: &str,
         progress: &mut dyn FnMut(Step),
     ) -> Attempt<()> {
+        let index = self.folder.join(INDEX);
         let mut get = |file: &str, limit| {
             let remote = Remote { repo, pin, file };
-            fetch(client, remote, limit, &self.folder, progress)
+            self.get(client, remote, limit, progress)
         };
         if let Some(file) = repo.file() {
             return get(file, MAX_WEIGHTS);
@@ -162,7 +191,7 @@ impl Staging {
             file: INDEX,
         }
         .place();
-        for shard in shards(&place, &self.folder.join(INDEX))? {
+        for shard in shards(&place, &index)? {
             get(&shard, MAX_WEIGHTS)?;
         }
         Ok(())
@@ -173,51 +202,84 @@ impl Staging {
         let is_weights = |name: &str| {
             (name.contains(".safetensors") || name.contains(".gguf")) && !name.contains(INDEX)
         };
-        let kept = files(&self.folder).iter().any(|(_, name)| is_weights(name));
-        if !kept {
-            // The error that led here says more than one about this would.
-            let _ = fs::remove_dir_all(&self.folder);
+        let parts = self.parts();
+        let mut names = parts.iter().chain(self.record.files.keys());
+        if names.any(|name| is_weights(name)) {
+            return;
         }
+        // The error that led here says more than one about this would.
+        for name in parts.iter().chain(self.record.files.keys()) {
+            let _ = remove(&self.folder.join(name));
+        }
+        self.close();
     }
 
-    /// Moves everything to where models are looked for, config.json last: with it, the model is there.
-    fn publish(
-        &self,
-        folder: &Path,
-        repo: &Repo,
-        record: &Path,
-        commit: Option<&str>,
-    ) -> Result<()> {
-        fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        if repo.file().is_none() {
-            // An older commit's model goes; GGUF files are models of their own.
-            remove(&folder.join("config.json"))?;
-            let mut old = files(folder)
-                .into_iter()
-                .filter(|(_, name)| !name.ends_with(".gguf"));
-            old.try_for_each(|(path, _)| remove(&path))?;
-        }
-        remove(record)?;
+    /// Names of the parts of files here.
+    fn parts(&self) -> Vec<String> {
+        let mut names = names(&self.folder);
+        names.retain(|name| Partial::is_one(name));
+        names
+    }
+
+    /// Removes the record and the folder, unless somebody else put something into it.
+    fn close(&self) {
+        let _ = remove(&self.folder.join(RECORD));
+        let _ = fs::remove_dir(&self.folder);
+    }
+
+    /// Moves everything to where models are looked for. The record there says beforehand which files are going to be
+    /// the pull's own, and only at the end that they are whole.
+    fn publish(mut self, cache: &Path, repo: &Repo) -> Result<()> {
+        let (folder, path) = (repo.folder(cache), repo.record(cache));
         let wanted = |name: &str| {
             repo.file()
                 .map_or(!name.ends_with(".gguf"), |file| file == name)
         };
-        let mut staged = files(&self.folder);
-        staged.retain(|(_, name)| !name.starts_with('.') && wanted(name));
-        staged.sort_by_key(|(_, name)| name == "config.json");
-        for (path, name) in staged {
+        let mut new = self.record.files.clone();
+        new.retain(|name, _| wanted(name));
+        fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+        let mut record = repo.read_record(cache)?.unwrap_or_default();
+        for name in new.keys() {
+            refuse_foreign(&folder, name, &record)?;
+        }
+        // GGUF files are models of their own.
+        record.files.retain(|name, _| wanted(name));
+        let old: Vec<_> = record.files.keys().cloned().collect();
+        record.complete = false;
+        record.files.extend(new.clone());
+        record.write(&path)?;
+        for name in old.iter().filter(|name| !new.contains_key(*name)) {
+            remove(&folder.join(name))?;
+        }
+        for name in new.keys() {
             let target = folder.join(name);
-            fs::rename(&path, &target).map_err(|e| Error::io(&target, e))?;
+            fs::rename(self.folder.join(name), &target).map_err(|e| Error::io(&target, e))?;
         }
-        if let Some(commit) = commit {
-            fs::write(record, commit).map_err(|e| Error::io(record, e))?;
+        sync_folder(&folder);
+        record.files = new;
+        record.commit = self.record.commit.clone();
+        record.complete = true;
+        record.write(&path)?;
+        // Another file of this revision may wait here to be resumed.
+        self.record.files.retain(|name, _| !wanted(name));
+        if self.record.files.is_empty() && self.parts().is_empty() {
+            self.close();
+            return Ok(());
         }
-        // Another file of this revision may wait there to be resumed.
-        if files(&self.folder).iter().all(|(_, name)| name == RECORD) {
-            let _ = fs::remove_dir_all(&self.folder);
-        }
-        Ok(())
+        self.write()
     }
+}
+
+/// # Errors
+/// Something at the place of a model's file that is no file, or that no pull wrote.
+fn refuse_foreign(folder: &Path, name: &str, record: &Record) -> Result<()> {
+    let path = folder.join(name);
+    if size(&path)?.is_none() || record.files.contains_key(name) {
+        return Ok(());
+    }
+    let found = "a file that no pull wrote";
+    let allowed = "no such file (move it away, or give its folder as the model)";
+    Err(Error::invalid(path.display(), "output", found, allowed))
 }
 
 fn remove(path: &Path) -> Result<()> {
@@ -227,21 +289,17 @@ fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Files of a folder, with their names; none where it cannot be read.
-fn files(folder: &Path) -> Vec<(PathBuf, String)> {
+/// Names in a folder; none where it cannot be read.
+fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let name = |path: &Path| Some(path.file_name()?.to_str()?.to_string());
-    let paths = entries
-        .map(|entry| entry.path())
-        .filter(|path| path.is_file());
-    paths
-        .filter_map(|path| name(&path).map(|name| (path, name)))
+    entries
+        .filter_map(|entry| entry.file_name().into_string().ok())
         .collect()
 }
 
 /// The files that an index names.
 fn shards(place: &str, index: &Path) -> Result<BTreeSet<String>> {
-    let text = fs::read(index).map_err(|e| Error::io(index, e))?;
+    let text = read_capped(index, MAX_TEXT)?;
     let json: serde_json::Value = serde_json::from_slice(&text)
         .map_err(|e| Error::invalid(place, "content", e, "JSON with a weight_map"))?;
     let map = json.get("weight_map").and_then(|map| map.as_object());

@@ -42,14 +42,16 @@ fn revisions_are_for_the_hub() {
 #[test]
 fn offline_names_the_command() {
     let dir = tempfile::tempdir().unwrap();
-    let error = from_cache(dir.path(), &ALIASES[0], true, &mut |_| ()).unwrap_err();
+    let error = from_cache(dir.path(), &ALIASES[0], Some("--offline"), &mut |_| ()).unwrap_err();
     let message = error.to_string();
     assert!(error.is_refusal() && message.contains("polykv pull smollm2-135m"));
     assert!(message.contains(dir.path().to_str().unwrap()), "{message}");
     let repo = Repo::parse("org/name:x.gguf").unwrap().at("v1").unwrap();
-    let error = repo_from_cache(dir.path(), &repo, true, &mut |_| ()).unwrap_err();
+    let error =
+        repo_from_cache(dir.path(), &repo, Some("HF_HUB_OFFLINE"), &mut |_| ()).unwrap_err();
     let message = error.to_string();
     assert!(error.is_refusal() && message.contains("polykv pull org/name:x.gguf --revision v1"));
+    assert!(message.contains("without HF_HUB_OFFLINE"), "{message}");
     let left = std::fs::read_dir(dir.path()).unwrap().count();
     assert_eq!(left, 0, "{message}");
 }
@@ -64,11 +66,33 @@ fn a_cached_file_is_trusted_only_at_its_size() {
     let path = dir.path().join("SmolLM2-135M-Instruct.Q4_1.gguf");
     std::fs::write(&path, "abc").unwrap();
     assert_eq!(
-        from_cache(dir.path(), &alias, true, &mut |_| ()).unwrap(),
+        from_cache(dir.path(), &alias, Some("--offline"), &mut |_| ()).unwrap(),
         path
     );
     std::fs::write(&path, "ab").unwrap();
-    assert!(from_cache(dir.path(), &alias, true, &mut |_| ()).is_err());
+    assert!(from_cache(dir.path(), &alias, Some("--offline"), &mut |_| ()).is_err());
+}
+
+#[test]
+fn a_built_in_model_is_verified_by_its_sum() {
+    let dir = tempfile::tempdir().unwrap();
+    let alias = Alias {
+        bytes: 3,
+        sha256: "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        ..ALIASES[0]
+    };
+    let message = |part: &str| {
+        let error = verify_in(dir.path(), &alias).unwrap_err();
+        let message = error.to_string();
+        assert!(error.is_refusal() && message.contains(part), "{message}");
+        assert!(message.contains("polykv pull smollm2-135m"), "{message}");
+    };
+    message("not in the cache");
+    let path = dir.path().join(alias.file_name());
+    std::fs::write(&path, "abd").unwrap();
+    message("sha256 is");
+    std::fs::write(&path, "abc").unwrap();
+    assert_eq!(verify_in(dir.path(), &alias).unwrap(), path);
 }
 
 #[test]
@@ -94,7 +118,10 @@ fn the_cache_folder_follows_the_environment() {
 #[test]
 fn the_table_is_well_formed() {
     for alias in ALIASES {
-        assert!(alias.sha256.len() == 64 && alias.sha256.chars().all(|c| c.is_ascii_hexdigit()));
+        for sum in [alias.sha256, alias.wheel_sha256] {
+            assert!(sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit()));
+        }
+        assert!(alias.wheel.ends_with(".whl") && !alias.wheel.contains('/'));
         assert!(alias.bytes > 0 && alias.file_name().ends_with(".gguf"));
         assert!(!alias.name.contains('/'));
     }

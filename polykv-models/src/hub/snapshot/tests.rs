@@ -4,6 +4,7 @@
 mod hub_server;
 mod lost;
 mod refused;
+mod store;
 
 use super::super::access::Token;
 use super::*;
@@ -41,7 +42,7 @@ fn pull_from(server: &HubServer, cache: &Path, repo: &Repo) -> Result<PathBuf> {
 
 /// Names of a folder's files, in order.
 fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<_> = files(folder).into_iter().map(|(_, name)| name).collect();
+    let mut names = super::names(folder);
     names.sort();
     names
 }
@@ -63,7 +64,7 @@ fn a_model_is_fetched_whole_and_loads() {
     let path = pull_from(&server, dir.path(), &model()).unwrap();
     assert_eq!(path, dir.path().join("org--tiny/main"));
     let expected = [
-        ".commit",
+        ".pulled.json",
         "config.json",
         "model.safetensors",
         "tokenizer.json",
@@ -213,7 +214,13 @@ fn a_branch_that_moves_is_fetched_anew() {
     });
     let dir = tempfile::tempdir().unwrap();
     let path = pull_from(&server, dir.path(), &model()).unwrap();
-    let commit = || std::fs::read_to_string(path.join(RECORD)).unwrap();
+    let commit = || {
+        Record::read(&path.join(RECORD))
+            .unwrap()
+            .unwrap()
+            .commit
+            .unwrap()
+    };
     let has_chat = || path.join("tokenizer_config.json").exists();
     phase.store(1, Ordering::SeqCst);
     pull_from(&server, dir.path(), &model()).unwrap_err();

@@ -91,7 +91,7 @@ fn the_next_pull_goes_on_where_one_gave_up() {
     ] {
         assert!(message.contains(part), "{part}: {message}");
     }
-    assert!(model().cached(dir.path()).is_none());
+    assert!(model().cached(dir.path()).unwrap().is_none());
     assert!(
         staged(dir.path())
             .iter()
@@ -124,7 +124,10 @@ fn other_contents_are_not_appended() {
                     (0, _) => Some(reply.cut(CUT)),
                     (1, 0) => Some(reply.header("ETag", "\"other\"")),
                     (1, 1) => Some(reply.header("Content-Range", "bytes 0-9/10")),
-                    (1, 2) => Some(Reply::new(416, b"")),
+                    (1, 2) => Some(Reply {
+                        status: 416,
+                        ..Reply::page()
+                    }),
                     // As if it knew no ranges.
                     (1, 3) => Some(Reply::new(200, &content).header("ETag", "\"other\"")),
                     _ => None,
@@ -169,5 +172,50 @@ fn a_hub_without_commits() {
     let path = pull_from(&server, dir.path(), &model()).unwrap();
     assert_eq!(ranges(&server), [range(CUT)]);
     assert!(server.take().contains(&"GET tokenizer.json".to_string()));
-    assert!(!path.join(RECORD).exists());
+    let record = Record::read(&path.join(RECORD)).unwrap().unwrap();
+    assert_eq!((record.commit, record.complete), (None, true));
+}
+
+/// A server that sends a little now and then is never silent, and never done.
+#[test]
+fn a_file_has_a_time_limit() {
+    let content = weights();
+    for chunked in [false, true] {
+        let content = content.clone();
+        let server = HubServer::with(
+            tiny(),
+            counted(move |request, number| {
+                let reply = Reply::file(request, &content).drip(2000, Duration::from_millis(30));
+                match (number, chunked) {
+                    (0, false) => Some(reply),
+                    (0, true) => {
+                        let piece = [b"3e8\r\n", &content[..1000], b"\r\n"].concat();
+                        let body = Reply::new(200, &piece.repeat(90));
+                        let body = body.drip(piece.len(), Duration::from_millis(30));
+                        Some(
+                            body.without("Content-Length")
+                                .header("Transfer-Encoding", "chunked"),
+                        )
+                    }
+                    _ => None,
+                }
+            }),
+        );
+        let dir = tempfile::tempdir().unwrap();
+        let mut client = Client::new(&server.url(), None, Duration::ZERO).unwrap();
+        (client.patience, client.slowest) = (Duration::from_millis(300), u64::MAX);
+        let error = pull(&client, dir.path(), &model(), &mut |_| ()).unwrap_err();
+        let message = error.to_string();
+        assert!(!error.is_refusal(), "{message}");
+        for part in ["model.safetensors", "the limit", "polykv pull org/tiny"] {
+            assert!(message.contains(part), "{part}: {message}");
+        }
+        assert_eq!(ranges(&server), [None], "no repetition makes it longer");
+        client.patience = Duration::from_secs(600);
+        let path = pull(&client, dir.path(), &model(), &mut |_| ()).unwrap();
+        assert_eq!(
+            std::fs::read(path.join("model.safetensors")).unwrap(),
+            weights()
+        );
+    }
 }

@@ -161,3 +161,60 @@ fn a_hub_that_is_not_there() {
     );
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn a_portal_is_no_hub() {
+    // A page for everything, as a page or without saying so, with the length of the file that was asked for or not.
+    for named in [true, false] {
+        let server = HubServer::with(Files::new(), move |_| match named {
+            true => Some(Reply::page()),
+            false => Some(Reply::page().without("Content-Type")),
+        });
+        let dir = tempfile::tempdir().unwrap();
+        for spec in [REPO, "org/tiny:x.gguf"] {
+            let repo = Repo::parse(spec).unwrap();
+            let error = pull_from(&server, dir.path(), &repo).unwrap_err();
+            check(&error, &["a web page", "HF_ENDPOINT"]);
+            assert!(repo.cached(dir.path()).unwrap().is_none());
+            assert!(staged(dir.path()).is_empty());
+        }
+    }
+    let late = refused("model.safetensors", |_| Reply::page());
+    check(&late, &["model.safetensors", "a web page (text/html)"]);
+}
+
+#[test]
+fn contents_are_what_their_names_say() {
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n";
+    for file in ["model.safetensors", "tokenizer.json"] {
+        let error = refused(file, |_| Reply::new(200, pointer));
+        check(&error, &[file, "a Git LFS pointer"]);
+    }
+    let error = refused("tokenizer_config.json", |_| Reply::new(200, b"busy"));
+    check(
+        &error,
+        &["tokenizer_config.json", "no JSON object", "a JSON object"],
+    );
+    let error = refused("model.safetensors", |_| {
+        Reply::new(200, b"garbage and more")
+    });
+    check(&error, &["model.safetensors", "header of safetensors"]);
+    let server = HubServer::new([("x.gguf".to_string(), b"GGML".to_vec())].into());
+    let dir = tempfile::tempdir().unwrap();
+    let file = Repo::parse("org/tiny:x.gguf").unwrap();
+    let error = pull_from(&server, dir.path(), &file).unwrap_err();
+    check(&error, &["x.gguf", "begin with GGUF"]);
+}
+
+#[test]
+fn an_endpoint_has_no_user_and_no_query() {
+    for endpoint in [
+        "http://me:1/secret@h",
+        "http://h?secret",
+        "http://me:secret@h",
+    ] {
+        let error = Client::new(endpoint, None, Duration::ZERO).unwrap_err();
+        check(&error, &["HF_ENDPOINT", "http://"]);
+        assert!(!error.to_string().contains("secret"), "{error}");
+    }
+}
