@@ -8,13 +8,23 @@ use polykv::{
     Spans,
 };
 use std::path::Path;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, OnceLock};
 
 /// How errors name the flags.
 const COMMAND_LINE: &str = "command line";
 
+static REGISTRY: OnceLock<Registry> = OnceLock::new();
+
+/// Sets what flags and plan files can name, once per process.
+pub fn set_registry(registry: Registry) {
+    // A second one would contradict what was already read.
+    let _ = REGISTRY.set(registry);
+}
+
 /// What flags and plan files can name.
-pub static REGISTRY: LazyLock<Registry> = LazyLock::new(Registry::default);
+pub fn registry() -> &'static Registry {
+    REGISTRY.get_or_init(Registry::default)
+}
 
 /// A plan as far as it can be known without the model.
 #[derive(Debug)]
@@ -58,8 +68,8 @@ impl Source {
                 })?;
         }
         let allocator = match &args.allocator {
-            Some(name) => REGISTRY.allocators.get(name).at(COMMAND_LINE)?,
-            None => REGISTRY.allocators.of_policy(name),
+            Some(name) => registry().allocators.get(name).at(COMMAND_LINE)?,
+            None => registry().allocators.of_policy(name),
         };
         Ok(Self::Uniform {
             policy: policy(&spec)?,
@@ -108,7 +118,7 @@ impl Source {
         file.allow_full_extra |= allow_full_extra;
         Ok(Self::File {
             place: path.display().to_string(),
-            plan: file.build(&REGISTRY).at(path.display())?,
+            plan: file.build(registry()).at(path.display())?,
             file: Box::new(file),
         })
     }
@@ -119,7 +129,7 @@ impl Source {
     /// A budget of zero.
     pub fn uniform(name: &str, budget: Budget) -> Result<Self> {
         budget.check().at(COMMAND_LINE)?;
-        let allocator = REGISTRY.allocators.of_policy(name);
+        let allocator = registry().allocators.of_policy(name);
         Ok(Self::Uniform {
             policy: policy(&PolicySpec::named(name))?,
             budget,
@@ -171,13 +181,13 @@ impl Source {
 fn policy(spec: &PolicySpec) -> Result<Option<Arc<dyn Policy>>> {
     match spec.policy == Policies::KEEP && spec.params.is_empty() {
         true => Ok(None),
-        false => spec.build(&REGISTRY.policies).map(Some).at(COMMAND_LINE),
+        false => spec.build(registry().policies).map(Some).at(COMMAND_LINE),
     }
 }
 
 /// A plan of the flags as a file would state it.
 fn stated(plan: Plan) -> (String, PlanFile, Plan) {
-    let file = PlanFile::of(&plan, &REGISTRY);
+    let file = PlanFile::of(&plan, registry());
     (COMMAND_LINE.to_string(), file, plan)
 }
 

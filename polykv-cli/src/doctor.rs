@@ -4,8 +4,8 @@ use crate::args::DoctorArgs;
 use crate::model;
 use crate::output::table;
 use anyhow::Context;
-use polykv::doctor::{self, Check};
 use polykv::{DeviceSpec, Storage, machine, ops};
+use polykv_core::doctor::{self, Check};
 use serde::Serialize;
 use std::io::Write;
 

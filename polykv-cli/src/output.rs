@@ -11,10 +11,10 @@ pub mod report;
 pub mod stats;
 
 use comfy_table::{Table, presets};
-pub use polykv::files::write_whole;
 use polykv::models::Generation;
 use polykv::policy::Params;
 use polykv::{Budget, Error, KvCache, Phase, PlanFile, Result};
+pub use polykv_core::files::write_whole;
 use std::path::Path;
 
 /// A finished generation and where it ran.

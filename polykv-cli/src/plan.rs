@@ -5,7 +5,7 @@ mod invert;
 mod memory;
 
 use crate::args::{PlanAction, PlanArgs};
-use crate::compression::REGISTRY;
+use crate::compression::registry;
 use crate::output::{describe_budget, describe_params, picture, table, write_whole};
 use anyhow::Context;
 use polykv::plan::FileRule;
@@ -47,13 +47,13 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
 /// What [`PlanFile::read`] and [`PlanFile::build`] refuse.
 fn read(path: &Path) -> Result<(PlanFile, Plan)> {
     let file = PlanFile::read(path)?;
-    let plan = file.build(&REGISTRY).at(path.display())?;
+    let plan = file.build(registry()).at(path.display())?;
     Ok((file, plan))
 }
 
 /// Another plan under the name and for the model of a file.
 fn restated(file: &PlanFile, plan: &Plan) -> PlanFile {
-    let mut stated = PlanFile::of(plan, &REGISTRY);
+    let mut stated = PlanFile::of(plan, registry());
     stated.name.clone_from(&file.name);
     stated.model.clone_from(&file.model);
     stated

@@ -60,7 +60,7 @@ pub struct Reference {
 
 impl Reference {
     pub fn new(plan: &Plan, layer: usize, prompt: usize) -> Self {
-        let cost = polykv::budget::EntryCost {
+        let cost = polykv_core::budget::EntryCost {
             layers: plan.layers,
             bytes: 1,
         };

@@ -1,6 +1,6 @@
 //! Values with names: lists come from the registries, so that a new policy needs no line here.
 
-use crate::compression::REGISTRY;
+use crate::compression::registry;
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use polykv::allocate::Basis;
@@ -14,13 +14,13 @@ use std::str::FromStr;
 /// The policies and the word for keeping everything, with their summaries as help.
 pub fn policies() -> PossibleValuesParser {
     let keep = PossibleValue::new(Policies::KEEP).help("everything");
-    let policies = REGISTRY.policies.iter().map(policy);
+    let policies = registry().policies.iter().map(policy);
     PossibleValuesParser::new(std::iter::once(keep).chain(policies))
 }
 
 /// The policies, for commands that compare with keeping everything anyway.
 pub fn evicting() -> PossibleValuesParser {
-    PossibleValuesParser::new(REGISTRY.policies.iter().map(policy))
+    PossibleValuesParser::new(registry().policies.iter().map(policy))
 }
 
 fn policy(entry: &'static PolicyEntry) -> PossibleValue {
@@ -29,13 +29,13 @@ fn policy(entry: &'static PolicyEntry) -> PossibleValue {
 
 /// All allocators.
 pub fn allocators() -> PossibleValuesParser {
-    PossibleValuesParser::new(REGISTRY.allocators.names(|_| true))
+    PossibleValuesParser::new(registry().allocators.names(|_| true))
 }
 
 /// The allocators that need no calibration.
 pub fn ready_allocators() -> PossibleValuesParser {
     let ready = |own: &dyn Allocator| own.basis() != Basis::Calibration;
-    PossibleValuesParser::new(REGISTRY.allocators.names(ready))
+    PossibleValuesParser::new(registry().allocators.names(ready))
 }
 
 /// What can be fetched.

@@ -1,16 +1,18 @@
 //! The page of made-up results.
 
 use super::*;
-use crate::compression::REGISTRY;
+use crate::compression::registry;
 use crate::eval::record::{Identity, PlanRecord, Session};
 use polykv::models::eval::{NamedPlan, Prediction, Scores};
 use polykv::policy::PolicySpec;
 use polykv::{Budget, Phase, Plan, PlanFile};
 
 fn record() -> Record {
-    let named = |name: &str, plan: Plan| NamedPlan::new(name, plan, &REGISTRY);
+    let named = |name: &str, plan: Plan| NamedPlan::new(name, plan, registry());
     let uniform = |name: &str, policy: &str, budget: usize| {
-        let policy = PolicySpec::named(policy).build(&REGISTRY.policies).unwrap();
+        let policy = PolicySpec::named(policy)
+            .build(&registry().policies)
+            .unwrap();
         named(
             name,
             Plan::uniform(3, policy, Budget::Tokens(budget), &Phase::BOTH),
@@ -20,7 +22,7 @@ fn record() -> Record {
         decode: [{layers: 0-2, policy: full}]}";
     let mixed = PlanFile::from_yaml(mixed)
         .unwrap()
-        .build(&REGISTRY)
+        .build(registry())
         .unwrap();
     let plans = [
         named("full", Plan::full(3)),
