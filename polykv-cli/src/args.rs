@@ -118,7 +118,7 @@ pub struct ModelArgs {
 #[command(group = ArgGroup::new("prompts").args(["prompt", "file"]).required(true).multiple(true))]
 pub struct PromptArgs {
     /// The prompt, or - for standard input
-    #[arg(short, long, value_name = "TEXT")]
+    #[arg(short, long, value_name = "TEXT", allow_hyphen_values = true)]
     pub prompt: Option<String>,
     /// A file with the prompt, or - for standard input; goes before the text of --prompt
     #[arg(short, long, value_name = "FILE")]
@@ -127,10 +127,10 @@ pub struct PromptArgs {
     #[arg(long, conflicts_with = "system")]
     pub raw: bool,
     /// System message
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
     /// The start of the answer, given to the model and not printed
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub answer_prefix: Option<String>,
 }
 
@@ -216,7 +216,12 @@ pub struct SamplingArgs {
     #[arg(long, value_name = "N", default_value = "512", value_parser = values::at_least_one())]
     pub chunk: usize,
     /// End at this text, which is not printed; may be repeated
-    #[arg(long, value_name = "TEXT", value_parser = clap::builder::NonEmptyStringValueParser::new())]
+    #[arg(
+        long,
+        value_name = "TEXT",
+        allow_hyphen_values = true,
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
     pub stop: Vec<String>,
 }
 

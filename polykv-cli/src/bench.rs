@@ -5,14 +5,12 @@ mod measure;
 use crate::args::BenchArgs;
 use crate::compression::{Placed, Source};
 use crate::model;
-use crate::output::{bench as output, progress};
-use anyhow::Context;
+use crate::output::{bench as output, console, progress};
 use measure::{Sample, Test};
 use output::{Row, Spread};
 use polykv::device::run_on;
 use polykv::models::{CausalLm, ModelConfig, load, random};
 use polykv::{Budget, Error, KvCache, machine, ops};
-use std::io::Write;
 
 /// Tokens of the unmeasured first run on the CPU, where only the allocator and the clock speed need waking.
 const WARM_UP: usize = 32;
@@ -59,7 +57,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         })
         .collect();
     let text = output::render(&rows, args.output)?;
-    writeln!(std::io::stdout(), "{text}").context("standard output")
+    console::print(&text)
 }
 
 /// What can be said without the model.

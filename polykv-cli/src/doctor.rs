@@ -2,12 +2,10 @@
 
 use crate::args::DoctorArgs;
 use crate::model;
-use crate::output::table;
-use anyhow::Context;
+use crate::output::{console, table};
 use polykv::{DeviceSpec, Storage, machine, ops};
 use polykv_core::doctor::{self, Check};
 use serde::Serialize;
-use std::io::Write;
 
 #[derive(Serialize)]
 struct Report {
@@ -48,7 +46,7 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<()> {
         true => serde_json::to_string(&report)?,
         false => show(&report),
     };
-    writeln!(std::io::stdout(), "{text}").context("standard output")?;
+    console::print(&text)?;
     let checks = report.devices.iter().flat_map(|device| &device.kernels);
     let wrong: Vec<_> = checks
         .filter(|check| !check.ok)

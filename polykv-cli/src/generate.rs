@@ -3,13 +3,13 @@
 use crate::args::GenerateArgs;
 use crate::compression::{Placed, Source};
 use crate::kept::{self, Snapshot};
-use crate::output::{self, Run, progress, stats};
+use crate::output::{self, Run, console, progress, stats};
 use crate::{model, prompt};
 use anyhow::Context;
 use polykv::models::generate::Event;
 use polykv::models::sample::SamplingParams;
 use polykv::models::{GenerateOptions, Generator};
-use std::io::Write;
+use std::ops::ControlFlow;
 
 /// # Errors
 /// What was refused, or what failed on the way.
@@ -30,19 +30,22 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let mut generator = Generator::new(model, plan)?;
     generator.protect(spans.clone());
     let mut snapshot = None;
-    let mut stdout = std::io::stdout();
     let mut written = Ok(());
     let mut prefill = progress::Prefill::default();
-    let generation = generator.generate(&ids, &options, &mut |event| match event {
-        Event::Prefill { done, total } => prefill.step(done, total),
-        Event::Prompt(cache) if args.show_kept.is_some() => snapshot = Some(Snapshot::of(cache)),
-        Event::Prompt(_) => {}
-        Event::Text(piece) if !args.json && written.is_ok() => {
-            written = stdout
-                .write_all(piece.as_bytes())
-                .and_then(|()| stdout.flush());
+    let generation = generator.generate(&ids, &options, &mut |event| {
+        match event {
+            Event::Prefill { done, total } => prefill.step(done, total),
+            Event::Prompt(cache) if args.show_kept.is_some() => {
+                snapshot = Some(Snapshot::of(cache))
+            }
+            Event::Text(piece) if !args.json => written = console::write(piece),
+            Event::Prompt(_) | Event::Text(_) => {}
         }
-        Event::Text(_) => {}
+        // Nobody reads what would come next.
+        match written.is_ok() {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
     });
     drop(prefill);
     let generation = generation?;
@@ -63,16 +66,15 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     }
     if args.json {
         let json = serde_json::to_string(&run.json())?;
-        return writeln!(stdout, "{json}").context("standard output");
+        return console::print(&json);
     }
     if !generation.text.is_empty() {
-        writeln!(stdout).context("standard output")?;
+        console::print("")?;
     }
-    if !args.no_stats {
-        writeln!(std::io::stderr(), "{}", stats::block(&run, args.verbose))
-            .context("standard error")?;
+    match args.no_stats {
+        true => Ok(()),
+        false => console::note(&stats::block(&run, args.verbose)),
     }
-    Ok(())
 }
 
 fn options(args: &GenerateArgs) -> GenerateOptions {

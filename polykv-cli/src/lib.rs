@@ -29,8 +29,8 @@ mod pull;
 
 use args::{Cli, Command};
 use clap::Parser;
+use output::console;
 use polykv::Registry;
-use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 use std::sync::Mutex;
@@ -75,7 +75,26 @@ fn forget_panic() {
     }
 }
 
+/// Threads that the CPU's kernels may be given.
+const MOST_THREADS: usize = 1024;
+
+/// The pool of threads starts with the first kernel, and takes for ever to start too many.
+fn check_threads() -> polykv::Result<()> {
+    const NAME: &str = "RAYON_NUM_THREADS";
+    let Some(found) = std::env::var(NAME).ok() else {
+        return Ok(());
+    };
+    match found.trim().parse::<usize>() {
+        Ok(threads) if threads > MOST_THREADS => {
+            let allowed = format!("at most {MOST_THREADS}");
+            Err(polykv::Error::invalid("environment", NAME, found, allowed))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn run(cli: &Cli) -> anyhow::Result<()> {
+    check_threads()?;
     match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Bench(args) => bench::run(args),
@@ -89,6 +108,9 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 fn failure(error: &anyhow::Error) -> ExitCode {
+    if console::is_closed_pipe(error) {
+        return ExitCode::from(FAILED);
+    }
     let refused = error.chain().any(|cause| {
         cause
             .downcast_ref::<polykv::Error>()
@@ -110,7 +132,7 @@ fn failure(error: &anyhow::Error) -> ExitCode {
 
 /// One line on standard error; who has closed that does not want to know.
 fn say(text: &str) {
-    let _ = writeln!(std::io::stderr(), "{}", output::one_line(text));
+    let _ = console::note(&output::one_line(text));
 }
 
 /// Help as clap prints it; errors in one line like all others.
@@ -122,9 +144,10 @@ fn usage(error: &clap::Error) -> ExitCode {
             | ErrorKind::DisplayVersion
             | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     ) {
-        // A closed pipe is the only thing that can go wrong here, and then nobody reads.
-        let _ = error.print();
-        return ExitCode::from(if error.use_stderr() { USAGE } else { 0 });
+        return match error.print() {
+            Ok(()) => ExitCode::from(if error.use_stderr() { USAGE } else { 0 }),
+            Err(_) => ExitCode::from(FAILED),
+        };
     }
     let rendered = error.render().to_string();
     let facts: Vec<&str> = rendered

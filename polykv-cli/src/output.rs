@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod calibrate;
+pub mod console;
 pub mod eval;
 mod json;
 pub mod kept;

@@ -6,11 +6,10 @@ mod memory;
 
 use crate::args::{PlanAction, PlanArgs};
 use crate::compression::registry;
-use crate::output::{describe_budget, describe_params, picture, table, write_whole};
+use crate::output::{console, describe_budget, describe_params, picture, table, write_whole};
 use anyhow::Context;
 use polykv::plan::FileRule;
 use polykv::{At, Error, Phase, Plan, PlanFile, Result};
-use std::io::Write;
 use std::path::Path;
 
 /// # Errors
@@ -38,7 +37,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
         }
         PlanAction::Memory(args) => memory::text(args)?,
     };
-    writeln!(std::io::stdout(), "{text}").context("standard output")
+    console::print(&text)
 }
 
 /// A plan file and what it means.
@@ -63,7 +62,7 @@ fn restated(file: &PlanFile, plan: &Plan) -> PlanFile {
 fn finish(plan: &PlanFile, out: Option<&Path>) -> anyhow::Result<()> {
     match out {
         Some(path) => Ok(plan.write(path)?),
-        None => write!(std::io::stdout(), "{}", plan.to_yaml()).context("standard output"),
+        None => console::write(&plan.to_yaml()).context("standard output"),
     }
 }
 

@@ -5,7 +5,7 @@ use polykv::models::LoadedModel;
 use polykv::models::chat::Message;
 use polykv::models::tokenizer::Specials;
 use polykv::{Error, Result, Spans};
-use std::fs::File;
+use polykv_core::files;
 use std::io::Read;
 use std::path::Path;
 
@@ -47,8 +47,7 @@ pub fn read_file(path: &Path) -> Result<String> {
     if path == Path::new("-") {
         return read_all("standard input", std::io::stdin().lock());
     }
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    read_all(&path.display().to_string(), file)
+    files::read_capped_text(path, MAX_BYTES)
 }
 
 fn read_all(place: &str, source: impl Read) -> Result<String> {
@@ -62,11 +61,7 @@ fn read_all(place: &str, source: impl Read) -> Result<String> {
         let allowed = format!("at most {MAX_BYTES} bytes");
         return Err(Error::invalid(place, "size", found, allowed));
     }
-    String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        let found = format!("byte 0x{:02x} at offset {at}", e.as_bytes()[at]);
-        Error::invalid(place, "content", found, "UTF-8 text")
-    })
+    files::text(place, bytes)
 }
 
 /// Token ids of the prompt: in the chat template if the model has one, unless it is to be fed as it is; then after

@@ -1,11 +1,9 @@
 //! `polykv pull`: models with a name, built in or of the hub.
 
 use crate::args::{PullArgs, Pullable};
-use crate::output::{progress, table};
-use anyhow::Context;
+use crate::output::{console, progress, table};
 use polykv::Error;
 use polykv::models::hub;
-use std::io::Write;
 use std::path::PathBuf;
 
 /// # Errors
@@ -18,7 +16,7 @@ pub fn run(args: &PullArgs) -> anyhow::Result<()> {
             path.display().to_string()
         }
     };
-    writeln!(std::io::stdout(), "{text}").context("standard output")
+    console::print(&text)
 }
 
 fn pull(name: &Pullable, revision: Option<&str>, verify: bool) -> polykv::Result<PathBuf> {

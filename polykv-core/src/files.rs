@@ -62,10 +62,33 @@ pub fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// # Errors
 /// What [`read_capped`] refuses; bytes that are no UTF-8.
 pub fn read_capped_text(path: &Path, limit: u64) -> Result<String> {
-    String::from_utf8(read_capped(path, limit)?).map_err(|e| {
+    text(path.display(), read_capped(path, limit)?)
+}
+
+/// The byte order mark that some editors put before UTF-8.
+const MARK: &[u8] = "\u{feff}".as_bytes();
+
+/// Bytes without a byte order mark at their start.
+pub fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(MARK).unwrap_or(bytes)
+}
+
+/// Bytes as text, without a byte order mark at its start; `place` names where they come from.
+///
+/// # Errors
+/// Bytes that are no UTF-8, with the first wrong one; UTF-16 by name.
+pub fn text(place: impl std::fmt::Display, mut bytes: Vec<u8>) -> Result<String> {
+    if bytes.starts_with(MARK) {
+        bytes.drain(..MARK.len());
+    }
+    if let [0xff, 0xfe, ..] | [0xfe, 0xff, ..] = bytes[..] {
+        let allowed = "UTF-8 text: save it as UTF-8";
+        return Err(Error::invalid(place, "content", "UTF-16", allowed));
+    }
+    String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        let found = format!("no UTF-8 at byte {at}");
-        Error::invalid(path.display(), "text", found, "UTF-8")
+        let found = format!("byte 0x{:02x} at offset {at}", e.as_bytes()[at]);
+        Error::invalid(place, "content", found, "UTF-8 text")
     })
 }
 

@@ -6,6 +6,7 @@ use crate::{LoadedModel, PrefillOptions};
 use polykv_core::device::run_on;
 use polykv_core::{CacheReport, Error, KvCache, Plan, Result, Spans, ops};
 use serde::Serialize;
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 /// What to generate, and how.
@@ -38,6 +39,8 @@ pub enum Finish {
     Stop,
     /// The limit of new tokens or the model's context.
     Length,
+    /// The caller wanted no more.
+    Cancelled,
 }
 
 /// A finished generation with what it took.
@@ -80,6 +83,9 @@ pub enum Event<'a> {
     /// New text, cut at character boundaries.
     Text(&'a str),
 }
+
+/// Takes the events of a generation; `Break` ends it, at the end of the prompt or after the token at hand.
+pub type OnEvent<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + Send + 'a;
 
 /// A model with a cache under one plan.
 #[derive(Debug)]
@@ -125,7 +131,7 @@ impl Generator {
         &mut self,
         prompt: &[u32],
         options: &GenerateOptions,
-        on_event: &mut (dyn FnMut(Event<'_>) + Send),
+        on_event: &mut OnEvent<'_>,
     ) -> Result<Generation> {
         let device = self.model.model.device().clone();
         run_on(&device, || self.run(prompt, options, on_event))
@@ -135,7 +141,7 @@ impl Generator {
         &mut self,
         prompt: &[u32],
         options: &GenerateOptions,
-        on_event: &mut (dyn FnMut(Event<'_>) + Send),
+        on_event: &mut OnEvent<'_>,
     ) -> Result<Generation> {
         let model = &self.model.model;
         let vocab = model.config().vocab_size;
@@ -150,7 +156,12 @@ impl Generator {
         let mut sampler = Sampler::new(options.sampling.clone())?;
         let mut history = prompt.to_vec();
         let started = Instant::now();
-        let mut progress = |done, total| on_event(Event::Prefill { done, total });
+        let mut wanted = ControlFlow::Continue(());
+        let mut progress = |done, total| {
+            if wanted.is_continue() {
+                wanted = on_event(Event::Prefill { done, total });
+            }
+        };
         let mut prefill = PrefillOptions {
             chunk: options.chunk,
             progress: Some(&mut progress),
@@ -158,12 +169,19 @@ impl Generator {
         };
         let mut logits = model.prefill(self.model.ids(prompt), &mut self.cache, &mut prefill)?;
         let activation_peak_bytes = prefill.activation_peak_bytes;
-        on_event(Event::Prompt(&self.cache));
+        if wanted.is_continue() {
+            wanted = on_event(Event::Prompt(&self.cache));
+        }
         let mut output = Output::new(&self.model, &options.stop);
+        output.wanted = wanted;
         let mut tokens = Vec::new();
         let mut first = None;
         let mut finish = Finish::Length;
         while tokens.len() < options.max_new_tokens {
+            if output.wanted.is_break() {
+                finish = Finish::Cancelled;
+                break;
+            }
             let values: Vec<f32> = logits.try_into_vec_as().map_err(ops::read_error)?;
             let token = sampler.sample(&values, &history)?;
             first.get_or_insert_with(Instant::now);
@@ -208,6 +226,8 @@ struct Output<'a> {
     stop: StopMatcher<'a>,
     text: String,
     stopped: bool,
+    /// Whether the caller wants more.
+    wanted: ControlFlow<()>,
 }
 
 impl<'a> Output<'a> {
@@ -217,18 +237,19 @@ impl<'a> Output<'a> {
             stop: StopMatcher::new(stops),
             text: String::new(),
             stopped: false,
+            wanted: ControlFlow::Continue(()),
         }
     }
 
     /// True at a stop text.
-    fn push(&mut self, token: u32, on_event: &mut (dyn FnMut(Event<'_>) + Send)) -> Result<bool> {
+    fn push(&mut self, token: u32, on_event: &mut OnEvent<'_>) -> Result<bool> {
         if let Some(piece) = self.stream.push(token)? {
             self.show(&piece, on_event);
         }
         Ok(self.stopped)
     }
 
-    fn finish(mut self, on_event: &mut (dyn FnMut(Event<'_>) + Send)) -> Result<String> {
+    fn finish(mut self, on_event: &mut OnEvent<'_>) -> Result<String> {
         if !self.stopped {
             if let Some(piece) = self.stream.flush()? {
                 self.show(&piece, on_event);
@@ -236,20 +257,25 @@ impl<'a> Output<'a> {
             if !self.stopped {
                 let rest = self.stop.finish();
                 if !rest.is_empty() {
-                    on_event(Event::Text(&rest));
-                    self.text.push_str(&rest);
+                    self.emit(rest, on_event);
                 }
             }
         }
         Ok(self.text)
     }
 
-    fn show(&mut self, piece: &str, on_event: &mut (dyn FnMut(Event<'_>) + Send)) {
+    fn show(&mut self, piece: &str, on_event: &mut OnEvent<'_>) {
         let (text, stopped) = self.stop.push(piece);
         if !text.is_empty() {
-            on_event(Event::Text(&text));
-            self.text.push_str(&text);
+            self.emit(text, on_event);
         }
         self.stopped = stopped;
+    }
+
+    fn emit(&mut self, text: String, on_event: &mut OnEvent<'_>) {
+        if self.wanted.is_continue() {
+            self.wanted = on_event(Event::Text(&text));
+        }
+        self.text.push_str(&text);
     }
 }

@@ -2,11 +2,9 @@
 
 use super::record::{PlanRecord, Record, Session};
 use crate::journal::{self, Appender};
-use crate::output::{self, eval as report, report as page};
-use anyhow::Context;
+use crate::output::{self, console, eval as report, report as page};
 use polykv::models::eval::{Prediction, Summary};
 use polykv::{Error, Result};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
@@ -204,7 +202,7 @@ pub fn finish(
         true => metrics,
         false => report::table(record, &summary),
     };
-    writeln!(std::io::stdout(), "{shown}").context("standard output")
+    console::print(&shown)
 }
 
 impl Known {

@@ -128,3 +128,15 @@ mod unix {
         assert_eq!(mode("whole"), mode("plain"));
     }
 }
+
+#[test]
+fn byte_order_marks_go_and_other_encodings_are_named() {
+    assert_eq!(text("p", "\u{feff}a\u{feff}".into()).unwrap(), "a\u{feff}");
+    assert_eq!(without_mark("\u{feff}{}".as_bytes()), b"{}");
+    for wrong in [&[0xff, 0xfe, b'a', 0][..], &[0xfe, 0xff, 0, b'a']] {
+        let error = text("p", wrong.to_vec()).unwrap_err().to_string();
+        assert!(error.contains("UTF-16"), "{error}");
+    }
+    let error = text("p", vec![b'a', 0x80]).unwrap_err().to_string();
+    assert!(error.contains("byte 0x80 at offset 1"), "{error}");
+}

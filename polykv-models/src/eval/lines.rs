@@ -1,6 +1,6 @@
 //! Files of one JSON object per line.
 
-use polykv_core::{Error, Result};
+use polykv_core::{Error, Result, files};
 use serde_json::{Map, Value};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -48,7 +48,12 @@ pub(super) fn read(path: &Path) -> Result<Vec<Line>> {
         if bytes.trim_ascii().is_empty() {
             continue;
         }
-        let fields = serde_json::from_slice(&bytes).map_err(|e| {
+        let object = if number == 1 {
+            files::without_mark(&bytes)
+        } else {
+            &bytes
+        };
+        let fields = serde_json::from_slice(object).map_err(|e| {
             let found = format!("not one ({e})");
             Error::invalid(&place, "line", found, "a JSON object")
         })?;
