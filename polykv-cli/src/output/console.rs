@@ -1,28 +1,30 @@
-//! What reaches the console. Data to a file or a pipe stays as it is; on a terminal, control characters of names, files and
-//! model output could move its cursor or rename its window, so they are shown instead of sent.
+//! What reaches the console. Control characters of names, files and model output could move a terminal's cursor or rename its
+//! window: tables and messages have none, and data (plans, answers) that goes to a file or a pipe stays as it is.
 
 use anyhow::Context;
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 
-/// Prints text and a line break to standard output.
+/// Prints a table, a JSON object or the like, and a line break, to standard output.
 ///
 /// # Errors
 /// A standard output that is full or gone.
 pub fn print(text: &str) -> anyhow::Result<()> {
-    write(text)
-        .and_then(|()| write("\n"))
-        .context("standard output")
+    let mut stdout = std::io::stdout();
+    let printed = writeln!(stdout, "{}", shown(text)).and_then(|()| stdout.flush());
+    printed.context("standard output")
 }
 
-/// Writes text to standard output, at once.
+/// Writes data to standard output, at once.
 ///
 /// # Errors
 /// A standard output that is full or gone.
 pub fn write(text: &str) -> std::io::Result<()> {
     let mut stdout = std::io::stdout();
-    let text = for_console(text, stdout.is_terminal());
-    stdout.write_all(text.as_bytes())?;
+    match stdout.is_terminal() {
+        true => stdout.write_all(shown(text).as_bytes())?,
+        false => stdout.write_all(text.as_bytes())?,
+    }
     stdout.flush()
 }
 
@@ -31,9 +33,7 @@ pub fn write(text: &str) -> std::io::Result<()> {
 /// # Errors
 /// A standard error that is full or gone.
 pub fn note(text: &str) -> anyhow::Result<()> {
-    let mut stderr = std::io::stderr();
-    let text = for_console(text, stderr.is_terminal());
-    writeln!(stderr, "{text}").context("standard error")
+    writeln!(std::io::stderr(), "{}", shown(text)).context("standard error")
 }
 
 /// Whether an error says that the reader of a pipe has gone away: no failure, but nothing is left to do.
@@ -44,15 +44,15 @@ pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-fn for_console(text: &str, terminal: bool) -> Cow<'_, str> {
+/// Text without control characters other than line breaks and tabs.
+fn shown(text: &str) -> Cow<'_, str> {
     let sent = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
-    match terminal && !text.chars().all(sent) {
-        true => Cow::Owned(
-            text.chars()
-                .map(|c| if sent(c) { c } else { '\u{fffd}' })
-                .collect(),
-        ),
-        false => Cow::Borrowed(text),
+    match text.chars().all(sent) {
+        true => Cow::Borrowed(text),
+        false => {
+            let cleared = text.chars().map(|c| if sent(c) { c } else { '\u{fffd}' });
+            Cow::Owned(cleared.collect())
+        }
     }
 }
 
@@ -61,12 +61,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_terminal_gets_no_control_characters() {
+    fn no_control_characters_are_shown() {
         let text = "a\u{1b}[2Jb\u{9b}c\u{7}\td\ne\r";
-        assert_eq!(
-            for_console(text, true),
-            "a\u{fffd}[2Jb\u{fffd}c\u{fffd}\td\ne\u{fffd}"
-        );
-        assert_eq!(for_console(text, false), text);
+        assert_eq!(shown(text), "a\u{fffd}[2Jb\u{fffd}c\u{fffd}\td\ne\u{fffd}");
+        assert_eq!(shown("a\tb\nc"), "a\tb\nc");
     }
 }
