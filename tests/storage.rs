@@ -143,7 +143,6 @@ fn rows_of_no_whole_number_of_blocks_are_refused_by_name() {
 fn wgpu_stores_what_it_has_and_refuses_the_rest_by_name() {
     use burn::tensor::DType;
     use polykv::DeviceSpec;
-    use polykv::policy::Params;
 
     let device = match DeviceSpec::Wgpu(0).open() {
         Ok(device) => device,
