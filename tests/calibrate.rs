@@ -2,18 +2,19 @@
 
 #![cfg(feature = "flex")]
 
-#[path = "reference/kept.rs"]
-mod kept;
+mod common;
 #[path = "calibrate/signals.rs"]
 mod signals;
 
 use burn::tensor::Device;
-use polykv::calibrate::{Candidate, Data, Draft, Measured};
+use polykv::calibrate::{Data, Draft, Measured};
 use polykv::models::calibrate::{EvidenceOptions, Example, Examples, Measurer, Mixture, Pool};
 use polykv::models::eval::metrics;
 use polykv::models::{LoadedModel, PrefillOptions, load};
-use polykv::{Budget, KvCache, Phase, Plan};
+use polykv::plan::LayerPlan;
+use polykv::{Budget, KvCache, Phase, Plan, Policy, Rule};
 use std::path::Path;
+use std::sync::Arc;
 
 const BUDGET: usize = 50;
 const BOTH: [Phase; 2] = [Phase::Prefill, Phase::Decode];
@@ -23,8 +24,10 @@ fn model() -> LoadedModel {
     load(&folder, &Device::flex()).unwrap()
 }
 
-fn candidates() -> Vec<Candidate> {
-    Candidate::parse_list("tova,snapkv:window=8,h2o").unwrap()
+fn candidates() -> Vec<Arc<dyn Policy>> {
+    [("tova", "{}"), ("snapkv", "{window: 8}"), ("h2o", "{}")]
+        .map(|(name, params)| common::policy(name, params))
+        .into()
 }
 
 fn example() -> Example {
@@ -77,14 +80,10 @@ fn near(found: f64, wanted: f64, what: &str) {
 }
 
 /// One layer at the budget in one phase, everything else kept.
-fn one_layer(phase: Phase, layer: usize, candidate: &Candidate) -> Plan {
-    let mut plan = Plan::full(3);
-    plan.budget = Budget::Tokens(BUDGET);
+fn one_layer(phase: Phase, layer: usize, candidate: &Arc<dyn Policy>) -> Plan {
+    let mut plan = Plan::new(vec![LayerPlan::KEEP; 3], Budget::Tokens(BUDGET));
     plan.allow_full_extra = true;
-    let mut rules = plan.by_layer(phase);
-    (rules[layer].policy, rules[layer].params) =
-        (candidate.policy.clone(), candidate.params.clone());
-    plan.set_layers(phase, rules);
+    *plan.layers[layer].rule_mut(phase) = Rule::evict(candidate.clone());
     plan
 }
 
@@ -117,7 +116,7 @@ fn a_layer_alone_equals_a_plan_that_compresses_one_layer() {
             for (index, candidate) in candidates().into_iter().enumerate() {
                 let plan = one_layer(phase, layer, &candidate);
                 let wanted = nll(&model, plan, &example, phase == Phase::Decode);
-                let what = format!("{phase}, layer {layer}, {candidate}");
+                let what = format!("{phase}, layer {layer}, {}", candidate.key());
                 near(own.nll[layer][index], wanted, &what);
                 assert!(
                     (wanted - found.full_nll).abs() > 1e-6,
@@ -175,7 +174,6 @@ fn a_pool_equals_whole_plans() {
         candidates: &candidates,
         layers: 3,
         budget: Budget::Tokens(BUDGET),
-        model: None,
         budgets: [vec![60, 50, 40], vec![40, 50, 60]],
         online: None,
     };
@@ -230,7 +228,6 @@ fn a_pool_of_budgets_equals_whole_plans() {
         candidates: &candidates,
         layers: 3,
         budget: Budget::Ratio(0.4),
-        model: None,
         budgets: [vec![48; 3], vec![48; 3]],
         online: None,
     };

@@ -3,10 +3,11 @@
 //!
 //! Without a wgpu adapter the wgpu part is skipped with a message; `POLYKV_REQUIRE_WGPU=1` makes that a failure.
 
-#![cfg(all(feature = "flex", feature = "wgpu"))]
+#![cfg(feature = "flex")]
 
 #[path = "conformance/case.rs"]
 mod case;
+mod common;
 #[path = "conformance/host.rs"]
 mod host;
 #[path = "conformance/keys.rs"]
@@ -17,16 +18,20 @@ mod layers;
 mod operators;
 #[path = "conformance/order.rs"]
 mod order;
-mod reference;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
+use common::{each_policy, plan, policy};
+use polykv::allocate::Allocators;
 use polykv::models::{CausalLm, PrefillOptions, load};
-use polykv::policy;
-use polykv::{Budget, DeviceSpec, KvCache, Phase, Plan, Storage};
-use reference::harness::{Case, compare, small};
+use polykv::policy::Policies;
+use polykv::testing::{Case, check, compare, kept, max_difference};
+use polykv::{
+    Budget, DeviceSpec, KvCache, Phase, Plan, PromptCache, SharedPrefill, Spans, Storage,
+};
+use std::ops::Range;
 use std::path::Path;
 
-const BOTH: [Phase; 2] = [Phase::Prefill, Phase::Decode];
+const BOTH: [Phase; 2] = Phase::BOTH;
 
 fn devices() -> Vec<(String, Device)> {
     let mut found = vec![("cpu".to_string(), Device::flex())];
@@ -68,90 +73,113 @@ fn operators_of_layers_agree_with_plain_tensors() {
     }
 }
 
+/// On the CPU tests/cache.rs does this with more variants.
+#[test]
+fn every_policy_passes_the_checks_on_every_device() {
+    let policies = Policies::default();
+    for (name, device) in devices().into_iter().skip(1) {
+        for entry in policies.iter() {
+            println!("{name:5} {}", entry.name);
+            check(&policies, &entry.name, &device)
+                .unwrap_or_else(|reason| panic!("{name}, {}: {reason}", entry.name));
+        }
+    }
+}
+
+/// Two prompts with steps after each, protected spans, and everything kept.
 #[test]
 fn every_device_agrees() {
+    let case = |plan, spans| Case {
+        prompt: 37,
+        chunk: 37,
+        steps: 6,
+        seed: 3,
+        rounds: 2,
+        spans,
+        ..Case::new(plan)
+    };
     for (name, device) in devices() {
-        for policy in policy::names()
-            .into_iter()
-            .filter(|policy| *policy != "full")
-        {
-            let plan = Plan::uniform(1, policy, small(policy), Budget::Tokens(12), &BOTH);
-            let difference = compare(
-                &Case {
-                    plan,
-                    prompt: 37,
-                    chunk: 37,
-                    steps: 6,
-                    seed: 3,
-                },
-                &device,
-            );
+        let mut cases = vec![("full".to_string(), case(Plan::full(1), Spans::default()))];
+        for policy in each_policy() {
+            let what = policy.key();
+            let plan = Plan::uniform(1, policy, Budget::Tokens(16), &BOTH);
+            cases.push((what, case(plan, Spans::new([1..3, 20..22]))));
+        }
+        for (what, case) in cases {
+            let difference = compare(&case, &device).unwrap();
             println!(
-                "{name:5} {policy:14} output {:.1e}  kept {}",
+                "{name:5} {what:50} output {:.1e}  kept {}",
                 difference.output, difference.kept
             );
-            assert!(difference.output < 1e-4, "{name}, {policy}: {difference:?}");
-            assert_eq!(difference.kept, 0, "{name}, {policy}");
+            assert!(difference.output < 1e-4, "{name}, {what}: {difference:?}");
+            assert_eq!(difference.kept, 0, "{name}, {what}");
         }
-        let full = compare(
-            &Case {
-                plan: Plan::full(1),
-                prompt: 37,
-                chunk: 37,
-                steps: 6,
-                seed: 3,
-            },
-            &device,
-        );
-        assert!(full.output < 1e-4, "{name}, full: {full:?}");
     }
 }
 
-/// Logits of prompt and decode steps, and what is kept, under a plan of different policies.
-fn run(model: &dyn CausalLm, plan: &Plan) -> (Vec<f32>, Vec<i64>) {
+/// What a run of the model leaves: logits of every call, and what each layer keeps at the end.
+struct Run {
+    logits: Vec<Vec<f32>>,
+    kept: Vec<Vec<Vec<usize>>>,
+}
+
+fn ids(range: Range<i64>, device: &Device) -> Tensor<2, Int> {
+    let values: Vec<i64> = range.map(|i| i * 37 % 300 + 3).collect();
+    let dims = [1, values.len()];
+    Tensor::from_data(TensorData::new(values, dims), device)
+}
+
+fn read(logits: Tensor<2>) -> Vec<f32> {
+    logits.try_into_vec_as().unwrap()
+}
+
+const PROMPT: Range<i64> = 0..37;
+
+fn prefill(model: &dyn CausalLm, cache: &mut dyn PromptCache, range: Range<i64>) -> Vec<f32> {
+    let ids = ids(range, model.device());
+    let logits = model.prefill(ids, cache, &mut PrefillOptions::default());
+    read(logits.unwrap())
+}
+
+/// Steps after the prompt, a second prompt, and a step after it.
+fn go_on(model: &dyn CausalLm, cache: &mut KvCache, first: Vec<f32>) -> Run {
     let device = model.device();
-    let mut cache = KvCache::new(plan.clone(), model.cache_shape(1), device).unwrap();
-    let ids = |range: std::ops::Range<i64>| -> Tensor<2, Int> {
-        let values: Vec<i64> = range.map(|i| i * 37 % 300 + 3).collect();
-        let dims = [1, values.len()];
-        Tensor::from_data(TensorData::new(values, dims), device)
+    let mut logits = vec![first];
+    let decode = |cache: &mut KvCache, at: i64| {
+        let logits = model.decode(ids(at..at + 1, device), cache);
+        read(logits.unwrap())
     };
-    let mut all: Vec<f32> = Vec::new();
-    let logits = model
-        .prefill(ids(0..37), &mut cache, &mut PrefillOptions::default())
-        .unwrap();
-    all.extend(logits.try_into_vec_as::<f32>().unwrap());
-    for step in 37..43 {
-        let logits = model.decode(ids(step..step + 1), &mut cache).unwrap();
-        all.extend(logits.try_into_vec_as::<f32>().unwrap());
+    for at in 37..43 {
+        logits.push(decode(cache, at));
     }
+    logits.push(prefill(model, cache, 43..60));
+    logits.push(decode(cache, 60));
     cache.check().unwrap();
-    let mut kept = Vec::new();
-    for layer in cache.layers() {
-        let positions = layer.positions().unwrap();
-        let [_, heads, entries] = positions.dims();
-        let values: Vec<i64> = positions.try_into_vec_as().unwrap();
-        for head in 0..heads {
-            let mut sorted = values[head * entries..][..entries].to_vec();
-            sorted.sort_unstable();
-            kept.extend(sorted);
-        }
+    let layers = 0..cache.layers().len();
+    Run {
+        logits,
+        kept: layers.map(|layer| kept(cache, layer).unwrap()).collect(),
     }
-    (all, kept)
 }
 
-/// Plans of different policies, and one for each policy alone.
+fn run(model: &dyn CausalLm, plan: &Plan, spans: Spans) -> Run {
+    let shape = model.cache_shape(1);
+    let mut cache = KvCache::new(plan.clone(), shape, model.device()).unwrap();
+    cache.protect(spans);
+    let first = prefill(model, &mut cache, PROMPT);
+    go_on(model, &mut cache, first)
+}
+
+/// Plans of different policies, one for each policy alone, and the allocators that split per prompt.
 fn plans() -> Vec<(String, Plan)> {
-    let mixed = Plan::from_yaml(
-        "mixed",
+    let mixed = plan(
         "{schema: 1, layers: 3, budget: {tokens: 14},
           prefill: [{layers: 0, policy: h2o}, {layers: 1, policy: snapkv, params: {window: 4, kernel: 3}},
                     {layers: 2, policy: streaming-llm}],
           decode: [{layers: 0, policy: h2o}, {layers: 1-2, policy: tova}]}",
     );
     // As calibrations write them.
-    let uneven = Plan::from_yaml(
-        "uneven",
+    let uneven = plan(
         "{schema: 1, layers: 3, budget: {ratio: 0.4},
           prefill: [{layers: 0, policy: h2o, share: 8, params: {normalize: true, recent_fraction: 0}},
                     {layers: 1, policy: snapkv, share: 24, params: {window: 4, kernel: 3}},
@@ -159,36 +187,89 @@ fn plans() -> Vec<(String, Plan)> {
           decode: [{layers: 0, policy: d2o, share: 21, params: {sinks: 2}}, {layers: 1-2, policy: tova, share: 12}]}",
     );
     let mut plans = vec![
-        ("mixed".to_string(), mixed.unwrap()),
-        ("uneven".to_string(), uneven.unwrap()),
+        ("full".to_string(), Plan::full(3)),
+        ("mixed".into(), mixed),
+        ("uneven".into(), uneven),
     ];
-    for policy in policy::names() {
-        let plan = Plan::uniform(3, policy, small(policy), Budget::Tokens(14), &BOTH);
-        plans.push((policy.into(), plan));
+    let uniform = |policy| Plan::uniform(3, policy, Budget::Tokens(14), &BOTH);
+    for policy in each_policy() {
+        plans.push((policy.name().into(), uniform(policy)));
+    }
+    for online in Allocators::default().iter() {
+        if online.basis().is_online() {
+            for policy in [policy("h2o", "{}"), policy("knorm", "{}")] {
+                let name = format!("{} by {}", policy.name(), online.name());
+                let mut plan = uniform(policy);
+                plan.online = Some(online.clone());
+                plans.push((name, plan));
+            }
+        }
     }
     plans
 }
 
+fn assert_same(found: &Run, wanted: &Run, what: &str) {
+    assert_eq!(found.logits.len(), wanted.logits.len());
+    let pairs = found.logits.iter().zip(&wanted.logits);
+    let apart = pairs.map(|(a, b)| max_difference(a, b)).fold(0.0, f64::max);
+    println!("{what:30} logits differ by {apart:.1e}");
+    assert!(apart <= 1e-3, "{what}: {apart}");
+    assert_eq!(found.kept, wanted.kept, "{what}");
+}
+
 #[test]
-fn a_model_agrees_with_the_cpu_under_every_policy() {
+fn a_model_agrees_with_the_cpu_under_every_policy_and_allocator() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
     let devices = devices();
     let models: Vec<_> = devices
         .iter()
         .map(|(_, device)| load::load_weights(&folder, Storage::F32, device).unwrap())
         .collect();
-    for (plan_name, plan) in plans() {
-        let (wanted, kept) = run(&*models[0], &plan);
-        for ((device, _), model) in devices.iter().zip(&models).skip(1) {
-            let (found, found_kept) = run(&**model, &plan);
-            let worst = found
-                .iter()
-                .zip(&wanted)
-                .map(|(a, b)| (a - b).abs())
-                .fold(0.0, f32::max);
-            println!("{device:5} {plan_name:14} logits differ by {worst:.1e}");
-            assert!(worst <= 1e-3, "{device}, {plan_name}: {worst}");
-            assert_eq!(found_kept, kept, "{device}, {plan_name}");
+    let plans = plans();
+    let alone: Vec<Vec<Run>> = models
+        .iter()
+        .map(|model| {
+            let each = plans.iter();
+            each.map(|(_, plan)| run(&**model, plan, Spans::default()))
+                .collect()
+        })
+        .collect();
+    for (index, (name, _)) in plans.iter().enumerate() {
+        for (device, own) in devices.iter().zip(&alone).skip(1) {
+            assert_same(
+                &own[index],
+                &alone[0][index],
+                &format!("{}, {name}", device.0),
+            );
+        }
+    }
+    for ((device, _), (model, alone)) in devices.iter().zip(models.iter().zip(&alone)) {
+        // One prompt under all plans.
+        let of_all = plans.iter().map(|(_, plan)| plan.clone()).collect();
+        let shared = SharedPrefill::new(of_all, model.cache_shape(1), model.device());
+        let mut shared = shared.unwrap();
+        let first = prefill(&**model, &mut shared, PROMPT);
+        for (index, mut fork) in shared.into_caches().into_iter().enumerate() {
+            let found = go_on(&**model, &mut fork, first.clone());
+            assert_same(
+                &found,
+                &alone[index],
+                &format!("{device}, {}, shared", plans[index].0),
+            );
+        }
+        // Positions that no policy may evict.
+        let (_, mixed) = &plans[1];
+        let spans = Spans::new([1..4, 20..22]);
+        let found = run(&**model, mixed, spans.clone());
+        for heads in &found.kept {
+            for head in heads {
+                let safe = (1..4).chain(20..22).all(|p| head.contains(&p));
+                assert!(safe && head.len() == 14, "{device}: {head:?}");
+            }
+        }
+        if *device != "cpu" {
+            let wanted = run(&*models[0], mixed, spans);
+            assert_same(&found, &wanted, &format!("{device}, protected"));
         }
     }
 }

@@ -2,14 +2,16 @@
 
 #![cfg(feature = "flex")]
 
+mod common;
+
 use burn::tensor::Device;
 use polykv::models::eval::{
-    Candidate, Evaluator, Fidelity, Needle, NeedleOptions, Ppl, Prediction, Summary, Task,
+    Evaluator, Fidelity, NamedPlan, Needle, NeedleOptions, Ppl, Prediction, Summary, Task,
     WindowOptions, evaluate,
 };
 use polykv::models::{LoadedModel, PrefillOptions, load};
-use polykv::policy::Params;
-use polykv::{Budget, KvCache, Phase, Plan};
+use polykv::testing::max_difference;
+use polykv::{Budget, KvCache, Phase, Plan, Registry};
 use std::path::Path;
 
 /// Words of our own, about 2,000 tokens in the tiny vocabulary.
@@ -26,16 +28,13 @@ fn model() -> LoadedModel {
     load(&folder, &Device::flex()).unwrap()
 }
 
-fn candidate(name: &str, policy: &str, budget: usize) -> Candidate {
-    let phases = [Phase::Prefill, Phase::Decode];
-    Candidate {
-        name: name.into(),
-        plan: Plan::uniform(3, policy, Params::new(), Budget::Tokens(budget), &phases),
-    }
+fn candidate(name: &str, policy: &str, budget: usize) -> NamedPlan {
+    let plan = common::uniform(3, policy, Budget::Tokens(budget), &Phase::BOTH);
+    NamedPlan::new(name, plan, &Registry::default())
 }
 
 /// A budget above every length, and two that evict.
-fn candidates() -> Vec<Candidate> {
+fn candidates() -> Vec<NamedPlan> {
     vec![
         candidate("roomy", "h2o", 500),
         candidate("tova", "tova", 40),
@@ -211,8 +210,7 @@ fn plans_that_run_on_without_eviction_do_as_each_alone() {
         let cache = &mut alone[plan..=plan];
         evaluator.feed(cache, &tokens, &mut keep).unwrap();
         assert_eq!(together.len(), tokens.len() * 320);
-        let apart = together.iter().zip(&wanted).map(|(a, b)| (a - b).abs());
-        assert!(apart.fold(0.0, f32::max) < 1e-4);
+        assert!(max_difference(together, &wanted) < 1e-4);
     }
     assert_ne!(together[1], together[2], "budgets differ");
 
@@ -242,9 +240,8 @@ fn plans_that_decode_together_do_as_each_alone() {
         let (next, cache) = (&nexts[plan..=plan], &mut alone.clone()[plan..=plan]);
         let wanted = &evaluator.nlls(next, cache, &tokens, true).unwrap()[0];
         assert_eq!(nlls.len(), tokens.len());
-        for (found, wanted) in nlls.iter().zip(wanted) {
-            assert!((found - wanted).abs() < 1e-4, "{found}, not {wanted}");
-        }
+        let apart = max_difference(nlls, wanted);
+        assert!(apart < 1e-4, "plan {plan}: {apart}");
     }
     assert_ne!(together[0], together[2], "the plans' decode rules act");
 

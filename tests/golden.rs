@@ -2,6 +2,7 @@
 
 #![cfg(feature = "flex")]
 
+mod common;
 #[path = "golden/kvpress.rs"]
 mod kvpress;
 
@@ -9,6 +10,7 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv::models::chat::Message;
 use polykv::models::tokenizer::Specials;
 use polykv::models::{CausalLm, PrefillOptions, load};
+use polykv::testing::max_difference;
 use polykv::{KvCache, Plan, Storage};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
@@ -69,15 +71,6 @@ fn full_cache(model: &dyn CausalLm) -> KvCache {
     KvCache::new(plan, model.cache_shape(1), model.device()).unwrap()
 }
 
-fn worst(found: &[f32], wanted: &[f32]) -> f32 {
-    assert_eq!(found.len(), wanted.len());
-    found
-        .iter()
-        .zip(wanted)
-        .map(|(a, b)| (a - b).abs())
-        .fold(0.0, f32::max)
-}
-
 fn argmax(logits: &[f32]) -> i64 {
     (0..logits.len())
         .max_by(|&a, &b| logits[a].total_cmp(&logits[b]))
@@ -118,7 +111,7 @@ fn tiny_models_equal_transformers() {
             let logits = model
                 .logits(ids(&prompt, model.device()), &mut cache, &mut options)
                 .unwrap();
-            let worst = worst(&logits.try_into_vec_as::<f32>().unwrap(), &wanted);
+            let worst = max_difference(&logits.try_into_vec_as::<f32>().unwrap(), &wanted);
             assert!(worst < 1e-4, "{name}, chunk {chunk}: {worst}");
         }
         let wanted = golden.ints("greedy");
@@ -191,7 +184,8 @@ fn half_precision_files_load_exactly() {
         recast(folders[1].path(), Dtype::F32, rounded);
         let found = logits(folders[0].path());
         assert_eq!(found, logits(folders[1].path()), "{dtype:?}");
-        assert!(worst(&found, &original) > 0.0, "{dtype:?} was not rounded");
+        let apart = max_difference(&found, &original);
+        assert!(apart > 0.0 && apart < 1e-2, "{dtype:?}: rounded by {apart}");
     }
 }
 

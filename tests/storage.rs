@@ -1,17 +1,15 @@
 //! Weights and caches in fewer bits: close to f32, as small as they say, on every device that has the format and
 //! refused by name on one that has not.
 
-#[allow(dead_code, reason = "each test file uses a part of it")]
-mod reference;
+mod common;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv::models::{CausalLm, PrefillOptions, load};
-use polykv::policy;
+use polykv::testing::{kept, max_difference};
 use polykv::{Budget, KvCache, Phase, Plan, Storage};
-use reference::harness::small;
 use std::path::{Path, PathBuf};
 
-const BOTH: [Phase; 2] = [Phase::Prefill, Phase::Decode];
+const BOTH: [Phase; 2] = Phase::BOTH;
 
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -37,62 +35,91 @@ fn run(model: &dyn CausalLm, plan: Plan) -> (Vec<f32>, KvCache) {
     (logits, cache)
 }
 
-/// Root of the mean squared difference, relative to that of `b`.
-fn distance(a: &[f32], b: &[f32]) -> f32 {
-    let square = |x: f32| x * x;
-    let difference: f32 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
-    (difference / b.iter().copied().map(square).sum::<f32>()).sqrt()
+/// Root of the mean squared difference, relative to that of `b`; infinite if a number is not finite.
+fn distance(a: &[f32], b: &[f32]) -> f64 {
+    if max_difference(a, b).is_infinite() {
+        return f64::INFINITY;
+    }
+    let square = |x: f32| f64::from(x) * f64::from(x);
+    let difference: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+    (difference / b.iter().copied().map(square).sum::<f64>()).sqrt()
 }
 
 /// The least and the most that the logits may be off: formats of fewer bits must make a difference, a small one.
-fn range(storage: Storage) -> (f32, f32) {
+fn range(storage: Storage) -> std::ops::RangeInclusive<f64> {
     match storage {
-        Storage::F32 => (0.0, 0.0),
+        Storage::F32 => 0.0..=0.0,
         // Random weights amplify rounding more than trained ones.
-        Storage::F16 => (1e-6, 1e-2),
-        Storage::Bf16 => (1e-5, 5e-2),
-        Storage::Q8 => (1e-5, 1e-1),
+        Storage::F16 => 1e-6..=1e-2,
+        Storage::Bf16 => 1e-5..=5e-2,
+        Storage::Q8 => 1e-5..=1e-1,
     }
 }
 
+/// The part of the entries that both caches keep.
+#[cfg(feature = "flex")]
+fn shared_entries(a: &KvCache, b: &KvCache) -> f64 {
+    let (mut shared, mut all) = (0, 0);
+    for layer in 0..a.layers().len() {
+        let both = [a, b].map(|cache| kept(cache, layer).unwrap());
+        for (a, b) in both[0].iter().zip(&both[1]) {
+            assert_eq!(a.len(), b.len());
+            shared += a.iter().filter(|p| b.contains(p)).count();
+            all += a.len();
+        }
+    }
+    shared as f64 / all as f64
+}
+
+/// Every format of fewer bits: logits near those of f32 under FullKV, and under every policy nearly the same entries.
 #[cfg(feature = "flex")]
 #[test]
-fn every_format_is_close_to_f32_under_every_policy() {
+fn every_format_is_close_to_f32_and_keeps_nearly_the_same() {
     let load =
         |name, storage| load::load_weights(&fixture(name), storage, &Device::flex()).unwrap();
     for name in ["tiny-llama31", "tiny-qwen3"] {
         let exact = load(name, Storage::F32);
         let layers = exact.config().layers;
-        let (wanted, full) = run(&*exact, Plan::full(layers));
+        let plan = |policy| Plan::uniform(layers, policy, Budget::Tokens(40), &BOTH);
+        let (wanted, mut full) = run(&*exact, Plan::full(layers));
+        let of_policies: Vec<_> = common::each_policy()
+            .into_iter()
+            .map(|policy| run(&*exact, plan(policy)))
+            .collect();
         for storage in Storage::ALL {
-            // Its rows are no whole number of blocks: see below.
-            if (name, storage) == ("tiny-qwen3", Storage::Q8) {
+            // The rows of that model are no whole number of blocks: see below.
+            if storage == Storage::F32 || (name, storage) == ("tiny-qwen3", Storage::Q8) {
                 continue;
             }
             let model = load(name, storage);
-            let (found, cache) = run(&*model, Plan::full(layers));
-            let (least, most) = range(storage);
-            let distance = distance(&found, &wanted);
-            println!("{name}, {storage}: {distance:.1e}");
+            let (found, mut cache) = run(&*model, Plan::full(layers));
+            let apart = distance(&found, &wanted);
+            println!("{name}, {storage}: {apart:.1e}");
             assert!(
-                (least..=most).contains(&distance),
-                "{name}, {storage}: {distance}"
+                range(storage).contains(&apart),
+                "{name}, {storage}: {apart}"
             );
-            let halves = if storage == Storage::F32 { 1 } else { 2 };
             assert_eq!(
-                cache.report().bytes * halves,
-                full.report().bytes,
+                cache.report().unwrap().bytes * 2,
+                full.report().unwrap().bytes,
                 "{storage}"
             );
-            for policy in policy::names().into_iter().filter(|&name| name != "full") {
-                let params = small(policy);
-                let plan = Plan::uniform(layers, policy, params, Budget::Tokens(40), &BOTH);
-                let (found, cache) = run(&*model, plan);
-                assert!(found.iter().all(|x| x.is_finite()), "{storage}, {policy}");
+            for (policy, (wanted, exact)) in common::each_policy().into_iter().zip(&of_policies) {
+                let what = format!("{name}, {storage}, {}", policy.key());
+                let (found, mut cache) = run(&*model, plan(policy));
                 assert!(
-                    cache.report().kept.iter().all(|&kept| kept == 40.0),
-                    "{policy}"
+                    cache
+                        .report()
+                        .unwrap()
+                        .kept
+                        .iter()
+                        .all(|&kept| kept == 40.0),
+                    "{what}"
                 );
+                let (shared, apart) = (shared_entries(&cache, exact), distance(&found, wanted));
+                println!("{what}: {shared:.3} of the entries, logits {apart:.1e}");
+                assert!(shared >= 0.9, "{what}: {shared} of the entries");
+                assert!(apart <= 5.0 * range(storage).end(), "{what}: {apart}");
             }
         }
     }
@@ -116,7 +143,6 @@ fn rows_of_no_whole_number_of_blocks_are_refused_by_name() {
 fn wgpu_stores_what_it_has_and_refuses_the_rest_by_name() {
     use burn::tensor::DType;
     use polykv::DeviceSpec;
-    use polykv::policy::Params;
 
     let device = match DeviceSpec::Wgpu(0).open() {
         Ok(device) => device,
@@ -139,13 +165,20 @@ fn wgpu_stores_what_it_has_and_refuses_the_rest_by_name() {
         true => {
             let model = load(Storage::F16, &device).unwrap();
             let exact = load(Storage::F32, &Device::flex()).unwrap();
-            let plan =
-                |layers| Plan::uniform(layers, "tova", Params::new(), Budget::Tokens(40), &BOTH);
             let layers = exact.config().layers;
-            let (found, _) = run(&*model, plan(layers));
-            let (wanted, _) = run(&*exact, plan(layers));
-            let distance = distance(&found, &wanted);
-            assert!(distance < 1e-2, "{distance}");
+            let mut plan = common::uniform(layers, "tova", Budget::Tokens(40), &BOTH);
+            let mut plans = vec![plan.clone()];
+            for online in ["cake", "dynamic"] {
+                let online = polykv::allocate::Allocators::default().get(online);
+                plan.online = Some(online.unwrap());
+                plans.push(plan.clone());
+            }
+            for plan in plans {
+                let (found, _) = run(&*model, plan.clone());
+                let (wanted, _) = run(&*exact, plan.clone());
+                let apart = distance(&found, &wanted);
+                assert!(apart < 1e-2, "{apart}: {}", common::written(&plan));
+            }
         }
     }
 }

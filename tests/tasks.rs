@@ -2,6 +2,7 @@
 
 #![cfg(feature = "flex")]
 
+mod common;
 #[path = "tasks/longbench.rs"]
 mod longbench;
 #[path = "tasks/prompts.rs"]
@@ -10,10 +11,9 @@ mod prompts;
 mod ruler;
 
 use burn::tensor::Device;
-use polykv::models::eval::{Candidate, Evaluator, Prediction, Summary, Task, evaluate};
+use polykv::models::eval::{Evaluator, NamedPlan, Prediction, Summary, Task, evaluate};
 use polykv::models::{LoadedModel, load};
-use polykv::policy::Params;
-use polykv::{Budget, Phase, Plan};
+use polykv::{Budget, Phase, Registry};
 use serde_json::Value;
 use std::path::Path;
 
@@ -23,15 +23,11 @@ fn model() -> LoadedModel {
 }
 
 /// A budget above every length, and one that evicts.
-fn candidates() -> Vec<Candidate> {
-    let plan = |policy: &str, budget| {
-        let phases = [Phase::Prefill, Phase::Decode];
-        Plan::uniform(3, policy, Params::new(), Budget::Tokens(budget), &phases)
-    };
+fn candidates() -> Vec<NamedPlan> {
     [("roomy", "h2o", 2000), ("tova", "tova", 30)]
-        .map(|(name, policy, budget)| Candidate {
-            name: name.into(),
-            plan: plan(policy, budget),
+        .map(|(name, policy, budget)| {
+            let plan = common::uniform(3, policy, Budget::Tokens(budget), &Phase::BOTH);
+            NamedPlan::new(name, plan, &Registry::default())
         })
         .into()
 }

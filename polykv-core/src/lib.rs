@@ -40,6 +40,8 @@ mod random;
 mod registry;
 mod shape;
 pub mod storage;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use allocate::Allocator;
 pub use budget::Budget;

@@ -148,6 +148,12 @@ pub trait Policy: Send + Sync + fmt::Debug {
         !self.merges()
     }
 
+    /// The policy's definition in f64, for the test harness to compare with.
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        None
+    }
+
     /// What the entries that are about to go add to those that stay. Statistics of the entries that stay are left as
     /// they are.
     fn merge(

@@ -1,36 +1,39 @@
 //! Budgets by allocators that see the layers first.
 
-use crate::reference::harness::{Case, Inputs, cache, inputs, kept, small, tensor};
-use crate::reference::{HEADS, KV_HEADS, Token};
+use super::{BOTH, decode};
+use crate::common::{each_policy, policy, uniform};
 use burn::tensor::Device;
-use polykv::policy::{self, Params};
-use polykv::{Budget, KvCache, Phase, Plan, Rule};
+use polykv::allocate::Allocators;
+use polykv::plan::Share;
+use polykv::testing::{HEADS, Inputs, KV_HEADS, cache, kept};
+use polykv::{Allocator, Budget, ErrorKind, KvCache, Phase, Plan, Policy};
+use std::sync::Arc;
 
 const LAYERS: usize = 5;
 const PROMPT: usize = 60;
 const AVERAGE: usize = 14;
-const BOTH: [Phase; 2] = [Phase::Prefill, Phase::Decode];
 
-fn plan(policy: &str, online: Option<&str>, phases: &[Phase]) -> Plan {
-    let budget = Budget::Tokens(AVERAGE);
-    let plan = Plan::uniform(LAYERS, policy, small(policy), budget, phases);
-    Plan {
-        online: online.map(String::from),
-        ..plan
-    }
+fn allocator(name: &str) -> Arc<dyn Allocator> {
+    Allocators::default().get(name).unwrap()
+}
+
+/// Allocators that see the layers first.
+fn seeing() -> Vec<Arc<dyn Allocator>> {
+    let allocators = Allocators::default();
+    let seeing = allocators.iter().filter(|own| own.online().is_some());
+    seeing.cloned().collect()
+}
+
+fn plan(policy: Arc<dyn Policy>, online: Option<Arc<dyn Allocator>>, phases: &[Phase]) -> Plan {
+    let mut plan = Plan::uniform(LAYERS, policy, Budget::Tokens(AVERAGE), phases);
+    plan.online = online;
+    plan
 }
 
 /// Later layers have ever larger queries and keys, so that their attention is sharper.
 fn data(steps: usize) -> Vec<Inputs> {
-    let case = Case {
-        plan: Plan::full(LAYERS),
-        prompt: PROMPT,
-        chunk: PROMPT,
-        steps,
-        seed: 9,
-    };
     let grown = |layer: usize| {
-        let mut own = inputs(&case, layer);
+        let mut own = Inputs::seeded(PROMPT + steps, 9, layer);
         let factor = 0.5 + 0.3 * layer as f64;
         let numbers = own.q.iter_mut().flatten().flatten();
         numbers.for_each(|number| *number *= factor);
@@ -49,67 +52,56 @@ fn lengths(cache: &KvCache) -> Vec<usize> {
 
 /// Runs the prompt; `after` sees the cache after each layer.
 fn prefill(cache: &mut KvCache, data: &[Inputs], after: &mut dyn FnMut(usize, &KvCache)) {
-    cache.begin_prefill(PROMPT).unwrap();
+    let mut prompt = cache.prompt(PROMPT).unwrap();
     for (layer, own) in data.iter().enumerate() {
-        let part = |all: &[Token]| tensor(&all[..PROMPT], &Device::flex());
-        cache
-            .prefill(layer, part(&own.q), part(&own.k), part(&own.v))
-            .unwrap();
-        cache.end_prefill(layer).unwrap();
-        after(layer, cache);
+        let [q, k, v] = own.part(0..PROMPT, &Device::flex());
+        prompt.attend(layer, q, k, v).unwrap();
+        prompt.end_layer(layer).unwrap();
+        after(layer, prompt.cache());
     }
-}
-
-fn narrowing() -> impl Iterator<Item = &'static str> {
-    let narrows = |name: &&str| {
-        let policy = policy::build("test", name, &small(name)).unwrap();
-        policy.evicts() && policy.narrows()
-    };
-    policy::names().into_iter().filter(narrows)
+    prompt.finish().unwrap();
 }
 
 #[test]
 fn cutting_in_steps_equals_one_cut_at_the_budgets_found() {
     let data = data(0);
     let mut uneven = 0;
-    for online in ["cake", "dynamic"] {
-        for name in narrowing() {
-            let mut own = cache(plan(name, Some(online), &BOTH), &Device::flex());
+    for online in seeing() {
+        let allocator = online.name();
+        for policy in each_policy().into_iter().filter(|own| own.narrows()) {
+            let name = policy.name().to_string();
+            let own_plan = plan(policy.clone(), Some(online.clone()), &BOTH);
+            let mut own = cache(own_plan, &Device::flex()).unwrap();
             prefill(&mut own, &data, &mut |layer, cache| {
                 let held: usize = lengths(cache).iter().sum();
-                let total = match online {
+                let total = match allocator {
                     "cake" => LAYERS * AVERAGE,
                     _ if layer + 1 < LAYERS => (layer + 1) * PROMPT,
                     _ => LAYERS * AVERAGE,
                 };
                 assert!(
                     held <= total,
-                    "{online}, {name}: {held} after layer {layer}"
+                    "{allocator}, {name}: {held} after layer {layer}"
                 );
             });
             let budgets = lengths(&own);
-            let what = format!("{online}, {name}: {budgets:?}");
+            let what = format!("{allocator}, {name}: {budgets:?}");
             assert_eq!(budgets.iter().sum::<usize>(), LAYERS * AVERAGE, "{what}");
             uneven += usize::from(budgets.iter().any(|&budget| budget != AVERAGE));
 
-            let mut fixed = plan(name, None, &BOTH);
-            for rules in [&mut fixed.prefill, &mut fixed.decode] {
-                let rule = |(layer, &tokens): (usize, &usize)| Rule {
-                    layers: polykv::plan::LayerRange {
-                        first: layer,
-                        last: layer,
-                    },
-                    tokens: Some(tokens),
-                    ..rules[0].clone()
-                };
-                *rules = budgets.iter().enumerate().map(rule).collect();
+            let mut fixed = plan(policy, None, &BOTH);
+            for (layer, &budget) in fixed.layers.iter_mut().zip(&budgets) {
+                for phase in BOTH {
+                    let rule = layer.rule(phase).clone();
+                    *layer.rule_mut(phase) = rule.with_share(Share::Entries(budget));
+                }
             }
-            let mut alone = cache(fixed, &Device::flex());
+            let mut alone = cache(fixed, &Device::flex()).unwrap();
             prefill(&mut alone, &data, &mut |_, _| ());
             for layer in 0..LAYERS {
                 assert_eq!(
-                    kept(&own, layer),
-                    kept(&alone, layer),
+                    kept(&own, layer).unwrap(),
+                    kept(&alone, layer).unwrap(),
                     "{what}, layer {layer}"
                 );
             }
@@ -154,7 +146,8 @@ fn cake_splits_by_entropy_times_variance() {
         entropy * variance
     };
     let claims: Vec<f64> = data.iter().map(claim).collect();
-    let mut own = cache(plan("knorm", Some("cake"), &BOTH), &Device::flex());
+    let plan = plan(policy("knorm", "{}"), Some(allocator("cake")), &BOTH);
+    let mut own = cache(plan, &Device::flex()).unwrap();
     prefill(&mut own, &data, &mut |_, _| ());
     // Without anything protected, one entry each comes first.
     let rest = (LAYERS * AVERAGE - LAYERS) as f64;
@@ -185,7 +178,8 @@ fn dynamic_splits_by_a_contest_of_all_entries() {
     all[..LAYERS * AVERAGE * KV_HEADS]
         .iter()
         .for_each(|&(_, layer)| wins[layer] += 1);
-    let mut own = cache(plan("knorm", Some("dynamic"), &BOTH), &Device::flex());
+    let plan = plan(policy("knorm", "{}"), Some(allocator("dynamic")), &BOTH);
+    let mut own = cache(plan, &Device::flex()).unwrap();
     prefill(&mut own, &data, &mut |_, _| ());
     for (found, wins) in lengths(&own).into_iter().zip(wins) {
         let wanted = wins as f64 / KV_HEADS as f64;
@@ -200,66 +194,62 @@ fn dynamic_splits_by_a_contest_of_all_entries() {
 fn decode_and_later_prompts_stay_within_the_total() {
     let steps = 40;
     let data = data(steps);
-    for online in ["cake", "dynamic"] {
+    for online in seeing() {
         for phases in [&BOTH[..1], &BOTH[1..], &BOTH[..]] {
-            let mut own = cache(plan("tova", Some(online), phases), &Device::flex());
+            let what = format!("{}, {phases:?}", online.name());
+            let plan = plan(policy("tova", "{}"), Some(online.clone()), phases);
+            let mut own = cache(plan, &Device::flex()).unwrap();
             prefill(&mut own, &data, &mut |_, _| ());
-            for i in PROMPT..PROMPT + steps / 2 {
-                for (layer, data) in data.iter().enumerate() {
-                    let one = |all: &[Token]| tensor(&all[i..=i], &Device::flex());
-                    own.decode(layer, one(&data.q), one(&data.k), one(&data.v))
-                        .unwrap();
-                }
-            }
-            own.check().unwrap();
+            decode(&mut own, &data, PROMPT..PROMPT + steps / 2).unwrap();
             let held: usize = lengths(&own).iter().sum();
             let grown = if phases.contains(&Phase::Decode) {
                 0
             } else {
                 LAYERS * steps / 2
             };
-            assert_eq!(held, LAYERS * AVERAGE + grown, "{online}, {phases:?}");
+            assert_eq!(held, LAYERS * AVERAGE + grown, "{what}");
             // Another prompt on the same cache.
             let range = PROMPT + steps / 2..PROMPT + steps;
-            own.begin_prefill(range.len()).unwrap();
-            for (layer, data) in data.iter().enumerate() {
-                let part = |all: &[Token]| tensor(&all[range.clone()], &Device::flex());
-                own.prefill(layer, part(&data.q), part(&data.k), part(&data.v))
-                    .unwrap();
-                own.end_prefill(layer).unwrap();
-            }
+            let (own, _) = super::prefill(own, &data, range, PROMPT).unwrap();
             let held: usize = lengths(&own).iter().sum();
             let wanted = match phases.contains(&Phase::Prefill) {
                 true => LAYERS * AVERAGE,
                 false => LAYERS * (AVERAGE + steps / 2),
             };
-            assert_eq!(held, wanted, "{online}, {phases:?}");
+            assert_eq!(held, wanted, "{what}");
         }
     }
 }
 
 #[test]
 fn policies_that_cannot_be_cut_in_steps_are_refused() {
-    for name in ["blend", "criticalkv", "d2o", "cam"] {
-        let error = plan(name, Some("cake"), &BOTH)
-            .validate("p.yaml")
-            .unwrap_err()
-            .to_string();
-        assert!(
-            error.contains("p.yaml: online is cake") && error.contains(name),
-            "{error}"
-        );
-        plan(name, Some("pyramid"), &BOTH)
-            .validate("p.yaml")
-            .unwrap();
-        plan(name, Some("cake"), &BOTH[1..])
-            .validate("p.yaml")
+    let cannot: Vec<_> = each_policy()
+        .into_iter()
+        .filter(|own| !own.narrows())
+        .collect();
+    assert!(cannot.len() >= 4);
+    for policy in cannot {
+        for online in seeing() {
+            let error = plan(policy.clone(), Some(online.clone()), &BOTH).check();
+            let error = error.unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Plan);
+            let wanted = format!(
+                "online is {} beside policy {}",
+                online.name(),
+                policy.name()
+            );
+            assert!(error.to_string().contains(&wanted), "{error}");
+            // In the decode it does not matter.
+            plan(policy.clone(), Some(online), &BOTH[1..])
+                .check()
+                .unwrap();
+        }
+        plan(policy, Some(allocator("pyramid")), &BOTH)
+            .check()
             .unwrap();
     }
-    let wrong = Plan {
-        online: Some("calibrated".into()),
-        ..Plan::uniform(2, "tova", Params::new(), Budget::Tokens(4), &BOTH)
-    };
-    let error = wrong.validate("p.yaml").unwrap_err().to_string();
-    assert!(error.contains("pyramid, cake, dynamic"), "{error}");
+    let mut wrong = uniform(2, "tova", Budget::Tokens(4), &BOTH);
+    wrong.online = Some(allocator("calibrated"));
+    let error = wrong.check().unwrap_err().to_string();
+    assert!(error.contains("online is 'calibrated'"), "{error}");
 }

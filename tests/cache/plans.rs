@@ -2,7 +2,7 @@
 
 use burn::tensor::DType;
 use polykv::models::ModelConfig;
-use polykv::{LayerShape, Phase, Plan};
+use polykv::{LayerShape, Phase, PlanFile, Registry};
 use std::path::Path;
 
 #[test]
@@ -12,13 +12,14 @@ fn every_plan_of_the_project_can_be_carried_out() {
     for entry in std::fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let place = path.display().to_string();
-        let plan = Plan::read(&path).unwrap();
+        let file = PlanFile::read(&path).unwrap();
+        let plan = file.build(&Registry::default()).unwrap();
         let shapes = polykv::models::config::SHAPES.iter();
         let config: ModelConfig = shapes
             .map(|(_, shape)| shape())
-            .find(|config| Some(config.fingerprint()) == plan.model)
+            .find(|config| Some(config.fingerprint()) == file.model)
             .unwrap_or_else(|| panic!("{place}: no known model"));
-        plan.check_model(&place, config.layers, &config.fingerprint())
+        file.check_model(config.layers, &config.fingerprint())
             .unwrap();
         let shape = LayerShape {
             batch: 1,
@@ -28,7 +29,7 @@ fn every_plan_of_the_project_can_be_carried_out() {
             dtype: DType::F32,
         };
         let resolved = plan
-            .resolve(&place, config.max_positions, shape.cost(config.layers))
+            .resolve(config.max_positions, shape.cost(config.layers))
             .unwrap();
         let total = plan
             .budget

@@ -1,124 +1,70 @@
 //! One prompt under many plans at once equals each plan alone.
 
-use crate::reference::harness::{Case, Inputs, cache, facts, inputs, kept, shape, small, tensor};
-use burn::tensor::{Device, Tensor};
-use polykv::policy::{self, Params};
-use polykv::{Budget, KvCache, Phase, Plan, PromptCache, SharedPrefill};
-use std::ops::Range;
+use super::{BOTH, ENTRY, decode, prefill};
+use crate::common::{each_policy, policy, rule, uniform, written};
+use burn::tensor::Device;
+use polykv::allocate::Allocators;
+use polykv::testing::{Inputs, cache, facts, kept, max_difference, shape};
+use polykv::{Budget, ErrorKind, KvCache, Plan, PromptCache, Rule, SharedPrefill};
 
 const LAYERS: usize = 2;
 const PROMPT: usize = 45;
 const STEPS: usize = 30;
-const ENTRY: usize = 2 * 2 * 16 * 4;
 
-/// Every policy in the prefill, the decode and both, and everything kept.
+/// Every policy in the prefill, the decode and both, everything kept, and every allocator that a plan can name.
 fn plans() -> Vec<Plan> {
-    let phases = [Phase::Prefill, Phase::Decode];
     // Twice, because plans with the same rules share their cuts.
     let mut plans = vec![Plan::full(LAYERS), Plan::full(LAYERS)];
-    for name in policy::names().into_iter().filter(|name| *name != "full") {
-        let params = small(name);
-        for phases in [&phases[..1], &phases[1..], &phases[..]] {
+    for policy in each_policy() {
+        for phases in [&BOTH[..1], &BOTH[1..], &BOTH[..]] {
             let budget = Budget::Tokens(12);
-            plans.push(Plan::uniform(LAYERS, name, params.clone(), budget, phases));
+            plans.push(Plan::uniform(LAYERS, policy.clone(), budget, phases));
         }
     }
     // Two policies in one layer, and a budget above the length.
-    let mut mixed = Plan::uniform(
-        LAYERS,
-        "h2o",
-        Params::new(),
-        Budget::Ratio(0.4),
-        &phases[..],
-    );
-    mixed.decode[0].policy = "tova".into();
+    let mut mixed = uniform(LAYERS, "h2o", Budget::Ratio(0.4), &BOTH);
+    mixed.layers[0].decode = rule("tova");
     plans.push(mixed);
     for layers in [["h2o", "tova"], ["tova", "h2o"], ["h2o", "tova"]] {
-        let mut routed = Plan::uniform(
-            LAYERS,
-            "h2o",
-            Params::new(),
-            Budget::Tokens(12),
-            &phases[..1],
-        );
-        let mut rules = routed.by_layer(Phase::Prefill);
-        for (rule, policy) in rules.iter_mut().zip(layers) {
-            rule.policy = policy.into();
-        }
-        routed.set_layers(Phase::Prefill, rules);
+        let mut routed = Plan::new(vec![polykv::plan::LayerPlan::KEEP; 2], Budget::Tokens(12));
+        routed.set_rules(polykv::Phase::Prefill, layers.map(rule));
         plans.push(routed);
     }
-    let roomy = Budget::Tokens(100);
-    plans.push(Plan::uniform(
-        LAYERS,
-        "keydiff",
-        Params::new(),
-        roomy,
-        &phases[..],
-    ));
-    for online in ["pyramid", "cake", "dynamic"] {
-        let plan = Plan::uniform(LAYERS, "tova", Params::new(), Budget::Tokens(12), &phases);
-        let online = Some(online.to_string());
-        plans.push(Plan { online, ..plan });
+    plans.push(uniform(LAYERS, "keydiff", Budget::Tokens(100), &BOTH));
+    for online in Allocators::default().iter() {
+        if online.basis().is_online() {
+            let mut plan = uniform(LAYERS, "tova", Budget::Tokens(12), &BOTH);
+            plan.online = Some(online.clone());
+            plans.push(plan);
+        }
     }
     plans
 }
 
 fn data() -> Vec<Inputs> {
-    let case = Case {
-        plan: Plan::full(LAYERS),
-        prompt: PROMPT,
-        chunk: PROMPT,
-        steps: STEPS,
-        seed: 5,
-    };
-    (0..LAYERS).map(|layer| inputs(&case, layer)).collect()
+    super::data(LAYERS, PROMPT + STEPS, 5)
 }
 
-fn part(inputs: &Inputs, range: Range<usize>) -> [Tensor<4>; 3] {
-    let device = Device::flex();
-    [&inputs.q, &inputs.k, &inputs.v].map(|all| tensor(&all[range.clone()], &device))
+fn shared(plans: Vec<Plan>) -> SharedPrefill {
+    let mut shared = SharedPrefill::new(plans, shape(), &Device::flex()).unwrap();
+    PromptCache::set_facts(&mut shared, &facts(LAYERS, &Device::flex()));
+    shared
 }
 
-fn prefill(cache: &mut dyn PromptCache, data: &[Inputs], range: Range<usize>) -> Vec<f32> {
-    let mut outputs = Vec::new();
-    cache.begin_prefill(range.len()).unwrap();
-    for (layer, inputs) in data.iter().enumerate() {
-        for start in range.clone().step_by(20) {
-            let [q, k, v] = part(inputs, start..range.end.min(start + 20));
-            let output = cache.prefill(layer, q, k, v).unwrap();
-            outputs.extend(output.try_into_vec_as::<f32>().unwrap());
-        }
-        cache.end_prefill(layer).unwrap();
-    }
-    outputs
-}
-
-fn decode(cache: &mut KvCache, data: &[Inputs], range: Range<usize>) -> Vec<f32> {
-    let mut outputs = Vec::new();
-    for i in range {
-        for (layer, inputs) in data.iter().enumerate() {
-            let [q, k, v] = part(inputs, i..i + 1);
-            let output = cache.decode(layer, q, k, v).unwrap();
-            outputs.extend(output.try_into_vec_as::<f32>().unwrap());
-        }
-    }
-    cache.check().unwrap();
-    outputs
+fn alone(plan: Plan) -> KvCache {
+    cache(plan, &Device::flex()).unwrap()
 }
 
 fn near(found: &[f32], wanted: &[f32], what: &str) {
-    assert_eq!(found.len(), wanted.len());
-    let pairs = found.iter().zip(wanted);
-    let worst = pairs.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-    assert!(worst <= 1e-6, "{what}: {worst}");
+    let apart = max_difference(found, wanted);
+    assert!(apart <= 1e-6, "{what}: {apart}");
 }
 
 fn same_entries(found: &KvCache, wanted: &KvCache, what: &str) {
     for layer in 0..LAYERS {
         assert_eq!(
-            kept(found, layer),
-            kept(wanted, layer),
+            kept(found, layer).unwrap(),
+            kept(wanted, layer).unwrap(),
             "{what}, layer {layer}"
         );
     }
@@ -127,20 +73,18 @@ fn same_entries(found: &KvCache, wanted: &KvCache, what: &str) {
 #[test]
 fn each_fork_equals_its_plan_alone() {
     let (plans, data) = (plans(), data());
-    let mut shared = SharedPrefill::new(plans.clone(), shape(), &Device::flex()).unwrap();
-    shared.set_facts(&facts(LAYERS, &Device::flex()));
-    let outputs = prefill(&mut shared, &data, 0..PROMPT);
-    assert_eq!(shared.seen(), PROMPT);
-    for (plan, mut fork) in plans.into_iter().zip(shared.finish()) {
-        let what = plan.to_yaml();
-        let mut alone = cache(plan, &Device::flex());
-        near(&outputs, &prefill(&mut alone, &data, 0..PROMPT), &what);
+    let (shared, outputs) = prefill(shared(plans.clone()), &data, 0..PROMPT, 20).unwrap();
+    assert_eq!(PromptCache::seen(&shared), PROMPT);
+    for (plan, mut fork) in plans.into_iter().zip(shared.into_caches()) {
+        let what = written(&plan);
+        let (mut alone, wanted) = prefill(alone(plan), &data, 0..PROMPT, 20).unwrap();
+        near(&outputs, &wanted, &what);
         same_entries(&fork, &alone, &what);
         // A clone goes its own way and leaves the original as it is.
         let mut copy = fork.clone();
-        let wanted = decode(&mut alone, &data, PROMPT..PROMPT + STEPS);
+        let wanted = decode(&mut alone, &data, PROMPT..PROMPT + STEPS).unwrap();
         for cache in [&mut copy, &mut fork] {
-            let found = decode(cache, &data, PROMPT..PROMPT + STEPS);
+            let found = decode(cache, &data, PROMPT..PROMPT + STEPS).unwrap();
             near(&found, &wanted, &what);
             same_entries(cache, &alone, &what);
         }
@@ -150,15 +94,13 @@ fn each_fork_equals_its_plan_alone() {
 #[test]
 fn forks_take_more_prompt() {
     let (plans, data) = (plans(), data());
-    let mut shared = SharedPrefill::new(plans.clone(), shape(), &Device::flex()).unwrap();
-    shared.set_facts(&facts(LAYERS, &Device::flex()));
-    prefill(&mut shared, &data, 0..PROMPT);
-    for (plan, mut fork) in plans.into_iter().zip(shared.finish()) {
-        let what = plan.to_yaml();
-        let mut alone = cache(plan, &Device::flex());
-        prefill(&mut alone, &data, 0..PROMPT);
-        let wanted = prefill(&mut alone, &data, PROMPT..70);
-        near(&prefill(&mut fork, &data, PROMPT..70), &wanted, &what);
+    let (shared, _) = prefill(shared(plans.clone()), &data, 0..PROMPT, 20).unwrap();
+    for (plan, fork) in plans.into_iter().zip(shared.into_caches()) {
+        let what = written(&plan);
+        let (alone, _) = prefill(alone(plan), &data, 0..PROMPT, 20).unwrap();
+        let (alone, wanted) = prefill(alone, &data, PROMPT..70, 20).unwrap();
+        let (fork, found) = prefill(fork, &data, PROMPT..70, 20).unwrap();
+        near(&found, &wanted, &what);
         same_entries(&fork, &alone, &what);
     }
 }
@@ -167,16 +109,16 @@ fn forks_take_more_prompt() {
 fn untrimmed_tokens_see_what_was_kept_and_evict_nothing() {
     let data = data();
     for plan in plans() {
-        let what = plan.to_yaml();
-        let mut cache = cache(plan, &Device::flex());
-        prefill(&mut cache, &data, 0..PROMPT);
-        let before: Vec<_> = (0..LAYERS).map(|layer| kept(&cache, layer)).collect();
+        let what = written(&plan);
+        let (mut cache, _) = prefill(alone(plan), &data, 0..PROMPT, 20).unwrap();
+        let of = |cache: &KvCache, layer| kept(cache, layer).unwrap();
+        let before: Vec<_> = (0..LAYERS).map(|layer| of(&cache, layer)).collect();
         // Eviction comes after the last query, so the outputs are the same with it.
-        let mut trimmed = cache.clone();
-        let found = prefill(&mut cache.untrimmed(), &data, PROMPT..60);
-        near(&found, &prefill(&mut trimmed, &data, PROMPT..60), &what);
+        let (_, trimmed) = prefill(cache.clone(), &data, PROMPT..60, 20).unwrap();
+        let (_, found) = prefill(cache.untrimmed(), &data, PROMPT..60, 20).unwrap();
+        near(&found, &trimmed, &what);
         for (layer, before) in before.iter().enumerate() {
-            for (head, before) in kept(&cache, layer).iter().zip(before) {
+            for (head, before) in of(&cache, layer).iter().zip(before) {
                 let wanted: Vec<usize> = before.iter().copied().chain(PROMPT..60).collect();
                 assert_eq!(*head, wanted, "{what}");
             }
@@ -187,14 +129,9 @@ fn untrimmed_tokens_see_what_was_kept_and_evict_nothing() {
 
 #[test]
 fn the_peak_is_one_full_layer_beside_the_budgets() {
-    let data = data();
-    let phases = [Phase::Prefill, Phase::Decode];
-    let plans: Vec<Plan> = ["tova", "h2o", "knorm"]
-        .iter()
-        .map(|name| Plan::uniform(LAYERS, name, Params::new(), Budget::Tokens(10), &phases))
-        .collect();
-    let mut shared = SharedPrefill::new(plans, shape(), &Device::flex()).unwrap();
-    prefill(&mut shared, &data, 0..PROMPT);
+    let plans = ["tova", "h2o", "knorm"];
+    let plans = plans.map(|name| uniform(LAYERS, name, Budget::Tokens(10), &BOTH));
+    let (shared, _) = prefill(shared(plans.to_vec()), &data(), 0..PROMPT, 20).unwrap();
     // The layer at hand may have a few free slots, and each trimmed layer has one.
     let budgets = 3 * LAYERS * 11 * ENTRY;
     let peak = shared.peak_bytes();
@@ -202,34 +139,53 @@ fn the_peak_is_one_full_layer_beside_the_budgets() {
         (PROMPT * ENTRY + budgets..=(PROMPT + 16) * ENTRY + budgets).contains(&peak),
         "{peak}"
     );
-    for fork in shared.finish() {
-        assert_eq!(fork.report().bytes, LAYERS * 11 * ENTRY);
+    for mut fork in shared.into_caches() {
+        assert_eq!(fork.report().unwrap().bytes, LAYERS * 11 * ENTRY);
+    }
+}
+
+/// A cache may be put together from layers of others.
+#[test]
+fn layers_of_several_plans_make_one_cache() {
+    let data = data();
+    let names = ["tova", "h2o"];
+    let plans = names.map(|name| uniform(LAYERS, name, Budget::Tokens(12), &BOTH));
+    let caches = plans.each_ref().map(|plan| {
+        prefill(alone(plan.clone()), &data, 0..PROMPT, 20)
+            .unwrap()
+            .0
+    });
+    let mut plan = plans[0].clone();
+    plan.layers[0] = plans[1].layers[0].clone();
+    let mut mixed = KvCache::of_layers(plan.clone(), &caches, &[1, 0]).unwrap();
+    let (mut wanted, _) = prefill(alone(plan.clone()), &data, 0..PROMPT, 20).unwrap();
+    same_entries(&mixed, &wanted, "of layers");
+    let steps = PROMPT..PROMPT + STEPS;
+    let found = decode(&mut mixed, &data, steps.clone()).unwrap();
+    near(&found, &decode(&mut wanted, &data, steps).unwrap(), "steps");
+    same_entries(&mixed, &wanted, "after steps");
+    let mut within = caches.clone();
+    let _ = within[1].prompt(3).unwrap();
+    for (caches, picks, kind) in [
+        (&caches, &[1, 2][..], ErrorKind::Shape),
+        (&caches, &[1], ErrorKind::Shape),
+        (&within, &[1, 0], ErrorKind::Order),
+    ] {
+        let error = KvCache::of_layers(plan.clone(), caches, picks).unwrap_err();
+        assert_eq!(error.kind(), kind, "{error}");
     }
 }
 
 #[test]
 fn misuse_is_refused_by_name() {
-    let device = Device::flex();
-    let message = |error: polykv::Error| error.to_string();
-    let none = SharedPrefill::new(vec![], shape(), &device).unwrap_err();
-    assert!(message(none).contains("plans is 0; allowed: at least 1"));
-    let uneven = vec![Plan::full(2), Plan::full(3)];
-    let uneven = SharedPrefill::new(uneven, shape(), &device).unwrap_err();
-    assert!(message(uneven).contains("layers is 3; allowed: 2"));
-    let data = data();
-    let mut shared = SharedPrefill::new(vec![Plan::full(2)], shape(), &device).unwrap();
-    let run = |shared: &mut SharedPrefill, layer| {
-        let [q, k, v] = part(&data[0], 0..5);
-        shared.prefill(layer, q, k, v).map(|_| ())
-    };
-    let early = run(&mut shared, 0).unwrap_err();
-    assert!(message(early).contains("begin_prefill first"));
-    shared.begin_prefill(5).unwrap();
-    let beyond = run(&mut shared, 2).unwrap_err();
-    assert!(message(beyond).contains("layer is 2; allowed: 0 to 1"));
-    run(&mut shared, 0).unwrap();
-    let second = shared.begin_prefill(5).unwrap_err();
-    assert!(message(second).contains("prompts is 2; allowed: one"));
-    let wrong = run(&mut shared, 1).unwrap_err();
-    assert!(message(wrong).contains("layer is 1; allowed: 0, until its end_prefill"));
+    let new = |plans| SharedPrefill::new(plans, shape(), &Device::flex());
+    let none = new(vec![]).unwrap_err().to_string();
+    assert!(none.contains("plans is 0; allowed: at least 1"), "{none}");
+    let uneven = new(vec![Plan::full(2), Plan::full(3)]).unwrap_err();
+    let uneven = uneven.to_string();
+    assert!(uneven.contains("layers is 3; allowed: 2"), "{uneven}");
+    let small = Plan::uniform(2, policy("snapkv", "{}"), Budget::Tokens(8), &BOTH);
+    let error = polykv::Prompt::new(shared(vec![Plan::full(2), small]), 40);
+    assert_eq!(error.unwrap_err().kind(), ErrorKind::Budget);
+    assert!(matches!(Plan::full(2).layers[1].decode, Rule::Keep));
 }

@@ -1,12 +1,12 @@
 //! The paper's signals against attention in f64 on the host, over what a plan that compresses one layer really keeps.
 
-use super::kept::kept;
 use super::{BUDGET, candidates, example, measure, model, near, one_layer};
 use burn::tensor::{Device, Tensor, TensorData};
-use polykv::calibrate::Candidate;
 use polykv::models::calibrate::Example;
 use polykv::models::{LoadedModel, PrefillOptions};
-use polykv::{KvCache, Phase};
+use polykv::testing::kept;
+use polykv::{KvCache, Phase, Policy};
+use std::sync::Arc;
 
 /// `[heads][tokens][head_dim]`
 type Heads = Vec<Vec<Vec<f64>>>;
@@ -104,7 +104,7 @@ fn history(
     model: &LoadedModel,
     example: &Example,
     (phase, layer): (Phase, usize),
-    candidate: &Candidate,
+    candidate: &Arc<dyn Policy>,
 ) -> Vec<Vec<Vec<usize>>> {
     let own = &model.model;
     let plan = one_layer(phase, layer, candidate);
@@ -114,7 +114,7 @@ fn history(
         .unwrap();
     let mut before = Vec::new();
     for &token in example.run() {
-        before.push(kept(&cache, layer));
+        before.push(kept(&cache, layer).unwrap());
         match phase {
             Phase::Prefill => {
                 let token = model.ids(&[token]);
@@ -184,7 +184,7 @@ fn cosines_and_entropies_equal_attention_on_the_host() {
                     positions.push(token);
                     positions
                 });
-                let what = format!("cosine of {phase}, layer {index}, {candidate}");
+                let what = format!("cosine of {phase}, layer {index}, {}", candidate.key());
                 near(own, cosine(reference.clone(), output(lost)), &what);
             }
         }

@@ -1,11 +1,12 @@
 //! Scores and kept entries against kvpress.
 
-use crate::{Golden, fixture, worst};
+use crate::{Golden, common, fixture};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use polykv::models::layers::Rope;
 use polykv::models::load;
 use polykv::ops::{AttentionBlock, Protected, attend};
-use polykv::policy::{self, Appended, LayerView, Params, State};
+use polykv::policy::{Appended, LayerView, State};
+use polykv::testing::max_difference;
 use polykv::{Budget, KvCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan, Storage};
 
 /// Our policy, the press in the fixture, our parameters.
@@ -51,10 +52,10 @@ fn press_facts(device: &Device) -> ModelFacts {
         let (shape, values) = weights.floats(&name);
         Tensor::from_data(TensorData::new(values, shape), device)
     });
-    ModelFacts {
-        rope: Some(Rope::new(&config).facts()),
-        output: output.collect(),
-    }
+    let mut facts = ModelFacts::default();
+    facts.rope = Some(Rope::new(&config).facts());
+    facts.output = output.collect();
+    facts
 }
 
 #[test]
@@ -64,29 +65,24 @@ fn kept_sets_equal_kvpress() {
     let facts = press_facts(&device);
     // kvpress leaves open which of lagkv's equal ranks stay.
     for (policy, press, params) in PRESSES.into_iter().filter(|own| own.0 != "lagkv") {
-        let params: Params = serde_yaml_ng::from_str(params).unwrap();
+        let own = common::policy(policy, params);
         for budget in [20, 37] {
-            let plan = Plan::uniform(
-                3,
-                policy,
-                params.clone(),
-                Budget::Tokens(budget),
-                &[Phase::Prefill],
-            );
+            let plan = Plan::uniform(3, own.clone(), Budget::Tokens(budget), &[Phase::Prefill]);
             let mut cache = KvCache::new(plan, PRESS_SHAPE, &device).unwrap();
             cache.set_facts(&facts);
-            cache.begin_prefill(61).unwrap();
+            let mut prompt = cache.prompt(61).unwrap();
             for layer in 0..3 {
                 let part = |name: &str| golden.tensor(&format!("layer{layer}.{name}"), &device);
-                cache
-                    .prefill(layer, part("queries"), part("keys"), part("values"))
+                prompt
+                    .attend(layer, part("queries"), part("keys"), part("values"))
                     .unwrap();
-                cache.end_prefill(layer).unwrap();
-                let found = cache.layers()[layer].positions().unwrap();
+                prompt.end_layer(layer).unwrap();
+                let found = prompt.cache().layers()[layer].positions().unwrap();
                 let found: Vec<i64> = found.try_into_vec_as().unwrap();
                 let wanted = golden.ints(&format!("layer{layer}.kept.{press}.b{budget}"));
                 assert_eq!(found, wanted, "{policy}, layer {layer}, budget {budget}");
             }
+            prompt.finish().unwrap();
         }
     }
 }
@@ -100,15 +96,13 @@ fn scores_equal_kvpress() {
     let facts = press_facts(&device);
     let scored = [0..53, 0..60, 0..61, 0..61, 0..61, 4..61, 0..61];
     for ((policy, press, params), scored) in PRESSES.iter().zip(scored) {
-        let params: Params = serde_yaml_ng::from_str(params).unwrap();
-        let policy = policy::build("test", policy, &params).unwrap();
+        let policy = common::policy(policy, params);
         for layer in 0..3 {
             let part = |name: &str| golden.tensor(&format!("layer{layer}.{name}"), &device);
             let (queries, keys, values) = (part("queries"), part("keys"), part("values"));
-            let layer_facts = LayerFacts {
-                rope: facts.rope.clone(),
-                output: Some(facts.output[layer].clone()),
-            };
+            let mut layer_facts = LayerFacts::default();
+            layer_facts.rope = facts.rope.clone();
+            layer_facts.output = Some(facts.output[layer].clone());
             let appended = Appended {
                 layer,
                 shape: PRESS_SHAPE,
@@ -165,7 +159,7 @@ fn scores_equal_kvpress() {
             // kvpress has the mean over the window, ours the sum: the same order.
             let factor = if press == &"snapkv" { 8.0 } else { 1.0 };
             let found: Vec<f32> = scores.div_scalar(factor).try_into_vec_as().unwrap();
-            let worst = worst(&found, &wanted);
+            let worst = max_difference(&found, &wanted);
             assert!(worst < 1e-6, "{press}, layer {layer}: {worst}");
         }
     }

@@ -103,7 +103,7 @@ fn a_plan_states_itself_as_the_file_it_came_from() {
         text,
         "schema: 1\nlayers: 4\nbudget:\n  tokens: 64\nprefill:\n- layers: 0-1\n  policy: h2o\n  share: 3.0\n\
          - layers: 2-3\n  policy: tova\ndecode:\n- layers: 0-2\n  policy: tova\n  tokens: 70\n\
-         - layers: 3\n  policy: streaming-llm\n  params:\n    sinks: 2\n  tokens: 46\n"
+         - layers: '3'\n  policy: streaming-llm\n  params:\n    sinks: 2\n  tokens: 46\n"
     );
     assert_eq!(
         PlanFile::of(&file(&text).build(&registry).unwrap(), &registry),
@@ -248,7 +248,7 @@ fn deep_text_is_refused_at_once() {
         "- ".repeat(50_000),
     ] {
         let started = std::time::Instant::now();
-        let error = build(&format!("schema: {text}")).unwrap_err().to_string();
+        let error = build(&format!("schema:\n{text}")).unwrap_err().to_string();
         assert!(error.contains("depth"), "{error}");
         assert!(started.elapsed().as_secs() < 2);
     }

@@ -152,6 +152,38 @@ impl Policy for Blend {
         }
         Ok(stages.finish(scored(last)?.0))
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        let all = self.members.iter().all(|own| own.policy.oracle().is_some());
+        all.then_some(self as &dyn crate::testing::Oracle)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::cache::Spans;
+    use crate::testing::{Head, Oracle, staged};
+
+    impl Oracle for Blend {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            let mut stages: Vec<Vec<usize>> = Vec::new();
+            let mut rest = Vec::new();
+            for (own, part) in self.parts(head.budget()) {
+                let head = head.with_budget(part);
+                let scores = own.policy.oracle().map(|oracle| oracle.scores(&head));
+                rest = scores.unwrap_or_default();
+                // The last member only ranks what is left.
+                if stages.len() + 1 < self.members.len() {
+                    let protect = own.policy.protect(part);
+                    let taken = stages.concat();
+                    stages.push(head.best(&rest, protect, &Spans::default(), &taken, part));
+                }
+            }
+            staged(stages, rest)
+        }
+    }
 }
 
 #[cfg(test)]

@@ -82,4 +82,36 @@ impl Policy for Cake {
         };
         Ok(view.pool_before(scores, window, self.kernel, Pool::Avg))
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Head, Oracle, mean, pooled};
+
+    impl Oracle for Cake {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            let window = self.window.min(head.seen());
+            let scores = head.group_mean(|member| match head.phase() {
+                Phase::Decode => head.attention(member, head.seen() - 1),
+                Phase::Prefill => {
+                    let rows = head.window(member, window);
+                    let means = mean(&rows);
+                    let variance = |j: usize| {
+                        let squares = rows.iter().map(|row| (row[j] - means[j]).powi(2));
+                        squares.sum::<f64>() / (window.max(2) - 1) as f64
+                    };
+                    let each = means.iter().enumerate();
+                    each.map(|(j, mean)| mean + self.gamma * variance(j))
+                        .collect()
+                }
+            });
+            pooled(&scores, window, self.kernel, Pool::Avg)
+        }
+    }
 }

@@ -142,6 +142,48 @@ impl Policy for Cam {
             values: values.expand(spread).mask_fill(earlier.expand(spread), 0.0),
         }))
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Entry, Head, Oracle, mean};
+
+    impl Oracle for Cam {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            head.entries().iter().map(|own| own.position as f64).collect()
+        }
+
+        fn merge(&self, head: &Head<'_>, kept: &[usize], _memory: &mut Vec<f64>) -> Vec<Entry> {
+            let window = match head.phase() {
+                Phase::Prefill => self.window,
+                Phase::Decode => 1,
+            };
+            let attention = head.group_mean(|member| mean(&head.window(member, window)));
+            let old = head.entries();
+            let recent = kept.iter().filter(|&&k| old[k].position >= self.sinks);
+            let recent: Vec<f64> = recent.map(|&k| attention[k]).collect();
+            let mean = recent.iter().sum::<f64>() / recent.len() as f64;
+            let chance = Random { seed: self.seed };
+            let mut new = old.to_vec();
+            for e in (0..old.len()).filter(|j| !kept.contains(j)) {
+                let hash = chance.hash(head.layer(), head.head(), old[e].position);
+                if f64::from(hash) >= (attention[e] / mean).clamp(0.0, 1.0) {
+                    continue;
+                }
+                for &k in kept.iter().filter(|&&k| k > e).take(self.window) {
+                    let value = new[k].value.iter_mut().zip(&old[e].value);
+                    value.for_each(|(own, more)| *own += more / self.window as f64);
+                }
+            }
+            new
+        }
+    }
 }
 
 impl Cam {

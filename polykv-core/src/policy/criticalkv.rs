@@ -124,6 +124,41 @@ impl Policy for CriticalKv {
         stages.push(best, scores);
         Ok(stages.finish(weighted))
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        self.base.policy.oracle().map(|_| self as &dyn crate::testing::Oracle)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Entry, GROUP, Head, Oracle, dot, staged};
+
+    impl Oracle for CriticalKv {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            let base = &self.base.policy;
+            let scores = base.oracle().map(|oracle| oracle.scores(head));
+            let scores = scores.unwrap_or_default();
+            let weighted = scores.iter().zip(head.entries());
+            let weighted = weighted.map(|(score, own)| (score + self.epsilon) * output_norm(head, own));
+            let weighted = weighted.collect();
+            let first = ((head.budget() as f64 * self.first) as usize).max(1);
+            let protect = base.protect(head.budget());
+            staged(vec![head.best(&scores, protect, head.spans(), &[], first)], weighted)
+        }
+    }
+
+    /// ‖W v‖₁ of the value as it arrived, mean over the query group.
+    fn output_norm(head: &Head<'_>, entry: &Entry) -> f64 {
+        let of_member = |member: usize| {
+            let weight = head.output_weight(member);
+            let rows = weight.iter().map(|row| dot(row, &entry.arrived).abs());
+            rows.sum::<f64>()
+        };
+        (0..GROUP).map(of_member).sum::<f64>() / GROUP as f64
+    }
 }
 
 /// ‖W v‖₁, mean over the query group: `values [batch, kv_heads, tokens, head_dim]`, `output [hidden, heads *

@@ -141,4 +141,60 @@ impl Policy for D2o {
             values: moved(values),
         }))
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Entry, Head, Oracle, dot, norm};
+
+    impl Oracle for D2o {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            head.entries().iter().map(|own| own.sum).collect()
+        }
+
+        fn merge(&self, head: &Head<'_>, kept: &[usize], memory: &mut Vec<f64>) -> Vec<Entry> {
+            let old = head.entries();
+            let cosine = |a: usize, b: usize| {
+                let (a, b) = (&old[a].key, &old[b].key);
+                dot(a, b) / norm(a) / norm(b)
+            };
+            let gone = (0..old.len()).filter(|j| !kept.contains(j));
+            let best = |e: usize| {
+                let all = kept.iter().map(|&k| (cosine(e, k), k));
+                let (u, target) = all.fold((f64::NEG_INFINITY, 0), |best, own| match own.0 >= best.0 {
+                    true => own,
+                    false => best,
+                });
+                (e, u, target)
+            };
+            let best: Vec<(usize, f64, usize)> = gone.map(best).collect();
+            let mean = best.iter().map(|(_, u, _)| u).sum::<f64>() / best.len() as f64;
+            let threshold = match memory.first() {
+                Some(old) => self.ema * mean + (1.0 - self.ema) * old,
+                None => mean,
+            };
+            *memory = vec![threshold];
+            let mut new = old.to_vec();
+            for &k in kept {
+                let near = best.iter().filter(|own| own.2 == k && own.1 >= threshold);
+                let near: Vec<(usize, f64)> = near.map(|own| (own.0, own.1.exp())).collect();
+                let e = std::f64::consts::E;
+                let total = e + near.iter().map(|(_, w)| w).sum::<f64>();
+                let averaged = |of: fn(&Entry) -> &Vec<f64>, c: usize| {
+                    let more = near.iter().map(|(i, w)| w * of(&old[*i])[c]).sum::<f64>();
+                    (e * of(&old[k])[c] + more) / total
+                };
+                let channels = 0..old[k].key.len();
+                new[k].key = channels.clone().map(|c| averaged(|own| &own.key, c)).collect();
+                new[k].value = channels.map(|c| averaged(|own| &own.value, c)).collect();
+            }
+            new
+        }
+    }
 }

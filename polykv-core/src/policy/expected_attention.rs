@@ -150,4 +150,76 @@ impl Policy for ExpectedAttention {
         let dims = [batch, kv_heads, entries];
         Ok(attention.reshape(dims).add_scalar(self.epsilon as f32) * norms.reshape(dims))
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Head, Oracle, dot, norm, softmax};
+
+    impl Oracle for ExpectedAttention {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            let (seen, rope, entries) = (head.seen(), head.rope(), head.entries());
+            let forth = mean_rotation(&rope, seen, self.future);
+            let attention = head.group_mean(|member| {
+                let queries: Vec<Vec<f64>> = (self.sinks..seen)
+                    .map(|p| turned(&back(&rope, head.query(member, p), p), &forth))
+                    .collect();
+                let logits = entries.iter().map(|own| match own.position < self.sinks {
+                    true => f64::NEG_INFINITY,
+                    false => expected_logit(&queries, &own.key),
+                });
+                softmax(&logits.collect::<Vec<_>>())
+            });
+            let each = attention.iter().zip(entries);
+            each.map(|(a, own)| (a + self.epsilon) * norm(&own.value))
+                .collect()
+        }
+    }
+
+    /// Multiplies each pair of elements, as a complex number, by one of `turns`.
+    fn turned(x: &[f64], turns: &[(f64, f64)]) -> Vec<f64> {
+        let (re, im) = x.split_at(x.len() / 2);
+        let pairs = || re.iter().zip(im).zip(turns);
+        let first = pairs().map(|((a, b), (c, s))| a * c - b * s);
+        let second = pairs().map(|((a, b), (c, s))| a * s + b * c);
+        first.chain(second).collect()
+    }
+
+    /// A query before rotary embedding.
+    fn back(rope: &RopeFacts, query: &[f64], position: usize) -> Vec<f64> {
+        let turn = |w: &f64| {
+            let angle = w * position as f64;
+            (angle.cos() / rope.magnitude, -angle.sin() / rope.magnitude)
+        };
+        turned(query, &rope.frequencies.iter().map(turn).collect::<Vec<_>>())
+    }
+
+    /// The mean rotation over positions, one complex number per pair.
+    fn mean_rotation(rope: &RopeFacts, first: usize, count: usize) -> Vec<(f64, f64)> {
+        let mean = |w: f64, f: fn(f64) -> f64| {
+            let turns = (first..first + count).map(|p| f(w * p as f64));
+            turns.sum::<f64>() / count as f64 * rope.magnitude
+        };
+        let each = rope.frequencies.iter();
+        each.map(|&w| (mean(w, f64::cos), mean(w, f64::sin)))
+            .collect()
+    }
+
+    /// μ·k/√d + kᵀΣk/(2d): along the key, these are the mean and the variance of the products.
+    fn expected_logit(queries: &[Vec<f64>], key: &[f64]) -> f64 {
+        if queries.is_empty() {
+            return 0.0;
+        }
+        let products: Vec<f64> = queries.iter().map(|query| dot(query, key)).collect();
+        let mean = products.iter().sum::<f64>() / products.len() as f64;
+        let squares = products.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+        let variance = squares / products.len() as f64;
+        mean / (key.len() as f64).sqrt() + variance / (2.0 * key.len() as f64)
+    }
 }

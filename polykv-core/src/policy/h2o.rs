@@ -84,6 +84,28 @@ impl Policy for H2o {
             .add_scalar(view.seen as f32);
         Ok(sums / visible)
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Entry, Head, Oracle};
+
+    impl Oracle for H2o {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            let entries = head.entries().iter();
+            let score = |own: &Entry| match self.normalize {
+                true => own.sum / (head.seen() - own.position) as f64,
+                false => own.sum,
+            };
+            entries.map(score).collect()
+        }
+    }
 }
 
 /// Zeros for new entries in the sums of attention.

@@ -36,4 +36,28 @@ impl Policy for KeyDiff {
         let anchor = ops::matmul(weights, view.keys());
         Ok(ops::key_cosines(keys, norms, anchor).neg())
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Head, Oracle, dot, mean, norm};
+
+    impl Oracle for KeyDiff {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            let units: Vec<Vec<f64>> = head
+                .entries()
+                .iter()
+                .map(|own| own.key.iter().map(|x| x / norm(&own.key)).collect())
+                .collect();
+            let anchor = mean(&units);
+            let length = norm(&anchor);
+            units.iter().map(|unit| -dot(unit, &anchor) / length).collect()
+        }
+    }
 }

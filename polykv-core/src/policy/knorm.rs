@@ -30,4 +30,21 @@ impl Policy for KNorm {
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
         Ok(ops::key_norms(view.stored_keys.clone()).neg())
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Head, Oracle, norm};
+
+    impl Oracle for KNorm {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            head.entries().iter().map(|own| -norm(&own.key)).collect()
+        }
+    }
 }

@@ -91,6 +91,66 @@ impl Policy for LagKv {
         parts.retain(|part| part.dims()[2] > 0);
         Ok(view.to_slot_order(Tensor::cat(parts, 2)))
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Entry, Head, Oracle, softmax};
+
+    impl Oracle for LagKv {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            let n = head.entries().len();
+            let sinks = self.sinks.min(n);
+            let partitions = (n - sinks) / self.lag;
+            if partitions < 2 {
+                let recency = |j: usize| match j < sinks {
+                    true => 1.0,
+                    false => (j - sinks) as f64 / (n - sinks) as f64,
+                };
+                return (0..n).map(recency).collect();
+            }
+            let mut scores = vec![1.0; n];
+            for partition in 0..partitions - 1 {
+                let first = sinks + partition * self.lag;
+                let of = |x: fn(&Entry) -> &Vec<f64>| {
+                    let rows = |from: usize| head.entries()[from..from + self.lag].iter().map(x);
+                    let (own, next) = (rows(first), rows(first + self.lag));
+                    spreads(&own.collect::<Vec<_>>(), &next.collect::<Vec<_>>())
+                };
+                let (keys, values) = (of(|own| &own.key), of(|own| &own.value));
+                let total = |i: usize| keys[i] + values[i];
+                for i in 0..self.lag {
+                    let below = |&o: &usize| total(o) < total(i) || total(o) == total(i) && o < i;
+                    let rank = (0..self.lag).filter(below).count();
+                    scores[first + i] = rank as f64 / self.lag as f64;
+                }
+            }
+            scores
+        }
+    }
+
+    /// Deviations over the channels, scaled by the range of the next partition; softmax over the partition.
+    fn spreads(own: &[&Vec<f64>], next: &[&Vec<f64>]) -> Vec<f64> {
+        let deviation = |x: &&Vec<f64>| {
+            let scale = |(c, x): (usize, &f64)| {
+                let channel = || next.iter().map(|row| row[c]);
+                let low = channel().fold(f64::INFINITY, f64::min);
+                let high = channel().fold(f64::NEG_INFINITY, f64::max);
+                (x - low) / (high - low).max(1e-12)
+            };
+            let scaled: Vec<f64> = x.iter().enumerate().map(scale).collect();
+            let mean = scaled.iter().sum::<f64>() / scaled.len() as f64;
+            let squares = scaled.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
+            (squares / (scaled.len() - 1) as f64).sqrt()
+        };
+        softmax(&own.iter().map(deviation).collect::<Vec<_>>())
+    }
 }
 
 impl LagKv {

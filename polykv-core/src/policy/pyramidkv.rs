@@ -69,4 +69,21 @@ impl Policy for PyramidKv {
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
         self.scorer().score(state, view)
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Head, Oracle};
+
+    impl Oracle for PyramidKv {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            self.scorer().scores(head)
+        }
+    }
 }

@@ -40,7 +40,7 @@ impl Random {
     }
 
     /// In [0, 1), exact in f32.
-    fn hash(&self, layer: usize, head: usize, position: usize) -> f32 {
+    pub(super) fn hash(&self, layer: usize, head: usize, position: usize) -> f32 {
         let mut x = self.seed;
         for word in [layer as u64, head as u64, position as u64] {
             x = splitmix(x ^ splitmix(word));
@@ -67,6 +67,26 @@ impl Policy for Random {
 
     fn score(&self, state: &State, _view: &LayerView<'_>) -> Result<Tensor<3>> {
         Ok(state.entries[0].clone())
+    }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Head, Oracle};
+
+    impl Oracle for Random {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            let entries = head.entries().iter();
+            entries
+                .map(|own| f64::from(self.hash(head.layer(), head.head(), own.position)))
+                .collect()
+        }
     }
 }
 

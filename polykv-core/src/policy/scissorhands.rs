@@ -129,6 +129,27 @@ impl Policy for Scissorhands {
         let counts = state.entries[0].clone();
         Ok(counts.div_scalar(view.shape.group() as f32))
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Entry, GROUP, Head, Oracle};
+
+    impl Oracle for Scissorhands {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            let last = |own: &Entry| {
+                let from = own.hits.len().saturating_sub(self.history);
+                own.hits[from..].iter().sum::<usize>() as f64 / GROUP as f64
+            };
+            head.entries().iter().map(last).collect()
+        }
+    }
 }
 
 impl Scissorhands {

@@ -68,4 +68,26 @@ impl Policy for SnapKv {
         let window = self.window.min(view.seen);
         Ok(view.pool_before(sums, window, self.kernel, self.pool))
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Head, Oracle, mean, pooled};
+
+    impl Oracle for SnapKv {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            let window = self.window.min(head.seen());
+            let sums = head.group_mean(|member| {
+                let mean = mean(&head.window(member, window)).into_iter();
+                mean.map(|x| x * window as f64).collect()
+            });
+            pooled(&sums, window, self.kernel, self.pool)
+        }
+    }
 }

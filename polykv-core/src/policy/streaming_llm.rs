@@ -53,4 +53,21 @@ impl Policy for StreamingLlm {
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
         Ok(view.positions.clone().float())
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{Head, Oracle};
+
+    impl Oracle for StreamingLlm {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            head.entries().iter().map(|own| own.position as f64).collect()
+        }
+    }
 }

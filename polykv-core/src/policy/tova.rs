@@ -63,4 +63,30 @@ impl Policy for Tova {
         let mean = row.reshape([batch, kv_heads * group, entries]).mean_dim(1);
         Ok(mean.expand([batch, kv_heads, entries]))
     }
+
+    #[cfg(feature = "testing")]
+    fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
+        Some(self)
+    }
+}
+
+#[cfg(feature = "testing")]
+mod oracle {
+    use super::*;
+    use crate::testing::{GROUP, Head, Oracle, mean};
+
+    impl Oracle for Tova {
+        fn scores(&self, head: &Head<'_>) -> Vec<f64> {
+            let last = head.seen() - 1;
+            let rows: Vec<Vec<f64>> = match head.heads_agree() {
+                true => head.all().flat_map(|head| rows(head, last)).collect(),
+                false => rows(*head, last).collect(),
+            };
+            mean(&rows)
+        }
+    }
+
+    fn rows(head: Head<'_>, position: usize) -> impl Iterator<Item = Vec<f64>> {
+        (0..GROUP).map(move |member| head.attention(member, position))
+    }
 }

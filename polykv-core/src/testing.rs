@@ -1,0 +1,30 @@
+//! A harness for policies and caches: a naive cache in f64 on the host, and checks that hold for every policy.
+//!
+//! The author of a policy runs [`check`] in a test; see there for what it covers. A policy that states its scores in f64 as
+//! an [`Oracle`] is compared with the naive cache as well, output by output and entry by entry.
+//!
+//! ```
+//! # #[cfg(feature = "flex")] {
+//! use burn::tensor::Device;
+//! use polykv_core::policy::Policies;
+//!
+//! // policies.register::<OwnPolicy>()? adds one from another crate.
+//! let policies = Policies::default();
+//! polykv_core::testing::check(&policies, "knorm", &Device::flex()).unwrap();
+//! # }
+//! ```
+
+mod check;
+mod compare;
+mod inputs;
+mod maths;
+mod reference;
+
+pub use check::{check, check_policy, variants};
+pub use compare::{Case, Difference, compare, kept};
+pub use inputs::{
+    DIM, GROUP, HEADS, HIDDEN, Inputs, KV_HEADS, Token, cache, facts, output_weight, rope, shape,
+    tensor, tokens,
+};
+pub use maths::{dot, max_difference, mean, norm, pooled, softmax, staged};
+pub use reference::{Entry, Head, Oracle, Reference};

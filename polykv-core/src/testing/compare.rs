@@ -1,0 +1,160 @@
+//! A cache and the naive one side by side.
+
+use super::inputs::{Inputs, Token, cache};
+use super::maths::max_difference;
+use super::reference::Reference;
+use crate::cache::Spans;
+use crate::ops::read_error;
+use crate::{Error, KvCache, Phase, Plan, Result};
+use burn::tensor::{Device, Tensor};
+
+/// What a run is made of.
+#[derive(Clone, Debug)]
+pub struct Case {
+    /// The plan, whatever its number of layers.
+    pub plan: Plan,
+    /// Tokens of the prompt.
+    pub prompt: usize,
+    /// Prompt tokens per call.
+    pub chunk: usize,
+    /// Tokens decoded after the prompt.
+    pub steps: usize,
+    /// How often prompt and steps follow on the same cache.
+    pub rounds: usize,
+    /// Positions that are protected whatever the policies say.
+    pub spans: Spans,
+    /// Of the numbers in queries, keys and values.
+    pub seed: u64,
+}
+
+impl Case {
+    /// 45 tokens at once and 40 steps, once.
+    pub fn new(plan: Plan) -> Self {
+        Self {
+            plan,
+            prompt: 45,
+            chunk: 45,
+            steps: 40,
+            rounds: 1,
+            spans: Spans::default(),
+            seed: 1,
+        }
+    }
+
+    /// Tokens of all rounds.
+    pub fn tokens(&self) -> usize {
+        self.rounds * (self.prompt + self.steps)
+    }
+
+    /// The tokens of one layer.
+    pub fn inputs(&self, layer: usize) -> Inputs {
+        Inputs::seeded(self.tokens(), self.seed, layer)
+    }
+}
+
+/// How a cache differs from the naive one.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Difference {
+    /// Largest absolute difference of attention outputs; infinite if one of them is not finite.
+    pub output: f64,
+    /// Entries kept by one of the two only, over all evictions.
+    pub kept: usize,
+}
+
+/// Kept positions of a layer per row and KV head, ascending; rows follow one another.
+///
+/// # Errors
+/// A layer that is not there or holds nothing, an entry that is kept twice, and a device that cannot be read.
+pub fn kept(cache: &KvCache, layer: usize) -> Result<Vec<Vec<usize>>> {
+    let positions = cache.layers().get(layer).and_then(|own| own.positions());
+    let positions =
+        positions.ok_or_else(|| Error::Failed(format!("layer {layer} holds nothing")))?;
+    let entries = positions.dims()[2];
+    let values: Vec<i64> = positions.try_into_vec_as().map_err(read_error)?;
+    let sorted = values.chunks_exact(entries).map(|head| {
+        let mut sorted: Vec<usize> = head.iter().map(|&p| p as usize).collect();
+        sorted.sort_unstable();
+        match sorted.windows(2).all(|pair| pair[0] < pair[1]) {
+            true => Ok(sorted),
+            false => Err(Error::Failed(format!(
+                "layer {layer} keeps an entry twice: {sorted:?}"
+            ))),
+        }
+    });
+    sorted.collect()
+}
+
+/// Runs the case on `device` and naively, and compares all outputs and what is kept after every eviction.
+///
+/// # Errors
+/// What the cache and [`Reference`] refuse, and entries that are kept twice.
+pub fn compare(case: &Case, device: &Device) -> Result<Difference> {
+    let layers = case.plan.layers.len();
+    let data: Vec<Inputs> = (0..layers).map(|layer| case.inputs(layer)).collect();
+    let mut difference = Difference::default();
+    let mut cache = cache(case.plan.clone(), device)?;
+    cache.protect(case.spans.clone());
+    let mut references = (0..layers)
+        .map(|layer| {
+            let mut reference = Reference::new(&case.plan, layer)?;
+            reference.protect(case.spans.clone());
+            Ok(reference)
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let mut seen = 0;
+    for _ in 0..case.rounds {
+        let end = seen + case.prompt;
+        let mut prompt = cache.prompt(case.prompt)?;
+        for (layer, (data, reference)) in data.iter().zip(&mut references).enumerate() {
+            reference.begin(case.prompt)?;
+            for start in (seen..end).step_by(case.chunk) {
+                let range = start..end.min(start + case.chunk);
+                let [q, k, v] = data.part(range.clone(), device);
+                let output = prompt.attend(layer, q, k, v)?;
+                let step = |i: usize| reference.step(&data.q[i], &data.k[i], &data.v[i]);
+                difference.add_output(output, &range.map(step).collect::<Vec<_>>())?;
+            }
+            prompt.end_layer(layer)?;
+            reference.evict(Phase::Prefill)?;
+            difference.add_kept(prompt.cache(), layer, reference)?;
+        }
+        prompt.finish()?;
+        seen = end + case.steps;
+        for i in end..seen {
+            for (layer, (data, reference)) in data.iter().zip(&mut references).enumerate() {
+                let [q, k, v] = data.part(i..i + 1, device);
+                let output = cache.decode(layer, q, k, v)?;
+                let wanted = reference.step(&data.q[i], &data.k[i], &data.v[i]);
+                difference.add_output(output, &[wanted])?;
+                reference.evict(Phase::Decode)?;
+                difference.add_kept(&cache, layer, reference)?;
+            }
+        }
+    }
+    cache.check()?;
+    Ok(difference)
+}
+
+impl Difference {
+    /// Takes in the outputs of some tokens, `[1, HEADS, tokens, DIM]`.
+    fn add_output(&mut self, output: Tensor<4>, wanted: &[Token]) -> Result<()> {
+        let found: Vec<f32> = output
+            .swap_dims(1, 2)
+            .try_into_vec_as()
+            .map_err(read_error)?;
+        let wanted: Vec<f64> = wanted.iter().flatten().flatten().copied().collect();
+        self.output = self.output.max(max_difference(&found, &wanted));
+        Ok(())
+    }
+
+    fn add_kept(&mut self, cache: &KvCache, layer: usize, reference: &Reference) -> Result<()> {
+        for (found, wanted) in kept(cache, layer)?.iter().zip(reference.positions()) {
+            let only = |own: &[usize], other: &[usize]| {
+                let missing = |p: &&usize| other.binary_search(p).is_err();
+                own.iter().filter(missing).count()
+            };
+            self.kept += only(found, &wanted) + only(&wanted, found);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! Arithmetic of the definitions, in f64.
+
+use crate::ops::Pool;
+
+/// The largest absolute difference of two lists of numbers; infinite if one of them holds a NaN or an infinity, or if their
+/// lengths differ.
+pub fn max_difference<A, B>(found: &[A], wanted: &[B]) -> f64
+where
+    A: Copy + Into<f64>,
+    B: Copy + Into<f64>,
+{
+    if found.len() != wanted.len() {
+        return f64::INFINITY;
+    }
+    let differences = found.iter().zip(wanted).map(|(&found, &wanted)| {
+        let (found, wanted): (f64, f64) = (found.into(), wanted.into());
+        match found.is_finite() && wanted.is_finite() {
+            true => (found - wanted).abs(),
+            false => f64::INFINITY,
+        }
+    });
+    differences.fold(0.0, f64::max)
+}
+
+/// Σ aᵢ bᵢ.
+pub fn dot(a: &[f64], b: &[f64]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| a * b).sum()
+}
+
+/// The Euclidean norm.
+pub fn norm(x: &[f64]) -> f64 {
+    dot(x, x).sqrt()
+}
+
+/// The mean of rows of one length, element by element; empty without rows.
+pub fn mean(rows: &[Vec<f64>]) -> Vec<f64> {
+    let width = rows.first().map_or(0, Vec::len);
+    let column = |j: usize| rows.iter().map(|row| row[j]).sum::<f64>() / rows.len() as f64;
+    (0..width).map(column).collect()
+}
+
+/// eˣ divided by the sum of all; −∞ gives 0.
+pub fn softmax(x: &[f64]) -> Vec<f64> {
+    let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let exp: Vec<f64> = x.iter().map(|x| (x - max).exp()).collect();
+    let total: f64 = exp.iter().sum();
+    exp.iter().map(|e| e / total).collect()
+}
+
+/// Pools scores over the `kernel` neighbours around each; the last `window` are left out and left alone. The mean counts
+/// neighbours beyond the ends as zeros.
+pub fn pooled(scores: &[f64], window: usize, kernel: usize, pool: Pool) -> Vec<f64> {
+    let old = scores.len().saturating_sub(window);
+    let reach = kernel / 2;
+    let of = |j: usize| {
+        if j >= old {
+            return scores[j];
+        }
+        let near = &scores[j.saturating_sub(reach)..(j + reach + 1).min(old)];
+        match pool {
+            Pool::Max => near.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+            Pool::Avg => near.iter().sum::<f64>() / (2 * reach + 1) as f64,
+        }
+    };
+    (0..scores.len()).map(of).collect()
+}
+
+/// Scores that rank the entries which each stage took above those of later stages, and these above `rest`.
+pub fn staged(stages: Vec<Vec<usize>>, rest: Vec<f64>) -> Vec<f64> {
+    let mut scores = rest;
+    let count = stages.len();
+    for (stage, taken) in stages.into_iter().enumerate() {
+        for j in taken {
+            scores[j] = 1e30 * (count - stage) as f64;
+        }
+    }
+    scores
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_finite_is_infinitely_far_from_everything() {
+        assert_eq!(max_difference(&[1.0f32, 2.0], &[1.5f64, 2.0]), 0.5);
+        assert_eq!(max_difference::<f32, f32>(&[], &[]), 0.0);
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for (found, wanted) in [([wrong, 1.0], [1.0, 1.0]), ([1.0, 1.0], [1.0, wrong])] {
+                assert_eq!(max_difference(&found, &wanted), f64::INFINITY);
+            }
+            assert_eq!(max_difference(&[wrong], &[wrong]), f64::INFINITY);
+        }
+        assert_eq!(max_difference(&[1.0f32], &[1.0f32, 1.0]), f64::INFINITY);
+    }
+
+    #[test]
+    fn pooling_leaves_the_window_alone() {
+        let scores = [1.0, 5.0, 0.0, 9.0];
+        assert_eq!(pooled(&scores, 1, 3, Pool::Max), [5.0, 5.0, 5.0, 9.0]);
+        assert_eq!(pooled(&scores, 1, 3, Pool::Avg), [2.0, 2.0, 5.0 / 3.0, 9.0]);
+        assert_eq!(pooled(&scores, 9, 3, Pool::Max), scores);
+    }
+}

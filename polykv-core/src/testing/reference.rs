@@ -1,0 +1,344 @@
+//! A naive cache in f64 on the host, sorted by position, written from definitions alone.
+
+use super::inputs::{DIM, GROUP, KV_HEADS, Token, output_weight, rope, shape};
+use super::maths::{dot, softmax};
+use crate::allocate::Basis;
+use crate::cache::Spans;
+use crate::facts::RopeFacts;
+use crate::phase::Phase;
+use crate::plan::{Eviction, LayerEvictions, Plan};
+use crate::policy::Protect;
+use crate::{Error, Result};
+use std::collections::BTreeMap;
+
+/// A policy's definition in f64, for one KV head, without regard to speed. A policy returns it from
+/// [`Policy::oracle`](crate::Policy::oracle).
+pub trait Oracle {
+    /// The scores of all entries, in order of position; higher stays.
+    fn scores(&self, head: &Head<'_>) -> Vec<f64>;
+
+    /// The entries after those that go have left something to those that stay; `kept` are the indices of the latter,
+    /// ascending. `memory` is what earlier calls for this head and policy left there, empty at first.
+    fn merge(&self, head: &Head<'_>, kept: &[usize], memory: &mut Vec<f64>) -> Vec<Entry> {
+        let _ = (kept, memory);
+        head.entries().to_vec()
+    }
+}
+
+/// What the naive cache holds of a token.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Entry {
+    /// Its place in the sequence, from 0.
+    pub position: usize,
+    /// Its key, changed by merges.
+    pub key: Vec<f64>,
+    /// Its value, changed by merges.
+    pub value: Vec<f64>,
+    /// Its value as it arrived.
+    pub arrived: Vec<f64>,
+    /// The attention that it has received so far, mean over the query group.
+    pub sum: f64,
+    /// For each query since it arrived, how many query heads gave it at least the average of their attention.
+    pub hits: Vec<usize>,
+}
+
+/// One KV head at the moment of an eviction.
+#[derive(Clone, Copy, Debug)]
+pub struct Head<'a> {
+    reference: &'a Reference,
+    head: usize,
+    phase: Phase,
+    budget: usize,
+}
+
+impl<'a> Head<'a> {
+    /// The entries, in order of position.
+    pub fn entries(&self) -> &'a [Entry] {
+        &self.reference.heads[self.head]
+    }
+
+    /// The layer.
+    pub fn layer(&self) -> usize {
+        self.reference.layer
+    }
+
+    /// The KV head.
+    pub fn head(&self) -> usize {
+        self.head
+    }
+
+    /// The moment of the eviction.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// How many entries will stay.
+    pub fn budget(&self) -> usize {
+        self.budget
+    }
+
+    /// The same head under another budget, for a part of a policy.
+    #[must_use]
+    pub fn with_budget(self, budget: usize) -> Self {
+        Self { budget, ..self }
+    }
+
+    /// How many tokens have been seen.
+    pub fn seen(&self) -> usize {
+        self.reference.queries.len()
+    }
+
+    /// The positions that the caller protects.
+    pub fn spans(&self) -> &'a Spans {
+        &self.reference.spans
+    }
+
+    /// Whether all KV heads hold the same positions for sure.
+    pub fn heads_agree(&self) -> bool {
+        self.reference.agree
+    }
+
+    /// All KV heads of the layer.
+    pub fn all(self) -> impl Iterator<Item = Self> {
+        (0..KV_HEADS).map(move |head| Self { head, ..self })
+    }
+
+    /// The rotary embedding.
+    pub fn rope(&self) -> RopeFacts {
+        rope()
+    }
+
+    /// The part of the output projection's weight that takes the output of a query head of the group, `[hidden][DIM]`.
+    pub fn output_weight(&self, member: usize) -> Vec<Vec<f64>> {
+        let first = (self.head * GROUP + member) * DIM;
+        let rows = output_weight(self.layer()).into_iter();
+        rows.map(|row| row[first..first + DIM].to_vec()).collect()
+    }
+
+    /// The query of a head of the group at a position, after rotary embedding.
+    pub fn query(&self, member: usize, position: usize) -> &'a [f64] {
+        &self.reference.queries[position][self.head * GROUP + member]
+    }
+
+    /// The attention that this query pays to the entries, 0 for later ones.
+    pub fn attention(&self, member: usize, position: usize) -> Vec<f64> {
+        let query = self.query(member, position);
+        let logit = |entry: &Entry| match entry.position > position {
+            true => f64::NEG_INFINITY,
+            false => dot(query, &entry.key) / (DIM as f64).sqrt(),
+        };
+        softmax(&self.entries().iter().map(logit).collect::<Vec<_>>())
+    }
+
+    /// The attention of the last `window` queries of a head of the group, fewer if fewer were seen: a row each.
+    pub fn window(&self, member: usize, window: usize) -> Vec<Vec<f64>> {
+        let seen = self.seen();
+        (seen.saturating_sub(window)..seen)
+            .map(|position| self.attention(member, position))
+            .collect()
+    }
+
+    /// The mean over the query group, element by element.
+    pub fn group_mean(&self, of: impl Fn(usize) -> Vec<f64>) -> Vec<f64> {
+        super::maths::mean(&(0..GROUP).map(of).collect::<Vec<_>>())
+    }
+
+    /// The best `count` entries, the protected ones first, none of `taken`; of equal scores the later.
+    pub fn best(
+        &self,
+        scores: &[f64],
+        protect: Protect,
+        spans: &Spans,
+        taken: &[usize],
+        count: usize,
+    ) -> Vec<usize> {
+        let (entries, seen) = (self.entries(), self.seen());
+        let safe = |p: usize| {
+            p < protect.sinks || p.saturating_add(protect.recent) >= seen || spans.contains(p)
+        };
+        let free = (0..entries.len()).filter(|j| !taken.contains(j));
+        let mut ranked: Vec<usize> = free.collect();
+        let key = |j: usize| (safe(entries[j].position), scores[j], entries[j].position);
+        ranked.sort_by(|&a, &b| {
+            let (a, b) = (key(a), key(b));
+            b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)).then(b.2.cmp(&a.2))
+        });
+        ranked.truncate(count);
+        ranked
+    }
+}
+
+/// The naive cache of one layer and one sequence.
+#[derive(Clone, Debug)]
+pub struct Reference {
+    plan: Plan,
+    layer: usize,
+    spans: Spans,
+    rules: LayerEvictions,
+    heads: Vec<Vec<Entry>>,
+    queries: Vec<Token>,
+    agree: bool,
+    /// What policies that merge remember, per phase and KV head.
+    memory: BTreeMap<(Phase, usize), Vec<f64>>,
+}
+
+impl Reference {
+    /// An empty layer of a plan.
+    ///
+    /// # Errors
+    /// A plan whose budgets depend on what the layers do.
+    pub fn new(plan: &Plan, layer: usize) -> Result<Self> {
+        if let Some(online) = &plan.online
+            && online.basis() == Basis::Layers
+        {
+            let what = format!("allocator {} in the reference", online.name());
+            return Err(Error::unsupported(what, "it sees the layers first"));
+        }
+        Ok(Self {
+            plan: plan.clone(),
+            layer,
+            spans: Spans::default(),
+            rules: LayerEvictions::default(),
+            heads: vec![Vec::new(); KV_HEADS],
+            queries: Vec::new(),
+            agree: true,
+            memory: BTreeMap::new(),
+        })
+    }
+
+    /// Protects positions, see [`KvCache::protect`](crate::KvCache::protect).
+    pub fn protect(&mut self, spans: Spans) {
+        self.spans = spans;
+    }
+
+    /// Announces a prompt of `tokens` tokens.
+    ///
+    /// # Errors
+    /// What [`Plan::resolve`] refuses.
+    pub fn begin(&mut self, tokens: usize) -> Result<()> {
+        let cost = shape().cost(self.plan.layers.len());
+        let resolved = self.plan.resolve(self.queries.len() + tokens, cost)?;
+        self.rules = resolved.layers[self.layer].clone();
+        Ok(())
+    }
+
+    /// Appends one token and returns its attention output, `[HEADS][DIM]`.
+    pub fn step(&mut self, q: &Token, k: &Token, v: &Token) -> Token {
+        let position = self.queries.len();
+        self.queries.push(q.clone());
+        let mut output = Vec::new();
+        for head in 0..KV_HEADS {
+            self.heads[head].push(Entry {
+                position,
+                key: k[head].clone(),
+                value: v[head].clone(),
+                arrived: v[head].clone(),
+                sum: 0.0,
+                hits: Vec::new(),
+            });
+            let view = self.head(head, Phase::Decode, 0);
+            let rows: Vec<Vec<f64>> = (0..GROUP).map(|g| view.attention(g, position)).collect();
+            let entries = &mut self.heads[head];
+            let average = 1.0 / entries.len() as f64;
+            for (j, entry) in entries.iter_mut().enumerate() {
+                entry.sum += rows.iter().map(|row| row[j]).sum::<f64>() / GROUP as f64;
+                let hits = rows.iter().filter(|row| row[j] >= average).count();
+                entry.hits.push(hits);
+            }
+            for row in &rows {
+                let mut out = vec![0.0; DIM];
+                for (entry, p) in entries.iter().zip(row) {
+                    out.iter_mut()
+                        .zip(&entry.value)
+                        .for_each(|(o, v)| *o += p * v);
+                }
+                output.push(out);
+            }
+        }
+        output
+    }
+
+    /// The scores of an eviction that is due in a phase, per KV head; none if nothing has to go.
+    ///
+    /// # Errors
+    /// A policy without an [`Oracle`], or with one that gives another number of scores than entries.
+    pub fn scores(&self, phase: Phase) -> Result<Option<Vec<Vec<f64>>>> {
+        let Some(Eviction { policy, budget }) = self.rules.of(phase) else {
+            return Ok(None);
+        };
+        if self.heads[0].len() <= *budget {
+            return Ok(None);
+        }
+        let oracle = policy.oracle().ok_or_else(|| {
+            let what = format!("policy {} in the reference", policy.name());
+            Error::unsupported(what, "it has no oracle")
+        })?;
+        let scores = (0..KV_HEADS).map(|head| {
+            let view = self.head(head, phase, *budget);
+            let scores = oracle.scores(&view);
+            match scores.len() == view.entries().len() {
+                true => Ok(scores),
+                false => Err(Error::Failed(format!(
+                    "the oracle of policy {} gives {} scores for {} entries",
+                    policy.name(),
+                    scores.len(),
+                    view.entries().len()
+                ))),
+            }
+        });
+        scores.collect::<Result<_>>().map(Some)
+    }
+
+    /// Evicts down to the phase's budget, if there is one and it is exceeded.
+    ///
+    /// # Errors
+    /// Those of [`Reference::scores`].
+    pub fn evict(&mut self, phase: Phase) -> Result<()> {
+        let (Some(scores), Some(eviction)) = (self.scores(phase)?, self.rules.of(phase).cloned())
+        else {
+            return Ok(());
+        };
+        let Eviction { policy, budget } = eviction;
+        let remembers = match self.rules.same_policy() {
+            true => Phase::Prefill,
+            false => phase,
+        };
+        let mut heads = Vec::new();
+        for (head, scores) in scores.into_iter().enumerate() {
+            let mut memory = self.memory.remove(&(remembers, head)).unwrap_or_default();
+            let view = self.head(head, phase, budget);
+            let protect = policy.protect(budget);
+            let mut kept = view.best(&scores, protect, &self.spans, &[], budget);
+            kept.sort_unstable();
+            let entries = match policy.oracle() {
+                Some(oracle) => oracle.merge(&view, &kept, &mut memory),
+                None => view.entries().to_vec(),
+            };
+            let entries = entries.into_iter().enumerate();
+            let entries = entries.filter(|(j, _)| kept.binary_search(j).is_ok());
+            heads.push(entries.map(|(_, entry)| entry).collect());
+            self.memory.insert((remembers, head), memory);
+        }
+        self.heads = heads;
+        self.agree &= policy.same_for_all_heads();
+        Ok(())
+    }
+
+    /// Kept positions per KV head, ascending.
+    pub fn positions(&self) -> Vec<Vec<usize>> {
+        let heads = self.heads.iter();
+        heads
+            .map(|head| head.iter().map(|entry| entry.position).collect())
+            .collect()
+    }
+
+    fn head(&self, head: usize, phase: Phase, budget: usize) -> Head<'_> {
+        Head {
+            reference: self,
+            head,
+            phase,
+            budget,
+        }
+    }
+}
