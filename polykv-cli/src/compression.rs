@@ -1,30 +1,17 @@
 //! From the compression flags to a plan: one path for plan files and for `--policy`.
 
 use crate::args::{BudgetArgs, CompressionArgs, Phases};
+use crate::registry::registry;
 use polykv::models::ModelConfig;
 use polykv::policy::{Policies, PolicySpec};
 use polykv::{
-    Allocator, At, Budget, Error, LayerShape, Phase, Plan, PlanFile, Policy, Registry, Result,
-    Spans,
+    Allocator, At, Budget, Error, LayerShape, Phase, Plan, PlanFile, Policy, Result, Spans,
 };
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 /// How errors name the flags.
 const COMMAND_LINE: &str = "command line";
-
-static REGISTRY: OnceLock<Registry> = OnceLock::new();
-
-/// Sets what flags and plan files can name, once per process.
-pub fn set_registry(registry: Registry) {
-    // A second one would contradict what was already read.
-    let _ = REGISTRY.set(registry);
-}
-
-/// What flags and plan files can name.
-pub fn registry() -> &'static Registry {
-    REGISTRY.get_or_init(Registry::default)
-}
 
 /// A plan as far as it can be known without the model.
 #[derive(Debug)]

@@ -26,6 +26,7 @@ mod plan;
 mod prompt;
 #[cfg(feature = "hub")]
 mod pull;
+mod registry;
 
 use args::{Cli, Command};
 use clap::Parser;
@@ -48,7 +49,7 @@ static PANIC: Mutex<Option<String>> = Mutex::new(None);
 ///
 /// `registry` is what plan files and flags can name. Only the first call's counts.
 pub fn main(registry: Registry) -> ExitCode {
-    compression::set_registry(registry);
+    registry::set(registry);
     polykv::machine::keep_freed_memory();
     let cli = match Cli::try_parse().and_then(Cli::checked) {
         Ok(cli) => cli,

@@ -5,8 +5,8 @@ mod invert;
 mod memory;
 
 use crate::args::{PlanAction, PlanArgs};
-use crate::compression::registry;
 use crate::output::{console, describe_budget, describe_params, picture, table, write_whole};
+use crate::registry::registry;
 use anyhow::Context;
 use polykv::plan::FileRule;
 use polykv::{At, Error, Phase, Plan, PlanFile, Result};

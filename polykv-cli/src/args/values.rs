@@ -1,6 +1,6 @@
 //! Values with names: lists come from the registries, so that a new policy needs no line here.
 
-use crate::compression::registry;
+use crate::registry::registry;
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use polykv::allocate::Basis;

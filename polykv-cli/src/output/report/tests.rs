@@ -1,8 +1,8 @@
 //! The page of made-up results.
 
 use super::*;
-use crate::compression::registry;
 use crate::eval::record::{Identity, PlanRecord, Session};
+use crate::registry::registry;
 use polykv::models::eval::{NamedPlan, Prediction, Scores};
 use polykv::policy::PolicySpec;
 use polykv::{Budget, Phase, Plan, PlanFile};
