@@ -132,7 +132,7 @@ impl RulerTexts {
         let tasks: Vec<&'static str> = NAMES.iter().copied().filter(|name| wanted(name)).collect();
         let texts = match &options.source {
             Some(source) => Texts::read(source, &tasks)?,
-            None => Texts::own(options.seed),
+            None => own::texts(options.seed),
         };
         Ok(Self {
             texts,

@@ -1,6 +1,5 @@
 //! The texts that RULER's tasks are made of: templates, filler, words, questions with documents.
 
-use super::own;
 use super::qa::Documents;
 
 /// A task's template and the start of its answer.
@@ -37,11 +36,6 @@ pub(super) struct Texts {
 }
 
 impl Texts {
-    /// Words and sentences of our own.
-    pub fn own(seed: u64) -> Self {
-        own::texts(seed)
-    }
-
     pub fn wording(&self, task: &str) -> &Wording {
         match task {
             "vt" => &self.tracking,
