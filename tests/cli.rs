@@ -8,6 +8,8 @@ mod bench;
 mod calibrate;
 #[path = "cli/compression.rs"]
 mod compression;
+#[path = "cli/console.rs"]
+mod console;
 #[path = "cli/eval.rs"]
 mod eval;
 #[cfg(feature = "hub")]

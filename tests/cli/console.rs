@@ -1,0 +1,172 @@
+//! Readers that go away, outputs that are full, characters that a terminal would obey, texts as people have them.
+
+use super::{LONG, text, write};
+use crate::cli_support::{
+    command, generate, generate_args, generate_json, polykv, polykv_with, run, tiny_model,
+};
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const CACHE: &str = "/nonexistent/polykv-cache";
+
+fn generating(more: &[&str]) -> Command {
+    command(&generate_args(&tiny_model(), more), Path::new(CACHE))
+}
+
+#[cfg(target_os = "linux")]
+fn full() -> Stdio {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+    full.unwrap().into()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_full_output_is_a_failure() {
+    let code = |command: &mut Command| command.stdin(Stdio::null()).status().unwrap().code();
+    let quiet = |more: &[&str]| {
+        let mut command = generating(&[&["-p", "hi", "-n", "2"], more].concat());
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    assert_eq!(code(quiet(&[]).stdout(full())), Some(4));
+    assert_eq!(code(quiet(&["--json"]).stdout(full())), Some(4));
+    assert_eq!(code(quiet(&[]).stderr(full())), Some(4));
+    assert_eq!(code(quiet(&["--no-stats"]).stderr(full())), Some(0));
+    let mut help = command(&["--help"], Path::new(CACHE));
+    assert_eq!(code(help.stdout(full()).stderr(Stdio::null())), Some(4));
+    let mut refused = command(&["plan", "show", "/nonexistent"], Path::new(CACHE));
+    assert_eq!(code(refused.stdout(Stdio::null()).stderr(full())), Some(3));
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_answer_at_once_and_quietly() {
+    // The tiny model would go on for minutes.
+    let mut child = generating(&[
+        "-p", "hi", "-n", "30000", "--policy", "tova", "--budget", "64",
+    ]);
+    let mut child = child
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut first = [0; 1];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let started = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    assert!(started.elapsed() < Duration::from_secs(5));
+    assert_eq!(output.status.code(), Some(4));
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[test]
+fn names_of_plans_cannot_write_to_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = write(
+        &dir,
+        "plan.yaml",
+        "schema: 1\nname: \"a\\e[2Jb\\a\"\nlayers: 3\nbudget: {tokens: 24}\nprefill: [{layers: 0-2, policy: tova}]\n",
+    );
+    let shown = polykv(&["plan", "show", &plan]);
+    assert_eq!((shown.code, shown.stderr.as_str()), (0, ""));
+    assert!(shown.stdout.contains("[2Jb"), "{:?}", shown.stdout);
+    let stats = generate(&["-p", LONG, "-n", "2", "--plan", &plan]).stderr;
+    let sent = |text: &str| text.chars().any(|c| c.is_control() && c != '\n');
+    assert!(!sent(&shown.stdout) && !sent(&stats), "{stats:?}");
+    // Data stays what it is.
+    let shuffled = polykv(&["plan", "shuffle", &plan, "--seed", "1"]).stdout;
+    assert!(
+        shuffled.contains("\\e[2J") || shuffled.contains('\u{1b}'),
+        "{shuffled:?}"
+    );
+}
+
+#[test]
+fn texts_may_begin_with_a_dash() {
+    for prompt in ["-5 + 3 = ?", "- first item", "--- a diff", "--json"] {
+        let given = generate_json(&["-p", prompt, "-n", "4"]);
+        let stdin = polykv_with(
+            &generate_args(&tiny_model(), &["--json", "-p", "-", "-n", "4"]),
+            prompt.as_bytes(),
+            Path::new(CACHE),
+        );
+        let read: serde_json::Value = serde_json::from_str(&stdin.stdout).unwrap();
+        assert_eq!(text(&given), text(&read), "{prompt}");
+    }
+    generate(&["-p", "hi", "-n", "1", "--stop", "-", "--stop", "--"]);
+    generate(&["-p", "hi", "-n", "1", "--answer-prefix", "- "]);
+}
+
+#[test]
+fn byte_order_marks_are_dropped_and_utf_16_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = write(&dir, "plain.txt", LONG);
+    let marked = write(&dir, "marked.txt", &format!("\u{feff}{LONG}"));
+    let tokens = |file: &str| generate_json(&["-f", file, "-n", "2"])["prompt_tokens"].clone();
+    assert_eq!(tokens(&plain), tokens(&marked));
+    let utf16: Vec<u8> = "\u{feff}hi"
+        .encode_utf16()
+        .flat_map(u16::to_le_bytes)
+        .collect();
+    let path = dir.path().join("wide.txt");
+    std::fs::write(&path, utf16).unwrap();
+    let answer = run(&mut generating(&["-f", path.to_str().unwrap()]), b"");
+    assert_eq!(answer.code, 3);
+    assert!(answer.stderr.contains("UTF-16"), "{}", answer.stderr);
+}
+
+#[test]
+fn more_threads_than_anybody_has_are_refused() {
+    let started = Instant::now();
+    let answer = run(
+        generating(&["-p", "hi"]).env("RAYON_NUM_THREADS", "100000"),
+        b"",
+    );
+    assert_eq!(answer.code, 3);
+    assert!(
+        answer.stderr.contains("RAYON_NUM_THREADS is 100000"),
+        "{}",
+        answer.stderr
+    );
+    assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+/// A budget that everything fits in evicts nothing, whoever splits it.
+#[test]
+fn a_surplus_never_cuts() {
+    let full = generate_json(&["-p", LONG, "-n", "20"]);
+    for policy in ["cake", "pyramidkv", "tova", "h2o", "lagkv"] {
+        for allocator in ["uniform", "pyramid", "cake", "dynamic"] {
+            let flags = [
+                "--policy",
+                policy,
+                "--allocator",
+                allocator,
+                "--budget",
+                "400",
+            ];
+            let json = generate_json(&[&["-p", LONG, "-n", "20"], &flags[..]].concat());
+            assert_eq!(text(&json), text(&full), "{policy}, {allocator}");
+            assert_eq!(
+                json["kv"]["kept_min"], json["kv"]["seen"],
+                "{policy}, {allocator}"
+            );
+        }
+    }
+    // Prompts of a few tokens, which some budgets once had no room for.
+    for policy in ["cake", "lagkv"] {
+        for allocator in ["cake", "dynamic"] {
+            let flags = [
+                "--policy",
+                policy,
+                "--allocator",
+                allocator,
+                "--budget",
+                "64",
+            ];
+            generate(&[&["-p", "a", "--raw", "-n", "8"], &flags[..]].concat());
+        }
+    }
+}
