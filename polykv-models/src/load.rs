@@ -8,7 +8,6 @@ mod locate;
 pub mod safetensors;
 mod stored;
 
-pub use file::WeightFile;
 pub(crate) use file::refuse_pointer;
 pub use locate::locate;
 pub use stored::Stored;

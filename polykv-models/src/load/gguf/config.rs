@@ -3,7 +3,7 @@
 use super::super::ends::once_each;
 use super::GgufFile;
 use super::value::quoted;
-use crate::config::{Family, ModelConfig, RopeScaling};
+use crate::config::{Family, ModelConfig};
 use polykv_core::{Error, Result};
 
 /// Texts of the tokens that end a turn, as llama.cpp knows them. Converters name one end token at most by number, so the
@@ -101,7 +101,7 @@ impl GgufFile {
         }
     }
 
-    fn size(&self, key: &str) -> Result<usize> {
+    pub(super) fn size(&self, key: &str) -> Result<usize> {
         let found = self
             .uint(key)?
             .ok_or_else(|| self.refuse(key, "missing", "a whole number"))?;
@@ -167,110 +167,18 @@ impl GgufFile {
         }
         Ok(once_each(ids))
     }
-
-    fn rope_scaling(&self, family: Family, max_positions: usize) -> Result<RopeScaling> {
-        let (type_key, factor_key) = (
-            key(family, "rope.scaling.type"),
-            key(family, "rope.scaling.factor"),
-        );
-        let factor = match self.number(&factor_key)? {
-            Some(factor) => Some(factor),
-            None => self.number(&key(family, "rope.scale_linear"))?,
-        };
-        match (self.text(&type_key)?, factor) {
-            (Some("none"), _) | (None, None) => Ok(RopeScaling::None),
-            (None | Some("linear"), Some(1.0)) => Ok(RopeScaling::None),
-            (None | Some("linear"), Some(factor)) => Ok(RopeScaling::Linear { factor }),
-            (Some("yarn"), Some(factor)) => self.yarn(family, factor, max_positions),
-            (Some("linear" | "yarn"), None) => Err(self.refuse(&factor_key, "missing", "a number")),
-            (Some(other), _) => Err(Error::unsupported(
-                format!("{type_key} {}", quoted(other)),
-                format!("{}: allowed are none, linear and yarn", self.place()),
-            )),
-        }
-    }
-
-    /// YaRN as published; files that turn its other knobs are refused.
-    fn yarn(&self, family: Family, factor: f64, max_positions: usize) -> Result<RopeScaling> {
-        for knob in [
-            "attn_factor",
-            "yarn_attn_factor",
-            "yarn_beta_fast",
-            "yarn_beta_slow",
-            "yarn_ext_factor",
-            "yarn_log_multiplier",
-        ] {
-            let key = key(family, &format!("rope.scaling.{knob}"));
-            if self.value(&key).is_some() {
-                return Err(Error::unsupported(key, self.place()));
-            }
-        }
-        let original = key(family, "rope.scaling.original_context_length");
-        let original = match self.uint(&original)? {
-            Some(_) => self.size(&original)?,
-            None => max_positions,
-        };
-        Ok(RopeScaling::yarn(factor, original))
-    }
-
-    /// The file holds only the divisors of the frequencies; the published parameters that give them are found by trial.
-    fn llama3_scaling(&self, theta: f64, head_dim: usize) -> Result<RopeScaling> {
-        let shape = self.tensor("rope_freqs.weight").map(|freqs| &freqs.shape);
-        if shape.is_none_or(|shape| *shape != [head_dim / 2]) {
-            let allowed = format!("[{}], half the head size", head_dim / 2);
-            let found = format!("{:?}", shape.map_or(&[][..], Vec::as_slice));
-            return Err(self.refuse("tensor rope_freqs.weight", found, &allowed));
-        }
-        let divisors = self.read_f32("rope_freqs.weight")?;
-        let factor = f64::from(divisors.iter().copied().fold(1.0, f32::max));
-        let (low, high, original) = (1.0, 4.0, 8192usize);
-        let fits = divisors.iter().enumerate().all(|(pair, found)| {
-            let frequency = theta.powf(-2.0 * pair as f64 / head_dim as f64);
-            let expected = llama3_divisor(frequency, factor, low, high, original as f64);
-            (f64::from(*found) / expected - 1.0).abs() < 1e-3
-        });
-        if !fits {
-            let reason = format!(
-                "{}: only Llama 3 scaling with frequency factors {low} and {high} from {original} positions is known",
-                self.place()
-            );
-            return Err(Error::unsupported(
-                "the scaling in rope_freqs.weight",
-                reason,
-            ));
-        }
-        Ok(RopeScaling::Llama3 {
-            factor,
-            low_freq_factor: low,
-            high_freq_factor: high,
-            original_max_positions: original,
-        })
-    }
 }
 
 /// The name of an architecture's key; ggml's names of architectures are ours of families.
-fn key(family: Family, name: &str) -> String {
+pub(super) fn key(family: Family, name: &str) -> String {
     format!("{}.{name}", family.name())
-}
-
-/// What Llama 3 scaling divides one rotary frequency (radians per position) by.
-fn llama3_divisor(frequency: f64, factor: f64, low: f64, high: f64, original: f64) -> f64 {
-    let wavelength = std::f64::consts::TAU / frequency;
-    if wavelength < original / high {
-        1.0
-    } else if wavelength > original / low {
-        factor
-    } else {
-        let smooth = (original / wavelength - low) / (high - low);
-        1.0 / ((1.0 - smooth) / factor + smooth)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::Value;
     use super::super::testing::tiny_llama;
-    use super::*;
+    use crate::config::RopeScaling;
 
     #[test]
     fn config_of_a_tiny_file() {
@@ -350,56 +258,5 @@ mod tests {
             let message = file.config().unwrap_err().to_string();
             assert!(message.contains(file.place()), "{message}");
         }
-    }
-
-    #[test]
-    fn yarn() {
-        let set = |factor: f64| {
-            tiny_llama()
-                .value("llama.rope.scaling.type", &Value::String("yarn".into()))
-                .value("llama.rope.scaling.factor", &Value::Float(factor))
-        };
-        let key = "llama.rope.scaling.original_context_length";
-        let file = set(4.0).value(key, &Value::Uint(32)).open();
-        let expected = RopeScaling::yarn(4.0, 32);
-        let config = file.config().unwrap();
-        assert_eq!((config.rope_scaling, config.max_positions), (expected, 128));
-        // A context length that stayed that of the training.
-        let config = set(4.0).open().config().unwrap();
-        assert_eq!(config.max_positions, 512);
-        let knob = "llama.rope.scaling.yarn_ext_factor";
-        let file = set(4.0).value(knob, &Value::Float(1.0)).open();
-        let message = file.config().unwrap_err().to_string();
-        assert!(message.contains(knob), "{message}");
-        let file = set(-4.0).open();
-        let message = file.config().unwrap_err().to_string();
-        assert!(message.contains("factor is -4"), "{message}");
-    }
-
-    #[test]
-    fn llama3_factors_are_recognised() {
-        // 32 pairs with theta 500000 and factor 8 reach all three branches.
-        let divisors: Vec<f32> = (0..32)
-            .map(|i| {
-                let frequency = 500_000f64.powf(-2.0 * f64::from(i) / 64.0);
-                llama3_divisor(frequency, 8.0, 1.0, 4.0, 8192.0) as f32
-            })
-            .collect();
-        let load = |values: &[f32]| {
-            tiny_llama()
-                .f32_tensor("rope_freqs.weight", &[32], values)
-                .open()
-                .llama3_scaling(500_000.0, 64)
-        };
-        let expected = RopeScaling::Llama3 {
-            factor: 8.0,
-            low_freq_factor: 1.0,
-            high_freq_factor: 4.0,
-            original_max_positions: 8192,
-        };
-        assert_eq!(load(&divisors).unwrap(), expected);
-        let mut other = divisors;
-        other[16] *= 1.1;
-        assert!(load(&other).unwrap_err().is_refusal());
     }
 }

@@ -1,6 +1,7 @@
 //! The header of a GGUF file: metadata and tensor directory, with every count checked before it is used.
 
 use super::dequant::{GgmlType, type_name};
+use super::layout::{Layout, RawTensor};
 use super::value::{TensorInfo, Value, quoted, widen};
 use polykv_core::{Error, Result};
 use std::collections::BTreeMap;
@@ -71,21 +72,12 @@ pub(super) fn parse(place: &str, source: impl Read, file_size: u64) -> Result<Di
         .map(|_| cursor.tensor())
         .collect::<Result<Vec<_>>>()?;
     let alignment = alignment(place, &values)?;
-    let mut tensors = Layout {
-        place,
-        alignment,
-        file_size,
-        start: cursor.at.next_multiple_of(alignment),
-        end: 0,
-        last: "the header".to_owned(),
-        gaps: Vec::new(),
-    };
-    tensors.gap(cursor.at);
+    let mut layout = Layout::new(place, alignment, cursor.at, file_size);
     let placed = raw
         .into_iter()
-        .map(|tensor| tensors.place(tensor))
+        .map(|tensor| layout.place(tensor))
         .collect::<Result<Vec<_>>>()?;
-    let gaps = tensors.finish(cursor.at)?;
+    let gaps = layout.finish()?;
     let mut tensors = BTreeMap::new();
     for (name, info) in placed {
         let shown = quoted(&name);
@@ -113,80 +105,6 @@ fn alignment(place: &str, values: &BTreeMap<String, Value>) -> Result<usize> {
             let allowed = format!("a power of two, 1 to {MAX_ALIGNMENT}");
             Error::invalid(place, "general.alignment", value.shown(), allowed)
         })
-}
-
-struct RawTensor {
-    name: String,
-    shape: Vec<usize>,
-    ggml_type: GgmlType,
-    bytes: usize,
-    offset: u64,
-}
-
-/// Where tensors lie. Writers put one after the other, each at the next multiple of the alignment, and end the file
-/// after the last one; whatever else a header says is not what was written.
-struct Layout<'a> {
-    place: &'a str,
-    alignment: usize,
-    file_size: usize,
-    /// Where data begin in the file.
-    start: usize,
-    /// Where the last tensor ends, from `start` on.
-    end: usize,
-    last: String,
-    gaps: Vec<(String, Range<usize>)>,
-}
-
-impl Layout<'_> {
-    /// Notes the bytes from `from` up to the alignment, as far as the file goes.
-    fn gap(&mut self, from: usize) {
-        let to = from.next_multiple_of(self.alignment).min(self.file_size);
-        if from < to {
-            self.gaps.push((self.last.clone(), from..to));
-        }
-    }
-
-    /// The next tensor of the file.
-    fn place(&mut self, tensor: RawTensor) -> Result<(String, TensorInfo)> {
-        let field = format!("tensor {} offset", quoted(&tensor.name));
-        let start = self.end.next_multiple_of(self.alignment);
-        if tensor.offset != start as u64 {
-            let allowed = format!("{start}, after {}", self.last);
-            return Err(Error::invalid(self.place, field, tensor.offset, allowed));
-        }
-        let data = self.file_size.saturating_sub(self.start);
-        let end = start.checked_add(tensor.bytes).filter(|end| *end <= data);
-        let Some(end) = end else {
-            let found = format!("{start} with {} bytes", tensor.bytes);
-            let allowed = format!("inside the {data} bytes of data");
-            return Err(Error::invalid(self.place, field, found, allowed));
-        };
-        self.end = end;
-        self.last = format!("tensor {}", quoted(&tensor.name));
-        let range = self.start + start..self.start + end;
-        self.gap(range.end);
-        let info = TensorInfo {
-            shape: tensor.shape,
-            ggml_type: tensor.ggml_type,
-            range,
-        };
-        Ok((tensor.name, info))
-    }
-
-    /// Checks that the file ends where its last tensor does, or where a next one would begin.
-    fn finish(self, header: usize) -> Result<Vec<(String, Range<usize>)>> {
-        let end = match self.end {
-            0 => header,
-            end => self.start + end,
-        };
-        let padded = end.next_multiple_of(self.alignment);
-        if (end..=padded).contains(&self.file_size) {
-            return Ok(self.gaps);
-        }
-        let found = format!("{} bytes", self.file_size);
-        let allowed = format!("{end} to {padded}, where {} ends", self.last);
-        Err(Error::invalid(self.place, "size", found, allowed))
-    }
 }
 
 struct Cursor<'a, R> {
