@@ -57,6 +57,9 @@ pub trait Allocator: Send + Sync + Debug {
     /// The name in plans and on the command line.
     fn name(&self) -> &str;
 
+    /// How it splits the budget, in a few words and with its source, for help texts and tables.
+    fn summary(&self) -> &str;
+
     fn basis(&self) -> Basis;
 
     /// The policy whose published method includes this allocator.

@@ -10,6 +10,7 @@ use polykv::models::hub::{self, ALIASES, Alias, Repo};
 use polykv::policy::{Params, Policies, PolicyEntry};
 use polykv::{Allocator, Phase, Storage};
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The policies and the word for keeping everything, with their summaries as help.
 pub fn policies() -> PossibleValuesParser {
@@ -27,15 +28,20 @@ fn policy(entry: &'static PolicyEntry) -> PossibleValue {
     PossibleValue::new(entry.name.as_str()).help(entry.summary.as_str())
 }
 
-/// All allocators.
+/// All allocators, with their summaries as help.
 pub fn allocators() -> PossibleValuesParser {
-    PossibleValuesParser::new(registry().allocators.names(|_| true))
+    PossibleValuesParser::new(registry().allocators.iter().map(allocator))
 }
 
 /// The allocators that need no calibration.
 pub fn ready_allocators() -> PossibleValuesParser {
-    let ready = |own: &dyn Allocator| own.basis() != Basis::Calibration;
-    PossibleValuesParser::new(registry().allocators.names(ready))
+    let all = registry().allocators.iter();
+    let ready = all.filter(|own| own.basis() != Basis::Calibration);
+    PossibleValuesParser::new(ready.map(allocator))
+}
+
+fn allocator(own: &'static Arc<dyn Allocator>) -> PossibleValue {
+    PossibleValue::new(own.name()).help(own.summary())
 }
 
 /// What can be fetched.

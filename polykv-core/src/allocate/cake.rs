@@ -22,6 +22,10 @@ impl Allocator for Cake {
         "cake"
     }
 
+    fn summary(&self) -> &str {
+        "by entropy and variance of the last queries' attention in each layer (CAKE, arXiv 2503.12491)"
+    }
+
     fn basis(&self) -> Basis {
         Basis::Layers
     }

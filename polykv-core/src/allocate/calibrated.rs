@@ -15,6 +15,10 @@ impl Allocator for Calibrated {
         "calibrated"
     }
 
+    fn summary(&self) -> &str {
+        "a floor for every layer, the rest by measured sensitivities (PolyKV, arXiv 2606.15157)"
+    }
+
     fn basis(&self) -> Basis {
         Basis::Calibration
     }

@@ -20,6 +20,10 @@ impl Allocator for Dynamic {
         "dynamic"
     }
 
+    fn summary(&self) -> &str {
+        "by a contest of all entries of all layers (as in DynamicKV, arXiv 2412.14838, and LAVa, arXiv 2509.09754)"
+    }
+
     fn basis(&self) -> Basis {
         Basis::Layers
     }

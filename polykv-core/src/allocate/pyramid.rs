@@ -14,6 +14,10 @@ impl Allocator for Pyramid {
         "pyramid"
     }
 
+    fn summary(&self) -> &str {
+        "falling linearly from the first layer to the last (PyramidKV, arXiv 2406.02069)"
+    }
+
     fn basis(&self) -> Basis {
         Basis::Prompt
     }

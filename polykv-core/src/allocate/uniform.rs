@@ -11,6 +11,10 @@ impl Allocator for Uniform {
         "uniform"
     }
 
+    fn summary(&self) -> &str {
+        "evenly, or by the shares that a plan states"
+    }
+
     fn basis(&self) -> Basis {
         Basis::Shares
     }
