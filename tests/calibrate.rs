@@ -3,16 +3,20 @@
 #![cfg(feature = "flex")]
 
 mod common;
+#[path = "calibrate/library.rs"]
+mod library;
 #[path = "calibrate/signals.rs"]
 mod signals;
 
 use burn::tensor::Device;
-use polykv::calibrate::{Data, Draft, Measured};
-use polykv::models::calibrate::{EvidenceOptions, Example, Examples, Measurer, Mixture, Pool};
+use polykv::models::calibrate::{
+    CompressedPrompts, EvidenceOptions, Example, Examples, Measurer, Mixture,
+};
 use polykv::models::eval::metrics;
 use polykv::models::{LoadedModel, PrefillOptions, load};
 use polykv::plan::LayerPlan;
 use polykv::{Budget, KvCache, Phase, Plan, Policy, Rule};
+use polykv_core::calibrate::{Data, Draft, Measured};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -168,7 +172,7 @@ fn one_phase_alone_measures_the_same() {
 }
 
 #[test]
-fn a_pool_equals_whole_plans() {
+fn mixtures_equal_whole_plans() {
     let (model, candidates, examples) = (model(), candidates(), [example()]);
     let draft = Draft {
         candidates: &candidates,
@@ -188,7 +192,8 @@ fn a_pool_equals_whole_plans() {
         let singles: Vec<Plan> = (0..3)
             .map(|own| draft.with(phase, fixed, &[own; 3]))
             .collect();
-        let pool = Pool::new(&model, phase, &singles, &examples, &mut |_| {}).unwrap();
+        let prompts =
+            CompressedPrompts::new(&model, phase, &singles, &examples, &mut |_| {}).unwrap();
         let plan = draft.with(phase, fixed, &picks);
         let whole = nll(&model, plan.clone(), &examples[0], phase == Phase::Decode);
         let wanted = whole - full;
@@ -201,9 +206,9 @@ fn a_pool_equals_whole_plans() {
         let several: Vec<Mixture> = (0..40)
             .map(|index| if index % 3 == 0 { &own } else { &other }.clone())
             .collect();
-        let found = pool.losses(&several).unwrap();
+        let found = prompts.losses(&several).unwrap();
         assert_eq!(found.len(), several.len());
-        let alone = pool.losses(&[other]).unwrap();
+        let alone = prompts.losses(&[other]).unwrap();
         for (index, found) in found.iter().enumerate() {
             assert_eq!(found.keys().copied().collect::<Vec<_>>(), [Data::Text]);
             assert_eq!(found[&Data::Text].len(), 1);
@@ -214,15 +219,15 @@ fn a_pool_equals_whole_plans() {
                 &format!("{picks:?}, {index}"),
             );
         }
-        // Neither is it FullKV's cache, which the pool holds beside its plans.
-        let wrong = pool.losses(&[mixture(&plan, &[0, 3, 0])]);
+        // Neither is it FullKV's cache, which is held beside those of the plans.
+        let wrong = prompts.losses(&[mixture(&plan, &[0, 3, 0])]);
         let wrong = wrong.unwrap_err().to_string();
         assert!(wrong.contains("pick is 3; allowed: below 3"), "{wrong}");
     }
 }
 
 #[test]
-fn a_pool_of_budgets_equals_whole_plans() {
+fn mixtures_of_budgets_equal_whole_plans() {
     let (model, candidates, examples) = (model(), candidates(), [example()]);
     let draft = Draft {
         candidates: &candidates,
@@ -235,13 +240,14 @@ fn a_pool_of_budgets_equals_whole_plans() {
     for phase in [Phase::Prefill, Phase::Decode] {
         let plan = |budgets: [usize; 3]| draft.trial(phase, Some(&[1; 3]), &picks, &budgets);
         let levels = [plan([32; 3]), plan([64; 3])];
-        let pool = Pool::new(&model, phase, &levels, &examples, &mut |_| {}).unwrap();
+        let prompts =
+            CompressedPrompts::new(&model, phase, &levels, &examples, &mut |_| {}).unwrap();
         let budgets = [[32; 3], [64; 3], [64, 32, 64]];
         let mixture = |budgets: &[usize; 3]| Mixture {
             plan: plan(*budgets),
             picks: budgets.iter().map(|own| own / 64).collect(),
         };
-        let found = pool.losses(&budgets.each_ref().map(mixture)).unwrap();
+        let found = prompts.losses(&budgets.each_ref().map(mixture)).unwrap();
         for (budgets, found) in budgets.into_iter().zip(found) {
             let own = plan(budgets);
             let wanted = nll(&model, own, &examples[0], phase == Phase::Decode) - full;

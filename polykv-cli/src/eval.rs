@@ -1,7 +1,7 @@
 //! `polykv eval`: plans beside the full cache.
 
-mod digest;
 mod merge;
+mod protocol;
 pub mod record;
 mod results;
 mod running;
@@ -12,8 +12,8 @@ use crate::compression::{Placed, Source};
 use crate::model;
 use crate::output::{self, progress};
 use polykv::Result;
-use polykv::models::ModelConfig;
 use polykv::models::eval::{Evaluator, NamedPlan, evaluate};
+use polykv::models::{ModelConfig, digest};
 use record::Record;
 use results::Results;
 use running::Running;
@@ -47,7 +47,7 @@ fn evaluated(args: &EvalArgs) -> anyhow::Result<()> {
         evaluator.check(info.prompt_tokens)?;
     }
     let hash = match args.out {
-        Some(_) => digest::model(&path)?,
+        Some(_) => digest(&path)?,
         None => String::new(),
     };
     let record = Record::new(args, &evaluator, &*task, infos.len(), spec, hash);

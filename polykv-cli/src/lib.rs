@@ -18,7 +18,6 @@ mod compression;
 mod doctor;
 mod eval;
 mod generate;
-mod journal;
 mod kept;
 mod model;
 mod output;

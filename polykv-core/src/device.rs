@@ -61,6 +61,16 @@ impl DeviceSpec {
         }
     }
 
+    /// The name without an index.
+    pub fn backend(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Cpu => "cpu",
+            Self::Wgpu(_) => "wgpu",
+            Self::Cuda(_) => "cuda",
+        }
+    }
+
     /// Opens the device.
     ///
     /// # Errors
@@ -166,6 +176,7 @@ mod tests {
             assert_eq!(text.parse::<DeviceSpec>().unwrap().to_string(), text);
         }
         assert_eq!("cuda".parse(), Ok(DeviceSpec::Cuda(0)));
+        assert_eq!(DeviceSpec::Cuda(3).backend(), "cuda");
     }
 
     #[test]

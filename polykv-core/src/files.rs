@@ -1,5 +1,7 @@
 //! Reading files that may be anything, and writing files that others may read at the same time.
 
+pub mod lines;
+
 use crate::error::{Error, Result};
 use std::fs::{File, FileType, OpenOptions};
 use std::io::{ErrorKind, Read, Write};

@@ -1,15 +1,29 @@
 //! Calibration: examples whose continuation shows what a compressed cache lost, what each policy costs in each layer alone,
-//! and what whole routes cost.
+//! and what whole routes cost. [`calibrate`] does all of it, from texts to a plan; its arithmetic is in
+//! [`polykv_core::calibrate`].
 
 mod evidence;
 mod examples;
+mod journal;
 mod measure;
-mod pool;
+mod options;
+mod progress;
+mod prompts;
+mod refine;
+mod run;
 
 pub use evidence::EvidenceOptions;
 pub use examples::{Example, Examples, TextOptions};
+pub use journal::JournalOptions;
 pub use measure::Measurer;
-pub use pool::{Mixture, Pool};
+pub use options::{CalibrateOptions, Objective};
+/// What goes in and comes out.
+pub use polykv_core::calibrate::{
+    BudgetSignal, CandidatePolicy, Data, Direction, PhaseReport, Profile, Report, Settings, Signal,
+};
+pub use progress::{Progress, Stage};
+pub use prompts::{CompressedPrompts, Mixture};
+pub use run::{Calibration, calibrate};
 
 use crate::LoadedModel;
 use crate::layers::RopeTable;
@@ -22,7 +36,7 @@ use std::ops::Range;
 fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f64>> {
     let values: Vec<f32> = tensor.try_into_vec_as().map_err(ops::read_error)?;
     match values.iter().any(|value| value.is_nan()) {
-        true => Err(Error::Failed("a calibration signal is NaN".into())),
+        true => Err(Error::NotFinite("a calibration signal is NaN".into())),
         false => Ok(values.into_iter().map(f64::from).collect()),
     }
 }

@@ -16,6 +16,8 @@ pub mod calibrate;
 pub mod chat;
 pub mod config;
 pub mod decoder;
+#[cfg(any(feature = "calibrate", feature = "eval"))]
+mod digest;
 #[cfg(feature = "eval")]
 pub mod eval;
 pub mod generate;
@@ -37,6 +39,8 @@ mod texts;
 pub mod tokenizer;
 
 pub use config::ModelConfig;
+#[cfg(any(feature = "calibrate", feature = "eval"))]
+pub use digest::digest;
 pub use generate::{Finish, GenerateOptions, Generation, Generator};
 pub use load::{LoadedModel, load};
 

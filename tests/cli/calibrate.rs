@@ -3,7 +3,7 @@
 use super::eval::text;
 use super::write;
 use crate::cli_support::{Answer, generate_json, path_str, polykv, tiny_model};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::Path;
 
 const SMALL: &str = "--length 300 --continuation 12 --examples 2 --evidence 2 --policies h2o,tova,streaming-llm \
@@ -239,6 +239,111 @@ fn an_interrupted_run_ends_with_the_same_profile() {
     refused(&args("whole", "--resume"), &["tokens is"]);
 }
 
+/// One line and a field of its object, changed, with a checksum that fits.
+fn resealed(lines: &str, number: usize, field: &str, value: Value) -> String {
+    let line = |(index, line): (usize, &str)| {
+        if index + 1 != number {
+            return format!("{line}\n");
+        }
+        let mut object: Value = serde_json::from_str(line).unwrap();
+        object.as_object_mut().unwrap().remove("checksum");
+        *object.pointer_mut(field).unwrap() = value.clone();
+        polykv_core::files::lines::seal(&object.to_string())
+    };
+    lines.lines().enumerate().map(line).collect()
+}
+
+#[test]
+fn journals_of_other_models_and_records_of_other_shapes_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (text(&dir), dir.path().join("out"));
+    let args = format!(
+        "--data {data} {SMALL} --refine 2 --out {} --resume",
+        path_str(&out)
+    );
+    calibrate_json(&args);
+    let lines = read(&out, "measurements.jsonl");
+    let refused = |content: &str, args: &str, parts: &[&str]| {
+        std::fs::write(out.join("measurements.jsonl"), content).unwrap();
+        let answer = calibrate(args);
+        assert_eq!(answer.code, 3, "{}", answer.stderr);
+        for part in parts.iter().chain(&["measurements.jsonl"]) {
+            assert!(answer.stderr.contains(part), "{part}: {}", answer.stderr);
+        }
+        assert_eq!(read(&out, "measurements.jsonl"), content);
+    };
+    refused(
+        &lines,
+        &format!("{args} --dtype f16"),
+        &["dtype is \"f32\"", "\"f16\""],
+    );
+    let changes = [
+        (1, "/weights", json!("another"), "weights is \"another\""),
+        (1, "/backend", json!("cuda"), "backend is \"cuda\""),
+        (2, "/measured/example", json!(7), "line 2 is of example 7"),
+        (
+            2,
+            "/measured/signals/prefill/cosine",
+            json!([[]]),
+            "line 2 is with [0]",
+        ),
+        (
+            3,
+            "/measured/signals/full_nll",
+            Value::Null,
+            "line 3 is no measurement",
+        ),
+        (
+            4,
+            "/losses/losses/text",
+            json!([0.5]),
+            "line 4 is losses of {text: 1}",
+        ),
+    ];
+    for (number, field, value, part) in changes {
+        refused(&resealed(&lines, number, field, value), &args, &[part]);
+    }
+    // Earlier versions wrote no checksums.
+    let old = lines.lines().map(|line| {
+        let fields = line.split(",\"checksum\"").next().unwrap();
+        format!("{fields}}}\n")
+    });
+    refused(
+        &old.collect::<String>(),
+        &args,
+        &["line 1 is without a checksum"],
+    );
+    let damaged = lines.replacen("\"full_nll\":", "\"full_nll\":1", 1);
+    refused(&damaged, &args, &["line 2 is damaged"]);
+}
+
+#[test]
+fn other_weights_under_the_same_name_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (text(&dir), dir.path().join("out"));
+    let model = dir.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for file in std::fs::read_dir(tiny_model()).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), model.join(file.file_name())).unwrap();
+    }
+    let args = format!("--data {data} {SMALL} --out {} --resume", path_str(&out));
+    let run = || {
+        let start = ["calibrate", "--device", "cpu", "-m", path_str(&model)];
+        polykv(&start.into_iter().chain(args.split(' ')).collect::<Vec<_>>())
+    };
+    assert_eq!(run().code, 0);
+    let weights = model.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    // The lowest bits of some number in f32.
+    let place = bytes.len() - 4;
+    bytes[place] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    let answer = run();
+    assert_eq!(answer.code, 3, "{}", answer.stderr);
+    assert!(answer.stderr.contains("weights is"), "{}", answer.stderr);
+}
+
 #[test]
 fn a_phase_that_keeps_everything_is_not_measured() {
     let dir = tempfile::tempdir().unwrap();
@@ -252,7 +357,7 @@ fn a_phase_that_keeps_everything_is_not_measured() {
     assert!(
         refused
             .stderr
-            .contains("--refine is 2 beside --allocator cake")
+            .contains("--refine is 2 beside allocator cake")
     );
     let json = calibrate_json(&args);
     assert_eq!(json["decode"]["route"].as_array().unwrap().len(), 0);

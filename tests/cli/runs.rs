@@ -2,7 +2,7 @@
 
 use super::eval::{eval, text};
 use crate::cli_support::{Answer, command, path_str, polykv, tiny_model};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -222,6 +222,46 @@ fn shards_merge_to_the_whole_run() {
 }
 
 #[test]
+fn records_of_runs_that_cannot_be_are_refused_before_anything_is_reserved() {
+    let runs = Runs::new(2);
+    let folders = ["a", "b"].map(|name| runs.folder(name));
+    for (index, name) in ["a", "b"].iter().enumerate() {
+        runs.run(name, &format!(" --shard {index}/2"));
+    }
+    let whole = runs.record("a");
+    let changes: [(&str, Value, &str); 7] = [
+        ("/plans", json!([]), "plans is 0; allowed: 1 to 1000"),
+        (
+            "/samples",
+            json!(10_000_000_000_000u64),
+            "samples is 10000000000000",
+        ),
+        ("/samples", json!(0), "samples is 0"),
+        (
+            "/shard",
+            json!("0/10000000000000"),
+            "shards is 10000000000000",
+        ),
+        ("/plans/1/name", json!("full"), "'full' twice"),
+        (
+            "/plans/1/plan/layers",
+            json!(10_000_000_000_000u64),
+            "plans",
+        ),
+        ("/sessions/0/seconds", json!(-1.0), "seconds is -1"),
+    ];
+    for (field, value, part) in changes {
+        let mut changed = whole.clone();
+        *changed.pointer_mut(field).unwrap() = value;
+        let path = folders[0].join("run.json");
+        std::fs::write(&path, changed.to_string()).unwrap();
+        let begun = Instant::now();
+        refused(&merge(&folders, &runs.folder("out")), &["a/run.json", part]);
+        assert!(begun.elapsed() < Duration::from_secs(5), "{field}");
+    }
+}
+
+#[test]
 fn a_folder_of_another_run_is_refused_and_left_alone() {
     let runs = Runs::new(2);
     runs.run("out", "");
@@ -264,13 +304,17 @@ fn a_folder_of_another_run_is_refused_and_left_alone() {
     let spoil = |content: &str| {
         std::fs::write(runs.folder("out").join("predictions.jsonl"), content).unwrap()
     };
+    let file = "predictions.jsonl";
     spoil(&before[1].replacen("\"plan\":\"full\"", "\"plan\":\"fool\"", 1));
-    refused(&eval(&args), &["predictions.jsonl", "line 1", "'fool'"]);
+    refused(&eval(&args), &[file, "line 1 is damaged"]);
     spoil(&format!("{{}}\n{}", before[1]));
-    refused(
-        &eval(&args),
-        &["predictions.jsonl", "line 1", "no prediction"],
-    );
+    refused(&eval(&args), &[file, "line 1 is without a checksum"]);
+    let mut lines: Vec<&str> = before[1].split_inclusive('\n').collect();
+    lines.swap(0, 1);
+    spoil(&lines.concat());
+    refused(&eval(&args), &[file, "line 1", "under 'tova 20'"]);
+    spoil(&polykv_core::files::lines::seal("{\"sample\":0}"));
+    refused(&eval(&args), &[file, "line 1 is no prediction"]);
     std::fs::remove_file(runs.folder("out").join("run.json")).unwrap();
     refused(&eval(&args), &["predictions.jsonl", "without the run.json"]);
 }

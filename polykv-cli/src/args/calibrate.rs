@@ -1,8 +1,11 @@
 //! What `polykv calibrate` takes.
 
 use super::{BudgetArgs, ModelArgs, Phases, values};
+use crate::compression::{self, registry};
 use clap::{ArgGroup, Args, ValueEnum};
-use polykv::calibrate::Candidate;
+use polykv::models::calibrate::{self, CalibrateOptions, CandidatePolicy, Direction, Signal};
+use polykv::policy::PolicySpec;
+use polykv::{At, Error, Result};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -103,13 +106,13 @@ pub struct ChoiceArgs {
 
 /// The list of `--policies`.
 #[derive(Clone, Debug)]
-pub struct Policies(pub Vec<Candidate>);
+pub struct Policies(pub Vec<PolicySpec>);
 
 impl FromStr for Policies {
     type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, String> {
-        Candidate::parse_list(text).map(Self)
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        PolicySpec::parse_list(text, &registry().policies).map(Self)
     }
 }
 
@@ -130,4 +133,78 @@ pub enum BudgetSignal {
     Entropy,
     Ppl,
     Effect,
+}
+
+impl CalibrateArgs {
+    /// What the library is asked for, checked; without a journal, which needs the model.
+    ///
+    /// # Errors
+    /// Policies, budgets and combinations that are refused, by their flags.
+    pub fn options(&self) -> Result<CalibrateOptions> {
+        let (examples, choice) = (&self.examples, &self.choice);
+        let place = "command line";
+        let candidates = match &choice.policies {
+            Some(given) => {
+                let specs = given.0.iter().cloned();
+                let built = specs.map(|spec| CandidatePolicy::build(spec, &registry().policies));
+                built.collect::<Result<Vec<_>>>()
+            }
+            None => CandidatePolicy::published(&registry().policies),
+        };
+        let budget = compression::budget(&choice.budget)?;
+        let mut options = CalibrateOptions::new(candidates.at(place)?, budget);
+        options.phases = choice.phase.list().to_vec();
+        options.objective = examples.objective.into();
+        options.examples = examples.examples;
+        options.evidence = examples.evidence;
+        options.length = examples.length;
+        options.continuation = examples.continuation;
+        options.question_after = examples.question_after;
+        options.seed = examples.seed;
+        options.signal = match choice.signal {
+            SignalName::Cosine => Signal::Cosine,
+            SignalName::Ppl => Signal::Ppl,
+        };
+        options.route = match choice.route {
+            RouteName::Forward => Direction::Forward,
+            RouteName::Inverse => Direction::Inverse,
+        };
+        options.allocator = registry().allocators.get(&choice.allocator).at(place)?;
+        options.budget_signal = match choice.budget_signal {
+            BudgetSignal::Entropy => calibrate::BudgetSignal::Entropy,
+            BudgetSignal::Ppl => calibrate::BudgetSignal::Ppl,
+            BudgetSignal::Effect => calibrate::BudgetSignal::Effect,
+        };
+        options.refine = choice.refine;
+        options.refine_phases = choice.refine_phase.list().to_vec();
+        options.registry = registry().clone();
+        options.check().map_err(as_flag)?;
+        Ok(options)
+    }
+}
+
+impl From<Objective> for polykv::models::calibrate::Objective {
+    fn from(objective: Objective) -> Self {
+        match objective {
+            Objective::Text => Self::Text,
+            Objective::Evidence => Self::Evidence,
+            Objective::Both => Self::Both,
+        }
+    }
+}
+
+/// A refused option by the name of its flag.
+fn as_flag(error: Error) -> Error {
+    match error {
+        Error::Invalid {
+            field,
+            found,
+            allowed,
+            ..
+        } => {
+            let flag = format!("--{}", field.replace('_', "-"));
+            Error::invalid("command line", flag, found, allowed)
+        }
+        other => other,
+    }
 }

@@ -6,8 +6,12 @@ use crate::args::{MergeArgs, Shard};
 use crate::output;
 use polykv::models::eval::Prediction;
 use polykv::{Error, Result};
+use polykv_core::files::lines::seal;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+
+/// Missing shards that an error names, at most.
+const MOST_NAMED: usize = 8;
 
 /// # Errors
 /// Folders that are not the shards of one run; samples that are missing or there twice, by name.
@@ -30,10 +34,9 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
         return Err(Error::invalid(args.out.display(), results::NAME, found, allowed).into());
     }
 
-    let mut samples: BTreeMap<usize, (String, Vec<Prediction>)> = BTreeMap::new();
+    let mut samples: BTreeMap<usize, (Vec<String>, Vec<Prediction>)> = BTreeMap::new();
     for (folder, own) in &shards {
-        let wanted = own.shard.samples(first.identity.samples);
-        let known = Known::read(folder, &first.identity.plans, &wanted)?;
+        let known = Known::read(folder, own)?;
         let plans = first.identity.plans.len();
         let own = known.predictions.chunks(plans).map(<[Prediction]>::to_vec);
         for ((sample, lines), own) in known.samples.into_iter().zip(own) {
@@ -63,7 +66,8 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
         .flat_map(|(_, own)| own.sessions)
         .collect();
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
-    let lines: String = samples.values().map(|(lines, _)| lines.as_str()).collect();
+    let lines = samples.values().flat_map(|(lines, _)| lines);
+    let lines: String = lines.map(|line| seal(line)).collect();
     whole.write(&args.out)?;
     output::write_whole(&args.out.join(results::NAME), lines)?;
     let predictions: Vec<Prediction> = samples.into_values().flat_map(|(_, own)| own).collect();
@@ -75,6 +79,12 @@ fn check(shards: &[(&PathBuf, Record)]) -> Result<()> {
     let (first_folder, first) = &shards[0];
     for (index, (folder, own)) in shards.iter().enumerate() {
         first.check_same(folder, own)?;
+        if own.identity.plans != first.identity.plans {
+            let found = "with plans that differ from their hashes' in another shard";
+            let allowed = format!("those of {}", first_folder.display());
+            let place = folder.join(record::NAME);
+            return Err(Error::invalid(place.display(), "plans", found, allowed));
+        }
         if own.shard.count != first.shard.count {
             let found = format!(
                 "{}, beside {} in {}",
@@ -103,6 +113,7 @@ fn check(shards: &[(&PathBuf, Record)]) -> Result<()> {
         .map(|index| Shard { index, count })
         .filter(|shard| !shards.iter().any(|(_, own)| own.shard == *shard))
         .map(|shard| shard.to_string())
+        .take(MOST_NAMED)
         .collect();
     match missing.is_empty() {
         true => Ok(()),

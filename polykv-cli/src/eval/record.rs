@@ -1,16 +1,22 @@
 //! run.json: what a run's numbers depend on, and how they came about.
 
+mod check;
+
+use super::protocol;
 use crate::args::{EvalArgs, Shard};
 use crate::output;
-use crate::output::eval as report;
 use polykv::models::LoadedModel;
 use polykv::models::eval::{Evaluator, PlanInfo, Task};
-use polykv::{DeviceSpec, Error, PlanFile, Result};
+use polykv::{At, DeviceSpec, Error, PlanFile, Result};
+use polykv_core::files::read_capped_text;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::io::ErrorKind;
 use std::path::Path;
 
 pub const NAME: &str = "run.json";
+/// Larger files are refused.
+const MAX_BYTES: u64 = 1 << 28;
 
 /// The whole file.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -83,18 +89,16 @@ impl Record {
         device: DeviceSpec,
         model_sha256: String,
     ) -> Self {
-        let device = device.to_string();
-        let backend = device.split(':').next().unwrap_or_default();
         let model: &LoadedModel = evaluator.model();
         Self {
             identity: Identity {
                 polykv: env!("CARGO_PKG_VERSION").into(),
                 task: task.name().into(),
-                settings: report::settings(&args.samples),
+                settings: protocol::settings(&args.samples),
                 seed: args.samples.seed,
                 model_sha256,
                 model_shape: model.model.config().fingerprint(),
-                backend: backend.into(),
+                backend: device.backend().into(),
                 dtype: args.model.dtype.name().into(),
                 plans: evaluator
                     .plans()
@@ -109,8 +113,8 @@ impl Record {
             },
             shard: args.shard,
             model: last_part(&args.model.model),
-            device,
-            protocol: report::protocol(&args.samples),
+            device: device.to_string(),
+            protocol: protocol::protocol(&args.samples),
             sets: task.sets(),
             commands: vec![command()],
             sessions: Vec::new(),
@@ -120,19 +124,22 @@ impl Record {
     /// The file in a folder, if it is there.
     ///
     /// # Errors
-    /// A file that cannot be read or that is no run.json.
+    /// A file that cannot be read, that is no run.json, or that states a run which cannot be.
     pub fn read(folder: &Path) -> Result<Option<Self>> {
         let path = folder.join(NAME);
-        let text = match std::fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io(&path, e)),
+        let text = match read_capped_text(&path, MAX_BYTES) {
+            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            other => other?,
         };
-        serde_json::from_str(&text).map(Some).map_err(|e| {
+        let record: Self = serde_json::from_str(&text).map_err(|e| {
             let found = format!("no record of a run ({e})");
             let allowed = "what polykv eval has written";
             Error::invalid(path.display(), "content", found, allowed)
-        })
+        })?;
+        record.check().at(path.display())?;
+        Ok(Some(record))
     }
 
     /// # Errors

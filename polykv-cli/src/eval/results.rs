@@ -1,10 +1,10 @@
 //! The predictions of a run, in memory and, where a folder is given, in predictions.jsonl.
 
-use super::record::{PlanRecord, Record, Session};
-use crate::journal::{self, Appender};
+use super::record::{Record, Session};
 use crate::output::{self, console, eval as report, report as page};
 use polykv::models::eval::{Prediction, Summary};
 use polykv::{Error, Result};
+use polykv_core::files::lines::{self, Appender};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use time::OffsetDateTime;
@@ -29,10 +29,8 @@ pub struct Results {
 #[derive(Debug, Default)]
 pub struct Known {
     pub predictions: Vec<Prediction>,
-    /// The lines of each sample, as they are.
-    pub samples: Vec<(usize, String)>,
-    /// Length of these lines in the file.
-    pub bytes: usize,
+    /// The objects of each sample, one per plan, as they are.
+    pub samples: Vec<(usize, Vec<String>)>,
 }
 
 impl Results {
@@ -87,9 +85,9 @@ impl Results {
             }
             None => {}
         }
-        let known = Known::read(folder, &self.record.identity.plans, &self.todo)?;
+        let known = Known::read(folder, &self.record)?;
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let lines = Appender::open(&path, known.bytes)?;
+        let lines = Appender::open(&path, known.samples.iter().flat_map(|(_, own)| own))?;
         self.todo.drain(..known.samples.len());
         self.predictions = known.predictions;
         self.record.write(folder)?;
@@ -136,7 +134,7 @@ impl Results {
     /// # Errors
     /// A file that cannot be written, a score that is not a finite number.
     pub fn add(&mut self, own: &[Prediction]) -> Result<()> {
-        let mut lines = String::new();
+        let mut lines = Vec::new();
         for one in own {
             let line = serde_json::to_string(one)
                 .map_err(|e| Error::Failed(format!("a prediction as JSON: {e}")))?;
@@ -147,8 +145,7 @@ impl Results {
                 ))
             })?;
             self.predictions.push(reread);
-            lines.push_str(&line);
-            lines.push('\n');
+            lines.push(line);
         }
         if let Some(session) = self.record.sessions.last_mut() {
             session.seconds = round(self.begun.elapsed().as_secs_f64());
@@ -206,49 +203,43 @@ pub fn finish(
 }
 
 impl Known {
-    /// Reads the predictions of a folder, which must be those of the first of `wanted`, in this order.
+    /// Reads the predictions of a folder, which must be those of the first samples of a run's shard, in this order.
     ///
     /// # Errors
-    /// Lines that are not, with their number. The last sample may be cut off anywhere and is left out then.
-    pub fn read(folder: &Path, plans: &[PlanRecord], wanted: &[usize]) -> Result<Self> {
+    /// Lines that are not, or that are damaged, with their number. The last sample may be cut off anywhere and is left out
+    /// then.
+    pub fn read(folder: &Path, record: &Record) -> Result<Self> {
         let path = folder.join(NAME);
+        let plans = &record.identity.plans;
         let refuse = |line: usize, found: String, allowed: &str| {
             let place = path.display();
             Error::invalid(place, format!("line {line}"), found, allowed)
         };
-        let text = journal::read(&path)?;
-        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        let lines = lines::read(&path)?;
         let mut known = Self::default();
-        for (group, own) in lines.chunks(plans.len().max(1)).enumerate() {
+        for (group, own) in lines.chunks(plans.len()).enumerate() {
+            let sample = record.shard.nth(group, record.identity.samples);
             let first = group * plans.len() + 1;
             let mut read = Vec::new();
-            for (index, line) in own.iter().enumerate() {
+            for ((index, line), plan) in own.iter().enumerate().zip(plans) {
                 let one: Prediction = serde_json::from_str(line).map_err(|e| {
-                    refuse(
-                        first + index,
-                        format!("no prediction ({e})"),
-                        "lines that eval has written",
-                    )
+                    let found = format!("no prediction ({e})");
+                    refuse(first + index, found, "lines that eval has written")
                 })?;
-                let allowed = "each sample of the run once, under each plan, in order";
-                match wanted.get(group) {
-                    Some(&sample) if sample == one.sample && plans[index].info.name == one.plan => {
-                    }
-                    _ => {
-                        let found =
-                            format!("sample {} ({}) under '{}'", one.sample, one.id, one.plan);
-                        return Err(refuse(first + index, found, allowed));
-                    }
+                if sample != Some(one.sample) || plan.info.name != one.plan {
+                    let found = format!("sample {} ({}) under '{}'", one.sample, one.id, one.plan);
+                    let allowed = "each sample of the run once, under each plan, in order";
+                    return Err(refuse(first + index, found, allowed));
                 }
                 read.push(one);
             }
-            if read.len() < plans.len() {
-                break;
+            match sample {
+                Some(sample) if read.len() == plans.len() => {
+                    known.samples.push((sample, own.to_vec()));
+                    known.predictions.extend(read);
+                }
+                _ => break,
             }
-            let lines = own.concat();
-            known.bytes += lines.len();
-            known.samples.push((wanted[group], lines));
-            known.predictions.extend(read);
         }
         Ok(known)
     }

@@ -1,12 +1,11 @@
 //! What `calibrate` prints.
 
 use super::{describe_budget, table as new_table};
-use crate::calibrate::Report;
-use polykv::calibrate::{Data, Losses, Source};
-use polykv::{Phase, Plan};
+use polykv::{Phase, PlanFile};
+use polykv_core::calibrate::{Data, Losses, Report, Source};
 
 /// The examples, the plan, and what refinement gained.
-pub fn table(report: &Report, plan: &Plan) -> String {
+pub fn table(report: &Report, plan: &PlanFile) -> String {
     let mut lines = Vec::new();
     for (&data, profile) in &report.profiles {
         lines.push(format!(

@@ -2,11 +2,9 @@
 
 mod differences;
 mod metrics;
-mod protocol;
 
 pub use differences::{Compared, Differences, cell as difference};
 pub use metrics::Metrics;
-pub use protocol::{protocol, settings};
 
 use super::table as new_table;
 use crate::eval::record::Record;

@@ -18,6 +18,12 @@ impl Shard {
         (self.index..total).step_by(self.count).collect()
     }
 
+    /// The sample at a place in this shard, if the run has so many.
+    pub fn nth(self, place: usize, total: usize) -> Option<usize> {
+        let sample = place.checked_mul(self.count)?.checked_add(self.index)?;
+        (sample < total).then_some(sample)
+    }
+
     /// The shard that a sample belongs to.
     pub fn of(sample: usize, count: usize) -> Self {
         let index = sample % count;
@@ -86,6 +92,8 @@ mod tests {
         }
         let third: Shard = "2/4".parse().unwrap();
         assert_eq!(third.samples(10), [2, 6]);
+        let nth = [0, 1, 2, usize::MAX].map(|place| third.nth(place, 10));
+        assert_eq!(nth, [Some(2), Some(6), None, None]);
         assert_eq!(Shard::of(6, 4), third);
         for wrong in ["", "4/4", "1", "0/0", "-1/2", "1/2/3", "a/b"] {
             assert!(

@@ -1,17 +1,17 @@
-//! Searches with the whole plan in effect. Evaluations are on disk before the next ones start.
+//! Searches with the whole plan in effect. Evaluations are in the journal before the next ones start.
 
-use super::journal::{Journal, Record};
-use crate::output::progress::Steps;
-use polykv::calibrate::{BudgetSearch, Draft, ExampleLosses, Found, FoundBudgets, Search, Trials};
-use polykv::models::LoadedModel;
-use polykv::models::calibrate::{Example, Mixture, Pool};
-use polykv::{Error, Phase, Plan, Result};
+use super::journal::Journal;
+use super::{CompressedPrompts, Example, Mixture, Progress, Stage};
+use crate::LoadedModel;
+use polykv_core::calibrate::{
+    BudgetSearch, Draft, ExampleLosses, Found, FoundBudgets, Search, Trials,
+};
+use polykv_core::{Error, Phase, Plan, Result};
 
 /// Plans that are evaluated together; what an interruption loses.
 const AT_ONCE: usize = 16;
 
 /// One phase of a calibration.
-#[derive(Debug)]
 pub struct Refinement<'a> {
     pub model: &'a LoadedModel,
     pub examples: &'a [Example],
@@ -21,23 +21,24 @@ pub struct Refinement<'a> {
     pub prefill: Option<&'a [usize]>,
     pub seed: u64,
     pub journal: &'a mut Journal,
+    pub progress: &'a mut (dyn FnMut(Progress) + Send),
 }
 
 /// Whole plans as mixtures of a few, whose prompts run only if some evaluation is not in the journal yet.
 struct Mixtures<'a> {
     plans: Vec<Plan>,
-    pool: Option<Pool<'a>>,
-    steps: Steps,
+    prompts: Option<CompressedPrompts<'a>>,
+    stage: Stage,
     done: usize,
     most: usize,
 }
 
-impl<'a> Mixtures<'a> {
-    fn new(plans: Vec<Plan>, what: &str, phase: Phase, most: usize) -> Self {
+impl Mixtures<'_> {
+    fn new(plans: Vec<Plan>, stage: Stage, most: usize) -> Self {
         Self {
             plans,
-            pool: None,
-            steps: Steps::new(format!("{what} {phase}"), "plan"),
+            prompts: None,
+            stage,
             done: 0,
             most,
         }
@@ -48,7 +49,7 @@ impl<'a> Refinement<'a> {
     /// The best route of several and of what at most `moves` evaluations beside these find.
     ///
     /// # Errors
-    /// What the model refuses; a journal that cannot be written.
+    /// What the model refuses, NaN, and a journal that cannot be written.
     pub fn route(&mut self, routes: Vec<Vec<usize>>, moves: usize) -> Result<Found> {
         let search = Search {
             candidates: self.draft.candidates.len(),
@@ -60,7 +61,7 @@ impl<'a> Refinement<'a> {
         let single = |own| draft.with(phase, prefill, &vec![own; draft.layers]);
         let singles = (0..search.candidates).map(single).collect();
         let most = search.candidates + search.routes.len() + search.moves;
-        let mut mixtures = Mixtures::new(singles, "refining", phase, most);
+        let mut mixtures = Mixtures::new(singles, Stage::Refining(phase), most);
         search.run(&mut |all| {
             let mixture = |picks: &Vec<usize>| Mixture {
                 plan: draft.with(phase, prefill, picks),
@@ -74,7 +75,7 @@ impl<'a> Refinement<'a> {
     /// The budgets under the route `found`; `limits` are those of [`BudgetSearch`].
     ///
     /// # Errors
-    /// As [`Self::route`].
+    /// What the model refuses, NaN, and a journal that cannot be written.
     pub fn budgets(&mut self, found: &Found, limits: (usize, usize)) -> Result<FoundBudgets> {
         let (draft, phase, prefill) = (self.draft, self.phase, self.prefill);
         let singles = found.moves.iter().take(draft.candidates.len());
@@ -89,7 +90,7 @@ impl<'a> Refinement<'a> {
             Trials::Levels(rows) => {
                 let trial = |budgets: &[usize]| draft.trial(phase, prefill, &found.picks, budgets);
                 let both = levels.iter().map(|own| trial(own)).collect();
-                let mut mixtures = Mixtures::new(both, "screening", phase, rows.len());
+                let mut mixtures = Mixtures::new(both, Stage::Screening(phase), rows.len());
                 let mixture = |row: &Vec<bool>| {
                     let picks: Vec<usize> = row.iter().map(|&high| usize::from(high)).collect();
                     let own = picks.iter().enumerate();
@@ -106,7 +107,7 @@ impl<'a> Refinement<'a> {
                     own.with(phase, prefill, &found.picks)
                 };
                 let plans: Vec<Plan> = all.iter().map(plan).collect();
-                let mut mixtures = Mixtures::new(plans.clone(), "budgets of", phase, all.len());
+                let mut mixtures = Mixtures::new(plans.clone(), Stage::Budgets(phase), all.len());
                 let mixture = |(own, plan)| Mixture {
                     plan,
                     picks: vec![own; draft.layers],
@@ -126,35 +127,41 @@ impl<'a> Refinement<'a> {
         // Together always, known or not: what runs beside a plan decides how its sums are rounded.
         for some in all.chunks(AT_ONCE) {
             mixtures.done += some.len();
-            let known = |own: &Mixture| self.journal.losses(&own.plan.hash()).is_some();
+            let known = |own: &Mixture| self.journal.losses(&own.plan).is_some();
             if some.iter().all(known) {
                 continue;
             }
-            let pool = match &mixtures.pool {
-                Some(pool) => pool,
-                None => mixtures.pool.insert(self.pool(&mixtures.plans)?),
+            let prompts = match &mixtures.prompts {
+                Some(prompts) => prompts,
+                None => mixtures.prompts.insert(self.prompts(&mixtures.plans)?),
             };
-            mixtures
-                .steps
-                .step(mixtures.done - some.len(), mixtures.most);
-            for (own, losses) in some.iter().zip(pool.losses(some)?) {
-                let plan = own.plan.hash();
-                if self.journal.losses(&plan).is_none() {
-                    self.journal.add(&Record::Losses { plan, losses })?;
+            (self.progress)(Progress {
+                stage: mixtures.stage,
+                done: mixtures.done - some.len(),
+                of: mixtures.most,
+            });
+            for (own, losses) in some.iter().zip(prompts.losses(some)?) {
+                if self.journal.losses(&own.plan).is_none() {
+                    self.journal.add_losses(&own.plan, losses)?;
                 }
             }
         }
         // As read back: a resumed run continues with the very same numbers.
-        let written = |own: &Mixture| self.journal.losses(&own.plan.hash()).cloned();
-        let lost = || Error::Failed("an evaluation that was not written".into());
-        all.iter()
-            .map(|own| written(own).ok_or_else(lost))
-            .collect()
+        let written = |own: &Mixture| self.journal.losses(&own.plan).cloned();
+        let lost = || Error::Failed("an evaluation that was not noted".into());
+        let all = all.iter();
+        all.map(|own| written(own).ok_or_else(lost)).collect()
     }
 
-    fn pool(&self, plans: &[Plan]) -> Result<Pool<'a>> {
-        let (mut prompts, count) = (Steps::new("preparing", "prompt"), self.examples.len());
-        let mut progress = |done| prompts.step(done, count);
-        Pool::new(self.model, self.phase, plans, self.examples, &mut progress)
+    fn prompts(&mut self, plans: &[Plan]) -> Result<CompressedPrompts<'a>> {
+        let (model, examples) = (self.model, self.examples);
+        let mut progress = |done| {
+            (self.progress)(Progress {
+                stage: Stage::Preparing,
+                done,
+                of: examples.len(),
+            });
+        };
+        CompressedPrompts::new(model, self.phase, plans, examples, &mut progress)
     }
 }

@@ -1,8 +1,8 @@
 //! A fingerprint of a model's files.
 
-use polykv::{Error, Result};
+use polykv_core::files::open_regular;
+use polykv_core::{Error, Result};
 use sha2::{Digest, Sha256};
-use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 const EXTENSIONS: [&str; 3] = ["json", "safetensors", "jinja"];
 const PIECE: usize = 1 << 20;
 
-/// SHA-256 in hexadecimal: of a GGUF file its content, of a folder the names, lengths and contents of the files that a
-/// model is read from.
+/// SHA-256 in hexadecimal digits: of a GGUF file its content, of a folder the names, lengths and contents of the files that
+/// a model is read from (.json, .safetensors, .jinja; not of folders in it). Every byte is read.
 ///
 /// # Errors
-/// Files that cannot be read.
-pub fn model(path: &Path) -> Result<String> {
+/// Files that cannot be read or are no regular files.
+pub fn digest(path: &Path) -> Result<String> {
     let mut hash = Sha256::new();
     if !path.is_dir() {
         add(&mut hash, path)?;
@@ -49,7 +49,7 @@ pub fn model(path: &Path) -> Result<String> {
 
 fn add(hash: &mut Sha256, path: &Path) -> Result<()> {
     let failed = |e| Error::io(path, e);
-    let mut file = BufReader::with_capacity(PIECE, File::open(path).map_err(failed)?);
+    let mut file = BufReader::with_capacity(PIECE, open_regular(path)?);
     let mut piece = vec![0; PIECE];
     loop {
         match file.read(&mut piece).map_err(failed)? {
@@ -75,14 +75,14 @@ mod tests {
         std::fs::write(path("a.gguf"), "abc").unwrap();
         // The test vector of FIPS 180-2.
         assert_eq!(
-            model(&path("a.gguf")).unwrap(),
+            digest(&path("a.gguf")).unwrap(),
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
         std::fs::write(path("config.json"), "{}").unwrap();
-        let before = model(dir.path()).unwrap();
+        let before = digest(dir.path()).unwrap();
         std::fs::write(path("notes.txt"), "not of the model").unwrap();
-        assert_eq!(model(dir.path()).unwrap(), before);
+        assert_eq!(digest(dir.path()).unwrap(), before);
         std::fs::write(path("config.json"), "[]").unwrap();
-        assert_ne!(model(dir.path()).unwrap(), before);
+        assert_ne!(digest(dir.path()).unwrap(), before);
     }
 }

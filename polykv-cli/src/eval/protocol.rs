@@ -1,4 +1,4 @@
-//! What was compressed and what was asked, as data and in words.
+//! What was compressed and what was asked, as data, which is part of what identifies a run, and in words.
 
 use crate::args::{SampleArgs, TaskName};
 use serde::Serialize;

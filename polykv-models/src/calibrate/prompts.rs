@@ -7,16 +7,18 @@ use polykv_core::{Error, KvCache, Phase, Plan, Result, SharedPrefill, machine, o
 /// Examples whose prompts have run once under several plans, so that any mixture of these costs its continuations only: a
 /// layer's cut of the prompt does not depend on what the other layers keep.
 #[derive(Debug)]
-pub struct Pool<'a> {
+pub struct CompressedPrompts<'a> {
     model: &'a LoadedModel,
     phase: Phase,
     prompts: Vec<Prompted<'a>>,
 }
 
-/// A plan that gives layer `l` the rules of plan `picks[l]` of a pool.
+/// A plan that gives layer `l` the rules of plan `picks[l]` of [`CompressedPrompts`].
 #[derive(Clone, Debug)]
 pub struct Mixture {
+    /// The whole plan.
     pub plan: Plan,
+    /// One per layer.
     pub picks: Vec<usize>,
 }
 
@@ -28,7 +30,7 @@ struct Prompted<'a> {
     caches: Vec<KvCache>,
 }
 
-impl<'a> Pool<'a> {
+impl<'a> CompressedPrompts<'a> {
     /// For mixtures of plans in one phase. Those of the prefill are compared with everything kept while decoding.
     /// `progress` is called with the prompts done.
     ///
@@ -62,7 +64,7 @@ impl<'a> Pool<'a> {
     /// together.
     ///
     /// # Errors
-    /// A pick that is no plan of the pool, NaN in scores or likelihoods.
+    /// A pick that is none of the plans, NaN in scores or likelihoods.
     pub fn losses(&self, mixtures: &[Mixture]) -> Result<Vec<ExampleLosses>> {
         run_on(self.model.model.device(), || {
             let mut losses = vec![ExampleLosses::new(); mixtures.len()];

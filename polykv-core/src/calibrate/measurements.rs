@@ -1,0 +1,142 @@
+use super::report::least_of_all;
+use super::{Data, Direction, Measured, PhaseReport, Profile, Report, SCHEMA, Settings, route};
+use crate::Result;
+use crate::allocate::{Allocator, Basis, LayerStat};
+use crate::budget::{Budget, EntryCost};
+use crate::phase::Phase;
+use crate::policy::{Needs, Policy, PolicySpec};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// What an allocator of [`Basis::Calibration`] follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BudgetSignal {
+    /// The entropy of a layer's attention.
+    Entropy,
+    /// The perplexity of the layer's worst candidate.
+    Ppl,
+    /// What more entries in a layer do for the whole plan (our addition): even budgets first, then a
+    /// [`BudgetSearch`](super::BudgetSearch).
+    Effect,
+}
+
+/// All that routes and budgets are made of.
+#[derive(Clone, Debug)]
+pub struct Measurements<'a> {
+    /// Fingerprint of the model.
+    pub model: String,
+    /// What an entry costs, and the model's layers.
+    pub cost: EntryCost,
+    /// Names of the candidates.
+    pub specs: Vec<PolicySpec>,
+    /// The candidates, in the same order.
+    pub candidates: &'a [Arc<dyn Policy>],
+    /// The phases that evict, all of which were measured.
+    pub phases: &'a [Phase],
+    /// The plan's budget.
+    pub budget: Budget,
+    /// Splits the budget.
+    pub allocator: &'a dyn Allocator,
+    /// What it follows, if it follows what was measured.
+    pub budget_signal: BudgetSignal,
+    /// For the report; [`Settings::signal`] and [`Settings::route`] decide about the route, [`Settings::length`] about
+    /// budgets that depend on the prompt.
+    pub settings: Settings,
+    /// One per example.
+    pub measured: &'a [Measured],
+}
+
+impl Measurements<'_> {
+    /// Routes and budgets from what each layer does alone.
+    ///
+    /// # Errors
+    /// A candidate that works under no budget.
+    pub fn report(self) -> Result<Report> {
+        let profiles: BTreeMap<Data, Profile> = [Data::Text, Data::Evidence]
+            .into_iter()
+            .filter_map(|data| Some((data, Profile::of(self.measured, data)?)))
+            .collect();
+        let mut settings = self.settings;
+        settings.allocator = self.allocator.name().to_string();
+        let follows = self.allocator.basis() == Basis::Calibration;
+        settings.budget_signal = follows.then_some(self.budget_signal);
+        let mut report = Report {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            model: self.model,
+            layers: self.cost.layers,
+            budget: self.budget,
+            settings,
+            candidates: self.specs,
+            profiles,
+            prefill: PhaseReport::default(),
+            decode: PhaseReport::default(),
+            plan_hash: String::new(),
+        };
+        let least = least_of_all(self.candidates)?;
+        let length = report.settings.length;
+        let total = self.budget.total(length, self.cost);
+        for &phase in self.phases {
+            let stat = |sensitivity| LayerStat {
+                share: 1.0,
+                least,
+                sensitivity,
+            };
+            let stats = sensitivity(&report, phase, self.budget_signal);
+            let stats: Vec<LayerStat> = stats.into_iter().map(stat).collect();
+            let found = PhaseReport {
+                route: best(&report, self.candidates, phase, report.settings.route, 1.0),
+                budgets: self.allocator.split(total, length, &stats),
+                ..PhaseReport::default()
+            };
+            match phase {
+                Phase::Prefill => report.prefill = found,
+                Phase::Decode => report.decode = found,
+            }
+        }
+        Ok(report)
+    }
+}
+
+/// The route of one phase. `text` is how much more plain text counts than questions, where both were measured.
+pub(super) fn best(
+    report: &Report,
+    candidates: &[Arc<dyn Policy>],
+    phase: Phase,
+    direction: Direction,
+    text: f64,
+) -> Vec<usize> {
+    let factor = |data| if data == Data::Text { text } else { 1.0 };
+    let profiles = report.profiles.iter();
+    let profiles: Vec<(&Profile, f64)> = profiles
+        .map(|(&data, profile)| (profile, factor(data)))
+        .collect();
+    let costs = candidates.iter().map(|policy| cost(policy.needs()));
+    let costs: Vec<usize> = costs.collect();
+    route(&profiles, phase, report.settings.signal, direction, &costs)
+}
+
+/// Attention of all queries costs more than any number of remembered ones.
+fn cost(needs: Needs) -> usize {
+    needs.queries + if needs.attention { 1 << 20 } else { 0 }
+}
+
+/// Per layer; with two kinds of data the mean of both, each in proportion to its sum.
+fn sensitivity(report: &Report, phase: Phase, signal: BudgetSignal) -> Vec<f64> {
+    let mut sums = vec![0.0; report.layers];
+    for profile in report.profiles.values() {
+        let own = match signal {
+            BudgetSignal::Entropy => profile.entropy.clone(),
+            BudgetSignal::Ppl => profile.phase(phase).worst_delta_ppl(),
+            // Evenly, until a search tells more.
+            BudgetSignal::Effect => vec![1.0; report.layers],
+        };
+        let total: f64 = own.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        for (sum, own) in sums.iter_mut().zip(own) {
+            *sum += own / total;
+        }
+    }
+    sums
+}

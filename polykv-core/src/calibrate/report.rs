@@ -1,0 +1,348 @@
+use super::measurements::best;
+use super::{Data, Direction, Draft, Found, FoundBudgets, Profile, Signal};
+use crate::allocate::{Allocator, least_budget};
+use crate::budget::Budget;
+use crate::phase::Phase;
+use crate::plan::{Plan, Rule};
+use crate::policy::{Policies, Policy, PolicySpec};
+use crate::{Error, Result, files};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The version of the report's schema.
+pub const SCHEMA: u32 = 1;
+
+/// Reports above this size are refused.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// How much more text may count than questions in the routes that a search begins with, beside once.
+const TEXT_FACTORS: [f64; 6] = [0.25, 0.5, 2.0, 4.0, 8.0, 16.0];
+
+/// Every number of a calibration, and what was made of it: what the command line writes as profile.json. Fields may be
+/// added, never renamed or dropped.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Of the program that made it.
+    pub version: String,
+    /// Fingerprint of the model.
+    pub model: String,
+    /// The model's layers.
+    pub layers: usize,
+    /// The plan's budget.
+    pub budget: Budget,
+    /// How the examples were made and what was asked for.
+    pub settings: Settings,
+    /// What the indices in routes and tables stand for.
+    pub candidates: Vec<PolicySpec>,
+    /// The signals, per kind of data that was measured.
+    pub profiles: BTreeMap<Data, Profile>,
+    /// What was found for the prefill.
+    pub prefill: PhaseReport,
+    /// What was found for the decode phase.
+    pub decode: PhaseReport,
+    /// Fingerprint of the plan file, see [`PlanFile::hash`](crate::PlanFile::hash); empty until there is one.
+    pub plan_hash: String,
+}
+
+/// The settings of a calibration, as its report states them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Tokens of a prompt.
+    pub length: usize,
+    /// Tokens of a text after its prompt.
+    pub continuation: usize,
+    /// Whether questions run over the compressed text instead of being part of it.
+    pub question_after: bool,
+    /// Seed of the examples and of the searches.
+    pub seed: u64,
+    /// What the route follows.
+    pub signal: Signal,
+    /// The best candidate of each layer, or the worst.
+    pub route: Direction,
+    /// Name of the allocator.
+    pub allocator: String,
+    /// What the allocator followed, if it follows a signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budget_signal: Option<super::BudgetSignal>,
+    /// Moves of the search over routes.
+    pub refine: usize,
+}
+
+/// What was found for one phase.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct PhaseReport {
+    /// A candidate per layer, from what each layer does alone; empty for a phase that keeps everything.
+    pub route: Vec<usize>,
+    /// Entries per layer for a prompt of [`Settings::length`] tokens; empty for a phase that keeps everything.
+    pub budgets: Vec<usize>,
+    /// The search from there, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refined: Option<Found>,
+    /// The search for budgets under the route that was found, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budgets_refined: Option<FoundBudgets>,
+}
+
+impl PhaseReport {
+    /// The candidate per layer in the plan, none for a phase that keeps everything.
+    pub fn picks(&self) -> Option<&[usize]> {
+        let refined = self.refined.as_ref().map(|found| &found.picks);
+        let picks = refined.unwrap_or(&self.route);
+        (!picks.is_empty()).then_some(picks)
+    }
+}
+
+impl Report {
+    /// Reads a report.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or that is no report of schema 1.
+    pub fn read(path: &Path) -> Result<Self> {
+        let refuse = |field, found, allowed| Error::invalid(path.display(), field, found, allowed);
+        let text = files::read_capped_text(path, MAX_BYTES)?;
+        let report: Self = serde_json::from_str(&text).map_err(|e| {
+            let found = format!("no profile ({e})");
+            refuse("content", found, "a profile of calibrate".to_string())
+        })?;
+        match report.schema {
+            SCHEMA => Ok(report),
+            other => Err(refuse("schema", other.to_string(), SCHEMA.to_string())),
+        }
+    }
+
+    /// The report as one line of JSON.
+    ///
+    /// # Errors
+    /// A number that JSON cannot hold.
+    pub fn to_json(&self) -> Result<String> {
+        serde_json::to_string(self).map_err(|e| Error::Failed(format!("a report as JSON: {e}")))
+    }
+
+    /// What was found for one phase.
+    pub fn phase(&self, phase: Phase) -> &PhaseReport {
+        match phase {
+            Phase::Prefill => &self.prefill,
+            Phase::Decode => &self.decode,
+        }
+    }
+
+    /// Builds the candidates from their names.
+    ///
+    /// # Errors
+    /// What [`PolicySpec::build`] refuses.
+    pub fn policies(&self, policies: &Policies) -> Result<Vec<Arc<dyn Policy>>> {
+        let specs = self.candidates.iter();
+        specs.map(|spec| spec.build(policies)).collect()
+    }
+
+    /// What plans are drafted from. `candidates` are those of the report; an allocator that splits per prompt goes into
+    /// the plan by itself.
+    pub fn draft<'a>(
+        &self,
+        candidates: &'a [Arc<dyn Policy>],
+        allocator: &Arc<dyn Allocator>,
+    ) -> Draft<'a> {
+        let online = allocator.basis().is_online();
+        let budgets = |phase: &PhaseReport| match online {
+            true => Vec::new(),
+            false => phase.budgets.clone(),
+        };
+        Draft {
+            candidates,
+            layers: self.layers,
+            budget: self.budget,
+            budgets: [budgets(&self.prefill), budgets(&self.decode)],
+            online: online.then(|| allocator.clone()),
+        }
+    }
+
+    /// The routes that a search begins with: the plan's own, and those that make more or less of text. Several equal ones
+    /// come once.
+    pub fn routes(&self, candidates: &[Arc<dyn Policy>], phase: Phase) -> Vec<Vec<usize>> {
+        let mut routes = vec![self.phase(phase).route.clone()];
+        if self.profiles.len() < 2 {
+            return routes;
+        }
+        for text in TEXT_FACTORS {
+            let route = best(self, candidates, phase, self.settings.route, text);
+            if !routes.contains(&route) {
+                routes.push(route);
+            }
+        }
+        routes
+    }
+
+    /// The least budget that works with every candidate, and the prompt's length.
+    ///
+    /// # Errors
+    /// A candidate that works under no budget.
+    pub fn limits(&self, candidates: &[Arc<dyn Policy>]) -> Result<(usize, usize)> {
+        Ok((least_of_all(candidates)?, self.settings.length))
+    }
+
+    /// Takes in what the searches of a phase found.
+    pub fn set_refined(&mut self, phase: Phase, found: Found, budgets: Option<FoundBudgets>) {
+        let own = match phase {
+            Phase::Prefill => &mut self.prefill,
+            Phase::Decode => &mut self.decode,
+        };
+        if let Some(found) = &budgets {
+            own.budgets.clone_from(&found.budgets);
+        }
+        own.refined = Some(found);
+        own.budgets_refined = budgets;
+    }
+
+    /// A control: the plan with the worst candidate of each layer in place of its policy, under the same budgets. Layers
+    /// and phases that keep everything stay as they are.
+    ///
+    /// # Errors
+    /// A plan of another number of layers, and tables that do not fit the layers and candidates.
+    pub fn invert(&self, plan: &Plan, candidates: &[Arc<dyn Policy>]) -> Result<Plan> {
+        if self.layers != plan.layers.len() {
+            let allowed = format!("{}, the plan's", plan.layers.len());
+            return Err(Error::invalid("profile", "layers", self.layers, allowed));
+        }
+        let mut inverse = plan.clone();
+        for phase in Phase::BOTH {
+            if plan.rules(phase).all(|rule| *rule == Rule::Keep) {
+                continue;
+            }
+            self.check_tables(phase, candidates.len())?;
+            let picks = best(self, candidates, phase, Direction::Inverse, 1.0);
+            for (layer, pick) in inverse.layers.iter_mut().zip(picks) {
+                if let Rule::Evict { policy, .. } = layer.rule_mut(phase) {
+                    *policy = candidates[pick].clone();
+                }
+            }
+        }
+        Ok(inverse)
+    }
+
+    /// Whether the tables that routes are made of have a row per layer and a column per candidate.
+    fn check_tables(&self, phase: Phase, candidates: usize) -> Result<()> {
+        for profile in self.profiles.values() {
+            let table = match self.settings.signal {
+                Signal::Cosine => &profile.phase(phase).cosine,
+                Signal::Ppl => &profile.phase(phase).delta_ppl,
+            };
+            let fits = table.len() == self.layers;
+            if !fits || table.iter().any(|row| row.len() != candidates) {
+                let widths: Vec<usize> = table.iter().map(Vec::len).collect();
+                let field = format!("numbers per layer of the {phase}");
+                let found = format!("{widths:?}");
+                let allowed = format!("{candidates} for each of {} layers", self.layers);
+                return Err(Error::invalid("profile", field, found, allowed));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The smallest budget under which every candidate works.
+pub(super) fn least_of_all(candidates: &[Arc<dyn Policy>]) -> Result<usize> {
+    let mut least = candidates.iter().map(|policy| least_budget(&**policy));
+    least.try_fold(1, |most, own| Ok(most.max(own?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrate::PhaseProfile;
+    use crate::plan::Share;
+
+    /// Two layers; the second of three candidates is the worst in the first layer, the third in the second.
+    fn report() -> Report {
+        let phase = PhaseProfile {
+            cosine: vec![vec![0.9, 0.1, 0.5], vec![0.9, 0.8, 0.2]],
+            delta_ppl: Vec::new(),
+        };
+        let profile = Profile {
+            examples: 1,
+            perplexity: 9.0,
+            entropy: vec![1.0; 2],
+            prefill: phase,
+            decode: PhaseProfile::default(),
+        };
+        Report {
+            schema: SCHEMA,
+            version: "0".into(),
+            model: "m".into(),
+            layers: 2,
+            budget: Budget::Tokens(9),
+            settings: Settings {
+                length: 20,
+                continuation: 4,
+                question_after: false,
+                seed: 0,
+                signal: Signal::Cosine,
+                route: Direction::Forward,
+                allocator: "uniform".into(),
+                budget_signal: None,
+                refine: 0,
+            },
+            candidates: ["tova", "h2o", "snapkv"].map(PolicySpec::named).into(),
+            profiles: BTreeMap::from([(Data::Text, profile)]),
+            prefill: PhaseReport::default(),
+            decode: PhaseReport::default(),
+            plan_hash: String::new(),
+        }
+    }
+
+    #[test]
+    fn the_inverse_has_the_worst_of_each_layer_and_the_same_shares() {
+        let report = report();
+        let candidates = report.policies(&Policies::default()).unwrap();
+        let mut plan = Plan::new(vec![crate::plan::LayerPlan::KEEP; 2], Budget::Tokens(9));
+        let share = Share::Entries(7);
+        plan.layers[0].prefill = Rule::evict(candidates[0].clone()).with_share(share);
+        let inverse = report.invert(&plan, &candidates).unwrap();
+        let wanted = Rule::evict(candidates[1].clone()).with_share(share);
+        assert_eq!(inverse.layers[0].prefill, wanted);
+        assert_eq!(inverse.layers[1], plan.layers[1]);
+        plan.layers[1].prefill = plan.layers[0].prefill.clone();
+        let inverse = report.invert(&plan, &candidates).unwrap();
+        let worst = inverse.layers[1].prefill.policy().unwrap();
+        assert_eq!(worst.key(), candidates[2].key());
+    }
+
+    #[test]
+    fn tables_that_do_not_fit_are_refused() {
+        let mut report = report();
+        let candidates = report.policies(&Policies::default()).unwrap();
+        let both = [Phase::Prefill, Phase::Decode];
+        let plan = Plan::uniform(2, candidates[0].clone(), Budget::Tokens(9), &both);
+        let message = |report: &Report, plan| {
+            let refused = report.invert(plan, &candidates).unwrap_err();
+            refused.to_string()
+        };
+        // The decode phase was not measured.
+        assert!(message(&report, &plan).contains("of the decode is []"));
+        let one = Plan::uniform(1, candidates[0].clone(), Budget::Tokens(9), &both);
+        assert!(message(&report, &one).contains("layers is 2; allowed: 1"));
+        let text = report.profiles.get_mut(&Data::Text).unwrap();
+        text.prefill.cosine[1].push(0.5);
+        assert!(message(&report, &plan).contains("[3, 4]; allowed: 3 for each of 2 layers"));
+    }
+
+    #[test]
+    fn reports_survive_a_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("profile.json");
+        let report = report();
+        std::fs::write(&path, report.to_json().unwrap()).unwrap();
+        assert_eq!(Report::read(&path).unwrap(), report);
+        let other = report
+            .to_json()
+            .unwrap()
+            .replace(r#""schema":1"#, r#""schema":2"#);
+        std::fs::write(&path, other).unwrap();
+        let refused = Report::read(&path).unwrap_err().to_string();
+        assert!(refused.contains("schema is 2; allowed: 1"), "{refused}");
+    }
+}

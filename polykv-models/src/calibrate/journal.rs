@@ -1,0 +1,253 @@
+//! What has been measured so far, in memory and, where a folder is given, line by line on disk: an interrupted calibration
+//! loses at most one example.
+
+mod shape;
+
+pub use shape::Shape;
+
+use super::{CalibrateOptions, Example};
+use crate::LoadedModel;
+use polykv_core::calibrate::{ExampleLosses, Measured};
+use polykv_core::files::lines::{self, Appender};
+use polykv_core::{Error, Phase, Plan, Result, Rule};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const NAME: &str = "measurements.jsonl";
+
+/// Where a calibration writes what it measures: the file measurements.jsonl of a folder, which is made if it is not there.
+#[derive(Clone, Debug)]
+pub struct JournalOptions {
+    /// The folder.
+    pub folder: PathBuf,
+    /// Go on with what is there; without it a file that is there is refused. Routes, allocators and searches may differ from
+    /// those of the run that began it, everything that the measurements depend on may not.
+    pub resume: bool,
+    /// What identifies the weights, such as the [`digest`](crate::digest()) of the model's files.
+    pub weights: String,
+    /// Name of the backend, such as `cpu` or `cuda`.
+    pub backend: String,
+}
+
+/// A line after the first.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
+enum Record {
+    Measured {
+        example: usize,
+        signals: Measured,
+    },
+    /// Of a whole plan, named by [`key`].
+    Losses {
+        plan: String,
+        losses: ExampleLosses,
+    },
+}
+
+/// Everything that was measured, as it is read back from JSON: a calibration that was interrupted goes on with the very same
+/// numbers.
+#[derive(Debug)]
+pub struct Journal {
+    file: Option<(PathBuf, Appender)>,
+    shape: Shape,
+    measured: BTreeMap<usize, Measured>,
+    losses: BTreeMap<String, ExampleLosses>,
+}
+
+impl Journal {
+    /// A new journal, or the one that is there.
+    ///
+    /// # Errors
+    /// A journal that is there although it shall not be; one of another calibration, with the setting that differs; lines
+    /// that are damaged or do not fit the calibration. A last line that was cut off is dropped.
+    pub fn open(
+        model: &LoadedModel,
+        options: &CalibrateOptions,
+        examples: &[Example],
+    ) -> Result<Self> {
+        let mut journal = Self {
+            file: None,
+            shape: Shape::new(options, model.model.config().layers, examples),
+            measured: BTreeMap::new(),
+            losses: BTreeMap::new(),
+        };
+        let Some(place) = &options.journal else {
+            return Ok(journal);
+        };
+        let folder = &place.folder;
+        std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+        let path = folder.join(NAME);
+        let known = lines::read(&path)?;
+        if !place.resume && !known.is_empty() {
+            let found = "there from another run";
+            let allowed = "a folder without it, or --resume to go on with it";
+            return Err(Error::invalid(folder.display(), NAME, found, allowed));
+        }
+        let header = header(model, options, place, examples);
+        if let Some(first) = known.first() {
+            check_header(&path, first, &header)?;
+        }
+        for (index, line) in known.iter().enumerate().skip(1) {
+            journal.take(line).map_err(|(found, allowed)| {
+                let field = format!("line {}", index + 1);
+                Error::invalid(path.display(), field, found, allowed)
+            })?;
+        }
+        let mut appender = Appender::open(&path, &known)?;
+        if known.is_empty() {
+            appender.append([&header.to_string()])?;
+        }
+        journal.file = Some((path, appender));
+        Ok(journal)
+    }
+
+    /// The model's layers.
+    pub fn layers(&self) -> usize {
+        self.shape.layers
+    }
+
+    /// Whether an example has been measured.
+    pub fn knows(&self, example: usize) -> bool {
+        self.measured.contains_key(&example)
+    }
+
+    /// In the order of the examples.
+    pub fn measured(&self) -> Vec<Measured> {
+        self.measured.values().cloned().collect()
+    }
+
+    /// Of a whole plan, if it has been evaluated.
+    pub fn losses(&self, plan: &Plan) -> Option<&ExampleLosses> {
+        self.losses.get(&key(plan))
+    }
+
+    /// # Errors
+    /// Numbers that are not finite, a file that cannot be written.
+    pub fn add_measured(&mut self, example: usize, signals: Measured) -> Result<()> {
+        self.add(&Record::Measured { example, signals })
+    }
+
+    /// # Errors
+    /// Numbers that are not finite, a file that cannot be written.
+    pub fn add_losses(&mut self, plan: &Plan, losses: ExampleLosses) -> Result<()> {
+        let plan = key(plan);
+        self.add(&Record::Losses { plan, losses })
+    }
+
+    fn add(&mut self, record: &Record) -> Result<()> {
+        let line = serde_json::to_string(record)
+            .map_err(|e| Error::Failed(format!("a measurement as JSON: {e}")))?;
+        // Before it is written: JSON has no infinity, and a file with it could not be read again.
+        self.take(&line).map_err(|(found, _)| {
+            Error::NotFinite(format!("a measurement cannot be written: it is {found}"))
+        })?;
+        match &mut self.file {
+            Some((_, file)) => file.append([&line]),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes a line in, or says what is wrong with it and what is allowed.
+    fn take(&mut self, line: &str) -> std::result::Result<(), (String, String)> {
+        let record: Record = serde_json::from_str(line).map_err(|e| {
+            let found = format!("no measurement ({e})");
+            (found, "lines that calibrate has written".to_string())
+        })?;
+        match record {
+            Record::Measured { example, signals } => {
+                self.shape.check_measured(example, &signals)?;
+                self.measured.insert(example, signals);
+            }
+            Record::Losses { plan, losses } => {
+                self.shape.check_losses(&losses)?;
+                self.losses.insert(plan, losses);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What the numbers depend on. The first line; a resumed run must have the same.
+fn header(
+    model: &LoadedModel,
+    options: &CalibrateOptions,
+    place: &JournalOptions,
+    examples: &[Example],
+) -> Value {
+    let candidates = options.candidates.iter();
+    let keys: Vec<String> = candidates.map(|own| own.policy.key()).collect();
+    let (text, evidence) = options.kinds();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "fingerprint": model.model.config().fingerprint(),
+        "weights": place.weights,
+        "backend": place.backend,
+        "dtype": model.model.storage().name(),
+        "policies": keys,
+        "phases": options.phases,
+        "budget": options.budget,
+        "likelihoods": options.likelihoods(),
+        "examples": text.then_some(options.examples),
+        "evidence": evidence.then_some(options.evidence),
+        "length": options.length,
+        "continuation": options.continuation,
+        "question_after": options.question_after,
+        "seed": options.seed,
+        "tokens": digest_of(examples),
+    })
+}
+
+/// Data that changed under the same name is noticed.
+fn digest_of(examples: &[Example]) -> String {
+    let mut hash = Sha256::new();
+    for example in examples {
+        for tokens in [&example.prompt, &example.continuation] {
+            hash.update((tokens.len() as u64).to_le_bytes());
+            for token in tokens {
+                hash.update(token.to_le_bytes());
+            }
+        }
+    }
+    short(hash)
+}
+
+/// What tells a plan from others in this calibration.
+fn key(plan: &Plan) -> String {
+    let mut hash = Sha256::new();
+    let online = plan.online.as_ref().map(|own| own.name());
+    hash.update(format!("{:?} {online:?}", plan.budget));
+    for phase in Phase::BOTH {
+        for rule in plan.rules(phase) {
+            let own = match rule {
+                Rule::Keep => "keep\n".to_string(),
+                Rule::Evict { policy, share } => format!("{share:?} {}\n", policy.key()),
+            };
+            hash.update(own);
+        }
+    }
+    short(hash)
+}
+
+fn short(hash: Sha256) -> String {
+    let digest = hash.finalize();
+    let bytes = digest[..8].iter();
+    bytes.map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn check_header(path: &Path, line: &str, wanted: &Value) -> Result<()> {
+    let found: Value = serde_json::from_str(line).unwrap_or_default();
+    // Numbers as they are after a round trip.
+    let wanted: Value = serde_json::from_str(&wanted.to_string()).unwrap_or_default();
+    let mut fields = wanted.as_object().into_iter().flatten();
+    match fields.find(|(key, value)| found.get(key.as_str()) != Some(*value)) {
+        Some((key, value)) => {
+            let other = found.get(key.as_str()).unwrap_or(&Value::Null);
+            let allowed = format!("{value}, or another folder");
+            Err(Error::invalid(path.display(), key, other, allowed))
+        }
+        None => Ok(()),
+    }
+}

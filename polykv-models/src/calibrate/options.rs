@@ -1,0 +1,185 @@
+use super::{EvidenceOptions, Example, Examples, JournalOptions, TextOptions};
+use crate::LoadedModel;
+use polykv_core::allocate::{Basis, Uniform};
+use polykv_core::calibrate::{BudgetSignal, CandidatePolicy, Direction, Settings, Signal};
+use polykv_core::{Allocator, Budget, Error, Phase, Registry, Result};
+use std::sync::Arc;
+
+/// Which examples count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Objective {
+    /// The likelihood of a text's continuation (PolyKV, arXiv 2606.15157).
+    Text,
+    /// The likelihood of an answer that is hidden in the text (our addition).
+    Evidence,
+    /// Both: the loss beyond the best policy on either, on a common scale (our addition).
+    Both,
+}
+
+/// What [`calibrate`](super::calibrate) shall do.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct CalibrateOptions {
+    /// The policies to choose from, at least one.
+    pub candidates: Vec<CandidatePolicy>,
+    /// The plan's budget.
+    pub budget: Budget,
+    /// The phases that evict, each once; the other one keeps everything.
+    pub phases: Vec<Phase>,
+    /// Which examples count.
+    pub objective: Objective,
+    /// Windows of text.
+    pub examples: usize,
+    /// Questions about hidden facts.
+    pub evidence: usize,
+    /// Tokens of each prompt.
+    pub length: usize,
+    /// Tokens of a text after its prompt, at least 2.
+    pub continuation: usize,
+    /// Run questions over the compressed text instead of compressing them too.
+    pub question_after: bool,
+    /// Seed of the examples and of the searches.
+    pub seed: u64,
+    /// What the route follows.
+    pub signal: Signal,
+    /// The best candidate of each layer, or as a control the worst.
+    pub route: Direction,
+    /// Splits the budget over layers.
+    pub allocator: Arc<dyn Allocator>,
+    /// What an allocator of [`Basis::Calibration`] follows.
+    pub budget_signal: BudgetSignal,
+    /// Evaluations of whole plans that may improve the route of each phase.
+    pub refine: usize,
+    /// The phases whose routes are refined.
+    pub refine_phases: Vec<Phase>,
+    /// Where names in the plan file come from.
+    pub registry: Registry,
+    /// Where measurements are kept, so that an interrupted calibration can go on; without it they are in memory only.
+    pub journal: Option<JournalOptions>,
+}
+
+impl CalibrateOptions {
+    /// Both phases, 8 windows of text with 1024 tokens in the prompt and 128 after it, the best cosine, even budgets, no
+    /// search, and nothing on disk.
+    pub fn new(candidates: Vec<CandidatePolicy>, budget: Budget) -> Self {
+        Self {
+            candidates,
+            budget,
+            phases: Phase::BOTH.to_vec(),
+            objective: Objective::Text,
+            examples: 8,
+            evidence: 12,
+            length: 1024,
+            continuation: 128,
+            question_after: false,
+            seed: 0,
+            signal: Signal::Cosine,
+            route: Direction::Forward,
+            allocator: Arc::new(Uniform),
+            budget_signal: BudgetSignal::Entropy,
+            refine: 0,
+            refine_phases: Phase::BOTH.to_vec(),
+            registry: Registry::default(),
+            journal: None,
+        }
+    }
+
+    /// Checks what can be checked without a model.
+    ///
+    /// # Errors
+    /// A budget out of range, no candidates or phases, a search that does not go with the allocator or the phases, budgets
+    /// by effect without a search. The error names the option.
+    pub fn check(&self) -> Result<()> {
+        let refuse = |field: &str, found: String, allowed: &str| {
+            Err(Error::invalid("calibration", field, found, allowed))
+        };
+        self.budget.check()?;
+        if self.candidates.is_empty() {
+            return refuse("policies", "0".into(), "at least 1");
+        }
+        let Some(first) = self.phases.first() else {
+            return refuse("phases", "none".into(), "prefill, decode, or both");
+        };
+        let basis = self.allocator.basis();
+        if self.refine > 0 && basis == Basis::Layers {
+            // A route is put together from layers that ran under other routes, which had other budgets.
+            let found = format!("{} beside allocator {}", self.refine, self.allocator.name());
+            let allowed = "0, or an allocator that need not see the layers first";
+            return refuse("refine", found, allowed);
+        }
+        let mut refined = self.refine_phases.iter();
+        if self.refine > 0 && !refined.any(|phase| self.phases.contains(phase)) {
+            let found = self.refine_phases.first().map(ToString::to_string);
+            let allowed = format!("{first}, the phase that evicts");
+            return refuse("refine_phase", found.unwrap_or_default(), &allowed);
+        }
+        if self.searches_budgets() && self.refine == 0 {
+            let allowed = "with refine: it is a search, too";
+            return refuse("budget_signal", "effect".into(), allowed);
+        }
+        Ok(())
+    }
+
+    /// Whether likelihoods have to be measured beside cosines.
+    pub(super) fn likelihoods(&self) -> bool {
+        let calibrated = self.allocator.basis() == Basis::Calibration;
+        let budgets = calibrated && self.budget_signal == BudgetSignal::Ppl;
+        self.signal == Signal::Ppl || budgets
+    }
+
+    /// Whether budgets are searched for with the whole plan in effect.
+    pub(super) fn searches_budgets(&self) -> bool {
+        let calibrated = self.allocator.basis() == Basis::Calibration;
+        calibrated && self.budget_signal == BudgetSignal::Effect
+    }
+
+    /// Whether there are windows of text, and questions about hidden facts.
+    pub(super) fn kinds(&self) -> (bool, bool) {
+        let (text, evidence) = (Objective::Text, Objective::Evidence);
+        (self.objective != evidence, self.objective != text)
+    }
+
+    pub(super) fn settings(&self) -> Settings {
+        Settings {
+            length: self.length,
+            continuation: self.continuation,
+            question_after: self.question_after,
+            seed: self.seed,
+            signal: self.signal,
+            route: self.route,
+            allocator: self.allocator.name().to_string(),
+            budget_signal: None,
+            refine: self.refine,
+        }
+    }
+
+    /// # Errors
+    /// What [`Examples`] refuses.
+    pub(super) fn make_examples(
+        &self,
+        model: &LoadedModel,
+        texts: &[String],
+    ) -> Result<Vec<Example>> {
+        let mut examples = Examples::default();
+        let (text, evidence) = self.kinds();
+        if text {
+            let options = TextOptions {
+                examples: self.examples,
+                length: self.length,
+                continuation: self.continuation,
+                seed: self.seed,
+            };
+            examples.add_text(model, texts, &options)?;
+        }
+        if evidence {
+            let options = EvidenceOptions {
+                examples: self.evidence,
+                length: self.length,
+                question_after: self.question_after,
+                seed: self.seed,
+            };
+            examples.add_evidence(model, &options)?;
+        }
+        Ok(examples.0)
+    }
+}

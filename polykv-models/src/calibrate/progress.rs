@@ -1,0 +1,53 @@
+use polykv_core::Phase;
+use std::fmt;
+
+/// How far a calibration is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Progress {
+    /// What is being done.
+    pub stage: Stage,
+    /// Steps done, in units of [`Stage::unit`].
+    pub done: usize,
+    /// Steps in all; a search may end before.
+    pub of: usize,
+}
+
+/// The parts of a calibration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Every candidate in every layer alone.
+    Measuring,
+    /// The prompts that the evaluations of a search share.
+    Preparing,
+    /// The search over the routes of a phase.
+    Refining(Phase),
+    /// More and fewer entries in each layer, for the budgets of a phase.
+    Screening(Phase),
+    /// Budgets that the screening recommends.
+    Budgets(Phase),
+}
+
+impl Stage {
+    /// What a step is, in the singular.
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Measuring => "layer",
+            Self::Preparing => "prompt",
+            Self::Refining(_) | Self::Screening(_) | Self::Budgets(_) => "plan",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Measuring => f.write_str("measuring"),
+            Self::Preparing => f.write_str("preparing"),
+            Self::Refining(phase) => write!(f, "refining {phase}"),
+            Self::Screening(phase) => write!(f, "screening {phase}"),
+            Self::Budgets(phase) => write!(f, "budgets of {phase}"),
+        }
+    }
+}

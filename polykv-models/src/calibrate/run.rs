@@ -1,0 +1,129 @@
+use super::journal::Journal;
+use super::refine::Refinement;
+use super::{CalibrateOptions, Example, Measurer, Progress, Stage};
+use crate::LoadedModel;
+use polykv_core::calibrate::{Measurements, Report};
+use polykv_core::{Phase, Plan, PlanFile, Policy, Result};
+use std::sync::Arc;
+
+/// What a calibration found.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Calibration {
+    /// The plan, to run it.
+    pub plan: Plan,
+    /// The plan as a file, for this model.
+    pub file: PlanFile,
+    /// Every number that led to it.
+    pub report: Report,
+}
+
+/// Finds a plan for a model: which policy each layer runs in each phase, and how many entries it keeps (PolyKV, arXiv
+/// 2606.15157; searches and questions about hidden facts are our additions).
+///
+/// Every candidate is tried in every layer alone, at the budget, on windows of `texts` and on questions about facts hidden
+/// in a made-up text. The route takes the best one per layer and phase; with [`CalibrateOptions::refine`] it is improved
+/// with the whole plan in effect. Keep the texts apart from what the plan is tested on. `texts` are not read for
+/// [`Objective::Evidence`](super::Objective::Evidence). `progress` is called before each step.
+///
+/// Equal options, texts and weights give equal numbers on one machine, also where a journal was resumed.
+///
+/// # Errors
+/// Options that [`CalibrateOptions::check`] refuses; texts that are too short, lengths beyond the model's context, a budget
+/// that does not hold what a candidate protects, or that evicts nothing; a journal of another calibration, one that is
+/// damaged or cannot be written; NaN in the model's outputs.
+pub fn calibrate(
+    model: &LoadedModel,
+    texts: &[String],
+    options: &CalibrateOptions,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Calibration> {
+    options.check()?;
+    let policies = options.candidates.iter();
+    let policies: Vec<Arc<dyn Policy>> = policies.map(|own| own.policy.clone()).collect();
+    let examples = options.make_examples(model, texts)?;
+    let likelihoods = options.likelihoods();
+    let measurer = Measurer::new(
+        model,
+        &policies,
+        &options.phases,
+        options.budget,
+        likelihoods,
+    )?;
+    for example in &examples {
+        measurer.check(example.prompt.len())?;
+    }
+    let mut journal = Journal::open(model, options, &examples)?;
+    measure(&measurer, &examples, &mut journal, progress)?;
+
+    let config = model.model.config();
+    let specs = options.candidates.iter().map(|own| own.spec.clone());
+    let measurements = Measurements {
+        model: config.fingerprint(),
+        cost: model.model.cache_shape(1).cost(config.layers),
+        specs: specs.collect(),
+        candidates: &policies,
+        phases: &options.phases,
+        budget: options.budget,
+        allocator: &*options.allocator,
+        budget_signal: options.budget_signal,
+        settings: options.settings(),
+        measured: &journal.measured(),
+    };
+    let mut report = measurements.report()?;
+    // The decode phase's routes are compared under the prefill's.
+    for phase in Phase::BOTH {
+        let wanted = options.refine > 0 && options.refine_phases.contains(&phase);
+        if !wanted || report.phase(phase).route.is_empty() {
+            continue;
+        }
+        let draft = report.draft(&policies, &options.allocator);
+        let mut refinement = Refinement {
+            model,
+            examples: &examples,
+            draft: &draft,
+            phase,
+            prefill: report.prefill.picks(),
+            seed: options.seed,
+            journal: &mut journal,
+            progress: &mut *progress,
+        };
+        let found = refinement.route(report.routes(&policies, phase), options.refine)?;
+        let budgets = match options.searches_budgets() {
+            true => Some(refinement.budgets(&found, report.limits(&policies)?)?),
+            false => None,
+        };
+        report.set_refined(phase, found, budgets);
+    }
+    let draft = report.draft(&policies, &options.allocator);
+    let plan = draft.plan(report.prefill.picks(), report.decode.picks());
+    plan.check()?;
+    let mut file = PlanFile::of(&plan, &options.registry);
+    file.model = Some(report.model.clone());
+    report.plan_hash = file.hash();
+    Ok(Calibration { plan, file, report })
+}
+
+/// Measures the examples that the journal does not know yet.
+fn measure(
+    measurer: &Measurer<'_>,
+    examples: &[Example],
+    journal: &mut Journal,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<()> {
+    let layers = journal.layers();
+    for (index, example) in examples.iter().enumerate() {
+        if journal.knows(index) {
+            continue;
+        }
+        let measured = measurer.measure(example, &mut |layer| {
+            progress(Progress {
+                stage: Stage::Measuring,
+                done: index * layers + layer,
+                of: examples.len() * layers,
+            });
+        })?;
+        journal.add_measured(index, measured)?;
+    }
+    Ok(())
+}
