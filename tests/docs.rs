@@ -31,7 +31,10 @@ fn tables_are_those_of_the_registry() {
 
 /// The page with `table` between the marks `<!-- NAME -->` and `<!-- end of NAME -->`.
 fn with_table(page: &str, name: &str, table: &str) -> String {
-    let [first, last] = [format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->")];
+    let [first, last] = [
+        format!("<!-- {name} -->\n"),
+        format!("<!-- end of {name} -->"),
+    ];
     let (before, rest) = page.split_once(&first).unwrap();
     let (_, after) = rest.split_once(&last).unwrap();
     format!("{before}{first}\n{table}\n{last}{after}")
@@ -121,7 +124,9 @@ fn has_heading(page: &Path, anchor: &str) -> bool {
     let headings = text.lines().filter(|line| line.starts_with('#'));
     let anchors = headings.map(|line| {
         let title = line.trim_start_matches('#').trim().to_lowercase();
-        let kept = title.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+        let kept = title
+            .chars()
+            .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
         kept.collect::<String>().replace(' ', "-")
     });
     anchors.into_iter().any(|found| found == anchor)

@@ -7,7 +7,7 @@ mod plan;
 mod values;
 
 pub use bench::{BenchArgs, Format};
-pub use calibrate::{BudgetSignal, CalibrateArgs, ChoiceArgs, Objective, RouteName, SignalName};
+pub use calibrate::{CalibrateArgs, Objective};
 pub use eval::{EvalArgs, EvalCommand, MergeArgs, SampleArgs, Shard, TaskName};
 pub use plan::{MemoryArgs, PlanAction, PlanArgs};
 #[cfg(feature = "hub")]

@@ -168,7 +168,7 @@ impl Source {
 fn policy(spec: &PolicySpec) -> Result<Option<Arc<dyn Policy>>> {
     match spec.policy == Policies::KEEP && spec.params.is_empty() {
         true => Ok(None),
-        false => spec.build(registry().policies).map(Some).at(COMMAND_LINE),
+        false => spec.build(&registry().policies).map(Some).at(COMMAND_LINE),
     }
 }
 

@@ -20,7 +20,7 @@ use crate::decoder::{Decoder, Layer, Weights};
 use crate::llama::LlamaLayer;
 use crate::qwen3::Qwen3Layer;
 use crate::random::check_fits;
-use crate::tokenizer::Tokenizer;
+use crate::tokenizer::{Specials, Tokenizer};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use burn_store::burn_pack::Tensor as PackTensor;
@@ -61,6 +61,21 @@ impl LoadedModel {
                 Err(Error::plan("layers", plan.layers.len(), allowed))
             }
         }
+    }
+
+    /// The tokens of a prompt: a user's message in the model's chat template if it has one, else the text after the
+    /// tokenizer's begin token. Nothing in `text` becomes a control token.
+    ///
+    /// # Errors
+    /// A template that does not render, and text that the tokenizer refuses.
+    pub fn prompt(&self, text: &str) -> Result<Vec<u32>> {
+        #[cfg(feature = "chat")]
+        if let Some(chat) = &self.chat {
+            let message = crate::chat::Message::new("user", text);
+            return chat.encode(&self.tokenizer, &[message], true);
+        }
+        let text = self.tokenizer.encode(text, Specials::AsText)?;
+        Ok([self.tokenizer.start(), &text].concat())
     }
 
     /// One sequence's tokens as the model takes them, `[1, tokens]`.

@@ -34,8 +34,8 @@ impl<'a> StopMatcher<'a> {
     }
 
     /// What is still held when generation ends otherwise.
-    pub fn finish(self) -> String {
-        self.held
+    pub fn finish(&mut self) -> String {
+        std::mem::take(&mut self.held)
     }
 
     /// Bytes at the end that begin some stop string.

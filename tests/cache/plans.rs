@@ -42,7 +42,11 @@ fn every_plan_of_the_project_can_be_carried_out() {
         }
         seen.push(path.file_stem().unwrap().to_string_lossy().into_owned());
     }
-    for name in ["llama-3.1-8b-starter", "qwen3-8b-starter", "smollm2-135m-12.5"] {
+    for name in [
+        "llama-3.1-8b-starter",
+        "qwen3-8b-starter",
+        "smollm2-135m-12.5",
+    ] {
         assert!(seen.iter().any(|seen| seen == name), "{name}: {seen:?}");
     }
 }

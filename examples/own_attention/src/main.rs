@@ -5,9 +5,12 @@
 //! cargo run --release -p own-attention
 //! ```
 
-use polykv::burn::module::Module;
-use polykv::burn::nn::{Linear, LinearConfig};
-use polykv::burn::tensor::{DType, Device, Distribution, Tensor};
+// The burn that PolyKV is built with; what it derives looks for this name.
+use polykv::burn;
+
+use burn::module::Module;
+use burn::nn::{Linear, LinearConfig};
+use burn::tensor::{DType, Device, Distribution, Tensor};
 use polykv::{DeviceSpec, KvCache, LayerShape, ModelFacts, PlanFile, Registry, Result};
 
 /// One budget of 2 · 64 entries, three quarters of them in the first layer.

@@ -3,7 +3,7 @@
 
 use polykv::burn::tensor::Tensor;
 use polykv::policy::{LayerView, NamedPolicy, Params, Policies, Policy, Protect, State};
-use polykv::testing::{Oracle, OracleView};
+use polykv::testing::{Head, Oracle};
 use polykv::{Registry, Result};
 use serde::{Deserialize, Serialize};
 
@@ -77,12 +77,15 @@ impl Policy for Strided {
 
 /// The same in 64 bits on the host, which the harness of PolyKV compares every device with.
 impl Oracle for Strided {
-    fn scores(&self, view: &OracleView<'_>) -> Vec<f64> {
+    fn scores(&self, head: &Head<'_>) -> Vec<f64> {
         let score = |position: usize| match position % self.stride {
             0 => position as f64 + 1e6,
             _ => position as f64,
         };
-        view.positions().map(score).collect()
+        head.entries()
+            .iter()
+            .map(|entry| score(entry.position))
+            .collect()
     }
 }
 
@@ -94,4 +97,26 @@ pub fn registry() -> Result<Registry> {
     let mut registry = Registry::default();
     registry.register::<Strided>()?;
     Ok(registry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use polykv::{DeviceSpec, PlanFile};
+
+    #[test]
+    fn the_policy_passes_the_harness_of_polykv() {
+        let registry = registry().unwrap();
+        let device = DeviceSpec::Cpu.open().unwrap();
+        polykv::testing::check(&registry.policies, Strided::NAME, &device).unwrap();
+    }
+
+    #[test]
+    fn plan_files_name_it_beside_others() {
+        let file = PlanFile::from_yaml(include_str!("../plan.yaml")).unwrap();
+        let plan = file.build(&registry().unwrap()).unwrap();
+        assert_eq!(plan.layers[0].prefill.policy().unwrap().name(), "strided");
+        let error = file.build(&Registry::default()).unwrap_err().to_string();
+        assert!(error.contains("'strided'"), "{error}");
+    }
 }

@@ -1,7 +1,8 @@
 //! What `polykv calibrate` takes.
 
 use super::{BudgetArgs, ModelArgs, Phases, values};
-use crate::compression::{self, registry};
+use crate::compression;
+use crate::registry::registry;
 use clap::{ArgGroup, Args, ValueEnum};
 use polykv::models::calibrate::{self, CalibrateOptions, CandidatePolicy, Direction, Signal};
 use polykv::policy::PolicySpec;

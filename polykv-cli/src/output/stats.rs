@@ -12,6 +12,7 @@ pub fn block(run: &Run<'_>, rules: bool) -> String {
     let (generation, kv) = (run.generation, &run.generation.cache);
     let finish = match generation.finish {
         Finish::Stop => "stop",
+        Finish::Cancelled => "cancelled",
         Finish::Length => "length",
     };
     let share = 100.0 * kv.bytes as f64 / kv.full_bytes.max(1) as f64;

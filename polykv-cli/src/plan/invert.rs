@@ -1,7 +1,7 @@
 //! `polykv plan invert`: the worst policy of each layer under the same budgets.
 
 use super::{read, restated};
-use crate::compression::registry;
+use crate::registry::registry;
 use polykv::models::calibrate::Report;
 use polykv::{At, Error, PlanFile, Result};
 use std::path::Path;

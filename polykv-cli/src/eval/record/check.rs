@@ -1,7 +1,7 @@
 //! Whether a run.json states a run that can be: what is read here is counted, multiplied and reserved memory for later.
 
 use super::{Record, Session};
-use crate::compression::registry;
+use crate::registry::registry;
 use polykv::{Error, Result};
 
 const MOST_PLANS: usize = 1000;
