@@ -208,7 +208,7 @@ mod tests {
         let plan = "{schema: 1, name: 'a < b & c', layers: 3, budget: {tokens: 20}, prefill:
             [{layers: 0, policy: tova, tokens: 40}, {layers: 1-2, policy: h2o, tokens: 10}],
             decode: [{layers: 0, policy: full}, {layers: 1-2, policy: blend, share: 2, params: {policies: 'tova:1,h2o:3'}}]}";
-        let svg = svg(&Plan::from_yaml("test", plan).unwrap());
+        let svg = svg(&PlanFile::from_yaml(plan).unwrap());
         assert!(svg.contains("a &lt; b &amp; c"), "{svg}");
         let bars = |height: usize| {
             svg.matches(&format!("width=\"16\" height=\"{height}\""))
@@ -239,7 +239,7 @@ mod tests {
         let plan =
             "{schema: 1, layers: 2, budget: {tokens: 20}, prefill: [{layers: 0-1, policy: tova}],
             decode: [{layers: 0-1, policy: full}]}";
-        let svg = svg(&Plan::from_yaml("test", plan).unwrap());
+        let svg = svg(&PlanFile::from_yaml(plan).unwrap());
         assert_eq!(svg.matches("<title>").count(), 2);
         assert!(svg.contains("decode keeps everything"), "{svg}");
     }
@@ -248,7 +248,7 @@ mod tests {
     fn pixels_are_the_bars_and_the_letters() {
         let plan = "{schema: 1, layers: 1, budget: {tokens: 20}, prefill: [{layers: 0, policy: tova, tokens: 20}],
             decode: [{layers: 0, policy: h2o}]}";
-        let plan = Plan::from_yaml("test", plan).unwrap();
+        let plan = PlanFile::from_yaml(plan).unwrap();
         let bytes = match png(&svg(&plan)) {
             Ok(bytes) => bytes,
             Err(error) => return assert!(error.to_string().contains("no fonts"), "{error}"),
