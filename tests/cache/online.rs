@@ -1,6 +1,6 @@
 //! Budgets by allocators that see the layers first.
 
-use super::{BOTH, decode};
+use super::{BOTH, decode, length};
 use crate::common::{each_policy, policy, uniform};
 use burn::tensor::Device;
 use polykv::allocate::Allocators;
@@ -43,11 +43,7 @@ fn data(steps: usize) -> Vec<Inputs> {
 }
 
 fn lengths(cache: &KvCache) -> Vec<usize> {
-    cache
-        .layers()
-        .iter()
-        .map(|own| own.lengths().first().map_or(0, |row| row[0]))
-        .collect()
+    (0..LAYERS).map(|layer| length(cache, layer)).collect()
 }
 
 /// Runs the prompt; `after` sees the cache after each layer.

@@ -1,6 +1,6 @@
 //! The order of calls, the counts of tokens, the facts of a model, and numbers that are not finite.
 
-use super::{BOTH, data, decode, plan, prefill};
+use super::{BOTH, data, decode, length, plan, prefill};
 use crate::common::{each_policy, policy, uniform};
 use burn::tensor::{Device, Tensor};
 use polykv::testing::{Inputs, cache, facts, kept, max_difference, shape};
@@ -90,13 +90,13 @@ fn wrong_orders<C: PromptCache>(cache: C) -> C {
 #[test]
 fn other_orders_and_counts_than_announced_are_refused() {
     let cache = wrong_orders(two_layers());
-    assert_eq!(cache.layers()[1].lengths(), [[4, 4]]);
+    assert_eq!(length(&cache, 1), 4);
     let caches = wrong_orders(shared()).into_caches();
     assert_eq!(kept(&caches[1], 1).unwrap(), kept(&cache, 1).unwrap());
     let mut cache = two_layers();
     prefill(&mut cache, &data(2, 9, 1), 0..9, 9).unwrap();
     wrong_orders(cache.untrimmed());
-    assert_eq!(cache.layers()[1].lengths(), [[12, 12]]);
+    assert_eq!(length(&cache, 1), 12);
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn a_prompt_that_is_refused_leaves_the_cache_as_it_was() {
         &["is 10; allowed: at least 32"],
     );
     prefill(&mut cache, &data(2, 80, 1), 0..80, 80).unwrap();
-    assert_eq!(cache.layers()[0].lengths(), [[40, 40]]);
+    assert_eq!(length(&cache, 0), 40);
 }
 
 #[test]

@@ -37,7 +37,8 @@ fn halves() -> Value {
 
 impl NamedPolicy for Blend {
     const NAME: &'static str = "blend";
-    const SUMMARY: &'static str = "several policies, each with its share of the budget: policies=tova:0.5,h2o:0.5";
+    const SUMMARY: &'static str =
+        "several policies, each with its share of the budget: policies=tova:0.5,h2o:0.5";
     const SOURCE: Option<&'static str> = None;
     const VARIANTS: &'static [&'static str] = &[
         "{}",
@@ -168,7 +169,7 @@ mod oracle {
 
     impl Oracle for Blend {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
-            let mut stages: Vec<Vec<usize>> = Vec::new();
+            let mut stages: Vec<(Vec<usize>, Vec<f64>)> = Vec::new();
             let mut rest = Vec::new();
             for (own, part) in self.parts(head.budget()) {
                 let head = head.with_budget(part);
@@ -177,11 +178,12 @@ mod oracle {
                 // The last member only ranks what is left.
                 if stages.len() + 1 < self.members.len() {
                     let protect = own.policy.protect(part);
-                    let taken = stages.concat();
-                    stages.push(head.best(&rest, protect, &Spans::default(), &taken, part));
+                    let taken: Vec<usize> = stages.iter().flat_map(|own| own.0.clone()).collect();
+                    let taken = head.best(&rest, protect, &Spans::default(), &taken, part);
+                    stages.push((taken, rest.clone()));
                 }
             }
-            staged(stages, rest)
+            staged(&stages, rest)
         }
     }
 }

@@ -1,4 +1,7 @@
-use super::{LayerView, MOST, NamedPolicy, Needs, Params, Phase, Policies, Policy, Protect, State, check_odd, check_range};
+use super::{
+    LayerView, MOST, NamedPolicy, Needs, Params, Phase, Policies, Policy, Protect, State,
+    check_odd, check_range,
+};
 use crate::Result;
 use crate::ops::Pool;
 use burn::tensor::Tensor;
@@ -30,9 +33,13 @@ impl Default for Cake {
 
 impl NamedPolicy for Cake {
     const NAME: &'static str = "cake";
-    const SUMMARY: &'static str = "mean and variance of the last queries' attention; in decode the current query's";
+    const SUMMARY: &'static str =
+        "mean and variance of the last queries' attention; in decode the current query's";
     const SOURCE: Option<&'static str> = Some("arXiv 2503.12491");
-    const VARIANTS: &'static [&'static str] = &["{window: 4, kernel: 3}", "{window: 3, kernel: 1, gamma: 5.0}"];
+    const VARIANTS: &'static [&'static str] = &[
+        "{window: 4, kernel: 3}",
+        "{window: 3, kernel: 1, gamma: 5.0}",
+    ];
 
     fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
         let policy: Self = params.read()?;

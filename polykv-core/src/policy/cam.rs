@@ -1,4 +1,7 @@
-use super::{Appended, LayerView, MOST, Merge, NamedPolicy, Needs, Params, Phase, Policies, Policy, Protect, Random, Split, State, check_range};
+use super::{
+    Appended, LayerView, MOST, Merge, NamedPolicy, Needs, Params, Phase, Policies, Policy, Protect,
+    Random, Split, State, check_range,
+};
 use crate::Result;
 use crate::ops;
 use burn::tensor::{Int, IntDType, Tensor};
@@ -29,7 +32,8 @@ impl Default for Cam {
 
 impl NamedPolicy for Cam {
     const NAME: &'static str = "cam";
-    const SUMMARY: &'static str = "as streaming-llm; evicted values are merged, by chance, into those that follow";
+    const SUMMARY: &'static str =
+        "as streaming-llm; evicted values are merged, by chance, into those that follow";
     const SOURCE: Option<&'static str> = Some("CaM, ICML 2024");
     const VARIANTS: &'static [&'static str] = &["{window: 3, sinks: 2, seed: 5}", "{sinks: 0}"];
 
@@ -156,7 +160,10 @@ mod oracle {
 
     impl Oracle for Cam {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
-            head.entries().iter().map(|own| own.position as f64).collect()
+            head.entries()
+                .iter()
+                .map(|own| own.position as f64)
+                .collect()
         }
 
         fn merge(&self, head: &Head<'_>, kept: &[usize], _memory: &mut Vec<f64>) -> Vec<Entry> {

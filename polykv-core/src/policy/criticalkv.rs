@@ -43,8 +43,7 @@ impl Default for Text {
 
 impl NamedPolicy for CriticalKv {
     const NAME: &'static str = "criticalkv";
-    const SUMMARY: &'static str =
-        "a base policy's choice, then its scores times the values' norms after the output projection: base=snapkv";
+    const SUMMARY: &'static str = "a base policy's choice, then its scores times the values' norms after the output projection: base=snapkv";
     const SOURCE: Option<&'static str> = Some("arXiv 2502.03805");
     const VARIANTS: &'static [&'static str] = &[
         "{base: {policy: snapkv, window: 4, kernel: 3}}",
@@ -127,7 +126,10 @@ impl Policy for CriticalKv {
 
     #[cfg(feature = "testing")]
     fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
-        self.base.policy.oracle().map(|_| self as &dyn crate::testing::Oracle)
+        self.base
+            .policy
+            .oracle()
+            .map(|_| self as &dyn crate::testing::Oracle)
     }
 }
 
@@ -142,11 +144,13 @@ mod oracle {
             let scores = base.oracle().map(|oracle| oracle.scores(head));
             let scores = scores.unwrap_or_default();
             let weighted = scores.iter().zip(head.entries());
-            let weighted = weighted.map(|(score, own)| (score + self.epsilon) * output_norm(head, own));
+            let weighted =
+                weighted.map(|(score, own)| (score + self.epsilon) * output_norm(head, own));
             let weighted = weighted.collect();
             let first = ((head.budget() as f64 * self.first) as usize).max(1);
             let protect = base.protect(head.budget());
-            staged(vec![head.best(&scores, protect, head.spans(), &[], first)], weighted)
+            let taken = head.best(&scores, protect, head.spans(), &[], first);
+            staged(&[(taken, scores)], weighted)
         }
     }
 

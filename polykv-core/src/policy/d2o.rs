@@ -1,5 +1,8 @@
 use super::h2o::{append_sums, observe_sums};
-use super::{Appended, LayerView, MOST, Merge, NamedPolicy, Needs, Params, Policies, Policy, Protect, Split, State, check_range};
+use super::{
+    Appended, LayerView, MOST, Merge, NamedPolicy, Needs, Params, Policies, Policy, Protect, Split,
+    State, check_range,
+};
 use crate::Result;
 use crate::ops::{self, AttentionBlock};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
@@ -167,10 +170,11 @@ mod oracle {
             let gone = (0..old.len()).filter(|j| !kept.contains(j));
             let best = |e: usize| {
                 let all = kept.iter().map(|&k| (cosine(e, k), k));
-                let (u, target) = all.fold((f64::NEG_INFINITY, 0), |best, own| match own.0 >= best.0 {
-                    true => own,
-                    false => best,
-                });
+                let (u, target) =
+                    all.fold((f64::NEG_INFINITY, 0), |best, own| match own.0 >= best.0 {
+                        true => own,
+                        false => best,
+                    });
                 (e, u, target)
             };
             let best: Vec<(usize, f64, usize)> = gone.map(best).collect();
@@ -191,7 +195,10 @@ mod oracle {
                     (e * of(&old[k])[c] + more) / total
                 };
                 let channels = 0..old[k].key.len();
-                new[k].key = channels.clone().map(|c| averaged(|own| &own.key, c)).collect();
+                new[k].key = channels
+                    .clone()
+                    .map(|c| averaged(|own| &own.key, c))
+                    .collect();
                 new[k].value = channels.map(|c| averaged(|own| &own.value, c)).collect();
             }
             new

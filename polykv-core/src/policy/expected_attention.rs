@@ -1,4 +1,7 @@
-use super::{Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range};
+use super::{
+    Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State,
+    check_range,
+};
 use crate::facts::{LayerFacts, RopeFacts};
 use crate::{Error, Result, ops};
 use burn::tensor::Tensor;
@@ -197,7 +200,10 @@ mod oracle {
             let angle = w * position as f64;
             (angle.cos() / rope.magnitude, -angle.sin() / rope.magnitude)
         };
-        turned(query, &rope.frequencies.iter().map(turn).collect::<Vec<_>>())
+        turned(
+            query,
+            &rope.frequencies.iter().map(turn).collect::<Vec<_>>(),
+        )
     }
 
     /// The mean rotation over positions, one complex number per pair.

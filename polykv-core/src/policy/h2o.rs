@@ -1,4 +1,6 @@
-use super::{Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range};
+use super::{
+    Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range,
+};
 use crate::Result;
 use crate::ops::AttentionBlock;
 use burn::tensor::{Tensor, s};

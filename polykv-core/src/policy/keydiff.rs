@@ -57,7 +57,10 @@ mod oracle {
                 .collect();
             let anchor = mean(&units);
             let length = norm(&anchor);
-            units.iter().map(|unit| -dot(unit, &anchor) / length).collect()
+            units
+                .iter()
+                .map(|unit| -dot(unit, &anchor) / length)
+                .collect()
         }
     }
 }

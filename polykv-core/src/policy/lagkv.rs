@@ -1,4 +1,6 @@
-use super::{LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range};
+use super::{
+    LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range,
+};
 use crate::Result;
 use crate::ops;
 use burn::tensor::activation::softmax;
@@ -67,10 +69,12 @@ impl Policy for LagKv {
         let partitions = (entries - sinks) / self.lag;
         let ones = |count| Tensor::<3>::ones([batch, kv_heads, count], &device);
         let mut parts = vec![ones(sinks)];
-        if partitions < 2 {
+        if entries == sinks {
+            // Nothing to rank: tensors of no elements cannot be reshaped.
+        } else if partitions < 2 {
             let body = entries - sinks;
             let recency = Tensor::<1, Int>::arange(0..body as i64, &device).float();
-            let recency = recency.div_scalar(body.max(1) as f32);
+            let recency = recency.div_scalar(body as f32);
             parts.push(
                 recency
                     .reshape([1, 1, body])

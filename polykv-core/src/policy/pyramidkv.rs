@@ -1,4 +1,7 @@
-use super::{LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, SnapKv, State, check_odd, check_range};
+use super::{
+    LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, SnapKv, State,
+    check_odd, check_range,
+};
 use crate::Result;
 use crate::ops::Pool;
 use burn::tensor::Tensor;

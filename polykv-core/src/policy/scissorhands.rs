@@ -1,4 +1,7 @@
-use super::{Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range};
+use super::{
+    Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State,
+    check_range,
+};
 use crate::Result;
 use crate::ops::AttentionBlock;
 use burn::tensor::{Tensor, s};
@@ -29,7 +32,8 @@ impl Default for Scissorhands {
 
 impl NamedPolicy for Scissorhands {
     const NAME: &'static str = "scissorhands";
-    const SUMMARY: &'static str = "what got more than an even share of the attention most often, lately";
+    const SUMMARY: &'static str =
+        "what got more than an even share of the attention most often, lately";
     const SOURCE: Option<&'static str> = Some("arXiv 2305.17118");
     const VARIANTS: &'static [&'static str] = &["{history: 9, recent: 3}", "{}"];
 

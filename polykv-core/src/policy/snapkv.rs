@@ -1,4 +1,7 @@
-use super::{LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_odd, check_range};
+use super::{
+    LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_odd,
+    check_range,
+};
 use crate::Result;
 use crate::ops::Pool;
 use burn::tensor::Tensor;
@@ -29,7 +32,11 @@ impl NamedPolicy for SnapKv {
     const NAME: &'static str = "snapkv";
     const SUMMARY: &'static str = "what the last queries attend to, pooled over neighbours";
     const SOURCE: Option<&'static str> = Some("arXiv 2404.14469");
-    const VARIANTS: &'static [&'static str] = &["{window: 4, kernel: 3}", "{window: 5, kernel: 5, pool: avg}", "{window: 3, kernel: 1}"];
+    const VARIANTS: &'static [&'static str] = &[
+        "{window: 4, kernel: 3}",
+        "{window: 5, kernel: 5, pool: avg}",
+        "{window: 3, kernel: 1}",
+    ];
 
     fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
         let policy: Self = params.read()?;

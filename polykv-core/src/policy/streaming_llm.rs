@@ -67,7 +67,10 @@ mod oracle {
 
     impl Oracle for StreamingLlm {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
-            head.entries().iter().map(|own| own.position as f64).collect()
+            head.entries()
+                .iter()
+                .map(|own| own.position as f64)
+                .collect()
         }
     }
 }

@@ -1,4 +1,6 @@
-use super::{LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range};
+use super::{
+    LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range,
+};
 use crate::Result;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};

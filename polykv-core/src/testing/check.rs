@@ -1,7 +1,7 @@
 //! What must hold for every policy.
 
 use super::compare::{Case, compare, kept};
-use super::inputs::{DIM, HEADS, Inputs, KV_HEADS, facts, shape};
+use super::inputs::{DIM, HEADS, Inputs, KV_HEADS, facts, shape, tensor};
 use super::maths::max_difference;
 use super::reference::Reference;
 use crate::allocate::least_budget;
@@ -316,9 +316,9 @@ impl<'a> Check<'a> {
 
     /// A NaN in the last query of the prompt, and one in a step.
     fn not_finite(&self) -> Result<(), String> {
-        let nan = |q: Tensor<4>| q.mul_scalar(f32::NAN);
         let inputs = Inputs::seeded(self.prompt + 1, 1, 0);
         let spoiled = vec![vec![f64::NAN; DIM]; HEADS];
+        let nan = tensor(std::slice::from_ref(&spoiled), self.device);
         for phase in Phase::BOTH {
             let plan = self.plan(self.budget, &Phase::BOTH);
             let mut reference = Reference::new(&plan, 0).map_err(text)?;
@@ -348,14 +348,14 @@ impl<'a> Check<'a> {
                 let [q, k, v] = inputs.part(0..healthy, self.device);
                 prompt.attend(0, q, k, v)?;
                 if healthy < self.prompt {
-                    let [q, k, v] = inputs.part(healthy..self.prompt, self.device);
-                    prompt.attend(0, nan(q), k, v)?;
+                    let [_, k, v] = inputs.part(healthy..self.prompt, self.device);
+                    prompt.attend(0, nan.clone(), k, v)?;
                 }
                 prompt.end_layer(0)?;
                 prompt.finish()?;
                 if phase == Phase::Decode {
-                    let [q, k, v] = inputs.part(last..last + 1, self.device);
-                    cache.decode(0, nan(q), k, v)?;
+                    let [_, k, v] = inputs.part(last..last + 1, self.device);
+                    cache.decode(0, nan.clone(), k, v)?;
                     cache.report()?;
                 }
                 Ok(())

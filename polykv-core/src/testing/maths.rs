@@ -58,20 +58,27 @@ pub fn pooled(scores: &[f64], window: usize, kernel: usize, pool: Pool) -> Vec<f
         }
         let near = &scores[j.saturating_sub(reach)..(j + reach + 1).min(old)];
         match pool {
-            Pool::Max => near.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+            // Unlike f64::max, this keeps a NaN.
+            Pool::Max => near.iter().fold(f64::NEG_INFINITY, |most, &x| {
+                if x > most || x.is_nan() { x } else { most }
+            }),
             Pool::Avg => near.iter().sum::<f64>() / (2 * reach + 1) as f64,
         }
     };
     (0..scores.len()).map(of).collect()
 }
 
-/// Scores that rank the entries which each stage took above those of later stages, and these above `rest`.
-pub fn staged(stages: Vec<Vec<usize>>, rest: Vec<f64>) -> Vec<f64> {
+/// Scores that rank the entries which each stage took by its scores above those of later stages, and these above `rest`.
+/// A NaN of any stage stays one.
+pub fn staged(stages: &[(Vec<usize>, Vec<f64>)], rest: Vec<f64>) -> Vec<f64> {
     let mut scores = rest;
-    let count = stages.len();
-    for (stage, taken) in stages.into_iter().enumerate() {
-        for j in taken {
-            scores[j] = 1e30 * (count - stage) as f64;
+    for (stage, (taken, own)) in stages.iter().enumerate() {
+        for (j, score) in own.iter().enumerate() {
+            match (score.is_nan() || scores[j].is_nan(), taken.contains(&j)) {
+                (true, _) => scores[j] = f64::NAN,
+                (false, true) => scores[j] = 1e30 * (stages.len() - stage) as f64,
+                (false, false) => {}
+            }
         }
     }
     scores
@@ -92,6 +99,18 @@ mod tests {
             assert_eq!(max_difference(&[wrong], &[wrong]), f64::INFINITY);
         }
         assert_eq!(max_difference(&[1.0f32], &[1.0f32, 1.0]), f64::INFINITY);
+    }
+
+    #[test]
+    fn stages_come_before_what_is_left_and_keep_nan() {
+        let (first, second) = (vec![4.0, f64::NAN, 2.0], vec![0.0; 3]);
+        let stages = [(vec![0], first), (vec![2], second)];
+        let scores = staged(&stages, vec![1.0; 3]);
+        assert_eq!((scores[0], scores[2]), (2e30, 1e30));
+        assert!(scores[1].is_nan());
+        let pooled = pooled(&[1.0, f64::NAN, 3.0, 4.0], 0, 3, Pool::Max);
+        assert!(pooled[..3].iter().all(|x| x.is_nan()));
+        assert_eq!(pooled[3], 4.0);
     }
 
     #[test]
