@@ -16,6 +16,7 @@ pub use values::{Phases, Setting};
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use polykv::models::chat::Argument;
 use polykv::policy::Policies;
 use polykv::{DeviceSpec, Storage};
 use std::path::PathBuf;
@@ -129,6 +130,9 @@ pub struct PromptArgs {
     /// System message
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub system: Option<String>,
+    /// A variable for the model's chat template, such as enable_thinking=false: JSON or a text; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", conflicts_with = "raw")]
+    pub template_arg: Vec<Argument>,
     /// The start of the answer, given to the model and not printed
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub answer_prefix: Option<String>,

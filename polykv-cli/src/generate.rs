@@ -21,6 +21,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let text = prompt::read(&args.prompt)?;
     args.show_kept.as_deref().map_or(Ok(()), kept::check_path)?;
     let (spec, model) = model::open(&args.model)?;
+    let model = model::with_template_arguments(model, &args.prompt.template_arg)?;
 
     let plan = source.plan(model.model.config())?;
     let ids = prompt::encode(&model, &args.prompt, &text)?;

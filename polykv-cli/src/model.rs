@@ -5,8 +5,9 @@ use crate::output::progress;
 use burn::tensor::Device;
 #[cfg(feature = "hub")]
 use polykv::models::hub;
+use polykv::models::chat::Argument;
 use polykv::models::{LoadedModel, load};
-use polykv::{DeviceSpec, Result};
+use polykv::{DeviceSpec, Error, Result};
 use std::path::PathBuf;
 
 /// Opens the device, fetches the model if need be and loads it.
@@ -63,7 +64,7 @@ pub fn path(model: &str, revision: Option<&str>, _offline: bool) -> Result<PathB
     let path = PathBuf::from(model);
     match revision {
         None if path.exists() => Ok(path),
-        _ => Err(polykv::Error::unsupported(
+        _ => Err(Error::unsupported(
             format!(
                 "model {model}{}",
                 revision
@@ -73,4 +74,17 @@ pub fn path(model: &str, revision: Option<&str>, _offline: bool) -> Result<PathB
             "this build takes an existing folder or .gguf file; for models by name build with `--features hub`",
         )),
     }
+}
+
+/// The model with variables set for its chat template.
+///
+/// # Errors
+/// Variables for a model without a template.
+pub fn with_template_arguments(mut model: LoadedModel, given: &[Argument]) -> Result<LoadedModel> {
+    if !given.is_empty() && model.chat.is_none() {
+        let reason = "the model has no chat template that reads it";
+        return Err(Error::unsupported("--template-arg", reason));
+    }
+    model.chat = model.chat.map(|chat| chat.with_arguments(given));
+    Ok(model)
 }

@@ -142,6 +142,7 @@ mod tests {
             file: file.map(|_| path),
             raw: false,
             system: None,
+            template_arg: Vec::new(),
             answer_prefix: None,
         })
     }

@@ -172,12 +172,9 @@ fn read_config(folder: &Path) -> Result<ModelConfig> {
 fn load_folder(folder: &Path, storage: Storage, device: &Device) -> Result<LoadedModel> {
     let config = read_config(folder)?;
     let tokenizer = Tokenizer::from_json_file(&folder.join("tokenizer.json"))?;
-    tokenizer.check_ids(config.vocab_size)?;
+    let tokenizer = tokenizer.fit(config.vocab_size)?;
     #[cfg(feature = "chat")]
-    let chat = match folder.join("tokenizer_config.json") {
-        path if path.exists() => ChatTemplate::from_tokenizer_config(&path)?,
-        _ => None,
-    };
+    let chat = ChatTemplate::from_folder(folder)?;
     Ok(LoadedModel {
         eos_tokens: ends::end_tokens(folder, &config, &tokenizer)?,
         tokenizer,
@@ -190,8 +187,7 @@ fn load_folder(folder: &Path, storage: Storage, device: &Device) -> Result<Loade
 fn load_gguf(path: &Path, storage: Storage, device: &Device) -> Result<LoadedModel> {
     let file = Arc::new(GgufFile::open(path)?);
     let config = file.config()?;
-    let tokenizer = Tokenizer::from_gguf(&file)?;
-    tokenizer.check_ids(config.vocab_size)?;
+    let tokenizer = Tokenizer::from_gguf(&file)?.fit(config.vocab_size)?;
     #[cfg(feature = "chat")]
     let chat = ChatTemplate::from_gguf(&file)?;
     Ok(LoadedModel {

@@ -1,17 +1,18 @@
 //! Text to token ids and back, from a tokenizer.json or from the vocabulary inside a GGUF file.
 
+pub(crate) mod companions;
 mod gguf;
+mod limits;
 mod stream;
 
 pub use stream::Stream;
 
 use crate::load::gguf::GgufFile;
 use crate::load::refuse_pointer;
-use polykv_core::{Error, Result};
+use companions::Companions;
+use polykv_core::{Error, Result, files};
 use std::collections::HashSet;
 use std::fmt;
-use std::fs::File;
-use std::io::Read;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -36,6 +37,8 @@ pub struct Tokenizer {
     special_ids: HashSet<u32>,
     start: Vec<u32>,
     vocab_size: usize,
+    /// Rows of the model's embedding, once they are known; tokens behind them cannot be fed.
+    rows: usize,
 }
 
 // Derived, it would print the whole vocabulary.
@@ -48,34 +51,21 @@ impl fmt::Debug for Tokenizer {
     }
 }
 
-/// The part of a tokenizer.json that has to be checked against what the crate made of it.
-#[derive(serde::Deserialize)]
-struct AddedTokens {
-    #[serde(default)]
-    added_tokens: Vec<AddedToken>,
-}
-
-#[derive(serde::Deserialize)]
-struct AddedToken {
-    id: u32,
-    content: String,
-}
-
 impl Tokenizer {
-    /// Reads a Hugging Face tokenizer.json of at most 64 MiB.
+    /// Reads a Hugging Face tokenizer.json of at most 64 MiB. Tokens that only the tokenizer_config.json or the
+    /// special_tokens_map.json beside it call special are special as well.
+    ///
+    /// # Errors
+    /// Files that cannot be read or are too large; content that is no tokenizer.json or is beyond the limits on steps,
+    /// lengths of tokens and growth of texts.
     pub fn from_json_file(path: &Path) -> Result<Self> {
+        let bytes = files::read_capped(path, MAX_FILE_BYTES)?;
         let place = path.display().to_string();
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|e| Error::io(path, e))?;
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            let allowed = format!("up to {MAX_FILE_BYTES} bytes");
-            return Err(Error::invalid(place, "size", "larger", allowed));
-        }
         refuse_pointer(&place, &bytes)?;
-        Self::from_json(&place, &bytes)
+        let mut tokenizer = Self::from_json(&place, &bytes)?;
+        let companions = Companions::read(path.parent().unwrap_or(Path::new(".")))?;
+        tokenizer.add_special(&companions.special_texts());
+        Ok(tokenizer)
     }
 
     /// Builds the tokenizer of a GGUF file whose `tokenizer.ggml.model` is `gpt2` (byte-level BPE).
@@ -90,8 +80,7 @@ impl Tokenizer {
 
     fn from_json(place: &str, bytes: &[u8]) -> Result<Self> {
         let refuse = |e: String| Error::invalid(place, "content", e, "a tokenizer.json");
-        let listed: AddedTokens =
-            serde_json::from_slice(bytes).map_err(|e| refuse(e.to_string()))?;
+        let listed = limits::check(place, bytes)?;
         let mut parsing = guarded(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(refuse)?;
         // A file may ask for either; both would change prompts without a word.
         guarded(|| parsing.with_truncation(None).map(|_| ())).map_err(refuse)?;
@@ -132,7 +121,59 @@ impl Tokenizer {
             special_ids,
             start,
             vocab_size,
+            rows: usize::MAX,
         })
+    }
+
+    /// Makes tokens of the vocabulary special, apart from those that plain text can hold as well.
+    fn add_special(&mut self, texts: &[String]) {
+        let given = |text: &String| {
+            let id = self.parsing.token_to_id(text)?;
+            (!self.is_special(id)).then(|| (id, text.clone()))
+        };
+        let tokens: Vec<(u32, String)> = texts.iter().filter_map(given).collect();
+        if tokens.is_empty() {
+            return;
+        }
+        let plain = |literal: &tokenizers::Tokenizer, id: u32, text: &str| {
+            let found = guarded(|| literal.encode_fast(text, false));
+            found.is_ok_and(|found| found.get_ids().contains(&id))
+        };
+        let mut probe = self.literal.clone();
+        for (id, text) in &tokens {
+            make_special(&mut probe, *id, text);
+        }
+        for (id, text) in tokens {
+            if !plain(&probe, id, &text) {
+                make_special(&mut self.parsing, id, &text);
+                make_special(&mut self.literal, id, &text);
+                self.special_ids.insert(id);
+            }
+        }
+    }
+
+    /// The tokenizer for a model whose embedding has this many rows.
+    ///
+    /// Added tokens behind the last row, such as a `<pad>` that was put in for training, stay without use: text spells
+    /// them with ordinary tokens, and a template that writes one is refused when it is encoded.
+    ///
+    /// # Errors
+    /// A vocabulary with ids behind the last row, apart from added tokens.
+    pub fn fit(mut self, rows: usize) -> Result<Self> {
+        let behind = |id: &u32| *id as usize >= rows;
+        let highest = self.parsing.get_vocab(false).into_values().max();
+        if let Some(id) = highest.filter(behind) {
+            let allowed = format!("below the {rows} rows of the model's embedding");
+            return Err(Error::invalid(&self.place, "highest token id", id, allowed));
+        }
+        let added = self.parsing.get_added_tokens_decoder();
+        for (id, token) in added.into_iter().filter(|(id, _)| behind(id)) {
+            make_special(&mut self.parsing, id, &token.content);
+            make_special(&mut self.literal, id, &token.content);
+            self.special_ids.insert(id);
+        }
+        self.rows = rows;
+        Ok(self)
     }
 
     /// Encodes text. With [`Specials::AsText`] the result never holds a special token.
@@ -144,6 +185,15 @@ impl Tokenizer {
         let encoding =
             guarded(|| tokenizer.encode_fast(text, false)).map_err(|e| self.failed(e))?;
         let ids = encoding.get_ids().to_vec();
+        if let Some(id) = ids.iter().find(|id| **id as usize >= self.rows) {
+            let found = format!(
+                "{:?}",
+                cut(&self.parsing.id_to_token(*id).unwrap_or_default())
+            );
+            let allowed = format!("ids below the {} rows of the model's embedding", self.rows);
+            let field = format!("token {id} of the text");
+            return Err(Error::invalid(&self.place, field, found, allowed));
+        }
         if specials == Specials::AsText
             && let Some(id) = ids.iter().find(|id| self.is_special(**id))
         {
@@ -190,22 +240,21 @@ impl Tokenizer {
         self.special_ids.contains(&id)
     }
 
-    /// Refuses a tokenizer with ids beyond the rows of the model's embedding table.
-    pub fn check_ids(&self, embedding_rows: usize) -> Result<()> {
-        if self.vocab_size > embedding_rows {
-            return Err(Error::invalid(
-                &self.place,
-                "highest token id",
-                self.vocab_size - 1,
-                format!("below the {embedding_rows} rows of the model's embedding"),
-            ));
-        }
-        Ok(())
-    }
-
     fn failed(&self, reason: String) -> Error {
         Error::Failed(format!("{}: tokenizer: {reason}", self.place))
     }
+}
+
+/// Makes a token special in the crate's sense, and keeps how it was matched.
+fn make_special(tokenizer: &mut tokenizers::Tokenizer, id: u32, text: &str) {
+    let known = tokenizer.get_added_tokens_decoder().remove(&id);
+    let known = known.filter(|token| token.content == text);
+    let token = known.unwrap_or_else(|| tokenizers::AddedToken::from(text, true));
+    let special = tokenizers::AddedToken {
+        special: true,
+        ..token
+    };
+    tokenizer.add_special_tokens(&[special]);
 }
 
 /// What the file's post-processor puts before a text.

@@ -59,6 +59,63 @@ fn chat_templates() {
     refused_file(TEMPLATES, "{", &["content", "a JSON object"]);
 }
 
+/// A template that cannot be parsed harms nothing that does without it.
+#[test]
+fn a_template_is_needed_for_chat_only() {
+    let model = copy_of_tiny_model();
+    edit_json(&model.path().join(TEMPLATES), |config| {
+        config["chat_template"] = json!("{% if");
+    });
+    let args = generate_args(model.path(), &["-p", "Hello", "-n", "1"]);
+    check("a bad template", 3, &[TEMPLATES], &polykv(&args));
+    let raw = polykv(&generate_args(
+        model.path(),
+        &["-p", "Hello", "-n", "1", "--raw"],
+    ));
+    assert_eq!(raw.code, 0, "{}", raw.stderr);
+}
+
+#[test]
+fn variables_of_a_template() {
+    let model = copy_of_tiny_model();
+    let template = |text: &str| {
+        edit_json(&model.path().join(TEMPLATES), |config| {
+            config["chat_template"] = json!(text)
+        });
+    };
+    template("{{ raise_exception('given: ' ~ (thinking is false) ~ who) }}");
+    let given = [
+        "-p",
+        "Hello",
+        "--template-arg",
+        "thinking=False",
+        "--template-arg",
+        "who=Bo",
+    ];
+    let args = generate_args(model.path(), &given);
+    check("given", 3, &["given: TrueBo"], &polykv(&args));
+    let args = generate_args(
+        model.path(),
+        &["-p", "Hello", "--template-arg", "messages=[]"],
+    );
+    check(
+        "a name that is taken",
+        2,
+        &["messages comes from the prompt"],
+        &polykv(&args),
+    );
+    edit_json(&model.path().join(TEMPLATES), |config| {
+        config["chat_template"] = Value::Null;
+    });
+    let args = generate_args(model.path(), &given);
+    check(
+        "no template",
+        3,
+        &["--template-arg", "no chat template"],
+        &polykv(&args),
+    );
+}
+
 #[test]
 fn a_system_message_without_a_template() {
     let model = copy_of_tiny_model();

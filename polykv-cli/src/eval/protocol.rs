@@ -3,6 +3,7 @@
 use crate::args::{SampleArgs, TaskName};
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::BTreeMap;
 
 /// A field that the task does not read is left out, and paths with it: what the files say is in the samples' hash.
 #[derive(Serialize)]
@@ -27,6 +28,8 @@ struct Settings<'a> {
     question_after: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     raw: Option<bool>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    template_args: BTreeMap<&'a str, Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     likelihood_only: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -52,6 +55,11 @@ pub fn settings(args: &SampleArgs) -> Value {
         answer_prefix: is(&[Needle, Ruler]).then_some(args.answer_prefix()),
         question_after: asked.then_some(args.question_after),
         raw: asked.then_some(args.raw),
+        template_args: args
+            .template_arg
+            .iter()
+            .map(|a| (a.name(), a.json()))
+            .collect(),
         likelihood_only: is(&[Needle]).then_some(args.likelihood_only),
         decode: is(&[Ppl, Needle]).then_some(args.decode),
         generated: is(&[Fidelity]).then_some(args.generated),
@@ -112,5 +120,34 @@ pub fn protocol(args: &SampleArgs) -> String {
         TaskName::Prompts => format!(
             "prompts: those of up to {cut} compressed, the middle of longer ones cut out, question {question}"
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::{Cli, Command, EvalCommand};
+    use clap::Parser;
+
+    #[test]
+    fn variables_of_the_template_are_recorded() {
+        let given = |more: &[&str]| {
+            let start = ["polykv", "eval", "-m", "m", "--task", "needle"];
+            let args = start.iter().chain(more);
+            match Cli::try_parse_from(args).unwrap().command {
+                Command::Eval(EvalCommand::Run(args)) => settings(&args.samples),
+                other => panic!("{other:?}"),
+            }
+        };
+        let recorded = given(&[
+            "--template-arg",
+            "enable_thinking=False",
+            "--template-arg",
+            "n=x",
+        ]);
+        let wanted = serde_json::json!({"enable_thinking": false, "n": "x"});
+        assert_eq!(recorded["template_args"], wanted);
+        // Runs from before these variables go on.
+        assert!(given(&[]).get("template_args").is_none());
     }
 }

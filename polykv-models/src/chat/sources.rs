@@ -1,95 +1,101 @@
-//! Where chat templates come from: GGUF metadata, tokenizer_config.json, chat_template.jinja.
+//! Where chat templates come from: GGUF metadata, chat_template.jinja, tokenizer_config.json.
 
-use super::ChatTemplate;
+use super::{ChatTemplate, MAX_SOURCE_BYTES};
 use crate::load::gguf::GgufFile;
-use polykv_core::{Error, Result};
+use crate::tokenizer::companions::{self, Companions};
+use polykv_core::Result;
 use serde_json::Value;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
 use std::path::Path;
-
-/// Files that list every added token reach a few hundred kilobytes.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 impl ChatTemplate {
     /// The template in `tokenizer.chat_template`; `None` when the file has none.
+    ///
+    /// # Errors
+    /// Metadata of other types than GGUF prescribes.
     pub fn from_gguf(file: &GgufFile) -> Result<Option<Self>> {
         let Some(source) = file.text("tokenizer.chat_template")? else {
             return Ok(None);
         };
-        let tokens = file.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
-        let token = |key: &str| -> Result<&str> {
-            let id = file.uint(key)?.and_then(|id| usize::try_from(id).ok());
-            Ok(id.and_then(|id| tokens.get(id)).copied().unwrap_or(""))
-        };
-        let bos = token("tokenizer.ggml.bos_token_id")?;
-        let eos = token("tokenizer.ggml.eos_token_id")?;
-        Self::new(file.place(), source, bos, eos).map(Some)
+        let texts = file.texts("tokenizer.ggml.tokens")?.unwrap_or_default();
+        let mut tokens = Vec::new();
+        for (name, key) in [
+            ("bos_token", "bos"),
+            ("eos_token", "eos"),
+            ("unk_token", "unknown"),
+            ("sep_token", "seperator"),
+            ("pad_token", "padding"),
+            ("cls_token", "cls"),
+            ("mask_token", "mask"),
+        ] {
+            let id = file.uint(&format!("tokenizer.ggml.{key}_token_id"))?;
+            let id = id.and_then(|id| usize::try_from(id).ok());
+            if let Some(text) = id.and_then(|id| texts.get(id)) {
+                tokens.push((name.to_owned(), (*text).to_owned()));
+            }
+        }
+        Ok(Some(Self::of(file.place(), source.to_owned(), tokens)))
     }
 
-    /// The template of a checkpoint, given its tokenizer_config.json; `None` when it has none.
+    /// The template of a folder with a checkpoint; `None` when it has none.
     ///
-    /// A `chat_template.jinja` beside the file goes before its `chat_template` entry, which is a text or a list
-    /// of named ones with a `default`.
-    pub fn from_tokenizer_config(path: &Path) -> Result<Option<Self>> {
-        let place = path.display().to_string();
-        let text = read_capped(path, MAX_CONFIG_BYTES)?;
-        let config: Value = serde_json::from_str(&text)
-            .map_err(|e| Error::invalid(&place, "content", e, "a JSON object"))?;
-        let token = |key: &str| {
-            let value = &config[key];
-            let text = value.as_str().or_else(|| value["content"].as_str());
-            text.unwrap_or("").to_owned()
-        };
-        let (bos, eos) = (token("bos_token"), token("eos_token"));
-        let beside = path.with_file_name("chat_template.jinja");
-        // One byte more than allowed, so that the size check of `new` speaks.
-        match read_capped(&beside, super::MAX_SOURCE_BYTES as u64 + 1) {
-            Ok(source) => {
-                let place = beside.display().to_string();
-                return Self::new(&place, &source, &bos, &eos).map(Some);
-            }
-            Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
-            Err(e) => return Err(e),
+    /// `chat_template.jinja` goes before the entry `chat_template` of tokenizer_config.json, which is a text or a list
+    /// of named ones with a `default`. The special tokens come from tokenizer_config.json and special_tokens_map.json.
+    ///
+    /// # Errors
+    /// Files that cannot be read, are too large or are not JSON.
+    pub fn from_folder(folder: &Path) -> Result<Option<Self>> {
+        let companions = Companions::read(folder)?;
+        let tokens = companions.named_tokens();
+        let beside = folder.join("chat_template.jinja");
+        if let Some(bytes) = companions::read_up_to(&beside, MAX_SOURCE_BYTES as u64 + 1)? {
+            let place = beside.display().to_string();
+            let oversized = bytes.len() > MAX_SOURCE_BYTES;
+            let template = match String::from_utf8(bytes) {
+                _ if oversized => {
+                    Self::faulty(&place, format!("more than {MAX_SOURCE_BYTES} bytes"))
+                }
+                Ok(source) => Self::of(&place, source, tokens),
+                Err(e) => Self::faulty(&place, format!("no UTF-8 text: {}", e.utf8_error())),
+            };
+            return Ok(Some(template));
         }
-        match default_template(&place, &config["chat_template"])? {
-            Some(source) => Self::new(&place, source, &bos, &eos).map(Some),
-            None => Ok(None),
+        let place = companions.place();
+        Ok(match default_template(companions.chat_template()) {
+            Ok(None) => None,
+            Ok(Some(source)) => Some(Self::of(&place, source.to_owned(), tokens)),
+            Err(fault) => Some(Self::faulty(&place, fault.into())),
+        })
+    }
+
+    fn of(place: &str, source: String, tokens: Vec<(String, String)>) -> Self {
+        Self {
+            source,
+            tokens,
+            ..Self::new(place, "", "", "")
+        }
+    }
+
+    fn faulty(place: &str, fault: String) -> Self {
+        Self {
+            fault: Some(fault),
+            ..Self::new(place, "", "", "")
         }
     }
 }
 
-fn default_template<'a>(place: &str, entry: &'a Value) -> Result<Option<&'a str>> {
-    let refuse = |found: &str| {
-        let allowed = "a text, or a list of {name, template} with the name default";
-        Err(Error::invalid(place, "chat_template", found, allowed))
-    };
+fn default_template(entry: &Value) -> std::result::Result<Option<&str>, &'static str> {
     match entry {
         Value::Null => Ok(None),
         Value::String(source) => Ok(Some(source)),
         Value::Array(list) => {
             let named = list.iter().find(|t| t["name"].as_str() == Some("default"));
-            match named.and_then(|t| t["template"].as_str()) {
-                Some(source) => Ok(Some(source)),
-                None => refuse("a list without a default"),
-            }
+            let source = named.and_then(|t| t["template"].as_str());
+            source
+                .map(Some)
+                .ok_or("a list of templates without a default")
         }
-        _ => refuse("something else"),
+        _ => Err("neither a text nor a list of templates"),
     }
-}
-
-fn read_capped(path: &Path, most: u64) -> Result<String> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
-    let mut bytes = Vec::new();
-    file.take(most + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| Error::io(path, e))?;
-    let place = path.display();
-    if bytes.len() as u64 > most {
-        let allowed = format!("up to {most} bytes");
-        return Err(Error::invalid(place, "size", "larger", allowed));
-    }
-    String::from_utf8(bytes).map_err(|e| Error::invalid(place, "content", e, "UTF-8 text"))
 }
 
 #[cfg(test)]
@@ -98,49 +104,67 @@ mod tests {
     use super::*;
     use crate::load::gguf::testing::tiny_llama;
 
-    fn load(config: &str, jinja: Option<&str>) -> Result<Option<ChatTemplate>> {
+    fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("tokenizer_config.json");
-        std::fs::write(&path, config).unwrap();
-        if let Some(source) = jinja {
-            std::fs::write(dir.path().join("chat_template.jinja"), source).unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
         }
-        ChatTemplate::from_tokenizer_config(&path)
+        dir
     }
 
-    fn rendered(config: &str, jinja: Option<&str>) -> String {
-        let messages = [Message::new("user", "x")];
-        let template = load(config, jinja).unwrap().unwrap();
-        template.render(&messages, false).unwrap()
+    fn rendered(files: &[(&str, &str)]) -> Result<String> {
+        let dir = folder(files);
+        let template = ChatTemplate::from_folder(dir.path())?.unwrap();
+        template.render(&[Message::new("user", "x")], false)
     }
 
     #[test]
-    fn forms_of_tokenizer_config() {
-        let text = r#"{"bos_token": "<s>", "eos_token": {"content": "</s>"},
-            "chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}"}"#;
-        assert_eq!(rendered(text, None), "<s>x</s>");
-        assert_eq!(rendered(text, Some("J{{ bos_token }}")), "J<s>");
+    fn forms_of_a_folder() {
+        let text = r#"{"bos_token": "<s>", "eos_token": {"content": "</s>"}, "pad_token": "<p>", "image_token": "<i>",
+            "chat_template": "{{ bos_token }}{{ messages[0].content }}{{ eos_token }}{{ pad_token }}{{ image_token }}"}"#;
+        let config = ("tokenizer_config.json", text);
+        assert_eq!(rendered(&[config]).unwrap(), "<s>x</s><p><i>");
+        let beside = ("chat_template.jinja", "J{{ bos_token }}");
+        assert_eq!(rendered(&[config, beside]).unwrap(), "J<s>");
+        assert_eq!(rendered(&[beside]).unwrap(), "J");
+        let map = (
+            "special_tokens_map.json",
+            r#"{"bos_token": {"content": "<m>"}}"#,
+        );
+        assert_eq!(rendered(&[beside, map]).unwrap(), "J<m>");
         let list = r#"{"chat_template": [{"name": "tool_use", "template": "t"},
             {"name": "default", "template": "d"}]}"#;
-        assert_eq!(rendered(list, None), "d");
-        assert!(load("{}", None).unwrap().is_none());
+        assert_eq!(rendered(&[("tokenizer_config.json", list)]).unwrap(), "d");
+        for files in [&[][..], &[("tokenizer_config.json", "{}")]] {
+            let dir = folder(files);
+            assert!(ChatTemplate::from_folder(dir.path()).unwrap().is_none());
+        }
     }
 
     #[test]
-    fn refusals() {
-        let long = format!("{{\"chat_template\": \"{}\"}}", "x".repeat(300_000));
-        for config in [
-            "",
-            "{\"chat_template\": [1]}",
-            "{\"chat_template\": 1}",
-            &long,
+    fn a_bad_template_is_refused_when_it_is_needed() {
+        let long = "x".repeat(300_000);
+        let entry = format!("{{\"chat_template\": \"{long}\"}}");
+        for (name, text) in [
+            ("tokenizer_config.json", "{\"chat_template\": [1]}"),
+            ("tokenizer_config.json", "{\"chat_template\": 1}"),
+            ("tokenizer_config.json", &entry),
+            ("chat_template.jinja", "{% if %}"),
+            ("chat_template.jinja", &long),
         ] {
-            let message = load(config, None).err().unwrap().to_string();
-            assert!(message.contains("tokenizer_config.json"), "{message}");
+            let dir = folder(&[(name, text)]);
+            let template = ChatTemplate::from_folder(dir.path()).unwrap().unwrap();
+            let error = template
+                .render(&[Message::new("user", "x")], false)
+                .unwrap_err();
+            assert!(
+                error.is_refusal() && error.to_string().contains(name),
+                "{error}"
+            );
         }
-        assert!(load("{}", Some("{% if %}")).unwrap_err().is_refusal());
+        let dir = folder(&[("tokenizer_config.json", "")]);
         assert!(
-            load("{}", Some(&"x".repeat(300_000)))
+            ChatTemplate::from_folder(dir.path())
                 .unwrap_err()
                 .is_refusal()
         );
@@ -151,9 +175,11 @@ mod tests {
         let template = ChatTemplate::from_gguf(&tiny_llama().open())
             .unwrap()
             .unwrap();
-        assert_eq!(
-            (template.bos.as_str(), template.eos.as_str()),
-            ("<|im_start|>", "<|im_end|>")
-        );
+        let text = |name: &str| {
+            let token = template.tokens.iter().find(|(key, _)| key == name);
+            token.map(|(_, text)| text.as_str())
+        };
+        assert_eq!(text("bos_token"), Some("<|im_start|>"));
+        assert_eq!(text("eos_token"), Some("<|im_end|>"));
     }
 }

@@ -2,6 +2,8 @@ use super::*;
 use crate::load::gguf::testing::{CHATML, tiny_llama};
 use proptest::prelude::*;
 
+mod hostile;
+
 const TRIMMING: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}";
 
 fn tokenizer() -> Tokenizer {
@@ -9,7 +11,7 @@ fn tokenizer() -> Tokenizer {
 }
 
 fn template(source: &str) -> ChatTemplate {
-    ChatTemplate::new("test", source, "<s>", "</s>").unwrap()
+    ChatTemplate::new("test", source, "<s>", "</s>")
 }
 
 fn user(content: &str) -> [Message; 1] {
@@ -34,7 +36,7 @@ fn renders_like_transformers() {
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     );
     // Block lines vanish, Python methods exist, absent tools are none, unset names are undefined.
-    let source = "  {% if tools is none and not strftime_now is defined %}\n{{ messages[0].content.strip().upper() }}\n  {% endif %}\n{{ bos_token }}";
+    let source = "  {% if tools is none and not missing is defined %}\n{{ messages[0].content.strip().upper() }}\n  {% endif %}\n{{ bos_token }}";
     assert_eq!(
         template(source).render(&user(" a "), false).unwrap(),
         "A\n<s>"
@@ -111,36 +113,54 @@ fn roles_are_plain() {
 }
 
 #[test]
-fn hostile_templates() {
-    let chat = |source: &str| refusal(template(source).render(&user("x"), false));
-    assert!(
-        chat("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}")
-            .contains("work")
-    );
-    assert!(chat("{{ 'x' * 2000000 }}").contains("output"));
-    chat("{{ 'x' * 1000000000 }}");
-    let doubling = "{% set ns = namespace(x='xxxxxxxx') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}";
-    assert!(chat(doubling).contains("work"));
-    assert!(
-        chat("{{ raise_exception('roles\nmust alternate') }}").contains("roles must alternate")
-    );
-    assert!(chat("{{ strftime_now('%Y') }}").contains("strftime_now"));
-    chat("{% include 'other' %}");
-    chat("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}");
-    for source in [
-        "{% if %}",
-        "{{",
-        &"{% if x %}".repeat(20_000),
-        &"x".repeat(MAX_SOURCE_BYTES + 1),
-    ] {
-        refusal(ChatTemplate::new("test", source, "", ""));
+fn a_template_is_parsed_when_it_is_needed() {
+    let bad = ChatTemplate::new("test", "{% if", "", "");
+    assert!(refusal(bad.render(&user("x"), false)).contains("test"));
+}
+
+/// Every snippet as transformers renders it; see scripts/template-oracle.
+#[test]
+fn as_transformers_renders() {
+    let whole: serde_json::Value = serde_json::from_str(include_str!("oracle.json")).unwrap();
+    let messages = |list: &serde_json::Value| -> Vec<Message> {
+        let text = |part: &serde_json::Value| part.as_str().unwrap().to_owned();
+        let list = list.as_array().unwrap().iter();
+        list.map(|m| Message::new(text(&m["role"]), text(&m["content"])))
+            .collect()
+    };
+    let talk = messages(&whole["messages"]);
+    let now = whole["now"].as_str().unwrap().parse().unwrap();
+    let tokens = whole["tokens"].as_object().unwrap().iter();
+    let tokens: Vec<_> = tokens
+        .map(|(name, text)| (name.clone(), text.as_str().unwrap().to_owned()))
+        .collect();
+    let cases = whole["cases"].as_array().unwrap();
+    assert!(cases.len() > 100);
+    let mut wrong = Vec::new();
+    for case in cases {
+        let arguments = case["arguments"].as_array().into_iter().flatten();
+        let arguments = arguments.map(|given| given.as_str().unwrap().parse().unwrap());
+        let chat = ChatTemplate {
+            tokens: tokens.clone(),
+            now: Some(now),
+            ..template(case["template"].as_str().unwrap())
+        };
+        let chat = chat.with_arguments(&arguments.collect::<Vec<_>>());
+        let own = case.get("messages").map(messages);
+        let prompt = case["add_generation_prompt"].as_bool().unwrap_or(true);
+        let found = chat.render(own.as_ref().unwrap_or(&talk), prompt);
+        let wanted = case["text"].as_str();
+        if found.as_deref().ok() != wanted {
+            wrong.push(format!("{}\n  {wanted:?}\n  {found:?}", case["template"]));
+        }
     }
-    refusal(ChatTemplate::new(
-        "test",
-        &format!("{{{{ {}x }}}}", "(".repeat(100_000)),
-        "",
-        "",
-    ));
+    assert!(
+        wrong.is_empty(),
+        "{} of {}:\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n")
+    );
 }
 
 #[test]

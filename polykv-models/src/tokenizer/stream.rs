@@ -5,11 +5,15 @@ use polykv_core::Result;
 
 /// Tokens that are decoded together at most; bounds the work when a model emits no valid UTF-8 at all.
 const MAX_WINDOW: usize = 256;
-/// An unfinished character of up to three bytes shows as at most three of these at the end.
+/// What decoders write for a byte that is, so far, no part of a character.
 const UNFINISHED: char = '\u{FFFD}';
-const MAX_UNFINISHED: usize = 3;
 
-/// Incremental decoder; the concatenation of all its texts is what decoding all tokens at once gives.
+/// Incremental decoder. The concatenation of all its texts is what decoding all tokens at once gives, as long as the
+/// tokens are whole characters; where bytes are missing, characters before them stay as they were written.
+///
+/// Decoders with byte tokens take a run of them for UTF-8 as a whole or not at all, so that a character that was
+/// complete reads as unfinished again while the next one comes. All of an unfinished end is therefore held back, and
+/// what was written of it is remembered.
 #[derive(Debug)]
 pub struct Stream<'a> {
     tokenizer: &'a Tokenizer,
@@ -18,8 +22,8 @@ pub struct Stream<'a> {
     window: Vec<u32>,
     /// Tokens of the window up to the last complete text.
     done_tokens: usize,
-    /// Bytes of the window's text that were written out.
-    done_bytes: usize,
+    /// The window's text that was written out.
+    done: String,
 }
 
 impl<'a> Stream<'a> {
@@ -29,7 +33,7 @@ impl<'a> Stream<'a> {
             skip_special,
             window: Vec::new(),
             done_tokens: 0,
-            done_bytes: 0,
+            done: String::new(),
         }
     }
 
@@ -37,13 +41,8 @@ impl<'a> Stream<'a> {
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
         self.window.push(id);
         let text = self.tokenizer.decode(&self.window, self.skip_special)?;
-        let open = text
-            .chars()
-            .rev()
-            .take_while(|c| *c == UNFINISHED)
-            .take(MAX_UNFINISHED)
-            .count();
-        let certain = text.len() - open * UNFINISHED.len_utf8();
+        let certain = text.trim_end_matches(UNFINISHED).len();
+        let open = text.len() - certain;
         let new = self.take_new(&text[..certain]);
         if open == 0 {
             self.advance()?;
@@ -64,25 +63,35 @@ impl<'a> Stream<'a> {
     }
 
     fn take_new(&mut self, text: &str) -> Option<String> {
-        // A decoder that rewrites its past gives nothing here until the text grows again.
-        let new = text.get(self.done_bytes..).filter(|new| !new.is_empty())?;
-        self.done_bytes = text.len();
-        Some(new.to_owned())
+        let new = text
+            .get(self.written(text)..)
+            .filter(|new| !new.is_empty())?;
+        let new = new.to_owned();
+        self.done = text.to_owned();
+        Some(new)
+    }
+
+    /// Bytes of `text` that were written out, although some may read otherwise now.
+    fn written(&self, text: &str) -> usize {
+        let same = |(a, b): &(char, char)| a == b;
+        let common = text.chars().zip(self.done.chars()).take_while(same);
+        let common: usize = common.map(|(c, _)| c.len_utf8()).sum();
+        // A run of byte tokens that is no UTF-8 as a whole has one mark for each of its bytes.
+        common + (self.done.len() - common) * UNFINISHED.len_utf8()
     }
 
     /// After a complete text only the tokens since the last one stay, as context of the next.
     fn advance(&mut self) -> Result<()> {
         self.window.drain(..self.done_tokens);
         self.done_tokens = self.window.len();
-        let text = self.tokenizer.decode(&self.window, self.skip_special)?;
-        self.done_bytes = text.len();
+        self.done = self.tokenizer.decode(&self.window, self.skip_special)?;
         Ok(())
     }
 
     fn restart(&mut self) {
         self.window.clear();
         self.done_tokens = 0;
-        self.done_bytes = 0;
+        self.done.clear();
     }
 }
 
@@ -136,6 +145,65 @@ mod tests {
         let whole = tokenizer.decode(&ids, true).unwrap();
         assert!(whole.ends_with(UNFINISHED));
         assert_eq!(streamed(&tokenizer, &ids).concat(), whole);
+    }
+
+    /// Without a token for any character: each is spelled in byte tokens.
+    fn byte_fallback() -> Tokenizer {
+        let mut vocab = serde_json::Map::new();
+        for byte in 0..256 {
+            vocab.insert(format!("<0x{byte:02X}>"), byte.into());
+        }
+        for (token, id) in [
+            ("\u{2581}a", 256),
+            ("b", 257),
+            ("\u{2581}", 258),
+            ("a", 259),
+        ] {
+            vocab.insert(token.into(), id.into());
+        }
+        let steps = serde_json::json!([
+            {"type": "Replace", "pattern": {"String": "\u{2581}"}, "content": " "},
+            {"type": "ByteFallback"}, {"type": "Fuse"},
+            {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+        ]);
+        let json = serde_json::json!({
+            "version": "1.0", "added_tokens": [], "normalizer": null, "pre_tokenizer": null, "post_processor": null,
+            "decoder": {"type": "Sequence", "decoders": steps},
+            "model": {"type": "BPE", "byte_fallback": true, "unk_token": null, "vocab": vocab, "merges": []},
+        });
+        Tokenizer::from_json("t", json.to_string().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn byte_tokens_of_several_characters_come_whole() {
+        let tokenizer = byte_fallback();
+        let text = "\u{4E16}\u{754C}\u{E9}\u{1F600}b\u{4E16}";
+        let ids: Vec<u32> = text
+            .bytes()
+            .map(|b| if b == b'b' { 257 } else { b.into() })
+            .collect();
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), text);
+        let parts = [
+            "\u{4E16}",
+            "\u{754C}",
+            "\u{E9}",
+            "\u{1F600}",
+            "b",
+            "\u{4E16}",
+        ];
+        assert_eq!(streamed(&tokenizer, &ids), parts);
+    }
+
+    #[test]
+    fn a_byte_without_its_character_costs_no_text() {
+        let tokenizer = byte_fallback();
+        // An e with an accent, a first byte alone, then tokens with a space and without.
+        let ids = [0xC3, 0xA9, 0xE4, 256, 257];
+        let text = streamed(&tokenizer, &ids).concat();
+        assert_eq!(text, "\u{E9}\u{FFFD} ab");
+        let ids = [256, 0xC3, 0xA9, 0xE4];
+        let text = streamed(&tokenizer, &ids).concat();
+        assert_eq!(text, "a\u{E9}\u{FFFD}");
     }
 
     #[test]

@@ -37,9 +37,78 @@ fn ids_against_embedding_rows() {
     let tokenizer = tiny();
     assert_eq!(tokenizer.vocab_size(), 261);
     assert_eq!(tokenizer.token_id("<|im_start|>"), Some(257));
-    tokenizer.check_ids(261).unwrap();
-    let message = tokenizer.check_ids(260).unwrap_err().to_string();
-    assert!(message.contains("260"), "{message}");
+    let message = tiny().fit(250).unwrap_err().to_string();
+    assert!(
+        message.contains("260") && message.contains("250 rows"),
+        "{message}"
+    );
+    assert_eq!(tokenizer.fit(261).unwrap().vocab_size(), 261);
+}
+
+/// A tokenizer.json with a token added behind its vocabulary, and files beside it.
+fn folder(token: serde_json::Value, files: &[(&str, &str)]) -> tempfile::TempDir {
+    let mut json = gguf::tokenizer_json(&tiny_llama().open()).unwrap();
+    json["added_tokens"].as_array_mut().unwrap().push(token);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    for (name, text) in files {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    dir
+}
+
+fn added(special: bool) -> serde_json::Value {
+    serde_json::json!({"id": 261, "content": "<pad>", "special": special, "single_word": false,
+        "lstrip": false, "rstrip": false, "normalized": false})
+}
+
+#[test]
+fn an_added_token_behind_the_embedding_is_without_use() {
+    for special in [false, true] {
+        let dir = folder(added(special), &[]);
+        let load = || Tokenizer::from_json_file(&dir.path().join("tokenizer.json")).unwrap();
+        let whole = load().fit(262).unwrap();
+        assert_eq!(whole.encode("<pad>", Specials::Parse).unwrap(), [261]);
+        let tokenizer = load().fit(261).unwrap();
+        let ids = tokenizer.encode("a<pad>b", Specials::AsText).unwrap();
+        assert!(ids.len() > 5 && ids.iter().all(|id| *id < 261));
+        let message = tokenizer
+            .encode("<pad>", Specials::Parse)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            message.contains("<pad>") && message.contains("261 rows"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn tokens_that_only_other_files_call_special() {
+    let listed = r#"{"added_tokens_decoder": {"261": {"content": "<pad>", "special": true}}}"#;
+    let named = r#"{"pad_token": "<pad>", "eos_token": "h"}"#;
+    let list = r#"{"additional_special_tokens": [{"content": "<pad>"}]}"#;
+    for (name, text) in [
+        ("tokenizer_config.json", listed),
+        ("tokenizer_config.json", named),
+        ("tokenizer_config.json", list),
+        ("special_tokens_map.json", named),
+    ] {
+        let dir = folder(added(false), &[(name, text)]);
+        let tokenizer = Tokenizer::from_json_file(&dir.path().join("tokenizer.json")).unwrap();
+        assert!(tokenizer.is_special(261), "{text}");
+        let ids = tokenizer.encode("a<pad>", Specials::AsText).unwrap();
+        assert!(!ids.contains(&261));
+        assert_eq!(tokenizer.encode("<pad>", Specials::Parse).unwrap(), [261]);
+        // What plain text is made of cannot be special.
+        assert_eq!(
+            tokenizer.encode("h", Specials::AsText).unwrap(),
+            [u32::from(b'h')]
+        );
+    }
+    let dir = folder(added(false), &[]);
+    let tokenizer = Tokenizer::from_json_file(&dir.path().join("tokenizer.json")).unwrap();
+    assert_eq!(tokenizer.encode("<pad>", Specials::AsText).unwrap(), [261]);
 }
 
 fn refusal(json: &str) -> String {

@@ -1,6 +1,7 @@
 //! Which samples an evaluation asks, and how.
 
 use clap::{Args, ValueEnum};
+use polykv::models::chat::Argument;
 use polykv::models::eval::{FieldMap, Scorer};
 use std::path::PathBuf;
 
@@ -87,6 +88,10 @@ pub struct SampleArgs {
     /// All but perplexity and fidelity: feed the text without the model's chat template
     #[arg(long)]
     pub raw: bool,
+    /// All but perplexity and fidelity: a variable for the model's chat template, such as enable_thinking=false: JSON or a
+    /// text; may be repeated
+    #[arg(long, value_name = "NAME=VALUE", conflicts_with = "raw")]
+    pub template_arg: Vec<Argument>,
     /// Needles: measure the likelihood of the answer only, without generating one
     #[arg(long)]
     pub likelihood_only: bool,
@@ -136,7 +141,7 @@ impl SampleArgs {
     pub fn unread(&self) -> Option<(&'static str, &'static [TaskName])> {
         use TaskName::{Fidelity, Longbench, Needle, Ppl, Prompts, Ruler};
         const ASKED: &[TaskName] = &[Needle, Longbench, Ruler, Prompts];
-        let flags: [(&str, bool, &[TaskName]); 17] = [
+        let flags: [(&str, bool, &[TaskName]); 18] = [
             ("--text", self.text.is_some(), &[Ppl, Fidelity]),
             (
                 "--continuation",
@@ -156,6 +161,7 @@ impl SampleArgs {
             ),
             ("--question-after", self.question_after, ASKED),
             ("--raw", self.raw, ASKED),
+            ("--template-arg", !self.template_arg.is_empty(), ASKED),
             ("--likelihood-only", self.likelihood_only, &[Needle]),
             ("--decode", self.decode, &[Ppl, Needle]),
             ("--generated", self.generated, &[Fidelity]),
