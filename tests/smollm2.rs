@@ -115,7 +115,11 @@ fn run(model: LoadedModel, plan: Plan, prompt: &[u32], max_new_tokens: usize) ->
         max_new_tokens,
         ..GenerateOptions::default()
     };
-    generator.generate(prompt, &options, &mut |_| {}).unwrap()
+    generator
+        .generate(prompt, &options, &mut |_| {
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap()
 }
 
 #[test]

@@ -3,9 +3,9 @@
 use crate::args::ModelArgs;
 use crate::output::progress;
 use burn::tensor::Device;
+use polykv::models::chat::Argument;
 #[cfg(feature = "hub")]
 use polykv::models::hub;
-use polykv::models::chat::Argument;
 use polykv::models::{LoadedModel, load};
 use polykv::{DeviceSpec, Error, Result};
 use std::path::PathBuf;
