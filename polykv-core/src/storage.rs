@@ -1,7 +1,7 @@
 //! `--dtype`: how weights and cached keys and values are stored.
 
 use crate::ops;
-use crate::ops::layers::Q8_BLOCK;
+use crate::ops::Q8_BLOCK;
 use crate::{Error, Result};
 use burn::tensor::{DType, Device};
 use std::fmt;
@@ -37,7 +37,7 @@ impl Storage {
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
             Self::Bf16 => DType::BF16,
-            Self::Q8 => DType::QFloat(ops::layers::q8_scheme()),
+            Self::Q8 => DType::QFloat(ops::q8_scheme()),
         }
     }
 

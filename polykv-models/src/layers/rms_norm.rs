@@ -13,7 +13,7 @@ pub struct RmsNorm {
 impl RmsNorm {
     pub fn new(size: usize, eps: f64, device: &Device) -> Self {
         Self {
-            weight: super::weight([size], device),
+            weight: super::parameter([size], device),
             eps,
         }
     }

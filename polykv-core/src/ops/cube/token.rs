@@ -1,24 +1,53 @@
 //! Attention of one token per sequence. Keys are split over cubes; a second kernel joins the parts. Each key and value
 //! is read once for the queries of its group, or for eight of them at a time.
 
-use super::{HIDDEN, empty, length, share, unrolls, width};
+use super::{HIDDEN, dense, empty, length, share, unrolls, width};
+use crate::ops::kernels::TokenOps;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 /// Keys per cube.
 const CHUNK: usize = 128;
 
+impl TokenOps for CubeBackend {
+    fn attend_token(
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        entries: usize,
+    ) -> (CubeTensor, CubeTensor) {
+        debug_assert!(entries <= k.shape()[2] && entries <= v.shape()[2]);
+        let [k, v] = [k, v].map(|mut all| {
+            all.meta.shape[2] = entries;
+            all
+        });
+        attend(q, k, v, None)
+    }
+
+    fn attend_lengths(
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        lengths: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        attend(q, k, v, Some(into_contiguous(lengths)))
+    }
+}
+
 /// `q [batch, heads, 1, d]`, `k`, `v [batch, kv_heads, n, d]` → the output like `q` and the probabilities `[batch,
 /// kv_heads, group, n]`; of each KV head the first `lengths [batch, kv_heads]` keys if they are given.
-pub fn attend(
+fn attend(
     q: CubeTensor,
     k: CubeTensor,
     v: CubeTensor,
     lengths: Option<CubeTensor>,
 ) -> (CubeTensor, CubeTensor) {
+    let (q, k, v) = (into_contiguous(q), dense(k), dense(v));
     let [batch, heads, _, dim] = q.shape().dims::<4>();
     let [_, kv_heads, n, _] = k.shape().dims::<4>();
     let group = heads / kv_heads;
@@ -259,11 +288,12 @@ fn part_kernel<E: Float, I: Int, N: Size>(
     }
 }
 
-/// How many of its `n` keys a head sees.
+/// How many of its `n` keys a head sees, 1 to n.
 #[cube]
 fn visible<I: Int>(lengths: ComptimeOption<&[I]>, head: usize, n: usize) -> usize {
-    let own: ComptimeOption<usize> = lengths.map(|all| usize::cast_from(all[head]));
-    own.unwrap_or(n)
+    let length: ComptimeOption<usize> =
+        lengths.map(|all| usize::cast_from(max(all[head], I::cast_from(1u32))));
+    min(length.unwrap_or(n), n)
 }
 
 /// One cube per query head: puts its splits together, up to the one where its length ends, and scales its row to

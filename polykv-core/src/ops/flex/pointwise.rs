@@ -1,15 +1,41 @@
-//! What lies between the products: gating, normalisation, rotation, widening of weights; one pass each.
+//! What lies between the products: SwiGLU's gate, normalisation, rotation, widening of weights; one pass each.
 
-use super::linear::{Block, Blocks, Weight, parts};
+use super::bridge::{elements, inner_dense, tensor};
 use super::simd::{Element, LANES, Level, Vector, dispatch, dot, exp, fma};
 use super::view::Heads;
+use crate::ops::kernels::PointwiseOps;
+use crate::ops::weight::{Block, Blocks};
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::TensorData;
 use rayon::prelude::*;
+
+impl PointwiseOps for Flex {
+    fn rms_norm(x: FlexTensor, weight: FlexTensor, eps: f32) -> FlexTensor {
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let output = rms_norm(Level::best(), elements(&x), elements(&weight), eps);
+        FlexTensor::from_data(TensorData::new(output, x.layout().shape().clone()))
+    }
+
+    fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+        let (x, cos, sin) = (inner_dense(x), cos.to_contiguous(), sin.to_contiguous());
+        let x = Heads::of(&x);
+        let output = rotate(Level::best(), &x, elements(&cos), elements(&sin));
+        tensor(output, [x.batch, x.heads, x.tokens, x.dim])
+    }
+
+    fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        let output = swiglu(Level::best(), elements(&gate), elements(&up));
+        FlexTensor::from_data(TensorData::new(output, gate.layout().shape().clone()))
+    }
+}
 
 /// Elements that are worth handing to another thread.
 const CHUNK: usize = 16_384;
 
 /// `silu(gate) · up`; same length in and out.
-pub fn silu_mul(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
+pub fn swiglu(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
     let mut output = vec![0.0; gate.len()];
     let block = |((output, gate), up): ((&mut [f32], &[f32]), &[f32])| {
         dispatch!(level, fn gated(output: &mut [f32], gate: &[f32], up: &[f32]));
@@ -158,10 +184,10 @@ pub fn widen_rows(level: Level, weight: &Blocks<'_>, rows: &[usize]) -> Vec<f32>
 fn scaled<V: Vector>(output: &mut [f32], blocks: &[Block]) {
     let (output, _) = output.as_chunks_mut::<LANES>();
     for (output, block) in output.as_chunks_mut::<2>().0.iter_mut().zip(blocks) {
-        let (scale, values) = parts(block);
+        let values = block.values.as_chunks().0;
         for (output, values) in output.iter_mut().zip(values) {
             *output = V::load_i8(values)
-                .mul_add(V::splat(scale), V::splat(0.0))
+                .mul_add(V::splat(block.scale), V::splat(0.0))
                 .lanes();
         }
     }

@@ -1,11 +1,47 @@
 //! Causal attention of many queries, in tiles that stay in cache, and the sums of its columns. Neither ever holds a
 //! row of scores, let alone the matrix.
 
+use super::bridge::{elements, inner_dense, tensor, widened};
+use super::columns;
 use super::simd::{Level, Vector, dispatch, exp, exp_sum, fma, max};
 use super::tiles::{HIDDEN, KEYS, ROWS, Scores, Tile, WIDTH, pack_all, scores};
 use super::view::Heads;
+use crate::ops::kernels::PromptOps;
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 use std::borrow::Cow;
+
+impl PromptOps for Flex {
+    fn attend_prompt(q: FlexTensor, k: FlexTensor, v: FlexTensor) -> (FlexTensor, FlexTensor) {
+        let (q, k, v) = (inner_dense(q), widened(k), widened(v));
+        let (q, k, v) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
+        let (output, log_sums) = attend(Level::best(), &q, &k, &v);
+        // The kernel writes [batch, tokens, heads, head_dim], which the output projection wants.
+        let output = tensor(output, [q.batch, q.tokens, q.heads, q.dim]).transpose(1, 2);
+        (output, tensor(log_sums, [q.batch, q.heads, q.tokens]))
+    }
+
+    fn attend_summed(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let (q, k, v) = (inner_dense(q), widened(k), widened(v));
+        let (q, k, v) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
+        let (output, log_sums, sums) = attend_summed(Level::best(), &q, &k, &v);
+        let output = tensor(output, [q.batch, q.tokens, q.heads, q.dim]).transpose(1, 2);
+        let log_sums = tensor(log_sums, [q.batch, q.heads, q.tokens]);
+        (output, log_sums, tensor(sums, [k.batch, k.heads, k.tokens]))
+    }
+
+    fn column_sums(q: FlexTensor, k: FlexTensor, log_sums: FlexTensor) -> FlexTensor {
+        let (q, k, log_sums) = (inner_dense(q), widened(k), log_sums.to_contiguous());
+        let (q, k) = (Heads::of(&q), Heads::of(&k));
+        let sums = columns::column_sums(Level::best(), &q, &k, elements(&log_sums));
+        tensor(sums, [k.batch, k.heads, k.tokens])
+    }
+}
 
 /// A prompt's attention on its way: every tile writes its own part of the results.
 struct Prompt<'a> {

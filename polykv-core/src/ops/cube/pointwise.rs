@@ -1,18 +1,31 @@
-//! Elementwise operators of layers and norms, and what a layer does around attention, made of them.
+//! What lies between the products of a layer: RMS norm, rotary embedding, the gate of SwiGLU.
 
-use super::{dense, empty, rows, width};
-use crate::ops::kernels::{HeadNorms, HeadWeights, OutputWeights};
+use super::{dense, empty, width};
+use crate::ops::kernels::PointwiseOps;
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 const UNITS: usize = 256;
 
-/// As [`LayerOps::rms_norm`](crate::ops::kernels::LayerOps::rms_norm).
+impl PointwiseOps for CubeBackend {
+    fn rms_norm(x: CubeTensor, weight: CubeTensor, eps: f32) -> CubeTensor {
+        rms_norm(x, weight, eps)
+    }
+
+    fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
+        rotate(x, cos, sin)
+    }
+
+    fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+        swiglu(gate, up)
+    }
+}
+
+/// `x [.., dim]` over the root of its mean square, times `weight [dim]`.
 pub fn rms_norm(x: CubeTensor, weight: CubeTensor, eps: f32) -> CubeTensor {
     let [x, weight] = [x, weight].map(into_contiguous);
     let dims = x.shape().to_vec();
@@ -70,8 +83,8 @@ fn norm_kernel<N: Size>(
     let mut squares = Vector::<f32, N>::new(0.0f32);
     let mut w = unit;
     while w < words {
-        let own = x[row * words + w];
-        squares += own * own;
+        let x = x[row * words + w];
+        squares += x * x;
         w += UNITS;
     }
     let mut sum = 0.0f32;
@@ -98,8 +111,7 @@ fn norm_kernel<N: Size>(
     }
 }
 
-/// As [`LayerOps::rotate`](crate::ops::kernels::LayerOps::rotate).
-pub fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
+fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
     let [cos, sin] = [cos, sin].map(into_contiguous);
     let x = dense(x);
     let output = empty(&x, x.shape(), DType::F32);
@@ -126,8 +138,13 @@ pub fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
     output
 }
 
-/// As [`rotate`] for two tensors of one head size.
-fn rotate_both(q: CubeTensor, k: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> [CubeTensor; 2] {
+/// Two tensors of one head size, turned by one kernel.
+pub fn rotate_both(
+    q: CubeTensor,
+    k: CubeTensor,
+    cos: CubeTensor,
+    sin: CubeTensor,
+) -> [CubeTensor; 2] {
     let [cos, sin] = [cos, sin].map(into_contiguous);
     let outputs = [&q, &k].map(|x| empty(x, x.shape(), DType::F32));
     let width = pair_width(&[&q, &k]);
@@ -227,8 +244,7 @@ fn rotate_word<N: Size>(
     output[to + words] = second * cos + first * sin;
 }
 
-/// As [`LayerOps::silu_mul`](crate::ops::kernels::LayerOps::silu_mul).
-pub fn silu_mul(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
     let [gate, up] = [gate, up].map(into_contiguous);
     let output = empty(&gate, gate.shape(), DType::F32);
     let count = gate.shape().num_elements();
@@ -239,7 +255,7 @@ pub fn silu_mul(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
     let client = gate.client.clone();
     // SAFETY: as above.
     unsafe {
-        silu_mul_kernel::launch_unchecked(
+        swiglu_kernel::launch_unchecked(
             &client,
             grid((count / width).div_ceil(UNITS)),
             CubeDim::new_1d(UNITS as u32),
@@ -254,7 +270,7 @@ pub fn silu_mul(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
 }
 
 #[cube(launch_unchecked)]
-fn silu_mul_kernel<N: Size>(
+fn swiglu_kernel<N: Size>(
     gate: &[Vector<f32, N>],
     up: &[Vector<f32, N>],
     output: &mut [Vector<f32, N>],
@@ -266,43 +282,4 @@ fn silu_mul_kernel<N: Size>(
     }
     let gate = gate[i];
     output[i] = gate / (Vector::new(1.0f32) + (-gate).exp()) * up[i];
-}
-
-/// As [`LayerOps::token_heads`](crate::ops::kernels::LayerOps::token_heads).
-pub fn token_heads(
-    x: CubeTensor,
-    weights: HeadWeights<CubeBackend>,
-    cos: CubeTensor,
-    sin: CubeTensor,
-    eps: f32,
-) -> (CubeTensor, CubeTensor, CubeTensor) {
-    let normed = rms_norm(x, weights.norm, eps);
-    let projections = [weights.q, weights.k, weights.v].map(dense);
-    let dim = 2 * cos.shape().dims::<4>()[3];
-    let [mut q, mut k, v] = rows::multiply_three(normed, projections).map(|x| {
-        // Of one token the heads follow each other as they are.
-        let [batch, _, wide] = x.shape().dims::<3>();
-        reshape(x, [batch, wide / dim, 1, dim].into())
-    });
-    if let HeadNorms::Both { q: of_q, k: of_k } = weights.norms {
-        (q, k) = (rms_norm(q, of_q, eps), rms_norm(k, of_k, eps));
-    }
-    let [q, k] = rotate_both(q, k, cos, sin);
-    (q, k, v)
-}
-
-/// As [`LayerOps::token_output`](crate::ops::kernels::LayerOps::token_output).
-pub fn token_output(
-    x: CubeTensor,
-    attended: CubeTensor,
-    weights: OutputWeights<CubeBackend>,
-    eps: f32,
-) -> CubeTensor {
-    let [batch, heads, _, dim] = attended.shape().dims::<4>();
-    let attended = into_contiguous(attended);
-    let joined = reshape(attended, [batch, 1, heads * dim].into());
-    let x = rows::multiply(joined, dense(weights.projection), Some(into_contiguous(x)));
-    let normed = rms_norm(x.clone(), weights.norm, eps);
-    let between = rows::gated(normed, dense(weights.gate), dense(weights.up));
-    rows::multiply(between, dense(weights.down), Some(x))
 }
