@@ -125,8 +125,8 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
     let ones = Tensor::<1>::ones([Inputs::WIDTH], device);
     let normed = ops::rms_norm(x.clone(), ones, 1e-5);
     checks.push(compare("RMS norm", normed, &inputs.normed())?);
-    let gated = ops::swiglu(x.clone(), x);
-    checks.push(compare("SwiGLU", gated, &inputs.swiglu())?);
+    let found = ops::swiglu(x.clone(), x);
+    checks.push(compare("SwiGLU", found, &inputs.swiglu())?);
     let [q, ..] = inputs.attention(device);
     let [cos, sin] = inputs.turns(device);
     let turned = ops::rotate(q, cos, sin);

@@ -192,11 +192,11 @@ impl Inputs {
 
     /// `silu(x) · x`
     pub fn swiglu(&self) -> Vec<f64> {
-        let gated = |x: &f32| {
+        let silu_mul = |x: &f32| {
             let x = f64::from(*x);
             x / (1.0 + (-x).exp()) * x
         };
-        self.x.iter().map(gated).collect()
+        self.x.iter().map(silu_mul).collect()
     }
 
     /// The queries, rotated.

@@ -32,7 +32,11 @@ impl ChoiceOps for CubeBackend {
         let dtype = dtype_to_storage_type(positions.dtype);
         let last = seen.max(2) - 1;
         let position_digits = (usize::BITS - last.leading_zeros()).div_ceil(8);
-        // SAFETY: every index is below the shapes above; see the kernel.
+        debug_assert_eq!(positions.shape(), scores.shape());
+        debug_assert!((1..=n).contains(&budget));
+        // SAFETY: a cube has a head's `n` scores and positions; units write a slot only while its place is below the
+        // budget. Slots that were never written, of wrong positions, are cut to the number of entries by `existing` in the
+        // second kernel, whose places count the chosen ones before: they are below the budget.
         unsafe {
             select_kernel::launch_unchecked(
                 &client,
@@ -75,7 +79,8 @@ impl ChoiceOps for CubeBackend {
         let nans = empty(&scores, [batch, kv_heads], DType::F32);
         let client = scores.client.clone();
         let dtype = dtype_to_storage_type(positions.dtype);
-        // SAFETY: as above.
+        debug_assert_eq!(positions.shape(), scores.shape());
+        // SAFETY: a cube has a head's `n` scores and positions, units pass those below `n`, and the first one writes.
         unsafe {
             lowest_kernel::launch_unchecked(
                 &client,

@@ -30,7 +30,12 @@ impl EntryOps for CubeBackend {
         let words = dim / width;
         let client = keys.client.clone();
         let dtypes = [keys.dtype, positions.dtype, slots.dtype].map(dtype_to_storage_type);
-        // SAFETY: slots are below the number of entries, which the caller guarantees; other indices are below the shapes.
+        debug_assert_eq!(keys.shape(), values.shape());
+        debug_assert_eq!(keys.dtype, values.dtype);
+        debug_assert_eq!(positions.shape().dims::<3>(), keys.shape().dims::<4>()[..3]);
+        debug_assert!(count <= capacity);
+        // SAFETY: units beyond the last word end; the others write their own word of the new tensors, read a slot below
+        // `count` and from it an entry that `existing` has put below the number of entries.
         unsafe {
             compact_kernel::launch_unchecked(
                 &client,
@@ -98,7 +103,9 @@ impl EntryOps for CubeBackend {
         let moved = empty(&statistics, dims, DType::F32);
         let client = statistics.client.clone();
         let dtype = dtype_to_storage_type(victim.dtype);
-        // SAFETY: as above.
+        debug_assert_eq!(victim.shape().num_elements(), heads);
+        // SAFETY: units beyond the `entries − 1` entries that stay end; the others read their own number or one of the
+        // last entry, whatever the victim is.
         unsafe {
             move_last_kernel::launch_unchecked(
                 &client,
@@ -190,7 +197,12 @@ fn replace(
     let integer = victim.as_ref().map_or(DType::I32, |victim| victim.dtype);
     let dtypes = [keys.dtype, positions.dtype, integer, key.dtype, value.dtype];
     let dtypes = dtypes.map(dtype_to_storage_type);
-    // SAFETY: as above.
+    debug_assert_eq!(keys.shape(), values.shape());
+    debug_assert_eq!(keys.dtype, values.dtype);
+    debug_assert_eq!(key.shape().num_elements(), batch * kv_heads * dim);
+    debug_assert_eq!(value.shape().num_elements(), batch * kv_heads * dim);
+    // SAFETY: units beyond `dim` end; the others write one element of an entry whose slot is cut to the number of
+    // entries, through the strides of tensors that nobody else holds, see `writable`.
     unsafe {
         replace_kernel::launch_unchecked(
             &client,

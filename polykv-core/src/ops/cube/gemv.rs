@@ -48,6 +48,27 @@ impl Shape {
     }
 }
 
+impl Shape {
+    /// What the kernels rely on: weights of one type and width, whose rows `x` has the words for, and a residual like the
+    /// output.
+    fn fits(
+        &self,
+        x: &CubeTensor,
+        weights: &[&CubeTensor],
+        residual: Option<(&CubeTensor, &CubeTensor)>,
+    ) -> bool {
+        let inputs = self.words * self.width;
+        let alike = |weight: &&CubeTensor| {
+            weight.dtype == weights[0].dtype && weight.shape()[1] == inputs && weight.shape()[0] > 0
+        };
+        let whole = x.shape().num_elements() == self.rows * inputs;
+        let same = |(all, output): (&CubeTensor, &CubeTensor)| {
+            all.shape().num_elements() == output.shape().num_elements()
+        };
+        weights.iter().all(alike) && whole && residual.is_none_or(same)
+    }
+}
+
 /// `x [.., in]`, contiguous and of at most 8 rows, times the transpose of `weight [out, in]`, plus `residual [.., out]` if
 /// there is one: `[.., out]`.
 pub fn multiply(x: CubeTensor, weight: CubeTensor, residual: Option<CubeTensor>) -> CubeTensor {
@@ -56,7 +77,9 @@ pub fn multiply(x: CubeTensor, weight: CubeTensor, residual: Option<CubeTensor>)
     let client = x.client.clone();
     let outputs = weight.shape()[0];
     let dtype = dtype_to_storage_type(weight.dtype);
-    // SAFETY: every index is below the shapes above; see the kernel.
+    debug_assert!(shape.fits(&x, &[&weight], residual.as_ref().map(|all| (all, &output))));
+    // SAFETY: groups have two rows of the weight, cut to the last, and read `words` words of each and of the rows of `x`,
+    // which have as many; only lanes with a row write, to its place.
     unsafe {
         one_kernel::launch_unchecked(
             &client,
@@ -86,7 +109,9 @@ pub fn multiply_three(x: CubeTensor, weights: [CubeTensor; 3]) -> [CubeTensor; 3
     let dtype = dtype_to_storage_type(weights[0].dtype);
     let [a, b, c] = weights.map(CubeTensor::into_tensor_arg);
     let [to_a, to_b, to_c] = results.clone().map(CubeTensor::into_tensor_arg);
-    // SAFETY: as above.
+    debug_assert!(shape.fits(&x, &weights.each_ref(), None));
+    // SAFETY: a cube has rows of one of the three weights, by the numbers of cubes that each takes, cut to its last; it
+    // reads `words` words of each and of the rows of `x`, and writes to the places of rows that exist.
     unsafe {
         three_kernel::launch_unchecked(
             &client,
@@ -119,7 +144,9 @@ pub fn swiglu(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
     let client = x.client.clone();
     let outputs = gate.shape()[0];
     let dtype = dtype_to_storage_type(gate.dtype);
-    // SAFETY: as above.
+    debug_assert!(shape.fits(&x, &[&gate, &up], None) && gate.shape() == up.shape());
+    // SAFETY: groups have a row of both weights, cut to the last, and read `words` words of each and of the rows of `x`;
+    // only groups with a row write, to its place.
     unsafe {
         swiglu_kernel::launch_unchecked(
             &client,
@@ -300,25 +327,25 @@ fn multiply_rows<E: Float, N: Size>(
         }
         #[unroll]
         for i in 0..depth {
-            let own_a = Vector::<f32, N>::cast_from(from_a[i]);
-            let own_b = Vector::<f32, N>::cast_from(from_b[i]);
+            let a_word = Vector::<f32, N>::cast_from(from_a[i]);
+            let b_word = Vector::<f32, N>::cast_from(from_b[i]);
             #[unroll]
             for r in 0..rows {
-                let own = x[r * words + w + i * LANES];
-                of_a[r] += own * own_a;
-                of_b[r] += own * own_b;
+                let x_word = x[r * words + w + i * LANES];
+                of_a[r] += x_word * a_word;
+                of_b[r] += x_word * b_word;
             }
         }
         w += depth * LANES;
     }
     while w < words {
-        let own_a = Vector::<f32, N>::cast_from(a[start_a + w]);
-        let own_b = Vector::<f32, N>::cast_from(b[start_b + w]);
+        let a_word = Vector::<f32, N>::cast_from(a[start_a + w]);
+        let b_word = Vector::<f32, N>::cast_from(b[start_b + w]);
         #[unroll]
         for r in 0..rows {
-            let own = x[r * words + w];
-            of_a[r] += own * own_a;
-            of_b[r] += own * own_b;
+            let x_word = x[r * words + w];
+            of_a[r] += x_word * a_word;
+            of_b[r] += x_word * b_word;
         }
         w += LANES;
     }

@@ -31,7 +31,10 @@ impl HitOps for CubeBackend {
         let client = q.client.clone();
         let known = unrolls(&client);
         let dtype = dtype_to_storage_type(k.dtype);
-        // SAFETY: every index is below the shapes above; see the kernel.
+        debug_assert!(first + count <= tokens && tokens <= n);
+        debug_assert_eq!(log_sums.shape().num_elements(), batch * heads * tokens);
+        // SAFETY: units beyond the keys that are seen end; the others read their own key, queries below `first + count`,
+        // which are at most all, and write their own number.
         unsafe {
             hits_kernel::launch_unchecked(
                 &client,

@@ -22,7 +22,7 @@ impl KeyOps for CubeBackend {
         let width = width(&[&keys]);
         let client = keys.client.clone();
         let dtype = dtype_to_storage_type(keys.dtype);
-        // SAFETY: every index is below the shapes above; see the kernel.
+        // SAFETY: units beyond the keys end; the others read their own key and write their own norm.
         unsafe {
             norms_kernel::launch_unchecked(
                 &client,
@@ -47,7 +47,10 @@ impl KeyOps for CubeBackend {
         let width = width(&[&keys, &anchor]);
         let client = keys.client.clone();
         let dtype = dtype_to_storage_type(keys.dtype);
-        // SAFETY: as above.
+        debug_assert_eq!(norms.shape(), cosines.shape());
+        debug_assert_eq!(anchor.shape().num_elements(), batch * kv_heads * dim);
+        // SAFETY: units beyond the keys end; the others read their own key and norm, the anchor of their head, and write
+        // their own cosine.
         unsafe {
             cosines_kernel::launch_unchecked(
                 &client,
@@ -83,7 +86,10 @@ impl KeyOps for CubeBackend {
         let client = keys.client.clone();
         let known = unrolls(&client);
         let dtypes = [keys.dtype, evicted.dtype].map(dtype_to_storage_type);
-        // SAFETY: slots are below the number of entries, which the caller guarantees; other indices are below the shapes.
+        debug_assert_eq!(norms.shape().dims::<3>(), keys.shape().dims::<4>()[..3]);
+        debug_assert_eq!(evicted.dtype, kept.dtype);
+        // SAFETY: units beyond the evicted keys end; the others read keys and norms at slots that `existing` has cut to
+        // the number of keys, and write their own cosine and place.
         unsafe {
             closest_kernel::launch_unchecked(
                 &client,

@@ -28,8 +28,11 @@ impl MergeOps for CubeBackend {
         let sums = empty(&vectors, [batch, kv_heads, staying, dim], DType::F32);
         let client = vectors.client.clone();
         let dtypes = [vectors.dtype, evicted.dtype].map(dtype_to_storage_type);
-        // SAFETY: slots and places are below the number of entries, which the caller guarantees; other indices are below
-        // the shapes.
+        debug_assert_eq!(places.shape(), evicted.shape());
+        debug_assert_eq!(parts.shape(), evicted.shape());
+        debug_assert!([kept.dtype, places.dtype] == [evicted.dtype; 2]);
+        // SAFETY: units beyond the kept entries' elements end; slots are cut to the number of entries by `existing`, and
+        // places are only compared.
         unsafe {
             merge_kernel::launch_unchecked(
                 &client,
@@ -73,7 +76,10 @@ impl MergeOps for CubeBackend {
         let words = dim / width;
         let client = vectors.client.clone();
         let dtypes = [vectors.dtype, evicted.dtype].map(dtype_to_storage_type);
-        // SAFETY: as above.
+        debug_assert_eq!(parts.shape(), evicted.shape());
+        debug_assert!([kept.dtype, positions.dtype] == [evicted.dtype; 2]);
+        // SAFETY: a cube has a kept entry, `first` and `end` are at most `going` as the search starts with them, slots are
+        // cut to the number of entries by `existing`, and shared memory has `slices · words` places.
         unsafe {
             spread_kernel::launch_unchecked(
                 &client,

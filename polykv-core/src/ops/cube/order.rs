@@ -21,7 +21,9 @@ impl OrderOps for CubeBackend {
         let kept = empty(&order, [batch, kv_heads, entries - 1], order.dtype);
         let client = order.client.clone();
         let dtypes = [order.dtype, victim.dtype].map(dtype_to_storage_type);
-        // SAFETY: every index is below the shapes above; see the kernel.
+        debug_assert_eq!(victim.shape().num_elements(), batch * kv_heads);
+        // SAFETY: a cube has a head, of which `order` and `kept` have `entries` and `entries − 1` numbers, one after the
+        // other; units go up to the last of them. The rank is below `entries` by its start and its loop.
         unsafe {
             drop_kernel::launch_unchecked(
                 &client,
@@ -45,7 +47,7 @@ impl OrderOps for CubeBackend {
         let extended = empty(&order, [batch, kv_heads, all], order.dtype);
         let client = order.client.clone();
         let dtype = dtype_to_storage_type(order.dtype);
-        // SAFETY: as above.
+        // SAFETY: units beyond `all` end; the others write below `all` of their head, and read `order` below `entries`.
         unsafe {
             extend_kernel::launch_unchecked(
                 &client,
@@ -73,7 +75,9 @@ impl OrderOps for CubeBackend {
         let pooled = empty(&scores, [batch, kv_heads, entries], DType::F32);
         let client = scores.client.clone();
         let dtype = dtype_to_storage_type(order.dtype);
-        // SAFETY: orders hold slots, which are below the number of entries; other indices are below the shapes above.
+        debug_assert_eq!(order.shape(), scores.shape());
+        // SAFETY: units beyond `entries` end; ranks are below `old`, which is at most `entries`, and slots are what
+        // `existing` makes of the order's numbers: below `entries`.
         unsafe {
             pool_kernel::launch_unchecked(
                 &client,

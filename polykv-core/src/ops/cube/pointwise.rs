@@ -34,7 +34,9 @@ pub fn rms_norm(x: CubeTensor, weight: CubeTensor, eps: f32) -> CubeTensor {
     let output = empty(&x, dims, DType::F32);
     let width = width(&[&x]);
     let client = x.client.clone();
-    // SAFETY: every index is below the shapes above; see the kernel.
+    debug_assert_eq!(weight.shape().num_elements(), dim);
+    // SAFETY: cubes beyond the rows end; units of the others read and write words of their row, and those of the weight
+    // below the same number.
     unsafe {
         norm_kernel::launch_unchecked(
             &client,
@@ -119,7 +121,10 @@ fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
     let words = x.shape()[3] / 2 / width;
     let count = x.shape().num_elements() / 2 / width;
     let client = x.client.clone();
-    // SAFETY: as above.
+    debug_assert_eq!(cos.shape().num_elements(), x.shape()[2] * x.shape()[3] / 2);
+    debug_assert_eq!(sin.shape(), cos.shape());
+    // SAFETY: units beyond the pairs end; the others have one word of a first half and its partner in the second, of a
+    // token below those that the tables have.
     unsafe {
         rotate_kernel::launch_unchecked(
             &client,
@@ -152,7 +157,11 @@ pub fn rotate_both(
     let [first, second] = [&q, &k].map(|x| x.shape().num_elements() / 2 / width);
     let client = q.client.clone();
     let [to_q, to_k] = outputs.clone().map(CubeTensor::into_tensor_arg);
-    // SAFETY: as above.
+    debug_assert_eq!(q.shape()[3], k.shape()[3]);
+    debug_assert_eq!([q.shape()[2], k.shape()[2]], [cos.shape()[2]; 2]);
+    debug_assert_eq!(sin.shape(), cos.shape());
+    // SAFETY: units up to `first` have a word of the queries' first halves, the next `second` one of the keys', and each
+    // its partner; those beyond do nothing. Both have the head size and the tokens of the tables.
     unsafe {
         rotate_both_kernel::launch_unchecked(
             &client,
@@ -253,7 +262,8 @@ fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
         false => 1,
     };
     let client = gate.client.clone();
-    // SAFETY: as above.
+    debug_assert_eq!(up.shape(), gate.shape());
+    // SAFETY: units beyond `count` words end; three contiguous tensors of one shape have so many.
     unsafe {
         swiglu_kernel::launch_unchecked(
             &client,

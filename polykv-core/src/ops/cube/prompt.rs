@@ -1,4 +1,4 @@
-//! Causal attention of many queries and the sums of its columns. No row of scores ever exists.
+//! Causal attention of many queries by online softmax, and the sums of its columns. No row of scores ever exists.
 
 use super::{HIDDEN, dense, empty, length, unrolls, width};
 use crate::ops::kernels::PromptOps;
@@ -27,7 +27,11 @@ impl PromptOps for CubeBackend {
         let known = unrolls(&client);
         let dtype = dtype_to_storage_type(k.dtype);
         let tiles = tokens.div_ceil(UNITS) as u32;
-        // SAFETY: every index is below the shapes above; see the kernel.
+        debug_assert_eq!(k.shape(), v.shape());
+        debug_assert_eq!(k.dtype, v.dtype);
+        debug_assert!(tokens <= k.shape()[2] && heads.is_multiple_of(kv_heads));
+        // SAFETY: keys and values are read at rows cut to `n − 1`, queries at rows cut to the last; only units with a
+        // query write, to its row. Shared memory has a tile's words.
         unsafe {
             attend_kernel::launch_unchecked(
                 &client,
@@ -72,7 +76,13 @@ impl PromptOps for CubeBackend {
         let client = q.client.clone();
         let known = unrolls(&client);
         let dtype = dtype_to_storage_type(k.dtype);
-        // SAFETY: as above.
+        debug_assert_eq!(
+            log_sums.shape().num_elements(),
+            batch * heads * q.shape()[2]
+        );
+        debug_assert!(q.shape()[2] <= n && heads.is_multiple_of(kv_heads));
+        // SAFETY: units beyond the keys end; the others read their own key and the queries of its head, below all of them,
+        // and write their own sum.
         unsafe {
             columns_kernel::launch_unchecked(
                 &client,

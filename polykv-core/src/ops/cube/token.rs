@@ -66,7 +66,13 @@ fn attend(
     let integer = lengths.as_ref().map_or(DType::I32, |lengths| lengths.dtype);
     let [dtype, integer] = [k.dtype, integer].map(dtype_to_storage_type);
     let lengths = || lengths.clone().map(CubeTensor::into_buffer_arg);
-    // SAFETY: every index is below the shapes above, since no length is larger than n; see the kernels.
+    debug_assert_eq!(k.shape(), v.shape());
+    debug_assert_eq!(k.dtype, v.dtype);
+    debug_assert!(heads.is_multiple_of(kv_heads) && group.is_multiple_of(part));
+    debug_assert!(units >= words && n > 0);
+    // SAFETY: a cube has `part` queries of a KV head and a split of its keys, of which it passes those below its `seen`:
+    // `visible` makes that 1 to n of any length. It writes the places of its block and split; shared memory has a place
+    // per unit, word and key of a split. The second kernel has a cube per query head and reads the splits up to `seen`.
     unsafe {
         part_kernel::launch_unchecked(
             &client,

@@ -34,7 +34,11 @@ impl WindowOps for CubeBackend {
         let dtypes = [k.dtype, positions.dtype].map(dtype_to_storage_type);
         let tiles = n.div_ceil(UNITS) as u32;
         let (units, kv) = (CubeDim::new_1d(UNITS as u32), kv as u32);
-        // SAFETY: every index is below the shapes above; see the kernels.
+        debug_assert!(window <= seen);
+        debug_assert_eq!(positions.shape().num_elements(), (kv as usize) * n);
+        // SAFETY: units beyond the keys end. The others have one key, pass the `group · window` rows of its head, for
+        // which `scores` has `n` numbers each, and write their own sums; positions are only compared. Cubes of the second
+        // kernel have a row each.
         unsafe {
             scores_kernel::launch_unchecked(
                 &client,

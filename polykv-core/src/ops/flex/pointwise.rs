@@ -38,7 +38,7 @@ const CHUNK: usize = 16_384;
 pub fn swiglu(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
     let mut output = vec![0.0; gate.len()];
     let block = |((output, gate), up): ((&mut [f32], &[f32]), &[f32])| {
-        dispatch!(level, fn gated(output: &mut [f32], gate: &[f32], up: &[f32]));
+        dispatch!(level, fn swiglu_of(output: &mut [f32], gate: &[f32], up: &[f32]));
     };
     output
         .par_chunks_mut(CHUNK)
@@ -49,7 +49,7 @@ pub fn swiglu(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
 }
 
 #[inline(always)]
-fn gated<V: Vector>(output: &mut [f32], gate: &[f32], up: &[f32]) {
+fn swiglu_of<V: Vector>(output: &mut [f32], gate: &[f32], up: &[f32]) {
     for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
         *output = gate / (1.0 + exp::<V>(-gate)) * up;
     }

@@ -25,7 +25,7 @@ impl Level {
         *BEST.get_or_init(|| *Self::available().last().unwrap_or(&Self::Baseline))
     }
 
-    /// All that this processor has, in ascending order.
+    /// All that this processor has, in ascending order: of each every feature that [`dispatch`] compiles with.
     pub fn available() -> Vec<Self> {
         #[allow(unused_mut)]
         let mut levels = vec![Self::Baseline];
@@ -36,7 +36,11 @@ impl Level {
                 && is_x86_feature_detected!("f16c")
             {
                 levels.push(Self::Avx2);
-                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                {
                     levels.push(Self::Avx512);
                 }
             }
@@ -61,9 +65,11 @@ macro_rules! dispatch {
             $name::<$crate::ops::flex::simd::Avx512 $(, $e)?>($($arg),*)
         }
         match $level {
-            // SAFETY: `Level::available` has seen the features on this processor.
+            // SAFETY: levels come from `Level::available`, which has seen AVX2, FMA, F16C and AVX-512 F, BW, VL and DQ on
+            // this processor before it gives this one.
             #[cfg(target_arch = "x86_64")]
             $crate::ops::flex::simd::Level::Avx512 => unsafe { avx512 $(::<$e>)? ($($arg),*) },
+            // SAFETY: levels come from `Level::available`, which has seen AVX2, FMA and F16C before it gives this one.
             #[cfg(target_arch = "x86_64")]
             $crate::ops::flex::simd::Level::Avx2 => unsafe { avx2 $(::<$e>)? ($($arg),*) },
             _ => $name::<$crate::ops::flex::simd::Plain $(, $e)?>($($arg),*),

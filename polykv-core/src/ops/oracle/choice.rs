@@ -144,12 +144,12 @@ pub fn top(scores: Tensor<3>, positions: Tensor<3, Int>, count: usize) -> Tensor
         let dims = [batch, kv_heads, entries, width];
         let other = scores.clone().narrow(2, first, width);
         let other = other.unsqueeze_dim::<4>(2).expand(dims);
-        let own = scores.clone().unsqueeze_dim::<4>(3).expand(dims);
+        let score = scores.clone().unsqueeze_dim::<4>(3).expand(dims);
         let later = positions.clone().narrow(2, first, width);
         let later = later.unsqueeze_dim::<4>(2).expand(dims);
         let later = later.greater(positions.clone().unsqueeze_dim::<4>(3).expand(dims));
-        let before = other.clone().greater(own.clone());
-        let before = before.bool_or(other.equal(own).bool_and(later));
+        let before = other.clone().greater(score.clone());
+        let before = before.bool_or(other.equal(score).bool_and(later));
         let sums = before.float().sum_dim(3);
         better = better + sums.reshape([batch, kv_heads, entries]);
     }

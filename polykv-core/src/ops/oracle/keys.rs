@@ -105,13 +105,13 @@ pub fn spread_into(
     for start in (0..going).step_by(BLOCK) {
         let count = BLOCK.min(going - start);
         let dims = [batch, kv_heads, count, staying];
-        let own = evicted_at.clone().narrow(2, start, count);
-        let own = own.unsqueeze_dim::<4>(3).expand(dims);
+        let from = evicted_at.clone().narrow(2, start, count);
+        let from = from.unsqueeze_dim::<4>(3).expand(dims);
         let before = kept_at
             .clone()
             .unsqueeze_dim::<4>(2)
             .expand(dims)
-            .lower(own);
+            .lower(from);
         let first = before.int().sum_dim(3).expand(dims);
         let behind = ranks.clone().expand(dims) - first;
         let near = behind.clone().greater_equal_elem(0);
