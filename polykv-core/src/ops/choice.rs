@@ -109,7 +109,7 @@ fn check_budget(
     let dims @ [_, _, entries] = scores.dims();
     assert_eq!(positions.dims(), dims, "a position per score");
     let spans: usize = protected.spans.iter().map(Range::len).sum();
-    let mut count = protected.protect.count() + spans;
+    let mut count = protected.protect.count().saturating_add(spans);
     // Plans promise more room than this; only others need to know how many of the protected are still there.
     if count > budget {
         let counts = protected.mask(positions.clone()).int().sum_dim(2);

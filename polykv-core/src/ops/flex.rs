@@ -20,6 +20,7 @@ mod tiles;
 mod token;
 mod view;
 pub(super) mod weights;
+mod widen;
 mod window;
 
 #[cfg(test)]
@@ -27,3 +28,6 @@ mod tests;
 
 /// Below this many bytes of work a second thread costs more than it saves.
 const PARALLEL_BYTES: usize = 64 << 10;
+
+/// Elements that are worth handing to another thread where each is computed by itself.
+const CHUNK: usize = 16_384;

@@ -35,24 +35,26 @@ impl Protected<'_> {
     }
 
     fn first_recent(&self) -> i64 {
-        self.seen as i64 - self.protect.recent as i64
+        self.seen.saturating_sub(self.protect.recent) as i64
     }
 
     /// In the form in which kernels take it.
     pub(super) fn guard(&self) -> Guard {
+        // Positions are below 2³¹, whatever a policy protects.
+        let position = |at: usize| i32::try_from(at).unwrap_or(i32::MAX);
         let spans = self.spans.iter();
         Guard {
-            sinks: self.protect.sinks as i32,
-            recent: self.first_recent() as i32,
+            sinks: position(self.protect.sinks),
+            recent: position(self.seen.saturating_sub(self.protect.recent)),
             spans: spans
-                .map(|span| span.start as i32..span.end as i32)
+                .map(|span| position(span.start)..position(span.end))
                 .collect(),
         }
     }
 
     /// True where an entry is protected: `positions [batch, kv_heads, n]` → `[batch, kv_heads, n]`.
     pub fn mask(&self, positions: Tensor<3, Int>) -> Tensor<3, Bool> {
-        let below = |end: usize| positions.clone().lower_elem(end as i64);
+        let below = |end: usize| positions.clone().lower_elem(end.min(self.seen) as i64);
         let from = |start: i64| positions.clone().greater_equal_elem(start);
         let mut mask = from(self.first_recent());
         if self.protect.sinks > 0 {

@@ -1,32 +1,22 @@
-//! Weight matrices in the formats in which they are stored. A format of its own type goes into a file beside `q8`; what is
-//! computed with it stands in `linear`.
+//! Weight matrices in the formats in which they are stored; what is computed with them stands in `linear`. A format of its
+//! own type goes into files beside `q8`, which says what it is, and `packed`, its layout.
 
 #[cfg(feature = "flex")]
+mod packed;
 mod q8;
 
 #[cfg(feature = "flex")]
-pub use q8::Q8Weight;
+pub use packed::Q8Weight;
 #[cfg(feature = "flex")]
-pub(super) use q8::{Block, Blocks};
+pub(super) use packed::{Block, Blocks};
+pub use q8::{Q8_BLOCK, q8_scheme};
 
 #[cfg(feature = "flex")]
 use super::flex::bridge::on_huge_pages;
 #[cfg(feature = "flex")]
 use super::route::is_cpu;
 use super::tensor;
-use burn::tensor::quantization::{QuantScheme, QuantStore, QuantValue, ScaleDtype};
 use burn::tensor::{DType, Device, Tensor};
-
-/// Values of a row that share a scale in 8-bit weights.
-pub const Q8_BLOCK: usize = 32;
-
-/// burn's name for 8-bit weights as they are loaded: symmetric, one f32 scale per [`Q8_BLOCK`] values of a row.
-pub fn q8_scheme() -> QuantScheme {
-    QuantScheme::default()
-        .with_value(QuantValue::Q8S)
-        .with_store(QuantStore::Native)
-        .per_block([Q8_BLOCK as u8], ScaleDtype::F32)
-}
 
 /// A weight matrix `[out, in]`, ready to be read with every token.
 #[derive(Clone, Debug)]

@@ -46,9 +46,7 @@ impl Shape {
             depth: if real { 4 } else { 1 },
         }
     }
-}
 
-impl Shape {
     /// What the kernels rely on: weights of one type and width, whose rows `x` has the words for, and a residual like the
     /// output.
     fn fits(

@@ -85,8 +85,8 @@ fn norm_kernel<N: Size>(
     let mut squares = Vector::<f32, N>::new(0.0f32);
     let mut w = unit;
     while w < words {
-        let x = x[row * words + w];
-        squares += x * x;
+        let value = x[row * words + w];
+        squares += value * value;
         w += UNITS;
     }
     let mut sum = 0.0f32;

@@ -1,7 +1,7 @@
 //! Between burn's tensors and the slices that kernels read.
 
-use super::pointwise;
 use super::simd::{Element, Level};
+use super::widen::widen;
 use crate::machine;
 use burn::backend::flex::{FlexQTensor, FlexTensor};
 use burn::backend::{BackendTensor, DispatchTensorKind, Flex};
@@ -56,7 +56,7 @@ pub fn widened(tensor: FlexTensor) -> FlexTensor {
 
 pub fn widened_from<E: Element>(tensor: &FlexTensor) -> FlexTensor {
     let tensor = tensor.to_contiguous();
-    let output = pointwise::widen(Level::best(), elements::<E>(&tensor));
+    let output = widen(Level::best(), elements::<E>(&tensor));
     FlexTensor::from_data(TensorData::new(output, tensor.layout().shape().clone()))
 }
 

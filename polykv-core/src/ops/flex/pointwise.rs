@@ -1,10 +1,10 @@
-//! What lies between the products: SwiGLU's gate, normalisation, rotation, widening of weights; one pass each.
+//! What lies between the products: SwiGLU's gate, normalisation, rotation; one pass each.
 
+use super::CHUNK;
 use super::bridge::{elements, inner_dense, tensor};
-use super::simd::{Element, LANES, Level, Vector, dispatch, dot, exp, fma};
+use super::simd::{Level, Vector, dispatch, dot, exp, fma};
 use super::view::Heads;
 use crate::ops::kernels::PointwiseOps;
-use crate::ops::weight::{Block, Blocks};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::TensorData;
@@ -30,9 +30,6 @@ impl PointwiseOps for Flex {
         FlexTensor::from_data(TensorData::new(output, gate.layout().shape().clone()))
     }
 }
-
-/// Elements that are worth handing to another thread.
-const CHUNK: usize = 16_384;
 
 /// `silu(gate) · up`; same length in and out.
 pub fn swiglu(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
@@ -129,66 +126,6 @@ fn rotated<V: Vector>(at: Rotation, output: &mut [f32], x: &Heads<'_>, cos: &[f3
         for i in 0..half {
             first[i] = fma::<V>(a[i], cos[i], -(b[i] * sin[i]));
             second[i] = fma::<V>(b[i], cos[i], a[i] * sin[i]);
-        }
-    }
-}
-
-/// Elements as f32.
-pub fn widen<E: Element>(level: Level, elements: &[E]) -> Vec<f32> {
-    let mut output = vec![0.0; elements.len()];
-    let block = |(output, elements): (&mut [f32], &[E])| {
-        dispatch!(level, fn widened<E: Element>(output: &mut [f32], elements: &[E]));
-    };
-    output
-        .par_chunks_mut(CHUNK)
-        .zip(elements.par_chunks(CHUNK))
-        .for_each(block);
-    output
-}
-
-#[inline(always)]
-fn widened<V: Vector, E: Element>(output: &mut [f32], elements: &[E]) {
-    let (chunks, rest) = output.as_chunks_mut::<LANES>();
-    let (from, from_rest) = elements.as_chunks::<LANES>();
-    for (output, elements) in chunks.iter_mut().zip(from) {
-        *output = E::load::<V>(elements).lanes();
-    }
-    for (output, element) in rest.iter_mut().zip(from_rest) {
-        *output = element.widen();
-    }
-}
-
-/// The given rows of 8-bit weights as f32, `[rows.len(), columns]`.
-pub fn widen_rows(level: Level, weight: &Blocks<'_>, rows: &[usize]) -> Vec<f32> {
-    let columns = weight.columns();
-    let mut output = vec![0.0; rows.len() * columns];
-    let block = |(row, output): (&usize, &mut [f32])| {
-        let blocks = weight.row(*row);
-        dispatch!(level, fn scaled(output: &mut [f32], blocks: &[Block]));
-    };
-    match output.len() < CHUNK {
-        true => rows
-            .iter()
-            .zip(output.chunks_exact_mut(columns))
-            .for_each(block),
-        false => rows
-            .par_iter()
-            .zip(output.par_chunks_exact_mut(columns))
-            .with_min_len(CHUNK.div_ceil(columns))
-            .for_each(block),
-    }
-    output
-}
-
-#[inline(always)]
-fn scaled<V: Vector>(output: &mut [f32], blocks: &[Block]) {
-    let (output, _) = output.as_chunks_mut::<LANES>();
-    for (output, block) in output.as_chunks_mut::<2>().0.iter_mut().zip(blocks) {
-        let values = block.values.as_chunks().0;
-        for (output, values) in output.iter_mut().zip(values) {
-            *output = V::load_i8(values)
-                .mul_add(V::splat(block.scale), V::splat(0.0))
-                .lanes();
         }
     }
 }

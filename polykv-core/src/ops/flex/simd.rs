@@ -1,12 +1,13 @@
 //! Run-time choice of the instruction set, and arithmetic that the compiler turns into vector code.
 
 mod vector;
-
 #[cfg(target_arch = "x86_64")]
-pub use vector::{Avx2, Avx512};
-pub use vector::{LANES, Plain, Vector};
+mod x86;
 
-use burn::tensor::{bf16, f16};
+pub use vector::{Element, LANES, Plain, Vector, fma};
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
 use std::sync::OnceLock;
 
 /// Instruction sets that the kernels are compiled for.
@@ -77,63 +78,6 @@ macro_rules! dispatch {
     }};
 }
 pub(super) use dispatch;
-
-/// What weights and cached keys and values are stored as; arithmetic is in f32.
-pub trait Element: burn::tensor::Element + bytemuck::Pod {
-    fn widen(self) -> f32;
-
-    fn load<V: Vector>(elements: &[Self; LANES]) -> V;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    fn load<V: Vector>(elements: &[Self; LANES]) -> V {
-        V::load(elements)
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    #[inline(always)]
-    fn load<V: Vector>(elements: &[Self; LANES]) -> V {
-        V::load_bf16(elements)
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        let bits = u32::from(self.to_bits());
-        // Moved into place, the exponent is 112 too small; the product also normalises subnormals.
-        let size = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
-        // Infinities and NaN have the largest exponent in both types.
-        let special = match bits & 0x7c00 {
-            0x7c00 => 0x7f80_0000,
-            _ => 0,
-        };
-        f32::from_bits(size.to_bits() | special | (bits & 0x8000) << 16)
-    }
-
-    #[inline(always)]
-    fn load<V: Vector>(elements: &[Self; LANES]) -> V {
-        V::load_f16(elements)
-    }
-}
-
-/// `a * b + c`
-#[inline(always)]
-pub fn fma<V: Vector>(a: f32, b: f32, c: f32) -> f32 {
-    if V::FMA { a.mul_add(b, c) } else { a * b + c }
-}
 
 /// `e^x`, without branches; relative error below 2e-7. Cody and Waite's reduction, the polynomial of Cephes.
 #[inline(always)]

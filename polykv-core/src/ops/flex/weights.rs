@@ -1,13 +1,14 @@
 //! Weights of every storage format on the CPU: the products of few rows with them, and their values in f32.
 
+use super::CHUNK;
 use super::bridge::{elements, flex, float, float_back, inner_dense, integers, tensor, widened};
 use super::gemv::{self, Rows};
-use super::pointwise;
-use super::simd::Level;
+use super::simd::{LANES, Level, Vector, dispatch};
 use super::view::Matrix;
-use crate::ops::weight::{Blocks, Q8Weight, Weight};
+use crate::ops::weight::{Block, Blocks, Q8Weight, Weight};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Int, Tensor, bf16, f16};
+use rayon::prelude::*;
 
 /// `x [rows, in]` in f32 times the transposes of weights of one format `[out, in]`, the results side by side: `[rows, Σ
 /// out]`.
@@ -69,6 +70,41 @@ pub fn q8_rows(weight: &Q8Weight, rows: Tensor<1, Int>) -> Tensor<2> {
 
 fn widen_rows(weight: &Q8Weight, rows: &[usize]) -> Tensor<2> {
     let blocks = weight.blocks();
-    let output = pointwise::widen_rows(Level::best(), &blocks, rows);
+    let output = row_values(Level::best(), &blocks, rows);
     float_back(tensor(output, [rows.len(), blocks.columns()]))
+}
+
+/// The given rows of 8-bit weights as f32, `[rows.len(), columns]`.
+fn row_values(level: Level, weight: &Blocks<'_>, rows: &[usize]) -> Vec<f32> {
+    let columns = weight.columns();
+    let mut output = vec![0.0; rows.len() * columns];
+    let block = |(row, output): (&usize, &mut [f32])| {
+        let blocks = weight.row(*row);
+        dispatch!(level, fn scaled(output: &mut [f32], blocks: &[Block]));
+    };
+    match output.len() < CHUNK {
+        true => rows
+            .iter()
+            .zip(output.chunks_exact_mut(columns))
+            .for_each(block),
+        false => rows
+            .par_iter()
+            .zip(output.par_chunks_exact_mut(columns))
+            .with_min_len(CHUNK.div_ceil(columns))
+            .for_each(block),
+    }
+    output
+}
+
+#[inline(always)]
+fn scaled<V: Vector>(output: &mut [f32], blocks: &[Block]) {
+    let (output, _) = output.as_chunks_mut::<LANES>();
+    for (output, block) in output.as_chunks_mut::<2>().0.iter_mut().zip(blocks) {
+        let values = block.values.as_chunks().0;
+        for (output, values) in output.iter_mut().zip(values) {
+            *output = V::load_i8(values)
+                .mul_add(V::splat(block.scale), V::splat(0.0))
+                .lanes();
+        }
+    }
 }

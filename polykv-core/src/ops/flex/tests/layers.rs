@@ -1,5 +1,5 @@
 use super::super::view::Matrix;
-use super::super::{gemv, pointwise, simd};
+use super::super::{gemv, pointwise, simd, widen};
 use super::*;
 use crate::ops::{Weight, linear, linears, q8_scheme};
 use burn::tensor::Int;
@@ -204,7 +204,7 @@ fn rotate_equals_the_oracle() {
 fn f16_widens_as_the_standard_says() {
     let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
     for level in Level::available() {
-        let found = pointwise::widen(level, &all);
+        let found = widen::widen(level, &all);
         for (half, found) in all.iter().zip(found) {
             let wanted = half.to_f32();
             let same = found == wanted || (found.is_nan() && wanted.is_nan());
