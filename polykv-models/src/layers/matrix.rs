@@ -45,3 +45,29 @@ impl Matrix {
         }
     }
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use burn::module::ParamId;
+    use burn::tensor::Distribution;
+    use polykv_core::ops::q8_scheme;
+
+    #[test]
+    fn a_loaded_matrix_has_the_values_and_is_no_parameter() {
+        let values = Tensor::<2>::random([3, 64], Distribution::Default, &Device::flex());
+        let rounded = values.clone().quantize_dynamic(&q8_scheme());
+        for (stored, wanted) in [
+            (values.clone(), values),
+            (rounded.clone(), rounded.dequantize()),
+        ] {
+            let mut matrix = Matrix::Loading(Param::initialized(ParamId::new(), stored));
+            assert_eq!(matrix.num_params(), 3 * 64);
+            matrix.finish_loading();
+            assert_eq!(matrix.num_params(), 0);
+            assert_eq!(matrix.weight().shape(), [3, 64]);
+            let apart = matrix.weight().to_f32().not_equal(wanted).any();
+            assert!(!apart.into_scalar::<bool>());
+        }
+    }
+}
