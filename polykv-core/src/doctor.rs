@@ -13,7 +13,9 @@ use serde::Serialize;
 /// One operator on one device.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
+    /// What was computed.
     pub name: &'static str,
+    /// Whether the result is right.
     pub ok: bool,
     /// The largest difference from the same computation in f64 on the host, over elements of about 1; none for choices,
     /// which are right or wrong.

@@ -40,15 +40,20 @@ pub trait Layer: Module + ModuleDisplay + Send + Sync {
 /// The weights, under the names that Hugging Face checkpoints use.
 #[derive(Module, Debug)]
 pub struct Weights<L: Module> {
+    /// All but the head.
     pub model: Stack<L>,
     /// Absent in models whose head is the embedding.
     pub lm_head: Option<Linear>,
 }
 
+/// The model without its head.
 #[derive(Module, Debug)]
 pub struct Stack<L: Module> {
+    /// Of token ids.
     pub embed_tokens: Embedding,
+    /// In the order in which they run.
     pub layers: Vec<L>,
+    /// After the last layer.
     pub norm: RmsNorm,
 }
 

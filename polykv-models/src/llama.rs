@@ -8,13 +8,19 @@ use burn::tensor::{Device, Tensor};
 use polykv_core::Result;
 use polykv_core::ops::Weight;
 
+/// A Llama model.
 pub type Llama = Decoder<LlamaLayer>;
 
+/// One layer. Its field names spell the checkpoints' tensor names.
 #[derive(Module, Debug)]
 pub struct LlamaLayer {
+    /// The norm before attention.
     pub input_layernorm: RmsNorm,
+    /// The projections around attention.
     pub self_attn: Attention,
+    /// The norm after attention, before the feed-forward network.
     pub post_attention_layernorm: RmsNorm,
+    /// The feed-forward network.
     pub mlp: Mlp,
 }
 

@@ -9,13 +9,19 @@ use burn::tensor::{Device, Tensor};
 use polykv_core::Result;
 use polykv_core::ops::Weight;
 
+/// A Qwen3 model.
 pub type Qwen3 = Decoder<Qwen3Layer>;
 
+/// One layer. Its field names spell the checkpoints' tensor names.
 #[derive(Module, Debug)]
 pub struct Qwen3Layer {
+    /// The norm before attention.
     pub input_layernorm: RmsNorm,
+    /// The projections around attention.
     pub self_attn: Attention,
+    /// The norm after attention, before the feed-forward network.
     pub post_attention_layernorm: RmsNorm,
+    /// The feed-forward network.
     pub mlp: Mlp,
 }
 

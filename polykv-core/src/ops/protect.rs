@@ -22,6 +22,7 @@ impl Protect {
 /// The positions that no eviction may touch in a sequence of `seen` tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protected<'a> {
+    /// The ends of the sequence.
     pub protect: Protect,
     /// Ranges of positions beside those.
     pub spans: &'a [Range<usize>],

@@ -7,9 +7,13 @@ use polykv_core::ops::{self, Weight};
 /// Projections around attention. The attention itself, over whatever the cache kept, is the caller's.
 #[derive(Module, Debug)]
 pub struct Attention {
+    /// To queries, `[heads * head_dim, hidden]`.
     pub q_proj: Linear,
+    /// To keys, `[kv_heads * head_dim, hidden]`.
     pub k_proj: Linear,
+    /// To values, `[kv_heads * head_dim, hidden]`.
     pub v_proj: Linear,
+    /// Of the output, `[hidden, heads * head_dim]`.
     pub o_proj: Linear,
     /// Over each head of the queries, before they are rotated; absent in most families.
     pub q_norm: Option<RmsNorm>,
@@ -18,6 +22,7 @@ pub struct Attention {
 }
 
 impl Attention {
+    /// Without values: load into it before use.
     pub fn new(config: &ModelConfig, device: &Device) -> Self {
         let (hidden, head_dim) = (config.hidden_size, config.head_dim);
         let queries = config.heads * head_dim;

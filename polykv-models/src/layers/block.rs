@@ -11,9 +11,13 @@ use polykv_core::ops::{self, NormQkv, OutputSwiglu, Weight};
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Block<'a> {
+    /// Before attention.
     pub input_norm: &'a RmsNorm,
+    /// The projections around attention.
     pub attention: &'a Attention,
+    /// Before the feed-forward network.
     pub mlp_norm: &'a RmsNorm,
+    /// The feed-forward network.
     pub mlp: &'a Mlp,
 }
 

@@ -10,6 +10,7 @@ pub struct Embedding {
 }
 
 impl Embedding {
+    /// Without values: load into it before use.
     pub fn new(vocab: usize, hidden: usize, device: &Device) -> Self {
         Self {
             weight: Matrix::new(vocab, hidden, device),

@@ -11,6 +11,7 @@ pub struct Linear {
 }
 
 impl Linear {
+    /// Without values: load into it before use.
     pub fn new(inputs: usize, outputs: usize, device: &Device) -> Self {
         Self {
             weight: Matrix::new(outputs, inputs, device),

@@ -6,12 +6,16 @@ use polykv_core::ops::{self, Weight};
 /// The SwiGLU feed-forward network: down(silu(gate(x)) · up(x)).
 #[derive(Module, Debug)]
 pub struct Mlp {
+    /// `[intermediate, hidden]`
     pub gate_proj: Linear,
+    /// `[intermediate, hidden]`
     pub up_proj: Linear,
+    /// `[hidden, intermediate]`
     pub down_proj: Linear,
 }
 
 impl Mlp {
+    /// Without values: load into it before use.
     pub fn new(hidden: usize, intermediate: usize, device: &Device) -> Self {
         Self {
             gate_proj: Linear::new(hidden, intermediate, device),
