@@ -11,17 +11,22 @@ use std::str::FromStr;
 /// norms' weights too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Storage {
+    /// 32 bits.
     #[default]
     F32,
+    /// 16 bits, 5 of them exponent.
     F16,
+    /// 16 bits, 8 of them exponent.
     Bf16,
     /// Weights in 8 bits, one f32 scale per [`Q8_BLOCK`] values of a row; keys and values in f16.
     Q8,
 }
 
 impl Storage {
+    /// All of them, by falling size of weights.
     pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Q8];
 
+    /// As `--dtype` spells it.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
