@@ -3,10 +3,12 @@
 #[cfg(feature = "flex")]
 use super::flex::weights as cpu;
 use super::kernels::{GemmOps, kernel};
-use super::route::{MOST_GEMV_ROWS, Route, is_cpu};
+#[cfg(feature = "flex")]
+use super::route::is_cpu;
+use super::route::{MOST_GEMV_ROWS, Route};
 use super::tensor::product;
 use super::weight::Weight;
-use burn::tensor::{DType, Int, Tensor, s};
+use burn::tensor::{DType, Int, Tensor};
 
 impl Weight {
     /// The values in f32, `[out, in]`.
@@ -79,7 +81,9 @@ pub fn linears<const N: usize>(x: Tensor<2>, weights: [&Weight; N]) -> [Tensor<2
                 start += width;
                 match N {
                     1 => all.clone(),
-                    _ => all.clone().slice(s![.., start - width..start]),
+                    _ => all
+                        .clone()
+                        .slice(burn::tensor::s![.., start - width..start]),
                 }
             })
         }

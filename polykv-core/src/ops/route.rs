@@ -1,5 +1,6 @@
 //! Which implementation of an operator runs: the one rule, asked by every public operator.
 
+#[cfg(any(feature = "flex", feature = "cube"))]
 use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device, Tensor};
 
@@ -17,14 +18,16 @@ pub(super) enum Route {
 impl Route {
     /// Of operators that move, choose or compare entries: kernels read them in every type in which they are stored.
     pub fn on(device: &Device) -> Self {
-        #[allow(unreachable_patterns, reason = "where all backends have kernels")]
-        match device.as_dispatch() {
-            #[cfg(feature = "flex")]
-            DispatchDevice::Flex(_) => Self::Cpu,
-            #[cfg(feature = "cube")]
-            DispatchDevice::Cube(_) => Self::Gpu,
-            _ => Self::Plain,
+        #[cfg(feature = "flex")]
+        if matches!(device.as_dispatch(), DispatchDevice::Flex(_)) {
+            return Self::Cpu;
         }
+        #[cfg(feature = "cube")]
+        if matches!(device.as_dispatch(), DispatchDevice::Cube(_)) {
+            return Self::Gpu;
+        }
+        let _ = device;
+        Self::Plain
     }
 
     /// Of operators that compute with activations, queries or scores: kernels take these in f32 only.

@@ -4,7 +4,7 @@ use super::simd::{Element, Level};
 use super::widen::widen;
 use crate::machine;
 use burn::backend::flex::{FlexQTensor, FlexTensor};
-use burn::backend::{BackendTensor, DispatchTensorKind, Flex};
+use burn::backend::{BackendTensor, DispatchKindConversion, DispatchTensor, Flex};
 use burn::tensor::kind::Basic;
 use burn::tensor::{DType, Shape, Tensor, TensorData, bf16, f16};
 use std::borrow::Cow;
@@ -74,11 +74,8 @@ pub fn existing(slot: i64, n: usize) -> usize {
 
 /// The primitive of a tensor on the CPU.
 pub fn flex<const D: usize, K: Basic>(tensor: Tensor<D, K>) -> BackendTensor<Flex> {
-    #[allow(unreachable_patterns, reason = "where Flex is the only backend")]
-    match tensor.into_dispatch().kind {
-        DispatchTensorKind::Flex(tensor) => tensor,
-        other => unreachable!("kernels of the CPU were given {other:?}"),
-    }
+    <DispatchTensor as DispatchKindConversion<Flex>>::try_into_backend(tensor.into_dispatch())
+        .unwrap_or_else(|other| unreachable!("kernels of the CPU were given {other:?}"))
 }
 
 pub fn float<const D: usize>(tensor: Tensor<D>) -> FlexTensor {
