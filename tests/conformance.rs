@@ -51,7 +51,8 @@ fn devices() -> Vec<(String, Device)> {
 #[test]
 fn operators_agree_with_the_host() {
     for (name, device) in devices() {
-        keys::likeness(&name, &device);
+        keys::compared(&name, &device);
+        keys::wrong_slots(&name, &device);
         keys::spread(&name, &device);
         keys::summed(&name, &device);
         order::pooling(&name, &device);
@@ -69,7 +70,7 @@ fn operators_of_layers_agree_with_plain_tensors() {
         layers::products(&name, &device);
         layers::unrounded_products(&name, &device);
         layers::elementwise(&name, &device);
-        layers::blocks(&name, &device);
+        layers::fused(&name, &device);
     }
 }
 

@@ -1,9 +1,8 @@
 //! Scoring, selecting and compacting.
 
 use crate::{DIM, HEADS, KV_HEADS, Setup, medians, random, timed};
-use burn::tensor::{Device, Int, Tensor};
-use polykv::ops::{self, Protected, oracle};
-use polykv::policy::Protect;
+use burn::tensor::{Device, Int, Tensor, s};
+use polykv::ops::{self, Protect, Protected, oracle};
 use std::hint::black_box;
 
 /// Window score, selection and compaction against burn's products, softmax and topk.
@@ -49,12 +48,18 @@ pub fn choice(setup: &Setup) {
                             .expect("no score is NaN")
                     }
                 };
-                let kept = (
-                    ops::take(k.clone(), slots.clone()),
-                    ops::take(v.clone(), slots.clone()),
-                    positions.clone().gather(2, slots),
-                );
-                black_box(ops::grow(kept, setup.budget + 1));
+                let dims = [1, KV_HEADS, setup.budget, DIM];
+                let index = slots.clone().unsqueeze_dim::<4>(3).expand(dims);
+                let moved = |entries: &Tensor<4>| {
+                    let room = [1, KV_HEADS, setup.budget + 1, DIM];
+                    let kept = entries.clone().gather(2, index.clone());
+                    Tensor::<4>::zeros(room, device)
+                        .slice_assign(s![.., .., 0..setup.budget, ..], kept)
+                };
+                let kept = positions.clone().gather(2, slots);
+                let places = Tensor::<3, Int>::zeros([1, KV_HEADS, setup.budget + 1], device)
+                    .slice_assign(s![.., .., 0..setup.budget], kept);
+                black_box((moved(&k), moved(&v), places));
             })
         };
         let times = medians(setup.turns, &mut [&mut kernels, &mut plain]);

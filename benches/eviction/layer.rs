@@ -2,6 +2,7 @@
 
 use crate::{CHUNK, DIM, HEADS, HIDDEN, INNER, KV_HEADS, random};
 use burn::tensor::{Device, Tensor};
+use polykv::ops::Weight;
 use polykv::{KvCache, ops};
 use std::hint::black_box;
 
@@ -11,15 +12,15 @@ pub struct Layer {
     k: Tensor<4>,
     v: Tensor<4>,
     x: Tensor<2>,
-    gate: Tensor<2>,
-    up: Tensor<2>,
-    down: Tensor<2>,
-    projections: [Tensor<2>; 4],
+    gate: Weight,
+    up: Weight,
+    down: Weight,
+    projections: [Weight; 4],
 }
 
 impl Layer {
     pub fn new(tokens: usize, device: &Device) -> Self {
-        let weight = |out, input| random([out, input], device).mul_scalar(0.02);
+        let weight = |out, input| Weight::Dense(random([out, input], device).mul_scalar(0.02));
         Self {
             q: random([1, HEADS, tokens, DIM], device).mul_scalar(2.0),
             k: random([1, KV_HEADS, tokens, DIM], device).mul_scalar(2.0),
@@ -39,14 +40,14 @@ impl Layer {
 
     pub fn mlp(&self, first: usize, count: usize) {
         let x = self.x.clone().narrow(0, first, count);
-        let [gate, up] = ops::linears(x, [self.gate.clone(), self.up.clone()]);
-        black_box(ops::linear(ops::silu_mul(gate, up), self.down.clone()));
+        let [gate, up] = ops::linears(x, [&self.gate, &self.up]);
+        black_box(ops::linear(ops::swiglu(gate, up), &self.down));
     }
 
     pub fn project(&self, first: usize) {
         for weight in &self.projections {
             let x = self.x.clone().narrow(0, first, 1);
-            black_box(ops::linear(x, weight.clone()));
+            black_box(ops::linear(x, weight));
         }
     }
 

@@ -1,11 +1,10 @@
 //! What a device has, and whether the operators give the right numbers on it.
 
-mod blocks;
+mod fused;
 mod host;
-mod likeness;
+mod keys;
 
-use crate::ops::Protect;
-use crate::ops::{self, AttentionBlock, Pool, Protected};
+use crate::ops::{self, AttentionBlock, Pool, Protect, Protected, Weight};
 use crate::{Result, Storage};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use host::Inputs;
@@ -14,7 +13,9 @@ use serde::Serialize;
 /// One operator on one device.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
+    /// What was computed.
     pub name: &'static str,
+    /// Whether the result is right.
     pub ok: bool,
     /// The largest difference from the same computation in f64 on the host, over elements of about 1; none for choices,
     /// which are right or wrong.
@@ -40,10 +41,10 @@ pub fn self_test(device: &Device) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
     attention(&inputs, device, &mut checks)?;
     layers(&inputs, device, &mut checks)?;
-    blocks::blocks(&inputs, device, &mut checks)?;
+    fused::fused(&inputs, device, &mut checks)?;
     choices(&inputs, device, &mut checks)?;
     order(&inputs, device, &mut checks)?;
-    likeness(&inputs, device, &mut checks)?;
+    keys(&inputs, device, &mut checks)?;
     Ok(checks)
 }
 
@@ -68,14 +69,14 @@ fn attention(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Resul
         checks.push(compare("attention per key", sums, &expected.column_sums)?);
     }
     let (lengths, output) = inputs.lengths(&expected);
-    let own = lengths.iter().enumerate().map(|(kv, &length)| {
+    let latest = lengths.iter().enumerate().map(|(kv, &length)| {
         let heads = q.clone().narrow(1, kv * Inputs::GROUP, Inputs::GROUP);
         heads.narrow(2, length - 1, 1)
     });
-    let own = Tensor::cat(own.collect(), 1);
+    let latest = Tensor::cat(latest.collect(), 1);
     let lengths = lengths.map(|length| length as i64).to_vec();
     let lengths = Tensor::from_data(TensorData::new(lengths, [1, Inputs::KV_HEADS]), device);
-    let (found, _) = ops::attend_lengths(own, k.clone(), v.clone(), lengths);
+    let (found, _) = ops::attend_lengths(latest, k.clone(), v.clone(), lengths);
     checks.push(compare("attention over lengths", found, &output)?);
     let latest = q
         .clone()
@@ -106,19 +107,14 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
     let (x, weight) = inputs.linear(device);
     let expected = inputs.product();
     for storage in formats(device) {
+        let weight = weight.clone();
         let (name, stored) = match storage {
-            Storage::F32 => ("product with f32 weights", weight.clone()),
-            Storage::F16 => ("product with f16 weights", weight.clone().cast(DType::F16)),
-            Storage::Bf16 => (
-                "product with bf16 weights",
-                weight.clone().cast(DType::BF16),
-            ),
-            Storage::Q8 => (
-                "product with 8-bit weights",
-                ops::settle(ops::quantize(weight.clone())),
-            ),
+            Storage::F32 => ("product with f32 weights", weight.into()),
+            Storage::F16 => ("product with f16 weights", weight.cast(DType::F16).into()),
+            Storage::Bf16 => ("product with bf16 weights", weight.cast(DType::BF16).into()),
+            Storage::Q8 => ("product with 8-bit weights", Weight::q8(weight)),
         };
-        let mut check = compare(name, ops::linear(x.clone(), stored), &expected)?;
+        let mut check = compare(name, ops::linear(x.clone(), &stored), &expected)?;
         // What the formats round away, in sums of 96 products of up to 1 and in results of up to 8, is no error.
         let allowed = match storage {
             Storage::F32 => TOLERANCE,
@@ -131,8 +127,8 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
     let ones = Tensor::<1>::ones([Inputs::WIDTH], device);
     let normed = ops::rms_norm(x.clone(), ones, 1e-5);
     checks.push(compare("RMS norm", normed, &inputs.normed())?);
-    let gated = ops::silu_mul(x.clone(), x);
-    checks.push(compare("gated unit", gated, &inputs.gated())?);
+    let found = ops::swiglu(x.clone(), x);
+    checks.push(compare("SwiGLU", found, &inputs.swiglu())?);
     let [q, ..] = inputs.attention(device);
     let [cos, sin] = inputs.turns(device);
     let turned = ops::rotate(q, cos, sin);
@@ -188,9 +184,9 @@ fn order(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()
     Ok(())
 }
 
-fn likeness(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()> {
+fn keys(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()> {
     let [_, k, _] = inputs.attention(device);
-    let expected = inputs.likeness();
+    let expected = inputs.compared();
     let norms = ops::key_norms(k.clone());
     checks.push(compare("key norms", norms.clone(), &expected.norms)?);
     let anchor = k.clone().narrow(2, 0, 1);

@@ -1,6 +1,6 @@
 //! What a model tells its cache once, beside the queries, keys and values of every token.
 
-use crate::ops;
+use crate::ops::{self, Weight};
 use burn::tensor::{Device, Tensor, TensorData};
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub struct ModelFacts {
     /// The rotary embedding of queries and keys.
     pub rope: Option<RopeFacts>,
     /// Per layer the weight of the projection after attention, `[hidden, heads * head_dim]`.
-    pub output: Vec<Tensor<2>>,
+    pub output: Vec<Weight>,
 }
 
 /// A rotary embedding in the rotate-half layout: element `i` turns with element `i + head_dim / 2`.
@@ -33,7 +33,7 @@ pub struct LayerFacts {
     /// The rotary embedding of queries and keys.
     pub rope: Option<RopeFacts>,
     /// The weight of the projection after attention, `[hidden, heads * head_dim]`.
-    pub output: Option<Tensor<2>>,
+    pub output: Option<Weight>,
 }
 
 impl ModelFacts {

@@ -1,52 +1,53 @@
-//! Tensor operations under the cache, the policies and the models, on any burn device. Those that matter for speed
-//! have kernels ([`KvOps`](kernels::KvOps), [`EntryOps`](kernels::EntryOps)); the rest, and every kernel's oracle, are
-//! plain tensor operations.
+//! Tensor operations under the cache, the policies and the models, on any burn device: attention and what policies ask
+//! of it, choosing and moving entries, weights in their formats, norms and activations. Those that matter for speed have
+//! kernels for the CPU and for GPUs; the rest, and what kernels are tested against, are plain tensor operations
+//! ([`oracle`]).
+//!
+//! Each operator says which shapes it takes and panics on others, as burn's own do. Slots and positions lie on a device
+//! and are not read: wrong ones give a defined result or one that means nothing, as each operator says.
 
 mod attend;
-mod block;
+mod attention_block;
+mod choice;
 #[cfg(feature = "cube")]
 #[allow(clippy::too_many_arguments, reason = "kernels take flat arguments")]
 mod cube;
+mod entries;
 #[cfg(feature = "flex")]
 mod flex;
-pub mod kernels;
+mod fused;
+mod kernels;
 mod keys;
-pub mod layers;
+mod linear;
 pub mod oracle;
+mod order;
+mod pointwise;
 mod pool;
-mod select;
-mod top;
+mod protect;
+mod route;
+mod tensor;
+mod weight;
 
 pub use attend::{
-    AttentionBlock, Observer, attend, attend_first, attend_lengths, attend_summed, attention_row,
-    window_attention, window_score,
+    attend, attend_first, attend_lengths, attend_summed, attention_row, window_attention,
+    window_score,
 };
-pub use block::{AfterAttention, BeforeAttention, after_attention, heads, project};
-pub use kernels::{Entries, is_cpu, is_cube, matmul};
+pub use attention_block::{AttentionBlock, Observer};
+pub use choice::{Nans, choose, drop_lowest, select, top};
+pub use entries::{Entries, compact, move_last, replace, write};
+pub use fused::{NormQkv, OutputSwiglu, fuses_tokens, norm_qkv_rope, output_swiglu};
 pub use keys::{closest, key_cosines, key_norms, merge_into, spread_into};
-pub use layers::{linear, linears, quantize, rms_norm, rotate, rows, settle, silu_mul, to_f32};
-pub use pool::{Pool, pool};
-pub use select::{
-    Nans, Protect, Protected, choose, compact, drop_from_order, drop_lowest, extend_order, grow,
-    move_last, put, replace, rest, select, take, write,
-};
-pub use top::top;
+pub use linear::{linear, linears};
+pub use order::{drop_from_order, extend_order, pool};
+pub use pointwise::{rms_norm, rotate, swiglu};
+pub use pool::Pool;
+pub use protect::{Protect, Protected};
+pub use route::{is_cpu, is_cube};
+pub use tensor::{bytes, matmul, read_error, unit, unrounded_matmul};
+#[cfg(feature = "flex")]
+pub use weight::Q8Weight;
+pub use weight::{Q8_BLOCK, Weight, q8_scheme};
 
-use burn::tensor::Tensor;
-use burn::tensor::kind::Basic;
-
-/// What a failed read of a tensor becomes.
-pub fn read_error(error: impl std::fmt::Debug) -> crate::Error {
-    crate::Error::Failed(format!("reading from the device: {error:?}"))
-}
-
-/// Bytes that a tensor's elements occupy.
-pub fn bytes<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> usize {
-    tensor.shape().num_elements() * tensor.dtype().size()
-}
-
-/// Vectors scaled to unit norm along the last axis; zeros stay zeros.
-pub fn unit(x: Tensor<4>) -> Tensor<4> {
-    let norm = x.clone().square().sum_dim(3).sqrt();
-    x / norm.clamp_min(1e-12)
-}
+pub(crate) use choice::rest;
+pub(crate) use entries::grow;
+pub(crate) use tensor::{put, take};

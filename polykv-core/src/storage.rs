@@ -1,7 +1,7 @@
 //! `--dtype`: how weights and cached keys and values are stored.
 
 use crate::ops;
-use crate::ops::layers::Q8_BLOCK;
+use crate::ops::Q8_BLOCK;
 use crate::{Error, Result};
 use burn::tensor::{DType, Device};
 use std::fmt;
@@ -11,17 +11,22 @@ use std::str::FromStr;
 /// norms' weights too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Storage {
+    /// 32 bits.
     #[default]
     F32,
+    /// 16 bits, 5 of them exponent.
     F16,
+    /// 16 bits, 8 of them exponent.
     Bf16,
     /// Weights in 8 bits, one f32 scale per [`Q8_BLOCK`] values of a row; keys and values in f16.
     Q8,
 }
 
 impl Storage {
+    /// All of them, by falling size of weights.
     pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Q8];
 
+    /// As `--dtype` spells it.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -37,7 +42,7 @@ impl Storage {
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,
             Self::Bf16 => DType::BF16,
-            Self::Q8 => DType::QFloat(ops::layers::q8_scheme()),
+            Self::Q8 => DType::QFloat(ops::q8_scheme()),
         }
     }
 

@@ -6,7 +6,7 @@ use crate::layers::{Embedding, Linear, RmsNorm, Rope, RopeTable};
 use crate::{Attend, CausalLm, PrefillOptions};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
-use polykv_core::ops::bytes;
+use polykv_core::ops::{Weight, bytes};
 use polykv_core::{Error, KvCache, ModelFacts, Prompt, PromptCache, Result, Storage};
 use std::ops::Range;
 
@@ -27,8 +27,11 @@ pub trait Layer: Module + ModuleDisplay + Send + Sync {
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>>;
 
+    /// Ends loading: weights take the form that the operators read. No other method is called before.
+    fn finish_loading(&mut self);
+
     /// The weight of the projection after attention, `[hidden, heads * head_dim]`.
-    fn output_weight(&self) -> Tensor<2>;
+    fn output_weight(&self) -> &Weight;
 
     /// The projection after attention: `[batch, heads, tokens, head_dim]` → `[batch, tokens, hidden]`.
     fn attention_output(&self, attended: Tensor<4>) -> Tensor<3>;
@@ -37,15 +40,20 @@ pub trait Layer: Module + ModuleDisplay + Send + Sync {
 /// The weights, under the names that Hugging Face checkpoints use.
 #[derive(Module, Debug)]
 pub struct Weights<L: Module> {
+    /// All but the head.
     pub model: Stack<L>,
     /// Absent in models whose head is the embedding.
     pub lm_head: Option<Linear>,
 }
 
+/// The model without its head.
 #[derive(Module, Debug)]
 pub struct Stack<L: Module> {
+    /// Of token ids.
     pub embed_tokens: Embedding,
+    /// In the order in which they run.
     pub layers: Vec<L>,
+    /// After the last layer.
     pub norm: RmsNorm,
 }
 
@@ -62,6 +70,15 @@ impl<L: Layer> Weights<L> {
             lm_head: (!config.tie_embeddings).then(|| Linear::new(hidden, vocab, device)),
         }
     }
+
+    /// Ends loading, see [`Matrix::finish_loading`](crate::layers::Matrix::finish_loading).
+    fn finish_loading(&mut self) {
+        self.model.embed_tokens.weight.finish_loading();
+        self.model.layers.iter_mut().for_each(Layer::finish_loading);
+        self.lm_head
+            .iter_mut()
+            .for_each(|head| head.weight.finish_loading());
+    }
 }
 
 /// A model, ready to run.
@@ -75,12 +92,14 @@ pub struct Decoder<L: Layer> {
 }
 
 impl<L: Layer> Decoder<L> {
+    /// From weights that have been loaded.
     pub fn new(
         config: ModelConfig,
-        weights: Weights<L>,
+        mut weights: Weights<L>,
         storage: Storage,
         device: &Device,
     ) -> Self {
+        weights.finish_loading();
         let rope = Rope::new(&config);
         Self {
             config,
@@ -129,7 +148,7 @@ impl<L: Layer> Decoder<L> {
         let layers = self.weights.model.layers.iter();
         let mut facts = ModelFacts::default();
         facts.rope = Some(self.rope.facts());
-        facts.output = layers.map(Layer::output_weight).collect();
+        facts.output = layers.map(Layer::output_weight).cloned().collect();
         facts
     }
 

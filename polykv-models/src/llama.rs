@@ -2,18 +2,25 @@
 
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer};
-use crate::layers::{self, Attention, Mlp, RmsNorm, RopeTable};
+use crate::layers::{Attention, Block, Mlp, RmsNorm, RopeTable};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use polykv_core::Result;
+use polykv_core::ops::Weight;
 
+/// A Llama model.
 pub type Llama = Decoder<LlamaLayer>;
 
+/// One layer. Its field names spell the checkpoints' tensor names.
 #[derive(Module, Debug)]
 pub struct LlamaLayer {
+    /// The norm before attention.
     pub input_layernorm: RmsNorm,
+    /// The projections around attention.
     pub self_attn: Attention,
+    /// The norm after attention, before the feed-forward network.
     pub post_attention_layernorm: RmsNorm,
+    /// The feed-forward network.
     pub mlp: Mlp,
 }
 
@@ -34,13 +41,22 @@ impl Layer for LlamaLayer {
         rope: &RopeTable,
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>> {
-        let attention = (&self.input_layernorm, &self.self_attn);
-        let mlp = (&self.post_attention_layernorm, &self.mlp);
-        layers::run(x, attention, mlp, rope, attend)
+        let block = Block {
+            input_norm: &self.input_layernorm,
+            attention: &self.self_attn,
+            mlp_norm: &self.post_attention_layernorm,
+            mlp: &self.mlp,
+        };
+        block.forward(x, rope, attend)
     }
 
-    fn output_weight(&self) -> Tensor<2> {
-        self.self_attn.o_proj.weight.val()
+    fn finish_loading(&mut self) {
+        self.self_attn.finish_loading();
+        self.mlp.finish_loading();
+    }
+
+    fn output_weight(&self) -> &Weight {
+        self.self_attn.o_proj.weight.weight()
     }
 
     fn attention_output(&self, attended: Tensor<4>) -> Tensor<3> {

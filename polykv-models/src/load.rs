@@ -21,13 +21,12 @@ use crate::llama::LlamaLayer;
 use crate::qwen3::Qwen3Layer;
 use crate::random::check_fits;
 use crate::tokenizer::{Specials, Tokenizer};
-use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use burn_store::burn_pack::Tensor as PackTensor;
 use burn_store::{ApplyError, ModuleSnapshot, bridge};
 use gguf::GgufFile;
 use polykv_core::files::read_capped_text;
-use polykv_core::ops::layers::{Q8_BLOCK, quantize, settle};
+use polykv_core::ops::{Q8_BLOCK, q8_scheme};
 use polykv_core::{Error, Plan, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
@@ -237,7 +236,6 @@ fn build_family<L: Layer + 'static>(
 ) -> Result<Box<dyn CausalLm>> {
     let mut weights = Weights::<L>::new(&config, device);
     apply(&mut weights, tensors, place)?;
-    let weights = weights.map(&mut Settle);
     Ok(Box::new(Decoder::new(config, weights, storage, device)))
 }
 
@@ -274,17 +272,9 @@ fn check_head(config: &ModelConfig, mut tensors: Vec<Stored>, place: &str) -> Re
     }
 }
 
-/// Where weights lie matters from now on.
-struct Settle;
-
-impl ModuleMapper for Settle {
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        param.map(settle)
-    }
-}
-
 fn apply<M: ModuleSnapshot>(module: &mut M, tensors: Vec<PackTensor>, place: &str) -> Result<()> {
-    let result = module.apply(tensors, None, None, false);
+    // Matrices are enums while they are loaded, whose variants have no place in a tensor's name.
+    let result = module.apply(tensors, None, None, true);
     let tensor = |name: &str| format!("tensor {name}");
     if let Some(error) = result.errors.first() {
         return Err(match error {
@@ -373,6 +363,7 @@ fn convert(
     let device = device.clone();
     Ok(bridge::map_data(tensor, name, dtype, shape, move |data| {
         let wide = data.convert_dtype(DType::F32);
-        quantize(Tensor::from_data(wide, &device)).into_data()
+        let wide = Tensor::<2>::from_data(wide, &device);
+        wide.quantize_dynamic(&q8_scheme()).into_data()
     }))
 }

@@ -1,20 +1,27 @@
-//! The Qwen3 family, dense: as Llama, with a norm over each head of queries and keys before they are rotated, and a
+//! The Qwen3 family, dense: Llama's block with a norm over each head of queries and keys before they are rotated, and a
 //! head size that `hidden_size / heads` does not tell.
 
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer};
-use crate::layers::{self, Attention, Mlp, RmsNorm, RopeTable};
+use crate::layers::{Attention, Block, Mlp, RmsNorm, RopeTable};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use polykv_core::Result;
+use polykv_core::ops::Weight;
 
+/// A Qwen3 model.
 pub type Qwen3 = Decoder<Qwen3Layer>;
 
+/// One layer. Its field names spell the checkpoints' tensor names.
 #[derive(Module, Debug)]
 pub struct Qwen3Layer {
+    /// The norm before attention.
     pub input_layernorm: RmsNorm,
+    /// The projections around attention.
     pub self_attn: Attention,
+    /// The norm after attention, before the feed-forward network.
     pub post_attention_layernorm: RmsNorm,
+    /// The feed-forward network.
     pub mlp: Mlp,
 }
 
@@ -35,13 +42,22 @@ impl Layer for Qwen3Layer {
         rope: &RopeTable,
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>> {
-        let attention = (&self.input_layernorm, &self.self_attn);
-        let mlp = (&self.post_attention_layernorm, &self.mlp);
-        layers::run(x, attention, mlp, rope, attend)
+        let block = Block {
+            input_norm: &self.input_layernorm,
+            attention: &self.self_attn,
+            mlp_norm: &self.post_attention_layernorm,
+            mlp: &self.mlp,
+        };
+        block.forward(x, rope, attend)
     }
 
-    fn output_weight(&self) -> Tensor<2> {
-        self.self_attn.o_proj.weight.val()
+    fn finish_loading(&mut self) {
+        self.self_attn.finish_loading();
+        self.mlp.finish_loading();
+    }
+
+    fn output_weight(&self) -> &Weight {
+        self.self_attn.o_proj.weight.weight()
     }
 
     fn attention_output(&self, attended: Tensor<4>) -> Tensor<3> {

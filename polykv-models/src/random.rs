@@ -7,7 +7,7 @@ use crate::llama::LlamaLayer;
 use crate::qwen3::Qwen3Layer;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Distribution, Tensor};
-use polykv_core::ops::layers::{q8_scheme, settle};
+use polykv_core::ops::q8_scheme;
 use polykv_core::{Error, Result, Storage, machine, ops};
 
 /// The standard deviation that the published models were initialised with.
@@ -79,11 +79,10 @@ impl ModuleMapper for Fill {
             1 => Tensor::ones(shape, &device),
             _ => {
                 let values = Tensor::random(shape, Distribution::Normal(0.0, DEVIATION), &device);
-                let stored = match self.storage {
+                match self.storage {
                     Storage::Q8 => values.quantize_dynamic(&q8_scheme()),
                     storage => values.cast(storage.weights()),
-                };
-                settle(stored)
+                }
             }
         };
         Param::initialized(param.id, values)

@@ -108,7 +108,7 @@ impl Prompt {
             frequencies: vec![0.0; DIM / 2].into(),
             magnitude: 1.0,
         });
-        facts.output = vec![Tensor::eye(DIM, &device)];
+        facts.output = vec![Tensor::<2>::eye(DIM, &device).into()];
         cache.set_facts(&facts);
         let [q, k, v] = [&self.queries, &self.keys, &self.values].map(|own| tensor(own));
         let mut prompt = cache.prompt(self.keys.len()).unwrap();
@@ -210,7 +210,7 @@ fn cake_weighs_mean_and_variance_of_the_window() {
 
 #[test]
 fn scissorhands_counts_queries_that_pay_an_even_part() {
-    // Of the last three, 1 gets an even part (an eighth) twice, 2 once, 3 never, though more in all than 2; what 0 got
+    // Of the last three, 1 gets the average (an eighth) twice, 2 once, 3 never, though more in all than 2; what 0 got
     // is too long ago.
     let twice: Look = &[(1, 0.89), (3, 0.11)];
     let last = [twice, twice, &[(2, 0.14), (3, 0.11), (7, 0.75)]];

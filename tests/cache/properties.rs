@@ -119,7 +119,7 @@ impl World {
             frequencies: (0..pairs).map(|pair| 0.7f64.powi(pair as i32)).collect(),
             magnitude: 1.0,
         });
-        facts.output = vec![Tensor::ones([5, width], &device); self.layers];
+        facts.output = vec![Tensor::<2>::ones([5, width], &device).into(); self.layers];
         cache.set_facts(&facts);
         Ok(cache)
     }

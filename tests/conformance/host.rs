@@ -95,8 +95,8 @@ pub fn attention(
 }
 
 impl Attention {
-    /// Of the last `count` queries, of which the last sees all keys: per key the numbers of query heads that gave it an
-    /// even part, as digits of `bits` bits, and their sum.
+    /// Of the last `count` queries, of which the last sees all keys: per key the numbers of query heads that gave it at
+    /// least the average of their attention, as digits of `bits` bits, and their sum.
     pub fn hits(&self, kv_heads: usize, n: usize, count: usize, bits: usize) -> [Vec<f64>; 2] {
         let tokens = self.rows[0].len();
         let heads = self.rows.len();
@@ -106,8 +106,8 @@ impl Attention {
         for (head, rows) in self.rows.iter().enumerate() {
             for i in 0..count {
                 let query = tokens - count + i;
-                let even = 1.0 / (n - tokens + query + 1) as f64;
-                for j in (0..n).filter(|&j| rows[query][j] >= even) {
+                let average = 1.0 / (n - tokens + query + 1) as f64;
+                for j in (0..n).filter(|&j| rows[query][j] >= average) {
                     found[0][head / group * n + j] += ((bits * i) as f64).exp2();
                     found[1][head / group * n + j] += 1.0;
                 }

@@ -1,4 +1,4 @@
-//! Norms of keys, their likeness, what is merged, and attention that sums its columns on the way, against f64 on the
+//! Norms and cosines of keys, what is merged, and attention that sums its columns on the way, against f64 on the
 //! host.
 
 use crate::case::shuffled;
@@ -69,7 +69,7 @@ fn agree<const D: usize>(what: &str, found: Tensor<D>, wanted: &[f64]) {
     println!("{what:54} {worst:.1e}");
 }
 
-pub fn likeness(name: &str, device: &Device) {
+pub fn compared(name: &str, device: &Device) {
     for (entries, going, dim, dtype) in CASES {
         if !device.supports_dtype(dtype) {
             continue;
@@ -116,10 +116,10 @@ pub fn likeness(name: &str, device: &Device) {
         let found: Vec<i64> = places.clone().try_into_vec_as().unwrap();
         let matches = evicted.iter().enumerate().map(|(i, &slot)| {
             let kv = i / going;
-            let own = row(kv, slot);
+            let key = row(kv, slot);
             let others = kept[kv * staying..(kv + 1) * staying].iter().enumerate();
             let cosines =
-                others.map(|(place, &other)| (place as i64, cosine(&own, &row(kv, other))));
+                others.map(|(place, &other)| (place as i64, cosine(&key, &row(kv, other))));
             cosines.fold((0, -2.0), |best, next| match next.1 > best.1 {
                 true => next,
                 false => best,
@@ -144,13 +144,91 @@ pub fn likeness(name: &str, device: &Device) {
         for (i, &slot) in evicted.iter().enumerate() {
             let kv = i / going;
             let at = kv * staying + wanted_places[i] as usize;
-            let (going, own) = (row(kv, slot), row(kv, kept[at]));
+            let (going, target) = (row(kv, slot), row(kv, kept[at]));
             for d in 0..dim {
-                sums[at * dim + d] += f64::from(parts[i]) * (going[d] - own[d]);
+                sums[at * dim + d] += f64::from(parts[i]) * (going[d] - target[d]);
             }
         }
         agree(&of("merged"), merged, &sums);
     }
+}
+
+/// Slots that no cache has count as the last one, and places that do not exist add nothing: nothing outside the tensors
+/// is read or written.
+pub fn wrong_slots(name: &str, device: &Device) {
+    let (entries, dim) = (40, 64);
+    let keys = || cached(&vectors(entries, dim, 71, DType::F32), DType::F32, device);
+    let slots = |values: [i64; 3]| {
+        let all: Vec<i64> = (0..ALL).flat_map(|_| values).collect();
+        Tensor::<3, Int>::from_data(TensorData::new(all, [BATCH, KV_HEADS, 3]), device)
+    };
+    let numbers = |tensor: Tensor<4>| tensor.try_into_vec_as::<f32>().unwrap();
+    let last = entries as i64 - 1;
+    let (wrong, meant, kept) = ([-5, 7, 90_000], [last, 7, last], [1, 2, 3]);
+    let closest = |evicted: [i64; 3], kept: [i64; 3]| {
+        let (cosines, places) = ops::closest(keys(), slots(evicted), slots(kept));
+        let cosines: Vec<f32> = cosines.try_into_vec_as().unwrap();
+        (cosines, places.try_into_vec_as::<i64>().unwrap())
+    };
+    assert_eq!(closest(wrong, kept), closest(meant, kept), "{name}");
+    assert_eq!(closest(kept, wrong), closest(kept, meant), "{name}");
+    let parts = || Tensor::<3>::ones([BATCH, KV_HEADS, 3], device) * 0.5;
+    let merged = |evicted, kept, places| {
+        numbers(ops::merge_into(
+            keys(),
+            slots(evicted),
+            slots(kept),
+            slots(places),
+            parts(),
+        ))
+    };
+    let places = [2, 0, 1];
+    assert_eq!(merged(wrong, kept, places), merged(meant, kept, places));
+    assert_eq!(merged(kept, wrong, places), merged(kept, meant, places));
+    let nothing = merged(kept, meant, [-1, 3, 90_000]);
+    assert!(nothing.iter().all(|x| *x == 0.0), "{name}");
+    let positions = || {
+        let all: Vec<i64> = (0..ALL).flat_map(|_| 0..entries as i64).collect();
+        let dims = [BATCH, KV_HEADS, entries];
+        Tensor::<3, Int>::from_data(TensorData::new(all, dims), device)
+    };
+    let spread = |evicted, kept| {
+        let (gone, stay) = (slots(evicted), slots(kept));
+        numbers(ops::spread_into(
+            keys(),
+            positions(),
+            gone,
+            stay,
+            parts(),
+            2,
+        ))
+    };
+    assert_eq!(spread([4, 5, 90_000], kept), spread([4, 5, last], kept));
+    assert_eq!(spread(kept, [4, 5, -9]), spread(kept, [4, 5, last]));
+    let moved = |which| {
+        let (keys, values, positions) =
+            ops::compact((keys(), keys(), positions()), slots(which), 4);
+        let positions: Vec<i64> = positions.try_into_vec_as().unwrap();
+        (numbers(keys), numbers(values), positions)
+    };
+    assert_eq!(moved(wrong), moved(meant), "{name}");
+    let one = |slot: i64| {
+        let all = TensorData::new(vec![slot; ALL], [BATCH, KV_HEADS, 1]);
+        Tensor::<3, Int>::from_data(all, device)
+    };
+    let replaced = |slot| {
+        let new = Tensor::<4>::ones([BATCH, KV_HEADS, 1, dim], device);
+        let all = (keys(), keys(), positions());
+        let (keys, _, positions) = ops::replace(all, one(slot), new.clone(), new, 77);
+        (numbers(keys), positions.try_into_vec_as::<i64>().unwrap())
+    };
+    assert_eq!(replaced(-2), replaced(last), "{name}");
+    assert_eq!(replaced(90_000), replaced(last), "{name}");
+    let left = ops::drop_from_order(positions(), one(90_000), true);
+    assert_eq!(left.dims(), [BATCH, KV_HEADS, entries - 1]);
+    let left: Vec<i64> = left.try_into_vec_as().unwrap();
+    let wanted: Vec<i64> = (0..ALL).flat_map(|_| 0..last).collect();
+    assert_eq!(left, wanted, "{name}");
 }
 
 /// Few go between two that stay, or almost all; at slots in any order.
@@ -197,10 +275,10 @@ pub fn spread(name: &str, device: &Device) {
                 );
                 let mut sums = vec![0.0; ALL * stay.len() * dim];
                 for kv in 0..ALL {
-                    for (i, &own) in gone.iter().enumerate() {
-                        let row = values.row(kv / KV_HEADS, kv % KV_HEADS, slot_at(kv, own));
+                    for (i, &position) in gone.iter().enumerate() {
+                        let row = values.row(kv / KV_HEADS, kv % KV_HEADS, slot_at(kv, position));
                         let part = f64::from(parts[kv * going + i]);
-                        let behind = (0..stay.len()).filter(|&rank| stay[rank] > own);
+                        let behind = (0..stay.len()).filter(|&rank| stay[rank] > position);
                         for rank in behind.take(window) {
                             let at = (kv * stay.len() + rank) * dim;
                             let sums = sums[at..at + dim].iter_mut().zip(row);

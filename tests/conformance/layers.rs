@@ -1,9 +1,8 @@
 //! The operators of layers on every device, against plain tensor operations on the CPU.
 
 use crate::host::numbers;
-use burn::tensor::activation::silu;
 use burn::tensor::{DType, Device, Tensor, TensorData, s};
-use polykv::ops::{self, AfterAttention, BeforeAttention, oracle};
+use polykv::ops::{self, NormQkv, OutputSwiglu, Weight, oracle};
 
 const EPS: f64 = 1e-5;
 
@@ -62,14 +61,14 @@ pub fn products(name: &str, device: &Device) {
             let w = weight([outputs, inputs], 5, dtype, device);
             let x = tensor([rows, inputs], 6, device);
             let wanted = host(&x).matmul(host(&w).transpose());
-            close(&what, &ops::linear(x, w), &wanted);
+            close(&what, &ops::linear(x, &w.into()), &wanted);
         }
     }
 }
 
-/// Products of many rows as they run where stock ones would round to TF32.
+/// Products of many rows as they run where burn's own would round to TF32.
 pub fn unrounded_products(name: &str, device: &Device) {
-    // Stock products of the CPU round nothing.
+    // The CPU has no product that rounds.
     if !ops::is_cube(device) {
         return;
     }
@@ -78,13 +77,13 @@ pub fn unrounded_products(name: &str, device: &Device) {
         let w = weight([outputs, inputs], 5, DType::F32, device);
         let x = tensor([rows, inputs], 6, device);
         let wanted = host(&x).matmul(host(&w).transpose());
-        close(&what, &ops::kernels::multiply(x, w.transpose()), &wanted);
+        close(&what, &ops::unrounded_matmul(x, w.transpose()), &wanted);
     }
     // Queries with the keys of their heads, a part of the tokens.
     let q = tensor([2, 3, 11, 20], 7, device);
     let k = tensor([2, 3, 40, 20], 8, device).slice(s![.., .., 4..37, ..]);
     let wanted = host(&q).matmul(host(&k).swap_dims(2, 3));
-    let found = ops::kernels::multiply(q, k.swap_dims(2, 3));
+    let found = ops::unrounded_matmul(q, k.swap_dims(2, 3));
     close(&format!("{name}: heads, unrounded"), &found, &wanted);
 }
 
@@ -95,9 +94,13 @@ pub fn elementwise(name: &str, device: &Device) {
         let found = ops::rms_norm(x.clone(), w, EPS);
         close(&format!("{name}: norm of {rows} x {dim}"), &found, &wanted);
         let up = tensor([rows, dim], 9, device);
-        let wanted = silu(host(&x) * 4.0) * host(&up);
-        let found = ops::silu_mul(x * 4.0, up);
-        close(&format!("{name}: gate of {rows} x {dim}"), &found, &wanted);
+        let wanted = oracle::swiglu(host(&x) * 4.0, host(&up));
+        let found = ops::swiglu(x * 4.0, up);
+        close(
+            &format!("{name}: SwiGLU of {rows} x {dim}"),
+            &found,
+            &wanted,
+        );
     }
     for (batch, heads, tokens, dim) in [(1, 4, 1, 64), (2, 3, 9, 80), (1, 2, 5, 6)] {
         // Heads side by side, as projections give them, and a part of the tokens.
@@ -111,68 +114,79 @@ pub fn elementwise(name: &str, device: &Device) {
     }
 }
 
-/// What layers do around attention, one token per sequence and several.
-pub fn blocks(name: &str, device: &Device) {
+/// What GPUs do in one operation around the attention of one token per sequence, against the operators one by one on the
+/// CPU.
+pub fn fused(name: &str, device: &Device) {
     let (hidden, dim, inner) = (100, 10, 150);
-    for (batch, tokens, heads, kv_heads, normed) in [
-        (1, 1, 6, 2, false),
-        (1, 1, 7, 1, true),
-        (3, 1, 4, 4, true),
-        (1, 4, 6, 2, true),
-    ] {
+    for (batch, heads, kv_heads, head_norms) in [(1, 6, 2, false), (1, 7, 1, true), (3, 4, 4, true)]
+    {
         for dtype in dtypes(device) {
-            // Stock products of several tokens compute in the type that is stored.
-            if tokens > 1 && dtype != DType::F32 {
+            let what = format!("{name}: {batch} {dtype:?}, {heads} heads");
+            let vector = |size, seed| tensor::<1>([size], seed, device);
+            let matrix =
+                |out, inputs, seed| Weight::new(weight([out, inputs], seed, dtype, device));
+            let x = tensor::<3>([batch, 1, hidden], 12, device);
+            let table = |seed| tensor::<4>([1, 1, 1, dim / 2], seed, device);
+            let (cos, sin) = (table(13), table(14));
+            let [to_q, to_k, to_v] = [
+                matrix(heads * dim, hidden, 2),
+                matrix(kv_heads * dim, hidden, 3),
+                matrix(kv_heads * dim, hidden, 4),
+            ];
+            let projections = [&to_q, &to_k, &to_v];
+            // Elsewhere models compute the same one by one.
+            assert_eq!(ops::fuses_tokens(&x, &projections), ops::is_cube(device));
+            if !ops::is_cube(device) {
                 continue;
             }
-            let what = format!("{name}: {batch} x {tokens} {dtype:?}, {heads} heads");
-            let vector = |size, seed| tensor::<1>([size], seed, device);
-            let matrix = |out, inputs, seed| weight([out, inputs], seed, dtype, device);
-            let before = || BeforeAttention {
-                norm: vector(hidden, 1),
-                projections: [
-                    matrix(heads * dim, hidden, 2),
-                    matrix(kv_heads * dim, hidden, 3),
-                    matrix(kv_heads * dim, hidden, 4),
-                ],
-                head_norms: normed.then(|| [vector(dim, 5), vector(dim, 6)]),
+            let (norm, of_q, of_k) = (vector(hidden, 1), vector(dim, 5), vector(dim, 6));
+            let times =
+                |x: Tensor<2>, weight: &Weight| x.matmul(host(&weight.to_f32()).transpose());
+            let rows = host(&x).reshape([batch, hidden]);
+            let normed = oracle::rms_norm(rows.clone(), host(&norm), EPS);
+            let [q, k, v] = projections.map(|weight| {
+                let heads = weight.shape()[0] / dim;
+                times(normed.clone(), weight).reshape([batch, heads, 1, dim])
+            });
+            let rotated = |x: Tensor<4>, norm: &Tensor<1>| {
+                let x = match head_norms {
+                    true => oracle::rms_norm(x, host(norm), EPS),
+                    false => x,
+                };
+                oracle::rotate(x, host(&cos), host(&sin))
+            };
+            let wanted = [rotated(q, &of_q), rotated(k, &of_k), v];
+            let weights = NormQkv {
+                norm: &norm,
+                projections,
+                head_norms: head_norms.then_some([&of_q, &of_k]),
                 eps: EPS,
             };
-            let after = || AfterAttention {
-                projection: matrix(hidden, heads * dim, 7),
-                norm: vector(hidden, 8),
-                gate: matrix(inner, hidden, 9),
-                up: matrix(inner, hidden, 10),
-                down: matrix(hidden, inner, 11),
-                eps: EPS,
-            };
-            let x = tensor([batch, tokens, hidden], 12, device);
-            let table = |seed| tensor([1, 1, tokens, dim / 2], seed, device);
-            let (cos, sin) = (table(13), table(14));
-            let own = before();
-            let on_host = BeforeAttention {
-                norm: host(&own.norm),
-                projections: own.projections.each_ref().map(host),
-                head_norms: own.head_norms.as_ref().map(|own| own.each_ref().map(host)),
-                eps: EPS,
-            };
-            let wanted = ops::heads(host(&x), on_host, host(&cos), host(&sin));
-            let found = ops::heads(x.clone(), own, cos, sin);
+            let found = ops::norm_qkv_rope(x.clone(), weights, cos.clone(), sin.clone());
             for (part, (found, wanted)) in ["q", "k", "v"].iter().zip(found.iter().zip(&wanted)) {
                 close(&format!("{what}, {part}"), found, wanted);
             }
-            let own = after();
-            let on_host = AfterAttention {
-                projection: host(&own.projection),
-                norm: host(&own.norm),
-                gate: host(&own.gate),
-                up: host(&own.up),
-                down: host(&own.down),
+
+            let norm = vector(hidden, 8);
+            let weights = OutputSwiglu {
+                projection: &matrix(hidden, heads * dim, 7),
+                norm: &norm,
+                gate: &matrix(inner, hidden, 9),
+                up: &matrix(inner, hidden, 10),
+                down: &matrix(hidden, inner, 11),
                 eps: EPS,
             };
-            let attended = tensor([batch, heads, tokens, dim], 15, device);
-            let wanted = ops::after_attention(host(&x), host(&attended), on_host);
-            let found = ops::after_attention(x, attended, own);
+            let attended = tensor::<4>([batch, heads, 1, dim], 15, device);
+            let joined = host(&attended).reshape([batch, heads * dim]);
+            let h = rows + times(joined, weights.projection);
+            let normed = oracle::rms_norm(h.clone(), host(&norm), EPS);
+            let (gate, up) = (
+                times(normed.clone(), weights.gate),
+                times(normed, weights.up),
+            );
+            let wanted = h + times(oracle::swiglu(gate, up), weights.down);
+            let found = ops::output_swiglu(x, attended, weights);
+            let found = found.reshape([batch, hidden]);
             close(&format!("{what}, output"), &found, &wanted);
         }
     }

@@ -50,7 +50,7 @@ fn press_facts(device: &Device) -> ModelFacts {
     let output = (0..3).map(|layer| {
         let name = format!("model.layers.{layer}.self_attn.o_proj.weight");
         let (shape, values) = weights.floats(&name);
-        Tensor::from_data(TensorData::new(values, shape), device)
+        Tensor::<2>::from_data(TensorData::new(values, shape), device).into()
     });
     let mut facts = ModelFacts::default();
     facts.rope = Some(Rope::new(&config).facts());

@@ -32,7 +32,7 @@ fn decode_writes_in_place() {
                 frequencies: [1.0, 0.3, 0.1, 0.03].into(),
                 magnitude: 1.0,
             }),
-            output: vec![Tensor::random([12, 32], Distribution::Default, &device)],
+            output: vec![Tensor::random([12, 32], Distribution::Default, &device).into()],
         });
         let mut prompt = cache.prompt(20).unwrap();
         prompt

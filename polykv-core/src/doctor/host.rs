@@ -191,12 +191,12 @@ impl Inputs {
     }
 
     /// `silu(x) · x`
-    pub fn gated(&self) -> Vec<f64> {
-        let gated = |x: &f32| {
+    pub fn swiglu(&self) -> Vec<f64> {
+        let silu_mul = |x: &f32| {
             let x = f64::from(*x);
             x / (1.0 + (-x).exp()) * x
         };
-        self.x.iter().map(gated).collect()
+        self.x.iter().map(silu_mul).collect()
     }
 
     /// The queries, rotated.
@@ -208,9 +208,9 @@ impl Inputs {
                 let token = at % Self::TOKENS;
                 (0..Self::DIM).map(move |d| {
                     let a = angle(token, d % half);
-                    let (own, other) = (f64::from(x[d]), f64::from(x[(d + half) % Self::DIM]));
+                    let (x, pair) = (f64::from(x[d]), f64::from(x[(d + half) % Self::DIM]));
                     let sign = if d < half { -1.0 } else { 1.0 };
-                    own * a.cos() + sign * other * a.sin()
+                    x * a.cos() + sign * pair * a.sin()
                 })
             })
             .collect()

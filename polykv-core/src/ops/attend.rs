@@ -1,124 +1,11 @@
-//! Attention of grouped queries over a cache, without expanding keys or values.
+//! Attention of grouped queries (GQA) over a cache, without expanding keys or values.
 
-use super::{kernels, oracle};
+use super::attention_block::{AttentionBlock, Observer};
+use super::kernels::{PromptOps, TokenOps, WindowOps, kernel};
+use super::oracle;
+use super::route::Route;
 use crate::Result;
-use burn::tensor::{Int, Tensor, s};
-use std::cell::OnceCell;
-use std::ops::Range;
-
-/// The attention of consecutive queries over the entries that the last of them sees. Policies ask it for what they
-/// need of the probabilities; the matrix itself need not exist.
-#[derive(Clone, Debug)]
-pub struct AttentionBlock {
-    source: Source,
-    /// Computed once: plans and blends may ask for them several times.
-    sums: OnceCell<Tensor<3>>,
-}
-
-#[derive(Clone, Debug)]
-#[allow(clippy::large_enum_variant, reason = "a block lives for one call")]
-enum Source {
-    /// `[batch, kv_heads, group * tokens, entries]`, rows grouped by query head.
-    Probabilities {
-        rows: Tensor<4>,
-        group: usize,
-    },
-    Kernel(Kernel),
-}
-
-/// What the probabilities can be computed from again.
-#[derive(Clone, Debug)]
-struct Kernel {
-    q: Tensor<4>,
-    k: Tensor<4>,
-    /// The logarithm of each query's sum of exponentials.
-    log_sums: Tensor<3>,
-}
-
-/// Receives the attention of each block of queries.
-pub type Observer<'a> = dyn FnMut(&AttentionBlock) -> Result<()> + 'a;
-
-impl AttentionBlock {
-    pub(super) fn of_probabilities(rows: Tensor<4>, group: usize) -> Self {
-        Self {
-            source: Source::Probabilities { rows, group },
-            sums: OnceCell::new(),
-        }
-    }
-
-    /// Attention received per entry: sum over the block's queries, mean over the query group.
-    /// `[batch, kv_heads, entries]`.
-    pub fn column_sums(&self) -> Tensor<3> {
-        let sums = || match &self.source {
-            Source::Probabilities { rows, group } => oracle::column_sums(rows.clone(), *group),
-            Source::Kernel(from) => {
-                kernels::column_sums(from.q.clone(), from.k.clone(), from.log_sums.clone())
-            }
-        };
-        self.sums.get_or_init(sums).clone()
-    }
-
-    /// How many queries the block has.
-    pub fn tokens(&self) -> usize {
-        match &self.source {
-            Source::Probabilities { rows, group } => rows.dims()[2] / group,
-            Source::Kernel(from) => from.q.dims()[2],
-        }
-    }
-
-    /// Query heads per KV head.
-    pub fn group(&self) -> usize {
-        match &self.source {
-            Source::Probabilities { group, .. } => *group,
-            Source::Kernel(from) => from.q.dims()[1] / from.k.dims()[1],
-        }
-    }
-
-    /// How many entries the block's last query sees.
-    pub fn entries(&self) -> usize {
-        match &self.source {
-            Source::Probabilities { rows, .. } => rows.dims()[3],
-            Source::Kernel(from) => from.k.dims()[2],
-        }
-    }
-
-    /// Per entry, of some of the block's queries: how many query heads of the group gave it an even part of their
-    /// attention or more, as digits of `bits` bits, the first query's lowest, all in the 24 bits that an f32 holds; and
-    /// the sum of these numbers. `[batch, kv_heads, entries that the last of the queries sees]`.
-    pub fn hits(&self, queries: Range<usize>, bits: usize) -> (Tensor<3>, Tensor<3>) {
-        match &self.source {
-            Source::Probabilities { rows, group } => {
-                oracle::attention_hits(rows.clone(), *group, queries, bits)
-            }
-            Source::Kernel(from) => {
-                let (q, k) = (from.q.clone(), from.k.clone());
-                kernels::attention_hits(q, k, from.log_sums.clone(), queries, bits)
-            }
-        }
-    }
-
-    /// The attention of the block's last query: `[batch, kv_heads, group, entries]`.
-    pub fn last_row(&self) -> Tensor<4> {
-        match &self.source {
-            Source::Probabilities { rows, group } => {
-                let [batch, kv_heads, count, entries] = rows.dims();
-                let tokens = count / group;
-                if tokens == 1 {
-                    return rows.clone();
-                }
-                rows.clone()
-                    .reshape([batch, kv_heads, *group, tokens, entries])
-                    .slice(s![.., .., .., tokens - 1..tokens, ..])
-                    .reshape([batch, kv_heads, *group, entries])
-            }
-            Source::Kernel(from) => {
-                let last = from.q.clone().narrow(2, from.q.dims()[2] - 1, 1);
-                let entries = from.k.dims()[2];
-                kernels::attend_token(last, from.k.clone(), from.k.clone(), entries).1
-            }
-        }
-    }
-}
+use burn::tensor::{Int, Tensor};
 
 /// Causal attention, aligned at the end: query `i` of `t` sees the first `n − t + i + 1` entries.
 ///
@@ -128,6 +15,9 @@ impl AttentionBlock {
 ///
 /// # Errors
 /// Only those of `observe`.
+///
+/// # Panics
+/// If the shapes do not fit.
 pub fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -137,10 +27,14 @@ pub fn attend(
     run(q, k, v, observe, false)
 }
 
-/// As [`attend`], for an observer that asks each block for its column sums.
+/// [`attend`] for an observer that asks each block for its column sums: where they cost little on the way, they are
+/// computed with the attention.
 ///
 /// # Errors
 /// Only those of `observe`.
+///
+/// # Panics
+/// If the shapes do not fit.
 pub fn attend_summed(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -157,29 +51,33 @@ fn run(
     observe: Option<&mut Observer<'_>>,
     summed: bool,
 ) -> Result<Tensor<4>> {
-    // Stock products of many rows are tuned for each GPU: where nobody asks for probabilities, blocks of them do.
-    let stock = q.dims()[2] > 1 && observe.is_none() && kernels::is_cube(&q.device());
-    let kernel = kernels::has_kernels(&q) && kernels::has_rounds(&q.device(), rounds(&q, &k));
-    if stock || !kernel {
-        return oracle::attend(q, k, v, observe);
+    check(&q, &k, &v);
+    let (device, group) = (q.device(), q.dims()[1] / k.dims()[1]);
+    let route = Route::of(&q).if_alike([k.dtype(), v.dtype()]);
+    let route = route.for_rounds(&device, rounds(&q, &k));
+    // burn's GEMM is tuned for each GPU: where nobody asks for probabilities, blocks of them do.
+    let unseen = q.dims()[2] > 1 && observe.is_none() && route == Route::Gpu;
+    if route == Route::Plain || unseen {
+        let Some(observe) = observe else {
+            return oracle::attend(q, k, v, None);
+        };
+        let mut look = |rows| observe(&AttentionBlock::of_probabilities(rows, group));
+        return oracle::attend(q, k, v, Some(&mut look));
     }
     let (output, block) = if q.dims()[2] == 1 {
         let entries = k.dims()[2];
         attend_first(q, k, v, entries)
+    } else if summed {
+        let (q2, k2) = (q.clone(), k.clone());
+        let (output, log_sums, sums) = kernel!(PromptOps::attend_summed(q2, k2, v));
+        (
+            output,
+            AttentionBlock::of_kernel(q, k, log_sums, Some(sums)),
+        )
     } else {
         let (q2, k2) = (q.clone(), k.clone());
-        let (output, log_sums, sums) = match summed {
-            true => {
-                let (output, log_sums, sums) = kernels::attend_summed(q2, k2, v);
-                (output, log_sums, OnceCell::from(sums))
-            }
-            false => {
-                let (output, log_sums) = kernels::attend_prompt(q2, k2, v);
-                (output, log_sums, OnceCell::new())
-            }
-        };
-        let source = Source::Kernel(Kernel { q, k, log_sums });
-        (output, AttentionBlock { source, sums })
+        let (output, log_sums) = kernel!(PromptOps::attend_prompt(q2, k2, v));
+        (output, AttentionBlock::of_kernel(q, k, log_sums, None))
     };
     if let Some(observe) = observe {
         observe(&block)?;
@@ -187,28 +85,48 @@ fn run(
     Ok(output)
 }
 
-/// Attention of one query per head over the first `entries` of `k` and `v [batch, kv_heads, n, d]`: `q [batch, heads, 1,
-/// d]` → the output like `q`, and the attention. What the others hold does not matter.
+/// Attention of one query per head over the first `entries` (at least 1) of `k` and `v [batch, kv_heads, n, d]`: `q
+/// [batch, heads, 1, d]` → the output like `q`, and the attention. What the other entries hold does not matter.
+///
+/// # Panics
+/// If the shapes do not fit, and for more entries than there are.
 pub fn attend_first(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
     entries: usize,
 ) -> (Tensor<4>, AttentionBlock) {
-    let [batch, kv_heads, all, _] = k.dims();
+    check(&q, &k, &v);
+    let [_, kv_heads, all, _] = k.dims();
     let group = q.dims()[1] / kv_heads;
-    let (output, row) = match kernels::has_kernels(&q) {
-        true => kernels::attend_token(q, k, v, entries),
-        false => {
+    assert_eq!(q.dims()[2], 1, "one query per head");
+    assert!((1..=all).contains(&entries), "{entries} entries of {all}");
+    let (output, row) = match Route::of(&q).if_alike([k.dtype(), v.dtype()]) {
+        Route::Plain => {
             let (k, v) = match entries == all {
                 true => (k, v),
                 false => (k.narrow(2, 0, entries), v.narrow(2, 0, entries)),
             };
-            let lengths = Tensor::full([batch, kv_heads], entries as i64, &q.device());
-            oracle::attend_lengths(q, k, v, lengths)
+            oracle::attend_token(q, k, v, None)
         }
+        _ => kernel!(TokenOps::attend_token(q, k, v, entries)),
     };
     (output, AttentionBlock::of_probabilities(row, group))
+}
+
+/// Shapes of queries, keys and values that fit each other.
+fn check(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) {
+    let ([batch, heads, tokens, d], [_, kv_heads, entries, _]) = (q.dims(), k.dims());
+    assert_eq!(k.dims(), [batch, kv_heads, entries, d], "keys for queries");
+    assert_eq!(v.dims(), k.dims(), "a value per key");
+    assert!(
+        kv_heads > 0 && heads.is_multiple_of(kv_heads),
+        "{heads} query heads for {kv_heads} KV heads"
+    );
+    assert!(
+        tokens > 0 && tokens <= entries,
+        "{tokens} queries for {entries} entries"
+    );
 }
 
 /// How many rounds a unit of the GPU kernels takes at most: per key its products and sums by four elements, or per query
@@ -227,19 +145,26 @@ fn rounds(q: &Tensor<4>, k: &Tensor<4>) -> usize {
     }
 }
 
-/// Attention of one query per head over the first `lengths [batch, kv_heads]` entries of each KV head, from 1 to n of
-/// them: `q [batch, heads, 1, d]`, `k`, `v [batch, kv_heads, n, d]` → the output `[batch, heads, 1, d]` and the
-/// probabilities `[batch, kv_heads, group, n]`, which are 0 from the length on. What entries there hold does not matter,
-/// but it must be finite.
+/// Attention of one query per head over the first `lengths [batch, kv_heads]` entries of each KV head: `q [batch, heads,
+/// 1, d]`, `k`, `v [batch, kv_heads, n, d]` → the output `[batch, heads, 1, d]` and the probabilities `[batch, kv_heads,
+/// group, n]`, which are 0 from the length on. Lengths below 1 count as 1, those above n as n. What entries behind the
+/// length hold does not matter, but it must be finite.
+///
+/// # Panics
+/// If the shapes do not fit.
 pub fn attend_lengths(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
     lengths: Tensor<2, Int>,
 ) -> (Tensor<4>, Tensor<4>) {
-    match kernels::has_kernels(&q) {
-        true => kernels::attend_lengths(q, k, v, lengths),
-        false => oracle::attend_lengths(q, k, v, lengths),
+    check(&q, &k, &v);
+    let [batch, kv_heads, ..] = k.dims();
+    assert_eq!(q.dims()[2], 1, "one query per head");
+    assert_eq!(lengths.dims(), [batch, kv_heads], "a length per KV head");
+    match Route::of(&q).if_alike([k.dtype(), v.dtype()]) {
+        Route::Plain => oracle::attend_token(q, k, v, Some(lengths)),
+        _ => kernel!(TokenOps::attend_lengths(q, k, v, lengths)),
     }
 }
 
@@ -248,36 +173,65 @@ pub fn attend_lengths(
 ///
 /// `q [batch, heads, w, d]`, `k [batch, kv_heads, n, d]`, `positions [batch, kv_heads, n]` →
 /// `[batch, kv_heads, group, w, n]`.
+///
+/// # Panics
+/// If the shapes do not fit, and for more queries than `seen` tokens.
 pub fn window_attention(
     q: Tensor<4>,
     k: Tensor<4>,
     positions: Tensor<3, Int>,
     seen: usize,
 ) -> Tensor<5> {
+    check_window(&q, &k, &positions, seen);
     oracle::window_attention(q, k, positions, seen)
 }
 
-/// What the last `w` queries pay attention to, as [`window_attention`]: per entry the sum over them and the variance
+/// What the last `w` queries pay attention to, see [`window_attention`]: per entry the sum over them and the variance
 /// over them (divided by w − 1; of one query 0), each a mean over the query group: `[batch, kv_heads, n]`.
+///
+/// # Panics
+/// If the shapes do not fit, and for more queries than `seen` tokens.
 pub fn window_score(
     q: Tensor<4>,
     k: Tensor<4>,
     positions: Tensor<3, Int>,
     seen: usize,
 ) -> (Tensor<3>, Tensor<3>) {
-    match kernels::has_kernels(&q) {
-        true => kernels::window_score(q, k, positions, seen),
-        false => oracle::window_score(q, k, positions, seen),
+    check_window(&q, &k, &positions, seen);
+    match Route::of(&q) {
+        Route::Plain => oracle::window_score(q, k, positions, seen),
+        _ => kernel!(WindowOps::window_score(q, k, positions, seen)),
     }
+}
+
+fn check_window(q: &Tensor<4>, k: &Tensor<4>, positions: &Tensor<3, Int>, seen: usize) {
+    let ([batch, heads, window, d], [_, kv_heads, entries, _]) = (q.dims(), k.dims());
+    assert_eq!(k.dims(), [batch, kv_heads, entries, d], "keys for queries");
+    assert!(
+        kv_heads > 0 && heads.is_multiple_of(kv_heads),
+        "{heads} query heads for {kv_heads} KV heads"
+    );
+    let dims = [batch, kv_heads, entries];
+    assert_eq!(positions.dims(), dims, "a position per key");
+    assert!(
+        (1..=seen).contains(&window),
+        "{window} queries of {seen} tokens"
+    );
 }
 
 /// Attention of one query per head over all entries: `q [batch, heads, 1, d]`, `k [batch, kv_heads, n, d]` →
 /// `[batch, kv_heads, group, n]`.
+///
+/// # Panics
+/// If the shapes do not fit.
 pub fn attention_row(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
-    let [batch, heads, _, _] = q.dims();
+    check(&q, &k, &k);
+    let [batch, heads, tokens, _] = q.dims();
     let [_, kv_heads, entries, _] = k.dims();
-    if kernels::has_kernels(&q) {
-        return kernels::attend_token(q, k.clone(), k, entries).1;
+    assert_eq!(tokens, 1, "one query per head");
+    if Route::of(&q) != Route::Plain {
+        let (_, row): (Tensor<4>, _) = kernel!(TokenOps::attend_token(q, k.clone(), k, entries));
+        return row;
     }
     // All entries are visible, whatever their positions.
     let positions = Tensor::zeros([batch, kv_heads, entries], &k.device());

@@ -1,5 +1,9 @@
-//! The operators that backends implement with kernels of their own: Flex in plain Rust (`flex/`), every CubeCL runtime
-//! (wgpu, CUDA and others) with one set of CubeCL kernels (`cube/`). What runs where is decided here.
+//! The operators that backends implement with kernels of their own: Flex in plain Rust (`flex`), every CubeCL runtime
+//! with one set of CubeCL kernels (`cube`). An operator's signature stands here, at its public function and at its
+//! implementations; [`kernel!`] calls it for burn's tensors.
+//!
+//! What comes in has been checked by the public functions as far as shapes go. Slots, positions and lengths are numbers
+//! on a device and unchecked: whatever they are, a kernel stays inside its tensors.
 
 // In a build in which no backend implements an operator, the dispatcher reads no argument.
 #[cfg_attr(not(any(feature = "flex", feature = "cube")), expect(unused_variables))]
@@ -11,49 +15,95 @@ mod keys;
 #[cfg_attr(not(feature = "cube"), expect(unused_variables))]
 mod layers;
 
-pub use attention::*;
-pub use entries::*;
-pub use keys::*;
-pub use layers::*;
+pub use attention::{HIT_SLACK, HitOps, PromptOps, TokenOps, WindowOps};
+pub use entries::{ChoiceOps, EntryOps, OrderOps};
+pub use keys::{KeyOps, MergeOps};
+pub use layers::{FusedOps, GemmOps, HeadNorms, OutputWeights, PointwiseOps, QkvWeights};
 
-#[cfg(any(feature = "flex", feature = "cube"))]
-use burn::backend::DispatchDevice;
-use burn::backend::DispatchTensor;
-use burn::tensor::{DType, Device, Tensor};
-use std::ops::Range;
+use super::pool::Pool;
+use super::protect::Guard;
+use burn::backend::{Dispatch, DispatchTensor};
+use burn::tensor::Tensor;
+use burn::tensor::kind::Basic;
 
-/// Positions that stay whatever their score.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Guard {
-    /// Positions below this one.
-    pub sinks: i32,
-    /// Positions from this one on.
-    pub recent: i32,
-    /// Ranges of positions beside those.
-    pub spans: Vec<Range<i32>>,
+/// `kernel!(KeyOps::key_norms(keys))` runs an operator on the backend of the tensors in its arguments; arguments and
+/// results are burn's tensors.
+macro_rules! kernel {
+    ($ops:ident::$name:ident($($arg:expr),* $(,)?)) => {
+        $crate::ops::kernels::Output::wrap(
+            <burn::backend::Dispatch as $ops>::$name($($crate::ops::kernels::Input::unwrap($arg)),*)
+        )
+    };
+}
+pub(super) use kernel;
+
+/// What an operator takes, as [`Dispatch`] does.
+pub trait Input {
+    type Unwrapped;
+
+    fn unwrap(self) -> Self::Unwrapped;
 }
 
-impl Guard {
-    /// For choices without protection.
-    pub fn none() -> Self {
-        Self {
-            sinks: 0,
-            recent: i32::MAX,
-            spans: Vec::new(),
+impl<const D: usize, K: Basic> Input for Tensor<D, K> {
+    type Unwrapped = DispatchTensor;
+
+    fn unwrap(self) -> DispatchTensor {
+        self.into_dispatch()
+    }
+}
+
+macro_rules! plain_input {
+    ($($ty:ty),*) => {$(
+        impl Input for $ty {
+            type Unwrapped = Self;
+
+            fn unwrap(self) -> Self {
+                self
+            }
         }
-    }
+    )*};
+}
+plain_input!(
+    bool,
+    f32,
+    usize,
+    Guard,
+    Pool,
+    QkvWeights<Dispatch>,
+    OutputWeights<Dispatch>
+);
 
-    pub fn contains(&self, position: i64) -> bool {
-        let in_span =
-            |span: &Range<i32>| i64::from(span.start) <= position && position < i64::from(span.end);
-        position < i64::from(self.sinks)
-            || position >= i64::from(self.recent)
-            || self.spans.iter().any(in_span)
+/// What an operator gives.
+pub trait Output<T> {
+    fn wrap(unwrapped: T) -> Self;
+}
+
+impl<const D: usize, K: Basic> Output<DispatchTensor> for Tensor<D, K> {
+    fn wrap(unwrapped: DispatchTensor) -> Self {
+        Self::from_dispatch(unwrapped)
     }
 }
 
-/// How far below an even part, as a logarithm, attention still counts as one: the rounding of scores in f32.
-pub const HIT_SLACK: f32 = 1e-6;
+impl<A, B, X, Y> Output<(X, Y)> for (A, B)
+where
+    A: Output<X>,
+    B: Output<Y>,
+{
+    fn wrap((a, b): (X, Y)) -> Self {
+        (A::wrap(a), B::wrap(b))
+    }
+}
+
+impl<A, B, C, X, Y, Z> Output<(X, Y, Z)> for (A, B, C)
+where
+    A: Output<X>,
+    B: Output<Y>,
+    C: Output<Z>,
+{
+    fn wrap((a, b, c): (X, Y, Z)) -> Self {
+        (A::wrap(a), B::wrap(b), C::wrap(c))
+    }
+}
 
 /// The shape of the product of matrices `[.., m, k]` and `[.., k, n]`; leading axes of length 1 are broadcast.
 #[cfg(feature = "cube")]
@@ -107,69 +157,4 @@ mod shapes {
         dims[2] -= 1;
         TensorSpec::new(dims.into(), spec.dtype)
     }
-}
-
-/// Whether the tensor's device implements [`KvOps`] for its dtype; elsewhere plain tensor operations do the same.
-pub fn has_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
-    let device = tensor.device();
-    tensor.dtype() == DType::F32 && (is_cpu(&device) || is_cube(&device))
-}
-
-/// Whether the CPU has a kernel for the tensor's dtype.
-pub fn has_cpu_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
-    tensor.dtype() == DType::F32 && is_cpu(&tensor.device())
-}
-
-/// As [`has_cpu_kernels`] for a GPU.
-pub fn has_gpu_kernels<const D: usize>(tensor: &Tensor<D>) -> bool {
-    tensor.dtype() == DType::F32 && is_cube(&tensor.device())
-}
-
-/// Whether the device chooses and moves entries with kernels, which take every type that is stored.
-pub fn moves_entries(device: &Device) -> bool {
-    is_cpu(device) || is_cube(device)
-}
-
-/// Whether a unit of a kernel may take `rounds` rounds of its loops. Software Vulkan (llvmpipe) ends all loops of a unit
-/// after 65,535 rounds together, and nothing tells that the result is a part; like it, only software has no plane
-/// operations.
-pub fn has_rounds(device: &Device, rounds: usize) -> bool {
-    match device.as_dispatch() {
-        #[cfg(feature = "cube")]
-        DispatchDevice::Cube(own) => {
-            rounds < 60_000 || !own.client().properties().features.plane.is_empty()
-        }
-        _ => {
-            let _ = rounds;
-            true
-        }
-    }
-}
-
-/// Whether the device is the CPU backend.
-pub fn is_cpu(device: &Device) -> bool {
-    #[cfg(feature = "flex")]
-    return matches!(device.as_dispatch(), DispatchDevice::Flex(_));
-    #[cfg(not(feature = "flex"))]
-    {
-        let _ = device;
-        false
-    }
-}
-
-/// Whether the device runs CubeCL kernels.
-pub fn is_cube(device: &Device) -> bool {
-    #[cfg(feature = "cube")]
-    return matches!(device.as_dispatch(), DispatchDevice::Cube(_));
-    #[cfg(not(feature = "cube"))]
-    {
-        let _ = device;
-        false
-    }
-}
-
-fn pair<const A: usize, const B: usize>(
-    (a, b): (DispatchTensor, DispatchTensor),
-) -> (Tensor<A>, Tensor<B>) {
-    (Tensor::from_dispatch(a), Tensor::from_dispatch(b))
 }

@@ -1,45 +1,63 @@
-//! Likeness of keys, for policies that compare or merge them. Keys and values are as the cache stores them.
+//! Norms and cosines of keys, and merging of what is evicted, for policies that compare entries. Keys and values are as
+//! the cache stores them. A slot that is no number below n counts as n − 1.
 
-use super::{kernels, oracle};
+use super::kernels::{KeyOps, MergeOps, kernel};
+use super::oracle;
+use super::route::Route;
 use burn::tensor::{Int, Tensor};
 
-/// ‖k‖₂ of keys `[batch, kv_heads, n, d]`: `[batch, kv_heads, n]`.
+/// ‖k‖₂ of `keys [batch, kv_heads, n, d]`: `[batch, kv_heads, n]`.
 pub fn key_norms(keys: Tensor<4>) -> Tensor<3> {
-    match kernels::moves_entries(&keys.device()) {
-        true => kernels::key_norms(keys),
-        false => oracle::keys::norms(keys),
+    match Route::on(&keys.device()) {
+        Route::Plain => oracle::keys::norms(keys),
+        _ => kernel!(KeyOps::key_norms(keys)),
     }
 }
 
 /// The cosine of each key of `[batch, kv_heads, n, d]` and its head's `anchor [batch, kv_heads, 1, d]` in f32, from the
 /// keys' [`key_norms`]: `[batch, kv_heads, n]`. With a vector of zeros it is 0.
+///
+/// # Panics
+/// If the shapes do not fit.
 pub fn key_cosines(keys: Tensor<4>, norms: Tensor<3>, anchor: Tensor<4>) -> Tensor<3> {
-    match kernels::moves_entries(&keys.device()) {
-        true => kernels::key_cosines(keys, norms, anchor),
-        false => oracle::keys::cosines(keys, norms, anchor),
+    let [batch, kv_heads, entries, d] = keys.dims();
+    assert_eq!(norms.dims(), [batch, kv_heads, entries], "a norm per key");
+    assert_eq!(anchor.dims(), [batch, kv_heads, 1, d], "an anchor per head");
+    let route = Route::on(&keys.device()).if_f32(&norms).if_f32(&anchor);
+    match route {
+        Route::Plain => oracle::keys::cosines(keys, norms, anchor),
+        _ => kernel!(KeyOps::key_cosines(keys, norms, anchor)),
     }
 }
 
 /// For each key in the slots `evicted [batch, kv_heads, e]` the largest cosine with one in the slots `kept [batch,
 /// kv_heads, m]`, and that one's place among them: `[batch, kv_heads, e]` each.
+///
+/// # Panics
+/// If the shapes do not fit, and without entries that stay.
 pub fn closest(
     keys: Tensor<4>,
     evicted: Tensor<3, Int>,
     kept: Tensor<3, Int>,
 ) -> (Tensor<3>, Tensor<3, Int>) {
+    check_slots(&keys, &evicted, &kept);
     let device = keys.device();
     let norms = key_norms(keys.clone());
     // A unit of the GPU kernel compares one key with all that stay.
     let rounds = kept.dims()[2] * (keys.dims()[3] + 1);
-    match kernels::moves_entries(&device) && kernels::has_rounds(&device, rounds) {
-        true => kernels::closest(keys, norms, evicted, kept),
-        false => oracle::keys::closest(keys, norms, evicted, kept),
+    let route = Route::on(&device).if_alike([evicted.dtype(), kept.dtype()]);
+    match route.for_rounds(&device, rounds) {
+        Route::Plain => oracle::keys::closest(keys, norms, evicted, kept),
+        _ => kernel!(KeyOps::closest(keys, norms, evicted, kept)),
     }
 }
 
 /// What the evicted entries add to those that stay: of `vectors [batch, kv_heads, n, d]`, for the `i`th evicted slot,
 /// `parts[i]` times its distance to the slot at `places[i]` in `kept`; `parts` and `places [batch, kv_heads, e]` →
-/// `[batch, kv_heads, m, d]` in f32.
+/// `[batch, kv_heads, m, d]` in f32. A place that is no number below m adds nothing.
+///
+/// # Panics
+/// If the shapes do not fit, and without entries that stay.
 pub fn merge_into(
     vectors: Tensor<4>,
     evicted: Tensor<3, Int>,
@@ -47,11 +65,16 @@ pub fn merge_into(
     places: Tensor<3, Int>,
     parts: Tensor<3>,
 ) -> Tensor<4> {
+    check_slots(&vectors, &evicted, &kept);
+    assert_eq!(places.dims(), evicted.dims(), "a place per evicted entry");
+    assert_eq!(parts.dims(), evicted.dims(), "a part per evicted entry");
     let device = vectors.device();
     let rounds = evicted.dims()[2];
-    match kernels::moves_entries(&device) && kernels::has_rounds(&device, rounds) {
-        true => kernels::merge_into(vectors, evicted, kept, places, parts),
-        false => oracle::keys::merge_into(vectors, evicted, kept, places, parts),
+    let types = [evicted.dtype(), kept.dtype(), places.dtype()];
+    let route = Route::on(&device).if_alike(types).if_f32(&parts);
+    match route.for_rounds(&device, rounds) {
+        Route::Plain => oracle::keys::merge_into(vectors, evicted, kept, places, parts),
+        _ => kernel!(MergeOps::merge_into(vectors, evicted, kept, places, parts)),
     }
 }
 
@@ -59,6 +82,9 @@ pub fn merge_into(
 /// times the `i`th evicted one goes to each of the next `window` (at least 1) kept entries behind its position, near the
 /// end to fewer. `positions [batch, kv_heads, n]`, `parts [batch, kv_heads, e]` → `[batch, kv_heads, m, d]` in f32. The
 /// slots `evicted [batch, kv_heads, e]` and `kept [batch, kv_heads, m]` are in ascending order of position.
+///
+/// # Panics
+/// If the shapes do not fit, without entries that stay, and for a window of 0.
 pub fn spread_into(
     vectors: Tensor<4>,
     positions: Tensor<3, Int>,
@@ -67,10 +93,32 @@ pub fn spread_into(
     parts: Tensor<3>,
     window: usize,
 ) -> Tensor<4> {
+    check_slots(&vectors, &evicted, &kept);
+    let [batch, kv_heads, entries, _] = vectors.dims();
+    let dims = [batch, kv_heads, entries];
+    assert_eq!(positions.dims(), dims, "a position per entry");
+    assert_eq!(parts.dims(), evicted.dims(), "a part per evicted entry");
+    assert!(window > 0, "a window of at least one entry");
     let device = vectors.device();
     let rounds = evicted.dims()[2];
-    match kernels::moves_entries(&device) && kernels::has_rounds(&device, rounds) {
-        true => kernels::spread_into(vectors, positions, evicted, kept, parts, window),
-        false => oracle::keys::spread_into(vectors, positions, evicted, kept, parts, window),
+    let types = [evicted.dtype(), kept.dtype(), positions.dtype()];
+    let route = Route::on(&device).if_alike(types).if_f32(&parts);
+    match route.for_rounds(&device, rounds) {
+        Route::Plain => oracle::keys::spread_into(vectors, positions, evicted, kept, parts, window),
+        _ => {
+            kernel!(MergeOps::spread_into(
+                vectors, positions, evicted, kept, parts, window
+            ))
+        }
+    }
+}
+
+/// The shapes of slots that go and of slots that stay.
+fn check_slots(vectors: &Tensor<4>, evicted: &Tensor<3, Int>, kept: &Tensor<3, Int>) {
+    let [batch, kv_heads, ..] = vectors.dims();
+    for slots in [evicted, kept] {
+        let [sequences, heads, count] = slots.dims();
+        assert_eq!([sequences, heads], [batch, kv_heads], "slots of every head");
+        assert!(count > 0, "at least one slot");
     }
 }

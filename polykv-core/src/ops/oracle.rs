@@ -1,29 +1,32 @@
 //! The operators in plain tensor operations: what runs on backends without kernels, and what kernels are tested
-//! against.
+//! against. Shapes are those of the operators of the same names.
 
 pub mod choice;
 pub mod keys;
 pub mod pool;
 
-use super::layers::product;
-use super::{AttentionBlock, Observer};
+use super::tensor::product;
 use crate::Result;
-use burn::tensor::activation::softmax;
+use burn::tensor::activation::{silu, softmax};
 use burn::tensor::{Bool, Device, Int, IntDType, Tensor, TensorData, s};
 use std::ops::Range;
 
 /// Query rows per block: the score matrix of a long prompt never exists as a whole.
 const BLOCK: usize = 128;
 
-/// As [`attend`](super::attend).
+/// Receives the probabilities of a block of queries, `[batch, kv_heads, group * tokens, entries]`, rows grouped by query
+/// head, over the entries that the last of the queries sees.
+pub type Look<'a> = dyn FnMut(Tensor<4>) -> Result<()> + 'a;
+
+/// [`attend`](super::attend), in blocks of queries; `look` gets the probabilities of each.
 ///
 /// # Errors
-/// Only those of `observe`.
+/// Only those of `look`.
 pub fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
-    mut observe: Option<&mut Observer<'_>>,
+    mut look: Option<&mut Look<'_>>,
 ) -> Result<Tensor<4>> {
     let [batch, heads, tokens, d] = q.dims();
     let [_, kv_heads, entries, _] = k.dims();
@@ -54,11 +57,8 @@ pub fn attend(
                 .reshape([batch, kv_heads, group * rows, visible]);
         }
         let probabilities = softmax(scores, 3);
-        if let Some(observe) = observe.as_mut() {
-            observe(&AttentionBlock::of_probabilities(
-                probabilities.clone(),
-                group,
-            ))?;
+        if let Some(look) = look.as_mut() {
+            look(probabilities.clone())?;
         }
         let output = product(probabilities, part(&v));
         outputs.push(output.reshape([batch, heads, rows, d]));
@@ -69,12 +69,14 @@ pub fn attend(
     })
 }
 
-/// As [`attend_lengths`](super::attend_lengths).
-pub fn attend_lengths(
+/// [`attend_first`](super::attend_first) over all entries, or [`attend_lengths`](super::attend_lengths) over the first
+/// `lengths [batch, kv_heads]` of each head: the output `[batch, heads, 1, d]` and the probabilities `[batch, kv_heads,
+/// group, n]`.
+pub fn attend_token(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
-    lengths: Tensor<2, Int>,
+    lengths: Option<Tensor<2, Int>>,
 ) -> (Tensor<4>, Tensor<4>) {
     let [batch, heads, _, d] = q.dims();
     let [_, kv_heads, entries, _] = k.dims();
@@ -83,12 +85,15 @@ pub fn attend_lengths(
     let q = q
         .mul_scalar(1.0 / (d as f32).sqrt())
         .reshape([batch, kv_heads, heads / kv_heads, d]);
-    let slots = Tensor::<1, Int>::arange(0..entries as i64, &device)
-        .cast(IntDType::from(lengths.dtype()))
-        .reshape([1, 1, 1, entries])
-        .expand(dims);
-    let lengths = lengths.reshape([batch, kv_heads, 1, 1]).expand(dims);
-    let scores = product(q, k.swap_dims(2, 3)).mask_fill(slots.greater_equal(lengths), MASKED);
+    let mut scores = product(q, k.swap_dims(2, 3));
+    if let Some(lengths) = lengths {
+        let slots = Tensor::<1, Int>::arange(0..entries as i64, &device)
+            .cast(IntDType::from(lengths.dtype()))
+            .reshape([1, 1, 1, entries])
+            .expand(dims);
+        let lengths = lengths.clamp_min(1).reshape([batch, kv_heads, 1, 1]);
+        scores = scores.mask_fill(slots.greater_equal(lengths.expand(dims)), MASKED);
+    }
     let row = softmax(scores, 3);
     let output = product(row.clone(), v).reshape([batch, heads, 1, d]);
     (output, row)
@@ -113,7 +118,7 @@ pub fn column_sums(probabilities: Tensor<4>, group: usize) -> Tensor<3> {
         .reshape([batch, kv_heads, entries])
 }
 
-/// As [`AttentionBlock::hits`], from the block's probabilities.
+/// [`AttentionBlock::hits`](super::AttentionBlock::hits), from the block's probabilities.
 pub fn attention_hits(
     probabilities: Tensor<4>,
     group: usize,
@@ -132,10 +137,10 @@ pub fn attention_hits(
         let values: Vec<f32> = (0..count).map(f).collect();
         Tensor::<5>::from_data(TensorData::new(values, [1, 1, 1, count, 1]), &device)
     };
-    let even = column(&|i| 1.0 / (first + i) as f32);
+    let average = column(&|i| 1.0 / (first + i) as f32);
     let hits = attention
         .clone()
-        .greater_equal(even.expand(attention.dims()));
+        .greater_equal(average.expand(attention.dims()));
     let hits = hits.float().sum_dim(2); // [batch, kv_heads, 1, count, seen]
     let flat = [batch, kv_heads, seen];
     let counts = hits.clone().sum_dim(3).reshape(flat);
@@ -143,7 +148,7 @@ pub fn attention_hits(
     (digits.sum_dim(3).reshape(flat), counts)
 }
 
-/// As [`window_attention`](super::window_attention).
+/// [`window_attention`](super::window_attention).
 pub fn window_attention(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -175,7 +180,7 @@ pub fn window_attention(
     softmax(scores.mask_fill(hidden, MASKED), 4)
 }
 
-/// As [`window_score`](super::window_score).
+/// [`window_score`](super::window_score).
 pub fn window_score(
     q: Tensor<4>,
     k: Tensor<4>,
@@ -195,13 +200,18 @@ pub fn window_score(
     )
 }
 
-/// As [`rms_norm`](super::rms_norm).
+/// [`swiglu`](super::swiglu).
+pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    silu(gate) * up
+}
+
+/// [`rms_norm`](super::rms_norm).
 pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
     let mean_square = x.clone().square().mean_dim(D - 1);
     x / mean_square.add_scalar(eps).sqrt() * weight.unsqueeze::<D>()
 }
 
-/// As [`rotate`](super::rotate).
+/// [`rotate`](super::rotate).
 pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
     let [_, _, _, d] = x.dims();
     let first = x.clone().slice(s![.., .., .., 0..d / 2]);

@@ -3,7 +3,7 @@ use super::stages::Stages;
 use super::{
     Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range,
 };
-use crate::ops::{self, AttentionBlock};
+use crate::ops::{self, AttentionBlock, Weight};
 use crate::{Error, Result};
 use burn::tensor::{DType, Tensor, s};
 use serde::Deserialize;
@@ -167,10 +167,10 @@ mod oracle {
 
 /// ‖W v‖₁, mean over the query group: `values [batch, kv_heads, tokens, head_dim]`, `output [hidden, heads *
 /// head_dim]` → `[batch, kv_heads, tokens]`.
-fn output_norms(values: &Tensor<4>, output: &Tensor<2>, group: usize) -> Tensor<3> {
+fn output_norms(values: &Tensor<4>, output: &Weight, group: usize) -> Tensor<3> {
     let [batch, kv_heads, tokens, d] = values.dims();
     let values = values.clone().cast(DType::F32);
-    let output = ops::to_f32(output.clone());
+    let output = output.to_f32();
     let of_head = |head: usize, first: usize, count: usize| {
         let kv_head = head / group;
         let part = values
@@ -211,7 +211,9 @@ mod tests {
             &device,
         );
         let values = Tensor::from_data([[[[1.0, 2.0], [3.0, -3.0]]]], &device);
-        let norms: Vec<f32> = output_norms(&values, &output, 2).try_into_vec_as().unwrap();
+        let norms: Vec<f32> = output_norms(&values, &Weight::new(output), 2)
+            .try_into_vec_as()
+            .unwrap();
         // |1| + |-2| + |3| and |6| + |2|; |3| + |3| + |0| and |0| + |-3|.
         assert_eq!(norms, [(6.0 + 8.0) / 2.0, (6.0 + 3.0) / 2.0]);
     }

@@ -7,7 +7,7 @@ use crate::ops::AttentionBlock;
 use burn::tensor::{Tensor, s};
 use serde::{Deserialize, Serialize};
 
-/// How often an entry got at least an even part of a query's attention, over the last `history` queries: a count per
+/// How often an entry got at least the average of a query's attention, over the last `history` queries: a count per
 /// query head, mean over the query group. The latest `recent` entries always stay (Scissorhands, arXiv 2305.17118).
 ///
 /// What each query did is remembered exactly, as the number of query heads of the group that paid attention: ⌊24 / ⌈log₂

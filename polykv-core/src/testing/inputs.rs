@@ -103,7 +103,7 @@ pub fn facts(layers: usize, device: &Device) -> ModelFacts {
     let output = (0..layers).map(|layer| {
         let rows = output_weight(layer).concat();
         let values: Vec<f32> = rows.into_iter().map(|x| x as f32).collect();
-        Tensor::from_data(TensorData::new(values, [HIDDEN, HEADS * DIM]), device)
+        Tensor::<2>::from_data(TensorData::new(values, [HIDDEN, HEADS * DIM]), device).into()
     });
     ModelFacts {
         scale: None,

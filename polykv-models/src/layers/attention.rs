@@ -1,15 +1,19 @@
-use super::{Linear, RmsNorm};
+use super::{Linear, RmsNorm, RopeTable, linear};
 use crate::config::ModelConfig;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use polykv_core::ops::{self, BeforeAttention};
+use polykv_core::ops::{self, Weight};
 
 /// Projections around attention. The attention itself, over whatever the cache kept, is the caller's.
 #[derive(Module, Debug)]
 pub struct Attention {
+    /// To queries, `[heads * head_dim, hidden]`.
     pub q_proj: Linear,
+    /// To keys, `[kv_heads * head_dim, hidden]`.
     pub k_proj: Linear,
+    /// To values, `[kv_heads * head_dim, hidden]`.
     pub v_proj: Linear,
+    /// Of the output, `[hidden, heads * head_dim]`.
     pub o_proj: Linear,
     /// Over each head of the queries, before they are rotated; absent in most families.
     pub q_norm: Option<RmsNorm>,
@@ -18,6 +22,7 @@ pub struct Attention {
 }
 
 impl Attention {
+    /// Without values: load into it before use.
     pub fn new(config: &ModelConfig, device: &Device) -> Self {
         let (hidden, head_dim) = (config.hidden_size, config.head_dim);
         let queries = config.heads * head_dim;
@@ -39,23 +44,48 @@ impl Attention {
         self
     }
 
-    /// With the norm before it, as operators take them.
-    pub fn weights(&self, norm: &RmsNorm) -> BeforeAttention {
-        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
-        let head_norms = match (&self.q_norm, &self.k_norm) {
-            (Some(q), Some(k)) => Some([q, k].map(|norm| norm.weight.val())),
-            _ => None,
+    /// Rotated queries, rotated keys and values of `x [batch, tokens, hidden]`: `[batch, heads, tokens, head_dim]` each.
+    pub fn qkv(&self, x: Tensor<3>, rope: &RopeTable) -> [Tensor<4>; 3] {
+        let head_dim = 2 * rope.cos.dims()[3];
+        let [q, k, v, _] = self.weights();
+        let [q, k, v] = linear::project_all(x, [q, k, v]).map(|x| {
+            let [batch, tokens, wide] = x.dims();
+            x.reshape([batch, tokens, wide / head_dim, head_dim])
+        });
+        let (q, k) = match self.head_norms() {
+            Some([of_q, of_k]) => (of_q.forward(q), of_k.forward(k)),
+            None => (q, k),
         };
-        BeforeAttention {
-            norm: norm.weight.val(),
-            projections: projections.map(|linear| linear.weight.val()),
-            head_norms,
-            eps: norm.eps,
-        }
+        let rotated =
+            |x: Tensor<4>| ops::rotate(x.swap_dims(1, 2), rope.cos.clone(), rope.sin.clone());
+        [rotated(q), rotated(k), v.swap_dims(1, 2)]
     }
 
     /// The projection of what the heads attended to: `[batch, heads, tokens, head_dim]` → `[batch, tokens, hidden]`.
     pub fn output(&self, attended: Tensor<4>) -> Tensor<3> {
-        ops::project(attended, self.o_proj.weight.val())
+        let [batch, heads, tokens, dim] = attended.dims();
+        let joined = attended
+            .swap_dims(1, 2)
+            .reshape([batch, tokens, heads * dim]);
+        self.o_proj.forward(joined)
+    }
+
+    /// The norms over the heads of queries and of keys.
+    pub(super) fn head_norms(&self) -> Option<[&RmsNorm; 2]> {
+        Some([self.q_norm.as_ref()?, self.k_norm.as_ref()?])
+    }
+
+    /// To queries, keys and values, and of the output.
+    pub(super) fn weights(&self) -> [&Weight; 4] {
+        [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj]
+            .map(|linear| linear.weight.weight())
+    }
+
+    /// Ends loading, see [`Matrix::finish_loading`](super::Matrix::finish_loading).
+    pub fn finish_loading(&mut self) {
+        let keys = [&mut self.k_proj, &mut self.v_proj];
+        for linear in [&mut self.q_proj, &mut self.o_proj].into_iter().chain(keys) {
+            linear.weight.finish_loading();
+        }
     }
 }

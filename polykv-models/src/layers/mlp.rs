@@ -1,17 +1,21 @@
-use super::{Linear, RmsNorm};
+use super::{Linear, linear};
 use burn::module::Module;
-use burn::tensor::Device;
-use polykv_core::ops::AfterAttention;
+use burn::tensor::{Device, Tensor};
+use polykv_core::ops::{self, Weight};
 
-/// The gated feed-forward block: `down(silu(gate(x)) · up(x))`.
+/// The SwiGLU feed-forward network: down(silu(gate(x)) · up(x)).
 #[derive(Module, Debug)]
 pub struct Mlp {
+    /// `[intermediate, hidden]`
     pub gate_proj: Linear,
+    /// `[intermediate, hidden]`
     pub up_proj: Linear,
+    /// `[hidden, intermediate]`
     pub down_proj: Linear,
 }
 
 impl Mlp {
+    /// Without values: load into it before use.
     pub fn new(hidden: usize, intermediate: usize, device: &Device) -> Self {
         Self {
             gate_proj: Linear::new(hidden, intermediate, device),
@@ -20,15 +24,22 @@ impl Mlp {
         }
     }
 
-    /// With what lies between it and attention, as operators take them.
-    pub fn weights(&self, projection: &Linear, norm: &RmsNorm) -> AfterAttention {
-        AfterAttention {
-            projection: projection.weight.val(),
-            norm: norm.weight.val(),
-            gate: self.gate_proj.weight.val(),
-            up: self.up_proj.weight.val(),
-            down: self.down_proj.weight.val(),
-            eps: norm.eps,
+    /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let [gate, up, _] = self.weights();
+        let [gate, up] = linear::project_all(x, [gate, up]);
+        self.down_proj.forward(ops::swiglu(gate, up))
+    }
+
+    /// Of gate, up and down.
+    pub(super) fn weights(&self) -> [&Weight; 3] {
+        [&self.gate_proj, &self.up_proj, &self.down_proj].map(|linear| linear.weight.weight())
+    }
+
+    /// Ends loading, see [`Matrix::finish_loading`](super::Matrix::finish_loading).
+    pub fn finish_loading(&mut self) {
+        for linear in [&mut self.gate_proj, &mut self.up_proj, &mut self.down_proj] {
+            linear.weight.finish_loading();
         }
     }
 }

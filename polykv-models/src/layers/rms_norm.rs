@@ -11,9 +11,10 @@ pub struct RmsNorm {
 }
 
 impl RmsNorm {
+    /// Without values: load into it before use. `eps` is added to the mean square.
     pub fn new(size: usize, eps: f64, device: &Device) -> Self {
         Self {
-            weight: super::weight([size], device),
+            weight: super::parameter([size], device),
             eps,
         }
     }

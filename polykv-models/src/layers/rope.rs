@@ -23,6 +23,7 @@ pub struct RopeTable {
 }
 
 impl Rope {
+    /// Of a model's base and scaling.
     pub fn new(config: &ModelConfig) -> Self {
         let pairs = config.head_dim / 2;
         let mut frequencies: Vec<f64> = (0..pairs)

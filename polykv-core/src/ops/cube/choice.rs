@@ -1,99 +1,105 @@
 //! Choosing entries on the device: one cube per sequence and KV head, nothing sorted.
 
-use super::empty;
-use crate::ops::kernels::Guard;
+use super::{empty, existing};
+use crate::ops::kernels::ChoiceOps;
+use crate::ops::protect::Guard;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 const UNITS: usize = 128;
 const DIGITS: usize = 256;
 
-/// As [`EntryOps::select_top`](crate::ops::kernels::EntryOps::select_top).
-pub fn select(
-    scores: CubeTensor,
-    positions: CubeTensor,
-    guard: &Guard,
-    seen: usize,
-    budget: usize,
-) -> (CubeTensor, CubeTensor) {
-    let [batch, kv_heads, n] = scores.shape().dims::<3>();
-    let chosen = empty(&scores, [batch, kv_heads, budget], positions.dtype);
-    let kept = empty(&scores, [batch, kv_heads, budget], positions.dtype);
-    let nans = empty(&scores, [batch, kv_heads], DType::F32);
-    let disorder = empty(&scores, [batch, kv_heads], DType::F32);
-    let client = scores.client.clone();
-    let dtype = dtype_to_storage_type(positions.dtype);
-    let last = seen.max(2) - 1;
-    let position_digits = (usize::BITS - last.leading_zeros()).div_ceil(8);
-    // SAFETY: every index is below the shapes above; see the kernel.
-    unsafe {
-        select_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static((batch * kv_heads) as u32, 1, 1),
-            CubeDim::new_1d(UNITS as u32),
-            scores.into_tensor_arg(),
-            positions.clone().into_tensor_arg(),
-            spans(&chosen, guard),
-            chosen.clone().into_tensor_arg(),
-            nans.clone().into_tensor_arg(),
-            disorder.clone().into_tensor_arg(),
-            n,
-            budget,
-            guard.sinks,
-            guard.recent,
-            guard.spans.len(),
-            position_digits,
-            dtype,
-        );
-        order_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static((batch * kv_heads) as u32, budget.div_ceil(UNITS) as u32, 1),
-            CubeDim::new_1d(UNITS as u32),
-            chosen.into_tensor_arg(),
-            positions.into_tensor_arg(),
-            disorder.into_tensor_arg(),
-            kept.clone().into_tensor_arg(),
-            n,
-            budget,
-            dtype,
-        );
+impl ChoiceOps for CubeBackend {
+    fn select_top(
+        scores: CubeTensor,
+        positions: CubeTensor,
+        guard: Guard,
+        seen: usize,
+        budget: usize,
+    ) -> (CubeTensor, CubeTensor) {
+        let (scores, positions) = (into_contiguous(scores), into_contiguous(positions));
+        let [batch, kv_heads, n] = scores.shape().dims::<3>();
+        let chosen = empty(&scores, [batch, kv_heads, budget], positions.dtype);
+        let kept = empty(&scores, [batch, kv_heads, budget], positions.dtype);
+        let nans = empty(&scores, [batch, kv_heads], DType::F32);
+        let disorder = empty(&scores, [batch, kv_heads], DType::F32);
+        let client = scores.client.clone();
+        let dtype = dtype_to_storage_type(positions.dtype);
+        let last = seen.max(2) - 1;
+        let position_digits = (usize::BITS - last.leading_zeros()).div_ceil(8);
+        debug_assert_eq!(positions.shape(), scores.shape());
+        debug_assert!((1..=n).contains(&budget));
+        // SAFETY: a cube has a head's `n` scores and positions; units write a slot only while its place is below the
+        // budget. Slots that were never written, of wrong positions, are cut to the number of entries by `existing` in the
+        // second kernel, whose places count the chosen ones before: they are below the budget.
+        unsafe {
+            select_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, 1, 1),
+                CubeDim::new_1d(UNITS as u32),
+                scores.into_tensor_arg(),
+                positions.clone().into_tensor_arg(),
+                spans(&chosen, &guard),
+                chosen.clone().into_tensor_arg(),
+                nans.clone().into_tensor_arg(),
+                disorder.clone().into_tensor_arg(),
+                n,
+                budget,
+                guard.sinks,
+                guard.recent,
+                guard.spans.len(),
+                position_digits,
+                dtype,
+            );
+            order_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, budget.div_ceil(UNITS) as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                chosen.into_tensor_arg(),
+                positions.into_tensor_arg(),
+                disorder.into_tensor_arg(),
+                kept.clone().into_tensor_arg(),
+                n,
+                budget,
+                dtype,
+            );
+        }
+        (kept, nans)
     }
-    (kept, nans)
-}
 
-/// As [`EntryOps::lowest`](crate::ops::kernels::EntryOps::lowest).
-pub fn lowest(
-    scores: CubeTensor,
-    positions: CubeTensor,
-    guard: &Guard,
-) -> (CubeTensor, CubeTensor) {
-    let [batch, kv_heads, n] = scores.shape().dims::<3>();
-    let victim = empty(&scores, [batch, kv_heads, 1], positions.dtype);
-    let nans = empty(&scores, [batch, kv_heads], DType::F32);
-    let client = scores.client.clone();
-    let dtype = dtype_to_storage_type(positions.dtype);
-    // SAFETY: as above.
-    unsafe {
-        lowest_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static((batch * kv_heads) as u32, 1, 1),
-            CubeDim::new_1d(UNITS as u32),
-            scores.into_tensor_arg(),
-            positions.into_tensor_arg(),
-            spans(&victim, guard),
-            victim.clone().into_tensor_arg(),
-            nans.clone().into_tensor_arg(),
-            n,
-            guard.sinks,
-            guard.recent,
-            guard.spans.len(),
-            dtype,
-        );
+    fn lowest(scores: CubeTensor, positions: CubeTensor, guard: Guard) -> (CubeTensor, CubeTensor) {
+        let (scores, positions) = (into_contiguous(scores), into_contiguous(positions));
+        let [batch, kv_heads, n] = scores.shape().dims::<3>();
+        let victim = empty(&scores, [batch, kv_heads, 1], positions.dtype);
+        let nans = empty(&scores, [batch, kv_heads], DType::F32);
+        let client = scores.client.clone();
+        let dtype = dtype_to_storage_type(positions.dtype);
+        debug_assert_eq!(positions.shape(), scores.shape());
+        // SAFETY: a cube has a head's `n` scores and positions, units pass those below `n`, and the first one writes.
+        unsafe {
+            lowest_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, 1, 1),
+                CubeDim::new_1d(UNITS as u32),
+                scores.into_tensor_arg(),
+                positions.into_tensor_arg(),
+                spans(&victim, &guard),
+                victim.clone().into_tensor_arg(),
+                nans.clone().into_tensor_arg(),
+                n,
+                guard.sinks,
+                guard.recent,
+                guard.spans.len(),
+                dtype,
+            );
+        }
+        (victim, nans)
     }
-    (victim, nans)
 }
 
 /// Starts and ends, on the device of `like`; room that is not read if there are none.
@@ -294,7 +300,10 @@ fn select_kernel<I: Int>(
             span_count,
         );
         if key > known[0] || key == known[0] && u32::cast_from(position) >= known[1] {
-            chosen[head * budget + at] = I::cast_from(j);
+            // Equal positions, which no cache has, would make more than the budget.
+            if at < budget {
+                chosen[head * budget + at] = I::cast_from(j);
+            }
             at += 1usize;
         }
     }
@@ -323,9 +332,9 @@ fn order_kernel<I: Int>(
     if disorder[head] == 0.0f32 {
         at += i;
     } else {
-        let position = positions[start + usize::cast_from(slot)];
+        let position = positions[start + existing(slot, n)];
         for other in 0..budget {
-            if positions[start + usize::cast_from(chosen[first + other])] < position {
+            if positions[start + existing(chosen[first + other], n)] < position {
                 at += 1usize;
             }
         }
@@ -362,10 +371,10 @@ fn lowest_kernel<I: Int>(
         let score = scores[start + j];
         let position = i32::cast_from(positions[start + j]);
         let key = rank(score, position, spans, sinks, recent, span_count);
-        let own = u32::cast_from(position);
-        if key < least || key == least && own < place {
+        let at = u32::cast_from(position);
+        if key < least || key == least && at < place {
             least = key;
-            place = own;
+            place = at;
             slot = j as u32;
         }
         if is_nan_bits(score) {

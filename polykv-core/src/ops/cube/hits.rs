@@ -1,58 +1,65 @@
-//! Which queries gave a key an even part of their attention or more.
+//! Which queries gave a key at least the average of their attention.
 
-use super::{empty, length, unrolls, width};
-use crate::ops::kernels::HIT_SLACK;
+use super::{dense, empty, length, unrolls, width};
+use crate::ops::kernels::{HIT_SLACK, HitOps};
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 const UNITS: usize = 64;
 
-/// As [`KvOps::attention_hits`](crate::ops::kernels::KvOps::attention_hits).
-pub fn hits(
-    q: CubeTensor,
-    k: CubeTensor,
-    log_sums: CubeTensor,
-    first: usize,
-    count: usize,
-    bits: usize,
-) -> (CubeTensor, CubeTensor) {
-    let [_, heads, tokens, dim] = q.shape().dims::<4>();
-    let [batch, kv_heads, n, _] = k.shape().dims::<4>();
-    let width = width(&[&k]);
-    let seen = n - tokens + first + count;
-    let digits = empty(&q, [batch, kv_heads, seen], DType::F32);
-    let counts = empty(&q, [batch, kv_heads, seen], DType::F32);
-    let client = q.client.clone();
-    let known = unrolls(&client);
-    let dtype = dtype_to_storage_type(k.dtype);
-    // SAFETY: every index is below the shapes above; see the kernel.
-    unsafe {
-        hits_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static((batch * kv_heads) as u32, seen.div_ceil(UNITS) as u32, 1),
-            CubeDim::new_1d(UNITS as u32),
-            width,
-            q.into_tensor_arg(),
-            k.into_tensor_arg(),
-            log_sums.into_tensor_arg(),
-            digits.clone().into_tensor_arg(),
-            counts.clone().into_tensor_arg(),
-            1.0 / (dim as f32).sqrt(),
-            heads / kv_heads,
-            first,
-            count,
-            bits as u32,
-            dim / width,
-            dim / width,
-            width,
-            known,
-            dtype,
-        );
+impl HitOps for CubeBackend {
+    fn attention_hits(
+        q: CubeTensor,
+        k: CubeTensor,
+        log_sums: CubeTensor,
+        first: usize,
+        count: usize,
+        bits: usize,
+    ) -> (CubeTensor, CubeTensor) {
+        let (q, k, log_sums) = (into_contiguous(q), dense(k), into_contiguous(log_sums));
+        let [_, heads, tokens, dim] = q.shape().dims::<4>();
+        let [batch, kv_heads, n, _] = k.shape().dims::<4>();
+        let width = width(&[&k]);
+        let seen = n - tokens + first + count;
+        let digits = empty(&q, [batch, kv_heads, seen], DType::F32);
+        let counts = empty(&q, [batch, kv_heads, seen], DType::F32);
+        let client = q.client.clone();
+        let known = unrolls(&client);
+        let dtype = dtype_to_storage_type(k.dtype);
+        debug_assert!(first + count <= tokens && tokens <= n);
+        debug_assert_eq!(log_sums.shape().num_elements(), batch * heads * tokens);
+        // SAFETY: units beyond the keys that are seen end; the others read their own key, queries below `first + count`,
+        // which are at most all, and write their own number.
+        unsafe {
+            hits_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, seen.div_ceil(UNITS) as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                width,
+                q.into_tensor_arg(),
+                k.into_tensor_arg(),
+                log_sums.into_tensor_arg(),
+                digits.clone().into_tensor_arg(),
+                counts.clone().into_tensor_arg(),
+                1.0 / (dim as f32).sqrt(),
+                heads / kv_heads,
+                first,
+                count,
+                bits as u32,
+                dim / width,
+                dim / width,
+                width,
+                known,
+                dtype,
+            );
+        }
+        (digits, counts)
     }
-    (digits, counts)
 }
 
 /// One unit per key, which stays in its registers while the queries that see it pass.
@@ -93,8 +100,8 @@ fn hits_kernel<E: Float, N: Size>(
     for i in 0..count {
         let query = first + i;
         if j <= hidden + query {
-            let mut own = 0u32;
-            let even = f32::cast_from(hidden + query + 1).ln();
+            let mut heads = 0u32;
+            let average = f32::cast_from(hidden + query + 1).ln();
             for g in 0..group {
                 let row = (kv * group + g) * tokens + query;
                 let mut products = Vector::<f32, N>::new(0.0f32);
@@ -106,12 +113,12 @@ fn hits_kernel<E: Float, N: Size>(
                 for lane in 0..width {
                     score += products.extract(lane);
                 }
-                if score >= log_sums[row] - even - HIT_SLACK {
-                    own += 1u32;
+                if score >= log_sums[row] - average - HIT_SLACK {
+                    heads += 1u32;
                 }
             }
-            digit_sum += own << (bits * i as u32);
-            total += own;
+            digit_sum += heads << (bits * i as u32);
+            total += heads;
         }
     }
     digits[kv * seen + j] = f32::cast_from(digit_sum);

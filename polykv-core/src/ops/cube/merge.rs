@@ -1,52 +1,108 @@
-//! Merging what goes into what stays.
+//! Merging evicted entries into those that stay.
 
-use super::{empty, width};
+use super::{dense, empty, existing, width};
+use crate::ops::kernels::MergeOps;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 const UNITS: usize = 64;
 
-/// As [`KeyOps::merge_into`](crate::ops::kernels::KeyOps::merge_into).
-pub fn merge_into(
-    vectors: CubeTensor,
-    evicted: CubeTensor,
-    kept: CubeTensor,
-    places: CubeTensor,
-    parts: CubeTensor,
-) -> CubeTensor {
-    let [batch, kv_heads, _, dim] = vectors.shape().dims::<4>();
-    let going = evicted.shape().dims::<3>()[2];
-    let staying = kept.shape().dims::<3>()[2];
-    let sums = empty(&vectors, [batch, kv_heads, staying, dim], DType::F32);
-    let client = vectors.client.clone();
-    let dtypes = [vectors.dtype, evicted.dtype].map(dtype_to_storage_type);
-    // SAFETY: slots and places are below the number of entries, which the caller guarantees; other indices are below
-    // the shapes.
-    unsafe {
-        merge_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static(
-                (batch * kv_heads) as u32,
-                (staying * dim).div_ceil(UNITS) as u32,
-                1,
-            ),
-            CubeDim::new_1d(UNITS as u32),
-            vectors.into_tensor_arg(),
-            evicted.into_tensor_arg(),
-            kept.into_tensor_arg(),
-            places.into_tensor_arg(),
-            parts.into_tensor_arg(),
-            sums.clone().into_tensor_arg(),
-            going,
-            staying,
-            dim,
-            dtypes,
-        );
+impl MergeOps for CubeBackend {
+    fn merge_into(
+        vectors: CubeTensor,
+        evicted: CubeTensor,
+        kept: CubeTensor,
+        places: CubeTensor,
+        parts: CubeTensor,
+    ) -> CubeTensor {
+        let vectors = dense(vectors);
+        let [evicted, kept, places, parts] = [evicted, kept, places, parts].map(into_contiguous);
+        let [batch, kv_heads, _, dim] = vectors.shape().dims::<4>();
+        let going = evicted.shape().dims::<3>()[2];
+        let staying = kept.shape().dims::<3>()[2];
+        let sums = empty(&vectors, [batch, kv_heads, staying, dim], DType::F32);
+        let client = vectors.client.clone();
+        let dtypes = [vectors.dtype, evicted.dtype].map(dtype_to_storage_type);
+        debug_assert_eq!(places.shape(), evicted.shape());
+        debug_assert_eq!(parts.shape(), evicted.shape());
+        debug_assert!([kept.dtype, places.dtype] == [evicted.dtype; 2]);
+        // SAFETY: units beyond the kept entries' elements end; slots are cut to the number of entries by `existing`, and
+        // places are only compared.
+        unsafe {
+            merge_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static(
+                    (batch * kv_heads) as u32,
+                    (staying * dim).div_ceil(UNITS) as u32,
+                    1,
+                ),
+                CubeDim::new_1d(UNITS as u32),
+                vectors.into_tensor_arg(),
+                evicted.into_tensor_arg(),
+                kept.into_tensor_arg(),
+                places.into_tensor_arg(),
+                parts.into_tensor_arg(),
+                sums.clone().into_tensor_arg(),
+                going,
+                staying,
+                dim,
+                dtypes,
+            );
+        }
+        sums
     }
-    sums
+
+    fn spread_into(
+        vectors: CubeTensor,
+        positions: CubeTensor,
+        evicted: CubeTensor,
+        kept: CubeTensor,
+        parts: CubeTensor,
+        window: usize,
+    ) -> CubeTensor {
+        let vectors = dense(vectors);
+        let [positions, evicted] = [positions, evicted].map(into_contiguous);
+        let [kept, parts] = [kept, parts].map(into_contiguous);
+        let [batch, kv_heads, _, dim] = vectors.shape().dims::<4>();
+        let going = evicted.shape().dims::<3>()[2];
+        let staying = kept.shape().dims::<3>()[2];
+        let sums = empty(&vectors, [batch, kv_heads, staying, dim], DType::F32);
+        let width = width(&[&vectors]);
+        let words = dim / width;
+        let client = vectors.client.clone();
+        let dtypes = [vectors.dtype, evicted.dtype].map(dtype_to_storage_type);
+        debug_assert_eq!(parts.shape(), evicted.shape());
+        debug_assert!([kept.dtype, positions.dtype] == [evicted.dtype; 2]);
+        // SAFETY: a cube has a kept entry, `first` and `end` are at most `going` as the search starts with them, slots are
+        // cut to the number of entries by `existing`, and shared memory has `slices · words` places.
+        unsafe {
+            spread_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, staying as u32, 1),
+                CubeDim::new_1d(SPREAD_UNITS as u32),
+                width,
+                vectors.into_tensor_arg(),
+                positions.into_tensor_arg(),
+                evicted.into_tensor_arg(),
+                kept.into_tensor_arg(),
+                parts.into_tensor_arg(),
+                sums.clone().into_tensor_arg(),
+                going,
+                staying,
+                window,
+                words,
+                width,
+                (SPREAD_UNITS / words).max(1),
+                dtypes,
+            );
+        }
+        sums
+    }
 }
 
 /// One unit per element of what stays, which all that goes passes: sums do not depend on the order of units.
@@ -68,17 +124,17 @@ fn merge_kernel<E: Float, I: Int>(
     if unit >= staying * dim {
         terminate!();
     }
-    let kv_heads = vectors.shape(1);
+    let (kv_heads, n) = (vectors.shape(1), vectors.shape(2));
     let (place, d) = (unit / dim, unit % dim);
     let start = kv / kv_heads * vectors.stride(0) + kv % kv_heads * vectors.stride(1) + d;
-    let slot = usize::cast_from(kept[kv * staying + place]);
-    let own = f32::cast_from(vectors[start + slot * vectors.stride(2)]);
+    let slot = existing(kept[kv * staying + place], n);
+    let target = f32::cast_from(vectors[start + slot * vectors.stride(2)]);
     let mut sum = 0.0f32;
     for i in 0..going {
         if usize::cast_from(places[kv * going + i]) == place {
-            let slot = usize::cast_from(evicted[kv * going + i]);
+            let slot = existing(evicted[kv * going + i], n);
             let x = f32::cast_from(vectors[start + slot * vectors.stride(2)]);
-            sum += (x - own) * parts[kv * going + i];
+            sum += (x - target) * parts[kv * going + i];
         }
     }
     sums[kv * staying * dim + unit] = sum;
@@ -86,48 +142,6 @@ fn merge_kernel<E: Float, I: Int>(
 
 /// Units that share the evicted entries of one that stays.
 const SPREAD_UNITS: usize = 256;
-
-/// As [`KeyOps::spread_into`](crate::ops::kernels::KeyOps::spread_into).
-pub fn spread_into(
-    vectors: CubeTensor,
-    positions: CubeTensor,
-    evicted: CubeTensor,
-    kept: CubeTensor,
-    parts: CubeTensor,
-    window: usize,
-) -> CubeTensor {
-    let [batch, kv_heads, _, dim] = vectors.shape().dims::<4>();
-    let going = evicted.shape().dims::<3>()[2];
-    let staying = kept.shape().dims::<3>()[2];
-    let sums = empty(&vectors, [batch, kv_heads, staying, dim], DType::F32);
-    let width = width(&[&vectors]);
-    let words = dim / width;
-    let client = vectors.client.clone();
-    let dtypes = [vectors.dtype, evicted.dtype].map(dtype_to_storage_type);
-    // SAFETY: as above.
-    unsafe {
-        spread_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static((batch * kv_heads) as u32, staying as u32, 1),
-            CubeDim::new_1d(SPREAD_UNITS as u32),
-            width,
-            vectors.into_tensor_arg(),
-            positions.into_tensor_arg(),
-            evicted.into_tensor_arg(),
-            kept.into_tensor_arg(),
-            parts.into_tensor_arg(),
-            sums.clone().into_tensor_arg(),
-            going,
-            staying,
-            window,
-            words,
-            width,
-            (SPREAD_UNITS / words).max(1),
-            dtypes,
-        );
-    }
-    sums
-}
 
 /// One cube per kept entry: it gets the evicted ones between the kept one `window` before it and itself.
 #[cube(launch_unchecked)]
@@ -150,13 +164,13 @@ fn spread_kernel<E: Float, I: Int, N: Size>(
     let kv = CUBE_POS_X as usize;
     let rank = CUBE_POS_Y as usize;
     let (kv_heads, n) = (vectors.shape(1), vectors.shape(2));
-    let own = kv * staying + rank;
+    let entry = kv * staying + rank;
     let mut first = 0usize;
     if rank >= window {
-        let slot = usize::cast_from(kept[own - window]);
+        let slot = existing(kept[entry - window], n);
         first += evicted_before(slot, positions, evicted, kv, n, going);
     }
-    let slot = usize::cast_from(kept[own]);
+    let slot = existing(kept[entry], n);
     let end = evicted_before(slot, positions, evicted, kv, n, going);
 
     let start = kv / kv_heads * vectors.stride(0) + kv % kv_heads * vectors.stride(1);
@@ -166,7 +180,7 @@ fn spread_kernel<E: Float, I: Int, N: Size>(
         let mut sum = Vector::<f32, N>::new(0.0f32);
         let mut i = first + place / words;
         while i < end {
-            let slot = usize::cast_from(evicted[kv * going + i]);
+            let slot = existing(evicted[kv * going + i], n);
             let at = (start + slot * vectors.stride(2)) / width + place % words;
             let part = parts[kv * going + i];
             sum += Vector::<f32, N>::cast_from(vectors[at]) * Vector::new(part);
@@ -182,7 +196,7 @@ fn spread_kernel<E: Float, I: Int, N: Size>(
         for slice in 0..slices {
             sum += gathered[slice * words + w];
         }
-        sums[own * words + w] = sum;
+        sums[entry * words + w] = sum;
         w += SPREAD_UNITS;
     }
 }
@@ -203,7 +217,7 @@ fn evicted_before<I: Int>(
     high += going;
     while low < high {
         let middle = (low + high) / 2;
-        let slot = usize::cast_from(evicted[kv * going + middle]);
+        let slot = existing(evicted[kv * going + middle], n);
         if positions[kv * n + slot] < limit {
             low = middle + 1;
         } else {

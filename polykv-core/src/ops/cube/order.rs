@@ -1,37 +1,100 @@
 //! The order of entries by position, and scores along it.
 
 use super::choice::is_nan_bits;
-use super::empty;
-use crate::ops::Pool;
+use super::{empty, existing};
+use crate::ops::kernels::OrderOps;
+use crate::ops::pool::Pool;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 const UNITS: usize = 64;
 
-/// As [`EntryOps::drop_from_order`](crate::ops::kernels::EntryOps::drop_from_order).
-pub fn drop_from_order(order: CubeTensor, victim: CubeTensor, moved: bool) -> CubeTensor {
-    let [batch, kv_heads, entries] = order.shape().dims::<3>();
-    let kept = empty(&order, [batch, kv_heads, entries - 1], order.dtype);
-    let client = order.client.clone();
-    let dtypes = [order.dtype, victim.dtype].map(dtype_to_storage_type);
-    // SAFETY: every index is below the shapes above; see the kernel.
-    unsafe {
-        drop_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static((batch * kv_heads) as u32, 1, 1),
-            CubeDim::new_1d(UNITS as u32),
-            order.into_tensor_arg(),
-            victim.into_tensor_arg(),
-            kept.clone().into_tensor_arg(),
-            entries - 1,
-            moved,
-            dtypes,
-        );
+impl OrderOps for CubeBackend {
+    fn drop_from_order(order: CubeTensor, victim: CubeTensor, moved: bool) -> CubeTensor {
+        let (order, victim) = (into_contiguous(order), into_contiguous(victim));
+        let [batch, kv_heads, entries] = order.shape().dims::<3>();
+        let kept = empty(&order, [batch, kv_heads, entries - 1], order.dtype);
+        let client = order.client.clone();
+        let dtypes = [order.dtype, victim.dtype].map(dtype_to_storage_type);
+        debug_assert_eq!(victim.shape().num_elements(), batch * kv_heads);
+        // SAFETY: a cube has a head, of which `order` and `kept` have `entries` and `entries − 1` numbers, one after the
+        // other; units go up to the last of them. The rank is below `entries` by its start and its loop.
+        unsafe {
+            drop_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, 1, 1),
+                CubeDim::new_1d(UNITS as u32),
+                order.into_tensor_arg(),
+                victim.into_tensor_arg(),
+                kept.clone().into_tensor_arg(),
+                entries - 1,
+                moved,
+                dtypes,
+            );
+        }
+        kept
     }
-    kept
+
+    fn extend_order(order: CubeTensor, count: usize) -> CubeTensor {
+        let order = into_contiguous(order);
+        let [batch, kv_heads, entries] = order.shape().dims::<3>();
+        let all = entries + count;
+        let extended = empty(&order, [batch, kv_heads, all], order.dtype);
+        let client = order.client.clone();
+        let dtype = dtype_to_storage_type(order.dtype);
+        // SAFETY: units beyond `all` end; the others write below `all` of their head, and read `order` below `entries`.
+        unsafe {
+            extend_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, all.div_ceil(UNITS) as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                order.into_tensor_arg(),
+                extended.clone().into_tensor_arg(),
+                entries,
+                all,
+                dtype,
+            );
+        }
+        extended
+    }
+
+    fn pool_scores(
+        scores: CubeTensor,
+        order: CubeTensor,
+        tail: usize,
+        width: usize,
+        mode: Pool,
+    ) -> CubeTensor {
+        let (scores, order) = (into_contiguous(scores), into_contiguous(order));
+        let [batch, kv_heads, entries] = scores.shape().dims::<3>();
+        let pooled = empty(&scores, [batch, kv_heads, entries], DType::F32);
+        let client = scores.client.clone();
+        let dtype = dtype_to_storage_type(order.dtype);
+        debug_assert_eq!(order.shape(), scores.shape());
+        // SAFETY: units beyond `entries` end; ranks are below `old`, which is at most `entries`, and slots are what
+        // `existing` makes of the order's numbers: below `entries`.
+        unsafe {
+            pool_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, entries.div_ceil(UNITS) as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                scores.into_tensor_arg(),
+                order.into_tensor_arg(),
+                pooled.clone().into_tensor_arg(),
+                entries,
+                entries.saturating_sub(tail),
+                width / 2,
+                mode == Pool::Max,
+                dtype,
+            );
+        }
+        pooled
+    }
 }
 
 /// One cube per sequence and KV head; `last` is the number of entries that stay.
@@ -49,6 +112,11 @@ fn drop_kernel<I: Int, S: Int>(
     let start = head * (last + 1);
     let gone = usize::cast_from(victim[head]);
     let mut rank = Shared::<[u32]>::new_slice(1usize);
+    if unit == 0 {
+        // Without such a slot the last one goes.
+        rank[0] = last as u32;
+    }
+    sync_cube();
     let mut r = unit;
     while r <= last {
         if usize::cast_from(order[start + r]) == gone {
@@ -76,29 +144,6 @@ fn drop_kernel<I: Int, S: Int>(
     }
 }
 
-/// As [`EntryOps::extend_order`](crate::ops::kernels::EntryOps::extend_order).
-pub fn extend(order: CubeTensor, count: usize) -> CubeTensor {
-    let [batch, kv_heads, entries] = order.shape().dims::<3>();
-    let all = entries + count;
-    let extended = empty(&order, [batch, kv_heads, all], order.dtype);
-    let client = order.client.clone();
-    let dtype = dtype_to_storage_type(order.dtype);
-    // SAFETY: as above.
-    unsafe {
-        extend_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static((batch * kv_heads) as u32, all.div_ceil(UNITS) as u32, 1),
-            CubeDim::new_1d(UNITS as u32),
-            order.into_tensor_arg(),
-            extended.clone().into_tensor_arg(),
-            entries,
-            all,
-            dtype,
-        );
-    }
-    extended
-}
-
 /// One unit per slot.
 #[cube(launch_unchecked)]
 fn extend_kernel<I: Int>(
@@ -120,37 +165,6 @@ fn extend_kernel<I: Int>(
     extended[head * all + rank] = slot;
 }
 
-/// As [`EntryOps::pool_scores`](crate::ops::kernels::EntryOps::pool_scores).
-pub fn pool(
-    scores: CubeTensor,
-    order: CubeTensor,
-    tail: usize,
-    width: usize,
-    mode: Pool,
-) -> CubeTensor {
-    let [batch, kv_heads, entries] = scores.shape().dims::<3>();
-    let pooled = empty(&scores, [batch, kv_heads, entries], DType::F32);
-    let client = scores.client.clone();
-    let dtype = dtype_to_storage_type(order.dtype);
-    // SAFETY: orders hold slots, which are below the number of entries; other indices are below the shapes above.
-    unsafe {
-        pool_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static((batch * kv_heads) as u32, entries.div_ceil(UNITS) as u32, 1),
-            CubeDim::new_1d(UNITS as u32),
-            scores.into_tensor_arg(),
-            order.into_tensor_arg(),
-            pooled.clone().into_tensor_arg(),
-            entries,
-            entries.saturating_sub(tail),
-            width / 2,
-            mode == Pool::Max,
-            dtype,
-        );
-    }
-    pooled
-}
-
 /// One unit per entry; the first `old` of the order are pooled.
 #[cube(launch_unchecked)]
 fn pool_kernel<I: Int>(
@@ -168,9 +182,9 @@ fn pool_kernel<I: Int>(
     if rank >= entries {
         terminate!();
     }
-    let own = start + usize::cast_from(order[start + rank]);
+    let slot = start + existing(order[start + rank], entries);
     let mut result = 0.0f32;
-    result += scores[own];
+    result += scores[slot];
     if rank < old {
         let mut first = 0usize;
         if rank > half {
@@ -181,7 +195,7 @@ fn pool_kernel<I: Int>(
             result = 0.0f32;
         }
         for r in first..end {
-            let x = scores[start + usize::cast_from(order[start + r])];
+            let x = scores[start + existing(order[start + r], entries)];
             if comptime!(highest) {
                 // A NaN stays one, to be reported.
                 if x > result || is_nan_bits(x) {
@@ -195,5 +209,5 @@ fn pool_kernel<I: Int>(
             result = result / f32::cast_from(2 * half + 1);
         }
     }
-    pooled[own] = result;
+    pooled[slot] = result;
 }

@@ -1,9 +1,12 @@
-//! Causal attention of many queries and the sums of its columns. No row of scores ever exists.
+//! Causal attention of many queries by online softmax, and the sums of its columns. No row of scores ever exists.
 
-use super::{HIDDEN, empty, length, unrolls, width};
+use super::{HIDDEN, dense, empty, length, unrolls, width};
+use crate::ops::kernels::PromptOps;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
@@ -12,73 +15,95 @@ const UNITS: usize = 64;
 /// Keys that a cube holds at a time.
 const TILE: usize = 16;
 
-/// `q [batch, heads, t, d]`, `k`, `v [batch, kv_heads, n, d]` → the output like `q`, and per query the logarithm of the
-/// sum of its exponentials, `[batch, heads, t]`.
-pub fn attend(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> (CubeTensor, CubeTensor) {
-    let [batch, heads, tokens, dim] = q.shape().dims::<4>();
-    let kv_heads = k.shape()[1];
-    let width = width(&[&k, &v]);
-    let output = empty(&q, [batch, heads, tokens, dim], DType::F32);
-    let log_sums = empty(&q, [batch, heads, tokens], DType::F32);
-    let client = q.client.clone();
-    let known = unrolls(&client);
-    let dtype = dtype_to_storage_type(k.dtype);
-    let tiles = tokens.div_ceil(UNITS) as u32;
-    // SAFETY: every index is below the shapes above; see the kernel.
-    unsafe {
-        attend_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static((batch * heads) as u32, tiles, 1),
-            CubeDim::new_1d(UNITS as u32),
-            width,
-            q.into_tensor_arg(),
-            k.into_tensor_arg(),
-            v.into_tensor_arg(),
-            output.clone().into_tensor_arg(),
-            log_sums.clone().into_tensor_arg(),
-            1.0 / (dim as f32).sqrt(),
-            heads / kv_heads,
-            TILE,
-            dim / width,
-            dim / width,
-            width,
-            known,
-            dtype,
-        );
+impl PromptOps for CubeBackend {
+    fn attend_prompt(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> (CubeTensor, CubeTensor) {
+        let (q, k, v) = (into_contiguous(q), dense(k), dense(v));
+        let [batch, heads, tokens, dim] = q.shape().dims::<4>();
+        let kv_heads = k.shape()[1];
+        let width = width(&[&k, &v]);
+        let output = empty(&q, [batch, heads, tokens, dim], DType::F32);
+        let log_sums = empty(&q, [batch, heads, tokens], DType::F32);
+        let client = q.client.clone();
+        let known = unrolls(&client);
+        let dtype = dtype_to_storage_type(k.dtype);
+        let tiles = tokens.div_ceil(UNITS) as u32;
+        debug_assert_eq!(k.shape(), v.shape());
+        debug_assert_eq!(k.dtype, v.dtype);
+        debug_assert!(tokens <= k.shape()[2] && heads.is_multiple_of(kv_heads));
+        // SAFETY: keys and values are read at rows cut to `n − 1`, queries at rows cut to the last; only units with a
+        // query write, to its row. Shared memory has a tile's words.
+        unsafe {
+            attend_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * heads) as u32, tiles, 1),
+                CubeDim::new_1d(UNITS as u32),
+                width,
+                q.into_tensor_arg(),
+                k.into_tensor_arg(),
+                v.into_tensor_arg(),
+                output.clone().into_tensor_arg(),
+                log_sums.clone().into_tensor_arg(),
+                1.0 / (dim as f32).sqrt(),
+                heads / kv_heads,
+                TILE,
+                dim / width,
+                dim / width,
+                width,
+                known,
+                dtype,
+            );
+        }
+        (output, log_sums)
     }
-    (output, log_sums)
-}
 
-/// As [`KvOps::column_sums`](crate::ops::kernels::KvOps::column_sums).
-pub fn column_sums(q: CubeTensor, k: CubeTensor, log_sums: CubeTensor) -> CubeTensor {
-    let [_, heads, _, dim] = q.shape().dims::<4>();
-    let [batch, kv_heads, n, _] = k.shape().dims::<4>();
-    let width = width(&[&k]);
-    let sums = empty(&q, [batch, kv_heads, n], DType::F32);
-    let client = q.client.clone();
-    let known = unrolls(&client);
-    let dtype = dtype_to_storage_type(k.dtype);
-    // SAFETY: as above.
-    unsafe {
-        columns_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static((batch * kv_heads) as u32, n.div_ceil(UNITS) as u32, 1),
-            CubeDim::new_1d(UNITS as u32),
-            width,
-            q.into_tensor_arg(),
-            k.into_tensor_arg(),
-            log_sums.into_tensor_arg(),
-            sums.clone().into_tensor_arg(),
-            1.0 / (dim as f32).sqrt(),
-            heads / kv_heads,
-            dim / width,
-            dim / width,
-            width,
-            known,
-            dtype,
-        );
+    fn attend_summed(
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+    ) -> (CubeTensor, CubeTensor, CubeTensor) {
+        let (q, k) = (into_contiguous(q), dense(k));
+        let (output, log_sums) = Self::attend_prompt(q.clone(), k.clone(), v);
+        let sums = Self::column_sums(q, k, log_sums.clone());
+        (output, log_sums, sums)
     }
-    sums
+
+    fn column_sums(q: CubeTensor, k: CubeTensor, log_sums: CubeTensor) -> CubeTensor {
+        let (q, k, log_sums) = (into_contiguous(q), dense(k), into_contiguous(log_sums));
+        let [_, heads, _, dim] = q.shape().dims::<4>();
+        let [batch, kv_heads, n, _] = k.shape().dims::<4>();
+        let width = width(&[&k]);
+        let sums = empty(&q, [batch, kv_heads, n], DType::F32);
+        let client = q.client.clone();
+        let known = unrolls(&client);
+        let dtype = dtype_to_storage_type(k.dtype);
+        debug_assert_eq!(
+            log_sums.shape().num_elements(),
+            batch * heads * q.shape()[2]
+        );
+        debug_assert!(q.shape()[2] <= n && heads.is_multiple_of(kv_heads));
+        // SAFETY: units beyond the keys end; the others read their own key and the queries of its head, below all of them,
+        // and write their own sum.
+        unsafe {
+            columns_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, n.div_ceil(UNITS) as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                width,
+                q.into_tensor_arg(),
+                k.into_tensor_arg(),
+                log_sums.into_tensor_arg(),
+                sums.clone().into_tensor_arg(),
+                1.0 / (dim as f32).sqrt(),
+                heads / kv_heads,
+                dim / width,
+                dim / width,
+                width,
+                known,
+                dtype,
+            );
+        }
+        sums
+    }
 }
 
 /// One unit per query; keys and values pass through shared memory.

@@ -1,24 +1,53 @@
 //! Attention of one token per sequence. Keys are split over cubes; a second kernel joins the parts. Each key and value
 //! is read once for the queries of its group, or for eight of them at a time.
 
-use super::{HIDDEN, empty, length, share, unrolls, width};
+use super::{HIDDEN, dense, empty, length, share, unrolls, width};
+use crate::ops::kernels::TokenOps;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 /// Keys per cube.
 const CHUNK: usize = 128;
 
+impl TokenOps for CubeBackend {
+    fn attend_token(
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        entries: usize,
+    ) -> (CubeTensor, CubeTensor) {
+        debug_assert!(entries <= k.shape()[2] && entries <= v.shape()[2]);
+        let [k, v] = [k, v].map(|mut all| {
+            all.meta.shape[2] = entries;
+            all
+        });
+        attend(q, k, v, None)
+    }
+
+    fn attend_lengths(
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        lengths: CubeTensor,
+    ) -> (CubeTensor, CubeTensor) {
+        attend(q, k, v, Some(into_contiguous(lengths)))
+    }
+}
+
 /// `q [batch, heads, 1, d]`, `k`, `v [batch, kv_heads, n, d]` → the output like `q` and the probabilities `[batch,
 /// kv_heads, group, n]`; of each KV head the first `lengths [batch, kv_heads]` keys if they are given.
-pub fn attend(
+fn attend(
     q: CubeTensor,
     k: CubeTensor,
     v: CubeTensor,
     lengths: Option<CubeTensor>,
 ) -> (CubeTensor, CubeTensor) {
+    let (q, k, v) = (into_contiguous(q), dense(k), dense(v));
     let [batch, heads, _, dim] = q.shape().dims::<4>();
     let [_, kv_heads, n, _] = k.shape().dims::<4>();
     let group = heads / kv_heads;
@@ -37,7 +66,13 @@ pub fn attend(
     let integer = lengths.as_ref().map_or(DType::I32, |lengths| lengths.dtype);
     let [dtype, integer] = [k.dtype, integer].map(dtype_to_storage_type);
     let lengths = || lengths.clone().map(CubeTensor::into_buffer_arg);
-    // SAFETY: every index is below the shapes above, since no length is larger than n; see the kernels.
+    debug_assert_eq!(k.shape(), v.shape());
+    debug_assert_eq!(k.dtype, v.dtype);
+    debug_assert!(heads.is_multiple_of(kv_heads) && group.is_multiple_of(part));
+    debug_assert!(units >= words && n > 0);
+    // SAFETY: a cube has `part` queries of a KV head and a split of its keys, of which it passes those below its `seen`:
+    // `visible` makes that 1 to n of any length. It writes the places of its block and split; shared memory has a place
+    // per unit, word and key of a split. The second kernel has a cube per query head and reads the splits up to `seen`.
     unsafe {
         part_kernel::launch_unchecked(
             &client,
@@ -259,11 +294,12 @@ fn part_kernel<E: Float, I: Int, N: Size>(
     }
 }
 
-/// How many of its `n` keys a head sees.
+/// How many of its `n` keys a head sees, 1 to n.
 #[cube]
 fn visible<I: Int>(lengths: ComptimeOption<&[I]>, head: usize, n: usize) -> usize {
-    let own: ComptimeOption<usize> = lengths.map(|all| usize::cast_from(all[head]));
-    own.unwrap_or(n)
+    let length: ComptimeOption<usize> =
+        lengths.map(|all| usize::cast_from(max(all[head], I::cast_from(1u32))));
+    min(length.unwrap_or(n), n)
 }
 
 /// One cube per query head: puts its splits together, up to the one where its length ends, and scales its row to

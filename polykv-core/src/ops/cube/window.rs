@@ -1,78 +1,86 @@
 //! What the last queries of a prompt pay attention to. The scores of the window, `group · w` rows per KV head, are
 //! computed once and lie on the device until two short kernels have read them.
 
-use super::{HIDDEN, empty, length, unrolls, width};
+use super::{HIDDEN, dense, empty, length, unrolls, width};
+use crate::ops::kernels::WindowOps;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 const UNITS: usize = 64;
 
-/// `q [batch, heads, w, d]`, `k [batch, kv_heads, n, d]`, `positions [batch, kv_heads, n]` → per key the sum over the
-/// window and the variance over it, means over the query group, `[batch, kv_heads, n]` each.
-pub fn score(
-    q: CubeTensor,
-    k: CubeTensor,
-    positions: CubeTensor,
-    seen: usize,
-) -> (CubeTensor, CubeTensor) {
-    let [batch, heads, window, dim] = q.shape().dims::<4>();
-    let [_, kv_heads, n, _] = k.shape().dims::<4>();
-    let (group, kv) = (heads / kv_heads, batch * kv_heads);
-    let width = width(&[&q, &k]);
-    let scores = empty(&q, [kv, group * window, n], DType::F32);
-    let log_sums = empty(&q, [kv, group * window], DType::F32);
-    let sums = empty(&q, [batch, kv_heads, n], DType::F32);
-    let variances = empty(&q, [batch, kv_heads, n], DType::F32);
-    let client = q.client.clone();
-    let known = unrolls(&client);
-    let dtypes = [k.dtype, positions.dtype].map(dtype_to_storage_type);
-    let tiles = n.div_ceil(UNITS) as u32;
-    let (units, kv) = (CubeDim::new_1d(UNITS as u32), kv as u32);
-    // SAFETY: every index is below the shapes above; see the kernels.
-    unsafe {
-        scores_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static(kv, tiles, group as u32),
-            units,
-            width,
-            q.into_tensor_arg(),
-            k.into_tensor_arg(),
-            positions.into_tensor_arg(),
-            scores.clone().into_tensor_arg(),
-            1.0 / (dim as f32).sqrt(),
-            seen - window,
-            window,
-            dim / width,
-            dim / width,
-            width,
-            known,
-            dtypes,
-        );
-        log_sums_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static(kv * (group * window) as u32, 1, 1),
-            units,
-            scores.clone().into_tensor_arg(),
-            log_sums.clone().into_tensor_arg(),
-            n,
-        );
-        columns_kernel::launch_unchecked(
-            &client,
-            CubeCount::Static(kv, tiles, 1),
-            units,
-            scores.into_tensor_arg(),
-            log_sums.into_tensor_arg(),
-            sums.clone().into_tensor_arg(),
-            variances.clone().into_tensor_arg(),
-            n,
-            window,
-            group,
-        );
+impl WindowOps for CubeBackend {
+    fn window_score(
+        q: CubeTensor,
+        k: CubeTensor,
+        positions: CubeTensor,
+        seen: usize,
+    ) -> (CubeTensor, CubeTensor) {
+        let (q, k, positions) = (dense(q), dense(k), into_contiguous(positions));
+        let [batch, heads, window, dim] = q.shape().dims::<4>();
+        let [_, kv_heads, n, _] = k.shape().dims::<4>();
+        let (group, kv) = (heads / kv_heads, batch * kv_heads);
+        let width = width(&[&q, &k]);
+        let scores = empty(&q, [kv, group * window, n], DType::F32);
+        let log_sums = empty(&q, [kv, group * window], DType::F32);
+        let sums = empty(&q, [batch, kv_heads, n], DType::F32);
+        let variances = empty(&q, [batch, kv_heads, n], DType::F32);
+        let client = q.client.clone();
+        let known = unrolls(&client);
+        let dtypes = [k.dtype, positions.dtype].map(dtype_to_storage_type);
+        let tiles = n.div_ceil(UNITS) as u32;
+        let (units, kv) = (CubeDim::new_1d(UNITS as u32), kv as u32);
+        debug_assert!(window <= seen);
+        debug_assert_eq!(positions.shape().num_elements(), (kv as usize) * n);
+        // SAFETY: units beyond the keys end. The others have one key, pass the `group · window` rows of its head, for
+        // which `scores` has `n` numbers each, and write their own sums; positions are only compared. Cubes of the second
+        // kernel have a row each.
+        unsafe {
+            scores_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static(kv, tiles, group as u32),
+                units,
+                width,
+                q.into_tensor_arg(),
+                k.into_tensor_arg(),
+                positions.into_tensor_arg(),
+                scores.clone().into_tensor_arg(),
+                1.0 / (dim as f32).sqrt(),
+                seen - window,
+                window,
+                dim / width,
+                dim / width,
+                width,
+                known,
+                dtypes,
+            );
+            log_sums_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static(kv * (group * window) as u32, 1, 1),
+                units,
+                scores.clone().into_tensor_arg(),
+                log_sums.clone().into_tensor_arg(),
+                n,
+            );
+            columns_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static(kv, tiles, 1),
+                units,
+                scores.into_tensor_arg(),
+                log_sums.into_tensor_arg(),
+                sums.clone().into_tensor_arg(),
+                variances.clone().into_tensor_arg(),
+                n,
+                window,
+                group,
+            );
+        }
+        (sums, variances)
     }
-    (sums, variances)
 }
 
 /// One unit per key, which stays in its registers while the rows of a query head pass.
@@ -125,7 +133,7 @@ fn scores_kernel<E: Float, I: Int, N: Size>(
     }
 }
 
-/// One cube per row: the logarithm of the sum of its exponentials.
+/// One cube per row: the log-sum-exp of its scores.
 #[cube(launch_unchecked)]
 fn log_sums_kernel(scores: &Tensor<f32>, log_sums: &mut Tensor<f32>, n: usize) {
     let row = CUBE_POS_X as usize;

@@ -1,13 +1,40 @@
-//! Choosing entries and moving them.
+//! Choosing entries.
 
 use super::PARALLEL_BYTES;
-use super::simd::Element;
-use super::view::Heads;
-use crate::ops::kernels::Guard;
+use super::bridge::{elements, integer_tensor, integers, tensor};
+use crate::ops::kernels::ChoiceOps;
+use crate::ops::protect::Guard;
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 
-/// `scores`, `positions [heads * entries]` → the slots that stay, `[heads * budget]`, and the number of NaN per head; as
-/// [`EntryOps::select_top`](crate::ops::kernels::EntryOps::select_top).
+impl ChoiceOps for Flex {
+    fn select_top(
+        scores: FlexTensor,
+        positions: FlexTensor,
+        guard: Guard,
+        _seen: usize,
+        budget: usize,
+    ) -> (FlexTensor, FlexTensor) {
+        let (scores, positions) = (scores.to_contiguous(), positions.to_contiguous());
+        let [batch, heads, entries] = scores.layout().shape().dims::<3>();
+        let (values, places) = (elements::<f32>(&scores), integers(&positions));
+        let (kept, nans) = select(values, &places, &guard, entries, budget);
+        let kept = integer_tensor(kept, [batch, heads, budget], positions.dtype());
+        (kept, tensor(nans, [batch, heads]))
+    }
+
+    fn lowest(scores: FlexTensor, positions: FlexTensor, guard: Guard) -> (FlexTensor, FlexTensor) {
+        let (scores, positions) = (scores.to_contiguous(), positions.to_contiguous());
+        let [batch, heads, entries] = scores.layout().shape().dims::<3>();
+        let (values, places) = (elements::<f32>(&scores), integers(&positions));
+        let (slots, nans) = lowest(values, &places, &guard, entries);
+        let slots = integer_tensor(slots, [batch, heads, 1], positions.dtype());
+        (slots, tensor(nans, [batch, heads]))
+    }
+}
+
+/// `scores`, `positions [heads * entries]` → the slots that stay, `[heads * budget]`, and the number of NaN per head.
 pub fn select(
     scores: &[f32],
     positions: &[i64],
@@ -78,33 +105,7 @@ fn key(score: f32, position: i64, guard: &Guard) -> u64 {
     u64::from(rank) << 32 | position as u64 & u64::from(u32::MAX)
 }
 
-/// The vectors at `slots [batch * kv_heads * count]`, in room for `capacity` of them; zeros follow.
-pub fn gather<E: Element>(tensor: &Heads<'_, E>, slots: &[i64], capacity: usize) -> Vec<E> {
-    let heads = tensor.batch * tensor.heads;
-    let count = slots.len() / heads;
-    let mut output = vec![E::zeroed(); heads * capacity * tensor.dim];
-    let work = |(kv, output): (usize, &mut [E])| {
-        let slots = &slots[kv * count..(kv + 1) * count];
-        for (slot, output) in slots.iter().zip(output.chunks_exact_mut(tensor.dim)) {
-            let row = tensor.row(kv / tensor.heads, kv % tensor.heads, *slot as usize);
-            output.copy_from_slice(row);
-        }
-    };
-    match size_of_val(&output[..]) < PARALLEL_BYTES {
-        true => output
-            .chunks_exact_mut(capacity * tensor.dim)
-            .enumerate()
-            .for_each(work),
-        false => output
-            .par_chunks_exact_mut(capacity * tensor.dim)
-            .enumerate()
-            .for_each(work),
-    }
-    output
-}
-
-/// The slot of the lowest score of each head, as
-/// [`EntryOps::lowest`](crate::ops::kernels::EntryOps::lowest), and the number of NaN.
+/// `scores`, `positions [heads * entries]` → the slot of the lowest score of each head, and the number of NaN.
 pub fn lowest(
     scores: &[f32],
     positions: &[i64],
@@ -129,39 +130,4 @@ pub fn lowest(
         (found as i64, nans as f32)
     };
     heads.map(of_head).unzip()
-}
-
-/// `statistics [heads][n][width]` without the last entry, which moves to the slot `victims [heads]`.
-pub fn move_last(statistics: &[f32], victims: &[i64], width: usize) -> Vec<f32> {
-    let size = statistics.len() / victims.len();
-    let mut moved = Vec::with_capacity(statistics.len() - victims.len() * width);
-    for (statistics, &victim) in statistics.chunks_exact(size).zip(victims) {
-        let (stay, last) = statistics.split_at(size - width);
-        let at = moved.len() + victim as usize * width;
-        moved.extend_from_slice(stay);
-        // The last entry may be the one that goes.
-        if at < moved.len() {
-            moved[at..at + width].copy_from_slice(last);
-        }
-    }
-    moved
-}
-
-/// `order [heads][n]` without `victims [heads]`; if `moved`, the last slot is called by the victim's name.
-pub fn drop_from_order(order: &[i64], victims: &[i64], moved: bool) -> Vec<i64> {
-    let entries = order.len() / victims.len();
-    let mut kept = Vec::with_capacity(order.len() - victims.len());
-    for (order, &victim) in order.chunks_exact(entries).zip(victims) {
-        let first = kept.len();
-        let rank = order.iter().position(|&slot| slot == victim);
-        let (before, after) = order.split_at(rank.unwrap_or(entries - 1));
-        kept.extend_from_slice(before);
-        kept.extend_from_slice(&after[1..]);
-        if moved {
-            let last = entries as i64 - 1;
-            let renamed = kept[first..].iter_mut().rev().find(|slot| **slot == last);
-            renamed.into_iter().for_each(|slot| *slot = victim);
-        }
-    }
-    kept
 }

@@ -1,16 +1,36 @@
-//! Which queries gave a key an even part of their attention or more.
+//! Which queries gave a key at least the average of their attention.
 
+use super::bridge::{elements, inner_dense, tensor, widened};
 use super::lanes::Lanes;
 use super::simd::{LANES, Level, Vector, dispatch};
 use super::view::Heads;
-use crate::ops::kernels::HIT_SLACK;
+use crate::ops::kernels::{HIT_SLACK, HitOps};
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
+
+impl HitOps for Flex {
+    fn attention_hits(
+        q: FlexTensor,
+        k: FlexTensor,
+        log_sums: FlexTensor,
+        first: usize,
+        count: usize,
+        bits: usize,
+    ) -> (FlexTensor, FlexTensor) {
+        let (q, k, log_sums) = (inner_dense(q), widened(k), log_sums.to_contiguous());
+        let (q, k) = (Heads::of(&q), Heads::of(&k));
+        let log_sums = elements(&log_sums);
+        let (digits, counts) = hits(Level::best(), &q, &k, log_sums, first, count, bits);
+        let dims = [k.batch, k.heads, k.tokens - q.tokens + first + count];
+        (tensor(digits, dims), tensor(counts, dims))
+    }
+}
 
 /// Keys that one task looks at.
 const KEYS: usize = 256;
 
-/// As [`KvOps::attention_hits`](crate::ops::kernels::KvOps::attention_hits), for the queries from `first` on, `count` of
-/// them: the digits and the counts, `[batch, kv_heads, seen]` each.
+/// For the `count` queries from `first` on: the digits and the counts, `[batch, kv_heads, seen]` each.
 pub fn hits(
     level: Level,
     q: &Heads<'_>,

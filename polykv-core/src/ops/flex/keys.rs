@@ -1,14 +1,50 @@
-//! Likeness of keys.
+//! Norms and cosines of keys.
 
+use super::bridge::{elements, existing, inner_dense, integer_tensor, integers, tensor, widened};
 use super::simd::{LANES, Level, Vector, dispatch, dot, larger};
 use super::tiles::{KEYS, ROWS, Tile, pack, scores};
 use super::view::Heads;
+use crate::ops::kernels::KeyOps;
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
+
+impl KeyOps for Flex {
+    fn key_norms(keys: FlexTensor) -> FlexTensor {
+        let keys = widened(keys);
+        let keys = Heads::of(&keys);
+        let found = norms(Level::best(), &keys);
+        tensor(found, [keys.batch, keys.heads, keys.tokens])
+    }
+
+    fn key_cosines(keys: FlexTensor, norms: FlexTensor, anchor: FlexTensor) -> FlexTensor {
+        let (keys, anchor, norms) = (widened(keys), inner_dense(anchor), norms.to_contiguous());
+        let (keys, anchor) = (Heads::of(&keys), Heads::of(&anchor));
+        let found = cosines(Level::best(), &keys, elements(&norms), &anchor);
+        tensor(found, [keys.batch, keys.heads, keys.tokens])
+    }
+
+    fn closest(
+        keys: FlexTensor,
+        norms: FlexTensor,
+        evicted: FlexTensor,
+        kept: FlexTensor,
+    ) -> (FlexTensor, FlexTensor) {
+        let (keys, norms) = (widened(keys), norms.to_contiguous());
+        let [evicted, kept] = [evicted, kept].map(|slots| slots.to_contiguous());
+        let dims = evicted.layout().shape().dims::<3>();
+        let (all, norms) = (Heads::of(&keys), elements(&norms));
+        let (slots, others) = (integers(&evicted), integers(&kept));
+        let (cosines, places) = closest(Level::best(), &all, norms, &slots, &others);
+        let places = integer_tensor(places, dims, kept.dtype());
+        (tensor(cosines, dims), places)
+    }
+}
 
 /// Norms count as this at least.
 const LEAST: f32 = 1e-12;
 
-/// As [`KeyOps::key_norms`](crate::ops::kernels::KeyOps::key_norms).
+/// The norm of each key, `[batch * heads * tokens]`.
 pub fn norms(level: Level, keys: &Heads<'_>) -> Vec<f32> {
     let mut found = vec![0.0; keys.batch * keys.heads * keys.tokens];
     of_heads(keys, &mut found, |batch, head, norms| {
@@ -19,7 +55,7 @@ pub fn norms(level: Level, keys: &Heads<'_>) -> Vec<f32> {
     found
 }
 
-/// As [`KeyOps::key_cosines`](crate::ops::kernels::KeyOps::key_cosines).
+/// The cosine of each key with its head's `anchor [batch, heads, 1, dim]`.
 pub fn cosines(level: Level, keys: &Heads<'_>, norms: &[f32], anchor: &Heads<'_>) -> Vec<f32> {
     let mut found = norms.to_vec();
     of_heads(keys, &mut found, |batch, head, cosines| {
@@ -31,7 +67,8 @@ pub fn cosines(level: Level, keys: &Heads<'_>, norms: &[f32], anchor: &Heads<'_>
     found
 }
 
-/// As [`KeyOps::closest`](crate::ops::kernels::KeyOps::closest).
+/// Per evicted key the largest cosine with a kept one, and that one's place: `evicted [batch * heads * e]`, `kept [batch *
+/// heads * m]` → `[batch * heads * e]` each.
 pub fn closest(
     level: Level,
     keys: &Heads<'_>,
@@ -60,78 +97,8 @@ pub fn closest(
             })
         })
         .collect();
-    found.into_iter().map(|own| (own.cosine, own.place)).unzip()
-}
-
-/// As [`KeyOps::merge_into`](crate::ops::kernels::KeyOps::merge_into).
-pub fn merge_into(
-    vectors: &Heads<'_>,
-    evicted: &[i64],
-    kept: &[i64],
-    places: &[i64],
-    parts: &[f32],
-) -> Vec<f32> {
-    let (heads, dim) = (vectors.batch * vectors.heads, vectors.dim);
-    let (going, staying) = (evicted.len() / heads, kept.len() / heads);
-    let mut sums = vec![0.0; heads * staying * dim];
-    let of_heads = sums.par_chunks_mut(staying * dim).enumerate();
-    of_heads.for_each(|(head, sums)| {
-        let row =
-            |slot: i64| vectors.row(head / vectors.heads, head % vectors.heads, slot as usize);
-        for i in head * going..(head + 1) * going {
-            let (place, part) = (places[i] as usize, parts[i]);
-            if part == 0.0 {
-                continue;
-            }
-            let own = row(kept[head * staying + place]);
-            let sums = &mut sums[place * dim..(place + 1) * dim];
-            for ((sum, x), own) in sums.iter_mut().zip(row(evicted[i])).zip(own) {
-                *sum += (x - own) * part;
-            }
-        }
-    });
-    sums
-}
-
-/// As [`KeyOps::spread_into`](crate::ops::kernels::KeyOps::spread_into).
-pub fn spread_into(
-    vectors: &Heads<'_>,
-    positions: &[i64],
-    evicted: &[i64],
-    kept: &[i64],
-    parts: &[f32],
-    window: usize,
-) -> Vec<f32> {
-    let (heads, dim) = (vectors.batch * vectors.heads, vectors.dim);
-    let (going, staying) = (evicted.len() / heads, kept.len() / heads);
-    let mut sums = vec![0.0; heads * staying * dim];
-    let of_heads = sums.par_chunks_mut(staying * dim).enumerate();
-    of_heads.for_each(|(head, sums)| {
-        let position = |slot: i64| positions[head * vectors.tokens + slot as usize];
-        let kept = &kept[head * staying..(head + 1) * staying];
-        let all = head * going..(head + 1) * going;
-        let mut leaving = evicted[all.clone()].iter().zip(&parts[all]).peekable();
-        let mut total = vec![0.0; dim];
-        while let Some((slot, _)) = leaving.peek() {
-            let own = position(**slot);
-            let first = kept.partition_point(|&slot| position(slot) < own);
-            // Those before the same kept entry have the same heirs: their sum is spread, not each of them.
-            let end = kept.get(first).map_or(i64::MAX, |&slot| position(slot));
-            total.fill(0.0);
-            while let Some((&slot, &part)) = leaving.next_if(|(slot, _)| position(**slot) < end) {
-                let row = vectors.row(head / vectors.heads, head % vectors.heads, slot as usize);
-                for (total, x) in total.iter_mut().zip(row) {
-                    *total += x * part;
-                }
-            }
-            for sums in sums.chunks_exact_mut(dim).skip(first).take(window) {
-                for (sum, total) in sums.iter_mut().zip(&total) {
-                    *sum += total;
-                }
-            }
-        }
-    });
-    sums
+    let pairs = found.into_iter().map(|best| (best.cosine, best.place));
+    pairs.unzip()
 }
 
 /// Fills each head's part of `results [batch * heads * tokens]`.
@@ -211,11 +178,11 @@ impl<'a> Candidates<'a> {
 
     fn row(&self, slot: i64) -> &'a [f32] {
         let (batch, head) = (self.head / self.keys.heads, self.head % self.keys.heads);
-        self.keys.row(batch, head, slot as usize)
+        self.keys.row(batch, head, existing(slot, self.keys.tokens))
     }
 
     fn norm(&self, slot: i64) -> f32 {
-        larger(self.norms[slot as usize], LEAST)
+        larger(self.norms[existing(slot, self.keys.tokens)], LEAST)
     }
 }
 
@@ -231,10 +198,10 @@ fn closest_of<V: Vector>(candidates: &Candidates<'_>, going: &[i64]) -> [Match; 
     }; ROWS];
     if candidates.packed.is_empty() {
         for (found, &slot) in found.iter_mut().zip(going) {
-            let own = candidates.row(slot);
+            let key = candidates.row(slot);
             let share = 1.0 / candidates.norm(slot);
             for (place, &other) in candidates.slots.iter().enumerate() {
-                let product = dot::<V, f32>(own, candidates.row(other));
+                let product = dot::<V, f32>(key, candidates.row(other));
                 let cosine = product * share * candidates.shares[place];
                 if cosine > found.cosine {
                     *found = Match {
@@ -282,9 +249,9 @@ fn closest_of<V: Vector>(candidates: &Candidates<'_>, going: &[i64]) -> [Match; 
     for r in 0..ROWS {
         for i in 0..LANES {
             let (x, place) = (best[r][i], i64::from(places[r][i]));
-            let own = &mut found[r];
-            if x > own.cosine || x == own.cosine && place < own.place {
-                *own = Match { cosine: x, place };
+            let best = &mut found[r];
+            if x > best.cosine || x == best.cosine && place < best.place {
+                *best = Match { cosine: x, place };
             }
         }
     }

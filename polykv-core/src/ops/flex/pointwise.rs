@@ -1,18 +1,41 @@
-//! What lies between the products: gating, normalisation, rotation, widening of weights; one pass each.
+//! What lies between the products: SwiGLU's gate, normalisation, rotation; one pass each.
 
-use super::linear::{Block, Blocks, Weight, parts};
-use super::simd::{Element, LANES, Level, Vector, dispatch, dot, exp, fma};
+use super::CHUNK;
+use super::bridge::{elements, inner_dense, tensor};
+use super::simd::{Level, Vector, dispatch, dot, exp, fma};
 use super::view::Heads;
+use crate::ops::kernels::PointwiseOps;
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::TensorData;
 use rayon::prelude::*;
 
-/// Elements that are worth handing to another thread.
-const CHUNK: usize = 16_384;
+impl PointwiseOps for Flex {
+    fn rms_norm(x: FlexTensor, weight: FlexTensor, eps: f32) -> FlexTensor {
+        let (x, weight) = (x.to_contiguous(), weight.to_contiguous());
+        let output = rms_norm(Level::best(), elements(&x), elements(&weight), eps);
+        FlexTensor::from_data(TensorData::new(output, x.layout().shape().clone()))
+    }
+
+    fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+        let (x, cos, sin) = (inner_dense(x), cos.to_contiguous(), sin.to_contiguous());
+        let x = Heads::of(&x);
+        let output = rotate(Level::best(), &x, elements(&cos), elements(&sin));
+        tensor(output, [x.batch, x.heads, x.tokens, x.dim])
+    }
+
+    fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        let output = swiglu(Level::best(), elements(&gate), elements(&up));
+        FlexTensor::from_data(TensorData::new(output, gate.layout().shape().clone()))
+    }
+}
 
 /// `silu(gate) · up`; same length in and out.
-pub fn silu_mul(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
+pub fn swiglu(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
     let mut output = vec![0.0; gate.len()];
     let block = |((output, gate), up): ((&mut [f32], &[f32]), &[f32])| {
-        dispatch!(level, fn gated(output: &mut [f32], gate: &[f32], up: &[f32]));
+        dispatch!(level, fn swiglu_of(output: &mut [f32], gate: &[f32], up: &[f32]));
     };
     output
         .par_chunks_mut(CHUNK)
@@ -23,7 +46,7 @@ pub fn silu_mul(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
 }
 
 #[inline(always)]
-fn gated<V: Vector>(output: &mut [f32], gate: &[f32], up: &[f32]) {
+fn swiglu_of<V: Vector>(output: &mut [f32], gate: &[f32], up: &[f32]) {
     for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
         *output = gate / (1.0 + exp::<V>(-gate)) * up;
     }
@@ -103,66 +126,6 @@ fn rotated<V: Vector>(at: Rotation, output: &mut [f32], x: &Heads<'_>, cos: &[f3
         for i in 0..half {
             first[i] = fma::<V>(a[i], cos[i], -(b[i] * sin[i]));
             second[i] = fma::<V>(b[i], cos[i], a[i] * sin[i]);
-        }
-    }
-}
-
-/// Elements as f32.
-pub fn widen<E: Element>(level: Level, elements: &[E]) -> Vec<f32> {
-    let mut output = vec![0.0; elements.len()];
-    let block = |(output, elements): (&mut [f32], &[E])| {
-        dispatch!(level, fn widened<E: Element>(output: &mut [f32], elements: &[E]));
-    };
-    output
-        .par_chunks_mut(CHUNK)
-        .zip(elements.par_chunks(CHUNK))
-        .for_each(block);
-    output
-}
-
-#[inline(always)]
-fn widened<V: Vector, E: Element>(output: &mut [f32], elements: &[E]) {
-    let (chunks, rest) = output.as_chunks_mut::<LANES>();
-    let (from, from_rest) = elements.as_chunks::<LANES>();
-    for (output, elements) in chunks.iter_mut().zip(from) {
-        *output = E::load::<V>(elements).lanes();
-    }
-    for (output, element) in rest.iter_mut().zip(from_rest) {
-        *output = element.widen();
-    }
-}
-
-/// The given rows of 8-bit weights as f32, `[rows.len(), columns]`.
-pub fn widen_rows(level: Level, weight: &Blocks<'_>, rows: &[usize]) -> Vec<f32> {
-    let columns = weight.columns();
-    let mut output = vec![0.0; rows.len() * columns];
-    let block = |(row, output): (&usize, &mut [f32])| {
-        let blocks = weight.row(*row);
-        dispatch!(level, fn scaled(output: &mut [f32], blocks: &[Block]));
-    };
-    match output.len() < CHUNK {
-        true => rows
-            .iter()
-            .zip(output.chunks_exact_mut(columns))
-            .for_each(block),
-        false => rows
-            .par_iter()
-            .zip(output.par_chunks_exact_mut(columns))
-            .with_min_len(CHUNK.div_ceil(columns))
-            .for_each(block),
-    }
-    output
-}
-
-#[inline(always)]
-fn scaled<V: Vector>(output: &mut [f32], blocks: &[Block]) {
-    let (output, _) = output.as_chunks_mut::<LANES>();
-    for (output, block) in output.as_chunks_mut::<2>().0.iter_mut().zip(blocks) {
-        let (scale, values) = parts(block);
-        for (output, values) in output.iter_mut().zip(values) {
-            *output = V::load_i8(values)
-                .mul_add(V::splat(scale), V::splat(0.0))
-                .lanes();
         }
     }
 }

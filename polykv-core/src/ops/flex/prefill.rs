@@ -1,11 +1,47 @@
-//! Causal attention of many queries, in tiles that stay in cache, and the sums of its columns. Neither ever holds a
+//! Causal attention of many queries by online softmax, in tiles that stay in cache, and the sums of its columns. Neither ever holds a
 //! row of scores, let alone the matrix.
 
+use super::bridge::{elements, inner_dense, tensor, widened};
+use super::columns;
 use super::simd::{Level, Vector, dispatch, exp, exp_sum, fma, max};
 use super::tiles::{HIDDEN, KEYS, ROWS, Scores, Tile, WIDTH, pack_all, scores};
 use super::view::Heads;
+use crate::ops::kernels::PromptOps;
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 use std::borrow::Cow;
+
+impl PromptOps for Flex {
+    fn attend_prompt(q: FlexTensor, k: FlexTensor, v: FlexTensor) -> (FlexTensor, FlexTensor) {
+        let (q, k, v) = (inner_dense(q), widened(k), widened(v));
+        let (q, k, v) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
+        let (output, log_sums) = attend(Level::best(), &q, &k, &v);
+        // The kernel writes [batch, tokens, heads, head_dim], which the output projection wants.
+        let output = tensor(output, [q.batch, q.tokens, q.heads, q.dim]).transpose(1, 2);
+        (output, tensor(log_sums, [q.batch, q.heads, q.tokens]))
+    }
+
+    fn attend_summed(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let (q, k, v) = (inner_dense(q), widened(k), widened(v));
+        let (q, k, v) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
+        let (output, log_sums, sums) = attend_summed(Level::best(), &q, &k, &v);
+        let output = tensor(output, [q.batch, q.tokens, q.heads, q.dim]).transpose(1, 2);
+        let log_sums = tensor(log_sums, [q.batch, q.heads, q.tokens]);
+        (output, log_sums, tensor(sums, [k.batch, k.heads, k.tokens]))
+    }
+
+    fn column_sums(q: FlexTensor, k: FlexTensor, log_sums: FlexTensor) -> FlexTensor {
+        let (q, k, log_sums) = (inner_dense(q), widened(k), log_sums.to_contiguous());
+        let (q, k) = (Heads::of(&q), Heads::of(&k));
+        let sums = columns::column_sums(Level::best(), &q, &k, elements(&log_sums));
+        tensor(sums, [k.batch, k.heads, k.tokens])
+    }
+}
 
 /// A prompt's attention on its way: every tile writes its own part of the results.
 struct Prompt<'a> {
@@ -41,8 +77,8 @@ impl<'a> Prompt<'a> {
                 .into_par_iter()
                 .map(|i| v.dense(i / v.heads, i % v.heads))
                 .collect(),
-            output: Shared(output.as_mut_ptr()),
-            log_sums: Shared(log_sums.as_mut_ptr()),
+            output: Shared::new(output),
+            log_sums: Shared::new(log_sums),
         }
     }
 
@@ -66,18 +102,18 @@ impl<'a> Prompt<'a> {
         for r in 0..tile.rows {
             let token = first + r;
             let at = ((batch * q.tokens + token) * q.heads + head) * q.dim;
-            // SAFETY: each (batch, head, token) belongs to exactly one tile.
-            unsafe {
-                self.output.write(at, &result[r * q.dim..(r + 1) * q.dim]);
-                let at = (batch * q.heads + head) * q.tokens + token;
-                self.log_sums.write(at, &logs[r..=r]);
-            }
+            // SAFETY: `at` is the vector of (batch, token, head) in an output of that shape; each of them belongs to
+            // exactly one tile, and no two calls for a tile overlap.
+            unsafe { self.output.write(at, &result[r * q.dim..(r + 1) * q.dim]) };
+            let at = (batch * q.heads + head) * q.tokens + token;
+            // SAFETY: `at` is the number of (batch, head, token) in sums of that shape; it belongs to this tile alone.
+            unsafe { self.log_sums.write(at, &logs[r..=r]) };
         }
     }
 }
 
 /// `q [batch, heads, t, dim]` over `k`, `v [batch, kv_heads, n, dim]`, aligned at the end. Returns
-/// `[batch, t, heads, dim]` and per query the logarithm of the sum of its exponentials, `[batch, heads, t]`.
+/// `[batch, t, heads, dim]` and per query the log-sum-exp of its scores, `[batch, heads, t]`.
 pub fn attend(level: Level, q: &Heads<'_>, k: &Heads<'_>, v: &Heads<'_>) -> (Vec<f32>, Vec<f32>) {
     let mut output = vec![0.0; q.batch * q.tokens * q.heads * q.dim];
     let mut log_sums = vec![0.0; q.batch * q.heads * q.tokens];
@@ -97,7 +133,7 @@ pub fn attend(level: Level, q: &Heads<'_>, k: &Heads<'_>, v: &Heads<'_>) -> (Vec
 const PART: usize = 12;
 const PARTS: usize = 16;
 
-/// As [`attend`], and the attention received per key: sum over the queries, mean over the query group, `[batch,
+/// [`attend`], and the attention received per key: sum over the queries, mean over the query group, `[batch,
 /// kv_heads, n]`.
 pub fn attend_summed(
     level: Level,
@@ -263,16 +299,30 @@ fn accumulate<V: Vector>(weights: &Scores, decay: [f32; ROWS], values: &[f32], r
 
 /// A buffer that threads write disjoint parts of.
 #[derive(Clone, Copy)]
-struct Shared(*mut f32);
+struct Shared {
+    start: *mut f32,
+    len: usize,
+}
 
-// SAFETY: writers of the same element never overlap, see the call.
+// SAFETY: a buffer is only written, through `write`, whose callers promise that no two threads write one element.
 unsafe impl Sync for Shared {}
+// SAFETY: f32 may be written from any thread, and the pointer has no owner to be dropped.
 unsafe impl Send for Shared {}
 
 impl Shared {
+    fn new(buffer: &mut [f32]) -> Self {
+        Self {
+            start: buffer.as_mut_ptr(),
+            len: buffer.len(),
+        }
+    }
+
     /// # Safety
-    /// `at + values.len()` is inside the buffer and no other thread writes there.
+    /// The buffer lives, `at + values.len()` is inside it and no other thread writes there.
     unsafe fn write(&self, at: usize, values: &[f32]) {
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.0.add(at), values.len()) };
+        debug_assert!(at + values.len() <= self.len);
+        // SAFETY: the caller promises that the range is inside the buffer and written by nobody else; `values` is a slice
+        // of another one.
+        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(at), values.len()) };
     }
 }

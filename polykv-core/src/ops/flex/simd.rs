@@ -1,12 +1,13 @@
 //! Run-time choice of the instruction set, and arithmetic that the compiler turns into vector code.
 
 mod vector;
-
 #[cfg(target_arch = "x86_64")]
-pub use vector::{Avx2, Avx512};
-pub use vector::{LANES, Plain, Vector};
+mod x86;
 
-use burn::tensor::{bf16, f16};
+pub use vector::{Element, LANES, Plain, Vector, fma};
+#[cfg(target_arch = "x86_64")]
+pub use x86::{Avx2, Avx512};
+
 use std::sync::OnceLock;
 
 /// Instruction sets that the kernels are compiled for.
@@ -25,7 +26,7 @@ impl Level {
         *BEST.get_or_init(|| *Self::available().last().unwrap_or(&Self::Baseline))
     }
 
-    /// All that this processor has, in ascending order.
+    /// All that this processor has, in ascending order: of each every feature that [`dispatch`] compiles with.
     pub fn available() -> Vec<Self> {
         #[allow(unused_mut)]
         let mut levels = vec![Self::Baseline];
@@ -36,7 +37,11 @@ impl Level {
                 && is_x86_feature_detected!("f16c")
             {
                 levels.push(Self::Avx2);
-                if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw") {
+                if is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512vl")
+                    && is_x86_feature_detected!("avx512dq")
+                {
                     levels.push(Self::Avx512);
                 }
             }
@@ -61,9 +66,11 @@ macro_rules! dispatch {
             $name::<$crate::ops::flex::simd::Avx512 $(, $e)?>($($arg),*)
         }
         match $level {
-            // SAFETY: `Level::available` has seen the features on this processor.
+            // SAFETY: levels come from `Level::available`, which has seen AVX2, FMA, F16C and AVX-512 F, BW, VL and DQ on
+            // this processor before it gives this one.
             #[cfg(target_arch = "x86_64")]
             $crate::ops::flex::simd::Level::Avx512 => unsafe { avx512 $(::<$e>)? ($($arg),*) },
+            // SAFETY: levels come from `Level::available`, which has seen AVX2, FMA and F16C before it gives this one.
             #[cfg(target_arch = "x86_64")]
             $crate::ops::flex::simd::Level::Avx2 => unsafe { avx2 $(::<$e>)? ($($arg),*) },
             _ => $name::<$crate::ops::flex::simd::Plain $(, $e)?>($($arg),*),
@@ -71,63 +78,6 @@ macro_rules! dispatch {
     }};
 }
 pub(super) use dispatch;
-
-/// What weights and cached keys and values are stored as; arithmetic is in f32.
-pub trait Element: burn::tensor::Element + bytemuck::Pod {
-    fn widen(self) -> f32;
-
-    fn load<V: Vector>(elements: &[Self; LANES]) -> V;
-}
-
-impl Element for f32 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    fn load<V: Vector>(elements: &[Self; LANES]) -> V {
-        V::load(elements)
-    }
-}
-
-impl Element for bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-
-    #[inline(always)]
-    fn load<V: Vector>(elements: &[Self; LANES]) -> V {
-        V::load_bf16(elements)
-    }
-}
-
-impl Element for f16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        let bits = u32::from(self.to_bits());
-        // Moved into place, the exponent is 112 too small; the product also normalises subnormals.
-        let size = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
-        // Infinities and NaN have the largest exponent in both types.
-        let special = match bits & 0x7c00 {
-            0x7c00 => 0x7f80_0000,
-            _ => 0,
-        };
-        f32::from_bits(size.to_bits() | special | (bits & 0x8000) << 16)
-    }
-
-    #[inline(always)]
-    fn load<V: Vector>(elements: &[Self; LANES]) -> V {
-        V::load_f16(elements)
-    }
-}
-
-/// `a * b + c`
-#[inline(always)]
-pub fn fma<V: Vector>(a: f32, b: f32, c: f32) -> f32 {
-    if V::FMA { a.mul_add(b, c) } else { a * b + c }
-}
 
 /// `e^x`, without branches; relative error below 2e-7. Cody and Waite's reduction, the polynomial of Cephes.
 #[inline(always)]

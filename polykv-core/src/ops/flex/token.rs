@@ -2,9 +2,66 @@
 //! whole query group.
 
 use super::PARALLEL_BYTES;
+use super::bridge::{inner_dense, integers, tensor};
 use super::simd::{Element, LANES, Level, Vector, dispatch, dot, dots, exp_sum, fma, max};
 use super::view::Heads;
+use crate::ops::kernels::TokenOps;
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{DType, bf16, f16};
 use rayon::prelude::*;
+
+impl TokenOps for Flex {
+    fn attend_token(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        entries: usize,
+    ) -> (FlexTensor, FlexTensor) {
+        let (k, v) = (k.narrow(2, 0, entries), v.narrow(2, 0, entries));
+        run(q, k, v, None)
+    }
+
+    fn attend_lengths(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        lengths: FlexTensor,
+    ) -> (FlexTensor, FlexTensor) {
+        let lengths = lengths.to_contiguous();
+        run(q, k, v, Some(&integers(&lengths)))
+    }
+}
+
+/// Over the first `lengths [batch * kv_heads]` keys of each head, or over all.
+fn run(
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    lengths: Option<&[i64]>,
+) -> (FlexTensor, FlexTensor) {
+    let (q, k, v) = (inner_dense(q), inner_dense(k), inner_dense(v));
+    match k.dtype() {
+        DType::F16 => attend_stored::<f16>(&q, &k, &v, lengths),
+        DType::BF16 => attend_stored::<bf16>(&q, &k, &v, lengths),
+        _ => attend_stored::<f32>(&q, &k, &v, lengths),
+    }
+}
+
+fn attend_stored<E: Element>(
+    q: &FlexTensor,
+    k: &FlexTensor,
+    v: &FlexTensor,
+    lengths: Option<&[i64]>,
+) -> (FlexTensor, FlexTensor) {
+    let (q, k, v) = (Heads::of(q), Heads::<E>::of(k), Heads::<E>::of(v));
+    let (output, row) = attend(Level::best(), &q, &k, &v, lengths);
+    let group = q.heads / k.heads;
+    (
+        tensor(output, [q.batch, q.heads, 1, q.dim]),
+        tensor(row, [q.batch, k.heads, group, k.tokens]),
+    )
+}
 
 /// Attention of one query per head, `q [batch, heads, 1, dim]`, over the tokens of `k` and `v [batch, kv_heads, n,
 /// dim]`, of each KV head the first `lengths [batch * kv_heads]` if they are given. Returns `[batch, heads, dim]` and the
@@ -27,7 +84,7 @@ pub fn attend<E: Element>(
     let step = k.tokens.div_ceil(splits).max(1);
     let part = |i: usize| {
         let kv = i / splits;
-        let seen = lengths.map_or(k.tokens, |lengths| lengths[kv] as usize);
+        let seen = lengths.map_or(k.tokens, |lengths| visible(lengths[kv], k.tokens));
         let first = (i % splits * step).min(seen);
         let at = Part {
             batch: kv / k.heads,
@@ -56,6 +113,11 @@ pub fn attend<E: Element>(
         row.resize((head + 1) * k.tokens, 0.0);
     }
     (output, row)
+}
+
+/// How many of `n` keys a length means: 1 to n.
+fn visible(length: i64, n: usize) -> usize {
+    length.clamp(1, n as i64) as usize
 }
 
 /// A range of the keys of one KV head.
@@ -180,7 +242,7 @@ fn weighted_sum<V: Vector, E: Element, const G: usize>(
     G
 }
 
-/// As [`weighted_sum`] for the `P` vectors from element `first` on, whose sums stay in registers.
+/// The part of [`weighted_sum`] that the `P` vectors from element `first` on make; their sums stay in registers.
 #[inline(always)]
 fn weighted_lanes<V: Vector, E: Element, const G: usize, const P: usize>(
     at: Part,

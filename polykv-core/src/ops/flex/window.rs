@@ -1,11 +1,31 @@
 //! What the last queries of a prompt pay attention to: one task per query head. Queries are the lanes of vectors: keys
 //! are read as they lie, and what is summed per query or per key stays in lanes.
 
+use super::bridge::{inner_dense, integers, tensor, widened};
 use super::lanes::Lanes;
 use super::simd::{LANES, Level, Vector, dispatch, exp, larger};
 use super::tiles::HIDDEN;
 use super::view::Heads;
+use crate::ops::kernels::WindowOps;
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
+
+impl WindowOps for Flex {
+    fn window_score(
+        q: FlexTensor,
+        k: FlexTensor,
+        positions: FlexTensor,
+        seen: usize,
+    ) -> (FlexTensor, FlexTensor) {
+        let (q, k) = (inner_dense(q), widened(k));
+        let (q, k) = (Heads::of(&q), Heads::of(&k));
+        let positions = positions.to_contiguous();
+        let (sums, variances) = score(Level::best(), &q, &k, &integers(&positions), seen);
+        let dims = [k.batch, k.heads, k.tokens];
+        (tensor(sums, dims), tensor(variances, dims))
+    }
+}
 
 /// `q [batch, heads, w, dim]`, `k [batch, kv_heads, n, dim]`, `positions [batch * kv_heads * n]` → per key the sum over
 /// the window and the variance over it, means over the query group, `[batch, kv_heads, n]` each.

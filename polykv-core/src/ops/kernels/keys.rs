@@ -1,13 +1,15 @@
-//! Norms of keys, their likeness, and merging what goes into what stays.
+//! Norms and cosines of keys, and merging evicted entries into those that stay.
+//!
+//! Shapes: keys or values `[batch, kv_heads, n, d]` as they are stored, norms `[batch, kv_heads, n]`; slots `evicted
+//! [batch, kv_heads, e]` and `kept [batch, kv_heads, m]`; results are f32. Norms count as 1e-12 at least. A slot that is
+//! no number below n counts as n − 1.
 
 #[cfg(feature = "cube")]
 use super::shapes;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, Dispatch, backend_extension};
-use burn::tensor::{Int, Tensor};
+use burn::backend::{Backend, backend_extension};
 
-/// Shapes: keys or values `[batch, kv_heads, n, d]` as they are stored, norms `[batch, kv_heads, n]`; slots `evicted
-/// [batch, kv_heads, e]` and `kept [batch, kv_heads, m]`; results are f32. Norms count as 1e-12 at least.
+/// Comparing keys.
 #[backend_extension(
     Cube: cfg(feature = "cube"),
     Fusion: cfg(feature = "cube"),
@@ -38,9 +40,18 @@ pub trait KeyOps: Backend {
         evicted: IntTensor<Self>,
         kept: IntTensor<Self>,
     ) -> (FloatTensor<Self>, IntTensor<Self>);
+}
 
+/// What evicted entries add to kept ones.
+#[backend_extension(
+    Cube: cfg(feature = "cube"),
+    Fusion: cfg(feature = "cube"),
+    Flex: cfg(feature = "flex"),
+)]
+pub trait MergeOps: Backend {
     /// Per kept entry the sum, over the evicted ones whose place in `kept` it is, of `parts` times what lies between
-    /// the two: `places` and `parts [batch, kv_heads, e]` → `[batch, kv_heads, m, d]`.
+    /// the two: `places` and `parts [batch, kv_heads, e]` → `[batch, kv_heads, m, d]`. A place that is no
+    /// number below m adds nothing.
     #[fusion(meta = |vectors, _evicted, kept, _places, parts| {
         shapes::like(parts, [kept.shape[0], kept.shape[1], kept.shape[2], vectors.shape[3]])
     })]
@@ -66,68 +77,4 @@ pub trait KeyOps: Backend {
         parts: FloatTensor<Self>,
         window: usize,
     ) -> FloatTensor<Self>;
-}
-
-pub fn key_norms(keys: Tensor<4>) -> Tensor<3> {
-    Tensor::from_dispatch(Dispatch::key_norms(keys.into_dispatch()))
-}
-
-pub fn key_cosines(keys: Tensor<4>, norms: Tensor<3>, anchor: Tensor<4>) -> Tensor<3> {
-    Tensor::from_dispatch(Dispatch::key_cosines(
-        keys.into_dispatch(),
-        norms.into_dispatch(),
-        anchor.into_dispatch(),
-    ))
-}
-
-pub fn closest(
-    keys: Tensor<4>,
-    norms: Tensor<3>,
-    evicted: Tensor<3, Int>,
-    kept: Tensor<3, Int>,
-) -> (Tensor<3>, Tensor<3, Int>) {
-    let (cosines, places) = Dispatch::closest(
-        keys.into_dispatch(),
-        norms.into_dispatch(),
-        evicted.into_dispatch(),
-        kept.into_dispatch(),
-    );
-    (
-        Tensor::from_dispatch(cosines),
-        Tensor::from_dispatch(places),
-    )
-}
-
-pub fn merge_into(
-    vectors: Tensor<4>,
-    evicted: Tensor<3, Int>,
-    kept: Tensor<3, Int>,
-    places: Tensor<3, Int>,
-    parts: Tensor<3>,
-) -> Tensor<4> {
-    Tensor::from_dispatch(Dispatch::merge_into(
-        vectors.into_dispatch(),
-        evicted.into_dispatch(),
-        kept.into_dispatch(),
-        places.into_dispatch(),
-        parts.into_dispatch(),
-    ))
-}
-
-pub fn spread_into(
-    vectors: Tensor<4>,
-    positions: Tensor<3, Int>,
-    evicted: Tensor<3, Int>,
-    kept: Tensor<3, Int>,
-    parts: Tensor<3>,
-    window: usize,
-) -> Tensor<4> {
-    Tensor::from_dispatch(Dispatch::spread_into(
-        vectors.into_dispatch(),
-        positions.into_dispatch(),
-        evicted.into_dispatch(),
-        kept.into_dispatch(),
-        parts.into_dispatch(),
-        window,
-    ))
 }

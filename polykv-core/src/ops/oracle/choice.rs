@@ -1,10 +1,11 @@
 //! Choices without kernels: on the host, or by comparing every score with every other.
 
-use crate::ops::{Protected, read_error};
+use crate::ops::protect::Protected;
+use crate::ops::tensor::{put, read_error};
 use crate::{Error, Result};
 use burn::tensor::{Bool, IndexingUpdateOp, Int, IntDType, Tensor, TensorData};
 
-/// As [`select`](crate::ops::select), on the host.
+/// [`select`](crate::ops::select), on the host.
 ///
 /// # Errors
 /// A NaN score, and a device that cannot be read.
@@ -19,13 +20,14 @@ pub fn select(
     let scores: Vec<f32> = scores.try_into_vec_as().map_err(read_error)?;
     let positions: Vec<i64> = positions.try_into_vec_as().map_err(read_error)?;
     if scores.iter().any(|score| score.is_nan()) {
-        return Err(Error::Failed("an eviction score is NaN".into()));
+        return Err(Error::NotFinite("an eviction score is NaN".into()));
     }
+    let guard = protected.guard();
     let heads = scores
         .chunks_exact(entries)
         .zip(positions.chunks_exact(entries));
     let kept = heads.flat_map(|(scores, positions)| {
-        let safe = |slot: usize| protected.contains(positions[slot]);
+        let safe = |slot: usize| guard.contains(positions[slot]);
         let mut slots: Vec<usize> = (0..entries).collect();
         slots.sort_by(|&a, &b| {
             safe(b)
@@ -41,7 +43,7 @@ pub fn select(
     Ok(Tensor::from_data(data, &device))
 }
 
-/// As [`drop_lowest`](crate::ops::drop_lowest), in plain tensor operations.
+/// [`drop_lowest`](crate::ops::drop_lowest), in plain tensor operations.
 pub fn lowest(
     scores: Tensor<3>,
     positions: Tensor<3, Int>,
@@ -61,19 +63,27 @@ pub fn lowest(
         .cast(dtype)
 }
 
-/// As [`move_last`](crate::ops::move_last).
+/// Slots below `n`; what is no such number counts as n − 1.
+pub(crate) fn existing(slots: Tensor<3, Int>, n: usize) -> Tensor<3, Int> {
+    let last = n as i64 - 1;
+    let beyond = slots.clone().greater_elem(last);
+    let wrong = slots.clone().lower_elem(0).bool_or(beyond);
+    slots.mask_fill(wrong, last)
+}
+
+/// [`move_last`](crate::ops::move_last).
 pub fn move_last<const D: usize>(statistics: Tensor<D>, victim: Tensor<3, Int>) -> Tensor<D> {
     let mut dims = statistics.dims();
     let [batch, kv_heads, entries] = [dims[0], dims[1], dims[2]];
     let width = dims[3..].iter().product();
     let rows = statistics.reshape([batch, kv_heads, entries, width]);
     let last = rows.clone().narrow(2, entries - 1, 1);
-    let moved = crate::ops::put(rows, victim, last).narrow(2, 0, entries - 1);
+    let moved = put(rows, existing(victim, entries), last).narrow(2, 0, entries - 1);
     dims[2] -= 1;
     moved.reshape(dims)
 }
 
-/// As [`drop_from_order`](crate::ops::drop_from_order).
+/// [`drop_from_order`](crate::ops::drop_from_order).
 pub fn drop_from_order(
     order: Tensor<3, Int>,
     victim: Tensor<3, Int>,
@@ -93,7 +103,7 @@ pub fn drop_from_order(
     let rank = Tensor::<3, Int>::zeros(dims, &device)
         .cast(dtype)
         .scatter(2, order.clone(), ranks(entries), IndexingUpdateOp::Assign)
-        .gather(2, victim.clone());
+        .gather(2, existing(victim.clone(), entries));
     let index = ranks(entries - 1);
     let skip = index
         .clone()
@@ -110,7 +120,7 @@ pub fn drop_from_order(
     }
 }
 
-/// As [`extend_order`](crate::ops::extend_order).
+/// [`extend_order`](crate::ops::extend_order).
 pub fn extend_order(order: Tensor<3, Int>, count: usize) -> Tensor<3, Int> {
     let [batch, kv_heads, entries] = order.dims();
     let dtype = IntDType::from(order.dtype());
@@ -125,7 +135,7 @@ pub fn extend_order(order: Tensor<3, Int>, count: usize) -> Tensor<3, Int> {
 /// Columns that are compared at a time: bounds the memory of [`top`].
 const BLOCK: usize = 256;
 
-/// As [`top`](crate::ops::top). Nothing waits for the device; every score is compared with every other.
+/// [`top`](crate::ops::top). Nothing waits for the device; every score is compared with every other.
 pub fn top(scores: Tensor<3>, positions: Tensor<3, Int>, count: usize) -> Tensor<3, Bool> {
     let [batch, kv_heads, entries] = scores.dims();
     let mut better = scores.zeros_like();
@@ -134,12 +144,12 @@ pub fn top(scores: Tensor<3>, positions: Tensor<3, Int>, count: usize) -> Tensor
         let dims = [batch, kv_heads, entries, width];
         let other = scores.clone().narrow(2, first, width);
         let other = other.unsqueeze_dim::<4>(2).expand(dims);
-        let own = scores.clone().unsqueeze_dim::<4>(3).expand(dims);
+        let score = scores.clone().unsqueeze_dim::<4>(3).expand(dims);
         let later = positions.clone().narrow(2, first, width);
         let later = later.unsqueeze_dim::<4>(2).expand(dims);
         let later = later.greater(positions.clone().unsqueeze_dim::<4>(3).expand(dims));
-        let before = other.clone().greater(own.clone());
-        let before = before.bool_or(other.equal(own).bool_and(later));
+        let before = other.clone().greater(score.clone());
+        let before = before.bool_or(other.equal(score).bool_and(later));
         let sums = before.float().sum_dim(3);
         better = better + sums.reshape([batch, kv_heads, entries]);
     }

@@ -1,18 +1,19 @@
-//! Likeness of keys in plain tensor operations.
+//! Norms and cosines of keys and merging in plain tensor operations.
 
-use crate::ops::{take, unit};
+use super::choice::existing;
+use crate::ops::tensor::{take, unit};
 use burn::tensor::{DType, IndexingUpdateOp, Int, IntDType, Tensor};
 
 const LEAST: f32 = 1e-12;
 
-/// As [`key_norms`](crate::ops::key_norms).
+/// [`key_norms`](crate::ops::key_norms).
 pub fn norms(keys: Tensor<4>) -> Tensor<3> {
     let [batch, kv_heads, entries, _] = keys.dims();
     let squares = keys.cast(DType::F32).square().sum_dim(3);
     squares.sqrt().reshape([batch, kv_heads, entries])
 }
 
-/// As [`key_cosines`](crate::ops::key_cosines).
+/// [`key_cosines`](crate::ops::key_cosines).
 pub fn cosines(keys: Tensor<4>, norms: Tensor<3>, anchor: Tensor<4>) -> Tensor<3> {
     let dims = norms.dims();
     let products = (keys.cast(DType::F32) * unit(anchor)).sum_dim(3);
@@ -22,7 +23,7 @@ pub fn cosines(keys: Tensor<4>, norms: Tensor<3>, anchor: Tensor<4>) -> Tensor<3
 /// Evicted entries that meet the kept ones at a time.
 const BLOCK: usize = 1024;
 
-/// As [`closest`](crate::ops::closest), from the norms of all keys.
+/// [`closest`](crate::ops::closest), from the norms of all keys.
 pub fn closest(
     keys: Tensor<4>,
     norms: Tensor<3>,
@@ -30,6 +31,8 @@ pub fn closest(
     kept: Tensor<3, Int>,
 ) -> (Tensor<3>, Tensor<3, Int>) {
     let dims @ [_, _, count] = evicted.dims();
+    let entries = keys.dims()[2];
+    let [evicted, kept] = [evicted, kept].map(|slots| existing(slots, entries));
     let units = keys.cast(DType::F32) / norms.clamp_min(LEAST).unsqueeze_dim::<4>(3);
     let staying = take(units.clone(), kept.clone()).swap_dims(2, 3);
     let going = take(units, evicted);
@@ -47,7 +50,7 @@ pub fn closest(
     )
 }
 
-/// As [`merge_into`](crate::ops::merge_into).
+/// [`merge_into`](crate::ops::merge_into).
 pub fn merge_into(
     vectors: Tensor<4>,
     evicted: Tensor<3, Int>,
@@ -56,6 +59,12 @@ pub fn merge_into(
     parts: Tensor<3>,
 ) -> Tensor<4> {
     let [batch, kv_heads, staying] = kept.dims();
+    let entries = vectors.dims()[2];
+    let [evicted, kept] = [evicted, kept].map(|slots| existing(slots, entries));
+    let last = staying as i64 - 1;
+    let nowhere = places.clone().greater_elem(last);
+    let parts = parts.mask_fill(nowhere.bool_or(places.clone().lower_elem(0)), 0.0);
+    let places = existing(places, staying);
     let vectors = vectors.cast(DType::F32);
     let slots = kept.gather(2, places.clone());
     let apart = take(vectors.clone(), evicted) - take(vectors, slots);
@@ -70,7 +79,7 @@ pub fn merge_into(
     )
 }
 
-/// As [`spread_into`](crate::ops::spread_into), for slots in any order of `evicted`.
+/// [`spread_into`](crate::ops::spread_into), for slots in any order of `evicted`.
 pub fn spread_into(
     vectors: Tensor<4>,
     positions: Tensor<3, Int>,
@@ -80,7 +89,8 @@ pub fn spread_into(
     window: usize,
 ) -> Tensor<4> {
     let [batch, kv_heads, going] = evicted.dims();
-    let staying = kept.dims()[2];
+    let (entries, staying) = (vectors.dims()[2], kept.dims()[2]);
+    let [evicted, kept] = [evicted, kept].map(|slots| existing(slots, entries));
     let values = take(vectors, evicted.clone()).cast(DType::F32) * parts.unsqueeze_dim::<4>(3);
     // burn 0.22.1 reads wrong numbers on wgpu where it fuses two gathers of one tensor into a comparison: the other is
     // of a copy.
@@ -95,13 +105,13 @@ pub fn spread_into(
     for start in (0..going).step_by(BLOCK) {
         let count = BLOCK.min(going - start);
         let dims = [batch, kv_heads, count, staying];
-        let own = evicted_at.clone().narrow(2, start, count);
-        let own = own.unsqueeze_dim::<4>(3).expand(dims);
+        let from = evicted_at.clone().narrow(2, start, count);
+        let from = from.unsqueeze_dim::<4>(3).expand(dims);
         let before = kept_at
             .clone()
             .unsqueeze_dim::<4>(2)
             .expand(dims)
-            .lower(own);
+            .lower(from);
         let first = before.int().sum_dim(3).expand(dims);
         let behind = ranks.clone().expand(dims) - first;
         let near = behind.clone().greater_equal_elem(0);

@@ -1,11 +1,12 @@
 //! Pooling by burn's own operations.
 
-use crate::ops::Pool;
+use super::choice::existing;
+use crate::ops::pool::Pool;
 use burn::tensor::module::{avg_pool1d, max_pool1d};
 use burn::tensor::ops::{AvgPoolOptions, MaxPoolOptions};
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
-/// As [`pool`](crate::ops::pool).
+/// [`pool`](crate::ops::pool).
 pub fn pool(
     scores: Tensor<3>,
     order: Option<&Tensor<3, Int>>,
@@ -15,7 +16,8 @@ pub fn pool(
 ) -> Tensor<3> {
     let [_, _, entries] = scores.dims();
     let old = entries.saturating_sub(tail);
-    let ordered = match order {
+    let order = order.map(|order| existing(order.clone(), entries));
+    let ordered = match &order {
         Some(order) => scores.gather(2, order.clone()),
         None => scores,
     };

@@ -1,10 +1,7 @@
 //! Sixteen lanes in the registers of each instruction set. Loops over arrays are vectorised by the compiler where the
 //! lanes stay apart; around a reduction it draws shuffles into them, so those say what they want.
 
-use super::Element;
 use burn::tensor::{bf16, f16};
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::*;
 
 /// Elements per vector: one register of AVX-512, two of AVX2.
 pub const LANES: usize = 16;
@@ -76,7 +73,7 @@ impl Vector for Plain {
     #[inline(always)]
     fn mul_add(self, y: Self, mut z: Self) -> Self {
         for i in 0..LANES {
-            z.0[i] = super::fma::<Self>(self.0[i], y.0[i], z.0[i]);
+            z.0[i] = fma::<Self>(self.0[i], y.0[i], z.0[i]);
         }
         z
     }
@@ -105,166 +102,59 @@ impl Vector for Plain {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-pub struct Avx512(__m512);
+/// What weights and cached keys and values are stored as; arithmetic is in f32.
+pub trait Element: burn::tensor::Element + bytemuck::Pod {
+    fn widen(self) -> f32;
 
-// SAFETY of all of this: `dispatch` names the type only where the processor has AVX-512 F and BW; loads stay inside
-// their arrays.
-#[cfg(target_arch = "x86_64")]
-impl Vector for Avx512 {
-    const FMA: bool = true;
-    const WIDE: bool = true;
+    fn load<V: Vector>(elements: &[Self; LANES]) -> V;
+}
 
+impl Element for f32 {
     #[inline(always)]
-    fn splat(x: f32) -> Self {
-        Self(unsafe { _mm512_set1_ps(x) })
+    fn widen(self) -> f32 {
+        self
     }
 
     #[inline(always)]
-    fn load(x: &[f32; LANES]) -> Self {
-        Self(unsafe { _mm512_loadu_ps(x.as_ptr()) })
-    }
-
-    #[inline(always)]
-    fn load_f16(x: &[f16; LANES]) -> Self {
-        Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(x.as_ptr().cast())) })
-    }
-
-    #[inline(always)]
-    fn load_bf16(x: &[bf16; LANES]) -> Self {
-        unsafe {
-            let bits = _mm512_cvtepu16_epi32(_mm256_loadu_si256(x.as_ptr().cast()));
-            Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits)))
-        }
-    }
-
-    #[inline(always)]
-    fn load_i8(x: &[i8; LANES]) -> Self {
-        unsafe {
-            let bytes = _mm_loadu_si128(x.as_ptr().cast());
-            Self(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)))
-        }
-    }
-
-    #[inline(always)]
-    fn mul_add(self, y: Self, z: Self) -> Self {
-        Self(unsafe { _mm512_fmadd_ps(self.0, y.0, z.0) })
-    }
-
-    #[inline(always)]
-    fn add(self, y: Self) -> Self {
-        Self(unsafe { _mm512_add_ps(self.0, y.0) })
-    }
-
-    #[inline(always)]
-    fn lanes(self) -> [f32; LANES] {
-        let mut lanes = [0.0; LANES];
-        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), self.0) };
-        lanes
-    }
-
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        unsafe { _mm512_reduce_add_ps(self.0) }
+    fn load<V: Vector>(elements: &[Self; LANES]) -> V {
+        V::load(elements)
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy)]
-pub struct Avx2([__m256; 2]);
-
-// SAFETY of all of this: `dispatch` names the type only where the processor has AVX2, FMA and F16C; loads stay inside
-// their arrays.
-#[cfg(target_arch = "x86_64")]
-impl Vector for Avx2 {
-    const FMA: bool = true;
-    const WIDE: bool = false;
-
+impl Element for bf16 {
     #[inline(always)]
-    fn splat(x: f32) -> Self {
-        Self([unsafe { _mm256_set1_ps(x) }; 2])
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
     }
 
     #[inline(always)]
-    fn load(x: &[f32; LANES]) -> Self {
-        let at = x.as_ptr();
-        unsafe { Self([_mm256_loadu_ps(at), _mm256_loadu_ps(at.add(8))]) }
+    fn load<V: Vector>(elements: &[Self; LANES]) -> V {
+        V::load_bf16(elements)
+    }
+}
+
+impl Element for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        // Moved into place, the exponent is 112 too small; the product also normalises subnormals.
+        let size = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits((127 + 112) << 23);
+        // Infinities and NaN have the largest exponent in both types.
+        let special = match bits & 0x7c00 {
+            0x7c00 => 0x7f80_0000,
+            _ => 0,
+        };
+        f32::from_bits(size.to_bits() | special | (bits & 0x8000) << 16)
     }
 
     #[inline(always)]
-    fn load_f16(x: &[f16; LANES]) -> Self {
-        let at = x.as_ptr().cast::<__m128i>();
-        unsafe {
-            Self([
-                _mm256_cvtph_ps(_mm_loadu_si128(at)),
-                _mm256_cvtph_ps(_mm_loadu_si128(at.add(1))),
-            ])
-        }
+    fn load<V: Vector>(elements: &[Self; LANES]) -> V {
+        V::load_f16(elements)
     }
+}
 
-    #[inline(always)]
-    fn load_bf16(x: &[bf16; LANES]) -> Self {
-        let at = x.as_ptr().cast::<__m128i>();
-        unsafe {
-            let low = _mm256_cvtepu16_epi32(_mm_loadu_si128(at));
-            let high = _mm256_cvtepu16_epi32(_mm_loadu_si128(at.add(1)));
-            Self([
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(low)),
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(high)),
-            ])
-        }
-    }
-
-    #[inline(always)]
-    fn load_i8(x: &[i8; LANES]) -> Self {
-        let at = x.as_ptr();
-        unsafe {
-            let low = _mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()));
-            let high = _mm256_cvtepi8_epi32(_mm_loadl_epi64(at.add(8).cast()));
-            Self([_mm256_cvtepi32_ps(low), _mm256_cvtepi32_ps(high)])
-        }
-    }
-
-    #[inline(always)]
-    fn mul_add(self, y: Self, z: Self) -> Self {
-        unsafe {
-            Self([
-                _mm256_fmadd_ps(self.0[0], y.0[0], z.0[0]),
-                _mm256_fmadd_ps(self.0[1], y.0[1], z.0[1]),
-            ])
-        }
-    }
-
-    #[inline(always)]
-    fn add(self, y: Self) -> Self {
-        unsafe {
-            Self([
-                _mm256_add_ps(self.0[0], y.0[0]),
-                _mm256_add_ps(self.0[1], y.0[1]),
-            ])
-        }
-    }
-
-    #[inline(always)]
-    fn lanes(self) -> [f32; LANES] {
-        let mut lanes = [0.0; LANES];
-        unsafe {
-            _mm256_storeu_ps(lanes.as_mut_ptr(), self.0[0]);
-            _mm256_storeu_ps(lanes.as_mut_ptr().add(8), self.0[1]);
-        }
-        lanes
-    }
-
-    #[inline(always)]
-    fn sum(self) -> f32 {
-        unsafe {
-            let eight = _mm256_add_ps(self.0[0], self.0[1]);
-            let high = _mm256_extractf128_ps::<1>(eight);
-            let four = _mm_add_ps(_mm256_castps256_ps128(eight), high);
-            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-            let one = _mm_add_ss(two, _mm_movehdup_ps(two));
-            _mm_cvtss_f32(one)
-        }
-    }
+/// `a * b + c`
+#[inline(always)]
+pub fn fma<V: Vector>(a: f32, b: f32, c: f32) -> f32 {
+    if V::FMA { a.mul_add(b, c) } else { a * b + c }
 }

@@ -1,9 +1,7 @@
-use super::super::linear::{self, Blocks};
-use super::super::simd;
 use super::super::view::Matrix;
-use super::super::{layers, pointwise};
+use super::super::{gemv, pointwise, simd, widen};
 use super::*;
-use burn::backend::{DispatchKindConversion, DispatchTensor, Flex};
+use crate::ops::{Weight, linear, linears, q8_scheme};
 use burn::tensor::Int;
 
 fn normal(shape: [usize; 2]) -> Tensor<2> {
@@ -45,22 +43,20 @@ fn products_with_every_storage_type_equal_those_with_its_values_in_f32() {
     }
 }
 
-fn product<W: linear::Weight>(level: Level, x: &FlexTensor, weights: &[W]) -> Vec<f32> {
-    linear::multiply(level, elements(x), weights)
+fn product<W: gemv::Rows>(level: Level, x: &FlexTensor, weights: &[W]) -> Vec<f32> {
+    gemv::multiply(level, elements(x), weights)
 }
 
 #[test]
 fn products_with_8_bit_weights_equal_those_with_their_values_in_f32() {
     for (rows, columns, outputs) in [(1, 576, 1537), (6, 96, 4), (1, 32, 1)] {
         let x = normal([rows, columns]);
-        let weight = crate::ops::quantize(normal([outputs, columns]));
-        let wanted = values(x.clone().matmul(weight.clone().dequantize().transpose()));
-        let weight = <DispatchTensor as DispatchKindConversion<Flex>>::try_into_backend(
-            weight.into_dispatch(),
-        );
-        let weight = weight.unwrap().quantized();
-        let bytes = linear::pack(weight.tensor().storage(), weight.scales());
-        let weight = Blocks::new(&bytes, outputs);
+        let weight = Weight::q8(normal([outputs, columns]));
+        let wanted = values(x.clone().matmul(weight.to_f32().transpose()));
+        let Weight::Q8(weight) = &weight else {
+            panic!("{weight:?} is not in 8 bits");
+        };
+        let weight = weight.blocks();
         for level in Level::available() {
             let found = product(level, &flex(&x), &[weight]);
             assert_close(
@@ -74,9 +70,13 @@ fn products_with_8_bit_weights_equal_those_with_their_values_in_f32() {
 }
 
 #[test]
-fn quantizing_loses_at_most_half_a_step_per_block() {
+fn rounding_to_8_bits_loses_at_most_half_a_step_per_block() {
     let weight = normal([3, 64]);
-    let found = values(crate::ops::quantize(weight.clone()).dequantize());
+    let stored = Weight::q8(weight.clone());
+    assert_eq!((stored.shape(), stored.bytes()), ([3, 64], 3 * 2 * 36));
+    let found = values(stored.to_f32());
+    let burns = weight.clone().quantize_dynamic(&q8_scheme()).dequantize();
+    assert_eq!(found, values(burns));
     let weight = values(weight);
     for (block, found) in weight.chunks(32).zip(found.chunks(32)) {
         let most = block.iter().fold(0.0f32, |most, x| most.max(x.abs()));
@@ -91,12 +91,12 @@ fn weights_of_one_input_give_what_each_gives_alone() {
     let x = normal([2, 64]);
     for quantized in [false, true] {
         let weights = [300, 7, 64].map(|outputs| match quantized {
-            true => crate::ops::settle(crate::ops::quantize(normal([outputs, 64]))),
-            false => normal([outputs, 64]),
+            true => Weight::q8(normal([outputs, 64])),
+            false => normal([outputs, 64]).into(),
         });
-        let together = crate::ops::linears(x.clone(), weights.clone());
-        for (weight, found) in weights.into_iter().zip(together) {
-            let wanted = values(crate::ops::linear(x.clone(), weight));
+        let together = linears(x.clone(), weights.each_ref());
+        for (weight, found) in weights.iter().zip(together) {
+            let wanted = values(linear(x.clone(), weight));
             assert_close(
                 &values(found),
                 &wanted,
@@ -113,40 +113,51 @@ fn prompts_and_rows_read_weights_of_every_storage_type() {
     let weight = normal([50, 64]);
     let ids = Tensor::<1, Int>::from_data([3, 49, 3], &Device::flex());
     for stored in [
-        weight.clone().cast(DType::F16),
-        weight.clone().cast(DType::BF16),
-        crate::ops::quantize(weight),
+        Weight::new(weight.clone().cast(DType::F16)),
+        Weight::new(weight.clone().cast(DType::BF16)),
+        Weight::q8(weight.clone()),
     ] {
-        let what = format!("{:?}", stored.dtype());
-        let wide = match stored.dtype() {
-            DType::QFloat(_) => stored.clone().dequantize(),
-            _ => stored.clone().cast(DType::F32),
+        let what = format!("{stored:?}");
+        let wide = match &stored {
+            Weight::Dense(tensor) => tensor.clone().cast(DType::F32),
+            Weight::Q8(_) => weight.clone().quantize_dynamic(&q8_scheme()).dequantize(),
         };
-        let stored = crate::ops::settle(stored);
-        let found = crate::ops::linear(x.clone(), stored.clone());
+        let found = linear(x.clone(), &stored);
         assert_eq!(found.dtype(), DType::F32);
         let wanted = x.clone().matmul(wide.clone().transpose());
         assert_close(&values(found), &values(wanted), 1e-5, &what);
-        let found = crate::ops::rows(stored.clone(), ids.clone());
-        assert_close(
-            &values(found),
-            &values(wide.clone().select(0, ids.clone())),
-            0.0,
-            &what,
-        );
-        assert_close(&values(layers::widen(stored)), &values(wide), 0.0, &what);
+        let found = stored.rows(ids.clone());
+        let wanted = wide.clone().select(0, ids.clone());
+        assert_close(&values(found), &values(wanted), 0.0, &what);
+        assert_close(&values(stored.to_f32()), &values(wide), 0.0, &what);
+    }
+}
+
+/// One call of a kernel reads one format: several are read one after the other.
+#[test]
+fn weights_of_different_formats_may_share_an_input() {
+    let x = normal([2, 64]);
+    let weight = normal([7, 64]);
+    let weights = [
+        Weight::q8(weight.clone()),
+        weight.clone().cast(DType::F16).into(),
+        weight.into(),
+    ];
+    let together = linears(x.clone(), weights.each_ref());
+    for (weight, found) in weights.iter().zip(together) {
+        assert_eq!(values(found), values(linear(x.clone(), weight)));
     }
 }
 
 #[test]
-fn silu_mul_equals_the_oracle() {
+fn swiglu_equals_the_oracle() {
     let distribution = Distribution::Uniform(-100.0, 100.0);
     let gate = Tensor::<2>::random([3, 5501], distribution, &Device::flex());
     let up = Tensor::<2>::random([3, 5501], distribution, &Device::flex());
-    let wanted = values(burn::tensor::activation::silu(gate.clone()) * up.clone());
+    let wanted = values(oracle::swiglu(gate.clone(), up.clone()));
     let (gate, up) = (flex(&gate), flex(&up));
     for level in Level::available() {
-        let found = pointwise::silu_mul(level, elements(&gate), elements(&up));
+        let found = pointwise::swiglu(level, elements(&gate), elements(&up));
         assert_close(&found, &wanted, 1e-5, &format!("{level:?}"));
     }
 }
@@ -193,7 +204,7 @@ fn rotate_equals_the_oracle() {
 fn f16_widens_as_the_standard_says() {
     let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
     for level in Level::available() {
-        let found = pointwise::widen(level, &all);
+        let found = widen::widen(level, &all);
         for (half, found) in all.iter().zip(found) {
             let wanted = half.to_f32();
             let same = found == wanted || (found.is_nan() && wanted.is_nan());

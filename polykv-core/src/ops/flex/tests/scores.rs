@@ -1,8 +1,8 @@
 //! What policies want to know, at every level, against plain tensors.
 
 use super::*;
-use crate::ops::{AttentionBlock, Pool};
-use burn::tensor::{Int, TensorData, s};
+use crate::ops::Pool;
+use burn::tensor::{Int, s};
 
 fn integers(values: &[i64], case: &Case) -> Tensor<3, Int> {
     let dims = [
@@ -67,8 +67,8 @@ fn hits_equal_the_oracle() {
             let seen = hidden + upto;
             let part = q.clone().narrow(2, first, count);
             let mut wanted = None;
-            let mut look = |block: &AttentionBlock| {
-                wanted = Some(block.hits(0..count, bits));
+            let mut look = |rows| {
+                wanted = Some(oracle::attention_hits(rows, group, 0..count, bits));
                 Ok(())
             };
             let keys = k.clone().slice(s![.., .., 0..seen, ..]);
@@ -98,8 +98,8 @@ fn pooling_equals_the_oracle() {
         let scores = random(case.batch, case.kv_heads, case.entries, 1);
         let dims = [case.batch, case.kv_heads, case.entries];
         let scores: Tensor<3> = scores.reshape(dims);
-        let order = shuffled(case);
-        let ranks = integers(&order, case);
+        let places = shuffled(case);
+        let ranks = integers(&places, case);
         for (tail, width, mode) in [(0, 3, Pool::Max), (7, 5, Pool::Avg), (30, 31, Pool::Max)] {
             if tail >= case.entries {
                 continue;
@@ -109,7 +109,7 @@ fn pooling_equals_the_oracle() {
             for level in Level::available() {
                 let what = format!("{level:?}, {mode:?} of {width}");
                 let n = case.entries;
-                let found = pool::pool(level, &scores, &order, n, tail, width, mode);
+                let found = order::pool(level, &scores, &places, n, tail, width, mode);
                 assert_close(&found, &wanted, 1e-6, &what);
             }
         }
@@ -117,7 +117,7 @@ fn pooling_equals_the_oracle() {
 }
 
 #[test]
-fn likeness_equals_the_oracle() {
+fn comparing_and_merging_keys_equals_the_oracle() {
     for case in CASES.iter().filter(|case| case.entries > 1) {
         let [_, k, _] = case.tensors();
         let anchor = random(case.batch, case.kv_heads, 1, case.dim);
@@ -151,7 +151,7 @@ fn likeness_equals_the_oracle() {
                 assert_close(&found.0, &best, 1e-6, &what);
                 assert_eq!(found.1, places, "{what}");
             }
-            let found = keys::merge_into(&k, &evicted, &kept, &places, &best);
+            let found = merge::merge_into(&k, &evicted, &kept, &places, &best);
             assert_close(&found, &values(merged), 1e-5, "merged");
         }
     }
@@ -194,7 +194,7 @@ fn what_is_spread_equals_the_oracle() {
             );
             let v = flex(&v);
             let (v, parts) = (Heads::of(&v), values(parts));
-            let found = keys::spread_into(&v, &positions, &evicted, &kept, &parts, window);
+            let found = merge::spread_into(&v, &positions, &evicted, &kept, &parts, window);
             assert_close(&found, &values(wanted), 1e-5, "spread");
         }
     }

@@ -1,4 +1,4 @@
-//! Products of few rows with stored weights, bound by the memory that the weights lie in. A group of units reads two
+//! GEMV: products of few rows with stored weights, bound by the memory that the weights lie in. A group of units reads two
 //! rows of weights, several vectors of each at a time; no number is read twice but those of the few rows.
 
 use super::{empty, unrolls};
@@ -46,17 +46,38 @@ impl Shape {
             depth: if real { 4 } else { 1 },
         }
     }
+
+    /// What the kernels rely on: weights of one type and width, whose rows `x` has the words for, and a residual like the
+    /// output.
+    fn fits(
+        &self,
+        x: &CubeTensor,
+        weights: &[&CubeTensor],
+        residual: Option<(&CubeTensor, &CubeTensor)>,
+    ) -> bool {
+        let inputs = self.words * self.width;
+        let alike = |weight: &&CubeTensor| {
+            weight.dtype == weights[0].dtype && weight.shape()[1] == inputs && weight.shape()[0] > 0
+        };
+        let whole = x.shape().num_elements() == self.rows * inputs;
+        let same = |(all, output): (&CubeTensor, &CubeTensor)| {
+            all.shape().num_elements() == output.shape().num_elements()
+        };
+        weights.iter().all(alike) && whole && residual.is_none_or(same)
+    }
 }
 
-/// `x [.., in]`, contiguous and of at most 8 rows, times the transpose of `weight [out, in]`, plus `addend [.., out]` if
+/// `x [.., in]`, contiguous and of at most 8 rows, times the transpose of `weight [out, in]`, plus `residual [.., out]` if
 /// there is one: `[.., out]`.
-pub fn multiply(x: CubeTensor, weight: CubeTensor, addend: Option<CubeTensor>) -> CubeTensor {
+pub fn multiply(x: CubeTensor, weight: CubeTensor, residual: Option<CubeTensor>) -> CubeTensor {
     let shape = Shape::of(&x, &[&weight]);
     let output = output(&x, &weight);
     let client = x.client.clone();
     let outputs = weight.shape()[0];
     let dtype = dtype_to_storage_type(weight.dtype);
-    // SAFETY: every index is below the shapes above; see the kernel.
+    debug_assert!(shape.fits(&x, &[&weight], residual.as_ref().map(|all| (all, &output))));
+    // SAFETY: groups have two rows of the weight, cut to the last, and read `words` words of each and of the rows of `x`,
+    // which have as many; only lanes with a row write, to its place.
     unsafe {
         one_kernel::launch_unchecked(
             &client,
@@ -65,7 +86,7 @@ pub fn multiply(x: CubeTensor, weight: CubeTensor, addend: Option<CubeTensor>) -
             shape.width,
             x.into_tensor_arg(),
             weight.into_tensor_arg(),
-            addend.map(CubeTensor::into_buffer_arg).into(),
+            residual.map(CubeTensor::into_buffer_arg).into(),
             output.clone().into_tensor_arg(),
             shape.words,
             shape.rows,
@@ -77,7 +98,7 @@ pub fn multiply(x: CubeTensor, weight: CubeTensor, addend: Option<CubeTensor>) -
     output
 }
 
-/// As [`multiply`] for three weights at once, without addends.
+/// [`multiply`] for three weights at once, without residuals.
 pub fn multiply_three(x: CubeTensor, weights: [CubeTensor; 3]) -> [CubeTensor; 3] {
     let shape = Shape::of(&x, &weights.each_ref());
     let results = weights.each_ref().map(|weight| output(&x, weight));
@@ -86,7 +107,9 @@ pub fn multiply_three(x: CubeTensor, weights: [CubeTensor; 3]) -> [CubeTensor; 3
     let dtype = dtype_to_storage_type(weights[0].dtype);
     let [a, b, c] = weights.map(CubeTensor::into_tensor_arg);
     let [to_a, to_b, to_c] = results.clone().map(CubeTensor::into_tensor_arg);
-    // SAFETY: as above.
+    debug_assert!(shape.fits(&x, &weights.each_ref(), None));
+    // SAFETY: a cube has rows of one of the three weights, by the numbers of cubes that each takes, cut to its last; it
+    // reads `words` words of each and of the rows of `x`, and writes to the places of rows that exist.
     unsafe {
         three_kernel::launch_unchecked(
             &client,
@@ -112,16 +135,18 @@ pub fn multiply_three(x: CubeTensor, weights: [CubeTensor; 3]) -> [CubeTensor; 3
     results
 }
 
-/// The gated unit: silu of the product with `gate` times the product with `up`, weights of one shape.
-pub fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+/// SwiGLU: silu of the product with `gate` times the product with `up`, weights of one shape.
+pub fn swiglu(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
     let shape = Shape::of(&x, &[&gate, &up]);
     let output = output(&x, &gate);
     let client = x.client.clone();
     let outputs = gate.shape()[0];
     let dtype = dtype_to_storage_type(gate.dtype);
-    // SAFETY: as above.
+    debug_assert!(shape.fits(&x, &[&gate, &up], None) && gate.shape() == up.shape());
+    // SAFETY: groups have a row of both weights, cut to the last, and read `words` words of each and of the rows of `x`;
+    // only groups with a row write, to its place.
     unsafe {
-        gated_kernel::launch_unchecked(
+        swiglu_kernel::launch_unchecked(
             &client,
             CubeCount::Static(outputs.div_ceil(PAIRS) as u32, 1, 1),
             CubeDim::new_1d(UNITS as u32),
@@ -152,7 +177,7 @@ fn output(x: &CubeTensor, weight: &CubeTensor) -> CubeTensor {
 fn one_kernel<E: Float, N: Size>(
     x: &Tensor<Vector<f32, N>>,
     weight: &Tensor<Vector<E, N>>,
-    addend: ComptimeOption<&[f32]>,
+    residual: ComptimeOption<&[f32]>,
     output: &mut Tensor<f32>,
     words: usize,
     #[comptime] rows: usize,
@@ -163,7 +188,7 @@ fn one_kernel<E: Float, N: Size>(
     let cube = CUBE_POS_X as usize;
     let mut sums = Shared::<[f32]>::new_slice(comptime!(2 * rows * UNITS));
     multiply_cube::<E, N>(
-        x, weight, addend, output, cube, &mut sums, words, rows, width, depth,
+        x, weight, residual, output, cube, &mut sums, words, rows, width, depth,
     );
 }
 
@@ -201,7 +226,7 @@ fn three_kernel<E: Float, N: Size>(
 
 /// One group per row of both weights.
 #[cube(launch_unchecked)]
-fn gated_kernel<E: Float, N: Size>(
+fn swiglu_kernel<E: Float, N: Size>(
     x: &Tensor<Vector<f32, N>>,
     gate: &Tensor<Vector<E, N>>,
     up: &Tensor<Vector<E, N>>,
@@ -216,8 +241,10 @@ fn gated_kernel<E: Float, N: Size>(
     let mut sums = Shared::<[f32]>::new_slice(comptime!(2 * rows * UNITS));
     let row = CUBE_POS_X as usize * PAIRS + unit / LANES;
     let outputs = gate.shape(0);
-    let own = min(row, outputs - 1);
-    multiply_rows::<E, N>(x, gate, own, up, own, &mut sums, words, rows, width, depth);
+    let read = min(row, outputs - 1);
+    multiply_rows::<E, N>(
+        x, gate, read, up, read, &mut sums, words, rows, width, depth,
+    );
     if unit % LANES == 0usize && row < outputs {
         #[unroll]
         for r in 0..rows {
@@ -228,12 +255,12 @@ fn gated_kernel<E: Float, N: Size>(
     }
 }
 
-/// The products of `x` with a cube's rows of a weight, plus the addend if there is one.
+/// The products of `x` with a cube's rows of a weight, plus the residual if there is one.
 #[cube]
 fn multiply_cube<E: Float, N: Size>(
     x: &Tensor<Vector<f32, N>>,
     weight: &Tensor<Vector<E, N>>,
-    addend: ComptimeOption<&[f32]>,
+    residual: ComptimeOption<&[f32]>,
     output: &mut Tensor<f32>,
     cube: usize,
     sums: &mut Shared<[f32]>,
@@ -254,7 +281,7 @@ fn multiply_cube<E: Float, N: Size>(
         #[unroll]
         for r in 0..rows {
             let at = r * outputs + row + lane;
-            let more: ComptimeOption<f32> = addend.as_ref().map(|all| all[at]);
+            let more: ComptimeOption<f32> = residual.as_ref().map(|all| all[at]);
             output[at] = sums[(2 * r + lane) * UNITS + unit - lane] + more.unwrap_or(0.0f32);
         }
     }
@@ -298,25 +325,25 @@ fn multiply_rows<E: Float, N: Size>(
         }
         #[unroll]
         for i in 0..depth {
-            let own_a = Vector::<f32, N>::cast_from(from_a[i]);
-            let own_b = Vector::<f32, N>::cast_from(from_b[i]);
+            let a_word = Vector::<f32, N>::cast_from(from_a[i]);
+            let b_word = Vector::<f32, N>::cast_from(from_b[i]);
             #[unroll]
             for r in 0..rows {
-                let own = x[r * words + w + i * LANES];
-                of_a[r] += own * own_a;
-                of_b[r] += own * own_b;
+                let x_word = x[r * words + w + i * LANES];
+                of_a[r] += x_word * a_word;
+                of_b[r] += x_word * b_word;
             }
         }
         w += depth * LANES;
     }
     while w < words {
-        let own_a = Vector::<f32, N>::cast_from(a[start_a + w]);
-        let own_b = Vector::<f32, N>::cast_from(b[start_b + w]);
+        let a_word = Vector::<f32, N>::cast_from(a[start_a + w]);
+        let b_word = Vector::<f32, N>::cast_from(b[start_b + w]);
         #[unroll]
         for r in 0..rows {
-            let own = x[r * words + w];
-            of_a[r] += own * own_a;
-            of_b[r] += own * own_b;
+            let x_word = x[r * words + w];
+            of_a[r] += x_word * a_word;
+            of_b[r] += x_word * b_word;
         }
         w += LANES;
     }

@@ -1,18 +1,31 @@
-//! Elementwise operators of layers and norms, and what a layer does around attention, made of them.
+//! What lies between the products of a layer: RMS norm, rotary embedding, the gate of SwiGLU.
 
-use super::{dense, empty, rows, width};
-use crate::ops::kernels::{HeadNorms, HeadWeights, OutputWeights};
+use super::{dense, empty, width};
+use crate::ops::kernels::PointwiseOps;
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::reshape;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 const UNITS: usize = 256;
 
-/// As [`LayerOps::rms_norm`](crate::ops::kernels::LayerOps::rms_norm).
+impl PointwiseOps for CubeBackend {
+    fn rms_norm(x: CubeTensor, weight: CubeTensor, eps: f32) -> CubeTensor {
+        rms_norm(x, weight, eps)
+    }
+
+    fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
+        rotate(x, cos, sin)
+    }
+
+    fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+        swiglu(gate, up)
+    }
+}
+
+/// `x [.., dim]` over the root of its mean square, times `weight [dim]`.
 pub fn rms_norm(x: CubeTensor, weight: CubeTensor, eps: f32) -> CubeTensor {
     let [x, weight] = [x, weight].map(into_contiguous);
     let dims = x.shape().to_vec();
@@ -21,7 +34,9 @@ pub fn rms_norm(x: CubeTensor, weight: CubeTensor, eps: f32) -> CubeTensor {
     let output = empty(&x, dims, DType::F32);
     let width = width(&[&x]);
     let client = x.client.clone();
-    // SAFETY: every index is below the shapes above; see the kernel.
+    debug_assert_eq!(weight.shape().num_elements(), dim);
+    // SAFETY: cubes beyond the rows end; units of the others read and write words of their row, and those of the weight
+    // below the same number.
     unsafe {
         norm_kernel::launch_unchecked(
             &client,
@@ -70,8 +85,8 @@ fn norm_kernel<N: Size>(
     let mut squares = Vector::<f32, N>::new(0.0f32);
     let mut w = unit;
     while w < words {
-        let own = x[row * words + w];
-        squares += own * own;
+        let value = x[row * words + w];
+        squares += value * value;
         w += UNITS;
     }
     let mut sum = 0.0f32;
@@ -98,8 +113,7 @@ fn norm_kernel<N: Size>(
     }
 }
 
-/// As [`LayerOps::rotate`](crate::ops::kernels::LayerOps::rotate).
-pub fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
+fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
     let [cos, sin] = [cos, sin].map(into_contiguous);
     let x = dense(x);
     let output = empty(&x, x.shape(), DType::F32);
@@ -107,7 +121,10 @@ pub fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
     let words = x.shape()[3] / 2 / width;
     let count = x.shape().num_elements() / 2 / width;
     let client = x.client.clone();
-    // SAFETY: as above.
+    debug_assert_eq!(cos.shape().num_elements(), x.shape()[2] * x.shape()[3] / 2);
+    debug_assert_eq!(sin.shape(), cos.shape());
+    // SAFETY: units beyond the pairs end; the others have one word of a first half and its partner in the second, of a
+    // token below those that the tables have.
     unsafe {
         rotate_kernel::launch_unchecked(
             &client,
@@ -126,8 +143,13 @@ pub fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
     output
 }
 
-/// As [`rotate`] for two tensors of one head size.
-fn rotate_both(q: CubeTensor, k: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> [CubeTensor; 2] {
+/// Two tensors of one head size, turned by one kernel.
+pub fn rotate_both(
+    q: CubeTensor,
+    k: CubeTensor,
+    cos: CubeTensor,
+    sin: CubeTensor,
+) -> [CubeTensor; 2] {
     let [cos, sin] = [cos, sin].map(into_contiguous);
     let outputs = [&q, &k].map(|x| empty(x, x.shape(), DType::F32));
     let width = pair_width(&[&q, &k]);
@@ -135,7 +157,11 @@ fn rotate_both(q: CubeTensor, k: CubeTensor, cos: CubeTensor, sin: CubeTensor) -
     let [first, second] = [&q, &k].map(|x| x.shape().num_elements() / 2 / width);
     let client = q.client.clone();
     let [to_q, to_k] = outputs.clone().map(CubeTensor::into_tensor_arg);
-    // SAFETY: as above.
+    debug_assert_eq!(q.shape()[3], k.shape()[3]);
+    debug_assert_eq!([q.shape()[2], k.shape()[2]], [cos.shape()[2]; 2]);
+    debug_assert_eq!(sin.shape(), cos.shape());
+    // SAFETY: units up to `first` have a word of the queries' first halves, the next `second` one of the keys', and each
+    // its partner; those beyond do nothing. Both have the head size and the tokens of the tables.
     unsafe {
         rotate_both_kernel::launch_unchecked(
             &client,
@@ -227,8 +253,7 @@ fn rotate_word<N: Size>(
     output[to + words] = second * cos + first * sin;
 }
 
-/// As [`LayerOps::silu_mul`](crate::ops::kernels::LayerOps::silu_mul).
-pub fn silu_mul(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
     let [gate, up] = [gate, up].map(into_contiguous);
     let output = empty(&gate, gate.shape(), DType::F32);
     let count = gate.shape().num_elements();
@@ -237,9 +262,10 @@ pub fn silu_mul(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
         false => 1,
     };
     let client = gate.client.clone();
-    // SAFETY: as above.
+    debug_assert_eq!(up.shape(), gate.shape());
+    // SAFETY: units beyond `count` words end; three contiguous tensors of one shape have so many.
     unsafe {
-        silu_mul_kernel::launch_unchecked(
+        swiglu_kernel::launch_unchecked(
             &client,
             grid((count / width).div_ceil(UNITS)),
             CubeDim::new_1d(UNITS as u32),
@@ -254,7 +280,7 @@ pub fn silu_mul(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
 }
 
 #[cube(launch_unchecked)]
-fn silu_mul_kernel<N: Size>(
+fn swiglu_kernel<N: Size>(
     gate: &[Vector<f32, N>],
     up: &[Vector<f32, N>],
     output: &mut [Vector<f32, N>],
@@ -266,43 +292,4 @@ fn silu_mul_kernel<N: Size>(
     }
     let gate = gate[i];
     output[i] = gate / (Vector::new(1.0f32) + (-gate).exp()) * up[i];
-}
-
-/// As [`LayerOps::token_heads`](crate::ops::kernels::LayerOps::token_heads).
-pub fn token_heads(
-    x: CubeTensor,
-    weights: HeadWeights<CubeBackend>,
-    cos: CubeTensor,
-    sin: CubeTensor,
-    eps: f32,
-) -> (CubeTensor, CubeTensor, CubeTensor) {
-    let normed = rms_norm(x, weights.norm, eps);
-    let projections = [weights.q, weights.k, weights.v].map(dense);
-    let dim = 2 * cos.shape().dims::<4>()[3];
-    let [mut q, mut k, v] = rows::multiply_three(normed, projections).map(|x| {
-        // Of one token the heads follow each other as they are.
-        let [batch, _, wide] = x.shape().dims::<3>();
-        reshape(x, [batch, wide / dim, 1, dim].into())
-    });
-    if let HeadNorms::Both { q: of_q, k: of_k } = weights.norms {
-        (q, k) = (rms_norm(q, of_q, eps), rms_norm(k, of_k, eps));
-    }
-    let [q, k] = rotate_both(q, k, cos, sin);
-    (q, k, v)
-}
-
-/// As [`LayerOps::token_output`](crate::ops::kernels::LayerOps::token_output).
-pub fn token_output(
-    x: CubeTensor,
-    attended: CubeTensor,
-    weights: OutputWeights<CubeBackend>,
-    eps: f32,
-) -> CubeTensor {
-    let [batch, heads, _, dim] = attended.shape().dims::<4>();
-    let attended = into_contiguous(attended);
-    let joined = reshape(attended, [batch, 1, heads * dim].into());
-    let x = rows::multiply(joined, dense(weights.projection), Some(into_contiguous(x)));
-    let normed = rms_norm(x.clone(), weights.norm, eps);
-    let between = rows::gated(normed, dense(weights.gate), dense(weights.up));
-    rows::multiply(between, dense(weights.down), Some(x))
 }

@@ -1,8 +1,8 @@
-//! Which keys are alike, in plain f64 loops.
+//! Norms and cosines of keys and what merging adds, in plain f64 loops.
 
 use super::host::{Inputs, vector};
 
-pub struct Likeness {
+pub struct Compared {
     /// `[kv_heads][tokens]`
     pub norms: Vec<f64>,
     /// With the head's first key.
@@ -18,12 +18,12 @@ pub struct Likeness {
 }
 
 impl Inputs {
-    pub fn likeness(&self) -> Likeness {
+    pub fn compared(&self) -> Compared {
         let key = |kv: usize, slot: usize| -> Vec<f64> {
             let key = &self.k[vector(kv, slot)..][..Self::DIM];
             key.iter().map(|&x| f64::from(x)).collect()
         };
-        let mut found = Likeness {
+        let mut found = Compared {
             norms: Vec::new(),
             cosines: Vec::new(),
             evicted: Vec::new(),
@@ -33,15 +33,15 @@ impl Inputs {
         };
         for (kv, kept) in self.kept().chunks_exact(Self::BUDGET).enumerate() {
             for slot in 0..Self::TOKENS {
-                let own = key(kv, slot);
-                found.norms.push(product(&own, &own).sqrt());
-                found.cosines.push(cosine(&own, &key(kv, 0)));
+                let this = key(kv, slot);
+                found.norms.push(product(&this, &this).sqrt());
+                found.cosines.push(cosine(&this, &key(kv, 0)));
                 if kept.contains(&(slot as i64)) {
                     continue;
                 }
                 let cosines = kept
                     .iter()
-                    .map(|&other| cosine(&own, &key(kv, other as usize)));
+                    .map(|&other| cosine(&this, &key(kv, other as usize)));
                 let best =
                     cosines.enumerate().fold(
                         (0, -2.0),
@@ -54,12 +54,12 @@ impl Inputs {
                 let other = key(kv, kept[best.0] as usize);
                 let at = (kv * Self::BUDGET + best.0) * Self::DIM;
                 for (d, sum) in found.merged[at..at + Self::DIM].iter_mut().enumerate() {
-                    *sum += best.1 * (own[d] - other[d]);
+                    *sum += best.1 * (this[d] - other[d]);
                 }
                 let first = kept.partition_point(|&other| other < slot as i64);
                 for heir in first..Self::BUDGET.min(first + Self::HEIRS) {
                     let at = (kv * Self::BUDGET + heir) * Self::DIM;
-                    for (sum, x) in found.spread[at..at + Self::DIM].iter_mut().zip(&own) {
+                    for (sum, x) in found.spread[at..at + Self::DIM].iter_mut().zip(&this) {
                         *sum += best.1 * x;
                     }
                 }

@@ -1,64 +1,15 @@
-//! Products of a few rows with weights in any storage type. They are bound by memory: each weight is read once for all
-//! rows, in its own type, and widened on the way into the registers.
+//! GEMV: products of a few rows with weights in any storage format. They are bound by memory: each weight is read once
+//! for all rows, in its own format, and widened on the way into the registers.
 
 use super::PARALLEL_BYTES;
-use super::simd::{Element, LANES, Level, Vector, dispatch, dot, dots};
+use super::simd::{Element, Level, Vector, dispatch, dot, dots};
 use super::view::Matrix;
+use crate::ops::weight::{Block, Blocks, Q8_BLOCK};
 use burn::tensor::DType;
 use rayon::prelude::*;
 
-/// Values that share a scale in 8-bit weights.
-pub const BLOCK: usize = 32;
-
-/// A block as it lies in memory: its scale in f32, then its values. Together they make one stream.
-pub type Block = [i8; 4 + BLOCK];
-
-/// 8-bit weights, blocks along the rows.
-#[derive(Clone, Copy)]
-pub struct Blocks<'a> {
-    blocks: &'a [Block],
-    rows: usize,
-    /// Blocks per row.
-    width: usize,
-}
-
-impl<'a> Blocks<'a> {
-    pub fn new(bytes: &'a [i8], rows: usize) -> Self {
-        let blocks = bytes.as_chunks().0;
-        Self {
-            blocks,
-            rows,
-            width: blocks.len() / rows.max(1),
-        }
-    }
-
-    #[inline(always)]
-    pub fn row(&self, row: usize) -> &'a [Block] {
-        &self.blocks[row * self.width..][..self.width]
-    }
-}
-
-/// The scale and the values of a block.
-#[inline(always)]
-pub fn parts(block: &Block) -> (f32, &[[i8; LANES]]) {
-    let [a, b, c, d, values @ ..] = block;
-    let scale = [*a, *b, *c, *d].map(|byte| byte as u8);
-    (f32::from_ne_bytes(scale), values.as_chunks().0)
-}
-
-/// Puts scales and values, which lie apart in burn's tensors, into blocks.
-pub fn pack(values: &[i8], scales: &[f32]) -> Vec<i8> {
-    let blocks = values.as_chunks::<BLOCK>().0.iter().zip(scales);
-    let mut packed = Vec::with_capacity(blocks.len() * size_of::<Block>());
-    for (values, scale) in blocks {
-        packed.extend(scale.to_ne_bytes().map(|byte| byte as i8));
-        packed.extend_from_slice(values);
-    }
-    packed
-}
-
 /// A weight `[rows, columns]` that vectors `x [n, columns]` are multiplied with.
-pub trait Weight: Copy + Sync {
+pub trait Rows: Copy + Sync {
     fn rows(&self) -> usize;
     fn columns(&self) -> usize;
     fn bytes(&self) -> usize;
@@ -66,7 +17,7 @@ pub trait Weight: Copy + Sync {
     fn multiply(&self, level: Level, x: &[f32], first: usize, output: &mut [f32]);
 }
 
-impl<E: Element> Weight for Matrix<'_, E> {
+impl<E: Element> Rows for Matrix<'_, E> {
     fn rows(&self) -> usize {
         self.rows
     }
@@ -92,13 +43,13 @@ impl<E: Element> Weight for Matrix<'_, E> {
     }
 }
 
-impl Weight for Blocks<'_> {
+impl Rows for Blocks<'_> {
     fn rows(&self) -> usize {
         self.rows
     }
 
     fn columns(&self) -> usize {
-        self.width * BLOCK
+        Blocks::columns(self)
     }
 
     fn bytes(&self) -> usize {
@@ -115,7 +66,7 @@ impl Weight for Blocks<'_> {
 
 /// `x [n, columns]` times the transposes of the weights, side by side: `[n, Σ rows]`. One hand-over to the threads
 /// serves all weights.
-pub fn multiply<W: Weight>(level: Level, x: &[f32], weights: &[W]) -> Vec<f32> {
+pub fn multiply<W: Rows>(level: Level, x: &[f32], weights: &[W]) -> Vec<f32> {
     let columns = weights.first().map_or(1, W::columns);
     let count = x.len() / columns;
     let width: usize = weights.iter().map(W::rows).sum();
@@ -183,7 +134,7 @@ fn rows<V: Vector, E: Element>(
 
 #[inline(always)]
 fn block_rows<V: Vector>(output: &mut [f32], x: &[f32], weight: &Blocks<'_>, first: usize) {
-    let x = x.as_chunks::<BLOCK>().0;
+    let x = x.as_chunks::<Q8_BLOCK>().0;
     let count = x.len() / weight.width;
     for (i, output) in output.chunks_exact_mut(count).enumerate() {
         let row = weight.row(first + i);
@@ -194,7 +145,7 @@ fn block_rows<V: Vector>(output: &mut [f32], x: &[f32], weight: &Blocks<'_>, fir
 }
 
 #[inline(always)]
-fn block_dot<V: Vector>(x: &[[f32; BLOCK]], row: &[Block]) -> f32 {
+fn block_dot<V: Vector>(x: &[[f32; Q8_BLOCK]], row: &[Block]) -> f32 {
     // Two sums hide the latency of the additions.
     let [mut a, mut b] = [V::splat(0.0); 2];
     let (x_pairs, x_rest) = x.as_chunks::<2>();
@@ -211,10 +162,10 @@ fn block_dot<V: Vector>(x: &[[f32; BLOCK]], row: &[Block]) -> f32 {
 
 /// `sums + scale · (x · values)`, the two halves of a block in the same lanes.
 #[inline(always)]
-fn add_block<V: Vector>(x: &[f32; BLOCK], block: &Block, sums: V) -> V {
+fn add_block<V: Vector>(x: &[f32; Q8_BLOCK], block: &Block, sums: V) -> V {
     let x = x.as_chunks().0;
-    let (scale, values) = parts(block);
+    let values = block.values.as_chunks().0;
     let products = V::load_i8(&values[0]).mul_add(V::load(&x[0]), V::splat(0.0));
     let products = V::load_i8(&values[1]).mul_add(V::load(&x[1]), products);
-    products.mul_add(V::splat(scale), sums)
+    products.mul_add(V::splat(block.scale), sums)
 }

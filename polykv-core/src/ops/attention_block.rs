@@ -1,0 +1,147 @@
+//! What a policy may ask of the attention that has just run.
+
+use super::kernels::{HitOps, PromptOps, TokenOps, kernel};
+use super::oracle;
+use crate::Result;
+use burn::tensor::{Tensor, s};
+use std::cell::OnceCell;
+use std::ops::Range;
+
+/// The attention of consecutive queries over the entries that the last of them sees. Policies ask it for what they
+/// need of the probabilities; the matrix itself need not exist.
+#[derive(Clone, Debug)]
+pub struct AttentionBlock {
+    source: Source,
+    /// Computed once: plans and blends may ask for them several times.
+    sums: OnceCell<Tensor<3>>,
+}
+
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "a block lives for one call")]
+enum Source {
+    /// `[batch, kv_heads, group * tokens, entries]`, rows grouped by query head.
+    Probabilities {
+        rows: Tensor<4>,
+        group: usize,
+    },
+    Kernel(Kernel),
+}
+
+/// What the probabilities can be computed from again.
+#[derive(Clone, Debug)]
+struct Kernel {
+    q: Tensor<4>,
+    k: Tensor<4>,
+    /// The log-sum-exp of each query's scores, `[batch, heads, tokens]`.
+    log_sums: Tensor<3>,
+}
+
+/// Receives the attention of each block of queries.
+pub type Observer<'a> = dyn FnMut(&AttentionBlock) -> Result<()> + 'a;
+
+impl AttentionBlock {
+    pub(super) fn of_probabilities(rows: Tensor<4>, group: usize) -> Self {
+        Self {
+            source: Source::Probabilities { rows, group },
+            sums: OnceCell::new(),
+        }
+    }
+
+    /// From queries, keys and the queries' log-sum-exp; `sums` are the column sums if they are known already.
+    pub(super) fn of_kernel(
+        q: Tensor<4>,
+        k: Tensor<4>,
+        log_sums: Tensor<3>,
+        sums: Option<Tensor<3>>,
+    ) -> Self {
+        Self {
+            source: Source::Kernel(Kernel { q, k, log_sums }),
+            sums: sums.map_or_else(OnceCell::new, OnceCell::from),
+        }
+    }
+
+    /// Attention received per entry: sum over the block's queries, mean over the query group.
+    /// `[batch, kv_heads, entries]`.
+    pub fn column_sums(&self) -> Tensor<3> {
+        let sums = || match &self.source {
+            Source::Probabilities { rows, group } => oracle::column_sums(rows.clone(), *group),
+            Source::Kernel(from) => {
+                let (q, k) = (from.q.clone(), from.k.clone());
+                kernel!(PromptOps::column_sums(q, k, from.log_sums.clone()))
+            }
+        };
+        self.sums.get_or_init(sums).clone()
+    }
+
+    /// How many queries the block has.
+    pub fn tokens(&self) -> usize {
+        match &self.source {
+            Source::Probabilities { rows, group } => rows.dims()[2] / group,
+            Source::Kernel(from) => from.q.dims()[2],
+        }
+    }
+
+    /// Query heads per KV head.
+    pub fn group(&self) -> usize {
+        match &self.source {
+            Source::Probabilities { group, .. } => *group,
+            Source::Kernel(from) => from.q.dims()[1] / from.k.dims()[1],
+        }
+    }
+
+    /// How many entries the block's last query sees.
+    pub fn entries(&self) -> usize {
+        match &self.source {
+            Source::Probabilities { rows, .. } => rows.dims()[3],
+            Source::Kernel(from) => from.k.dims()[2],
+        }
+    }
+
+    /// Per entry, for each of some of the block's queries: how many query heads of the group gave it at least the average
+    /// of their attention, 1 over the entries that the query sees. The numbers are packed into an f32 as digits of `bits`
+    /// bits, the first query's lowest, and must fit its 24 bits; the second tensor is their sum. `[batch, kv_heads,
+    /// entries that the last of the queries sees]` each.
+    ///
+    /// # Panics
+    /// If the block has no such queries.
+    pub fn hits(&self, queries: Range<usize>, bits: usize) -> (Tensor<3>, Tensor<3>) {
+        let tokens = self.tokens();
+        assert!(
+            queries.start < queries.end && queries.end <= tokens,
+            "queries {queries:?} of {tokens}"
+        );
+        match &self.source {
+            Source::Probabilities { rows, group } => {
+                oracle::attention_hits(rows.clone(), *group, queries, bits)
+            }
+            Source::Kernel(from) => {
+                let (q, k, log_sums) = (from.q.clone(), from.k.clone(), from.log_sums.clone());
+                let (first, count) = (queries.start, queries.len());
+                kernel!(HitOps::attention_hits(q, k, log_sums, first, count, bits))
+            }
+        }
+    }
+
+    /// The attention of the block's last query: `[batch, kv_heads, group, entries]`.
+    pub fn last_row(&self) -> Tensor<4> {
+        match &self.source {
+            Source::Probabilities { rows, group } => {
+                let [batch, kv_heads, count, entries] = rows.dims();
+                let tokens = count / group;
+                if tokens == 1 {
+                    return rows.clone();
+                }
+                rows.clone()
+                    .reshape([batch, kv_heads, *group, tokens, entries])
+                    .slice(s![.., .., .., tokens - 1..tokens, ..])
+                    .reshape([batch, kv_heads, *group, entries])
+            }
+            Source::Kernel(from) => {
+                let last = from.q.clone().narrow(2, from.q.dims()[2] - 1, 1);
+                let (k, v, entries) = (from.k.clone(), from.k.clone(), from.k.dims()[2]);
+                let (_, row): (Tensor<4>, _) = kernel!(TokenOps::attend_token(last, k, v, entries));
+                row
+            }
+        }
+    }
+}

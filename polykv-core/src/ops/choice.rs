@@ -1,0 +1,250 @@
+//! Choosing which entries stay.
+
+use super::kernels::{ChoiceOps, kernel};
+use super::oracle;
+use super::protect::{Guard, Protect, Protected};
+use super::route::{Route, is_cpu};
+use super::tensor::read_error;
+use crate::{Error, Result};
+use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
+use std::ops::Range;
+
+/// Whether scores were NaN, as far as the host knows.
+#[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per layer")]
+pub enum Nans {
+    /// The scores have been looked at.
+    Known(bool),
+    /// How many, `[batch, kv_heads]`, on a device that is not to be waited for.
+    OnDevice(Tensor<2>),
+}
+
+impl Nans {
+    /// Waits for the device if need be.
+    ///
+    /// # Errors
+    /// If a score was NaN, and for a device that cannot be read.
+    pub fn check(self) -> Result<()> {
+        let any = match self {
+            Self::Known(any) => any,
+            Self::OnDevice(counts) => {
+                let counts: Vec<f32> = counts.try_into_vec_as().map_err(read_error)?;
+                counts.iter().any(|&count| count > 0.0)
+            }
+        };
+        match any {
+            true => Err(Error::NotFinite("an eviction score is NaN".into())),
+            false => Ok(()),
+        }
+    }
+
+    /// From the number of NaN per head, `[batch, kv_heads]`, which is read at once on the CPU: nothing is waited for there.
+    fn counted(counts: Tensor<2>) -> Self {
+        if is_cpu(&counts.device())
+            && let Ok(read) = counts.clone().try_into_vec_as::<f32>()
+        {
+            return Self::Known(read.iter().any(|&count| count > 0.0));
+        }
+        Self::OnDevice(counts)
+    }
+}
+
+/// The slots of the `budget` entries that stay, per sequence and head, in ascending order of position: `scores` and
+/// `positions [batch, kv_heads, n]` → `[batch, kv_heads, budget]`. Protected entries stay first, then the highest
+/// scores; of equal scores the later position stays. Positions of a head differ and are below `protected.seen`; for
+/// others the slots mean nothing. Waits for the device to learn whether a score is NaN; [`choose`] does not.
+///
+/// # Errors
+/// A NaN score, and a budget that the protected entries exceed.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn select(
+    scores: Tensor<3>,
+    positions: Tensor<3, Int>,
+    protected: Protected<'_>,
+    budget: usize,
+) -> Result<Tensor<3, Int>> {
+    let (slots, nans) = choose(scores, positions, protected, budget)?;
+    nans.check()?;
+    Ok(slots)
+}
+
+/// The choice of [`select`] without waiting for a GPU: whether scores are NaN is told apart, and what is chosen then
+/// means nothing. On the CPU NaN scores are an error at once.
+///
+/// # Errors
+/// A budget that the protected entries exceed; on the CPU also a NaN score.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn choose(
+    scores: Tensor<3>,
+    positions: Tensor<3, Int>,
+    protected: Protected<'_>,
+    budget: usize,
+) -> Result<(Tensor<3, Int>, Nans)> {
+    check_budget(&scores, &positions, protected, budget)?;
+    if Route::of(&scores) == Route::Plain {
+        let slots = oracle::choice::select(scores, positions, protected, budget)?;
+        return Ok((slots, Nans::Known(false)));
+    }
+    let (guard, seen) = (protected.guard(), protected.seen);
+    let (slots, nans) = kernel!(ChoiceOps::select_top(
+        scores, positions, guard, seen, budget
+    ));
+    let nans = Nans::counted(nans);
+    match nans {
+        Nans::Known(_) => nans.check().map(|()| (slots, Nans::Known(false))),
+        Nans::OnDevice(_) => Ok((slots, nans)),
+    }
+}
+
+fn check_budget(
+    scores: &Tensor<3>,
+    positions: &Tensor<3, Int>,
+    protected: Protected<'_>,
+    budget: usize,
+) -> Result<()> {
+    let dims @ [_, _, entries] = scores.dims();
+    assert_eq!(positions.dims(), dims, "a position per score");
+    let spans: usize = protected.spans.iter().map(Range::len).sum();
+    let mut count = protected.protect.count().saturating_add(spans);
+    // Plans promise more room than this; only others need to know how many of the protected are still there.
+    if count > budget {
+        let counts = protected.mask(positions.clone()).int().sum_dim(2);
+        let counts: Vec<i64> = counts.try_into_vec_as().map_err(read_error)?;
+        count = counts.into_iter().max().unwrap_or(0) as usize;
+    }
+    if budget >= count.max(1) && budget <= entries {
+        return Ok(());
+    }
+    let allowed = format!(
+        "{} (protected entries) to {entries} (cached entries)",
+        count.max(1)
+    );
+    Err(Error::invalid("eviction", "budget", budget, allowed))
+}
+
+/// The slots below `entries` that `slots [batch, kv_heads, count]` leaves out, ascending: `[batch, kv_heads, entries −
+/// count]`. Does not wait for a device that has kernels.
+///
+/// # Errors
+/// A device that cannot be read.
+pub(crate) fn rest(slots: &Tensor<3, Int>, entries: usize) -> Result<Tensor<3, Int>> {
+    let [batch, kv_heads, count] = slots.dims();
+    let device = slots.device();
+    let dims = [batch, kv_heads, entries];
+    let free = Tensor::<3>::ones(dims, &device);
+    let taken = Tensor::zeros(slots.dims(), &device);
+    let free = free.scatter(2, slots.clone(), taken, IndexingUpdateOp::Assign);
+    let all = Tensor::<1, Int>::arange(0..entries as i64, &device)
+        .reshape([1, 1, entries])
+        .expand(dims);
+    let nothing = Protected {
+        protect: Protect::default(),
+        spans: &[],
+        seen: entries,
+    };
+    // Nothing is NaN here.
+    Ok(choose(free, all, nothing, entries - count)?.0)
+}
+
+/// The slot of the lowest unprotected score per sequence and head: `scores` and `positions [batch, kv_heads, n]` →
+/// `[batch, kv_heads, 1]`, without waiting for the device, and whether scores are NaN; of equal scores the earlier
+/// position goes. If all entries are protected, the slot means nothing.
+///
+/// # Panics
+/// If the shapes differ, and without entries.
+pub fn drop_lowest(
+    scores: Tensor<3>,
+    positions: Tensor<3, Int>,
+    protected: Protected<'_>,
+) -> (Tensor<3, Int>, Nans) {
+    let dims @ [batch, kv_heads, entries] = scores.dims();
+    assert_eq!(positions.dims(), dims, "a position per score");
+    assert!(entries > 0, "at least one entry");
+    if Route::of(&scores) != Route::Plain {
+        let guard = protected.guard();
+        let (slots, nans) = kernel!(ChoiceOps::lowest(scores, positions, guard));
+        return (slots, Nans::counted(nans));
+    }
+    let nans = scores.clone().is_nan().int().sum_dim(2).float();
+    let slots = oracle::choice::lowest(scores, positions, protected);
+    (slots, Nans::OnDevice(nans.reshape([batch, kv_heads])))
+}
+
+/// True for the `count` highest scores per sequence and head, of equal ones the later positions, for policies that choose
+/// in stages: `scores` and `positions [batch, kv_heads, n]` → `[batch, kv_heads, n]`. Positions of a head differ and are
+/// below `seen`; for others the choice means nothing. Does not wait for the device.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn top(
+    scores: Tensor<3>,
+    positions: Tensor<3, Int>,
+    seen: usize,
+    count: usize,
+) -> Tensor<3, Bool> {
+    let dims @ [_, _, entries] = scores.dims();
+    assert_eq!(positions.dims(), dims, "a position per score");
+    if Route::of(&scores) == Route::Plain || count == 0 || count >= entries {
+        return oracle::choice::top(scores, positions, count);
+    }
+    let (all, guard) = (scores.clone(), Guard::none());
+    let (slots, _): (_, Tensor<2>) =
+        kernel!(ChoiceOps::select_top(all, positions, guard, seen, count));
+    let slots: Tensor<3, Int> = slots;
+    let ones = Tensor::ones(slots.dims(), &scores.device());
+    scores
+        .zeros_like()
+        .scatter(2, slots, ones, IndexingUpdateOp::Assign)
+        .greater_elem(0.5)
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use burn::tensor::{Device, Distribution};
+
+    #[test]
+    fn both_ways_choose_the_same_entries() {
+        let device = Device::flex();
+        for (entries, count) in [(1, 1), (9, 4), (300, 257), (300, 0), (5, 5)] {
+            // Few different scores, so that ties are common, and positions in descending order.
+            let scores = Tensor::<3>::random([2, 2, entries], Distribution::Default, &device);
+            let scores = scores.mul_scalar(6.0).floor();
+            let positions = Tensor::<1, Int>::arange(0..entries as i64, &device)
+                .flip([0])
+                .reshape([1, 1, entries])
+                .expand([2, 2, entries]);
+            let found = top(scores.clone(), positions.clone(), entries, count);
+            let wanted = oracle::choice::top(scores, positions, count);
+            let per_head = found.clone().int().sum_dim(2);
+            let per_head: Vec<i64> = per_head.try_into_vec_as().unwrap();
+            assert_eq!(per_head, vec![count as i64; 4]);
+            let apart = found.not_equal(wanted).any();
+            assert!(!apart.into_scalar::<bool>(), "{count} of {entries}");
+        }
+    }
+
+    #[test]
+    fn of_equal_scores_the_later_positions_are_taken() {
+        let device = Device::flex();
+        let scores = Tensor::<3>::from_data([[[1.0, 3.0, 1.0, 1.0]]], &device);
+        let positions = Tensor::<3, Int>::from_data([[[8, 2, 9, 5]]], &device);
+        let taken: Vec<i64> = top(scores, positions, 10, 3)
+            .int()
+            .try_into_vec_as()
+            .unwrap();
+        assert_eq!(taken, [1, 1, 1, 0]);
+    }
+
+    #[test]
+    fn the_rest_is_what_the_slots_leave_out() {
+        let device = Device::flex();
+        let slots = Tensor::<3, Int>::from_data([[[4, 0], [1, 2]]], &device);
+        let others: Vec<i64> = rest(&slots, 5).unwrap().try_into_vec_as().unwrap();
+        assert_eq!(others, [1, 2, 3, 0, 3, 4]);
+    }
+}

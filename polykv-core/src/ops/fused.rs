@@ -1,0 +1,134 @@
+//! Several operators of a transformer layer as one, for one token per sequence on GPUs: there the host's time for an
+//! operation is longer than the device's.
+
+use super::kernels::{self, FusedOps, HeadNorms, kernel};
+use super::route::{MOST_GEMV_ROWS, Route};
+use super::weight::Weight;
+use burn::tensor::Tensor;
+
+/// The weights of [`norm_qkv_rope`].
+#[derive(Clone, Copy, Debug)]
+pub struct NormQkv<'a> {
+    /// Of the RMS norm over the layer's input, `[hidden]`.
+    pub norm: &'a Tensor<1>,
+    /// To queries, keys and values, `[heads * d, hidden]` each.
+    pub projections: [&'a Weight; 3],
+    /// Of the RMS norms over each head of queries and of keys, `[d]` each, if the model has them.
+    pub head_norms: Option<[&'a Tensor<1>; 2]>,
+    /// Added to the mean square by all norms.
+    pub eps: f64,
+}
+
+/// The weights of [`output_swiglu`].
+#[derive(Clone, Copy, Debug)]
+pub struct OutputSwiglu<'a> {
+    /// Of the output projection of attention, `[hidden, heads * d]`.
+    pub projection: &'a Weight,
+    /// Of the RMS norm before the feed-forward network, `[hidden]`.
+    pub norm: &'a Tensor<1>,
+    /// `[inner, hidden]`
+    pub gate: &'a Weight,
+    /// `[inner, hidden]`
+    pub up: &'a Weight,
+    /// `[hidden, inner]`
+    pub down: &'a Weight,
+    /// Added to the mean square by the norm.
+    pub eps: f64,
+}
+
+/// Whether there are kernels for [`norm_qkv_rope`] and [`output_swiglu`] of `x [batch, tokens, hidden]` with these
+/// weights: on GPUs for one token of few sequences, with weights of one type that is a tensor's.
+pub fn fuses_tokens(x: &Tensor<3>, weights: &[&Weight]) -> bool {
+    let [batch, tokens, _] = x.dims();
+    let types = || {
+        weights
+            .iter()
+            .map(|weight| weight.dense().map(Tensor::dtype))
+    };
+    let alike = || types().all(|dtype| dtype.is_some() && types().next() == Some(dtype));
+    tokens == 1 && batch <= MOST_GEMV_ROWS && Route::of(x) == Route::Gpu && alike()
+}
+
+/// `x [batch, 1, hidden]` through an RMS norm and the projections to queries, keys and values, of which queries and keys
+/// go through a norm per head, if there is one, and the rotary embedding of `cos` and `sin [1, 1, 1, d / 2]`: `[batch,
+/// heads, 1, d]` each.
+///
+/// # Panics
+/// If [`fuses_tokens`] does not hold, or shapes do not fit.
+pub fn norm_qkv_rope(
+    x: Tensor<3>,
+    weights: NormQkv<'_>,
+    cos: Tensor<4>,
+    sin: Tensor<4>,
+) -> [Tensor<4>; 3] {
+    assert!(
+        fuses_tokens(&x, &weights.projections),
+        "no kernel does this at once"
+    );
+    let hidden = x.dims()[2];
+    let head = 2 * cos.dims()[3];
+    assert_eq!(cos.dims(), [1, 1, 1, head / 2]);
+    assert_eq!(sin.dims(), cos.dims());
+    assert_eq!(weights.norm.dims(), [hidden]);
+    for weight in weights.projections {
+        let [outputs, inputs] = weight.shape();
+        assert!(inputs == hidden && outputs.is_multiple_of(head));
+    }
+    for norm in weights.head_norms.iter().flatten() {
+        assert_eq!(norm.dims(), [head]);
+    }
+    let [q, k, v] = weights.projections.map(primitive);
+    let weights_of_kernel = kernels::QkvWeights {
+        norm: weights.norm.clone().into_dispatch(),
+        q,
+        k,
+        v,
+        norms: match weights.head_norms {
+            Some(norms) => {
+                let [q, k] = norms.map(|norm| norm.clone().into_dispatch());
+                HeadNorms::Both { q, k }
+            }
+            None => HeadNorms::None,
+        },
+    };
+    let eps = weights.eps as f32;
+    let (q, k, v) = kernel!(FusedOps::norm_qkv_rope(x, weights_of_kernel, cos, sin, eps));
+    [q, k, v]
+}
+
+/// A layer's output from its input `x [batch, 1, hidden]` and what its heads attended to, `[batch, heads, 1, d]`: the
+/// output projection and the residual, h = x + W_O a; then h + W_down (silu(W_gate n) · W_up n) with n = norm(h). `[batch,
+/// 1, hidden]`.
+///
+/// # Panics
+/// If [`fuses_tokens`] does not hold, or shapes do not fit.
+pub fn output_swiglu(x: Tensor<3>, attended: Tensor<4>, weights: OutputSwiglu<'_>) -> Tensor<3> {
+    let all = [weights.projection, weights.gate, weights.up, weights.down];
+    assert!(fuses_tokens(&x, &all), "no kernel does this at once");
+    let [batch, _, hidden] = x.dims();
+    let [sequences, heads, tokens, head] = attended.dims();
+    let inner = weights.gate.shape()[0];
+    assert_eq!([sequences, tokens], [batch, 1]);
+    assert_eq!(weights.projection.shape(), [hidden, heads * head]);
+    assert_eq!(weights.norm.dims(), [hidden]);
+    assert_eq!(weights.gate.shape(), [inner, hidden]);
+    assert_eq!(weights.up.shape(), [inner, hidden]);
+    assert_eq!(weights.down.shape(), [hidden, inner]);
+    let [projection, gate, up, down] = all.map(primitive);
+    let weights_of_kernel = kernels::OutputWeights {
+        projection,
+        norm: weights.norm.clone().into_dispatch(),
+        gate,
+        up,
+        down,
+    };
+    let eps = weights.eps as f32;
+    kernel!(FusedOps::output_swiglu(x, attended, weights_of_kernel, eps))
+}
+
+fn primitive(weight: &Weight) -> burn::backend::DispatchTensor {
+    match weight.dense() {
+        Some(tensor) => tensor.clone().into_dispatch(),
+        None => unreachable!("fuses_tokens has seen a tensor"),
+    }
+}

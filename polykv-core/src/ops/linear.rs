@@ -1,0 +1,103 @@
+//! What is computed with weights: products with activations and the values in f32.
+
+#[cfg(feature = "flex")]
+use super::flex::weights as cpu;
+use super::kernels::{GemmOps, kernel};
+#[cfg(feature = "flex")]
+use super::route::is_cpu;
+use super::route::{MOST_GEMV_ROWS, Route};
+use super::tensor::product;
+use super::weight::Weight;
+use burn::tensor::{DType, Int, Tensor};
+
+impl Weight {
+    /// The values in f32, `[out, in]`.
+    pub fn to_f32(&self) -> Tensor<2> {
+        self.widened().cast(DType::F32)
+    }
+
+    /// Rows of the weight in f32, as an embedding looks them up: `ids [n]`, below `out` → `[n, in]`.
+    pub fn rows(&self, ids: Tensor<1, Int>) -> Tensor<2> {
+        match self {
+            Self::Dense(tensor) => tensor.clone().select(0, ids).cast(DType::F32),
+            #[cfg(feature = "flex")]
+            Self::Q8(weight) => cpu::q8_rows(weight, ids),
+        }
+    }
+
+    /// In f32 where products cannot read the type well; on GPUs half-precision types stay.
+    fn widened(&self) -> Tensor<2> {
+        match self {
+            Self::Dense(tensor) if tensor.dtype() == DType::F32 => tensor.clone(),
+            // The CPU backend would convert on one thread for every product.
+            #[cfg(feature = "flex")]
+            Self::Dense(tensor) if is_cpu(&tensor.device()) => cpu::widen(tensor.clone()),
+            Self::Dense(tensor) => tensor.clone(),
+            #[cfg(feature = "flex")]
+            Self::Q8(weight) => cpu::q8_to_f32(weight),
+        }
+    }
+
+    /// Whether one call of a CPU kernel can read both.
+    #[cfg(feature = "flex")]
+    fn is_like(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Dense(a), Self::Dense(b)) => a.dtype() == b.dtype(),
+            (Self::Q8(_), Self::Q8(_)) => true,
+            _ => false,
+        }
+    }
+}
+
+/// `x [rows, in]` in f32 times the transpose of `weight [out, in]` → `[rows, out]` in f32.
+///
+/// # Panics
+/// If the widths differ.
+pub fn linear(x: Tensor<2>, weight: &Weight) -> Tensor<2> {
+    let [output] = linears(x, [weight]);
+    output
+}
+
+/// `x [rows, in]` in f32 times the transposes of several weights `[out, in]` → `[rows, out]` each, in f32.
+/// On the CPU one hand-over to the threads serves all weights of one format.
+///
+/// # Panics
+/// If the widths differ.
+pub fn linears<const N: usize>(x: Tensor<2>, weights: [&Weight; N]) -> [Tensor<2>; N] {
+    let [rows, inputs] = x.dims();
+    for weight in weights {
+        let found = weight.shape()[1];
+        assert_eq!(found, inputs, "a weight of {found} inputs for {inputs}");
+    }
+    let gemv = rows <= MOST_GEMV_ROWS;
+    match Route::of(&x) {
+        // burn's product of few rows runs on one thread of the CPU; that of many is as fast as it gets.
+        #[cfg(feature = "flex")]
+        Route::Cpu if gemv && weights.iter().all(|other| weights[0].is_like(other)) => {
+            let mut start = 0;
+            let outputs = weights.map(|weight| weight.shape()[0]);
+            let all = cpu::gemv(x, weights);
+            outputs.map(|width| {
+                start += width;
+                match N {
+                    1 => all.clone(),
+                    _ => all
+                        .clone()
+                        .slice(burn::tensor::s![.., start - width..start]),
+                }
+            })
+        }
+        #[cfg(feature = "flex")]
+        Route::Cpu if gemv => weights.map(|weight| linear(x.clone(), weight)),
+        Route::Gpu if gemv => weights.map(|weight| match weight.dense() {
+            Some(weight) => kernel!(GemmOps::gemv(x.clone(), weight.clone())),
+            None => gemm(x.clone(), weight),
+        }),
+        _ => weights.map(|weight| gemm(x.clone(), weight)),
+    }
+}
+
+/// By the backend's own product.
+fn gemm(x: Tensor<2>, weight: &Weight) -> Tensor<2> {
+    product(x, weight.widened().transpose())
+}

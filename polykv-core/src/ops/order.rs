@@ -1,0 +1,69 @@
+//! The order of entries by position, and scores along it.
+
+use super::kernels::{OrderOps, kernel};
+use super::oracle;
+use super::pool::Pool;
+use super::route::Route;
+use burn::tensor::{Int, Tensor};
+
+/// Pools each score with its neighbours in order of position, `width` (odd) of them with itself: `scores [batch,
+/// kv_heads, n]` → the same shape. `order [batch, kv_heads, n]` has the slots in ascending order of position; without it
+/// slots are in that order. The last `tail` entries of the order stay as they are, and leave their neighbours alone. A
+/// number in `order` that is no slot counts as n − 1.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn pool(
+    scores: Tensor<3>,
+    order: Option<&Tensor<3, Int>>,
+    tail: usize,
+    width: usize,
+    mode: Pool,
+) -> Tensor<3> {
+    let dims @ [_, _, entries] = scores.dims();
+    if width <= 1 || entries <= tail {
+        return scores;
+    }
+    if let Some(order) = order {
+        assert_eq!(order.dims(), dims, "a slot per score");
+    }
+    if Route::of(&scores) == Route::Plain {
+        return oracle::pool::pool(scores, order, tail, width, mode);
+    }
+    let order = match order {
+        Some(order) => order.clone(),
+        None => Tensor::<1, Int>::arange(0..entries as i64, &scores.device())
+            .reshape([1, 1, entries])
+            .expand(dims),
+    };
+    kernel!(OrderOps::pool_scores(scores, order, tail, width, mode))
+}
+
+/// The slots in order of position, `order [batch, kv_heads, n]`, without that of `victim [batch, kv_heads, 1]`: `[batch,
+/// kv_heads, n − 1]`; if `moved`, for entries the last of which has moved there. If the order has no such slot, the last
+/// of the order goes.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn drop_from_order(
+    order: Tensor<3, Int>,
+    victim: Tensor<3, Int>,
+    moved: bool,
+) -> Tensor<3, Int> {
+    let [batch, kv_heads, entries] = order.dims();
+    assert!(entries > 0, "an order of at least one slot");
+    assert_eq!(victim.dims(), [batch, kv_heads, 1], "a victim per head");
+    match Route::on(&victim.device()) {
+        Route::Plain => oracle::choice::drop_from_order(order, victim, moved),
+        _ => kernel!(OrderOps::drop_from_order(order, victim, moved)),
+    }
+}
+
+/// The slots in order of position, `order [batch, kv_heads, n]`, with `count` new ones, which have the latest positions,
+/// behind them: `[batch, kv_heads, n + count]`.
+pub fn extend_order(order: Tensor<3, Int>, count: usize) -> Tensor<3, Int> {
+    match Route::on(&order.device()) {
+        Route::Plain => oracle::choice::extend_order(order, count),
+        _ => kernel!(OrderOps::extend_order(order, count)),
+    }
+}

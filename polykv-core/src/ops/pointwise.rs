@@ -1,0 +1,51 @@
+//! What lies between the products of a model's layer. Activations are f32.
+
+use super::kernels::{PointwiseOps, kernel};
+use super::oracle;
+use super::route::Route;
+use burn::tensor::Tensor;
+
+/// The gate of SwiGLU: silu(gate) · up, elementwise, tensors of one shape.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    assert_eq!(gate.dims(), up.dims(), "gate and up have one shape");
+    match Route::of(&gate).if_f32(&up) {
+        Route::Plain => oracle::swiglu(gate, up),
+        _ => kernel!(PointwiseOps::swiglu(gate, up)),
+    }
+}
+
+/// Root-mean-square normalisation over the last axis, times `weight`: `x [.., size]` over √(mean(x²) + `eps`), times
+/// `weight [size]`.
+///
+/// # Panics
+/// If the sizes differ.
+pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Tensor<D> {
+    assert_eq!(weight.dims(), [x.dims()[D - 1]], "a weight per element");
+    match Route::of(&x).if_f32(&weight) {
+        Route::Plain => oracle::rms_norm(x, weight, eps),
+        _ => kernel!(PointwiseOps::rms_norm(x, weight, eps as f32)),
+    }
+}
+
+/// Rotary embedding in the rotate-half layout: turns element `i` of the last axis with element `i + d / 2`. `x [batch,
+/// heads, tokens, d]`, `cos` and `sin [1, 1, tokens, d / 2]`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
+    let [_, _, tokens, d] = x.dims();
+    for table in [&cos, &sin] {
+        let half = [1, 1, tokens, d / 2];
+        assert!(
+            d.is_multiple_of(2) && table.dims() == half,
+            "a turn per pair of elements"
+        );
+    }
+    match Route::of(&x).if_f32(&cos).if_f32(&sin) {
+        Route::Plain => oracle::rotate(x, cos, sin),
+        _ => kernel!(PointwiseOps::rotate(x, cos, sin)),
+    }
+}

@@ -1,0 +1,73 @@
+use burn::module::{Module, Param};
+use burn::tensor::{Device, Tensor};
+use polykv_core::ops::Weight;
+
+/// A weight matrix `[out, in]`. A checkpoint is loaded into a parameter; [`Matrix::finish_loading`] turns it into what the
+/// operators read, which may have another layout.
+#[derive(Module, Debug)]
+pub enum Matrix {
+    /// To load into, in the type of storage.
+    Loading(Param<Tensor<2>>),
+    /// To compute with.
+    Loaded(Loaded),
+}
+
+/// A weight that is no parameter any more.
+#[derive(Module, Debug)]
+pub struct Loaded {
+    #[module(skip)]
+    weight: Weight,
+}
+
+impl Matrix {
+    /// Without values: load into it before use.
+    pub fn new(outputs: usize, inputs: usize, device: &Device) -> Self {
+        Self::Loading(super::parameter([outputs, inputs], device))
+    }
+
+    /// Ends loading. The tensor is given up, so that a weight in another layout exists once.
+    pub fn finish_loading(&mut self) {
+        if let Self::Loading(parameter) = self {
+            let unused = super::parameter([0, 0], &parameter.lazy_device());
+            let weight = Weight::new(std::mem::replace(parameter, unused).into_value());
+            *self = Self::Loaded(Loaded { weight });
+        }
+    }
+
+    /// As the operators read it.
+    ///
+    /// # Panics
+    /// Before [`Matrix::finish_loading`].
+    pub fn weight(&self) -> &Weight {
+        match self {
+            Self::Loaded(loaded) => &loaded.weight,
+            Self::Loading(_) => panic!("a matrix is read before its loading is finished"),
+        }
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use burn::module::ParamId;
+    use burn::tensor::Distribution;
+    use polykv_core::ops::q8_scheme;
+
+    #[test]
+    fn a_loaded_matrix_has_the_values_and_is_no_parameter() {
+        let values = Tensor::<2>::random([3, 64], Distribution::Default, &Device::flex());
+        let rounded = values.clone().quantize_dynamic(&q8_scheme());
+        for (stored, wanted) in [
+            (values.clone(), values),
+            (rounded.clone(), rounded.dequantize()),
+        ] {
+            let mut matrix = Matrix::Loading(Param::initialized(ParamId::new(), stored));
+            assert_eq!(matrix.num_params(), 3 * 64);
+            matrix.finish_loading();
+            assert_eq!(matrix.num_params(), 0);
+            assert_eq!(matrix.weight().shape(), [3, 64]);
+            let apart = matrix.weight().to_f32().not_equal(wanted).any();
+            assert!(!apart.into_scalar::<bool>());
+        }
+    }
+}
