@@ -57,11 +57,13 @@ impl Layer {
 
     /// A prompt of `tokens`, with room for as many tokens more as `room`.
     pub fn prefill(&self, cache: &mut KvCache, tokens: usize, room: usize) {
-        cache.begin_prefill(tokens + room).expect("a valid plan");
+        let mut prompt = cache.prompt(tokens).expect("a valid plan");
         for first in (0..tokens).step_by(CHUNK) {
             let [q, k, v] = self.part(first, CHUNK.min(tokens - first));
-            black_box(cache.prefill(0, q, k, v).expect("shapes match"));
+            black_box(prompt.attend(0, q, k, v).expect("shapes match"));
         }
-        cache.end_prefill(0).expect("no score is NaN");
+        prompt.end_layer(0).expect("no score is NaN");
+        prompt.finish().expect("no score is NaN");
+        cache.reserve(room);
     }
 }

@@ -3,21 +3,18 @@
 use crate::layer::Layer;
 use crate::{DIM, HEADS, KV_HEADS, Setup, medians, timed};
 use burn::tensor::DType;
-use polykv::policy::Params;
+use polykv::policy::{Params, Policies};
 use polykv::{Budget, KvCache, LayerShape, Phase, Plan};
 use std::hint::black_box;
 
 fn cache(policy: &str, setup: &Setup) -> KvCache {
-    let phases = [Phase::Prefill, Phase::Decode];
     let plan = match policy {
-        "full" => Plan::full(1),
-        _ => Plan::uniform(
-            1,
-            policy,
-            Params::new(),
-            Budget::Tokens(setup.budget),
-            &phases,
-        ),
+        Policies::KEEP => Plan::full(1),
+        name => {
+            let policy = Policies::default().build(name, &Params::new());
+            let policy = policy.expect("a policy of ours");
+            Plan::uniform(1, policy, Budget::Tokens(setup.budget), &Phase::BOTH)
+        }
     };
     let shape = LayerShape {
         batch: 1,

@@ -260,6 +260,18 @@ impl KvCache {
         Ok(output)
     }
 
+    /// Makes room for `tokens` more per row in the layers that do not evict while decoding, so that these do not grow on the
+    /// way. Layers with a budget have their room already.
+    pub fn reserve(&mut self, tokens: usize) {
+        for layer in 0..self.layers.len() {
+            let before = self.layers[layer].kv_bytes();
+            self.layers[layer].reserve(tokens);
+            if self.layers[layer].kv_bytes() != before {
+                self.peak_bytes = self.peak_bytes.max(self.kv_bytes() + before);
+            }
+        }
+    }
+
     /// Waits for the device and reports NaN scores of the evictions so far. Prompts, decoding and [`KvCache::report`] do
     /// it by themselves.
     ///

@@ -246,7 +246,7 @@ fn records_of_runs_that_cannot_be_are_refused_before_anything_is_reserved() {
         (
             "/plans/1/plan/layers",
             json!(10_000_000_000_000u64),
-            "plans",
+            "layers is 10000000000000",
         ),
         ("/sessions/0/seconds", json!(-1.0), "seconds is -1"),
     ];

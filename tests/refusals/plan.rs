@@ -28,7 +28,7 @@ const CHANGES: &str = r"
     layers: 1-2 | layers: 2-1 | 2-1 | FIRST-LAST
     policy: h2o | policy: h3o | policy | 'h3o' | h2o | snapkv
     tokens: 60} | tokens: 60, params: {windw: 8}} | snapkv | windw | window
-    tokens: 60} | tokens: 60, params: {window: 0}} | window: 0 | at least 1
+    tokens: 60} | tokens: 60, params: {window: 0}} | window: 0 | window from 1
     tokens: 60} | tokens: 60, params: {kernel: 4}} | kernel: 4 | kernel odd
     tokens: 60 | tokens: 8 | prefill[0].tokens is 8 | at least 32 | snapkv
     tokens: 60 | tokens: 61 | sum of prefill tokens is 121 | 120, 3 layers times 40
@@ -118,7 +118,7 @@ fn whole_files() {
     let parts = ["plan.yaml", "size", "at most 1048576 bytes"];
     files.refused("size", large, &parts);
     files.refused("bytes", b"\xff\xfe\x00", &["plan.yaml"]);
-    let parts = ["plan.yaml", "not a plan"];
+    let parts = ["plan.yaml", "depth of lists and maps"];
     files.refused("nesting", "[".repeat(100_000), &parts);
     let path = files.0.path().join("plan.yaml");
     let show = polykv(&["plan", "show", path_str(&path)]);

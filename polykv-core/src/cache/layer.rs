@@ -176,6 +176,21 @@ impl LayerCache {
         self.needs = self.needs.union(needs);
     }
 
+    pub(super) fn reserve(&mut self, tokens: usize) {
+        let evicts = self
+            .rules
+            .as_ref()
+            .is_some_and(|rules| rules.decode.is_some());
+        let wanted = self.len().saturating_add(tokens);
+        if let Some(store) = self
+            .store
+            .as_mut()
+            .filter(|store| !evicts && store.capacity() < wanted)
+        {
+            store.resize(wanted);
+        }
+    }
+
     /// Announces tokens without changing the evictions. Room is made when the layer's turn comes: for all layers at once
     /// it would be the full cache.
     pub(super) fn expect(&mut self, tokens: usize) {
