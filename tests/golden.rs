@@ -10,8 +10,9 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv::models::chat::Message;
 use polykv::models::tokenizer::Specials;
 use polykv::models::{CausalLm, PrefillOptions, load};
+use polykv::policy::{Params, Policies};
 use polykv::testing::max_difference;
-use polykv::{KvCache, Plan, Storage};
+use polykv::{Budget, KvCache, Phase, Plan, Storage};
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::BTreeMap;
@@ -240,5 +241,44 @@ fn check_text(
             chat.encode(tokenizer, &messages, true).unwrap(),
             numbers(&case["ids"])
         );
+    }
+}
+
+/// Rotary embedding sees distances only, so a sequence gives the same logits wherever it starts.
+#[test]
+fn rows_of_a_batch_may_start_at_other_positions() {
+    for name in ["tiny-llama31", "tiny-qwen3"] {
+        let model = load::load_weights(&fixture(name), Storage::F32, &Device::flex()).unwrap();
+        let prompt: Vec<i64> = (0..24).map(|i| 5 + 7 * i % 200).collect();
+        let policy = Policies::default().build("tova", &Params::new()).unwrap();
+        let run = |first: &[usize]| -> Vec<f32> {
+            let plan = Plan::uniform(
+                model.config().layers,
+                policy.clone(),
+                Budget::Tokens(12),
+                &Phase::BOTH,
+            );
+            let rows = first.len();
+            let cache = KvCache::new(plan, model.cache_shape(rows), model.device()).unwrap();
+            let mut cache = cache.starting_at(first).unwrap();
+            let tokens = ids(&prompt, model.device()).repeat_dim(0, rows);
+            let mut options = PrefillOptions {
+                chunk: 10,
+                ..PrefillOptions::default()
+            };
+            model.prefill(tokens, &mut cache, &mut options).unwrap();
+            let next = ids(&[9], model.device()).repeat_dim(0, rows);
+            let logits = model.decode(next.clone(), &mut cache).unwrap();
+            let again = model.decode(next, &mut cache).unwrap();
+            Tensor::cat(vec![logits, again], 1)
+                .try_into_vec_as()
+                .unwrap()
+        };
+        let alone = run(&[0]);
+        let batch = run(&[0, 31]);
+        let rows: Vec<&[f32]> = batch.chunks_exact(alone.len()).collect();
+        assert!(max_difference(rows[0], &alone) < 1e-4, "{name}");
+        assert!(max_difference(rows[1], &alone) < 1e-3, "{name}");
+        assert_ne!(rows[0], rows[1], "{name}: the second row was not moved");
     }
 }

@@ -119,15 +119,19 @@ impl<L: Layer> Decoder<L> {
         options: &mut PrefillOptions<'_>,
     ) -> Result<Vec<Tensor<3>>> {
         let [_, tokens] = ids.dims();
-        let start = cache.seen();
-        self.check_length(start, tokens)?;
+        let starts = cache.next_positions();
+        self.check_length(starts.iter().copied().max().unwrap_or(0), tokens)?;
         cache.set_facts(&self.facts());
         let mut prompt = Prompt::new(cache, tokens)?;
         let mut chunks = Vec::new();
         for first in (0..tokens).step_by(options.chunk.max(1)) {
             let last = tokens.min(first + options.chunk.max(1));
             let part = ids.clone().narrow(1, first, last - first);
-            chunks.push((self.embed(part), self.rope(start + first..start + last)));
+            let positions: Vec<usize> = starts.iter().map(|start| start + first).collect();
+            chunks.push((
+                self.embed(part),
+                self.rope_of_rows(&positions, last - first),
+            ));
         }
         // A chunk's input is still held while its output is computed.
         let held: usize = chunks.iter().map(|(x, _)| bytes(x)).sum();
@@ -142,6 +146,10 @@ impl<L: Layer> Decoder<L> {
         }
         prompt.finish()?;
         Ok(chunks.into_iter().map(|(x, _)| x).collect())
+    }
+
+    fn rope_of_rows(&self, first: &[usize], tokens: usize) -> RopeTable {
+        self.rope.table_of_rows(first, tokens, &self.device)
     }
 
     fn facts(&self) -> ModelFacts {
@@ -223,8 +231,7 @@ impl<L: Layer> CausalLm for Decoder<L> {
         if tokens != 1 {
             return Err(Error::invalid("decode", "tokens", tokens, 1));
         }
-        let position = cache.seen();
-        let rope = self.rope(position..position + 1);
+        let rope = self.rope_of_rows(&cache.next_positions(), 1);
         let mut x = self.embed(ids);
         for (index, layer) in self.weights.model.layers.iter().enumerate() {
             x = layer.forward(x, &rope, |q, k, v| cache.decode(index, q, k, v))?;

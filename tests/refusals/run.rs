@@ -147,7 +147,10 @@ fn numbers_that_are_none() {
         let model = copy_of_tiny_model();
         weights::edit(model.path(), |header, data| {
             let start = header[name]["data_offsets"][0].as_u64().unwrap() as usize;
-            data[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+            // Finite in the file; the first products with it are not.
+            for weight in data[start..start + 16].chunks_exact_mut(4) {
+                weight.copy_from_slice(&f32::MAX.to_le_bytes());
+            }
         });
         let prompt = ["-p", "Enough tokens for an eviction."];
         let args = [&prompt[..], &["--policy", "tova", "--budget", "4"]].concat();

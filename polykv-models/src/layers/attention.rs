@@ -46,7 +46,7 @@ impl Attention {
 
     /// Rotated queries, rotated keys and values of `x [batch, tokens, hidden]`: `[batch, heads, tokens, head_dim]` each.
     pub fn qkv(&self, x: Tensor<3>, rope: &RopeTable) -> [Tensor<4>; 3] {
-        let head_dim = 2 * rope.cos.dims()[3];
+        let head_dim = rope.head_dim();
         let [q, k, v, _] = self.weights();
         let [q, k, v] = linear::project_all(x, [q, k, v]).map(|x| {
             let [batch, tokens, wide] = x.dims();
@@ -56,8 +56,7 @@ impl Attention {
             Some([of_q, of_k]) => (of_q.forward(q), of_k.forward(k)),
             None => (q, k),
         };
-        let rotated =
-            |x: Tensor<4>| ops::rotate(x.swap_dims(1, 2), rope.cos.clone(), rope.sin.clone());
+        let rotated = |x: Tensor<4>| rope.rotate(x.swap_dims(1, 2));
         [rotated(q), rotated(k), v.swap_dims(1, 2)]
     }
 

@@ -34,7 +34,7 @@ impl Block<'_> {
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>> {
         // One token on a GPU: the same, in two operators.
-        if ops::fuses_tokens(&x, &self.weights()) {
+        if rope.is_shared() && ops::fuses_tokens(&x, &self.weights()) {
             let [q, k, v] = self.fused_qkv(x.clone(), rope);
             return Ok(self.fused_output(x, attend(q, k, v)?));
         }

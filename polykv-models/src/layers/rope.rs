@@ -1,6 +1,6 @@
 use crate::config::{ModelConfig, RopeScaling};
 use burn::tensor::{Device, Tensor, TensorData};
-use polykv_core::RopeFacts;
+use polykv_core::{RopeFacts, ops};
 use std::f64::consts::TAU;
 use std::ops::Range;
 
@@ -17,9 +17,34 @@ pub struct Rope {
 /// Cosines and sines of consecutive positions.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
-    /// `[1, 1, tokens, head_dim / 2]`
+    /// `[rows, 1, tokens, head_dim / 2]`, where one row stands for all rows of a batch.
     pub(super) cos: Tensor<4>,
     pub(super) sin: Tensor<4>,
+}
+
+impl RopeTable {
+    /// Whether all rows of a batch stand at the same positions.
+    pub(super) fn is_shared(&self) -> bool {
+        self.cos.dims()[0] == 1
+    }
+
+    /// Elements of the vectors that are rotated.
+    pub(super) fn head_dim(&self) -> usize {
+        2 * self.cos.dims()[3]
+    }
+
+    /// Rotates queries or keys, `[batch, heads, tokens, head_dim]`.
+    pub(super) fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
+        if self.is_shared() {
+            return ops::rotate(x, self.cos.clone(), self.sin.clone());
+        }
+        // The operator takes one table for all rows.
+        let row = |row| {
+            let [x, cos, sin] = [&x, &self.cos, &self.sin].map(|all| all.clone().narrow(0, row, 1));
+            ops::rotate(x, cos, sin)
+        };
+        Tensor::cat((0..x.dims()[0]).map(row).collect(), 0)
+    }
 }
 
 impl Rope {
@@ -50,7 +75,23 @@ impl Rope {
         }
     }
 
-    /// The table for `positions`.
+    /// The table for `tokens` consecutive positions in each row of a batch, from `first[row]` on.
+    pub fn table_of_rows(&self, first: &[usize], tokens: usize, device: &Device) -> RopeTable {
+        let table = |first: usize| self.table(first..first + tokens, device);
+        match first {
+            [one, others @ ..] if others.iter().any(|other| other != one) => {
+                let rows = first.iter().map(|&first| table(first));
+                let (cos, sin) = rows.map(|row| (row.cos, row.sin)).unzip();
+                RopeTable {
+                    cos: Tensor::cat(cos, 0),
+                    sin: Tensor::cat(sin, 0),
+                }
+            }
+            _ => table(first.first().copied().unwrap_or(0)),
+        }
+    }
+
+    /// The table for `positions`, the same in all rows of a batch.
     pub fn table(&self, positions: Range<usize>, device: &Device) -> RopeTable {
         let dims = [1, 1, positions.len(), self.frequencies.len()];
         let table = |f: fn(f64) -> f64| {
