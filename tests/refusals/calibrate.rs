@@ -15,7 +15,7 @@ const REFUSED: &str = "
     --data LONG --length 100 --continuation 1 | continuation is 1 | at least 2
     --data LONG --length 100 --examples 0 | examples is 0 | at least 1
     --data LONG --length 40 --continuation 9 | budget is 40 | below 40
-    --data LONG --length 100 --policies snapkv:window=41 | budget of layer 0 is 40 | at least 41 | snapkv:window=41
+    --data LONG --length 100 --policies snapkv:window=41 | budget of layer 0 is 40 | at least 41 | snapkv | window: 41
     --data LONG --length 100 --policies snapkv:windw=4 | windw | window
     --data LONG --length 100 --policies full,h2o | policies is 'full' | policies that evict
     --objective evidence --length 60 | length is 60 | needle and question
