@@ -22,7 +22,7 @@ const REFUSED: &str = "
     --objective evidence --length 505 | at most 512
     --objective evidence --length 300 --evidence 0 | evidence is 0 | at least 1
     --data LONG --length 100 --phase prefill --policies snapkv:window=41 | budget of layer 0 is 40 | at least 41
-    --data LONG --length 100 --allocator calibrated --budget-signal effect | --budget-signal is effect | --refine
+    --data LONG --length 100 --allocator calibrated --budget-signal effect | --budget-signal is effect | refine
     --data LONG --length 100 --phase prefill --refine 2 --refine-phase decode | --refine-phase is decode | prefill
 ";
 
