@@ -68,9 +68,19 @@ fn read_all(place: &str, source: impl Read) -> Result<String> {
 /// the begin token if the tokenizer asks for one.
 ///
 /// # Errors
-/// A template that does not render; a system message for a model without a template.
+/// A text that cannot fit the model's context; a template that does not render; a system message for a model without a
+/// template.
 pub fn encode(model: &LoadedModel, args: &PromptArgs, text: &str) -> Result<Vec<u32>> {
     let tokenizer = &model.tokenizer;
+    let (least, most) = (
+        tokenizer.least_tokens(text),
+        model.model.config().max_positions,
+    );
+    if least > most {
+        let found = format!("at least {least} tokens");
+        let allowed = format!("at most {most} tokens, the model's context");
+        return Err(Error::invalid("prompt", "length", found, allowed));
+    }
     let mut ids = match &model.chat {
         Some(chat) if !args.raw => chat.encode(tokenizer, &messages(args, text), true)?,
         _ if args.system.is_some() => {

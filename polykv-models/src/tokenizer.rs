@@ -37,6 +37,8 @@ pub struct Tokenizer {
     special_ids: HashSet<u32>,
     start: Vec<u32>,
     vocab_size: usize,
+    /// Bytes of text that one token stands for at most, none where no such bound is known.
+    longest: Option<usize>,
     /// Rows of the model's embedding, once they are known; tokens behind them cannot be fed.
     rows: usize,
 }
@@ -78,6 +80,13 @@ impl Tokenizer {
         Self::from_json(file.place(), &bytes)
     }
 
+    /// How many tokens a text has at least, without reading it: texts far beyond a model's context need not be tokenized to
+    /// be refused.
+    pub fn least_tokens(&self, text: &str) -> usize {
+        self.longest
+            .map_or(0, |longest| text.len().div_ceil(longest.max(1)))
+    }
+
     fn from_json(place: &str, bytes: &[u8]) -> Result<Self> {
         let refuse = |e: String| Error::invalid(place, "content", e, "a tokenizer.json");
         let listed = limits::check(place, bytes)?;
@@ -99,7 +108,16 @@ impl Tokenizer {
             .into_iter()
             .filter_map(|(id, token)| token.special.then_some(id))
             .collect();
-        let last = parsing.get_vocab(true).into_values().max();
+        let vocab = parsing.get_vocab(true);
+        let last = vocab.values().max().copied();
+        // Normalizers may drop text, and unknown words may become one token whatever their length.
+        let exact = match parsing.get_model() {
+            tokenizers::ModelWrapper::BPE(bpe) => {
+                parsing.get_normalizer().is_none() && bpe.unk_token.is_none()
+            }
+            _ => false,
+        };
+        let longest = vocab.keys().map(String::len).max().filter(|_| exact);
         let start = start(&parsing).map_err(refuse)?;
         let vocab_size = last.map_or(0, |id| id as usize + 1);
         if let Some(id) = start.iter().find(|&&id| id as usize >= vocab_size) {
@@ -121,6 +139,7 @@ impl Tokenizer {
             special_ids,
             start,
             vocab_size,
+            longest,
             rows: usize::MAX,
         })
     }

@@ -118,6 +118,24 @@ fn byte_order_marks_are_dropped_and_utf_16_is_named() {
 }
 
 #[test]
+fn a_huge_text_is_refused_without_being_read_token_by_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let huge = write(&dir, "huge.txt", &"a".repeat(8_000_000));
+    let started = Instant::now();
+    let answer = polykv(&generate_args(
+        &tiny_model(),
+        &["-f", &huge, "--raw", "-n", "2"],
+    ));
+    assert_eq!(answer.code, 3);
+    assert!(answer.stderr.contains("at least"), "{}", answer.stderr);
+    assert!(
+        started.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[test]
 fn more_threads_than_anybody_has_are_refused() {
     let started = Instant::now();
     let answer = run(

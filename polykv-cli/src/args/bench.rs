@@ -35,7 +35,7 @@ pub struct BenchArgs {
     #[arg(short, long, value_name = "N,…", value_delimiter = ',')]
     pub depth: Vec<usize>,
     /// Sequences side by side
-    #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::at_least_one())]
+    #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::rows())]
     pub batch: usize,
     /// Repeats of every row; the rows take turns
     #[arg(short, long, value_name = "N", default_value = "5", value_parser = values::at_least_one())]

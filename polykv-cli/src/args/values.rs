@@ -78,6 +78,11 @@ pub fn at_least_one() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
 
+/// Rows of a batch that are run; what is computed only may have any number.
+pub fn rows() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=65_536)
+}
+
 /// Number formats by name; which of them work is for the model and the device to say. `auto` is f32.
 pub fn dtypes() -> impl TypedValueParser<Value = Storage> {
     let names = ["auto"].into_iter().chain(Storage::ALL.map(Storage::name));

@@ -232,3 +232,13 @@ fn gguf_refusals_name_the_key() {
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), "he is 12345 ");
     }
 }
+
+#[test]
+fn a_text_has_at_least_as_many_tokens_as_its_bytes_allow() {
+    let tokenizer = tiny();
+    for text in ["", "hello", "hello, wörld! 2024 \u{1F600}\n\n<|im_end|>"] {
+        let ids = tokenizer.encode(text, Specials::AsText).unwrap();
+        assert!(tokenizer.least_tokens(text) <= ids.len(), "{text}");
+    }
+    assert!(tokenizer.least_tokens(&"a".repeat(8_000_000)) > 100_000);
+}
