@@ -18,8 +18,9 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
     /// The number formats of the weights and of the cache that goes with them.
     fn storage(&self) -> Storage;
 
-    /// Runs a prompt, `ids [batch, tokens]`, at the positions after what the cache has seen. Each layer is trimmed by its
-    /// prefill rule after it has seen the whole prompt. Returns the logits of the last position, `[batch, vocab]`.
+    /// Runs a prompt, `ids [batch, tokens]`. Each row of the batch continues at its own next position in the cache. Each layer
+    /// is trimmed by its prefill rule after it has seen the whole prompt. Returns the logits of the last position,
+    /// `[batch, vocab]`.
     ///
     /// # Errors
     /// An empty prompt, a prompt that exceeds the model's context, and every error of the cache.
@@ -43,8 +44,8 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
         options: &mut PrefillOptions<'_>,
     ) -> Result<Tensor<3>>;
 
-    /// Runs one token per sequence, `ids [batch, 1]`, at the position after what the cache has seen. Returns the logits of
-    /// the next token, `[batch, vocab]`.
+    /// Runs one token per sequence, `ids [batch, 1]`. Each row of the batch continues at its own next position in the cache.
+    /// Returns the logits of the next token, `[batch, vocab]`.
     ///
     /// # Errors
     /// More or fewer than one token per sequence, and every error of the cache.

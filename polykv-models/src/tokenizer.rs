@@ -37,7 +37,7 @@ pub struct Tokenizer {
     special_ids: HashSet<u32>,
     start: Vec<u32>,
     vocab_size: usize,
-    /// Bytes of text that one token stands for at most, none where no such bound is known.
+    /// The most bytes of text that one token stands for; `None` where no such bound is known.
     longest: Option<usize>,
     /// Rows of the model's embedding, once they are known; tokens behind them cannot be fed.
     rows: usize,
@@ -80,8 +80,8 @@ impl Tokenizer {
         Self::from_json(file.place(), &bytes)
     }
 
-    /// How many tokens a text has at least, without reading it: texts far beyond a model's context need not be tokenized to
-    /// be refused.
+    /// A lower bound on the number of tokens in a text, computed from its length alone; 0 where no bound is known. With it a
+    /// text that is far beyond a model's context is refused before it is tokenized.
     pub fn least_tokens(&self, text: &str) -> usize {
         self.longest
             .map_or(0, |longest| text.len().div_ceil(longest.max(1)))
