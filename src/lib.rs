@@ -43,7 +43,8 @@
         clippy::expect_used,
         clippy::print_stderr,
         clippy::print_stdout,
-        clippy::unwrap_used
+        clippy::unwrap_used,
+        missing_docs
     )
 )]
 

@@ -3,7 +3,7 @@
 #![cfg(feature = "flex")]
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use polykv::models::load::gguf::GgufFile;
+use polykv::models::gguf::GgufFile;
 use polykv::models::{CausalLm, PrefillOptions, load};
 use polykv::{KvCache, Plan, Storage};
 use safetensors::SafeTensors;

@@ -130,7 +130,7 @@ fn model(args: &BenchArgs, device: &burn::tensor::Device) -> polykv::Result<Box<
     }
     let path = model::path(
         args.model.as_deref().unwrap_or_default(),
-        None,
+        args.revision.as_deref(),
         args.offline,
     )?;
     let loading = progress::spinner("loading the model");

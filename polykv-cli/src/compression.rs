@@ -62,7 +62,7 @@ impl Source {
             policy: policy(&spec)?,
             budget: budget(&args.budget)?,
             phases: args.phase.unwrap_or_default().list(),
-            online: Some(allocator).filter(|own| own.basis().is_online()),
+            online: Some(allocator).filter(|allocator| allocator.basis().is_online()),
             allow_full_extra: args.allow_full_extra,
         })
     }
@@ -81,7 +81,9 @@ impl Source {
                 phases,
                 ..
             } => {
-                let policy = policy.as_ref().map_or(Policies::KEEP, |own| own.name());
+                let policy = policy
+                    .as_ref()
+                    .map_or(Policies::KEEP, |policy| policy.name());
                 let budget = match budget {
                     Budget::Tokens(tokens) => tokens.to_string(),
                     Budget::Total(total) => format!("{total} in all"),
@@ -121,7 +123,7 @@ impl Source {
             policy: policy(&PolicySpec::named(name))?,
             budget,
             phases: Phases::Both.list(),
-            online: Some(allocator).filter(|own| own.basis().is_online()),
+            online: Some(allocator).filter(|allocator| allocator.basis().is_online()),
             allow_full_extra: false,
         })
     }

@@ -58,11 +58,11 @@ fn evaluated(args: &EvalArgs) -> anyhow::Result<()> {
     let tokens = todo.iter().map(|&sample| infos[sample].prompt_tokens).sum();
     let mut bar = progress::Evaluation::new(todo.len(), tokens);
     results.begin()?;
-    evaluate(&*task, &evaluator, &todo, &mut |own| {
-        results.add(own)?;
-        running.add(own);
+    evaluate(&*task, &evaluator, &todo, &mut |predictions| {
+        results.add(predictions)?;
+        running.add(predictions);
         bar.step(
-            own.first().map_or(0, |one| one.prompt_tokens),
+            predictions.first().map_or(0, |one| one.prompt_tokens),
             &running.to_string(),
         );
         Ok(())

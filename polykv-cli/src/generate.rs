@@ -40,7 +40,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
                 snapshot = Some(Snapshot::of(cache))
             }
             Event::Text(piece) if !args.json => written = console::write(piece),
-            Event::Prompt(_) | Event::Text(_) => {}
+            _ => {}
         }
         // Nobody reads what would come next.
         match written.is_ok() {

@@ -18,10 +18,10 @@ pub fn open(args: &ModelArgs) -> Result<(DeviceSpec, LoadedModel)> {
     open_at(args).map(|(spec, _, model)| (spec, model))
 }
 
-/// As [`open`], with where the model lies.
+/// Opens the device, fetches the model if need be and loads it. Returns the path of its files as well.
 ///
 /// # Errors
-/// As [`open`].
+/// What is missing or refused.
 pub fn open_at(args: &ModelArgs) -> Result<(DeviceSpec, PathBuf, LoadedModel)> {
     let (spec, device) = device(args.device)?;
     // Before a model is downloaded and read.
@@ -33,7 +33,7 @@ pub fn open_at(args: &ModelArgs) -> Result<(DeviceSpec, PathBuf, LoadedModel)> {
     Ok((spec, path, model))
 }
 
-/// Opens a device, with the one that stands behind `auto`.
+/// Opens a device. Returns the device that was chosen for `auto` as well.
 ///
 /// # Errors
 /// A device that this build or this machine does not have.

@@ -71,7 +71,7 @@ type Draw = fn(&PlanFile) -> Result<Vec<u8>>;
 
 /// How a picture is made, by the file's name.
 fn drawing(path: &Path) -> Result<Draw> {
-    match path.extension().and_then(|own| own.to_str()) {
+    match path.extension().and_then(|extension| extension.to_str()) {
         Some("svg") => Ok(|plan| Ok(picture::svg(plan).into_bytes())),
         Some("png") => Ok(|plan| picture::png(&picture::svg(plan))),
         _ => {

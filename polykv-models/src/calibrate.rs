@@ -3,6 +3,7 @@
 //! [`polykv_core::calibrate`].
 
 mod evidence;
+mod example;
 mod examples;
 mod journal;
 mod measure;
@@ -13,11 +14,12 @@ mod refine;
 mod run;
 
 pub use evidence::EvidenceOptions;
-pub use examples::{Example, Examples, TextOptions};
+pub use example::Example;
+pub use examples::{Examples, TextOptions};
 pub use journal::JournalOptions;
 pub use measure::Measurer;
 pub use options::{CalibrateOptions, Objective};
-/// What goes in and comes out.
+/// The values that a calibration takes and returns, and the signals that it ranks policies by.
 pub use polykv_core::calibrate::{
     BudgetSignal, CandidatePolicy, Data, Direction, PhaseReport, Profile, Report, Settings, Signal,
 };
@@ -117,6 +119,6 @@ fn nll(model: &LoadedModel, example: &Example, hidden: Tensor<3>) -> Tensor<1> {
     let targets = model
         .ids(&example.continuation[start + 1..end + 1])
         .unsqueeze_dim::<3>(2);
-    let own = log_softmax(logits, 2).gather(2, targets.repeat_dim(0, rows));
-    own.mean_dim(1).reshape([rows]).neg()
+    let likelihoods = log_softmax(logits, 2).gather(2, targets.repeat_dim(0, rows));
+    likelihoods.mean_dim(1).reshape([rows]).neg()
 }

@@ -7,6 +7,7 @@ mod argument;
 mod encode;
 mod engine;
 mod filters;
+mod fuel;
 mod guard;
 mod json;
 mod methods;
@@ -27,12 +28,14 @@ const MAX_ROLE_BYTES: usize = 64;
 /// One turn of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    /// `system`, `user`, `assistant`, `tool`: letters, digits, `_` and `-`.
+    /// Who speaks, such as `system`, `user`, `assistant` or `tool`: 1 to 64 letters, digits, `_` and `-`.
     pub role: String,
+    /// The text of the turn.
     pub content: String,
 }
 
 impl Message {
+    /// A message of a role.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self {
             role: role.into(),
@@ -51,7 +54,7 @@ pub struct ChatTemplate {
     /// `bos_token`, `pad_token` and the like, with their texts.
     tokens: Vec<(String, String)>,
     arguments: Vec<Argument>,
-    /// What `strftime_now` tells, if not the time of the rendering.
+    /// The time that `strftime_now` formats; the time of the rendering if `None`.
     now: Option<NaiveDateTime>,
 }
 
@@ -96,8 +99,9 @@ impl ChatTemplate {
     /// text is then encoded apart.
     ///
     /// # Errors
-    /// As [`Self::render`]. A template that branches on the text of messages that spell special tokens, because their
-    /// borders cannot be found then.
+    /// A template of more than 256 KiB; one that is not Jinja, goes beyond the bounds of a rendering or refuses the
+    /// messages; a role with other characters than letters, digits, `_` and `-`. A template that branches on the text
+    /// of messages that spell special tokens, because their borders cannot be found then.
     pub fn encode(
         &self,
         tokenizer: &Tokenizer,
@@ -107,8 +111,8 @@ impl ChatTemplate {
         self.encode_at(self.now(), tokenizer, messages, add_generation_prompt)
     }
 
-    /// How many tokens at the start of what [`Self::encode`] makes of `messages` belong to the first `count` of them,
-    /// the template's marks around them included.
+    /// The number of tokens that the first `count` messages take at the start of [`Self::encode`]'s result, with the
+    /// template's markup around them.
     ///
     /// # Errors
     /// A template that does not put them at the start, or that cannot render them alone.

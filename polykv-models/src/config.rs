@@ -2,6 +2,7 @@
 
 use polykv_core::{Error, Result};
 
+mod checks;
 mod fields;
 mod hf;
 mod rope;
@@ -11,18 +12,23 @@ pub(crate) use hf::generation_end_tokens;
 pub use rope::RopeScaling;
 pub use shapes::SHAPES;
 
+use checks::{MAX_POSITIONS, check_positive, check_size, check_tokens};
+
 const MAX_PARAMETERS: u64 = 1 << 41;
-const MAX_POSITIONS: usize = 1 << 26;
 
 /// The architectures that can be loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Family {
+    /// Llama 3.x, SmolLM2 and others of the same architecture.
     Llama,
+    /// Qwen3: Llama with an RMS norm over each head of the queries and keys.
     Qwen3,
 }
 
 impl Family {
     /// Lower-case name, as used in fingerprints.
+    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Llama => "llama",
@@ -31,29 +37,36 @@ impl Family {
     }
 }
 
-/// Everything about a decoder-only model that its weights' shapes and its arithmetic depend on.
+/// The shape of a decoder-only model: everything that the shapes of its weights and its arithmetic depend on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
+    /// The architecture.
     pub family: Family,
     /// Rows of the embedding table.
     pub vocab_size: usize,
+    /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the gated feed-forward layer.
+    /// Width of the SwiGLU feed-forward network.
     pub intermediate_size: usize,
+    /// The number of transformer blocks.
     pub layers: usize,
     /// Query heads per layer.
     pub heads: usize,
-    /// Key and value heads per layer; divides `heads`.
+    /// Key and value heads per layer (grouped-query attention, GQA); a divisor of `heads`.
     pub kv_heads: usize,
-    /// Numbers per head; even, because rotary embedding turns pairs.
+    /// Width of a head; even, because the rotary embedding turns pairs of elements.
     pub head_dim: usize,
     /// The longest context, in tokens.
     pub max_positions: usize,
+    /// Epsilon of the RMS norms, added to the mean square.
     pub rms_eps: f64,
+    /// Base of the rotary frequencies.
     pub rope_theta: f64,
+    /// How the rotary frequencies are scaled for longer contexts.
     pub rope_scaling: RopeScaling,
     /// True when the output layer reuses the embedding table.
     pub tie_embeddings: bool,
+    /// The token that starts a text, if the model has one.
     pub bos_token: Option<u32>,
     /// Tokens that end a generation; may be empty.
     pub eos_tokens: Vec<u32>,
@@ -61,9 +74,11 @@ pub struct ModelConfig {
 
 impl ModelConfig {
     /// Reads a Hugging Face config.json, with `rope_theta` and `rope_scaling` or the newer `rope_parameters`.
+    /// `place` names the file in errors.
     ///
-    /// `place` names the file in errors. Fails on malformed JSON, values out of range (see [`Self::validate`]),
-    /// and on architectures or options that this crate does not implement.
+    /// # Errors
+    /// Malformed JSON, values out of range (see [`Self::validate`]), and architectures or options that this crate does
+    /// not implement.
     pub fn from_hf_json(place: &str, text: &str) -> Result<Self> {
         let config = hf::read(place, text)?;
         config.validate(place)?;
@@ -71,6 +86,9 @@ impl ModelConfig {
     }
 
     /// Checks every field and the products that sizes are computed from; `place` names the source in errors.
+    ///
+    /// # Errors
+    /// The first field that is out of range, with the value found and the values allowed.
     pub fn validate(&self, place: &str) -> Result<()> {
         let sizes = [
             ("vocab_size", self.vocab_size, 1 << 24),
@@ -121,6 +139,7 @@ impl ModelConfig {
     }
 
     /// Number of weights; a tied output layer counts once. Saturates on a config that was not validated.
+    #[must_use]
     pub fn parameters(&self) -> u64 {
         let mul = |a: usize, b: usize| (a as u64).saturating_mul(b as u64);
         let hidden = self.hidden_size;
@@ -144,6 +163,7 @@ impl ModelConfig {
     }
 
     /// A short name of the shape, by which a plan file recognises its model: `llama-30x9q3kv64d-576h-49152v`.
+    #[must_use]
     pub fn fingerprint(&self) -> String {
         format!(
             "{}-{}x{}q{}kv{}d-{}h-{}v",
@@ -158,29 +178,15 @@ impl ModelConfig {
     }
 }
 
-fn check_size(place: &str, field: &str, found: usize, most: usize) -> Result<()> {
-    if found == 0 || found > most {
-        return Err(Error::invalid(place, field, found, format!("1 to {most}")));
+/// Each of the ids once, in the order of their first mention.
+pub(crate) fn once_each(ids: Vec<u32>) -> Vec<u32> {
+    let mut unique = Vec::new();
+    for id in ids {
+        if !unique.contains(&id) {
+            unique.push(id);
+        }
     }
-    Ok(())
-}
-
-fn check_tokens(place: &str, ids: &[u32], vocab_size: usize) -> Result<()> {
-    let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) else {
-        return Ok(());
-    };
-    let allowed = format!("below vocab_size, {vocab_size}");
-    let field = "bos_token_id or eos_token_id";
-    Err(Error::invalid(place, field, id, allowed))
-}
-
-fn check_positive(place: &str, field: &str, found: f64, most: f64) -> Result<()> {
-    // Written so that NaN fails too.
-    if !(found > 0.0 && found <= most) {
-        let allowed = format!("above 0, up to {most}");
-        return Err(Error::invalid(place, field, found, allowed));
-    }
-    Ok(())
+    unique
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
-//! What the families share: an embedding, a stack of layers, a norm and a head, run over a cache. A family is its
+//! The parts that all families share: an embedding, a stack of layers, a norm and a head, run over a cache. A family is its
 //! [`Layer`].
 
+use crate::causal_lm::{Attend, CausalLm, PrefillOptions};
 use crate::config::ModelConfig;
 use crate::layers::{Embedding, Linear, RmsNorm, Rope, RopeTable};
-use crate::{Attend, CausalLm, PrefillOptions};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
 use polykv_core::ops::{Weight, bytes};
@@ -15,11 +15,12 @@ pub trait Layer: Module + ModuleDisplay + Send + Sync {
     /// A layer without weights: load into it before use.
     fn new(config: &ModelConfig, device: &Device) -> Self;
 
-    /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`; `attend` gets rotated queries, rotated keys and values,
-    /// `[batch, heads, tokens, head_dim]` each.
+    /// Runs the layer: `[batch, tokens, hidden]` → `[batch, tokens, hidden]`. `attend` computes the attention from
+    /// rotated queries `[batch, heads, tokens, head_dim]`, rotated keys and values `[batch, kv_heads, tokens,
+    /// head_dim]`, and returns the shape of the queries.
     ///
     /// # Errors
-    /// Those of `attend`.
+    /// The errors of `attend`.
     fn forward(
         &self,
         x: Tensor<3>,
@@ -27,7 +28,7 @@ pub trait Layer: Module + ModuleDisplay + Send + Sync {
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>>;
 
-    /// Ends loading: weights take the form that the operators read. No other method is called before.
+    /// Ends loading: the weights take the form that the operators read. It must be called before every other method.
     fn finish_loading(&mut self);
 
     /// The weight of the projection after attention, `[hidden, heads * head_dim]`.
@@ -37,23 +38,23 @@ pub trait Layer: Module + ModuleDisplay + Send + Sync {
     fn attention_output(&self, attended: Tensor<4>) -> Tensor<3>;
 }
 
-/// The weights, under the names that Hugging Face checkpoints use.
+/// The weights of a model. The field names spell the tensor names of Hugging Face checkpoints.
 #[derive(Module, Debug)]
 pub struct Weights<L: Module> {
-    /// All but the head.
+    /// Everything but the output head.
     pub model: Stack<L>,
-    /// Absent in models whose head is the embedding.
+    /// The output head; absent in models that use the embedding as their head.
     pub lm_head: Option<Linear>,
 }
 
-/// The model without its head.
+/// The embedding, the layers and the last norm.
 #[derive(Module, Debug)]
 pub struct Stack<L: Module> {
-    /// Of token ids.
+    /// The token embedding.
     pub embed_tokens: Embedding,
-    /// In the order in which they run.
+    /// The layers, in the order in which they run.
     pub layers: Vec<L>,
-    /// After the last layer.
+    /// The norm after the last layer.
     pub norm: RmsNorm,
 }
 
@@ -81,7 +82,7 @@ impl<L: Layer> Weights<L> {
     }
 }
 
-/// A model, ready to run.
+/// A model of one family that is ready to run.
 #[derive(Debug)]
 pub struct Decoder<L: Layer> {
     config: ModelConfig,
@@ -92,7 +93,7 @@ pub struct Decoder<L: Layer> {
 }
 
 impl<L: Layer> Decoder<L> {
-    /// From weights that have been loaded.
+    /// A model from weights that have been loaded.
     pub fn new(
         config: ModelConfig,
         mut weights: Weights<L>,

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-/// What a folder's files must end with to belong to the model.
+/// The extensions of the files in a folder that belong to the model.
 const EXTENSIONS: [&str; 3] = ["json", "safetensors", "jinja"];
 const PIECE: usize = 1 << 20;
 
@@ -24,7 +24,7 @@ pub fn digest(path: &Path) -> Result<String> {
     let failed = |e| Error::io(path, e);
     let entries = std::fs::read_dir(path).map_err(failed)?;
     let mut files: Vec<PathBuf> = entries
-        .map(|entry| entry.map(|own| own.path()))
+        .map(|entry| entry.map(|file| file.path()))
         .collect::<std::io::Result<_>>()
         .map_err(failed)?;
     files.retain(|file| {

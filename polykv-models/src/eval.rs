@@ -36,7 +36,7 @@ use std::fmt;
 /// Named numbers, in a fixed order.
 pub type Scores = BTreeMap<String, f64>;
 
-/// What one plan did on one sample: a line of predictions.jsonl.
+/// The result of one plan on one sample: a line of predictions.jsonl.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Prediction {
     /// The task inside the run: `ppl`, `needle`, `hotpotqa`, `niah_single_1`, …
@@ -51,54 +51,59 @@ pub struct Prediction {
     pub plan: String,
     /// The length that was asked for, in tokens; for samples from files the most that a prompt may have.
     pub length: usize,
-    /// Tokens that were compressed.
+    /// Tokens of the prompt, which the plan compresses.
     pub prompt_tokens: usize,
     /// Whether the middle of the prompt was cut out.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub truncated: bool,
-    /// Where the needle is, from 0 (start) to 1 (end).
+    /// The place of the needle in the text, from 0 (start) to 1 (end).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub depth: Option<f64>,
+    /// The scores by name.
     pub scores: Scores,
-    /// Tokens that were generated.
+    /// The number of generated tokens.
     #[serde(default)]
     pub new_tokens: usize,
-    /// What was generated, and what should have been: any of these.
+    /// The generated text, if the task generates.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output: Option<String>,
+    /// The references: any of these answers is right.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<String>,
 }
 
-/// What is known of a sample before it runs.
+/// The facts about a sample that are known before it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SampleInfo {
+    /// The name of the sample, see [`Prediction::id`].
     pub id: String,
+    /// The task inside the run, see [`Prediction::task`].
     pub task: String,
-    /// Tokens that are compressed.
+    /// Tokens of the prompt, which the plans compress.
     pub prompt_tokens: usize,
 }
 
 /// A set of samples with a way to score plans on them.
 pub trait Task: Send + Sync + fmt::Debug {
+    /// The name of the task or benchmark, as in `polykv eval --task`.
     fn name(&self) -> &str;
 
     /// All samples of the run, in order.
     fn samples(&self) -> Vec<SampleInfo>;
 
-    /// A hash of what the samples ask: two runs of one task with one fingerprint ask the same.
+    /// A hash of the samples: two runs of a task with the same fingerprint ask the same questions.
     fn fingerprint(&self) -> String;
 
-    /// Named sets of the run's tasks, each with an unweighted mean of its own. Tasks of which there is no sample may be
-    /// named.
+    /// Named sets of tasks. The summary has an unweighted mean for each. A set may name tasks that the run has no
+    /// sample of.
     fn sets(&self) -> Vec<(String, Vec<String>)> {
         Vec::new()
     }
 
-    /// One prediction per plan, FullKV first.
+    /// Runs one sample under every plan: one prediction per plan, FullKV first.
     ///
     /// # Errors
-    /// What the model and the plans refuse, NaN in logits or scores.
+    /// An error of the model or of a plan, and NaN in logits or scores.
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>>;
 }
 

@@ -1,22 +1,25 @@
 //! Text generation: prefill, then one token after the other.
 
+use crate::causal_lm::PrefillOptions;
+use crate::load::LoadedModel;
 use crate::sample::{Sampler, SamplingParams};
 use crate::stop::StopMatcher;
-use crate::{LoadedModel, PrefillOptions};
 use polykv_core::device::run_on;
 use polykv_core::{CacheReport, Error, KvCache, Plan, Result, Spans, ops};
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
-/// What to generate, and how.
+/// Options of a generation.
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
+    /// The most tokens to generate.
     pub max_new_tokens: usize,
+    /// How tokens are chosen from the logits.
     pub sampling: SamplingParams,
     /// Texts at which generation ends; they are not part of the output.
     pub stop: Vec<String>,
-    /// Tokens per pass of the prefill.
+    /// Tokens of the prompt per pass through a layer; see [`PrefillOptions::chunk`].
     pub chunk: usize,
 }
 
@@ -39,45 +42,58 @@ pub enum Finish {
     Stop,
     /// The limit of new tokens or the model's context.
     Length,
-    /// The caller wanted no more.
+    /// The caller ended it.
     Cancelled,
 }
 
 /// A finished generation with what it took.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Generation {
+    /// The text of the new tokens, up to a stop text.
     pub text: String,
     /// New tokens, an end token excluded.
     pub tokens: Vec<u32>,
+    /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Why the generation ended.
     pub finish: Finish,
-    /// From the start of prefill to the first token.
+    /// Time to first token (TTFT): from the start of the prefill to the choice of the first token.
     pub ttft: Duration,
-    /// From the first token to the last.
+    /// The time from the first token to the last.
     pub decode_time: Duration,
-    /// Decode steps that `decode_time` covers.
+    /// The number of decode steps in `decode_time`.
     pub decode_steps: usize,
     /// The cache after the last token.
     pub cache: CacheReport,
-    /// The most bytes of hidden states held between layers during prefill.
+    /// The most bytes of hidden states that were held between layers during the prefill.
     pub activation_peak_bytes: usize,
 }
 
 impl Generation {
+    /// Tokens of the prompt per second of the time to first token.
+    #[must_use]
     pub fn prefill_tokens_per_second(&self) -> f64 {
         self.prompt_tokens as f64 / self.ttft.as_secs_f64().max(1e-9)
     }
 
-    /// Zero if fewer than two tokens were made.
+    /// Decode steps per second; zero if fewer than two tokens were generated.
+    #[must_use]
     pub fn decode_tokens_per_second(&self) -> f64 {
         self.decode_steps as f64 / self.decode_time.as_secs_f64().max(1e-9)
     }
 }
 
 /// Progress of a generation.
+#[non_exhaustive]
 pub enum Event<'a> {
-    /// Layers of the prompt done, and layers in all.
-    Prefill { done: usize, total: usize },
+    /// A layer has taken in the whole prompt.
+    Prefill {
+        /// Layers that are done.
+        done: usize,
+        /// Layers in all.
+        total: usize,
+    },
     /// The prompt has run and every layer is trimmed; the first token is not known yet.
     Prompt(&'a KvCache),
     /// New text, cut at character boundaries.
@@ -95,6 +111,8 @@ pub struct Generator {
 }
 
 impl Generator {
+    /// A generator whose cache is empty and runs under `plan`, for one sequence.
+    ///
     /// # Errors
     /// A plan with another number of layers, and what [`KvCache::new`] refuses.
     pub fn new(model: LoadedModel, plan: Plan) -> Result<Self> {
@@ -103,26 +121,28 @@ impl Generator {
         Ok(Self { model, cache })
     }
 
+    /// The model.
     pub fn model(&self) -> &LoadedModel {
         &self.model
     }
 
+    /// The cache, as it is after the last generation.
     pub fn cache(&self) -> &KvCache {
         &self.cache
     }
 
-    /// Positions that no policy evicts; see [`KvCache::protect`].
+    /// Sets the positions that no policy evicts; see [`KvCache::protect`].
     pub fn protect(&mut self, spans: Spans) {
         self.cache.protect(spans);
     }
 
-    /// Forgets the sequence so far and what was protected; the next prompt starts at position 0.
+    /// Removes the sequence so far and the protected positions; the next prompt starts at position 0.
     pub fn clear(&mut self) {
         self.cache.clear();
     }
 
-    /// Runs `prompt` after whatever came before, then generates. The cache is left as it is after the last token, so
-    /// that another turn can follow.
+    /// Runs the token ids of `prompt` after the sequence so far, then generates. The cache keeps the state after the
+    /// last token, so that another turn can follow.
     ///
     /// # Errors
     /// An empty prompt, one beyond the model's context, ids beyond its vocabulary, a plan that cannot be carried out

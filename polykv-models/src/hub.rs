@@ -16,6 +16,7 @@ mod offline;
 #[cfg(feature = "hub")]
 mod partial;
 mod pip;
+mod plain;
 mod pull;
 mod record;
 mod repo;
@@ -32,29 +33,37 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A model that has a name of its own: a GGUF file inside a Python package, which pip knows how to fetch.
+/// A model with a built-in name: a GGUF file inside a Python package, which pip fetches.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Alias {
+    /// The built-in name.
     pub name: &'static str,
+    /// Model, number format and size, for lists.
     pub description: &'static str,
+    /// The Python package.
     pub package: &'static str,
+    /// The version of the package.
     pub version: &'static str,
-    /// The file that pip downloads, and its sum.
+    /// The file name of the wheel that pip downloads.
     pub wheel: &'static str,
+    /// SHA-256 of the wheel, in hexadecimal digits.
     pub wheel_sha256: &'static str,
-    /// The file inside the package's wheel.
+    /// The path of the GGUF file inside the wheel.
     pub member: &'static str,
+    /// Bytes of the GGUF file.
     pub bytes: u64,
+    /// SHA-256 of the GGUF file, in hexadecimal digits.
     pub sha256: &'static str,
 }
 
 impl Alias {
-    /// What the file is called in the cache.
+    /// The file name in the cache.
     fn file_name(&self) -> &'static str {
         self.member.rsplit('/').next().unwrap_or(self.member)
     }
 
-    /// What fetches it into the cache.
+    /// The command that fetches it into the cache.
     fn command(&self) -> String {
         format!("polykv pull {}", self.name)
     }
@@ -75,40 +84,51 @@ pub const ALIASES: &[Alias] = &[Alias {
 
 /// Progress of a pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Step {
-    /// The model is asked for or on its way; its size is not known.
+    /// The model is asked for or on its way, and its size is not known.
     Downloading,
-    /// Bytes of one of the files fetched, those of earlier pulls included, and bytes in all.
+    /// One of the files is on its way.
     File {
+        /// The file's name.
         name: Arc<str>,
+        /// Bytes that are here, those of earlier pulls included.
         done: u64,
+        /// Bytes in all.
         total: u64,
     },
-    /// Bytes of the model written, and bytes in all.
-    Unpacking { done: u64, total: u64 },
+    /// The model is unpacked into the cache.
+    Unpacking {
+        /// Bytes written.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
 }
 
 /// The entry of a built-in name.
+#[must_use]
 pub fn alias(name: &str) -> Option<&'static Alias> {
     ALIASES.iter().find(|alias| alias.name == name)
 }
 
-/// The path behind `spec`, at the hub's branch main if it is a name of the hub. An existing path goes before a built-in
-/// name, and that before one of the hub; what a name stands for is pulled unless it is in the cache already. A folder with
-/// nothing but one GGUF file stands for that file. With `offline`, or where HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is 1,
-/// nobody is asked.
+/// Finds the model that `spec` names and returns its path: an existing path, else a built-in name, else ORG/NAME or
+/// ORG/NAME:FILE.gguf of the Hugging Face hub at its branch main. A model with a name is pulled unless it is in the
+/// cache. A folder that has no weights but one GGUF file stands for that file. With `offline`, or where HF_HUB_OFFLINE
+/// or TRANSFORMERS_OFFLINE is 1, nothing is asked of the network.
 ///
 /// # Errors
-/// A `spec` that is none of these; offline, a name whose files are not in the cache; what [`pull`] and [`pull_repo`]
-/// refuse.
+/// A `spec` that is none of these; offline, a name whose files are not in the cache; the errors of [`pull`] and
+/// [`pull_repo`].
 pub fn resolve(spec: &str, offline: bool, progress: &mut dyn FnMut(Step)) -> Result<PathBuf> {
     resolve_at(spec, None, offline, progress)
 }
 
-/// The path behind `spec`, found as [`resolve`] does, but at another revision (branch, tag or commit) of the hub.
+/// Finds the model that `spec` names, at a given revision (branch, tag or commit) if it is a name of the hub, and
+/// returns its path. The order of the search is that of [`resolve`].
 ///
 /// # Errors
-/// What [`resolve`] refuses; a revision of anything that is not of the hub.
+/// The errors of [`resolve`], and a revision of anything that is not of the hub.
 pub fn resolve_at(
     spec: &str,
     revision: Option<&str>,
@@ -143,9 +163,10 @@ pub fn resolve_at(
     repo_from_cache(&cache_dir()?, &repo, offline, progress)
 }
 
-/// The cached model of the hub, which is fetched first if it is not there or if its branch has moved on.
-/// The variables HF_ENDPOINT, HF_TOKEN and those that say where the token's file is are read as by Hugging Face's tools;
-/// where HF_HUB_OFFLINE is 1, the cached model is taken as it is.
+/// Pulls a model of the hub into the cache, unless the cache has it at the commit that its branch stands for now, and
+/// returns its path. The environment variables HF_ENDPOINT and HF_TOKEN, and those for the place of the token file,
+/// have the meaning that they have in Hugging Face's tools. Where HF_HUB_OFFLINE is 1, the cached model is used
+/// unchecked.
 ///
 /// # Errors
 /// What the hub refuses, a lost connection, files that are not as announced or not what their names say, links and files
@@ -159,8 +180,8 @@ pub fn pull_repo(repo: &Repo, progress: &mut dyn FnMut(Step)) -> Result<PathBuf>
     }
 }
 
-/// Reads every file of a cached model of the hub and compares it with the size and the SHA-256 sum that its pull stored;
-/// the path of the model. Nobody is asked for anything.
+/// Reads every file of a cached model of the hub, compares it with the size and the SHA-256 sum that its pull stored,
+/// and returns the path of the model. The network is not used.
 ///
 /// # Errors
 /// A model that is not in the cache; a file that is missing or differs.
@@ -170,7 +191,8 @@ pub fn verify_repo(repo: &Repo) -> Result<PathBuf> {
         .ok_or_else(|| not_cached("--verify", &cache, repo, &repo.command()))
 }
 
-/// Reads the cached file of a built-in name and compares it with the size and the SHA-256 sum in [`ALIASES`]; its path.
+/// Reads the cached file of a built-in name, compares it with the size and the SHA-256 sum in [`ALIASES`], and returns
+/// its path.
 ///
 /// # Errors
 /// A file that is not in the cache or differs.

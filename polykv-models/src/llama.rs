@@ -11,7 +11,7 @@ use polykv_core::ops::Weight;
 /// A Llama model.
 pub type Llama = Decoder<LlamaLayer>;
 
-/// One layer. Its field names spell the checkpoints' tensor names.
+/// One Llama layer. Its field names spell the tensor names of checkpoints.
 #[derive(Module, Debug)]
 pub struct LlamaLayer {
     /// The norm before attention.

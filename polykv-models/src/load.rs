@@ -1,56 +1,54 @@
 //! From files to a model: a Hugging Face folder or a GGUF file.
 
 mod ends;
-mod file;
-mod finite;
-pub mod gguf;
 mod locate;
 pub mod safetensors;
-mod stored;
 
-pub(crate) use file::refuse_pointer;
+pub use crate::stored::Stored;
 pub use locate::locate;
-pub use stored::Stored;
 
-use crate::CausalLm;
+use crate::causal_lm::CausalLm;
 #[cfg(feature = "chat")]
 use crate::chat::ChatTemplate;
 use crate::config::{Family, ModelConfig};
 use crate::decoder::{Decoder, Layer, Weights};
+use crate::gguf::{self, GgufFile};
 use crate::llama::LlamaLayer;
 use crate::qwen3::Qwen3Layer;
 use crate::random::check_fits;
+use crate::stored::{Fault, refuse_pointer};
 use crate::tokenizer::{Specials, Tokenizer};
 use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use burn_store::burn_pack::Tensor as PackTensor;
 use burn_store::{ApplyError, ModuleSnapshot, bridge};
-use gguf::GgufFile;
 use polykv_core::files::read_capped_text;
 use polykv_core::ops::{Q8_BLOCK, q8_scheme};
 use polykv_core::{Error, Plan, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
-use stored::Fault;
 
 /// A config.json above this size is refused unread.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// A model with what belongs to it.
+/// A model with its tokenizer and its chat template.
 #[derive(Debug)]
 pub struct LoadedModel {
+    /// The model.
     pub model: Box<dyn CausalLm>,
+    /// Its tokenizer.
     pub tokenizer: Tokenizer,
+    /// Its chat template, if it has one.
     #[cfg(feature = "chat")]
     pub chat: Option<ChatTemplate>,
-    /// Tokens that end an answer.
+    /// Ids of the tokens that end an answer.
     pub eos_tokens: Vec<u32>,
 }
 
 impl LoadedModel {
-    /// Whether a plan is for a model with as many layers.
+    /// Checks that a plan has as many layers as the model.
     ///
     /// # Errors
-    /// Names both numbers.
+    /// Another number of layers, with both numbers.
     pub fn check_layers(&self, plan: &Plan) -> Result<()> {
         let layers = self.model.config().layers;
         match plan.layers.len() == layers {
@@ -62,8 +60,8 @@ impl LoadedModel {
         }
     }
 
-    /// The tokens of a prompt: a user's message in the model's chat template if it has one, else the text after the
-    /// tokenizer's begin token. Nothing in `text` becomes a control token.
+    /// The token ids of a prompt: a user message in the model's chat template, or the text after the tokenizer's begin
+    /// token if the model has no template. Nothing in `text` becomes a control token.
     ///
     /// # Errors
     /// A template that does not render, and text that the tokenizer refuses.
@@ -77,7 +75,7 @@ impl LoadedModel {
         Ok([self.tokenizer.start(), &text].concat())
     }
 
-    /// One sequence's tokens as the model takes them, `[1, tokens]`.
+    /// The token ids of one sequence as a tensor on the model's device, `[1, tokens]`.
     pub fn ids(&self, tokens: &[u32]) -> Tensor<2, Int> {
         let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
         let dims = [1, ids.len()];
@@ -95,10 +93,12 @@ pub fn load(path: &Path, device: &Device) -> Result<LoadedModel> {
     load_as(path, Storage::F32, device)
 }
 
-/// As [`load`], with weights and cache stored as said.
+/// Loads a folder or a GGUF file like [`load`](fn@load), with weights and cache in the number formats of `storage`.
 ///
 /// # Errors
-/// As [`load`]; also a format that the device or the model's shape does not allow.
+/// What is missing, malformed or unsupported, with file, field, value found and values allowed; weights that are not
+/// finite or that the format they are stored in cannot hold; a file that changes while it is read; a format that the
+/// device or the model's shape does not allow.
 pub fn load_as(path: &Path, storage: Storage, device: &Device) -> Result<LoadedModel> {
     let path = &locate(path)?;
     match path.is_dir() {
@@ -110,7 +110,7 @@ pub fn load_as(path: &Path, storage: Storage, device: &Device) -> Result<LoadedM
 /// Loads the model alone, without text: config.json and the safetensors files of a folder, or a GGUF file.
 ///
 /// # Errors
-/// As [`load_as`].
+/// The errors of [`load_as`], except those of tokenizer and chat template.
 pub fn load_weights(path: &Path, storage: Storage, device: &Device) -> Result<Box<dyn CausalLm>> {
     let path = &locate(path)?;
     match path.is_dir() {
@@ -125,7 +125,7 @@ pub fn load_weights(path: &Path, storage: Storage, device: &Device) -> Result<Bo
 /// The shape of a model, without its weights: from the config.json of a folder or the header of a GGUF file.
 ///
 /// # Errors
-/// As [`load`], as far as the config goes.
+/// A file that is missing or malformed, and a config that is refused, with file, field, value found and values allowed.
 pub fn config(path: &Path) -> Result<ModelConfig> {
     let path = &locate(path)?;
     match path.is_dir() {
@@ -198,7 +198,8 @@ fn load_gguf(path: &Path, storage: Storage, device: &Device) -> Result<LoadedMod
     })
 }
 
-/// A model from its config and its tensors, which carry Hugging Face names; `place` names their file in errors.
+/// Builds a model from its config and its tensors, which have the names of Hugging Face checkpoints. `place` names
+/// their file in errors.
 ///
 /// # Errors
 /// Tensors that are missing, too many, of the wrong shape or with values that are not finite once they are stored; a

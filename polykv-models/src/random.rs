@@ -1,6 +1,6 @@
 //! Models of an exact shape with seeded random weights, made on the device: speed and memory without a file.
 
-use crate::CausalLm;
+use crate::causal_lm::CausalLm;
 use crate::config::{Family, ModelConfig};
 use crate::decoder::{Decoder, Layer, Weights};
 use crate::llama::LlamaLayer;
@@ -13,10 +13,12 @@ use polykv_core::{Error, Result, Storage, machine, ops};
 /// The standard deviation that the published models were initialised with.
 const DEVIATION: f64 = 0.02;
 
-/// A model with normally distributed weights and norms of one. The same seed and device give the same weights.
+/// A model of an exact shape with normally distributed weights and norm gains of one. The same seed and device give the
+/// same weights. `name` stands for the model in errors.
 ///
 /// # Errors
-/// A config out of range; on the CPU, weights that the machine's free memory cannot hold. `name` stands in the error.
+/// A config that is out of range; a storage that the device or the shape does not allow; on the CPU, weights that the
+/// free memory cannot hold.
 pub fn random_weights(
     name: &str,
     config: ModelConfig,

@@ -1,13 +1,13 @@
-//! Several caches in one pass: a weight serves all of them at once, and each attends to what it kept itself.
+//! Several caches in one pass: the weights are read once for all of them, and each row attends to the entries of its cache.
 
-use crate::CausalLm;
+use crate::causal_lm::CausalLm;
 use crate::layers::RopeTable;
 use burn::tensor::Tensor;
 use polykv_core::Result;
 use std::ops::Range;
 
-/// Rows per pass, of all caches together. Products of few rows spend their time on bringing weights into the order that the
-/// kernels want: a fourth of it at 128 rows on a CPU. The logits held at once are bounded by it.
+/// Rows per pass, of all caches together. A GEMM of few rows spends much of its time on packing the weights: a quarter at 128
+/// rows on a CPU. The number also bounds the logits that are held at once.
 const ROWS: usize = 512;
 
 /// The attention of one row of a batch in one layer, `[1, heads or kv_heads, tokens, head_dim]` each: `(row, layer, q, k, v)`.
@@ -22,7 +22,7 @@ pub(crate) fn at_once(tokens: usize) -> usize {
 /// `x [caches, tokens, hidden]` through some layers.
 ///
 /// # Errors
-/// Those of `attend`.
+/// The errors of `attend`.
 pub(crate) fn run(
     model: &dyn CausalLm,
     layers: Range<usize>,

@@ -9,7 +9,7 @@ use std::collections::HashSet;
 /// How tokens are chosen. The default is greedy without a penalty.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// Divides the logits; 0 takes the most likely token.
+    /// Divides the logits before the softmax; 0 always takes the most likely token (greedy).
     pub temperature: f32,
     /// Keeps the k most likely tokens.
     pub top_k: Option<usize>,
@@ -17,11 +17,11 @@ pub struct SamplingParams {
     pub top_p: f32,
     /// Keeps tokens with at least this share of the most likely token's probability.
     pub min_p: Option<f32>,
-    /// Makes tokens of the recent history less likely; 1 is off.
+    /// Divides positive logits of recent tokens, and multiplies negative ones; 1 is off.
     pub repeat_penalty: f32,
-    /// How many of the last tokens are penalised.
+    /// How many of the last tokens the repeat penalty covers.
     pub repeat_last_n: usize,
-    /// The same seed, parameters and logits give the same tokens.
+    /// Seed of the draws. The same seed, parameters and logits give the same tokens.
     pub seed: u64,
 }
 
@@ -40,7 +40,10 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// Checks every parameter's range; NaN is in none.
+    /// Checks the range of every parameter; NaN is out of range.
+    ///
+    /// # Errors
+    /// The first parameter that is out of range, with the value found and the values allowed.
     pub fn validate(&self) -> Result<()> {
         let refuse = |field: &str, found: &dyn std::fmt::Display, allowed: &str| {
             Err(Error::invalid("sampling", field, found, allowed))
@@ -70,9 +73,9 @@ impl SamplingParams {
     }
 }
 
-/// A seeded chooser of tokens.
-///
-/// The order is fixed: repeat penalty, top-k, softmax with temperature, top-p, min-p, draw.
+/// Chooses tokens from logits, with a seeded random number generator.
+/// The steps run in this order: repeat penalty, top-k, softmax with temperature, top-p (nucleus sampling, Holtzman et
+/// al. 2019, arXiv 1904.09751), min-p (arXiv 2407.01082), draw.
 #[derive(Debug)]
 pub struct Sampler {
     params: SamplingParams,
@@ -80,10 +83,13 @@ pub struct Sampler {
 }
 
 /// A token id with its logit, later its probability.
-type Candidate = (u32, f32);
+type Scored = (u32, f32);
 
 impl Sampler {
-    /// Fails when a parameter is out of range.
+    /// A sampler with the given parameters.
+    ///
+    /// # Errors
+    /// A parameter that is out of range.
     pub fn new(params: SamplingParams) -> Result<Self> {
         params.validate()?;
         let rng = StdRng::seed_from_u64(params.seed);
@@ -91,16 +97,18 @@ impl Sampler {
     }
 
     /// Chooses a token id from `logits`, one per token of the vocabulary.
+    /// `history` holds the ids of the prompt and of the tokens so far; only the repeat penalty reads it, and it ignores
+    /// ids outside the vocabulary. A logit of minus infinity excludes its token. Among equal logits the greedy choice
+    /// takes the lowest id.
     ///
-    /// `history` holds the prompt and the tokens so far; only the penalty reads it, ids outside the vocabulary
-    /// are passed over. A logit of minus infinity rules its token out; NaN, plus infinity and a vocabulary with
-    /// nothing to choose are errors. Among equal logits greedy choice takes the lowest id.
+    /// # Errors
+    /// A logit that is NaN or plus infinity, and logits that exclude every token.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
         check(logits)?;
         if self.params.temperature == 0.0 && self.params.repeat_penalty == 1.0 {
             return most_likely(logits);
         }
-        let mut candidates: Vec<Candidate> = (0..).zip(logits.iter().copied()).collect();
+        let mut candidates: Vec<Scored> = (0..).zip(logits.iter().copied()).collect();
         self.penalise(&mut candidates, history);
         candidates.retain(|(_, logit)| *logit > f32::NEG_INFINITY);
         let Some(best) = candidates.iter().copied().min_by(by_rank) else {
@@ -125,7 +133,7 @@ impl Sampler {
         Ok(self.draw(&candidates, best.0))
     }
 
-    fn penalise(&self, candidates: &mut [Candidate], history: &[u32]) {
+    fn penalise(&self, candidates: &mut [Scored], history: &[u32]) {
         let penalty = self.params.repeat_penalty;
         if penalty == 1.0 {
             return;
@@ -146,7 +154,7 @@ impl Sampler {
         }
     }
 
-    fn keep_top_p(&self, candidates: &mut Vec<Candidate>) {
+    fn keep_top_p(&self, candidates: &mut Vec<Scored>) {
         if self.params.top_p == 1.0 {
             return;
         }
@@ -175,7 +183,7 @@ impl Sampler {
         }
     }
 
-    fn draw(&mut self, candidates: &[Candidate], fallback: u32) -> u32 {
+    fn draw(&mut self, candidates: &[Scored], fallback: u32) -> u32 {
         let mut left = self.rng.random::<f64>() * total(candidates);
         for (id, weight) in candidates {
             left -= f64::from(*weight);
@@ -221,11 +229,11 @@ fn check(logits: &[f32]) -> Result<()> {
 }
 
 /// Higher values first, lower ids first among equals.
-fn by_rank(a: &Candidate, b: &Candidate) -> Ordering {
+fn by_rank(a: &Scored, b: &Scored) -> Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-fn total(candidates: &[Candidate]) -> f64 {
+fn total(candidates: &[Scored]) -> f64 {
     candidates
         .iter()
         .map(|(_, weight)| f64::from(*weight))

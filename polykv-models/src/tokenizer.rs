@@ -7,8 +7,8 @@ mod stream;
 
 pub use stream::Stream;
 
-use crate::load::gguf::GgufFile;
-use crate::load::refuse_pointer;
+use crate::gguf::GgufFile;
+use crate::stored::refuse_pointer;
 use companions::Companions;
 use polykv_core::{Error, Result, files};
 use std::collections::HashSet;
@@ -22,9 +22,9 @@ const MAX_FILE_BYTES: u64 = 64 << 20;
 /// What the text of a special token (such as `<|im_end|>`) means inside the text to encode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Specials {
-    /// It becomes the special token: for templates and other trusted text.
+    /// The text becomes the special token: for templates and other trusted text.
     Parse,
-    /// It becomes ordinary tokens that spell it: for text from users and files.
+    /// The text becomes ordinary tokens that spell it: for text from users and files.
     AsText,
 }
 
@@ -37,7 +37,7 @@ pub struct Tokenizer {
     special_ids: HashSet<u32>,
     start: Vec<u32>,
     vocab_size: usize,
-    /// Bytes of text that one token stands for at most, none where no such bound is known.
+    /// The most bytes of text that one token stands for; `None` where no such bound is known.
     longest: Option<usize>,
     /// Rows of the model's embedding, once they are known; tokens behind them cannot be fed.
     rows: usize,
@@ -71,8 +71,8 @@ impl Tokenizer {
     }
 
     /// Builds the tokenizer of a GGUF file whose `tokenizer.ggml.model` is `gpt2` (byte-level BPE).
-    ///
-    /// Other models and unknown pre-tokenizers are refused by name.
+    /// # Errors
+    /// Another tokenizer model or an unknown pre-tokenizer, by name; a vocabulary that is missing or malformed.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
         let json = gguf::tokenizer_json(file)?;
         let bytes = serde_json::to_vec(&json)
@@ -80,8 +80,8 @@ impl Tokenizer {
         Self::from_json(file.place(), &bytes)
     }
 
-    /// How many tokens a text has at least, without reading it: texts far beyond a model's context need not be tokenized to
-    /// be refused.
+    /// A lower bound on the number of tokens in a text, computed from its length alone; 0 where no bound is known. With it a
+    /// text that is far beyond a model's context is refused before it is tokenized.
     pub fn least_tokens(&self, text: &str) -> usize {
         self.longest
             .map_or(0, |longest| text.len().div_ceil(longest.max(1)))
@@ -195,7 +195,11 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// Encodes text. With [`Specials::AsText`] the result never holds a special token.
+    /// Encodes text to token ids. With [`Specials::AsText`] the result never holds a special token.
+    ///
+    /// # Errors
+    /// Text that the tokenizer refuses, ids that the model has no embedding for, and a vocabulary that spells plain
+    /// text with special tokens.
     pub fn encode(&self, text: &str, specials: Specials) -> Result<Vec<u32>> {
         let tokenizer = match specials {
             Specials::Parse => &self.parsing,
@@ -228,18 +232,22 @@ impl Tokenizer {
         Ok(ids)
     }
 
-    /// What belongs before a text that is fed without a template: the begin token of models that were trained with
-    /// one, else nothing. Templates write it themselves.
+    /// The token ids before a text that is fed without a chat template: the begin token of models that were trained
+    /// with one, else nothing. Chat templates write it themselves.
     pub fn start(&self) -> &[u32] {
         &self.start
     }
 
-    /// The text of the ids; unknown ids are left out, incomplete UTF-8 becomes U+FFFD.
+    /// Decodes token ids to text. Unknown ids are left out, incomplete UTF-8 becomes U+FFFD, and `skip_special` leaves
+    /// out special tokens.
+    ///
+    /// # Errors
+    /// Ids that the tokenizer refuses.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         guarded(|| self.parsing.decode(ids, skip_special)).map_err(|e| self.failed(e))
     }
 
-    /// An incremental decoder for generated tokens.
+    /// An incremental decoder for generated tokens. `skip_special` leaves out special tokens.
     pub fn stream(&self, skip_special: bool) -> Stream<'_> {
         Stream::new(self, skip_special)
     }
@@ -254,7 +262,7 @@ impl Tokenizer {
         self.parsing.token_to_id(token)
     }
 
-    /// True for control tokens, which text from users must not produce.
+    /// Whether an id is a special token, which text from users must not produce.
     pub fn is_special(&self, id: u32) -> bool {
         self.special_ids.contains(&id)
     }

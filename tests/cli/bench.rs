@@ -124,6 +124,19 @@ fn the_forms_hold_the_same_rows() {
 }
 
 #[test]
+fn policies_and_budgets_take_commas_or_spaces() {
+    let plans = |more: &str| -> Vec<Value> {
+        let rows: Value = serde_json::from_str(&bench(&format!("{more} -o json"))).unwrap();
+        let rows = rows.as_array().unwrap().iter();
+        rows.map(|row| row["plan"].clone()).collect()
+    };
+    let commas = plans("-p 8 -n 0 -r 1 --policy tova,h2o --budget 4,6");
+    assert_eq!(commas, ["full", "tova 4", "tova 6", "h2o 4", "h2o 6"]);
+    let spaces = plans("-p 8 -n 0 -r 1 --policy tova h2o --budget 4 6");
+    assert_eq!(commas, spaces);
+}
+
+#[test]
 fn depths_that_nobody_asked_for_fit_the_model() {
     let text = bench("-p 8 -n 4 -r 1 -o jsonl");
     let tests: Vec<Value> = text
@@ -179,6 +192,12 @@ fn what_cannot_be_measured_is_refused_first() {
         &format!("-m {model} --random-weights qwen3-8b"),
         2,
         &["--random-weights"],
+    );
+    refused(&format!("-m {model} --revision v1"), 3, &["revision", "v1"]);
+    refused(
+        "--random-weights qwen3-8b --revision v1",
+        2,
+        &["--revision", "--random-weights"],
     );
     refused("-p 9", 2, &["--model"]);
     refused("--random-weights llama-9", 2, &["llama-3.1-8b"]);

@@ -9,12 +9,15 @@ use std::path::PathBuf;
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("models").args(["model", "random_weights"]).required(true))]
 pub struct BenchArgs {
-    /// A folder, a GGUF file, or a built-in name (see `polykv pull`)
+    /// A folder, a GGUF file, a built-in name (see `polykv pull`), or ORG/NAME or ORG/NAME:FILE.gguf of the hub
     #[arg(short, long, value_name = "MODEL")]
     pub model: Option<String>,
     /// A published shape with seeded weights made on the device; needs no file
     #[arg(long, value_name = "SHAPE", value_parser = values::shapes())]
     pub random_weights: Option<String>,
+    /// Branch, tag or commit of ORG/NAME
+    #[arg(long, value_name = "REVISION", conflicts_with = "random_weights")]
+    pub revision: Option<String>,
     /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
@@ -50,10 +53,10 @@ pub struct BenchArgs {
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub plan: Vec<PathBuf>,
     /// Policies, each at every --budget
-    #[arg(long, value_name = "NAME", num_args = 1.., requires = "budget", value_parser = values::evicting())]
+    #[arg(long, value_name = "NAME,…", num_args = 1.., value_delimiter = ',', requires = "budget", value_parser = values::evicting())]
     pub policy: Vec<String>,
     /// Entries per layer, on average
-    #[arg(long, value_name = "N", num_args = 1.., requires = "policy")]
+    #[arg(long, value_name = "N,…", num_args = 1.., value_delimiter = ',', requires = "policy")]
     pub budget: Vec<usize>,
     /// How the rows are printed
     #[arg(short, long, value_enum, default_value = "md")]

@@ -36,12 +36,12 @@ pub fn allocators() -> PossibleValuesParser {
 /// The allocators that need no calibration.
 pub fn ready_allocators() -> PossibleValuesParser {
     let all = registry().allocators.iter();
-    let ready = all.filter(|own| own.basis() != Basis::Calibration);
+    let ready = all.filter(|allocator| allocator.basis() != Basis::Calibration);
     PossibleValuesParser::new(ready.map(allocator))
 }
 
-fn allocator(own: &'static Arc<dyn Allocator>) -> PossibleValue {
-    PossibleValue::new(own.name()).help(own.summary())
+fn allocator(allocator: &'static Arc<dyn Allocator>) -> PossibleValue {
+    PossibleValue::new(allocator.name()).help(allocator.summary())
 }
 
 /// What can be fetched.

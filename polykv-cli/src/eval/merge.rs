@@ -19,11 +19,11 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     output::check_folder(&args.out)?;
     let mut shards = Vec::new();
     for folder in &args.shards {
-        let own = Record::read(folder)?.ok_or_else(|| {
+        let record = Record::read(folder)?.ok_or_else(|| {
             let allowed = "a folder that polykv eval --out has written";
             Error::invalid(folder.display(), record::NAME, "missing", allowed)
         })?;
-        shards.push((folder, own));
+        shards.push((folder, record));
     }
     let first = shards[0].1.clone();
     let count = first.shard.count;
@@ -35,18 +35,18 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     }
 
     let mut samples: BTreeMap<usize, (Vec<String>, Vec<Prediction>)> = BTreeMap::new();
-    for (folder, own) in &shards {
-        let known = Known::read(folder, own)?;
+    for (folder, record) in &shards {
+        let known = Known::read(folder, record)?;
         let plans = first.identity.plans.len();
-        let own = known.predictions.chunks(plans).map(<[Prediction]>::to_vec);
-        for ((sample, lines), own) in known.samples.into_iter().zip(own) {
-            samples.insert(sample, (lines, own));
+        let predictions = known.predictions.chunks(plans).map(<[Prediction]>::to_vec);
+        for ((sample, lines), predictions) in known.samples.into_iter().zip(predictions) {
+            samples.insert(sample, (lines, predictions));
         }
     }
     let missing = (0..first.identity.samples).find(|sample| !samples.contains_key(sample));
     if let Some(sample) = missing {
         let shard = Shard::of(sample, count);
-        let folder = shards.iter().find(|(_, own)| own.shard == shard);
+        let folder = shards.iter().find(|(_, record)| record.shard == shard);
         let folder = folder.map_or(Path::new("shards"), |(folder, _)| folder.as_path());
         let field = format!("sample {sample} of {}", first.identity.samples);
         let found = format!("missing from shard {shard}");
@@ -58,37 +58,40 @@ pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     whole.shard = Shard::default();
     whole.commands = shards
         .iter()
-        .flat_map(|(_, own)| own.commands.clone())
+        .flat_map(|(_, record)| record.commands.clone())
         .collect();
     whole.commands.push(record::command());
     whole.sessions = shards
         .into_iter()
-        .flat_map(|(_, own)| own.sessions)
+        .flat_map(|(_, record)| record.sessions)
         .collect();
     std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
     let lines = samples.values().flat_map(|(lines, _)| lines);
     let lines: String = lines.map(|line| seal(line)).collect();
     whole.write(&args.out)?;
     output::write_whole(&args.out.join(results::NAME), lines)?;
-    let predictions: Vec<Prediction> = samples.into_values().flat_map(|(_, own)| own).collect();
+    let predictions: Vec<Prediction> = samples
+        .into_values()
+        .flat_map(|(_, predictions)| predictions)
+        .collect();
     results::finish(&whole, &predictions, Some(&args.out), args.json)
 }
 
 /// Whether these are the shards of one run, each once.
 fn check(shards: &[(&PathBuf, Record)]) -> Result<()> {
     let (first_folder, first) = &shards[0];
-    for (index, (folder, own)) in shards.iter().enumerate() {
-        first.check_same(folder, own)?;
-        if own.identity.plans != first.identity.plans {
+    for (index, (folder, record)) in shards.iter().enumerate() {
+        first.check_same(folder, record)?;
+        if record.identity.plans != first.identity.plans {
             let found = "with plans that differ from their hashes' in another shard";
             let allowed = format!("those of {}", first_folder.display());
             let place = folder.join(record::NAME);
             return Err(Error::invalid(place.display(), "plans", found, allowed));
         }
-        if own.shard.count != first.shard.count {
+        if record.shard.count != first.shard.count {
             let found = format!(
                 "{}, beside {} in {}",
-                own.shard,
+                record.shard,
                 first.shard,
                 first_folder.display()
             );
@@ -97,9 +100,9 @@ fn check(shards: &[(&PathBuf, Record)]) -> Result<()> {
         }
         if let Some((other, _)) = shards[..index]
             .iter()
-            .find(|(_, other)| other.shard == own.shard)
+            .find(|(_, other)| other.shard == record.shard)
         {
-            let found = format!("{}, as that of {}", own.shard, other.display());
+            let found = format!("{}, as that of {}", record.shard, other.display());
             return Err(Error::invalid(
                 folder.display(),
                 "shard",
@@ -111,7 +114,7 @@ fn check(shards: &[(&PathBuf, Record)]) -> Result<()> {
     let count = first.shard.count;
     let missing: Vec<String> = (0..count)
         .map(|index| Shard { index, count })
-        .filter(|shard| !shards.iter().any(|(_, own)| own.shard == *shard))
+        .filter(|shard| !shards.iter().any(|(_, record)| record.shard == *shard))
         .map(|shard| shard.to_string())
         .take(MOST_NAMED)
         .collect();

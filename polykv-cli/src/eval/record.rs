@@ -103,9 +103,9 @@ impl Record {
                 plans: evaluator
                     .plans()
                     .iter()
-                    .map(|own| PlanRecord {
-                        info: own.info(),
-                        plan: own.file.clone(),
+                    .map(|named| PlanRecord {
+                        info: named.info(),
+                        plan: named.file.clone(),
                     })
                     .collect(),
                 samples,
@@ -179,17 +179,17 @@ impl Record {
 
     pub fn plans(&self) -> Vec<PlanInfo> {
         let plans = self.identity.plans.iter();
-        plans.map(|own| own.info.clone()).collect()
+        plans.map(|plan| plan.info.clone()).collect()
     }
 
     /// Seconds, samples, prompt tokens and new tokens over all sessions.
     pub fn work(&self) -> (f64, usize, usize, usize) {
-        self.sessions.iter().fold((0.0, 0, 0, 0), |sum, own| {
+        self.sessions.iter().fold((0.0, 0, 0, 0), |sum, session| {
             (
-                sum.0 + own.seconds,
-                sum.1 + own.samples,
-                sum.2 + own.prompt_tokens,
-                sum.3 + own.new_tokens,
+                sum.0 + session.seconds,
+                sum.1 + session.samples,
+                sum.2 + session.prompt_tokens,
+                sum.3 + session.new_tokens,
             )
         })
     }
@@ -200,7 +200,7 @@ impl Identity {
     fn facts(&self) -> Vec<(String, String)> {
         let plans = self.plans.iter();
         let plans: Vec<_> = plans
-            .map(|own| format!("{} ({})", own.info.name, own.info.hash))
+            .map(|plan| format!("{} ({})", plan.info.name, plan.info.hash))
             .collect();
         let mut facts = vec![
             ("polykv".to_string(), self.polykv.clone()),
@@ -222,7 +222,7 @@ impl Identity {
     }
 
     fn has(&self, name: &str) -> bool {
-        self.facts().iter().any(|(own, _)| own == name)
+        self.facts().iter().any(|(known, _)| known == name)
     }
 }
 

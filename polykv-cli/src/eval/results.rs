@@ -87,7 +87,7 @@ impl Results {
         }
         let known = Known::read(folder, &self.record)?;
         std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
-        let lines = Appender::open(&path, known.samples.iter().flat_map(|(_, own)| own))?;
+        let lines = Appender::open(&path, known.samples.iter().flat_map(|(_, lines)| lines))?;
         self.todo.drain(..known.samples.len());
         self.predictions = known.predictions;
         self.record.write(folder)?;
@@ -133,9 +133,9 @@ impl Results {
     ///
     /// # Errors
     /// A file that cannot be written, a score that is not a finite number.
-    pub fn add(&mut self, own: &[Prediction]) -> Result<()> {
+    pub fn add(&mut self, predictions: &[Prediction]) -> Result<()> {
         let mut lines = Vec::new();
-        for one in own {
+        for one in predictions {
             let line = serde_json::to_string(one)
                 .map_err(|e| Error::Failed(format!("a prediction as JSON: {e}")))?;
             let reread = serde_json::from_str(&line).map_err(|e| {
@@ -150,8 +150,8 @@ impl Results {
         if let Some(session) = self.record.sessions.last_mut() {
             session.seconds = round(self.begun.elapsed().as_secs_f64());
             session.samples += 1;
-            session.prompt_tokens += own.first().map_or(0, |one| one.prompt_tokens);
-            session.new_tokens += own.iter().map(|one| one.new_tokens).sum::<usize>();
+            session.prompt_tokens += predictions.first().map_or(0, |one| one.prompt_tokens);
+            session.new_tokens += predictions.iter().map(|one| one.new_tokens).sum::<usize>();
         }
         if let Some((folder, file)) = &mut self.folder {
             file.append(&lines)?;
@@ -173,10 +173,10 @@ impl Results {
     }
 }
 
-/// As [`Results::finish`], of any run.
+/// Prints the summary of a run's predictions. With a folder it also writes run.json, metrics.json and report.html there.
 ///
 /// # Errors
-/// As there.
+/// Files that cannot be written.
 pub fn finish(
     record: &Record,
     predictions: &[Prediction],
@@ -217,11 +217,11 @@ impl Known {
         };
         let lines = lines::read(&path)?;
         let mut known = Self::default();
-        for (group, own) in lines.chunks(plans.len()).enumerate() {
+        for (group, of_sample) in lines.chunks(plans.len()).enumerate() {
             let sample = record.shard.nth(group, record.identity.samples);
             let first = group * plans.len() + 1;
             let mut read = Vec::new();
-            for ((index, line), plan) in own.iter().enumerate().zip(plans) {
+            for ((index, line), plan) in of_sample.iter().enumerate().zip(plans) {
                 let one: Prediction = serde_json::from_str(line).map_err(|e| {
                     let found = format!("no prediction ({e})");
                     refuse(first + index, found, "lines that eval has written")
@@ -235,7 +235,7 @@ impl Known {
             }
             match sample {
                 Some(sample) if read.len() == plans.len() => {
-                    known.samples.push((sample, own.to_vec()));
+                    known.samples.push((sample, of_sample.to_vec()));
                     known.predictions.extend(read);
                 }
                 _ => break,

@@ -23,8 +23,8 @@ impl Running {
         running
     }
 
-    pub fn add(&mut self, own: &[Prediction]) {
-        for one in own {
+    pub fn add(&mut self, predictions: &[Prediction]) {
+        for one in predictions {
             // Perplexity is made of the mean of this.
             let name = if one.metric == "perplexity" {
                 "nll"
@@ -72,15 +72,15 @@ impl fmt::Display for Running {
         write!(f, "{} {} {}", self.metric, full.name, shown(score))?;
         let scored = others
             .iter()
-            .filter_map(|own| Some((&own.name, self.mean(&own.name)?)));
+            .filter_map(|plan| Some((&plan.name, self.mean(&plan.name)?)));
         let lower = metrics::lower_is_better(&self.metric);
-        let best = scored.reduce(|best, own| {
+        let best = scored.reduce(|best, other| {
             let better = if lower {
-                own.1 < best.1
+                other.1 < best.1
             } else {
-                own.1 > best.1
+                other.1 > best.1
             };
-            if better { own } else { best }
+            if better { other } else { best }
         });
         match best {
             Some((name, score)) => write!(f, ", best {name} {}", shown(score)),

@@ -64,9 +64,9 @@ fn refined(report: &Report, phase: Phase) -> Option<String> {
     let starts = report.candidates.len() + found.routes.len();
     for one in found.moves.iter().take(starts) {
         let label = match one.source {
-            Source::Candidate(own) => report.candidates[own].to_string(),
+            Source::Candidate(candidate) => report.candidates[candidate].to_string(),
             Source::Route(0) => "one at a time".into(),
-            Source::Route(own) => format!("one at a time, weights {own}"),
+            Source::Route(route) => format!("one at a time, weights {route}"),
         };
         add(label, &one.losses, one.score);
     }

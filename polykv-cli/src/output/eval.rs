@@ -67,15 +67,17 @@ pub const DIFFERENCES: &str = "Differences with 95 % intervals of a paired boots
 /// Of what is compared but the sets of tasks, which would be too wide. Nothing without plans beside FullKV.
 fn differences(summary: &Summary) -> Option<comfy_table::Table> {
     let compared = compared(summary).into_iter();
-    let compared = compared.filter(|own| !matches!(own.number, Number::Set(_)));
-    let columns: Vec<Differences> = compared.flat_map(|own| own.differences(summary)).collect();
+    let compared = compared.filter(|column| !matches!(column.number, Number::Set(_)));
+    let columns: Vec<Differences> = compared
+        .flat_map(|column| column.differences(summary))
+        .collect();
     let mut header = vec!["plan"];
-    header.extend(columns.iter().map(|own| own.title.as_str()));
+    header.extend(columns.iter().map(|column| column.title.as_str()));
     let mut table = new_table(&header);
     for (index, plan) in summary.plans.iter().skip(1).enumerate() {
         let mut row = vec![plan.name.clone()];
-        row.extend(columns.iter().map(|own| {
-            let cell = own.cells[index].as_ref();
+        row.extend(columns.iter().map(|column| {
+            let cell = column.cells[index].as_ref();
             cell.map_or(String::new(), |cell| cell.text.clone())
         }));
         table.add_row(row);
@@ -95,8 +97,8 @@ fn tasks(summary: &Summary) -> comfy_table::Table {
     {
         let mut row = vec![task.name.clone(), task.metric.clone(), task.n.to_string()];
         row.extend(summary.plans.iter().map(|plan| {
-            let own = plan.tasks.iter().find(|own| own.name == task.name);
-            own.map_or(String::new(), |own| shown(&own.metric, own.score))
+            let found = plan.tasks.iter().find(|found| found.name == task.name);
+            found.map_or(String::new(), |found| shown(&found.metric, found.score))
         }));
         table.add_row(row);
     }

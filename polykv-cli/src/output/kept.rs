@@ -92,7 +92,7 @@ fn strip(layers: &[LayerEvictions], kept: &[f64], kv_heads: usize, prompt: usize
     let mut bars = String::new();
     for (layer, (rules, kept)) in layers.iter().zip(kept).enumerate() {
         let prefill = rules.prefill.as_ref();
-        let name = prefill.map_or(Policies::KEEP, |own| own.policy.name());
+        let name = prefill.map_or(Policies::KEEP, |rule| rule.policy.name());
         let known = policies.iter().position(|(other, _)| other == name);
         let index = known.unwrap_or_else(|| {
             policies.push((name.to_string(), Vec::new()));
@@ -107,7 +107,7 @@ fn strip(layers: &[LayerEvictions], kept: &[f64], kv_heads: usize, prompt: usize
         );
         bars.push_str(&format!(
             "<button type=\"button\" title=\"{0}\" aria-label=\"{0}\" aria-pressed=\"false\">\
-             <i style=\"height:{1:.1}%;--own:var(--p{2})\"></i></button>",
+             <i style=\"height:{1:.1}%;--series:var(--p{2})\"></i></button>",
             escaped(&title),
             100.0 * kept / most,
             index % COLOURS
@@ -119,7 +119,7 @@ fn strip(layers: &[LayerEvictions], kept: &[f64], kv_heads: usize, prompt: usize
         .map(|(index, (name, layers))| {
             let place = format!("{} {}", escaped(name), ranges(layers));
             format!(
-                "<li style=\"--own:var(--p{})\">{place}</li>",
+                "<li style=\"--series:var(--p{})\">{place}</li>",
                 index % COLOURS
             )
         })
@@ -137,7 +137,7 @@ fn strip(layers: &[LayerEvictions], kept: &[f64], kv_heads: usize, prompt: usize
 
 fn rule(eviction: Option<&Eviction>) -> String {
     match eviction {
-        Some(own) => format!("{} {}", own.policy.name(), own.budget),
+        Some(rule) => format!("{} {}", rule.policy.name(), rule.budget),
         None => Policies::KEEP.to_string(),
     }
 }

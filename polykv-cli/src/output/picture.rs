@@ -41,7 +41,7 @@ pub fn svg(plan: &PlanFile) -> String {
     }
     let longest = labels
         .iter()
-        .map(|own| own.chars().count() + 3)
+        .map(|label| label.chars().count() + 3)
         .max()
         .unwrap_or(0);
     let width = (LEFT + plan.layers * (BAR + GAP) + 20)
@@ -75,17 +75,20 @@ pub fn svg(plan: &PlanFile) -> String {
         );
         for (layer, rule) in layers.iter().enumerate() {
             // What keeps everything is as high as the picture.
-            let share = amount(rule).map_or(1.0, |own| own / most);
+            let share = amount(rule).map_or(1.0, |amount| amount / most);
             let bar = (share * HEIGHT as f64).round().max(1.0) as usize;
             let x = LEFT + layer * (BAR + GAP);
-            let own = label(rule);
-            let index = labels.iter().position(|known| *known == own).unwrap_or(0);
+            let name = label(rule);
+            let index = labels.iter().position(|known| *known == name).unwrap_or(0);
             let _ = writeln!(
                 svg,
                 "<rect x=\"{x}\" y=\"{}\" width=\"{BAR}\" height=\"{bar}\" fill=\"{}\"><title>{}</title></rect>",
                 base - bar,
                 colour(index),
-                safe(&format!("{phase}, layer {layer}: {own}, {}", entries(rule)))
+                safe(&format!(
+                    "{phase}, layer {layer}: {name}, {}",
+                    entries(rule)
+                ))
             );
             if layer % 5 == 0 || plan.layers <= 10 {
                 text(
@@ -160,7 +163,7 @@ fn amount(rule: &FileRule) -> Option<f64> {
 
 /// What the highest bar stands for.
 fn highest(rules: &[FileRule], amounts: &[f64], most: f64) -> String {
-    match rules.iter().all(|own| own.tokens.is_some()) {
+    match rules.iter().all(|rule| rule.tokens.is_some()) {
         true => format!("{most}"),
         false => format!(
             "{:.1} × mean",
@@ -255,8 +258,8 @@ mod tests {
         };
         let picture = tiny_skia::Pixmap::decode_png(&bytes).unwrap();
         let at = |x: usize, y: usize| {
-            let own = picture.pixel(2 * x as u32, 2 * y as u32).unwrap();
-            (own.red(), own.green(), own.blue())
+            let pixel = picture.pixel(2 * x as u32, 2 * y as u32).unwrap();
+            (pixel.red(), pixel.green(), pixel.blue())
         };
         let (x, middle) = (LEFT + BAR / 2, TOP + HEIGHT / 2);
         assert_eq!(at(x, middle), (0x33, 0x66, 0xaa));

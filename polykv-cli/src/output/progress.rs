@@ -55,6 +55,7 @@ impl Pull {
                     .get_or_insert_with(|| bar(total, "unpacking {bar:30} {bytes}/{total_bytes}"))
                     .set_position(done);
             }
+            _ => {}
         }
     }
 

@@ -61,16 +61,16 @@ fn work(record: &Record) -> String {
 fn pictures(record: &Record) -> String {
     let plans = &record.identity.plans;
     let mut out = String::from("<h2>Plans</h2>\n");
-    let evicting = plans.iter().filter(|own| own.info.budget.is_some());
-    for own in evicting.clone().take(MOST_PICTURES) {
-        let open = if own.info.single { "" } else { " open" };
+    let evicting = plans.iter().filter(|plan| plan.info.budget.is_some());
+    for plan in evicting.clone().take(MOST_PICTURES) {
+        let open = if plan.info.single { "" } else { " open" };
         let _ = writeln!(
             out,
             "<details class=\"picture\"{open}><summary>{} <span class=\"soft\">{}, {}</span></summary><div>{}</div></details>",
-            escaped(&own.info.name),
-            escaped(&describe_budget(&own.plan)),
-            escaped(&own.info.hash),
-            picture::svg(&own.plan)
+            escaped(&plan.info.name),
+            escaped(&describe_budget(&plan.plan)),
+            escaped(&plan.info.hash),
+            picture::svg(&plan.plan)
         );
     }
     let more = evicting.count().saturating_sub(MOST_PICTURES);
@@ -85,7 +85,10 @@ fn conditions(record: &Record, summary: &Summary) -> String {
     let full = summary.plans.first();
     let (n, cut) = full.map_or((0, 0), |full| (full.n, full.truncated));
     let hash = identity.model_sha256.get(..16).unwrap_or("");
-    let started = record.sessions.first().map_or("", |own| &own.started);
+    let started = record
+        .sessions
+        .first()
+        .map_or("", |session| &session.started);
     let mut facts = vec![
         (
             "model",

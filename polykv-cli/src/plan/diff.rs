@@ -32,8 +32,8 @@ pub fn text(a: &Path, b: &Path, json: bool) -> Result<String> {
     }
     let found = differences(&plans[0], &plans[1]);
     let layers = |phase: Phase| -> usize {
-        let own = found.iter().filter(|one| one.phase == phase);
-        own.map(|one| one.last - one.first + 1).sum()
+        let of_phase = found.iter().filter(|one| one.phase == phase);
+        of_phase.map(|one| one.last - one.first + 1).sum()
     };
     let (prefill, decode) = (layers(Phase::Prefill), layers(Phase::Decode));
     if json {

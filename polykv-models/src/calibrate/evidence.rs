@@ -1,6 +1,6 @@
 //! Questions about hidden facts, from a seed. Words and wording differ from those of the evaluation's needles.
 
-use super::Example;
+use super::example::Example;
 use crate::LoadedModel;
 use crate::texts::haystack::Haystack;
 use crate::tokenizer::Specials;
@@ -10,14 +10,16 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 
-/// Which examples are made.
+/// How questions about hidden facts are made.
 #[derive(Clone, Debug)]
 pub struct EvidenceOptions {
+    /// The number of examples.
     pub examples: usize,
-    /// Tokens of the compressed prompt, at most; a prompt ends at a sentence, up to one sentence below.
+    /// Length of the compressed prompt, in tokens. A prompt ends at the last sentence that fits.
     pub length: usize,
-    /// Whether the question runs over the compressed text instead of being part of what is compressed.
+    /// Whether the question runs over the compressed text. Otherwise it is part of the prompt and compressed with it.
     pub question_after: bool,
+    /// Seed of the facts, their places and the filler text.
     pub seed: u64,
 }
 
@@ -61,12 +63,12 @@ const FORMS: [Form; 4] = [
 ];
 
 struct Puzzle {
-    /// With their depths.
+    /// The facts with their depths, from 0 (start) to 1 (end).
     facts: Vec<(f64, String)>,
     question: String,
     /// The start of the answer, which is given.
     lead_in: String,
-    /// What is scored.
+    /// The rest of the answer, which is scored.
     answer: String,
 }
 
@@ -124,9 +126,9 @@ fn facts(rng: &mut impl Rng, count: usize) -> Puzzle {
 /// shares the fact.
 fn chain(rng: &mut impl Rng) -> Puzzle {
     let owners = owners(rng);
-    let (own, decoy) = (number(rng), number(rng));
+    let (number, decoy) = (number(rng), number(rng));
     let facts = [
-        format!("The locker of {} has the number {own}.", owners[0]),
+        format!("The locker of {} has the number {number}.", owners[0]),
         format!("{} shares the locker of {}.", owners[1], owners[0]),
         format!("The locker of {} has the number {decoy}.", owners[2]),
     ];
@@ -134,7 +136,7 @@ fn chain(rng: &mut impl Rng) -> Puzzle {
         facts: facts.into_iter().map(|fact| (depth(rng), fact)).collect(),
         question: format!("Which number does the locker that {} uses have?", owners[1]),
         lead_in: format!("{} shares the locker of", owners[1]),
-        answer: format!(" {}, number {own}", owners[0]),
+        answer: format!(" {}, number {number}", owners[0]),
     }
 }
 

@@ -1,45 +1,24 @@
 use super::evidence::{self, EvidenceOptions};
+use super::example::Example;
 use crate::LoadedModel;
 use crate::texts::draw::{check_counts, check_length, starts};
 use crate::tokenizer::Specials;
 use polykv_core::calibrate::Data;
 use polykv_core::{Error, Result};
-use std::ops::Range;
 
 /// Bytes of text per call of the tokenizer: bounds its memory whatever the text's length.
 const PIECE: usize = 1 << 20;
 
-/// A prefix that is compressed, and a given continuation that is scored.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Example {
-    pub data: Data,
-    pub prompt: Vec<u32>,
-    /// At least two tokens.
-    pub continuation: Vec<u32>,
-    /// Which tokens of the continuation are scored; not the first, which eviction cannot change.
-    pub scored: Range<usize>,
-}
-
-impl Example {
-    /// The tokens of the continuation that are run: about what comes after the last one nothing is asked.
-    pub fn run(&self) -> &[u32] {
-        &self.continuation[..self.continuation.len() - 1]
-    }
-
-    /// Which of them predict scored tokens.
-    pub fn queries(&self) -> Range<usize> {
-        self.scored.start - 1..self.scored.end - 1
-    }
-}
-
-/// Windows of plain text.
+/// How windows are cut from plain text.
 #[derive(Clone, Debug)]
 pub struct TextOptions {
+    /// The number of windows; fewer if the texts have fewer.
     pub examples: usize,
-    /// Tokens of the prefix.
+    /// Tokens of each prefix.
     pub length: usize,
-    /// Tokens after it, at least 2.
+    /// Tokens of each continuation, at least 2.
     pub continuation: usize,
+    /// Seed of the choice among all windows.
     pub seed: u64,
 }
 
@@ -144,17 +123,6 @@ fn piece_end(text: &str) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn queries_are_those_before_the_scored_tokens() {
-        let example = Example {
-            data: Data::Evidence,
-            prompt: vec![1],
-            continuation: vec![5, 6, 7, 8],
-            scored: 2..4,
-        };
-        assert_eq!((example.run(), example.queries()), (&[5, 6, 7][..], 1..3));
-    }
 
     #[test]
     fn pieces_end_before_white_space() {

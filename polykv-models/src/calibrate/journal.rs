@@ -40,7 +40,7 @@ enum Record {
         example: usize,
         signals: Measured,
     },
-    /// Of a whole plan, named by [`key`].
+    /// The losses of a whole plan, named by [`key`].
     Losses {
         plan: String,
         losses: ExampleLosses,
@@ -119,7 +119,7 @@ impl Journal {
         self.measured.values().cloned().collect()
     }
 
-    /// Of a whole plan, if it has been evaluated.
+    /// The losses of a whole plan, if it has been evaluated.
     pub fn losses(&self, plan: &Plan) -> Option<&ExampleLosses> {
         self.losses.get(&key(plan))
     }
@@ -170,7 +170,7 @@ impl Journal {
     }
 }
 
-/// What the numbers depend on. The first line; a resumed run must have the same.
+/// Everything that the numbers depend on: the first line. A resumed run must have the same.
 fn header(
     model: &LoadedModel,
     options: &CalibrateOptions,
@@ -178,7 +178,7 @@ fn header(
     examples: &[Example],
 ) -> Value {
     let candidates = options.candidates.iter();
-    let keys: Vec<String> = candidates.map(|own| own.policy.key()).collect();
+    let keys: Vec<String> = candidates.map(|candidate| candidate.policy.key()).collect();
     let (text, evidence) = options.kinds();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
@@ -214,18 +214,18 @@ fn digest_of(examples: &[Example]) -> String {
     short(hash)
 }
 
-/// What tells a plan from others in this calibration.
+/// The key of a plan, by which it differs from the others of this calibration.
 fn key(plan: &Plan) -> String {
     let mut hash = Sha256::new();
-    let online = plan.online.as_ref().map(|own| own.name());
+    let online = plan.online.as_ref().map(|allocator| allocator.name());
     hash.update(format!("{:?} {online:?}", plan.budget));
     for phase in Phase::BOTH {
         for rule in plan.rules(phase) {
-            let own = match rule {
+            let line = match rule {
                 Rule::Keep => "keep\n".to_string(),
                 Rule::Evict { policy, share } => format!("{share:?} {}\n", policy.key()),
             };
-            hash.update(own);
+            hash.update(line);
         }
     }
     short(hash)

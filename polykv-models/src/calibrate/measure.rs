@@ -1,6 +1,8 @@
 use super::{Continued, Example, layers, nll, read};
+use crate::causal_lm::PrefillOptions;
 use crate::layers::RopeTable;
-use crate::{LoadedModel, PrefillOptions, rows};
+use crate::load::LoadedModel;
+use crate::rows;
 use burn::tensor::Tensor;
 use polykv_core::calibrate::{Measured, PhaseMeasured, signals};
 use polykv_core::device::run_on;
@@ -9,11 +11,11 @@ use polykv_core::{
 };
 use std::sync::Arc;
 
-/// Perturbs one layer at a time: in each layer and phase, every candidate at the budget while all else is kept.
-///
-/// An example's prefix runs once. The continuation runs once too: a layer's inputs are FullKV's whatever is tried in it,
-/// so that one pass serves all layers, and each candidate costs its attention alone. Likelihoods cost the layers above for
-/// each candidate as well.
+/// Measures what each policy costs in one layer alone: in each layer and phase it runs every candidate at the budget
+/// while all other layers keep everything.
+/// The prefix and the continuation of an example run once each. The inputs of a layer are those of FullKV whatever is
+/// tried in it, so one pass serves all layers, and a candidate costs one attention per layer. Likelihoods also cost a
+/// run of the layers above for each candidate.
 #[derive(Debug)]
 pub struct Measurer<'a> {
     model: &'a LoadedModel,
@@ -25,7 +27,7 @@ pub struct Measurer<'a> {
     likelihoods: bool,
 }
 
-/// What the layers of one example give, in the order of layers, phases and candidates; the host reads it at the end.
+/// The signals of one example, in the order of layers, phases and candidates. The host reads them at the end.
 #[derive(Default)]
 struct Signals {
     entropy: Vec<Tensor<1>>,
@@ -34,7 +36,8 @@ struct Signals {
 }
 
 impl<'a> Measurer<'a> {
-    /// Only `phases` are measured; each of them once.
+    /// A measurer for the given candidates at one budget. It measures the phases in `phases`, each of which must occur
+    /// once, and likelihoods only if `likelihoods` is true.
     ///
     /// # Errors
     /// No candidate, and candidates or a budget that are refused.
@@ -66,10 +69,11 @@ impl<'a> Measurer<'a> {
         })
     }
 
-    /// Whether every candidate can run at the budget for a prompt of `prompt` tokens, and evicts there at all.
+    /// Checks that every candidate can run at the budget for a prompt of `prompt` tokens, and that it evicts something
+    /// there.
     ///
     /// # Errors
-    /// Names the candidate and its budget.
+    /// A candidate that cannot run at the budget or that evicts nothing, by name and budget.
     pub fn check(&self, prompt: usize) -> Result<()> {
         let cost = self
             .model
@@ -94,10 +98,10 @@ impl<'a> Measurer<'a> {
         Ok(())
     }
 
-    /// `progress` is called before each layer.
+    /// The signals of one example. `progress` is called before each layer with its index.
     ///
     /// # Errors
-    /// What the model and the policies refuse, NaN in scores or signals.
+    /// An error of the model or of a policy, NaN in scores or signals.
     pub fn measure(
         &self,
         example: &Example,
@@ -207,7 +211,7 @@ impl<'a> Measurer<'a> {
             false => Vec::new(),
         };
         let of = |phase: Phase| {
-            let Some(index) = self.phases.iter().position(|&own| own == phase) else {
+            let Some(index) = self.phases.iter().position(|&known| known == phase) else {
                 return PhaseMeasured::default();
             };
             let rows = |values: &[f64]| {
@@ -233,14 +237,14 @@ impl<'a> Measurer<'a> {
     }
 }
 
-/// Of the attention of the scored queries over everything.
+/// The mean entropy of the attention of the scored queries over all entries.
 fn entropy(full: &KvCache, layer: usize, q: Tensor<4>, example: &Example) -> Result<Tensor<1>> {
-    let own = &full.layers()[layer];
-    let (Some(keys), Some(positions)) = (own.keys(), own.positions()) else {
+    let cache = &full.layers()[layer];
+    let (Some(keys), Some(positions)) = (cache.keys(), cache.positions()) else {
         return Err(Error::Failed("entropy of an empty cache".into()));
     };
     // The cache knows the positions of its last queries, so all of the continuation's go in.
-    let attention = ops::window_attention(q, keys, positions, own.seen());
+    let attention = ops::window_attention(q, keys, positions, cache.seen());
     let queries = example.queries();
     Ok(signals::mean_entropy(attention.narrow(
         3,

@@ -16,7 +16,7 @@ pub enum Objective {
     Both,
 }
 
-/// What [`calibrate`](super::calibrate) shall do.
+/// Options of [`calibrate`](super::calibrate).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct CalibrateOptions {
@@ -28,39 +28,39 @@ pub struct CalibrateOptions {
     pub phases: Vec<Phase>,
     /// Which examples count.
     pub objective: Objective,
-    /// Windows of text.
+    /// The number of windows of text.
     pub examples: usize,
-    /// Questions about hidden facts.
+    /// The number of questions about hidden facts.
     pub evidence: usize,
     /// Tokens of each prompt.
     pub length: usize,
     /// Tokens of a text after its prompt, at least 2.
     pub continuation: usize,
-    /// Run questions over the compressed text instead of compressing them too.
+    /// Whether a question runs over the compressed text. Otherwise it is part of the prompt and compressed with it.
     pub question_after: bool,
     /// Seed of the examples and of the searches.
     pub seed: u64,
-    /// What the route follows.
+    /// The signal by which the route ranks the candidates of a layer.
     pub signal: Signal,
-    /// The best candidate of each layer, or as a control the worst.
+    /// Whether the route takes the best candidate of each layer, or as a control the worst.
     pub route: Direction,
     /// Splits the budget over layers.
     pub allocator: Arc<dyn Allocator>,
-    /// What an allocator of [`Basis::Calibration`] follows.
+    /// The signal that an allocator of [`Basis::Calibration`] splits the budget by.
     pub budget_signal: BudgetSignal,
     /// Evaluations of whole plans that may improve the route of each phase.
     pub refine: usize,
     /// The phases whose routes are refined.
     pub refine_phases: Vec<Phase>,
-    /// Where names in the plan file come from.
+    /// The registry whose names the plan file uses.
     pub registry: Registry,
     /// Where measurements are kept, so that an interrupted calibration can go on; without it they are in memory only.
     pub journal: Option<JournalOptions>,
 }
 
 impl CalibrateOptions {
-    /// Both phases, 8 windows of text with 1024 tokens in the prompt and 128 after it, the best cosine, even budgets, no
-    /// search, and nothing on disk.
+    /// Options with these defaults: both phases, 8 windows of text with a prompt of 1024 tokens and a continuation of
+    /// 128, a route by the best cosine, the same budget for every layer, no search and no journal.
     pub fn new(candidates: Vec<CandidatePolicy>, budget: Budget) -> Self {
         Self {
             candidates,

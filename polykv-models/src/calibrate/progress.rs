@@ -1,15 +1,15 @@
 use polykv_core::Phase;
 use std::fmt;
 
-/// How far a calibration is.
+/// The progress of a calibration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Progress {
-    /// What is being done.
+    /// The part of the calibration that runs.
     pub stage: Stage,
     /// Steps done, in units of [`Stage::unit`].
     pub done: usize,
-    /// Steps in all; a search may end before.
+    /// Steps in all. A search may end earlier.
     pub of: usize,
 }
 
@@ -17,20 +17,20 @@ pub struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stage {
-    /// Every candidate in every layer alone.
+    /// The measurement of every candidate in every layer alone.
     Measuring,
     /// The prompts that the evaluations of a search share.
     Preparing,
     /// The search over the routes of a phase.
     Refining(Phase),
-    /// More and fewer entries in each layer, for the budgets of a phase.
+    /// The search over more and fewer entries in each layer, for the budgets of a phase.
     Screening(Phase),
-    /// Budgets that the screening recommends.
+    /// The evaluation of the budgets that the screening recommends.
     Budgets(Phase),
 }
 
 impl Stage {
-    /// What a step is, in the singular.
+    /// The name of a step, in the singular.
     pub fn unit(self) -> &'static str {
         match self {
             Self::Measuring => "layer",

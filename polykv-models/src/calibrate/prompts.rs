@@ -1,11 +1,13 @@
 use super::{Continued, Example, layers, nll, read};
-use crate::{LoadedModel, PrefillOptions, rows};
+use crate::causal_lm::PrefillOptions;
+use crate::load::LoadedModel;
+use crate::rows;
 use polykv_core::calibrate::ExampleLosses;
 use polykv_core::device::run_on;
 use polykv_core::{Error, KvCache, Phase, Plan, Result, SharedPrefill, machine, ops};
 
-/// Examples whose prompts have run once under several plans, so that any mixture of these costs its continuations only: a
-/// layer's cut of the prompt does not depend on what the other layers keep.
+/// The compressed caches of prompts that have run once under several plans. A mixture of these plans then costs only
+/// its continuations, because what a layer keeps of the prompt does not depend on what the other layers keep.
 #[derive(Debug)]
 pub struct CompressedPrompts<'a> {
     model: &'a LoadedModel,
@@ -31,11 +33,12 @@ struct Prompted<'a> {
 }
 
 impl<'a> CompressedPrompts<'a> {
-    /// For mixtures of plans in one phase. Those of the prefill are compared with everything kept while decoding.
-    /// `progress` is called with the prompts done.
+    /// Runs the prompts of `examples` under every plan, for mixtures of the plans in one phase. In the prefill phase
+    /// the continuations run with everything kept. `progress` is called before each prompt with the number of prompts
+    /// that are done.
     ///
     /// # Errors
-    /// What the model and the plans refuse; caches that do not fit the memory that is free.
+    /// An error of the model or of a plan; caches that do not fit the free memory.
     pub fn new(
         model: &'a LoadedModel,
         phase: Phase,
@@ -60,8 +63,8 @@ impl<'a> CompressedPrompts<'a> {
         })
     }
 
-    /// The mean negative log-likelihood of each continuation under each of `mixtures`, beyond FullKV's; several mixtures run
-    /// together.
+    /// The losses of each mixture on each example: the mean negative log-likelihood of the continuation, in nats, less
+    /// that of FullKV. Several mixtures run together.
     ///
     /// # Errors
     /// A pick that is none of the plans, NaN in scores or likelihoods.
@@ -77,8 +80,9 @@ impl<'a> CompressedPrompts<'a> {
                 let at_once = rows::at_once(example.run().len());
                 let groups = mixtures.chunks(at_once).zip(losses.chunks_mut(at_once));
                 for (group, losses) in groups {
-                    let mix =
-                        |own: &Mixture| KvCache::of_layers(own.plan.clone(), caches, &own.picks);
+                    let mix = |mixture: &Mixture| {
+                        KvCache::of_layers(mixture.plan.clone(), caches, &mixture.picks)
+                    };
                     let mut mixed = group.iter().map(mix).collect::<Result<Vec<_>>>()?;
                     let nlls = continuation(self.model, example, &mut mixed, self.phase)?;
                     for (losses, nll) in losses.iter_mut().zip(nlls) {
@@ -93,10 +97,10 @@ impl<'a> CompressedPrompts<'a> {
 
 impl<'a> Prompted<'a> {
     fn run(model: &LoadedModel, plans: &[Plan], example: &'a Example) -> Result<Self> {
-        let own = &model.model;
-        let mut shared = SharedPrefill::new(plans.to_vec(), own.cache_shape(1), own.device())?;
+        let lm = &model.model;
+        let mut shared = SharedPrefill::new(plans.to_vec(), lm.cache_shape(1), lm.device())?;
         let mut options = PrefillOptions::default();
-        own.prefill(model.ids(&example.prompt), &mut shared, &mut options)?;
+        lm.prefill(model.ids(&example.prompt), &mut shared, &mut options)?;
         let mut caches = shared.into_caches();
         let mut full = [caches.remove(0)];
         let full_nll = continuation(model, example, &mut full, Phase::Prefill)?[0];
@@ -110,14 +114,14 @@ impl<'a> Prompted<'a> {
 
 /// All caches are held at once: on the CPU that is a number which can be known.
 fn check_memory(model: &LoadedModel, plans: &[Plan], examples: &[Example]) -> Result<()> {
-    let own = &model.model;
-    let Some(free) = machine::free_memory().filter(|_| ops::is_cpu(own.device())) else {
+    let lm = &model.model;
+    let Some(free) = machine::free_memory().filter(|_| ops::is_cpu(lm.device())) else {
         return Ok(());
     };
     let mut needed = 0;
     for example in examples {
         for plan in plans {
-            let cost = own.cache_shape(1).cost(plan.layers.len());
+            let cost = lm.cache_shape(1).cost(plan.layers.len());
             let estimate = plan.estimate(example.prompt.len(), 0, cost)?;
             needed += estimate.steady_bytes as u64;
         }
@@ -150,15 +154,15 @@ fn continuation(
     caches: &mut [KvCache],
     phase: Phase,
 ) -> Result<Vec<f64>> {
-    let own = &model.model;
+    let lm = &model.model;
     let (run, start) = (example.run(), example.prompt.len());
-    let rope = own.rope(start..start + run.len());
-    let x = own.embed(model.ids(run)).repeat_dim(0, caches.len());
+    let rope = lm.rope(start..start + run.len());
+    let x = lm.embed(model.ids(run)).repeat_dim(0, caches.len());
     let continued = caches.iter_mut();
     let mut continued = continued
         .map(|cache| Continued::new(cache, phase, run.len()))
         .collect::<Result<Vec<_>>>()?;
-    let x = layers(model, 0..own.config().layers, x, &rope, &mut continued)?;
+    let x = layers(model, 0..lm.config().layers, x, &rope, &mut continued)?;
     continued.into_iter().try_for_each(Continued::finish)?;
     read(nll(model, example, x))
 }

@@ -58,7 +58,7 @@ impl<'a> Refinement<'a> {
             seed: self.seed,
         };
         let (draft, phase, prefill) = (self.draft, self.phase, self.prefill);
-        let single = |own| draft.with(phase, prefill, &vec![own; draft.layers]);
+        let single = |candidate| draft.with(phase, prefill, &vec![candidate; draft.layers]);
         let singles = (0..search.candidates).map(single).collect();
         let most = search.candidates + search.routes.len() + search.moves;
         let mut mixtures = Mixtures::new(singles, Stage::Refining(phase), most);
@@ -89,12 +89,13 @@ impl<'a> Refinement<'a> {
         search.run(&mut |trials| match trials {
             Trials::Levels(rows) => {
                 let trial = |budgets: &[usize]| draft.trial(phase, prefill, &found.picks, budgets);
-                let both = levels.iter().map(|own| trial(own)).collect();
+                let both = levels.iter().map(|budgets| trial(budgets)).collect();
                 let mut mixtures = Mixtures::new(both, Stage::Screening(phase), rows.len());
                 let mixture = |row: &Vec<bool>| {
                     let picks: Vec<usize> = row.iter().map(|&high| usize::from(high)).collect();
-                    let own = picks.iter().enumerate();
-                    let budgets: Vec<usize> = own.map(|(layer, &own)| levels[own][layer]).collect();
+                    let chosen = picks.iter().enumerate();
+                    let budgets: Vec<usize> =
+                        chosen.map(|(layer, &level)| levels[level][layer]).collect();
                     let plan = trial(&budgets);
                     Mixture { plan, picks }
                 };
@@ -103,14 +104,14 @@ impl<'a> Refinement<'a> {
             }
             Trials::Budgets(all) => {
                 let plan = |budgets: &Vec<usize>| {
-                    let own = draft.with_budgets(phase, budgets);
-                    own.with(phase, prefill, &found.picks)
+                    let draft = draft.with_budgets(phase, budgets);
+                    draft.with(phase, prefill, &found.picks)
                 };
                 let plans: Vec<Plan> = all.iter().map(plan).collect();
                 let mut mixtures = Mixtures::new(plans.clone(), Stage::Budgets(phase), all.len());
-                let mixture = |(own, plan)| Mixture {
+                let mixture = |(index, plan)| Mixture {
                     plan,
-                    picks: vec![own; draft.layers],
+                    picks: vec![index; draft.layers],
                 };
                 let all: Vec<Mixture> = plans.into_iter().enumerate().map(mixture).collect();
                 self.losses(&mut mixtures, &all)
@@ -127,7 +128,7 @@ impl<'a> Refinement<'a> {
         // Together always, known or not: what runs beside a plan decides how its sums are rounded.
         for some in all.chunks(AT_ONCE) {
             mixtures.done += some.len();
-            let known = |own: &Mixture| self.journal.losses(&own.plan).is_some();
+            let known = |mixture: &Mixture| self.journal.losses(&mixture.plan).is_some();
             if some.iter().all(known) {
                 continue;
             }
@@ -140,17 +141,18 @@ impl<'a> Refinement<'a> {
                 done: mixtures.done - some.len(),
                 of: mixtures.most,
             });
-            for (own, losses) in some.iter().zip(prompts.losses(some)?) {
-                if self.journal.losses(&own.plan).is_none() {
-                    self.journal.add_losses(&own.plan, losses)?;
+            for (mixture, losses) in some.iter().zip(prompts.losses(some)?) {
+                if self.journal.losses(&mixture.plan).is_none() {
+                    self.journal.add_losses(&mixture.plan, losses)?;
                 }
             }
         }
         // As read back: a resumed run continues with the very same numbers.
-        let written = |own: &Mixture| self.journal.losses(&own.plan).cloned();
+        let written = |mixture: &Mixture| self.journal.losses(&mixture.plan).cloned();
         let lost = || Error::Failed("an evaluation that was not noted".into());
         let all = all.iter();
-        all.map(|own| written(own).ok_or_else(lost)).collect()
+        all.map(|mixture| written(mixture).ok_or_else(lost))
+            .collect()
     }
 
     fn prompts(&mut self, plans: &[Plan]) -> Result<CompressedPrompts<'a>> {

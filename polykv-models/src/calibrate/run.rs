@@ -6,11 +6,11 @@ use polykv_core::calibrate::{Measurements, Report};
 use polykv_core::{Phase, Plan, PlanFile, Policy, Result};
 use std::sync::Arc;
 
-/// What a calibration found.
+/// The result of a calibration.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Calibration {
-    /// The plan, to run it.
+    /// The plan as values, ready to run.
     pub plan: Plan,
     /// The plan as a file, for this model.
     pub file: PlanFile,
@@ -40,7 +40,8 @@ pub fn calibrate(
 ) -> Result<Calibration> {
     options.check()?;
     let policies = options.candidates.iter();
-    let policies: Vec<Arc<dyn Policy>> = policies.map(|own| own.policy.clone()).collect();
+    let policies: Vec<Arc<dyn Policy>> =
+        policies.map(|candidate| candidate.policy.clone()).collect();
     let examples = options.make_examples(model, texts)?;
     let likelihoods = options.likelihoods();
     let measurer = Measurer::new(
@@ -57,7 +58,10 @@ pub fn calibrate(
     measure(&measurer, &examples, &mut journal, progress)?;
 
     let config = model.model.config();
-    let specs = options.candidates.iter().map(|own| own.spec.clone());
+    let specs = options
+        .candidates
+        .iter()
+        .map(|candidate| candidate.spec.clone());
     let measurements = Measurements {
         model: config.fingerprint(),
         cost: model.model.cache_shape(1).cost(config.layers),

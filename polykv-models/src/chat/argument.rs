@@ -17,6 +17,7 @@ pub struct Argument {
 }
 
 impl Argument {
+    /// The name of the variable.
     pub fn name(&self) -> &str {
         &self.name
     }

@@ -6,6 +6,7 @@
 //! - Depth is bounded by [`limit`], which every value passes before something walks it.
 //! - What is left of recursion (macros, nested blocks, values of the largest depth) fits the thread's own stack.
 
+use super::fuel::refused;
 use super::guard::{self, LIMIT, MODULO, STORE};
 use super::{filters, json, methods};
 use minijinja::syntax::SyntaxConfig;
@@ -116,6 +117,7 @@ fn environment<'a>(
         }
     });
     env.add_filter(MODULO, methods::modulo);
+    env.add_filter("format", methods::format_filter);
     env.add_filter("tojson", json::tojson);
     env.add_function("raise_exception", raise_exception);
     env.add_function("strftime_now", move |format: &str| {
@@ -127,10 +129,6 @@ fn environment<'a>(
 
 fn raise_exception(message: String) -> Result<String, Error> {
     Err(refused(message))
-}
-
-pub(super) fn refused(message: String) -> Error {
-    Error::new(ErrorKind::InvalidOperation, message)
 }
 
 /// The value itself when it is neither too deep nor too heavy; what is made item by item becomes a list.

@@ -1,7 +1,6 @@
 //! Filters, tests and functions that minijinja lacks or has in another way than Jinja2.
 
-use super::engine::refused;
-use super::methods;
+use super::fuel::{pay, refused};
 use chrono::format::{Item, StrftimeItems};
 use minijinja::value::{Kwargs, Rest, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, State, Value};
@@ -18,7 +17,6 @@ pub(super) fn add_to(env: &mut Environment<'_>) {
     env.add_filter("wordcount", wordcount);
     env.add_filter("indent", indent);
     env.add_filter("sum", sum);
-    env.add_filter("format", methods::format_filter);
     // Not of Jinja2, or of no use in a prompt.
     for name in ["pprint", "chain", "zip", "bool", "split", "lines"] {
         env.remove_filter(name);
@@ -220,9 +218,4 @@ pub(super) fn strftime(now: chrono::NaiveDateTime, format: &str) -> Result<Strin
     let mut text = String::new();
     write!(text, "{}", now.format_with_items(items.iter())).map_err(|_| unknown())?;
     Ok(text)
-}
-
-/// Takes the steps for `bytes` that a call makes or walks.
-pub(super) fn pay(state: &State, bytes: usize) -> Result<(), Error> {
-    state.consume_fuel(u64::try_from(bytes / 64).unwrap_or(u64::MAX))
 }

@@ -1,6 +1,6 @@
 //! The `tojson` filter as transformers has it, which is Python's `json.dumps` with its defaults changed.
 
-use super::engine::refused;
+use super::fuel::refused;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, State, Value};
 

@@ -1,7 +1,7 @@
 //! Methods of Python's texts, lists and dicts, and its `%`.
 
-use super::engine::refused;
-use super::filters::{Side, checked_width, pad, pay};
+use super::filters::{Side, checked_width, pad};
+use super::fuel::{pay, refused};
 use minijinja::formatting::{FormatStyle, format};
 use minijinja::value::{Rest, Tuple, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Error, State, Value};
@@ -19,13 +19,13 @@ pub(super) fn call(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
-    let own = match value.kind() {
+    let result = match value.kind() {
         ValueKind::String => text_method(state, value.as_str().unwrap_or_default(), method, args)?,
         ValueKind::Seq | ValueKind::Iterable => list_method(value, method, args)?,
         ValueKind::Map if method == "copy" => Some(value.clone()),
         _ => None,
     };
-    match own {
+    match result {
         Some(result) => Ok(result),
         None => pycompat::unknown_method_callback(state, value, method, args),
     }

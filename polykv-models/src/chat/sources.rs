@@ -1,7 +1,7 @@
 //! Where chat templates come from: GGUF metadata, chat_template.jinja, tokenizer_config.json.
 
 use super::{ChatTemplate, MAX_SOURCE_BYTES};
-use crate::load::gguf::GgufFile;
+use crate::gguf::GgufFile;
 use crate::tokenizer::companions::{self, Companions};
 use polykv_core::Result;
 use serde_json::Value;
@@ -102,7 +102,7 @@ fn default_template(entry: &Value) -> std::result::Result<Option<&str>, &'static
 mod tests {
     use super::super::Message;
     use super::*;
-    use crate::load::gguf::testing::tiny_llama;
+    use crate::gguf::testing::tiny_llama;
 
     fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();

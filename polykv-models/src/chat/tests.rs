@@ -1,5 +1,5 @@
 use super::*;
-use crate::load::gguf::testing::{CHATML, tiny_llama};
+use crate::gguf::testing::{CHATML, tiny_llama};
 use proptest::prelude::*;
 
 mod hostile;
@@ -146,9 +146,9 @@ fn as_transformers_renders() {
             ..template(case["template"].as_str().unwrap())
         };
         let chat = chat.with_arguments(&arguments.collect::<Vec<_>>());
-        let own = case.get("messages").map(messages);
+        let messages = case.get("messages").map(messages);
         let prompt = case["add_generation_prompt"].as_bool().unwrap_or(true);
-        let found = chat.render(own.as_ref().unwrap_or(&talk), prompt);
+        let found = chat.render(messages.as_ref().unwrap_or(&talk), prompt);
         let wanted = case["text"].as_str();
         if found.as_deref().ok() != wanted {
             wrong.push(format!("{}\n  {wanted:?}\n  {found:?}", case["template"]));

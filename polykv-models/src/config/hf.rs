@@ -1,7 +1,8 @@
 //! config.json of a Hugging Face checkpoint.
 
+use super::checks::{check_size, check_tokens};
 use super::fields::{Fields, shown};
-use super::{Family, ModelConfig, check_size, check_tokens, rope};
+use super::{Family, ModelConfig, rope};
 use polykv_core::{Error, Result};
 use serde_json::{Map, Value};
 

@@ -1,7 +1,7 @@
 //! How rotary frequencies are stretched for contexts longer than the original training.
 
+use super::checks::{MAX_POSITIONS, check_positive, check_size};
 use super::fields::{Fields, shown};
-use super::{MAX_POSITIONS, check_positive, check_size};
 use polykv_core::{Error, Result};
 use serde_json::{Map, Value};
 
@@ -10,25 +10,37 @@ pub(super) const PARTIAL: &str = "partial_rotary_factor";
 
 /// A rule that maps the frequencies of the original training to those of the longer context.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum RopeScaling {
+    /// No scaling: the frequencies of the training.
     None,
     /// Every frequency is divided by `factor`.
     Linear {
+        /// The divisor.
         factor: f64,
     },
     /// Llama 3.1: low frequencies are divided by `factor`, high ones kept, those between interpolated.
     Llama3 {
+        /// The divisor of low frequencies.
         factor: f64,
+        /// Frequencies with fewer turns than this in the original context are low.
         low_freq_factor: f64,
+        /// Frequencies with more turns than this in the original context are high.
         high_freq_factor: f64,
+        /// The context of the original training, in tokens.
         original_max_positions: usize,
     },
-    /// YaRN: what makes fewer than `beta_slow` turns in the original context is divided by `factor`, what makes more
-    /// than `beta_fast` is kept, those between are interpolated along the pairs of a head.
+    /// YaRN (Peng et al. 2023, arXiv 2309.00071): frequencies with fewer than `beta_slow` turns in the original context
+    /// are divided by `factor`, those with more than `beta_fast` are kept, and those between are interpolated along the
+    /// pairs of a head.
     Yarn {
+        /// The divisor of low frequencies.
         factor: f64,
+        /// The context of the original training, in tokens.
         original_max_positions: usize,
+        /// Turns in the original context above which a frequency is kept.
         beta_fast: f64,
+        /// Turns in the original context below which a frequency is divided by `factor`.
         beta_slow: f64,
         /// Multiplies cosines and sines, so attention scores grow by its square.
         attention_factor: f64,
@@ -38,7 +50,8 @@ pub enum RopeScaling {
 }
 
 impl RopeScaling {
-    /// YaRN with the published constants.
+    /// YaRN with the constants of its paper: `beta_fast` 32, `beta_slow` 1, an attention factor of 0.1 ln(factor) + 1.
+    #[must_use]
     pub fn yarn(factor: f64, original_max_positions: usize) -> Self {
         Self::Yarn {
             factor,
@@ -50,9 +63,10 @@ impl RopeScaling {
         }
     }
 
-    /// The longest context of a model that says `max_positions`. YaRN is often added to a config whose own number stays
-    /// what it was, so `factor` times the original context counts if it is more. Scaling out of range changes nothing:
-    /// it is refused when the config is validated.
+    /// The longest context, in tokens, of a model whose config says `max_positions`. YaRN is often added to a config
+    /// without a change of that number, so `factor` times the original context counts if it is more. Scaling that is
+    /// out of range changes nothing here; the validation of the config refuses it.
+    #[must_use]
     pub fn context(&self, max_positions: usize) -> usize {
         let Self::Yarn {
             factor,

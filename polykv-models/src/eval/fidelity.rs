@@ -5,8 +5,10 @@ use super::{Evaluator, Prediction, SampleInfo, Task, metrics};
 use crate::LoadedModel;
 use polykv_core::{KvCache, Result};
 
-/// Both run the same tokens after the same prefix, one by one under the plan's decode rule; the distributions after
-/// each of them are compared. The one right after the prefix is left out: eviction cannot change it.
+/// Compares the next-token distributions of a plan with FullKV's. Both run the same tokens after the same prefix, one
+/// by one under the plan's decode rules. Scores: `kl`, the Kullback-Leibler divergence in nats, and `agreement`, the
+/// share of tokens at which both have the same most likely token. The distribution right after the prefix is left out,
+/// because eviction cannot change it.
 #[derive(Debug)]
 pub struct Fidelity {
     windows: Vec<Window>,
@@ -22,6 +24,9 @@ struct Distances {
 }
 
 impl Fidelity {
+    /// Windows of `text`. With `generated`, the compared tokens are those that FullKV chooses greedily; otherwise they
+    /// are the text's own.
+    ///
     /// # Errors
     /// A text too short, and lengths beyond the model's context.
     pub fn new(
@@ -52,8 +57,8 @@ impl Fidelity {
                 break;
             };
             choice = metrics::most_likely(reference)?;
-            for (plan, own) in plans.iter_mut().zip(&rows) {
-                plan.add(reference, own)?;
+            for (plan, logits) in plans.iter_mut().zip(&rows) {
+                plan.add(reference, logits)?;
             }
         }
         Ok(plans)
@@ -61,9 +66,9 @@ impl Fidelity {
 }
 
 impl Distances {
-    fn add(&mut self, reference: &[f32], own: &[f32]) -> Result<()> {
-        self.kl.push(metrics::kl(reference, own)?);
-        let same = metrics::most_likely(reference)? == metrics::most_likely(own)?;
+    fn add(&mut self, reference: &[f32], logits: &[f32]) -> Result<()> {
+        self.kl.push(metrics::kl(reference, logits)?);
+        let same = metrics::most_likely(reference)? == metrics::most_likely(logits)?;
         self.agreement.push(f64::from(u8::from(same)));
         Ok(())
     }

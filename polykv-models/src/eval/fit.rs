@@ -17,8 +17,8 @@ impl Frame<'_> {
     /// [`Frame::encode`] of what the limits leave of the text: its first and its last half.
     ///
     /// # Errors
-    /// As [`Frame::encode`]; limits that leave nothing; a question to be run after the text that is longer than the half
-    /// that is kept.
+    /// The errors of [`Frame::encode`]; limits that leave nothing; a question to be run after the text that is longer
+    /// than the half that is kept.
     pub fn fit(&self, parts: Parts<'_>, limits: Limits) -> Result<Framed> {
         let whole = self.encode(parts)?;
         // In its template a text has no fewer tokens than alone, so that short ones need not be counted.

@@ -15,7 +15,7 @@ const MAX_LINES: usize = 1_000_000;
 pub(super) struct Line {
     /// File and line number, from 1.
     pub place: String,
-    /// The same with the file's name alone, which does not depend on where the file is.
+    /// The name of the file and the line number, which do not depend on where the file is.
     pub id: String,
     fields: Map<String, Value>,
 }
@@ -83,7 +83,10 @@ pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(path).map_err(|e| Error::io(path, e))? {
         let file = entry.map_err(|e| Error::io(path, e))?.path();
-        if file.extension().is_some_and(|own| own == "jsonl") {
+        if file
+            .extension()
+            .is_some_and(|extension| extension == "jsonl")
+        {
             found.push(file);
         }
     }

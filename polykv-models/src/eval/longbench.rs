@@ -22,17 +22,18 @@ use template::Template;
 /// A config file above this size is refused.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// How prompts from files are made.
+/// Options for prompts from files.
 #[derive(Clone, Debug, Default)]
 pub struct PromptOptions {
-    /// Samples per task, the first ones; all if none.
+    /// The first so many samples of each task; `None` takes all.
     pub limit: Option<usize>,
-    /// The tasks to run; all that there are if empty.
+    /// The tasks to run; empty runs all.
     pub only: Vec<String>,
-    /// Tokens of a prompt's text; of longer ones the first and the last half is kept. None is what the model's context
-    /// leaves beside template and answer.
+    /// The most tokens of a prompt's text. Of a longer text the start and the end are kept, half of the limit each.
+    /// `None` is what the model's context leaves beside template and answer.
     pub max_length: Option<usize>,
-    /// Tokens of an answer: less than LongBench allows its tasks, and of other prompts any number instead of 128.
+    /// The most tokens of an answer. It can only lower the limits of LongBench's tasks; for other prompts it replaces
+    /// the default of 128.
     pub max_new_tokens: Option<usize>,
     /// Whether the question runs over the compressed text instead of being part of it.
     pub question_after: bool,
@@ -75,15 +76,16 @@ impl PromptOptions {
     }
 }
 
-/// Greedy answers, scored as LongBench's own scorer does, from 0 to 1. The templates and generation limits are read from
-/// the benchmark's folder; the question is part of what is compressed unless it is to come after it, and then everything
-/// of the template behind the context comes after it.
+/// LongBench v1 (Bai et al. 2023, arXiv 2308.14508). Greedy answers are scored from 0 to 1 by the rules of the
+/// benchmark's own scorer. Templates and generation limits are read from the benchmark's folder. The question is part
+/// of the compressed prompt; with [`PromptOptions::question_after`] everything that the template has behind the context
+/// runs over the compressed cache instead.
 #[derive(Debug)]
 pub struct LongBench {
     questions: Vec<Question>,
 }
 
-/// LongBench's folder, read and checked as far as that needs no model.
+/// The files of a LongBench folder, read and checked before a model is loaded.
 #[derive(Debug)]
 pub struct LongBenchFiles {
     samples: Vec<(Line, Sample, Template, Rule)>,
@@ -123,6 +125,8 @@ impl LongBenchFiles {
 }
 
 impl LongBench {
+    /// The prompts of the files for a model.
+    ///
     /// # Errors
     /// A prompt that cannot be made.
     pub fn new(model: &LoadedModel, files: LongBenchFiles) -> Result<Self> {

@@ -19,11 +19,11 @@ use polykv_core::{Error, Result};
 /// # Errors
 /// NaN or plus infinity among the logits, and a token outside the vocabulary.
 pub fn nll(logits: &[f32], token: u32) -> Result<f64> {
-    let Some(&own) = logits.get(token as usize) else {
+    let Some(&logit) = logits.get(token as usize) else {
         let allowed = format!("below {}", logits.len());
         return Err(Error::invalid("score", "token id", token, allowed));
     };
-    Ok(log_sum(logits)? - f64::from(own))
+    Ok(log_sum(logits)? - f64::from(logit))
 }
 
 /// Kullback-Leibler divergence of two next-token distributions, `Σ p ln(p / q)` in nats with `p` from `reference` and
@@ -70,16 +70,19 @@ pub fn most_likely(logits: &[f32]) -> Result<u32> {
 }
 
 /// Whether a smaller value of a score is the better one.
+#[must_use]
 pub fn lower_is_better(metric: &str) -> bool {
     matches!(metric, "perplexity" | "nll" | "kl")
 }
 
-/// The mean; zero of nothing.
+/// The mean of values; 0 if there are none.
+#[must_use]
 pub fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
 /// The first run of decimal digits in a text.
+#[must_use]
 pub fn first_number(text: &str) -> Option<&str> {
     let start = text.find(|c: char| c.is_ascii_digit())?;
     let rest = &text[start..];
@@ -89,7 +92,7 @@ pub fn first_number(text: &str) -> Option<&str> {
     Some(&rest[..end])
 }
 
-/// The logarithm of the sum of exponentials.
+/// Log-sum-exp: the logarithm of the sum of the exponentials.
 fn log_sum(logits: &[f32]) -> Result<f64> {
     check(logits)?;
     let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));

@@ -29,12 +29,12 @@ const PLACES: [&str; 12] = [
     "Quarrington",
 ];
 
-/// Which needles are hidden, and the protocol.
+/// Options of the needle task.
 #[derive(Clone, Debug)]
 pub struct NeedleOptions {
-    /// Tokens of the compressed prompt, at most; a prompt ends at a sentence, up to one sentence below.
+    /// Lengths of the compressed prompt, in tokens. A prompt ends at the last sentence that fits.
     pub lengths: Vec<usize>,
-    /// Where the needle is, from 0 (start) to 1 (end).
+    /// Places of the needle in the text, from 0 (start) to 1 (end).
     pub depths: Vec<f64>,
     /// Samples per length and depth.
     pub limit: usize,
@@ -44,17 +44,20 @@ pub struct NeedleOptions {
     /// Whether the question, and the start of the answer with it, runs over the compressed text instead of being part
     /// of what is compressed.
     pub question_after: bool,
-    /// Whether the answer's likelihood is measured token by token with eviction, else in one pass without.
+    /// Whether the answer's likelihood is measured token by token under the decode rules. Otherwise it is measured in
+    /// one pass that evicts nothing.
     pub decode: bool,
     /// Whether the text is fed without the model's chat template.
     pub raw: bool,
     /// Whether the greedy answer is generated; without it only the likelihood is measured.
     pub generate: bool,
+    /// Seed of the words, numbers and texts.
     pub seed: u64,
 }
 
-/// Scores: `exact`, 1 if the first number of the greedy answer is the hidden one; `nll`, mean over the tokens of the
-/// hidden number after the lead-in. `exact` is left out if no answer is generated.
+/// The needle task: a number is hidden in a long text, and a question asks for it. Its scores are `exact`, 1 if the
+/// first number in the greedy answer is the hidden one, and `nll`, the mean negative log-likelihood of the hidden
+/// number's tokens after the start of the answer. `exact` is absent if no answer is generated.
 #[derive(Debug)]
 pub struct Needle {
     samples: Vec<Sample>,
@@ -67,9 +70,9 @@ struct Sample {
     length: usize,
     depth: f64,
     number: String,
-    /// What is compressed.
+    /// Token ids of the compressed prompt.
     prompt: Vec<u32>,
-    /// What runs over the compressed cache before the answer.
+    /// Token ids that run over the compressed cache before the answer.
     after: Vec<u32>,
     /// The start of the answer, if the model is not given it.
     lead_in: Vec<u32>,
@@ -77,6 +80,8 @@ struct Sample {
 }
 
 impl Needle {
+    /// The samples for a model.
+    ///
     /// # Errors
     /// Depths outside 0 to 1; lengths too short for the question or beyond the model's context.
     pub fn new(model: &LoadedModel, options: &NeedleOptions) -> Result<Self> {
@@ -173,7 +178,7 @@ impl Sample {
     ) -> Result<Vec<f64>> {
         let tokens = [&self.lead_in[..], &self.answer].concat();
         let nlls = evaluator.nlls(nexts, caches, &tokens, decode)?;
-        let mean = |own: &Vec<f64>| metrics::mean(&own[self.lead_in.len()..]);
+        let mean = |nlls: &Vec<f64>| metrics::mean(&nlls[self.lead_in.len()..]);
         Ok(nlls.iter().map(mean).collect())
     }
 }
@@ -196,7 +201,14 @@ impl Task for Needle {
 
     fn fingerprint(&self) -> String {
         let samples = self.samples.iter();
-        let parts = samples.flat_map(|own| [&own.prompt, &own.after, &own.lead_in, &own.answer]);
+        let parts = samples.flat_map(|sample| {
+            [
+                &sample.prompt,
+                &sample.after,
+                &sample.lead_in,
+                &sample.answer,
+            ]
+        });
         let parts: Vec<Vec<u8>> = parts.map(|ids| id_bytes(ids)).collect();
         fingerprint(parts.iter().map(Vec::as_slice))
     }

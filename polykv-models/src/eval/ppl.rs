@@ -5,8 +5,8 @@ use super::{Evaluator, Prediction, SampleInfo, Task, metrics};
 use crate::LoadedModel;
 use polykv_core::{Error, Result};
 
-/// The continuation is teacher-forced over the compressed prefix. Its first token is run but not scored: what predicts
-/// it is the prefix alone, which eviction cannot change.
+/// Perplexity: the continuation of a text is teacher-forced over its compressed prefix. The first token of the
+/// continuation is run but not scored, because the prefix alone predicts it, before anything is evicted.
 #[derive(Debug)]
 pub struct Ppl {
     windows: Vec<Window>,
@@ -15,6 +15,9 @@ pub struct Ppl {
 }
 
 impl Ppl {
+    /// Windows of `text`. With `decode`, the continuation runs token by token under the decode rules; otherwise it runs
+    /// in one pass that evicts nothing.
+    ///
     /// # Errors
     /// A text too short, lengths beyond the model's context, and a continuation of fewer than two tokens.
     pub fn new(

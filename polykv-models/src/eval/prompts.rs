@@ -14,36 +14,43 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::str::FromStr;
 
-/// The fields of a line. A prompt is the text of `prompt`, and after a blank line the text of `question`.
+/// The names of the fields in a line of JSON. A prompt is the text of `prompt` and, after a blank line, the text of
+/// `question`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FieldMap {
+    /// The field with the text of the prompt.
     pub prompt: String,
-    /// A text or a list of texts, any of which is right.
+    /// The field with the references: a text or a list of texts, any of which is right.
     pub answers: String,
-    /// The question, where it stands apart.
+    /// The field with the question, if it is separate from the prompt.
     pub question: Option<String>,
-    /// The start of the answer, which is given to the model.
+    /// The field with the start of the answer, which is given to the model.
     pub prefix: Option<String>,
-    /// The name of the task; the file's name if there is none.
+    /// The field with the name of the task. Without it a task is named after its file.
     pub task: Option<String>,
-    /// What the answer may be, for `classification`.
+    /// The field with the classes, for the metric `classification`.
     pub classes: Option<String>,
 }
 
 /// How answers are written and scored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Scorer {
     /// One metric for all tasks.
     Metric(Metric),
-    /// What LongBench says of the task of that name: metric, generation limit, template, lines.
+    /// The rules that LongBench has for the task of the same name: metric, generation limit, use of the chat template,
+    /// and whether an answer ends at a line break.
     LongBench,
 }
 
-/// Which prompts, and what becomes of the answers.
+/// Options of prompts from a user's own files.
 #[derive(Clone, Debug)]
 pub struct PromptsOptions {
+    /// The fields of a line.
     pub map: FieldMap,
+    /// How answers are scored.
     pub scorer: Scorer,
+    /// How prompts are made.
     pub prompts: PromptOptions,
 }
 
@@ -102,7 +109,7 @@ impl FromStr for Scorer {
     }
 }
 
-/// Files of prompts, read and checked as far as that needs no model.
+/// Files of prompts, read and checked before a model is loaded.
 #[derive(Debug)]
 pub struct PromptFiles {
     samples: Vec<(Line, Sample)>,
@@ -146,6 +153,8 @@ impl PromptFiles {
 }
 
 impl Prompts {
+    /// The prompts of the files for a model.
+    ///
     /// # Errors
     /// A prompt that cannot be made within the limits.
     pub fn new(model: &LoadedModel, files: PromptFiles) -> Result<Self> {

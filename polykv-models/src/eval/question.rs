@@ -26,7 +26,7 @@ pub(super) struct Question {
     pub framed: Framed,
     pub rule: Rule,
     pub answers: Vec<String>,
-    /// What the answer may be, where it is one of several classes.
+    /// The classes, where the answer is one of several.
     pub classes: Vec<String>,
 }
 
@@ -42,7 +42,7 @@ impl Question {
     /// One prediction per plan, FullKV first.
     ///
     /// # Errors
-    /// What the model and the plans refuse, NaN in logits or scores.
+    /// An error of the model or of a plan, NaN in logits or scores.
     pub fn run(&self, index: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
         let mut prompted = evaluator.prefill(&self.framed.prompt)?;
         let held = prompted.held()?;
@@ -104,21 +104,21 @@ impl Question {
     }
 }
 
-/// What is known of the questions as a task's samples.
+/// The facts about the questions as samples of a task.
 pub(super) fn infos(questions: &[Question]) -> Vec<SampleInfo> {
     questions.iter().map(Question::info).collect()
 }
 
-/// Of prompts, references and rules.
+/// The fingerprint of prompts, references and rules.
 pub(super) fn fingerprint_of(questions: &[Question]) -> String {
     let parts: Vec<Vec<u8>> = questions
         .iter()
-        .flat_map(|own| {
+        .flat_map(|question| {
             let rule = format!(
                 "{} {:?} {:?} {:?}",
-                own.task, own.rule, own.answers, own.classes
+                question.task, question.rule, question.answers, question.classes
             );
-            let Framed { prompt, after, .. } = &own.framed;
+            let Framed { prompt, after, .. } = &question.framed;
             [id_bytes(prompt), id_bytes(after), rule.into_bytes()]
         })
         .collect();

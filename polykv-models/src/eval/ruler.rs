@@ -1,7 +1,7 @@
 //! RULER (Hsieh et al. 2024, arXiv 2404.06654): 13 synthetic tasks at any length.
 
+mod builtin;
 mod niah;
-mod own;
 mod qa;
 mod source;
 mod texts;
@@ -38,15 +38,16 @@ const NAMES: [&str; 13] = [
     "qa_2",
 ];
 
-/// Which tasks at which lengths, and the protocol.
+/// Options of RULER.
 #[derive(Clone, Debug)]
 pub struct RulerOptions {
-    /// Tokens of prompt and answer together, at most.
+    /// Lengths of prompt and answer together, in tokens.
     pub lengths: Vec<usize>,
     /// The tasks to run; all 13 if empty.
     pub only: Vec<String>,
     /// Samples per task and length.
     pub limit: usize,
+    /// Seed of the words, numbers and texts.
     pub seed: u64,
     /// Whether the start of the answer is given to the model, as RULER does.
     pub answer_prefix: bool,
@@ -55,7 +56,7 @@ pub struct RulerOptions {
     pub question_after: bool,
     /// Whether the text is fed without the model's chat template.
     pub raw: bool,
-    /// Where RULER's own templates and texts are; words and sentences of our own if none, and then the scores cannot be
+    /// A copy of RULER, whose templates and texts are used. Without it built-in ones are used, and the scores cannot be
     /// compared with published ones.
     pub source: Option<RulerSource>,
 }
@@ -69,8 +70,8 @@ pub struct RulerSource {
     pub haystack: PathBuf,
 }
 
-/// Greedy answers, scored from 0 to 1: the share of the references that the answer contains, for `qa_1` and `qa_2` whether
-/// it contains any.
+/// RULER (Hsieh et al. 2024, arXiv 2404.06654). Greedy answers are scored from 0 to 1: by the share of the references
+/// that the answer contains, or for `qa_1` and `qa_2` by whether it contains any.
 #[derive(Debug)]
 pub struct Ruler {
     questions: Vec<Question>,
@@ -87,7 +88,7 @@ struct Draft {
     answers: Vec<String>,
 }
 
-/// What a task hides its answer in.
+/// The material of one sample of a task.
 struct Maker<'a> {
     task: &'static str,
     texts: &'a Texts,
@@ -98,7 +99,7 @@ struct Maker<'a> {
     seed: u64,
 }
 
-/// What the tasks are made of, read and checked as far as that needs no model.
+/// The words and templates of the tasks, read and checked before a model is loaded.
 #[derive(Debug)]
 pub struct RulerTexts {
     texts: Texts,
@@ -107,8 +108,10 @@ pub struct RulerTexts {
 }
 
 impl RulerTexts {
+    /// Reads the words and templates of the tasks: those of a copy of RULER, or the built-in ones.
+    ///
     /// # Errors
-    /// A task that is not one; counts of zero; a copy of RULER that lacks something, by file.
+    /// An unknown task; counts of zero; a copy of RULER that lacks something, by file.
     pub fn read(options: &RulerOptions) -> Result<Self> {
         check_counts(&[
             ("limit", options.limit),
@@ -132,7 +135,7 @@ impl RulerTexts {
         let tasks: Vec<&'static str> = NAMES.iter().copied().filter(|name| wanted(name)).collect();
         let texts = match &options.source {
             Some(source) => Texts::read(source, &tasks)?,
-            None => own::texts(options.seed),
+            None => builtin::texts(options.seed),
         };
         Ok(Self {
             texts,
@@ -143,6 +146,8 @@ impl RulerTexts {
 }
 
 impl Ruler {
+    /// The prompts for a model.
+    ///
     /// # Errors
     /// Lengths beyond the model's context or too short for a task.
     pub fn new(model: &LoadedModel, texts: RulerTexts) -> Result<Self> {

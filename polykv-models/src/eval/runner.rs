@@ -1,10 +1,11 @@
 //! Running a prompt for all plans, and what follows it for each.
 
 use super::{Scores, metrics};
+use crate::causal_lm::PrefillOptions;
+use crate::load::LoadedModel;
 use crate::rows::{self, AttendRow};
 use crate::texts::draw::check_length;
 use crate::tokenizer::Specials;
-use crate::{LoadedModel, PrefillOptions};
 use burn::tensor::{Device, Tensor};
 use polykv_core::{
     At, Budget, Error, KvCache, Phase, Plan, PlanFile, Prompt, Registry, Result, SharedPrefill, ops,
@@ -17,29 +18,34 @@ const PIECE: usize = 128;
 /// A plan under a name.
 #[derive(Clone, Debug)]
 pub struct NamedPlan {
-    /// What results call it.
+    /// The name of the plan in results.
     pub name: String,
-    /// The fingerprint of what states it, see [`PlanFile::hash`].
+    /// The fingerprint of the plan file, see [`PlanFile::hash`].
     pub hash: String,
-    /// What states it.
+    /// The plan as a file.
     pub file: PlanFile,
-    /// What it does.
+    /// The plan as values.
     pub plan: Plan,
 }
 
-/// What a summary must know of a plan; small enough to be stored beside predictions.
+/// The facts about a plan that a summary needs, stored beside predictions.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PlanInfo {
+    /// The name of the plan, see [`NamedPlan::name`].
     pub name: String,
+    /// The fingerprint of the plan, see [`NamedPlan::hash`].
     pub hash: String,
-    /// Whether one and the same policy rules all layers, in one phase or in both: what other plans are compared with.
+    /// Whether one policy with the same parameters runs in all layers, in one phase or in both. Other plans are
+    /// compared with the best of these.
     pub single: bool,
-    /// None if everything is kept.
+    /// The budget; `None` if the plan keeps everything.
     pub budget: Option<Budget>,
 }
 
 impl NamedPlan {
     /// A plan with the fingerprint of the file that states it, its policies' names looked up in `registry`.
+    #[must_use]
     pub fn new(name: impl Into<String>, plan: Plan, registry: &Registry) -> Self {
         let file = PlanFile::of(&plan, registry);
         Self {
@@ -50,7 +56,8 @@ impl NamedPlan {
         }
     }
 
-    /// What a summary must know of the plan.
+    /// The facts about the plan that a summary needs.
+    #[must_use]
     pub fn info(&self) -> PlanInfo {
         let keys = |phase| {
             let rules = self.plan.rules(phase);
@@ -82,11 +89,13 @@ pub struct Evaluator<'a> {
     chunk: usize,
 }
 
-/// Takes the logits after a token: `(cache, token, logits)`.
+/// Takes the logits after a token: the index of the cache, the index of the token, and one number per token of the
+/// vocabulary.
 pub type EachToken<'a> = dyn FnMut(usize, usize, &[f32]) -> Result<()> + 'a;
 
 /// A prompt that has run.
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct Prompted {
     /// Logits of the first token after the prompt, the same for all plans.
     pub next: Vec<f32>,
@@ -95,7 +104,7 @@ pub struct Prompted {
 }
 
 impl<'a> Evaluator<'a> {
-    /// FullKV comes first, under the name `full`, beside `plans`.
+    /// An evaluator for FullKV, under the name `full`, followed by `plans`.
     ///
     /// # Errors
     /// A plan for another model, and a name given twice.
@@ -120,10 +129,12 @@ impl<'a> Evaluator<'a> {
         })
     }
 
+    /// The model.
     pub fn model(&self) -> &LoadedModel {
         self.model
     }
 
+    /// The device that the model runs on.
     pub fn device(&self) -> &Device {
         self.model.model.device()
     }
@@ -133,15 +144,15 @@ impl<'a> Evaluator<'a> {
         &self.plans
     }
 
-    /// What is to be known of FullKV and the plans after the run.
+    /// The facts about FullKV and the plans that a summary needs.
     pub fn infos(&self) -> Vec<PlanInfo> {
         self.plans.iter().map(NamedPlan::info).collect()
     }
 
-    /// Whether every plan can be carried out for a prompt.
+    /// Checks that every plan can be carried out for a prompt of `prompt_tokens` tokens.
     ///
     /// # Errors
-    /// What [`Plan::resolve`] refuses, with the plan's name.
+    /// An error of [`Plan::resolve`], with the plan's name.
     pub fn check(&self, prompt_tokens: usize) -> Result<()> {
         let shape = self.model.model.cache_shape(1);
         for NamedPlan { name, plan, .. } in &self.plans {
@@ -151,13 +162,13 @@ impl<'a> Evaluator<'a> {
         Ok(())
     }
 
-    /// Runs a prompt once and compresses it under every plan.
+    /// Runs the token ids of a prompt once and compresses it under every plan.
     ///
     /// # Errors
-    /// What the model and the plans refuse.
+    /// An error of the model or of a plan.
     pub fn prefill(&self, prompt: &[u32]) -> Result<Prompted> {
         let model = &self.model.model;
-        let plans = self.plans.iter().map(|own| own.plan.clone()).collect();
+        let plans = self.plans.iter().map(|named| named.plan.clone()).collect();
         let mut shared = SharedPrefill::new(plans, model.cache_shape(1), model.device())?;
         let mut options = self.options();
         let next = model.prefill(self.model.ids(prompt), &mut shared, &mut options)?;
@@ -167,11 +178,12 @@ impl<'a> Evaluator<'a> {
         })
     }
 
-    /// Runs one of `tokens` after each of `caches`, which have seen equally many; the plans' decode rules act. The weights are
-    /// read once for all of them. Returns the logits of the next tokens.
+    /// Runs one decode step for every cache: the token of `tokens` with the same index, under the decode rules of the
+    /// cache's plan. All caches must have seen the same number of tokens; the weights are read once for all of them.
+    /// Returns the logits of the next token, one list per cache.
     ///
     /// # Errors
-    /// Caches of different lengths; what a cache refuses; a NaN score.
+    /// Caches of different lengths, an error of a cache, and a NaN score.
     pub fn step(&self, caches: &mut [&mut KvCache], tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
         let seen = same_length(caches.iter().map(|cache| cache.seen()))?;
         let x = self.embed(tokens).reshape([tokens.len() as i32, 1, -1]);
@@ -182,11 +194,11 @@ impl<'a> Evaluator<'a> {
         Ok(rows.map(<[f32]>::to_vec).collect())
     }
 
-    /// Runs tokens after what each of `caches` holds, which have seen equally many, without eviction, and gives the logits
-    /// after each token to `each`, with the numbers of the cache and the token.
+    /// Runs `tokens` over every cache without eviction, and passes the logits after each token to `each`. All caches
+    /// must have seen the same number of tokens.
     ///
     /// # Errors
-    /// Caches of different lengths; what the model refuses, and those of `each`.
+    /// Caches of different lengths, an error of the model, and the errors of `each`.
     pub fn feed(
         &self,
         caches: &mut [KvCache],
@@ -239,7 +251,7 @@ impl<'a> Evaluator<'a> {
     /// evicts nothing.
     ///
     /// # Errors
-    /// Those of [`Evaluator::feed`].
+    /// The errors of [`Evaluator::feed`].
     pub(super) fn after(&self, prompted: &mut Prompted, after: &[u32]) -> Result<Vec<Vec<f32>>> {
         let Prompted { next, caches } = prompted;
         let mut nexts = vec![next.clone(); caches.len()];
@@ -252,11 +264,11 @@ impl<'a> Evaluator<'a> {
         Ok(nexts)
     }
 
-    /// The most likely tokens one by one after each cache, whose last logits are `nexts`: at most `most`, up to the first of
-    /// `stops`.
+    /// Decodes greedily after each cache, whose last logits are `nexts`. Returns the token ids per cache: at most
+    /// `most`, up to the first of `stops`, which is left out.
     ///
     /// # Errors
-    /// As [`Evaluator::step`]; NaN in logits.
+    /// An error of the model or of a cache, and NaN in logits.
     pub fn greedy(
         &self,
         nexts: &[Vec<f32>],
@@ -277,11 +289,12 @@ impl<'a> Evaluator<'a> {
             if open.is_empty() || made == most {
                 break;
             }
-            let tokens: Vec<u32> = open.iter().map(|own| own.2).collect();
-            let mut running: Vec<&mut KvCache> = open.iter_mut().map(|own| &mut *own.0).collect();
+            let tokens: Vec<u32> = open.iter().map(|answer| answer.2).collect();
+            let mut running: Vec<&mut KvCache> =
+                open.iter_mut().map(|answer| &mut *answer.0).collect();
             let rows = self.step(&mut running, &tokens)?;
-            for (own, row) in open.iter_mut().zip(rows) {
-                own.2 = metrics::most_likely(&row)?;
+            for (answer, row) in open.iter_mut().zip(rows) {
+                answer.2 = metrics::most_likely(&row)?;
             }
         }
         caches.iter_mut().try_for_each(KvCache::check)?;
@@ -291,17 +304,18 @@ impl<'a> Evaluator<'a> {
     /// The token that a line break ends with, if the tokenizer knows one.
     ///
     /// # Errors
-    /// Those of the tokenizer.
+    /// The errors of the tokenizer.
     pub(super) fn newline(&self) -> Result<Option<u32>> {
         let ids = self.model.tokenizer.encode("\n", Specials::AsText)?;
         Ok(ids.last().copied())
     }
 
-    /// The negative log-likelihood of each of `tokens` after each cache, whose last logits are `nexts`: token by token with
-    /// eviction if `decode`, else together over the compressed cache, which then evicts nothing.
+    /// The negative log-likelihoods of `tokens` after each cache, whose last logits are `nexts`, in nats. With `decode`
+    /// the tokens run one by one under the decode rules; otherwise they run together over the compressed cache, which
+    /// then evicts nothing.
     ///
     /// # Errors
-    /// As [`Evaluator::step`] and [`Evaluator::feed`]; NaN in logits.
+    /// An error of the model or of a cache, caches of different lengths, and NaN in logits.
     pub fn nlls(
         &self,
         nexts: &[Vec<f32>],
@@ -320,8 +334,8 @@ impl<'a> Evaluator<'a> {
             let mut running: Vec<&mut KvCache> = caches.iter_mut().collect();
             for (&token, &wanted) in run.iter().zip(rest) {
                 let rows = self.step(&mut running, &vec![token; nexts.len()])?;
-                for (own, row) in nlls.iter_mut().zip(&rows) {
-                    own.push(metrics::nll(row, wanted)?);
+                for (of_cache, row) in nlls.iter_mut().zip(&rows) {
+                    of_cache.push(metrics::nll(row, wanted)?);
                 }
             }
             caches.iter_mut().try_for_each(KvCache::check)?;

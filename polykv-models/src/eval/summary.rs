@@ -7,22 +7,28 @@ use super::{Evaluator, PlanInfo, Prediction, Scores, Task, metrics};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What a run found, FullKV first.
+/// The results of a run.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Summary {
+    /// The name of the task or benchmark.
     pub task: String,
+    /// One result per plan, FullKV first.
     pub plans: Vec<PlanSummary>,
 }
 
 /// One plan's results. Beside the predictions' scores, `scores` have `delta_nll`, the difference to FullKV, and
 /// `perplexity`, the exponential of the mean, where the task is about that.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct PlanSummary {
+    /// The name of the plan.
     pub name: String,
+    /// The fingerprint of the plan.
     pub hash: String,
     /// Whether one policy rules all layers; see [`PlanInfo::single`].
     pub single: bool,
-    /// Samples.
+    /// The number of samples.
     pub n: usize,
     /// Samples whose prompt lost its middle.
     pub truncated: usize,
@@ -32,14 +38,15 @@ pub struct PlanSummary {
     /// the same budget in this run. None where that is no worse than FullKV.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap_closed: Option<f64>,
-    /// By what is compared: `mean`, and of `scores` those that tell quality beside it (`nll`, `agreement`).
+    /// Differences to other plans by score: of `mean`, and of `nll` and `agreement` where the task has them.
     pub differences: BTreeMap<String, Vec<Difference>>,
     /// Whether this is the best single policy at its budget.
     pub best_single: bool,
     /// Means over all samples.
     pub scores: Scores,
-    /// In the order of their first sample.
+    /// The results of each task, in the order of their first samples.
     pub tasks: Vec<TaskSummary>,
+    /// The means over the named sets of tasks.
     pub sets: Vec<SetSummary>,
     /// All samples by length and depth.
     pub groups: Vec<Group>,
@@ -47,13 +54,21 @@ pub struct PlanSummary {
 
 /// One plan's results on one task.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct TaskSummary {
+    /// The name of the task.
     pub name: String,
+    /// The score that stands for the task, see [`Prediction::metric`].
     pub metric: String,
+    /// The mean of that score; for `perplexity` the exponential of the mean `nll`.
     pub score: f64,
+    /// The number of samples.
     pub n: usize,
+    /// Samples whose prompt lost its middle.
     pub truncated: usize,
+    /// The differences of the score to FullKV and to the best single policy.
     pub differences: Vec<Difference>,
+    /// The means of all scores by name.
     pub scores: Scores,
     /// The task's samples by length and depth.
     pub groups: Vec<Group>,
@@ -61,14 +76,20 @@ pub struct TaskSummary {
 
 /// The unweighted mean over those tasks of a set that the run has.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct SetSummary {
+    /// The name of the set.
     pub name: String,
+    /// The mean.
     pub score: f64,
-    /// How many tasks the mean is over, and how many the set has.
+    /// The number of tasks that the mean is over.
     pub tasks: usize,
+    /// The number of tasks that the set has.
     pub of: usize,
+    /// The share of the gap that the plan closes in this set, see [`PlanSummary::gap_closed`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap_closed: Option<f64>,
+    /// The differences of the mean to FullKV and to the best single policy.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub differences: Vec<Difference>,
 }
@@ -76,9 +97,11 @@ pub struct SetSummary {
 /// A plan's score less another's. First to FullKV, then to the best plan of one policy at the same budget, unless it is
 /// the plan itself.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Difference {
     /// Name of the other plan.
     pub to: String,
+    /// The difference of the scores.
     pub difference: f64,
     /// The 95 % interval of a paired bootstrap: 1,999 draws, with a fixed seed, of each task's samples from those. None
     /// where a task has a single sample.
@@ -88,20 +111,29 @@ pub struct Difference {
 
 /// The samples of one length and depth.
 #[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
 pub struct Group {
+    /// The length that was asked for, see [`Prediction::length`].
     pub length: usize,
+    /// The place of the needle, see [`Prediction::depth`].
     #[serde(skip_serializing_if = "Option::is_none")]
     pub depth: Option<f64>,
+    /// The number of samples.
     pub n: usize,
+    /// The means of all scores by name.
     pub scores: Scores,
 }
 
 impl Summary {
+    /// The summary of a task's predictions under the plans of an evaluator.
+    #[must_use]
     pub fn of(task: &dyn Task, evaluator: &Evaluator<'_>, predictions: &[Prediction]) -> Self {
         Self::new(task.name(), &task.sets(), &evaluator.infos(), predictions)
     }
 
-    /// The order of the predictions does not matter. Predictions of other plans are left out.
+    /// The summary of predictions under `plans`, FullKV first. `sets` are the named sets of tasks, see [`Task::sets`].
+    /// The order of the predictions does not matter, and predictions of other plans are left out.
+    #[must_use]
     pub fn new(
         task: &str,
         sets: &[(String, Vec<String>)],
@@ -109,22 +141,22 @@ impl Summary {
         predictions: &[Prediction],
     ) -> Self {
         let of_plan = |plan: &PlanInfo| {
-            let own = predictions.iter().filter(|one| one.plan == plan.name);
-            let mut own: Vec<&Prediction> = own.collect();
-            own.sort_by_key(|one| one.sample);
-            own
+            let of_plan = predictions.iter().filter(|one| one.plan == plan.name);
+            let mut of_plan: Vec<&Prediction> = of_plan.collect();
+            of_plan.sort_by_key(|one| one.sample);
+            of_plan
         };
-        let own: Vec<Vec<&Prediction>> = plans.iter().map(of_plan).collect();
-        let summaries = plans.iter().zip(&own);
+        let by_plan: Vec<Vec<&Prediction>> = plans.iter().map(of_plan).collect();
+        let summaries = plans.iter().zip(&by_plan);
         let mut summaries: Vec<PlanSummary> = summaries
-            .map(|(plan, own)| PlanSummary::of(plan, sets, own))
+            .map(|(plan, of_plan)| PlanSummary::of(plan, sets, of_plan))
             .collect();
         if let Some(full) = summaries.first().cloned() {
             for plan in &mut summaries {
                 plan.add_delta(&full);
             }
         }
-        compare::compare(plans, sets, &own, &mut summaries);
+        compare::compare(plans, sets, &by_plan, &mut summaries);
         Self {
             task: task.into(),
             plans: summaries,
@@ -133,10 +165,10 @@ impl Summary {
 }
 
 impl PlanSummary {
-    fn of(plan: &PlanInfo, sets: &[(String, Vec<String>)], own: &[&Prediction]) -> Self {
-        let tasks: Vec<TaskSummary> = by(own, |one| one.task.clone())
+    fn of(plan: &PlanInfo, sets: &[(String, Vec<String>)], predictions: &[&Prediction]) -> Self {
+        let tasks: Vec<TaskSummary> = by(predictions, |one| one.task.clone())
             .into_iter()
-            .map(|(name, own)| TaskSummary::of(name, &own))
+            .map(|(name, of_task)| TaskSummary::of(name, &of_task))
             .collect();
         let sets = sets.iter().filter_map(|(name, members)| {
             let found = tasks.iter().filter(|task| members.contains(&task.name));
@@ -155,15 +187,15 @@ impl PlanSummary {
             name: plan.name.clone(),
             hash: plan.hash.clone(),
             single: plan.single,
-            n: own.len(),
-            truncated: own.iter().filter(|one| one.truncated).count(),
+            n: predictions.len(),
+            truncated: predictions.iter().filter(|one| one.truncated).count(),
             mean: metrics::mean(&scores),
             gap_closed: None,
             differences: BTreeMap::new(),
             best_single: false,
-            scores: means(own),
+            scores: means(predictions),
             sets: sets.collect(),
-            groups: groups(own),
+            groups: groups(predictions),
             tasks,
         }
     }
@@ -171,25 +203,28 @@ impl PlanSummary {
     fn add_delta(&mut self, full: &Self) {
         add_delta_nll(&mut self.scores, &full.scores);
         add_group_delta(&mut self.groups, &full.groups);
-        for (own, full) in self.tasks.iter_mut().zip(&full.tasks) {
-            add_delta_nll(&mut own.scores, &full.scores);
-            add_group_delta(&mut own.groups, &full.groups);
+        for (task, full) in self.tasks.iter_mut().zip(&full.tasks) {
+            add_delta_nll(&mut task.scores, &full.scores);
+            add_group_delta(&mut task.groups, &full.groups);
         }
     }
 }
 
 impl TaskSummary {
-    fn of(name: String, own: &[&Prediction]) -> Self {
-        let metric = own.first().map_or("", |one| &one.metric).to_string();
-        let scores = means(own);
+    fn of(name: String, predictions: &[&Prediction]) -> Self {
+        let metric = predictions
+            .first()
+            .map_or("", |one| &one.metric)
+            .to_string();
+        let scores = means(predictions);
         Self {
             name,
             score: scores.get(&metric).copied().unwrap_or(f64::NAN),
             metric,
-            n: own.len(),
-            truncated: own.iter().filter(|one| one.truncated).count(),
+            n: predictions.len(),
+            truncated: predictions.iter().filter(|one| one.truncated).count(),
             differences: Vec::new(),
-            groups: groups(own),
+            groups: groups(predictions),
             scores,
         }
     }
@@ -202,10 +237,10 @@ fn by<'a, K: PartialEq>(
 ) -> Vec<(K, Vec<&'a Prediction>)> {
     let mut found: Vec<(K, Vec<&Prediction>)> = Vec::new();
     for one in predictions {
-        let own = key(one);
-        match found.iter_mut().find(|(key, _)| *key == own) {
+        let value = key(one);
+        match found.iter_mut().find(|(key, _)| *key == value) {
             Some((_, members)) => members.push(one),
-            None => found.push((own, vec![one])),
+            None => found.push((value, vec![one])),
         }
     }
     found
@@ -214,11 +249,11 @@ fn by<'a, K: PartialEq>(
 fn groups(predictions: &[&Prediction]) -> Vec<Group> {
     let groups = by(predictions, |one| (one.length, one.depth)).into_iter();
     groups
-        .map(|((length, depth), own)| Group {
+        .map(|((length, depth), of_group)| Group {
             length,
             depth,
-            n: own.len(),
-            scores: means(&own),
+            n: of_group.len(),
+            scores: means(&of_group),
         })
         .collect()
 }
@@ -245,15 +280,15 @@ fn means(predictions: &[&Prediction]) -> Scores {
     means
 }
 
-fn add_group_delta(own: &mut [Group], full: &[Group]) {
-    for (own, full) in own.iter_mut().zip(full) {
-        add_delta_nll(&mut own.scores, &full.scores);
+fn add_group_delta(groups: &mut [Group], full: &[Group]) {
+    for (group, full) in groups.iter_mut().zip(full) {
+        add_delta_nll(&mut group.scores, &full.scores);
     }
 }
 
 fn add_delta_nll(scores: &mut Scores, full: &Scores) {
-    if let (Some(own), Some(full)) = (scores.get("nll"), full.get("nll")) {
-        let difference = own - full;
+    if let (Some(nll), Some(full)) = (scores.get("nll"), full.get("nll")) {
+        let difference = nll - full;
         scores.insert("delta_nll".into(), difference);
     }
 }

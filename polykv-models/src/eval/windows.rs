@@ -6,15 +6,16 @@ use crate::texts::draw::{check_counts, check_length, starts};
 use crate::tokenizer::Specials;
 use polykv_core::{Error, Result};
 
-/// Which windows are cut from a text.
+/// How windows are cut from a text.
 #[derive(Clone, Debug)]
 pub struct WindowOptions {
-    /// Tokens of the prefix, each at least 1.
+    /// Lengths of the prefix in tokens, each at least 1.
     pub lengths: Vec<usize>,
     /// Tokens of the continuation, at least 1.
     pub continuation: usize,
     /// Windows per length, fewer if the text has fewer.
     pub limit: usize,
+    /// Seed of the starts.
     pub seed: u64,
 }
 
@@ -63,7 +64,7 @@ pub(super) fn cut(model: &LoadedModel, text: &str, options: &WindowOptions) -> R
     Ok(windows.collect())
 }
 
-/// What is known of the windows as a task's samples.
+/// The facts about the windows as samples of a task.
 pub(super) fn samples(task: &str, windows: &[Window]) -> Vec<SampleInfo> {
     let windows = windows.iter().enumerate();
     windows
@@ -82,7 +83,7 @@ pub(super) fn id(task: &str, sample: usize) -> String {
 pub(super) fn fingerprint(windows: &[Window]) -> String {
     let parts = windows
         .iter()
-        .flat_map(|own| [&own.prefix, &own.continuation]);
+        .flat_map(|window| [&window.prefix, &window.continuation]);
     let parts: Vec<Vec<u8>> = parts.map(|ids| id_bytes(ids)).collect();
     super::fingerprint(parts.iter().map(Vec::as_slice))
 }

@@ -1,7 +1,7 @@
 //! What a pull wrote into a folder of the cache. Nothing else there is overwritten or removed, and later these sizes and
 //! SHA-256 sums tell whether it is still all there.
 
-use super::repo::is_plain;
+use super::plain::is_plain;
 #[cfg(feature = "hub")]
 use polykv_core::files::write_whole;
 use polykv_core::files::{open_regular, read_capped};

@@ -1,5 +1,6 @@
 //! What ORG/NAME and ORG/NAME:FILE.gguf mean, and where their files lie in the cache.
 
+use super::plain::{MAX_NAME, is_plain};
 use super::record::{Record, refuse_link};
 use polykv_core::{Error, Result};
 use std::fmt;
@@ -9,8 +10,6 @@ use std::path::{Path, PathBuf};
 const MAIN: &str = "main";
 /// The record of a pull, in the folder that it is about.
 pub(super) const RECORD: &str = ".pulled.json";
-/// Longest part of a name, in bytes.
-const MAX_NAME: usize = 128;
 
 /// A model on the hub: a repository's safetensors model, or one GGUF file of it, at a revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +21,8 @@ pub struct Repo {
 }
 
 impl Repo {
-    /// ORG/NAME or ORG/NAME:FILE.gguf at the branch main; none where `spec` has another form. Names become parts of
-    /// paths and addresses, so that only plain ones pass.
+    /// Parses ORG/NAME or ORG/NAME:FILE.gguf, at the branch main; `None` if `spec` has another form. Names become parts
+    /// of paths and addresses, so only letters, digits and a few signs are allowed.
     pub fn parse(spec: &str) -> Option<Self> {
         let (id, file) = match spec.split_once(':') {
             Some((id, file)) => (id, Some(file)),
@@ -45,10 +44,10 @@ impl Repo {
         })
     }
 
-    /// The same at another branch, tag or commit.
+    /// The same model at another branch, tag or commit.
     ///
     /// # Errors
-    /// A revision that is none.
+    /// A text that cannot be a revision.
     pub fn at(self, revision: &str) -> Result<Self> {
         match revision.len() <= MAX_NAME && revision.split('/').all(is_plain) {
             true => Ok(Self {
@@ -66,17 +65,17 @@ impl Repo {
         }
     }
 
-    /// ORG/NAME.
+    /// The repository, ORG/NAME.
     pub fn id(&self) -> String {
         format!("{}/{}", self.org, self.name)
     }
 
-    /// The GGUF file, if it is about one.
+    /// The GGUF file, if the model is one.
     pub fn file(&self) -> Option<&str> {
         self.file.as_deref()
     }
 
-    /// A branch, tag or commit.
+    /// The branch, tag or commit.
     pub fn revision(&self) -> &str {
         &self.revision
     }
@@ -91,7 +90,7 @@ impl Repo {
         self.home(cache).join(segment(&self.revision))
     }
 
-    /// What to load.
+    /// The path to load.
     pub(super) fn path(&self, cache: &Path) -> PathBuf {
         let folder = self.folder(cache);
         match &self.file {
@@ -109,7 +108,7 @@ impl Repo {
         self.folder(cache).join(name)
     }
 
-    /// What to load, if a pull put it into the cache and all of it is there at the sizes that it had.
+    /// The path to load, if a pull put it into the cache and all files are there at their sizes.
     ///
     /// # Errors
     /// A link in its place in the cache; a record that is none.
@@ -142,7 +141,7 @@ impl Repo {
         Record::read(&self.record(cache))
     }
 
-    /// What fetches this into the cache.
+    /// The command that fetches the model into the cache.
     pub(super) fn command(&self) -> String {
         match self.revision.as_str() {
             MAIN => format!("polykv pull {self}"),
@@ -164,17 +163,6 @@ impl fmt::Display for Repo {
 /// A revision as one part of a path or address. No revision holds a percent sign, so two never get the same.
 pub(super) fn segment(revision: &str) -> String {
     revision.replace('/', "%2F")
-}
-
-/// A name that stays where it is put: no separators, no parent folder, not hidden, no flag.
-pub(super) fn is_plain(part: &str) -> bool {
-    let inner = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    let starts = |c: char| c.is_ascii_alphanumeric() || c == '_';
-    part.len() <= MAX_NAME
-        && part.starts_with(starts)
-        && part.chars().all(inner)
-        && !part.ends_with('.')
-        && !part.contains("..")
 }
 
 #[cfg(test)]

@@ -4,25 +4,26 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use polykv_core::ops::{self, Weight};
 
-/// Projections around attention. The attention itself, over whatever the cache kept, is the caller's.
+/// The projections around attention. The attention itself, over the entries that the cache kept, is computed by the
+/// caller.
 #[derive(Module, Debug)]
 pub struct Attention {
-    /// To queries, `[heads * head_dim, hidden]`.
+    /// The query projection, `[heads * head_dim, hidden]`.
     pub q_proj: Linear,
-    /// To keys, `[kv_heads * head_dim, hidden]`.
+    /// The key projection, `[kv_heads * head_dim, hidden]`.
     pub k_proj: Linear,
-    /// To values, `[kv_heads * head_dim, hidden]`.
+    /// The value projection, `[kv_heads * head_dim, hidden]`.
     pub v_proj: Linear,
-    /// Of the output, `[hidden, heads * head_dim]`.
+    /// The output projection, `[hidden, heads * head_dim]`.
     pub o_proj: Linear,
-    /// Over each head of the queries, before they are rotated; absent in most families.
+    /// The RMS norm over each head of the queries, before the rotary embedding; absent in most families.
     pub q_norm: Option<RmsNorm>,
-    /// The same for the keys.
+    /// The RMS norm over each head of the keys, before the rotary embedding; absent in most families.
     pub k_norm: Option<RmsNorm>,
 }
 
 impl Attention {
-    /// Without values: load into it before use.
+    /// Projections without values, to load a checkpoint into, and without head norms.
     pub fn new(config: &ModelConfig, device: &Device) -> Self {
         let (hidden, head_dim) = (config.hidden_size, config.head_dim);
         let queries = config.heads * head_dim;
@@ -37,14 +38,16 @@ impl Attention {
         }
     }
 
-    /// With norms over the heads of queries and keys.
+    /// Adds RMS norms over the heads of queries and keys.
+    #[must_use]
     pub fn with_head_norms(mut self, config: &ModelConfig, device: &Device) -> Self {
         let norm = || Some(RmsNorm::new(config.head_dim, config.rms_eps, device));
         (self.q_norm, self.k_norm) = (norm(), norm());
         self
     }
 
-    /// Rotated queries, rotated keys and values of `x [batch, tokens, hidden]`: `[batch, heads, tokens, head_dim]` each.
+    /// The rotated queries `[batch, heads, tokens, head_dim]`, the rotated keys and the values `[batch, kv_heads,
+    /// tokens, head_dim]` of `x [batch, tokens, hidden]` at the positions of `rope`.
     pub fn qkv(&self, x: Tensor<3>, rope: &RopeTable) -> [Tensor<4>; 3] {
         let head_dim = rope.head_dim();
         let [q, k, v, _] = self.weights();
@@ -60,7 +63,7 @@ impl Attention {
         [rotated(q), rotated(k), v.swap_dims(1, 2)]
     }
 
-    /// The projection of what the heads attended to: `[batch, heads, tokens, head_dim]` → `[batch, tokens, hidden]`.
+    /// The output projection of the attention: `[batch, heads, tokens, head_dim]` → `[batch, tokens, hidden]`.
     pub fn output(&self, attended: Tensor<4>) -> Tensor<3> {
         let [batch, heads, tokens, dim] = attended.dims();
         let joined = attended
@@ -74,13 +77,13 @@ impl Attention {
         Some([self.q_norm.as_ref()?, self.k_norm.as_ref()?])
     }
 
-    /// To queries, keys and values, and of the output.
+    /// The projections to queries, keys and values, and the output projection.
     pub(super) fn weights(&self) -> [&Weight; 4] {
         [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj]
             .map(|linear| linear.weight.weight())
     }
 
-    /// Ends loading, see [`Matrix::finish_loading`](super::Matrix::finish_loading).
+    /// Ends the loading of all projections; see [`Matrix::finish_loading`](super::Matrix::finish_loading).
     pub fn finish_loading(&mut self) {
         let keys = [&mut self.k_proj, &mut self.v_proj];
         for linear in [&mut self.q_proj, &mut self.o_proj].into_iter().chain(keys) {

@@ -11,22 +11,23 @@ use polykv_core::ops::{self, NormQkv, OutputSwiglu, Weight};
 /// ```
 #[derive(Clone, Copy, Debug)]
 pub struct Block<'a> {
-    /// Before attention.
+    /// The norm before attention.
     pub input_norm: &'a RmsNorm,
     /// The projections around attention.
     pub attention: &'a Attention,
-    /// Before the feed-forward network.
+    /// The norm before the feed-forward network.
     pub mlp_norm: &'a RmsNorm,
     /// The feed-forward network.
     pub mlp: &'a Mlp,
 }
 
 impl Block<'_> {
-    /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`. `attend` gets rotated queries, rotated keys and values,
-    /// `[batch, heads, tokens, head_dim]` each, and returns what the heads attended to, in the shape of the queries.
+    /// Runs the block: `[batch, tokens, hidden]` → `[batch, tokens, hidden]`. `attend` computes the attention from
+    /// rotated queries `[batch, heads, tokens, head_dim]`, rotated keys and values `[batch, kv_heads, tokens,
+    /// head_dim]`, and returns the shape of the queries.
     ///
     /// # Errors
-    /// Those of `attend`.
+    /// The errors of `attend`.
     pub fn forward(
         &self,
         x: Tensor<3>,

@@ -3,22 +3,22 @@ use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use polykv_core::ops::{self, Weight};
 
-/// `y = x Wᵀ`, without bias.
+/// A linear projection without bias, `y = x Wᵀ`.
 #[derive(Module, Debug)]
 pub struct Linear {
-    /// `[out, in]`, the checkpoints' order: the product takes a transposed view, never a copy.
+    /// The weight `[out, in]`, in the order of checkpoints. The product reads it transposed without a copy.
     pub weight: Matrix,
 }
 
 impl Linear {
-    /// Without values: load into it before use.
+    /// A projection without values, to load a checkpoint into.
     pub fn new(inputs: usize, outputs: usize, device: &Device) -> Self {
         Self {
             weight: Matrix::new(outputs, inputs, device),
         }
     }
 
-    /// `[batch, tokens, in]` → `[batch, tokens, out]`
+    /// Applies the projection: `[batch, tokens, in]` → `[batch, tokens, out]`.
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         project(x, self.weight.weight())
     }

@@ -6,13 +6,13 @@ use polykv_core::ops::Weight;
 /// operators read, which may have another layout.
 #[derive(Module, Debug)]
 pub enum Matrix {
-    /// To load into, in the type of storage.
+    /// The parameter that a checkpoint is loaded into, in the number format of the storage.
     Loading(Param<Tensor<2>>),
-    /// To compute with.
+    /// The weight that the operators read.
     Loaded(Loaded),
 }
 
-/// A weight that is no parameter any more.
+/// A weight in the layout of the operators, after loading.
 #[derive(Module, Debug)]
 pub struct Loaded {
     #[module(skip)]
@@ -20,12 +20,12 @@ pub struct Loaded {
 }
 
 impl Matrix {
-    /// Without values: load into it before use.
+    /// A matrix without values, to load a checkpoint into.
     pub fn new(outputs: usize, inputs: usize, device: &Device) -> Self {
         Self::Loading(super::parameter([outputs, inputs], device))
     }
 
-    /// Ends loading. The tensor is given up, so that a weight in another layout exists once.
+    /// Ends loading. The loaded tensor is dropped, so that a weight that takes another layout exists only once.
     pub fn finish_loading(&mut self) {
         if let Self::Loading(parameter) = self {
             let unused = super::parameter([0, 0], &parameter.lazy_device());
@@ -34,7 +34,7 @@ impl Matrix {
         }
     }
 
-    /// As the operators read it.
+    /// The weight, as the operators read it.
     ///
     /// # Panics
     /// Before [`Matrix::finish_loading`].

@@ -14,7 +14,7 @@ pub struct Rope {
     magnitude: f64,
 }
 
-/// Cosines and sines of consecutive positions.
+/// The cosines and sines of consecutive positions, for all rows of a batch or for each of them.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     /// `[rows, 1, tokens, head_dim / 2]`, where one row stands for all rows of a batch.
@@ -48,7 +48,7 @@ impl RopeTable {
 }
 
 impl Rope {
-    /// Of a model's base and scaling.
+    /// The rotary embedding of a model: its base and its scaling.
     pub fn new(config: &ModelConfig) -> Self {
         let pairs = config.head_dim / 2;
         let mut frequencies: Vec<f64> = (0..pairs)
@@ -67,7 +67,7 @@ impl Rope {
         }
     }
 
-    /// What a cache's policies may need to know.
+    /// The facts about the rotary embedding that eviction policies can use.
     pub fn facts(&self) -> RopeFacts {
         RopeFacts {
             frequencies: self.frequencies.as_slice().into(),
@@ -75,7 +75,8 @@ impl Rope {
         }
     }
 
-    /// The table for `tokens` consecutive positions in each row of a batch, from `first[row]` on.
+    /// The cosines and sines of `tokens` consecutive positions in each row of a batch, on a device. Row `i` starts at position
+    /// `first[i]`.
     pub fn table_of_rows(&self, first: &[usize], tokens: usize, device: &Device) -> RopeTable {
         let table = |first: usize| self.table(first..first + tokens, device);
         match first {
@@ -91,7 +92,7 @@ impl Rope {
         }
     }
 
-    /// The table for `positions`, the same in all rows of a batch.
+    /// The cosines and sines of a range of positions, on a device. They are the same in all rows of a batch.
     pub fn table(&self, positions: Range<usize>, device: &Device) -> RopeTable {
         let dims = [1, 1, positions.len(), self.frequencies.len()];
         let table = |f: fn(f64) -> f64| {
@@ -224,7 +225,7 @@ mod tests {
             (31, 3.582531689971802e-06),
         ];
         check(published, wanted, 1.138629436111989);
-        let own = RopeScaling::Yarn {
+        let given = RopeScaling::Yarn {
             factor: 4.0,
             original_max_positions: 2048,
             beta_fast: 8.0,
@@ -238,6 +239,6 @@ mod tests {
             (13, 0.004423138685524464),
             (17, 0.000551683537196368),
         ];
-        check(own, wanted, 1.25);
+        check(given, wanted, 1.25);
     }
 }

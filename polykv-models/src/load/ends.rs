@@ -1,7 +1,7 @@
 //! The tokens that end an answer, from every file of a checkpoint that names some.
 
 use super::MAX_CONFIG_BYTES;
-use crate::config::{ModelConfig, generation_end_tokens};
+use crate::config::{ModelConfig, generation_end_tokens, once_each};
 use crate::tokenizer::Tokenizer;
 use polykv_core::files::{read_capped, read_capped_text};
 use polykv_core::{Error, Result};
@@ -11,7 +11,8 @@ use std::path::Path;
 /// Files that list every added token reach a few hundred kilobytes.
 const MAX_TOKENIZER_CONFIG_BYTES: u64 = 16 << 20;
 
-/// Those of config.json, then those of generation_config.json, then the end token of tokenizer_config.json; each once.
+/// The end tokens of config.json, then those of generation_config.json, then the one of tokenizer_config.json; each id
+/// once.
 ///
 /// # Errors
 /// Files that are there but malformed; ids beyond the vocabulary.
@@ -37,15 +38,4 @@ pub(super) fn end_tokens(
         ids.extend(token.and_then(|token| tokenizer.token_id(token)));
     }
     Ok(once_each(ids))
-}
-
-/// In the order of their first mention.
-pub(super) fn once_each(ids: Vec<u32>) -> Vec<u32> {
-    let mut unique = Vec::new();
-    for id in ids {
-        if !unique.contains(&id) {
-            unique.push(id);
-        }
-    }
-    unique
 }

@@ -1,4 +1,4 @@
-//! What a path given as the model stands for.
+//! From the path that a user gives as the model to a folder or a GGUF file.
 
 use super::safetensors::has_weights;
 use polykv_core::{Error, Result};
@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 /// Names that an error lists.
 const SHOWN: usize = 4;
 
-/// The checkpoint's folder or the GGUF file behind a path. A folder without safetensors weights and with one GGUF file
-/// stands for that file.
+/// The checkpoint folder or the GGUF file that a path stands for. A folder that has no safetensors weights and exactly
+/// one GGUF file stands for that file.
 ///
 /// # Errors
 /// A folder with several GGUF files and no weights else; a single file of a checkpoint in place of its folder.

@@ -3,8 +3,8 @@
 mod header;
 mod index;
 
-use super::file::WeightFile;
-use super::stored::Stored;
+use crate::stored::Stored;
+use crate::stored::WeightFile;
 use burn::tensor::{Bytes, DType, Shape, TensorData};
 use polykv_core::{Error, Result};
 use safetensors::tensor::Dtype;
@@ -26,7 +26,9 @@ pub(super) fn has_weights(folder: &Path) -> bool {
 /// shards that `model.safetensors.index.json` lists.
 ///
 /// # Errors
-/// As [`read`]; an index that is malformed, names files outside the folder, or disagrees with its shards.
+/// An index that is malformed, names files outside the folder, or disagrees with its shards; a Git LFS pointer; a
+/// header that does not describe its file (overlaps, gaps, sizes), names that repeat, dtypes other than f32, f16 and
+/// bf16.
 pub fn read_folder(folder: &Path) -> Result<(PathBuf, Vec<Stored>)> {
     let (single, index) = (folder.join(WEIGHTS), folder.join(INDEX));
     if single.exists() || !index.exists() {
@@ -62,7 +64,8 @@ pub fn read_folder(folder: &Path) -> Result<(PathBuf, Vec<Stored>)> {
     Ok((index, without_computed(tensors)))
 }
 
-/// All tensors of a file, lazily, under their names in the file.
+/// The tensors of a safetensors file under their names in the file. Data are read when they are asked for. Buffers of
+/// rotary frequencies that old checkpoints carry are left out.
 ///
 /// # Errors
 /// A Git LFS pointer; a header that does not describe the file (overlaps, gaps, sizes), names that repeat, dtypes other

@@ -77,7 +77,7 @@ fn hide(sentences: &[String], facts: &[(f64, String)]) -> String {
     let mut placed = placed.into_iter().peekable();
     let mut parts = Vec::new();
     for place in 0..=sentences.len() {
-        while let Some((_, fact)) = placed.next_if(|(own, _)| *own <= place) {
+        while let Some((_, fact)) = placed.next_if(|(at, _)| *at <= place) {
             parts.push(fact);
         }
         parts.extend(sentences.get(place).map(String::as_str));

@@ -1,6 +1,6 @@
 //! The vocabulary of a GGUF file as a tokenizer.json, so that both sources take one way into the tokenizers crate.
 
-use crate::load::gguf::GgufFile;
+use crate::gguf::GgufFile;
 use polykv_core::{Error, Result};
 use serde_json::{Map, Value, json};
 

@@ -194,7 +194,7 @@ fn growth(step: &Value) -> std::result::Result<usize, String> {
         }
     }
     let text = |key: &str| step.get(key).and_then(Value::as_str);
-    let own = match (step.get("pattern"), text("content"), text("prepend")) {
+    let factor = match (step.get("pattern"), text("content"), text("prepend")) {
         (Some(pattern), Some(content), _) => {
             match pattern["String"].as_str().or(pattern.as_str()) {
                 Some("") => content.len().saturating_add(1),
@@ -211,7 +211,7 @@ fn growth(step: &Value) -> std::result::Result<usize, String> {
             None => 1,
         },
     };
-    Ok(whole.saturating_mul(own))
+    Ok(whole.saturating_mul(factor))
 }
 
 /// The longest text that a character map of SentencePiece puts in place of another: after a table of which the first four

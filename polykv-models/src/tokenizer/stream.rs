@@ -8,8 +8,9 @@ const MAX_WINDOW: usize = 256;
 /// What decoders write for a byte that is, so far, no part of a character.
 const UNFINISHED: char = '\u{FFFD}';
 
-/// Incremental decoder. The concatenation of all its texts is what decoding all tokens at once gives, as long as the
-/// tokens are whole characters; where bytes are missing, characters before them stay as they were written.
+/// An incremental decoder. The concatenation of its texts equals the text of all tokens decoded at once, as long as the
+/// bytes of the tokens form whole characters. Where bytes are missing, the characters before them stay as they were
+/// written.
 ///
 /// Decoders with byte tokens take a run of them for UTF-8 as a whole or not at all, so that a character that was
 /// complete reads as unfinished again while the next one comes. All of an unfinished end is therefore held back, and
@@ -37,7 +38,10 @@ impl<'a> Stream<'a> {
         }
     }
 
-    /// Takes the next token and gives the text that became certain, if any.
+    /// Takes the next token and returns the text that became certain, if any.
+    ///
+    /// # Errors
+    /// A token that the tokenizer refuses.
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
         self.window.push(id);
         let text = self.tokenizer.decode(&self.window, self.skip_special)?;
@@ -54,7 +58,10 @@ impl<'a> Stream<'a> {
         Ok(new)
     }
 
-    /// Ends the text: gives what was held back, with U+FFFD for bytes that form no character.
+    /// Ends the text: returns what was held back, with U+FFFD for bytes that form no character.
+    ///
+    /// # Errors
+    /// Tokens that the tokenizer refuses.
     pub fn flush(&mut self) -> Result<Option<String>> {
         let text = self.tokenizer.decode(&self.window, self.skip_special)?;
         let rest = self.take_new(&text);
@@ -106,7 +113,7 @@ fn join(first: Option<String>, second: Option<String>) -> Option<String> {
 mod tests {
     use super::super::{Specials, Tokenizer};
     use super::*;
-    use crate::load::gguf::testing::tiny_llama;
+    use crate::gguf::testing::tiny_llama;
 
     fn tiny() -> Tokenizer {
         Tokenizer::from_gguf(&tiny_llama().open()).unwrap()

@@ -1,6 +1,6 @@
 use super::*;
-use crate::load::gguf::Value;
-use crate::load::gguf::testing::{Gguf, tiny_llama};
+use crate::gguf::Value;
+use crate::gguf::testing::{Gguf, tiny_llama};
 
 fn tiny() -> Tokenizer {
     Tokenizer::from_gguf(&tiny_llama().open()).unwrap()
@@ -176,10 +176,10 @@ fn a_post_processor_may_add_begin_and_end() {
     let mut json = gguf::tokenizer_json(&tiny_llama().open()).unwrap();
     let special = |id: u32| serde_json::json!({"id": "t", "ids": [id], "tokens": ["t"]});
     let template = |id| {
-        let own = serde_json::json!({"SpecialToken": {"id": "t", "type_id": 0}});
+        let token = serde_json::json!({"SpecialToken": {"id": "t", "type_id": 0}});
         let text = serde_json::json!({"Sequence": {"id": "A", "type_id": 0}});
-        serde_json::json!({"type": "TemplateProcessing", "single": [own, text, own],
-            "pair": [own, text], "special_tokens": {"t": special(id)}})
+        serde_json::json!({"type": "TemplateProcessing", "single": [token, text, token],
+            "pair": [token, text], "special_tokens": {"t": special(id)}})
     };
     json["post_processor"] = template(258);
     let tokenizer = Tokenizer::from_json("t", json.to_string().as_bytes()).unwrap();

@@ -32,7 +32,7 @@ impl FromArgMatches for EvalCommand {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, Error> {
         match matches.subcommand() {
             Some((_, merge)) => MergeArgs::from_arg_matches(merge).map(Self::Merge),
-            None => EvalArgs::from_arg_matches(matches).map(|own| Self::Run(Box::new(own))),
+            None => EvalArgs::from_arg_matches(matches).map(|args| Self::Run(Box::new(args))),
         }
     }
 

@@ -60,16 +60,16 @@ pub struct PlansArgs {
 impl PlansArgs {
     /// The budgets of the policies; only one of the three flags can be given.
     pub fn budgets(&self) -> Vec<BudgetArgs> {
-        let tokens = self.budget.iter().map(|&own| BudgetArgs {
-            budget: Some(own),
+        let tokens = self.budget.iter().map(|&tokens| BudgetArgs {
+            budget: Some(tokens),
             ..BudgetArgs::default()
         });
-        let ratios = self.budget_ratio.iter().map(|&own| BudgetArgs {
-            budget_ratio: Some(own),
+        let ratios = self.budget_ratio.iter().map(|&ratio| BudgetArgs {
+            budget_ratio: Some(ratio),
             ..BudgetArgs::default()
         });
-        let megabytes = self.budget_mb.iter().map(|&own| BudgetArgs {
-            budget_mb: Some(own),
+        let megabytes = self.budget_mb.iter().map(|&megabytes| BudgetArgs {
+            budget_mb: Some(megabytes),
             ..BudgetArgs::default()
         });
         tokens.chain(ratios).chain(megabytes).collect()

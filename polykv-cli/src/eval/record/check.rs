@@ -19,14 +19,14 @@ impl Record {
         between("plans", run.plans.len(), 1, MOST_PLANS)?;
         between("samples", run.samples, 1, MOST_SAMPLES)?;
         between("number of shards", self.shard.count, 1, MOST_SAMPLES)?;
-        for (index, own) in run.plans.iter().enumerate() {
-            let name = &own.info.name;
+        for (index, plan) in run.plans.iter().enumerate() {
+            let name = &plan.info.name;
             let mut others = run.plans[..index].iter();
             if others.any(|other| other.info.name == *name) {
                 let found = format!("'{name}' twice");
                 return Err(Error::invalid("run", "plans", found, "names that differ"));
             }
-            own.plan.build(registry())?;
+            plan.plan.build(registry())?;
         }
         self.sessions.iter().try_for_each(Session::check)
     }

@@ -63,35 +63,32 @@ impl Compared {
                 .iter()
                 .skip(1)
                 .map(|plan| {
-                    let own = self
+                    let difference = self
                         .of(plan)
                         .iter()
-                        .find(|own| (own.to == full) == to_full)?;
-                    Some(cell(&self.metric, own))
+                        .find(|difference| (difference.to == full) == to_full)?;
+                    Some(cell(&self.metric, difference))
                 })
                 .collect(),
         });
         differences
-            .filter(|own| own.cells.iter().any(Option::is_some))
+            .filter(|column| column.cells.iter().any(Option::is_some))
             .collect()
     }
 }
 
 /// The difference with its interval, in the units of [`shown`].
-pub fn cell(metric: &str, own: &Difference) -> Cell {
+pub fn cell(metric: &str, difference: &Difference) -> Cell {
     let signed = |value: f64| {
         let sign = if value < 0.0 { "−" } else { "+" };
         format!("{sign}{}", shown(metric, value.abs()))
     };
-    let difference = signed(own.difference);
-    match own.interval {
+    let text = signed(difference.difference);
+    match difference.interval {
         Some([low, high]) => Cell {
-            text: format!("{difference} [{}, {}]", signed(low), signed(high)),
+            text: format!("{text} [{}, {}]", signed(low), signed(high)),
             apart: low > 0.0 || high < 0.0,
         },
-        None => Cell {
-            text: difference,
-            apart: false,
-        },
+        None => Cell { text, apart: false },
     }
 }

@@ -70,10 +70,10 @@ impl<'a> Metrics<'a> {
         Self {
             full: summary.plans.first().map(scored),
             plans: plans
-                .map(|(plan, own)| Row {
+                .map(|(plan, record)| Row {
                     name: &plan.name,
                     hash: &plan.hash,
-                    budget: describe_budget(&own.plan),
+                    budget: describe_budget(&record.plan),
                     single: plan.single,
                     best_single: plan.best_single,
                     gap_closed: plan.gap_closed,

@@ -35,7 +35,7 @@ pub fn section(record: &Record, summary: &Summary) -> String {
     let Some(full) = summary.plans.first() else {
         return String::new();
     };
-    if series.iter().all(|own| !own.several) {
+    if series.iter().all(|line| !line.several) {
         return String::new();
     }
     let metric = full.tasks.first().map_or("", |task| task.metric.as_str());
@@ -62,12 +62,12 @@ pub fn section(record: &Record, summary: &Summary) -> String {
         "<h2>Quality against budget</h2>\n<p class=\"soft\">Across: entries kept per layer after the prompt, mean over the \
          samples.</p>\n<div class=\"grid\">{charts}</div>\n<ul class=\"legend\"><li class=\"full\">FullKV</li>"
     );
-    for (index, own) in series.iter().enumerate() {
+    for (index, line) in series.iter().enumerate() {
         let _ = write!(
             out,
-            "<li style=\"--own:var(--p{})\">{}</li>",
+            "<li style=\"--series:var(--p{})\">{}</li>",
             index % COLOURS,
-            escaped(&own.name)
+            escaped(&line.name)
         );
     }
     out.push_str("</ul>\n");
@@ -77,18 +77,18 @@ pub fn section(record: &Record, summary: &Summary) -> String {
 /// Plans that differ in nothing but their budget.
 fn series(record: &Record) -> Vec<Series> {
     let mut all: Vec<Series> = Vec::new();
-    for (index, own) in record.identity.plans.iter().enumerate() {
-        if own.info.budget.is_none() {
+    for (index, plan) in record.identity.plans.iter().enumerate() {
+        if plan.info.budget.is_none() {
             continue;
         }
-        let name = match own.info.single {
-            true => policy(own),
-            false => stem(&own.info.name).to_string(),
+        let name = match plan.info.single {
+            true => policy(plan),
+            false => stem(&plan.info.name).to_string(),
         };
         match all.iter_mut().find(|known| known.name == name) {
             Some(known) => {
                 let first = &record.identity.plans[known.plans[0]];
-                known.several |= first.info.budget != own.info.budget;
+                known.several |= first.info.budget != plan.info.budget;
                 known.plans.push(index);
             }
             None => all.push(Series {
@@ -102,9 +102,9 @@ fn series(record: &Record) -> Vec<Series> {
 }
 
 /// The only policy of a plan, its parameters, and the phase if it is one.
-fn policy(own: &PlanRecord) -> String {
+fn policy(plan: &PlanRecord) -> String {
     let evicting = |phase| {
-        let mut rules = own.plan.rules(phase).iter();
+        let mut rules = plan.plan.rules(phase).iter();
         rules.find(|rule| !rule.keeps())
     };
     let label = |rule: &FileRule| {
@@ -115,7 +115,7 @@ fn policy(own: &PlanRecord) -> String {
         (Some(rule), Some(_)) => label(rule),
         (Some(rule), None) => format!("{} (prefill)", label(rule)),
         (None, Some(rule)) => format!("{} (decode)", label(rule)),
-        (None, None) => own.info.name.clone(),
+        (None, None) => plan.info.name.clone(),
     }
 }
 
@@ -134,7 +134,7 @@ fn chart(title: &str, metric: &str, summary: &Summary, series: &[Series], score:
     };
     let mut lines: Vec<Vec<(f64, f64, &str)>> = series
         .iter()
-        .map(|own| own.plans.iter().filter_map(|&plan| point(plan)).collect())
+        .map(|line| line.plans.iter().filter_map(|&plan| point(plan)).collect())
         .collect();
     for line in &mut lines {
         line.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -143,8 +143,8 @@ fn chart(title: &str, metric: &str, summary: &Summary, series: &[Series], score:
         return String::new();
     };
     let points: Vec<_> = lines.iter().flatten().collect();
-    let xs = Span::of(points.iter().map(|own| own.0.log2()), 0.08);
-    let mut ys = Span::of(points.iter().map(|own| own.1).chain([full]), 0.06);
+    let xs = Span::of(points.iter().map(|point| point.0.log2()), 0.08);
+    let mut ys = Span::of(points.iter().map(|point| point.1).chain([full]), 0.06);
     if !lower_is_better(metric) {
         // Shares end at zero.
         ys.from = ys.from.max(0.0);
@@ -174,7 +174,7 @@ fn chart(title: &str, metric: &str, summary: &Summary, series: &[Series], score:
             tick_text(metric, tick)
         );
     }
-    for kept in x_ticks(points.iter().map(|own| own.0), &x) {
+    for kept in x_ticks(points.iter().map(|point| point.0), &x) {
         let _ = write!(
             out,
             "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{kept:.0}</text>",
@@ -190,22 +190,22 @@ fn chart(title: &str, metric: &str, summary: &Summary, series: &[Series], score:
         shown(metric, full)
     );
     for (index, line) in lines.iter().enumerate() {
-        let _ = write!(out, "<g style=\"--own:var(--p{})\">", index % COLOURS);
+        let _ = write!(out, "<g style=\"--series:var(--p{})\">", index % COLOURS);
         if series[index].several {
             let path: Vec<String> = line
                 .iter()
-                .map(|own| format!("{:.1},{:.1}", x(own.0), y(own.1)))
+                .map(|point| format!("{:.1},{:.1}", x(point.0), y(point.1)))
                 .collect();
             let _ = write!(out, "<polyline points=\"{}\"/>", path.join(" "));
         }
-        for (kept, own, name) in line {
+        for (kept, score, name) in line {
             let _ = write!(
                 out,
                 "<circle cx=\"{:.1}\" cy=\"{:.1}\" r=\"3.5\"><title>{}: {} at {kept:.1} entries</title></circle>",
                 x(*kept),
-                y(*own),
+                y(*score),
                 escaped(name),
-                shown(metric, *own)
+                shown(metric, *score)
             );
         }
         out.push_str("</g>");
@@ -226,9 +226,9 @@ fn x_ticks(kept: impl Iterator<Item = f64>, x: &dyn Fn(f64) -> f64) -> Vec<f64> 
     let mut all: Vec<f64> = kept.collect();
     all.sort_by(f64::total_cmp);
     let mut ticks: Vec<f64> = Vec::new();
-    for own in all {
-        if ticks.last().is_none_or(|last| x(own) - x(*last) > 36.0) {
-            ticks.push(own);
+    for tick in all {
+        if ticks.last().is_none_or(|last| x(tick) - x(*last) > 36.0) {
+            ticks.push(tick);
         }
     }
     ticks
@@ -243,8 +243,8 @@ struct Span {
 impl Span {
     /// All values with a margin at either side.
     fn of(values: impl Iterator<Item = f64>, margin: f64) -> Self {
-        let (from, to) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(from, to), own| {
-            (from.min(own), to.max(own))
+        let (from, to) = values.fold((f64::INFINITY, f64::NEG_INFINITY), |(from, to), value| {
+            (from.min(value), to.max(value))
         });
         let spread = if to > from {
             to - from

@@ -30,12 +30,12 @@ fn maps(summary: &Summary, task: &str, metric: &str) -> String {
         escaped(metric)
     );
     for plan in &summary.plans {
-        if let Some(own) = plan.tasks.iter().find(|own| own.name == task) {
+        if let Some(of_task) = plan.tasks.iter().find(|found| found.name == task) {
             let _ = writeln!(
                 out,
                 "<div class=\"heat\"><h3>{}</h3>{}</div>",
                 escaped(&plan.name),
-                map(own)
+                map(of_task)
             );
         }
     }
@@ -63,7 +63,7 @@ fn map(task: &TaskSummary) -> String {
                 .iter()
                 .find(|group| group.length == length && group.depth == Some(depth));
             let Some((group, score)) =
-                group.and_then(|own| Some((own, *own.scores.get(&task.metric)?)))
+                group.and_then(|group| Some((group, *group.scores.get(&task.metric)?)))
             else {
                 out.push_str("<td style=\"--v:0\">–</td>");
                 continue;

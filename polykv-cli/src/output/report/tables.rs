@@ -15,7 +15,7 @@ pub fn results(summary: &Summary) -> String {
         let _ = write!(out, "<th>{}</th>", escaped(&column.title));
     }
     out.push_str("<th>samples</th></tr></thead>\n<tbody>\n");
-    let best: Vec<Option<f64>> = columns.iter().map(|own| best(own, summary)).collect();
+    let best: Vec<Option<f64>> = columns.iter().map(|column| best(column, summary)).collect();
     for (index, plan) in summary.plans.iter().enumerate() {
         let class = if index == 0 { " class=\"full\"" } else { "" };
         let _ = write!(out, "<tr{class}><th>{}</th>", escaped(&plan.name));
@@ -53,7 +53,9 @@ pub fn results(summary: &Summary) -> String {
 /// Plans × what is compared, to FullKV and to the best single policy; nothing without plans beside FullKV.
 fn differences(summary: &Summary) -> String {
     let compared = compared(summary).into_iter();
-    let columns: Vec<Differences> = compared.flat_map(|own| own.differences(summary)).collect();
+    let columns: Vec<Differences> = compared
+        .flat_map(|column| column.differences(summary))
+        .collect();
     if columns.is_empty() {
         return String::new();
     }
@@ -109,7 +111,7 @@ fn tasks(summary: &Summary) -> String {
         .into_iter()
         .flat_map(|full| &full.tasks)
     {
-        let score = |plan: &PlanSummary| of_task(plan, task).map(|own| own.score);
+        let score = |plan: &PlanSummary| of_task(plan, task).map(|found| found.score);
         let lower = lower_is_better(&task.metric);
         let best = best_of(summary.plans.iter().skip(1).filter_map(score), lower);
         let _ = write!(
@@ -120,14 +122,20 @@ fn tasks(summary: &Summary) -> String {
             task.n
         );
         for (index, plan) in summary.plans.iter().enumerate() {
-            let own = of_task(plan, task);
-            let score = own.map(|own| own.score);
+            let result = of_task(plan, task);
+            let score = result.map(|result| result.score);
             let bold = index > 0 && score.is_some() && score == best;
             let class = if bold { " class=\"best\"" } else { "" };
-            let text = score.map_or(String::new(), |own| shown(&task.metric, own));
-            let differences = own.map_or(&[][..], |own| &own.differences).iter();
+            let text = score.map_or(String::new(), |score| shown(&task.metric, score));
+            let differences = result.map_or(&[][..], |result| &result.differences).iter();
             let differences: Vec<String> = differences
-                .map(|own| format!("{} to {}", eval::difference(&task.metric, own).text, own.to))
+                .map(|difference| {
+                    format!(
+                        "{} to {}",
+                        eval::difference(&task.metric, difference).text,
+                        difference.to
+                    )
+                })
                 .collect();
             let title = match differences.is_empty() {
                 true => String::new(),
@@ -142,7 +150,7 @@ fn tasks(summary: &Summary) -> String {
 }
 
 fn of_task<'a>(plan: &'a PlanSummary, task: &TaskSummary) -> Option<&'a TaskSummary> {
-    plan.tasks.iter().find(|own| own.name == task.name)
+    plan.tasks.iter().find(|found| found.name == task.name)
 }
 
 /// What the caches held after the prompts, measured from their tensors; means over the samples.
@@ -160,7 +168,7 @@ pub fn memory(summary: &Summary) -> String {
         for (name, text) in ["kept", "kv_bytes"].into_iter().zip(texts) {
             let share = value(plan, name)
                 .zip(full(name))
-                .map(|(own, full)| 100.0 * own / full);
+                .map(|(value, full)| 100.0 * value / full);
             let _ = write!(
                 out,
                 "<td>{}</td><td>{}</td>",

@@ -43,9 +43,9 @@ fn record() -> Record {
             dtype: "f32".into(),
             plans: plans
                 .iter()
-                .map(|own| PlanRecord {
-                    info: own.info(),
-                    plan: own.file.clone(),
+                .map(|named| PlanRecord {
+                    info: named.info(),
+                    plan: named.file.clone(),
                 })
                 .collect(),
             samples: 4,
@@ -143,7 +143,7 @@ fn heat_maps_and_curves_are_only_where_they_say_something() {
     record
         .identity
         .plans
-        .retain(|own| own.info.name != "tova 16");
+        .retain(|plan| plan.info.name != "tova 16");
     let mut summary = summary(&record);
     assert!(!page(&record, &summary).contains("<polyline"));
     for plan in &mut summary.plans {

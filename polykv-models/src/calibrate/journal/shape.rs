@@ -22,7 +22,7 @@ type Refused = (String, String);
 impl Shape {
     /// The shape of a calibration of these examples.
     pub fn new(options: &CalibrateOptions, layers: usize, examples: &[Example]) -> Self {
-        let facts = |own: &Example| (own.data, own.prompt.len(), own.scored.len());
+        let facts = |example: &Example| (example.data, example.prompt.len(), example.scored.len());
         Self {
             layers,
             candidates: options.candidates.len(),
@@ -36,35 +36,42 @@ impl Shape {
     ///
     /// # Errors
     /// What was found and what is allowed.
-    pub fn check_measured(&self, example: usize, own: &Measured) -> Result<(), Refused> {
+    pub fn check_measured(&self, example: usize, measured: &Measured) -> Result<(), Refused> {
         let Some(wanted) = self.examples.get(example) else {
             let allowed = format!("below {}, the examples", self.examples.len());
             return Err((format!("of example {example}"), allowed));
         };
-        let found = (own.data, own.prompt_tokens, own.scored_tokens);
+        let found = (
+            measured.data,
+            measured.prompt_tokens,
+            measured.scored_tokens,
+        );
         if found != *wanted {
             let say = |(data, prompt, scored): (Data, usize, usize)| {
                 format!("{data:?} with {prompt} and {scored} tokens").to_lowercase()
             };
             return Err((format!("of {}", say(found)), say(*wanted)));
         }
-        if own.entropy.len() != self.layers {
-            let found = format!("with the entropy of {} layers", own.entropy.len());
+        if measured.entropy.len() != self.layers {
+            let found = format!("with the entropy of {} layers", measured.entropy.len());
             return Err((found, self.layers.to_string()));
         }
-        finite("full_nll", &[own.full_nll])?;
-        finite("entropy", &own.entropy)?;
-        for (phase, own) in [(Phase::Prefill, &own.prefill), (Phase::Decode, &own.decode)] {
-            self.check_phase(phase, own)?;
+        finite("full_nll", &[measured.full_nll])?;
+        finite("entropy", &measured.entropy)?;
+        for (phase, of_phase) in [
+            (Phase::Prefill, &measured.prefill),
+            (Phase::Decode, &measured.decode),
+        ] {
+            self.check_phase(phase, of_phase)?;
         }
         Ok(())
     }
 
-    fn check_phase(&self, phase: Phase, own: &PhaseMeasured) -> Result<(), Refused> {
+    fn check_phase(&self, phase: Phase, of_phase: &PhaseMeasured) -> Result<(), Refused> {
         let measured = self.phases.contains(&phase);
         for (name, table, measured) in [
-            ("cosine", &own.cosine, measured),
-            ("nll", &own.nll, measured && self.likelihoods),
+            ("cosine", &of_phase.cosine, measured),
+            ("nll", &of_phase.nll, measured && self.likelihoods),
         ] {
             let layers = if measured { self.layers } else { 0 };
             let wide = table.iter().all(|row| row.len() == self.candidates);
@@ -88,13 +95,15 @@ impl Shape {
         for (data, ..) in &self.examples {
             *wanted.entry(*data).or_default() += 1;
         }
-        let counts = losses.iter().map(|(&data, own)| (data, own.len()));
+        let counts = losses.iter().map(|(&data, of_data)| (data, of_data.len()));
         let found: BTreeMap<Data, usize> = counts.collect();
         if found != wanted {
             let say = |counts: &BTreeMap<Data, usize>| format!("{counts:?}").to_lowercase();
             return Err((format!("losses of {}", say(&found)), say(&wanted)));
         }
-        losses.values().try_for_each(|own| finite("losses", own))
+        losses
+            .values()
+            .try_for_each(|of_data| finite("losses", of_data))
     }
 }
 
@@ -141,26 +150,38 @@ mod tests {
         assert_eq!(shape.check_measured(0, &measured()), Ok(()));
         let changes: [(fn(&mut Measured), &str); 7] = [
             (
-                |own| own.prompt_tokens = 63,
+                |measured| measured.prompt_tokens = 63,
                 "of text with 63 and 15 tokens",
             ),
-            (|own| own.data = Data::Evidence, "of evidence with 64"),
-            (|own| own.full_nll = f64::NAN, "with NaN in full_nll"),
-            (|own| own.entropy.truncate(1), "entropy of 1 layers"),
             (
-                |own| own.decode.cosine[1].push(0.5),
+                |measured| measured.data = Data::Evidence,
+                "of evidence with 64",
+            ),
+            (
+                |measured| measured.full_nll = f64::NAN,
+                "with NaN in full_nll",
+            ),
+            (
+                |measured| measured.entropy.truncate(1),
+                "entropy of 1 layers",
+            ),
+            (
+                |measured| measured.decode.cosine[1].push(0.5),
                 "[3, 4] numbers per layer in decode cosine",
             ),
-            (|own| own.decode.nll = vec![vec![1.0; 3]; 2], "decode nll"),
             (
-                |own| own.prefill.cosine = vec![vec![]],
+                |measured| measured.decode.nll = vec![vec![1.0; 3]; 2],
+                "decode nll",
+            ),
+            (
+                |measured| measured.prefill.cosine = vec![vec![]],
                 "[0] numbers per layer in prefill cosine",
             ),
         ];
         for (change, found) in changes {
-            let mut own = measured();
-            change(&mut own);
-            let refused = shape.check_measured(0, &own).unwrap_err().0;
+            let mut measured = measured();
+            change(&mut measured);
+            let refused = shape.check_measured(0, &measured).unwrap_err().0;
             assert!(refused.contains(found), "{refused}, not {found}");
         }
         assert!(

@@ -1,4 +1,4 @@
-//! What LongBench says of its tasks.
+//! The rules that LongBench has for its tasks.
 
 use crate::eval::metrics::Metric;
 use crate::eval::question::Rule;
@@ -78,8 +78,8 @@ pub fn rule(task: &str, max_new_tokens: usize) -> Option<Rule> {
 /// The six groups, then the whole benchmark and its part without Chinese.
 pub fn sets() -> Vec<(String, Vec<String>)> {
     let of = |group: &str| {
-        let own = TASKS.iter().filter(|(.., other)| *other == group);
-        own.map(|(name, ..)| name.to_string()).collect()
+        let tasks = TASKS.iter().filter(|(.., other)| *other == group);
+        tasks.map(|(name, ..)| name.to_string()).collect()
     };
     let groups = [SINGLE, MULTI, SUMMARY, FEW_SHOT, SYNTHETIC, CODE];
     let mut sets: Vec<(String, Vec<String>)> = groups

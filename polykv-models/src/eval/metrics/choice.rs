@@ -6,8 +6,10 @@ use std::sync::LazyLock;
 /// Decimal digits of any script, as in Python.
 static NUMBER: LazyLock<Option<Regex>> = LazyLock::new(|| Regex::new(r"\d+").ok());
 
-/// 1 over the number of classes that the prediction names, 0 if the true one is not among them. Classes that are part
-/// of the true one's name do not count; of two such in a row only the first is left out, as in LongBench's scorer.
+/// One over the number of classes that the prediction names, or 0 if the true class is not among them. Classes whose
+/// name is part of the true class's name do not count; of two such in a row only the first is left out, which is what
+/// LongBench's scorer does.
+#[must_use]
 pub fn classification(prediction: &str, truth: &str, classes: &[String]) -> f64 {
     let named = classes.iter().map(String::as_str);
     let mut named: Vec<&str> = named.filter(|name| prediction.contains(name)).collect();
@@ -28,6 +30,7 @@ pub fn classification(prediction: &str, truth: &str, classes: &[String]) -> f64 
 }
 
 /// The share of the prediction's numbers that are the true one.
+#[must_use]
 pub fn count(prediction: &str, truth: &str) -> f64 {
     let numbers = numbers(prediction);
     let right = numbers.iter().filter(|number| **number == truth).count();
@@ -35,11 +38,13 @@ pub fn count(prediction: &str, truth: &str) -> f64 {
 }
 
 /// [`count`] of the number in a truth of the form `Paragraph 7`; `None` if it has another form.
+#[must_use]
 pub fn retrieval(prediction: &str, truth: &str) -> Option<f64> {
     Some(count(prediction, number_after(truth, "Paragraph ")?))
 }
 
 /// [`count`] of the number in a truth of the form `段落7`; `None` if it has another form.
+#[must_use]
 pub fn retrieval_zh(prediction: &str, truth: &str) -> Option<f64> {
     Some(count(prediction, number_after(truth, "段落")?))
 }

@@ -5,8 +5,9 @@ use std::collections::HashMap;
 /// From this length on, characters that make up more than a hundredth of the second text do not start a match.
 const POPULAR_FROM: usize = 200;
 
-/// [`ratio`] of the truth and the first line of the prediction that has neither a backquote nor a comment sign (LongBench),
-/// in hundredths.
+/// Similarity of two pieces of code, from 0 to 1 in steps of 0.01: the [`ratio`] of the truth and the first line of the
+/// prediction that has neither a backquote nor a comment sign (LongBench).
+#[must_use]
 pub fn code(prediction: &str, truth: &str) -> f64 {
     let mut lines = prediction.trim_start_matches('\n').split('\n');
     let line = lines.find(|line| !["`", "#", "//"].iter().any(|sign| line.contains(sign)));
@@ -62,7 +63,7 @@ impl<'a> Blocks<'a> {
         }
         if b.len() >= POPULAR_FROM {
             let most = b.len() / 100 + 1;
-            places.retain(|_, own| own.len() <= most);
+            places.retain(|_, found| found.len() <= most);
         }
         Self { a, b, places }
     }

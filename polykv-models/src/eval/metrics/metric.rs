@@ -9,17 +9,27 @@ use std::str::FromStr;
 
 /// How an answer is compared with its references.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Metric {
+    /// F1 over the words of two English texts.
     F1,
+    /// F1 over the words of two Chinese texts.
     F1Zh,
+    /// ROUGE-L over the words of two English texts.
     RougeL,
+    /// ROUGE-L over the words of two Chinese texts.
     RougeLZh,
+    /// Whether the answer names the right class, shared among the classes that it names.
     Classification,
     /// Similarity of the first line of code.
     Edit,
+    /// The share of the answer's numbers that are the number in `Paragraph N`.
     Retrieval,
+    /// The share of the answer's numbers that are the number in `段落N`.
     RetrievalZh,
+    /// The share of the answer's numbers that are the right one.
     Count,
+    /// Whether the texts are the same after SQuAD's normalisation.
     Exact,
     /// Whether any reference is part of the answer.
     Substring,
@@ -28,6 +38,7 @@ pub enum Metric {
 }
 
 impl Metric {
+    /// Every metric.
     pub const ALL: [Self; 12] = [
         Self::F1,
         Self::F1Zh,
@@ -43,6 +54,7 @@ impl Metric {
         Self::SubstringAll,
     ];
 
+    /// The name, as in `polykv eval --scorer`.
     pub fn name(self) -> &'static str {
         match self {
             Self::F1 => "f1",
@@ -60,13 +72,14 @@ impl Metric {
         }
     }
 
-    /// Whether it needs the names of the classes.
+    /// Whether the metric needs the names of the classes.
     pub fn needs_classes(self) -> bool {
         self == Self::Classification
     }
 
-    /// 0 to 1: the best over the references, or for `substring-all` their mean; 0 without references. A reference of the
-    /// wrong form counts as missed; see [`Metric::check`].
+    /// The score of a prediction, from 0 to 1: the best over the references, or for `substring-all` their mean; 0
+    /// without references. A reference of the wrong form counts as missed; see [`Metric::check`].
+    #[must_use]
     pub fn score(self, prediction: &str, references: &[String], classes: &[String]) -> f64 {
         let one = |truth: &String| match self {
             Self::F1 => f1(prediction, truth),
@@ -88,7 +101,7 @@ impl Metric {
         }
     }
 
-    /// Whether a sample's references can be scored; `place` is where they stand.
+    /// Checks that a sample's references can be scored; `place` names them in errors.
     ///
     /// # Errors
     /// A reference without the number that the metric reads, a class that is not among the classes.

@@ -12,6 +12,7 @@ static JIEBA: LazyLock<Jieba> = LazyLock::new(Jieba::new);
 
 /// F1 over the words of two texts, lower case, without ASCII punctuation and the articles a, an and the (SQuAD, Rajpurkar
 /// et al. 2016).
+#[must_use]
 pub fn f1(prediction: &str, truth: &str) -> f64 {
     let words = |text: &str| -> Vec<String> {
         let text = normalize(text);
@@ -21,6 +22,7 @@ pub fn f1(prediction: &str, truth: &str) -> f64 {
 }
 
 /// F1 over the words that jieba finds in two Chinese texts, lower case and without punctuation (LongBench).
+#[must_use]
 pub fn f1_zh(prediction: &str, truth: &str) -> f64 {
     let words = |text: &str| -> Vec<String> {
         let words = segment(text).into_iter().map(|word| {
@@ -36,12 +38,14 @@ pub fn f1_zh(prediction: &str, truth: &str) -> f64 {
 }
 
 /// 1 if two texts are the same after SQuAD's normalisation, else 0.
+#[must_use]
 pub fn exact(prediction: &str, truth: &str) -> f64 {
     let same = split(&normalize(prediction)).eq(split(&normalize(truth)));
     f64::from(u8::from(same))
 }
 
 /// 1 if the prediction contains the truth in whatever case, else 0 (RULER).
+#[must_use]
 pub fn substring(prediction: &str, truth: &str) -> f64 {
     let found = prediction.to_lowercase().contains(&truth.to_lowercase());
     f64::from(u8::from(found))

@@ -175,7 +175,7 @@ fn in_essay(maker: &Maker<'_>, rng: &mut StdRng, needles: &[String], size: usize
         if at < size {
             parts.push(match maker.texts.sentences.as_slice() {
                 [] => filler::sentence(rng),
-                own => own[at % own.len()].clone(),
+                sentences => sentences[at % sentences.len()].clone(),
             });
         }
     }

@@ -5,7 +5,7 @@ mod python;
 mod sets;
 
 use super::RulerSource;
-use super::own;
+use super::builtin;
 use super::texts::{Texts, Wording};
 use polykv_core::{Error, Result};
 use python::Python;
@@ -26,7 +26,7 @@ impl Texts {
         let folder = folder(&source.folder)?;
         let constants = Python::read(&folder.join("constants.py"))?;
         let niah = Python::read(&folder.join("niah.py"))?;
-        let mut texts = own::texts(0);
+        let mut texts = builtin::texts(0);
         let several = constants.wording("niah")?;
         texts.niah = [several.clone(), singular(several)];
         texts.tracking = constants.wording("variable_tracking")?;
@@ -128,7 +128,7 @@ fn singular(several: Wording) -> Wording {
 /// Plain, or a JSON object with the text.
 fn read_haystack(path: &Path) -> Result<String> {
     let what = "a text to hide needles in: RULER's json/PaulGrahamEssays.json, or any plain text";
-    if path.extension().is_none_or(|own| own != "json") {
+    if path.extension().is_none_or(|extension| extension != "json") {
         return read(path, what);
     }
     match read_json(path, what)?.get("text").and_then(Value::as_str) {

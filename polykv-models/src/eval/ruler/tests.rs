@@ -33,26 +33,29 @@ fn every_task_fills_its_length_and_holds_its_answers() {
         (task.name(), task.questions.len()),
         ("ruler-style", 2 * 13 * 3)
     );
-    for own in &task.questions {
-        let prompt = text(&model, &own.framed.prompt);
-        let tokens = own.framed.prompt.len() + own.rule.max_new_tokens;
-        let what = &own.id;
-        assert!(tokens <= own.length, "{what}: {tokens}");
+    for question in &task.questions {
+        let prompt = text(&model, &question.framed.prompt);
+        let tokens = question.framed.prompt.len() + question.rule.max_new_tokens;
+        let what = &question.id;
+        assert!(tokens <= question.length, "{what}: {tokens}");
         // Documents are the largest pieces.
-        assert!(tokens + 400 > own.length, "{what}: {tokens}");
-        for answer in &own.answers {
+        assert!(tokens + 400 > question.length, "{what}: {tokens}");
+        for answer in &question.answers {
             assert!(prompt.contains(answer.as_str()), "{what}: {answer}");
         }
-        let wanted = match own.task.as_str() {
+        let wanted = match question.task.as_str() {
             "niah_multivalue" | "niah_multiquery" => 4,
             "vt" => 5,
             "cwe" => 10,
             "fwe" => 3,
             _ => 1,
         };
-        assert_eq!(own.answers.len(), wanted, "{what}");
-        assert_eq!(own.rule.metric.score(&prompt, &own.answers, &[]), 1.0);
-        assert!(own.framed.after.is_empty() && !own.framed.truncated);
+        assert_eq!(question.answers.len(), wanted, "{what}");
+        assert_eq!(
+            question.rule.metric.score(&prompt, &question.answers, &[]),
+            1.0
+        );
+        assert!(question.framed.after.is_empty() && !question.framed.truncated);
     }
     let again = ruler(&model, &options(&LENGTHS, &[])).unwrap();
     assert_eq!(task.fingerprint(), again.fingerprint());
@@ -63,7 +66,7 @@ fn every_task_fills_its_length_and_holds_its_answers() {
     let other = ruler(&model, &other).unwrap();
     assert_ne!(task.fingerprint(), other.fingerprint());
     let names: std::collections::BTreeSet<_> =
-        task.samples().into_iter().map(|own| own.id).collect();
+        task.samples().into_iter().map(|sample| sample.id).collect();
     assert_eq!(names.len(), task.questions.len());
     let (_, all) = task.sets().pop().unwrap();
     assert_eq!(all, NAMES);
@@ -73,16 +76,16 @@ fn every_task_fills_its_length_and_holds_its_answers() {
 fn the_most_common_are_the_most_common() {
     let model = tiny(8192);
     let task = ruler(&model, &options(&LENGTHS, &["cwe", "fwe", "vt"])).unwrap();
-    for own in &task.questions {
-        let prompt = text(&model, &own.framed.prompt);
-        match own.task.as_str() {
+    for question in &task.questions {
+        let prompt = text(&model, &question.framed.prompt);
+        match question.task.as_str() {
             "vt" => {
                 // The value is given once; everything else follows from it.
                 let value = prompt.rsplit("have the value ").next().unwrap();
                 let value = value.split(',').next().unwrap();
-                let given = format!("VAR {} = {value}", own.answers[0]);
+                let given = format!("VAR {} = {value}", question.answers[0]);
                 assert_eq!(prompt.matches(&given).count(), 1, "{given}");
-                for pair in own.answers.windows(2) {
+                for pair in question.answers.windows(2) {
                     assert!(prompt.contains(&format!("VAR {} = VAR {}", pair[1], pair[0])));
                 }
             }
@@ -99,7 +102,7 @@ fn the_most_common_are_the_most_common() {
                 for word in list.split_whitespace() {
                     *counts.entry(word).or_insert(0) += 1;
                 }
-                let least = own
+                let least = question
                     .answers
                     .iter()
                     .map(|answer| counts[answer.as_str()])
@@ -107,10 +110,10 @@ fn the_most_common_are_the_most_common() {
                 let others = counts.iter().filter(|(word, _)| {
                     word.chars().all(|c| c.is_ascii_lowercase())
                         && word.len() > 5
-                        && !own.answers.iter().any(|answer| answer == *word)
+                        && !question.answers.iter().any(|answer| answer == *word)
                 });
                 let most = others.map(|(_, count)| *count).max().unwrap_or(0);
-                assert!(least > Some(most), "{}: {least:?}, {most}", own.id);
+                assert!(least > Some(most), "{}: {least:?}, {most}", question.id);
             }
         }
     }
@@ -172,16 +175,20 @@ fn a_copy_of_ruler_gives_its_own_words() {
         folder: dir.path().into(),
         haystack: haystack.clone(),
     };
-    let own = |only: &[&str]| RulerOptions {
+    let from_source = |only: &[&str]| RulerOptions {
         source: Some(source.clone()),
         ..options(&[1500], only)
     };
-    let task = ruler(&model, &own(&["niah_single_1", "niah_single_2", "vt"])).unwrap();
+    let task = ruler(
+        &model,
+        &from_source(&["niah_single_1", "niah_single_2", "vt"]),
+    )
+    .unwrap();
     assert_eq!(task.name(), "ruler");
     let prompts: Vec<String> = task
         .questions
         .iter()
-        .map(|own| text(&model, &own.framed.prompt))
+        .map(|question| text(&model, &question.framed.prompt))
         .collect();
     assert!(
         prompts[0].contains("A things is in here: Moss grows.\n"),
@@ -201,10 +208,14 @@ fn a_copy_of_ruler_gives_its_own_words() {
     );
     assert_eq!(task.questions[0].rule.max_new_tokens, 16);
     // What is missing is named.
-    let message = ruler(&model, &own(&["qa_1"])).unwrap_err().to_string();
+    let message = ruler(&model, &from_source(&["qa_1"]))
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("squad.json: file is missing"), "{message}");
     std::fs::remove_file(folder.join("niah.py")).unwrap();
-    let message = ruler(&model, &own(&["vt"])).unwrap_err().to_string();
+    let message = ruler(&model, &from_source(&["vt"]))
+        .unwrap_err()
+        .to_string();
     assert!(message.contains("niah.py: file is missing"), "{message}");
 }
 

@@ -6,11 +6,11 @@ use super::{Difference, PlanInfo, PlanSummary, Prediction, metrics};
 /// Scores that plans are compared by beside those that stand for their tasks.
 const MORE: [&str; 2] = ["nll", "agreement"];
 
-/// Fills in what the summaries say about each other. `own` are the plans' predictions by sample; FullKV comes first.
+/// Fills in what the summaries say about each other. `by_plan` are the plans' predictions by sample; FullKV comes first.
 pub(super) fn compare(
     plans: &[PlanInfo],
     sets: &[(String, Vec<String>)],
-    own: &[Vec<&Prediction>],
+    by_plan: &[Vec<&Prediction>],
     summaries: &mut [PlanSummary],
 ) {
     let Some(full) = summaries.first().cloned() else {
@@ -20,12 +20,12 @@ pub(super) fn compare(
         .tasks
         .iter()
         .enumerate()
-        .map(|(index, task)| draw(own, index, &task.metric, |one| one.task == task.name))
+        .map(|(index, task)| draw(by_plan, index, &task.metric, |one| one.task == task.name))
         .collect();
     let more: Vec<(&str, Option<Resampled>)> = MORE
         .into_iter()
         .filter(|name| full.scores.contains_key(*name))
-        .map(|name| (name, draw(own, 0, name, |_| true)))
+        .map(|name| (name, draw(by_plan, 0, name, |_| true)))
         .collect();
     let measure = |lower, tasks, score: &dyn Fn(&PlanSummary) -> Option<f64>| {
         let scores = summaries.iter().map(|plan| score(plan).unwrap_or(f64::NAN));
@@ -47,8 +47,8 @@ pub(super) fn compare(
         .enumerate()
         .map(|(index, set)| {
             let is_member = |task: &str| {
-                let mut own = sets.iter().filter(|(name, _)| *name == set.name);
-                own.any(|(_, members)| members.iter().any(|own| own == task))
+                let mut named = sets.iter().filter(|(name, _)| *name == set.name);
+                named.any(|(_, members)| members.iter().any(|member| member == task))
             };
             let members = full.tasks.iter().zip(&drawn);
             let members = members.filter(|(task, _)| is_member(&task.name));
@@ -78,23 +78,23 @@ pub(super) fn compare(
         plan.best_single = mean.best_single(index) == Some(index);
         plan.gap_closed = mean.gap_closed(index);
         let scores = [("mean", &mean)].into_iter();
-        let scores = scores.chain(of_more.iter().map(|(name, own)| (*name, own)));
+        let scores = scores.chain(of_more.iter().map(|(name, measure)| (*name, measure)));
         plan.differences = scores
-            .map(|(name, own)| (name.to_string(), own.differences(index)))
+            .map(|(name, measure)| (name.to_string(), measure.differences(index)))
             .collect();
-        for (set, own) in plan.sets.iter_mut().zip(&of_sets) {
-            set.gap_closed = own.gap_closed(index);
-            set.differences = own.differences(index);
+        for (set, measure) in plan.sets.iter_mut().zip(&of_sets) {
+            set.gap_closed = measure.gap_closed(index);
+            set.differences = measure.differences(index);
         }
-        for (task, own) in plan.tasks.iter_mut().zip(&of_tasks) {
-            task.differences = own.differences(index);
+        for (task, measure) in plan.tasks.iter_mut().zip(&of_tasks) {
+            task.differences = measure.differences(index);
         }
     }
 }
 
 /// Draws of the samples that are `wanted`; none unless all plans have this score of each.
 fn draw(
-    own: &[Vec<&Prediction>],
+    by_plan: &[Vec<&Prediction>],
     task: usize,
     metric: &str,
     wanted: impl Fn(&Prediction) -> bool,
@@ -103,16 +103,17 @@ fn draw(
         "perplexity" => ("nll", f64::exp),
         other => (other, |mean| mean),
     };
-    let full = own.first()?;
-    if own.iter().any(|own| own.len() != full.len()) {
+    let full = by_plan.first()?;
+    if by_plan.iter().any(|of_plan| of_plan.len() != full.len()) {
         return None;
     }
     let samples = (0..full.len()).filter(|&at| wanted(full[at])).map(|at| {
-        let of_plan = |own: &Vec<&Prediction>| match own[at].sample == full[at].sample {
-            true => own[at].scores.get(name).copied(),
-            false => None,
-        };
-        own.iter().map(of_plan).collect::<Option<Vec<f64>>>()
+        let of_plan =
+            |predictions: &Vec<&Prediction>| match predictions[at].sample == full[at].sample {
+                true => predictions[at].scores.get(name).copied(),
+                false => None,
+            };
+        by_plan.iter().map(of_plan).collect::<Option<Vec<f64>>>()
     });
     Resampled::new(&samples.collect::<Option<Vec<_>>>()?, score, task)
 }
@@ -137,8 +138,8 @@ impl Measure<'_> {
     }
 
     /// The best plan of one policy at a plan's budget, of equal ones the first.
-    fn best_single(&self, own: usize) -> Option<usize> {
-        let at_budget = |other: &usize| self.plans[*other].budget == self.plans[own].budget;
+    fn best_single(&self, plan: usize) -> Option<usize> {
+        let at_budget = |other: &usize| self.plans[*other].budget == self.plans[plan].budget;
         let singles = (0..self.plans.len()).filter(|&other| self.plans[other].single);
         singles
             .filter(at_budget)
@@ -149,21 +150,23 @@ impl Measure<'_> {
     }
 
     /// Nothing unless FullKV is better than the best single policy: otherwise there is no gap.
-    fn gap_closed(&self, own: usize) -> Option<f64> {
-        let best = self.best_single(own).filter(|&best| self.better(0, best))?;
-        let [own, best, full] = [own, best, 0].map(|plan| self.scores[plan]);
-        Some((own - best) / (full - best))
+    fn gap_closed(&self, plan: usize) -> Option<f64> {
+        let best = self
+            .best_single(plan)
+            .filter(|&best| self.better(0, best))?;
+        let [plan, best, full] = [plan, best, 0].map(|plan| self.scores[plan]);
+        Some((plan - best) / (full - best))
     }
 
     /// To FullKV, and to the best single policy where the plan is another one.
-    fn differences(&self, own: usize) -> Vec<Difference> {
-        let best = self.best_single(own).filter(|&best| best != own);
+    fn differences(&self, plan: usize) -> Vec<Difference> {
+        let best = self.best_single(plan).filter(|&best| best != plan);
         let others = [Some(0), best].into_iter().flatten();
         others
             .map(|other| Difference {
                 to: self.plans[other].name.clone(),
-                difference: self.scores[own] - self.scores[other],
-                interval: interval(&self.tasks, own, other),
+                difference: self.scores[plan] - self.scores[other],
+                interval: interval(&self.tasks, plan, other),
             })
             .collect()
     }

@@ -34,26 +34,30 @@ impl Resampled {
                 let drawn = &samples[rng.random_range(0..samples.len())];
                 sums.iter_mut()
                     .zip(drawn)
-                    .for_each(|(sum, own)| *sum += own);
+                    .for_each(|(sum, score)| *sum += score);
             }
             let count = samples.len() as f64;
-            for (own, sum) in scores.iter_mut().zip(sums) {
-                own.push(score(sum / count));
+            for (of_plan, sum) in scores.iter_mut().zip(sums) {
+                of_plan.push(score(sum / count));
             }
         }
         Some(Self { scores })
     }
 }
 
-/// The 95 % interval (percentiles) of how much more plan `own` has than plan `other` in the unweighted mean of the tasks'
+/// The 95 % interval (percentiles) of how much more plan `plan` has than plan `other` in the unweighted mean of the tasks'
 /// scores. Each task's samples are drawn from that task's. None if a task's spread is unknown.
-pub(super) fn interval(tasks: &[Option<&Resampled>], own: usize, other: usize) -> Option<[f64; 2]> {
+pub(super) fn interval(
+    tasks: &[Option<&Resampled>],
+    plan: usize,
+    other: usize,
+) -> Option<[f64; 2]> {
     let tasks: Vec<&Resampled> = tasks.iter().copied().collect::<Option<_>>()?;
     if tasks.is_empty() {
         return None;
     }
     let difference = |draw: usize| {
-        let of_task = |task: &&Resampled| task.scores[own][draw] - task.scores[other][draw];
+        let of_task = |task: &&Resampled| task.scores[plan][draw] - task.scores[other][draw];
         tasks.iter().map(of_task).sum::<f64>() / tasks.len() as f64
     };
     let mut differences: Vec<f64> = (0..RESAMPLES).map(difference).collect();
@@ -67,7 +71,7 @@ mod tests {
 
     /// Of two plans on one task.
     fn of(samples: &[[f64; 2]]) -> Option<Resampled> {
-        let samples: Vec<Vec<f64>> = samples.iter().map(|own| own.to_vec()).collect();
+        let samples: Vec<Vec<f64>> = samples.iter().map(|sample| sample.to_vec()).collect();
         Resampled::new(&samples, |mean| mean, 0)
     }
 
@@ -108,8 +112,8 @@ mod tests {
         // Two plans that differ by +1 and −1 in turn, the other way round in the second task: with the same draws in both,
         // the mean would be 0 always.
         let turns = |sign: f64| -> Vec<Vec<f64>> {
-            let own = (0..20).map(|i| if i % 2 == 0 { sign } else { -sign });
-            own.map(|own| vec![own, 0.0]).collect()
+            let values = (0..20).map(|i| if i % 2 == 0 { sign } else { -sign });
+            values.map(|value| vec![value, 0.0]).collect()
         };
         let tasks = [(1.0, 0), (-1.0, 1)]
             .map(|(sign, task)| Resampled::new(&turns(sign), |mean| mean, task).unwrap());
@@ -120,7 +124,7 @@ mod tests {
     #[test]
     fn scores_are_made_of_means() {
         // Two samples of ln 2 and ln 8: the geometric mean is 2, 4 or 8.
-        let samples = [[2f64.ln(), 0.0], [8f64.ln(), 0.0]].map(|own| own.to_vec());
+        let samples = [[2f64.ln(), 0.0], [8f64.ln(), 0.0]].map(|sample| sample.to_vec());
         let task = Resampled::new(&samples, f64::exp, 0).unwrap();
         let [low, high] = interval(&[Some(&task)], 0, 1).unwrap();
         assert!((low - 1.0).abs() < 1e-12 && (high - 7.0).abs() < 1e-12);

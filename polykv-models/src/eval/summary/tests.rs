@@ -50,9 +50,9 @@ fn means_groups_and_perplexity_by_hand() {
         .map(|group| (group.length, group.n, group.scores["nll"]))
         .collect();
     assert_eq!(found, [(8, 2, 1.5), (16, 1, 6.0)]);
-    let mut own = Scores::from([("nll".into(), 3.5)]);
-    add_delta_nll(&mut own, &full.scores);
-    assert!((own["delta_nll"] - 0.5).abs() < 1e-12);
+    let mut scores = Scores::from([("nll".into(), 3.5)]);
+    add_delta_nll(&mut scores, &full.scores);
+    assert!((scores["delta_nll"] - 0.5).abs() < 1e-12);
 }
 
 #[test]
@@ -182,7 +182,9 @@ fn plans_are_compared_with_fullkv_and_the_best_single_policy() {
     let intervals = |predictions: &[Prediction]| -> Vec<_> {
         let summary = Summary::new("test", &sets, &plans, predictions);
         let mean = summary.plans[3].differences["mean"].clone();
-        mean.into_iter().map(|own| own.interval).collect()
+        mean.into_iter()
+            .map(|difference| difference.interval)
+            .collect()
     };
     let first: Vec<_> = all.iter().filter(|one| one.sample == 0).cloned().collect();
     assert_eq!(intervals(&first), [None, None]);

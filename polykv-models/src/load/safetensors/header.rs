@@ -1,6 +1,6 @@
 //! The header of a safetensors file, checked against the file before any tensor is read.
 
-use super::super::file::WeightFile;
+use crate::stored::WeightFile;
 use polykv_core::{Error, Result};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};

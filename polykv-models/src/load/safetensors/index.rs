@@ -1,6 +1,6 @@
 //! model.safetensors.index.json: which shard holds which tensor.
 
-use super::super::file::refuse_pointer;
+use crate::stored::refuse_pointer;
 use polykv_core::files::read_capped;
 use polykv_core::{Error, Result};
 use serde::Deserialize;

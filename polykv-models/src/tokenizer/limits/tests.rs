@@ -102,10 +102,10 @@ fn long_tokens_and_lists() {
         },
         "pre_tokenizer is 1001 steps",
     );
-    let own = json!({"SpecialToken": {"id": "a", "type_id": 0}});
+    let special = json!({"SpecialToken": {"id": "a", "type_id": 0}});
     case(
         &|f| {
-            f["post_processor"] = json!({"type": "TemplateProcessing", "single": vec![own.clone(); 1000],
+            f["post_processor"] = json!({"type": "TemplateProcessing", "single": vec![special.clone(); 1000],
             "pair": [], "special_tokens": {"a": {"id": "a", "ids": [0], "tokens": ["a"]}}})
         },
         "list of post_processor is 1000 entries",

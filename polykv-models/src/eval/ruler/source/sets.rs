@@ -48,8 +48,9 @@ pub fn squad(path: &Path) -> Result<Documents> {
         "SQuAD's dev-v2.0.json, which RULER's json/download_qa_dataset.sh fetches",
     )?;
     let paragraphs = |article: &Value| -> Vec<String> {
-        let own = list(article, "paragraphs").iter();
-        own.filter_map(|one| one["context"].as_str().map(String::from))
+        let paragraphs = list(article, "paragraphs").iter();
+        paragraphs
+            .filter_map(|one| one["context"].as_str().map(String::from))
             .collect()
     };
     let documents = Numbered::new(list(&data, "data").iter().flat_map(paragraphs).collect());
@@ -60,7 +61,7 @@ pub fn squad(path: &Path) -> Result<Documents> {
             .filter_map(|text| documents.of(text))
             .collect();
         for paragraph in list(article, "paragraphs") {
-            let Some(own) = paragraph["context"]
+            let Some(source) = paragraph["context"]
                 .as_str()
                 .and_then(|text| documents.of(text))
             else {
@@ -77,8 +78,8 @@ pub fn squad(path: &Path) -> Result<Documents> {
                     questions.push(Asked {
                         question: question.into(),
                         answers,
-                        sources: vec![own],
-                        near: near.iter().copied().filter(|at| *at != own).collect(),
+                        sources: vec![source],
+                        near: near.iter().copied().filter(|at| *at != source).collect(),
                     });
                 }
             }
@@ -93,14 +94,15 @@ pub fn hotpot(path: &Path) -> Result<Documents> {
     let data = read_json(path, what)?;
     let data = data.as_array().map_or(&[][..], Vec::as_slice);
     let texts = |asked: &Value| -> Vec<String> {
-        let own = list(asked, "context").iter();
-        own.filter_map(|document| {
-            let title = document[0].as_str()?;
-            let sentences = document[1].as_array()?.iter();
-            let sentences: String = sentences.filter_map(Value::as_str).collect();
-            Some(format!("{title}\n{sentences}"))
-        })
-        .collect()
+        let documents = list(asked, "context").iter();
+        documents
+            .filter_map(|document| {
+                let title = document[0].as_str()?;
+                let sentences = document[1].as_array()?.iter();
+                let sentences: String = sentences.filter_map(Value::as_str).collect();
+                Some(format!("{title}\n{sentences}"))
+            })
+            .collect()
     };
     let documents = Numbered::new(data.iter().flat_map(texts).collect());
     let questions = data.iter().filter_map(|asked| {

@@ -31,7 +31,7 @@ pub(super) struct Layout<'a> {
 }
 
 impl<'a> Layout<'a> {
-    /// Of a file whose header ends at `header`.
+    /// The layout of a file whose header ends at `header`.
     pub fn new(place: &'a str, alignment: usize, header: usize, file_size: usize) -> Self {
         let mut layout = Self {
             place,

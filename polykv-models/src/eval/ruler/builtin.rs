@@ -130,7 +130,7 @@ fn places(rng: &mut StdRng, count: usize) -> Vec<Place> {
         let founder = person(rng);
         if places
             .iter()
-            .any(|own| own.name == name || own.founder == founder)
+            .any(|known| known.name == name || known.founder == founder)
         {
             continue;
         }

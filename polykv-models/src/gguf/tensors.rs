@@ -1,13 +1,17 @@
 //! The tensors of a GGUF file under the names and in the layout of Hugging Face checkpoints.
 
-use super::super::stored::Stored;
 use super::GgufFile;
 use crate::config::{Family, ModelConfig};
+use crate::stored::Stored;
 use burn::tensor::{DType, Shape, TensorData};
 use polykv_core::{Error, Result};
 use std::sync::Arc;
 
-/// The file's tensors under Hugging Face names and in its layout, converted when they are asked for.
+/// The tensors of a GGUF file under the names and in the layout of Hugging Face checkpoints. Each is read and converted
+/// to f32 when its data are asked for.
+///
+/// # Errors
+/// A tensor whose name has no counterpart in the architecture of `config`.
 pub fn tensors(file: &Arc<GgufFile>, config: &ModelConfig) -> Result<Vec<Stored>> {
     let mut tensors = Vec::new();
     // rope_freqs is part of the config: the divisors of the rotary frequencies.
@@ -52,6 +56,7 @@ pub fn tensors(file: &Arc<GgufFile>, config: &ModelConfig) -> Result<Vec<Stored>
 /// The checkpoint name of a GGUF tensor: `blk.3.attn_q.weight` is `model.layers.3.self_attn.q_proj.weight`.
 ///
 /// `None` for tensors that have no counterpart, such as `rope_freqs.weight`.
+#[must_use]
 pub fn hf_name(gguf_name: &str) -> Option<String> {
     match gguf_name {
         "token_embd.weight" => return Some("model.embed_tokens.weight".into()),
@@ -83,10 +88,11 @@ pub fn hf_name(gguf_name: &str) -> Option<String> {
 }
 
 /// Puts the rows of a GGUF query or key weight, shape `[heads * head_dim, inner]`, into checkpoint order.
+/// GGUF llama files order them for interleaved rotation, `[heads, head_dim / 2, 2, inner]`; checkpoints rotate halves,
+/// `[heads, 2, head_dim / 2, inner]`.
 ///
-/// GGUF llama files order them for interleaved rotation, `[heads, head_dim / 2, 2, inner]`; checkpoints rotate
-/// halves, `[heads, 2, head_dim / 2, inner]`. Fails when the length is not `heads * head_dim * inner` or
-/// `head_dim` is odd.
+/// # Errors
+/// A length that is not `heads * head_dim * inner`, and an odd `head_dim`.
 pub fn unpermute_rope_rows(
     data: &[f32],
     heads: usize,

@@ -1,8 +1,8 @@
-//! What a GGUF file's metadata says about its model.
+//! The metadata of a GGUF file as the shape of its model.
 
-use super::super::ends::once_each;
 use super::GgufFile;
 use super::value::quoted;
+use crate::config::once_each;
 use crate::config::{Family, ModelConfig};
 use polykv_core::{Error, Result};
 

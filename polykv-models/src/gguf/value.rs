@@ -1,4 +1,4 @@
-//! What the header of a GGUF file holds: metadata values and tensor entries.
+//! The content of a GGUF header: metadata values and tensor entries.
 
 use super::dequant::GgmlType;
 use std::ops::Range;
@@ -6,17 +6,22 @@ use std::ops::Range;
 /// A metadata value. Integers and floats of all widths are widened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
+    /// An unsigned integer.
     Uint(u64),
+    /// A signed integer.
     Int(i64),
-    /// An f32 is widened through its shortest decimal form, so 1e-5 stays 1e-5.
+    /// A float. An f32 is widened through its shortest decimal form, so 1e-5 stays 1e-5.
     Float(f64),
+    /// True or false.
     Bool(bool),
+    /// A text.
     String(String),
+    /// A list of values of one type.
     Array(Vec<Value>),
 }
 
 impl Value {
-    /// Any integer that is not negative.
+    /// The value of an integer of either kind that is not negative.
     pub fn as_u64(&self) -> Option<u64> {
         match self {
             Self::Uint(n) => Some(*n),
@@ -25,7 +30,7 @@ impl Value {
         }
     }
 
-    /// Any number.
+    /// The value of an integer or a float.
     pub fn as_f64(&self) -> Option<f64> {
         match self {
             Self::Uint(n) => Some(*n as f64),
@@ -35,6 +40,7 @@ impl Value {
         }
     }
 
+    /// The value of [`Value::Bool`].
     pub fn as_bool(&self) -> Option<bool> {
         match self {
             Self::Bool(b) => Some(*b),
@@ -42,6 +48,7 @@ impl Value {
         }
     }
 
+    /// The text of [`Value::String`].
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::String(s) => Some(s),
@@ -49,6 +56,7 @@ impl Value {
         }
     }
 
+    /// The values of [`Value::Array`].
     pub fn as_array(&self) -> Option<&[Value]> {
         match self {
             Self::Array(list) => Some(list),
@@ -69,18 +77,21 @@ impl Value {
     }
 }
 
-/// Where a tensor lies and what it holds.
+/// The directory entry of a tensor.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct TensorInfo {
     /// Row-major shape, the slowest axis first (GGUF stores the dimensions the other way round).
     pub shape: Vec<usize>,
+    /// The number format.
     pub ggml_type: GgmlType,
-    /// Byte range in the file.
+    /// Its bytes in the file.
     pub range: Range<usize>,
 }
 
 impl TensorInfo {
-    /// Product of the shape; checked against the file's size when the directory was read.
+    /// The number of elements: the product of the shape. It was checked against the file's size when the directory was
+    /// read.
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }

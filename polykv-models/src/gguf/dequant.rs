@@ -7,7 +7,8 @@ use half::{bf16, f16};
 pub(super) const CONVERTIBLE: &str =
     "F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K and Q6_K";
 
-/// A known ggml tensor type; not all of them can be converted.
+/// A tensor type of ggml. The types with a constant here can be converted to f32; others are known by name and size
+/// only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct GgmlType(u32);
 
@@ -60,16 +61,27 @@ pub(super) fn type_name(id: u32) -> String {
 }
 
 impl GgmlType {
+    /// IEEE 754 single precision.
     pub const F32: Self = Self(0);
+    /// IEEE 754 half precision.
     pub const F16: Self = Self(1);
+    /// 4 bits with a scale per 32 numbers.
     pub const Q4_0: Self = Self(2);
+    /// 4 bits with a scale and a minimum per 32 numbers.
     pub const Q4_1: Self = Self(3);
+    /// 5 bits with a scale per 32 numbers.
     pub const Q5_0: Self = Self(6);
+    /// 5 bits with a scale and a minimum per 32 numbers.
     pub const Q5_1: Self = Self(7);
+    /// 8 bits with a scale per 32 numbers.
     pub const Q8_0: Self = Self(8);
+    /// 4 bits in blocks of 256 numbers, with 6-bit scales and minima per 32.
     pub const Q4_K: Self = Self(12);
+    /// 5 bits in blocks of 256 numbers, with 6-bit scales and minima per 32.
     pub const Q5_K: Self = Self(13);
+    /// 6 bits in blocks of 256 numbers, with 8-bit scales per 16.
     pub const Q6_K: Self = Self(14);
+    /// bfloat16: the upper half of a single.
     pub const BF16: Self = Self(30);
 
     /// The type with ggml's number, if it is a known one.
@@ -91,12 +103,12 @@ impl GgmlType {
         self.row().1
     }
 
-    /// Numbers per block.
+    /// The number of elements in a block.
     pub fn block_elements(self) -> usize {
         self.row().2
     }
 
-    /// Bytes per block.
+    /// The number of bytes in a block.
     pub fn block_bytes(self) -> usize {
         self.row().3
     }

@@ -1,17 +1,25 @@
 //! Tensors of a file, read and checked when they are asked for.
 
-use super::finite::first_lost;
+mod file;
+mod finite;
+
+pub(crate) use file::{WeightFile, refuse_pointer};
+
 use burn::tensor::{DType, Shape, TensorData};
 use burn_store::bridge;
 use burn_store::burn_pack::{Error as PackError, Tensor as PackTensor};
+use finite::first_lost;
 use polykv_core::{Error, Result, Storage};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A tensor of a file under its name in Hugging Face checkpoints.
+/// A tensor of a weight file, under its name in Hugging Face checkpoints. Its data are read when they are asked for.
 pub struct Stored {
+    /// The name in Hugging Face checkpoints.
     pub name: String,
+    /// The number format of the data.
     pub dtype: DType,
+    /// The row-major shape, `[out, in]` for matrices.
     pub shape: Shape,
     place: String,
     read: Box<dyn Fn() -> Result<TensorData> + Send + Sync>,
@@ -29,7 +37,7 @@ impl fmt::Debug for Stored {
 
 /// The error behind a tensor that could not be read. The store that asks for tensors passes on texts only.
 #[derive(Clone, Default)]
-pub(super) struct Fault(Arc<Mutex<Option<Error>>>);
+pub(crate) struct Fault(Arc<Mutex<Option<Error>>>);
 
 impl Fault {
     fn note(&self, error: Error) -> PackError {
@@ -47,7 +55,8 @@ impl Fault {
 }
 
 impl Stored {
-    /// `place` names the file in errors; `read` must give data of this type and shape.
+    /// A tensor whose data come from `read`, which must give data of this number format and shape. `place` names the
+    /// file in errors.
     pub fn new(
         name: String,
         dtype: DType,
@@ -64,12 +73,12 @@ impl Stored {
         }
     }
 
-    /// The file it lies in.
+    /// The file that holds it, as errors name it.
     pub fn place(&self) -> &str {
         &self.place
     }
 
-    /// The data as they are in the file.
+    /// Reads the data, in the number format of the file.
     ///
     /// # Errors
     /// A file that cannot be read or has changed.
@@ -78,15 +87,16 @@ impl Stored {
     }
 
     /// How the tensor is stored once loaded: only matrices take fewer bits.
-    pub(super) fn target(&self, storage: Storage) -> DType {
+    pub(crate) fn target(&self, storage: Storage) -> DType {
         match self.shape.num_dims() {
             2 => storage.weights(),
             _ => DType::F32,
         }
     }
 
-    /// As the store takes it: read and checked when its data are drawn. What goes wrong then is noted in `fault`.
-    pub(super) fn deferred(self, storage: Storage, fault: &Fault) -> PackTensor {
+    /// The tensor in the form of burn's store, read and checked when its data are drawn. An error at that time is noted
+    /// in `fault`.
+    pub(crate) fn deferred(self, storage: Storage, fault: &Fault) -> PackTensor {
         let (name, shape, fault) = (self.name.clone(), self.shape.clone(), fault.clone());
         bridge::deferred(name, self.dtype, shape, None, move || {
             self.checked(storage).map_err(|e| fault.note(e))
@@ -110,15 +120,15 @@ impl Stored {
     ///
     /// # Errors
     /// A file that cannot be read or has changed.
-    pub(super) fn equals(&self, other: &Self) -> Result<bool> {
+    pub(crate) fn equals(&self, other: &Self) -> Result<bool> {
         if self.shape != other.shape {
             return Ok(false);
         }
-        let (own, others) = (self.data()?, other.data()?);
+        let (these, others) = (self.data()?, other.data()?);
         let wide = |data: TensorData| data.convert_dtype(DType::F32);
         Ok(match self.dtype == other.dtype {
-            true => own.bytes() == others.bytes(),
-            false => wide(own).bytes() == wide(others).bytes(),
+            true => these.bytes() == others.bytes(),
+            false => wide(these).bytes() == wide(others).bytes(),
         })
     }
 }

@@ -19,7 +19,7 @@ pub use dequant::GgmlType;
 pub use tensors::{hf_name, tensors, unpermute_rope_rows};
 pub use value::{TensorInfo, Value};
 
-use super::file::WeightFile;
+use crate::stored::WeightFile;
 use parse::Directory;
 use polykv_core::{Error, Result};
 use std::fmt;
@@ -46,8 +46,8 @@ impl fmt::Debug for GgufFile {
 }
 
 impl GgufFile {
-    /// Opens the file and checks its header: counts, lengths, types, alignment, offsets against each other and against
-    /// the file's size, and that what lies between the tensors is zero.
+    /// Opens a file and checks its header: counts, lengths, types, alignment, offsets against each other and against
+    /// the file's size, and that the padding between tensors is zero.
     ///
     /// # Errors
     /// What is malformed, by name; one part of a file that was split; a Git LFS pointer.
@@ -104,39 +104,57 @@ impl GgufFile {
         self.file.place()
     }
 
-    /// A metadata value.
+    /// The metadata value of a key.
     pub fn value(&self, key: &str) -> Option<&Value> {
         self.directory.values.get(key)
     }
 
-    /// A whole number that is not negative; an error when the value has another type.
+    /// The value of a key as an integer that is not negative; `None` without the key.
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn uint(&self, key: &str) -> Result<Option<u64>> {
         self.typed(key, "a whole number", Value::as_u64)
     }
 
-    /// A number; an error when the value has another type.
+    /// The value of a key as a number; `None` without the key.
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn number(&self, key: &str) -> Result<Option<f64>> {
         self.typed(key, "a number", Value::as_f64)
     }
 
-    /// A text; an error when the value has another type.
+    /// The value of a key as a text; `None` without the key.
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn text(&self, key: &str) -> Result<Option<&str>> {
         self.typed(key, "a text", Value::as_str)
     }
 
-    /// A yes or no; an error when the value has another type.
+    /// The value of a key as true or false; `None` without the key.
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         self.typed(key, "true or false", Value::as_bool)
     }
 
-    /// A list of texts; an error when the value has another type.
+    /// The value of a key as a list of texts; `None` without the key.
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>> {
         self.typed(key, "an array of texts", |v| {
             v.as_array()?.iter().map(Value::as_str).collect()
         })
     }
 
-    /// A list of whole numbers that are not negative; an error when the value has another type.
+    /// The value of a key as a list of integers that are not negative; `None` without the key.
+    ///
+    /// # Errors
+    /// A value of another type.
     pub fn uints(&self, key: &str) -> Result<Option<Vec<u64>>> {
         self.typed(key, "an array of whole numbers", |v| {
             v.as_array()?.iter().map(Value::as_u64).collect()
@@ -163,14 +181,15 @@ impl GgufFile {
         self.directory.tensors.keys().map(String::as_str)
     }
 
-    /// Shape, type and place of a tensor.
+    /// The directory entry of a tensor: shape, number format and bytes.
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.directory.tensors.get(name)
     }
 
     /// A tensor converted to f32, in row-major order of [`TensorInfo::shape`].
-    ///
-    /// Types without a conversion, such as Q2_K or IQ4_XS, are refused by name.
+    /// # Errors
+    /// A tensor that is missing, a type without a conversion (such as Q2_K or IQ4_XS), a file that cannot be read or
+    /// has changed.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
         let info = self.existing(name)?;
         let kind = info.ggml_type;
