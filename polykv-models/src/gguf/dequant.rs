@@ -1,6 +1,6 @@
 //! The number formats of ggml and their conversion to f32. All are little-endian, in blocks along a row.
 
-use super::k_quants::{q4_k_block, q5_k_block, q6_k_block};
+use super::k_quants::{half_at, q4_k_block, q5_k_block, q6_k_block};
 use half::{bf16, f16};
 
 /// The types that [`to_f32`] converts, for errors.
@@ -140,10 +140,6 @@ fn convert(ggml_type: GgmlType, bytes: &[u8], block: impl Fn(&[u8], &mut [f32]))
         block(raw, out);
     }
     out
-}
-
-pub(super) fn half_at(raw: &[u8], at: usize) -> f32 {
-    f16::from_le_bytes([raw[at], raw[at + 1]]).to_f32()
 }
 
 /// One IEEE single.

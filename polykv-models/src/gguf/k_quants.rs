@@ -1,6 +1,6 @@
 //! ggml's K formats: blocks of 256 numbers with scales of their own for each 16 or 32 of them.
 
-use super::dequant::half_at;
+use half::f16;
 
 /// `d: f16, dmin: f16, scales: [u8; 12], q: [u8; 128]`; 32 bytes of q hold two runs of 32 numbers, the low nibbles
 /// first. A number is `d * scale * q - dmin * min`, scale and min being those of its run.
@@ -101,4 +101,9 @@ impl Run {
     fn number(&self, q: u8) -> f32 {
         self.scale * f32::from(q) - self.min
     }
+}
+
+/// The half-precision number at a byte offset.
+pub(super) fn half_at(raw: &[u8], at: usize) -> f32 {
+    f16::from_le_bytes([raw[at], raw[at + 1]]).to_f32()
 }
