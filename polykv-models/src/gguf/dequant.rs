@@ -1,7 +1,7 @@
 //! The number formats of ggml and their conversion to f32. All are little-endian, in blocks along a row.
 
 use super::k_quants::{half_at, q4_k_block, q5_k_block, q6_k_block};
-use half::{bf16, f16};
+use half::bf16;
 
 /// The types that [`to_f32`] converts, for errors.
 pub(super) const CONVERTIBLE: &str =
