@@ -218,14 +218,14 @@ pub fn least_budget(policy: &dyn Policy) -> Result<usize> {
 
 /// A split by the layers' sensitivities between what their policies protect and `most`.
 fn by_claims(total: usize, layers: &[LayerStat], most: impl Fn(usize) -> usize) -> Vec<usize> {
-    let least: Vec<usize> = layers.iter().map(|own| own.least).collect();
+    let least: Vec<usize> = layers.iter().map(|layer| layer.least).collect();
     let most: Vec<usize> = (0..layers.len())
         .map(|layer| least[layer].max(most(layer)))
         .collect();
     // Layers without any claim share what is left.
     let claims: Vec<f64> = layers
         .iter()
-        .map(|own| own.sensitivity.max(0.0) + 1e-12)
+        .map(|layer| layer.sensitivity.max(0.0) + 1e-12)
         .collect();
     within(total, &claims, &least, &most)
 }
@@ -306,16 +306,16 @@ mod tests {
         ) {
             let stats: Vec<LayerStat> = layers
                 .iter()
-                .map(|own| LayerStat { share: 1.0, least: own.0, sensitivity: 0.0 })
+                .map(|layer| LayerStat { share: 1.0, least: layer.0, sensitivity: 0.0 })
                 .collect();
             let repeated = |values: &[f32]| values.iter().copied().cycle().take(entries).collect();
             let notes: Vec<Note> = layers
                 .iter()
-                .map(|own| Note { entries, rows: 1, values: repeated(&own.1) })
+                .map(|layer| Note { entries, rows: 1, values: repeated(&layer.1) })
                 .collect();
             let total = average * layers.len();
-            let least: usize = stats.iter().map(|own| own.least).sum();
-            let most: usize = stats.iter().map(|own| own.least.max(entries)).sum();
+            let least: usize = stats.iter().map(|layer| layer.least).sum();
+            let most: usize = stats.iter().map(|layer| layer.least.max(entries)).sum();
             prop_assume!((least..=most).contains(&total));
             for allocator in Allocators::default().iter() {
                 let Some(online) = allocator.online() else { continue };

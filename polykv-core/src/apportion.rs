@@ -51,12 +51,12 @@ pub fn within(total: usize, weights: &[f64], least: &[usize], most: &[usize]) ->
     // Each round fills a layer for good or ends.
     while left > 0 {
         let open = |i: usize| counts[i] < most[i];
-        let own: Vec<f64> = weights
+        let open_weights: Vec<f64> = weights
             .iter()
             .enumerate()
             .map(|(i, &weight)| if open(i) { weight } else { 0.0 })
             .collect();
-        let given = largest_remainder(left, &own);
+        let given = largest_remainder(left, &open_weights);
         let before = left;
         for (i, given) in given.into_iter().enumerate() {
             let taken = given.min(most[i].saturating_sub(counts[i]));

@@ -152,7 +152,7 @@ impl KvCache {
             };
             cache.check_ready("cache of layers")?;
             match cache.layers.get(layer) {
-                Some(own) => layers.push(own.clone()),
+                Some(chosen) => layers.push(chosen.clone()),
                 None => return refused("layer", layer, format!("below {}", cache.layers.len())),
             }
         }
@@ -252,9 +252,9 @@ impl KvCache {
         self.check_ready("decode")?;
         let q = self.scaled(q);
         let output = self.run(layer, |cache| cache.decode(q, k, v))?;
-        let own = &self.layers[layer];
+        let cache = &self.layers[layer];
         let last = layer + 1 == self.layers.len();
-        if own.has_known_nans() || last && own.seen().is_multiple_of(CHECK_EVERY) {
+        if cache.has_known_nans() || last && cache.seen().is_multiple_of(CHECK_EVERY) {
             self.check()?;
         }
         Ok(output)
@@ -360,7 +360,7 @@ impl KvCache {
         }
         if let Some(cascade) = &cascade {
             let needs = cascade.online()?.needs();
-            self.layers.iter_mut().for_each(|own| own.need(needs));
+            self.layers.iter_mut().for_each(|layer| layer.need(needs));
         }
         self.cascade = cascade;
         Ok(())

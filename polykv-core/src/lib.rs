@@ -10,6 +10,7 @@
 //! `[batch, kv_heads, tokens, head_dim]`, scores `[batch, kv_heads, entries]`. Keys and queries are given after
 //! rotary embedding. Budgets count entries per KV head: grouped queries share one entry.
 
+#![warn(missing_docs)]
 #![cfg_attr(
     not(test),
     warn(

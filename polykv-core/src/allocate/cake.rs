@@ -95,14 +95,14 @@ impl Online for Cake {
         let room = layers
             .iter()
             .zip(notes)
-            .map(|(own, note)| own.least.max(note.entries));
+            .map(|(layer, note)| layer.least.max(note.entries));
         let total = match to_come {
             0 => total,
             _ => total.min(room.sum()),
         };
-        let claimed = |(own, note): (&LayerStat, &Note)| LayerStat {
+        let claimed = |(layer, note): (&LayerStat, &Note)| LayerStat {
             sensitivity: note.values.iter().copied().map(f64::from).sum(),
-            ..*own
+            ..*layer
         };
         let claimed: Vec<LayerStat> = layers.iter().zip(notes).map(claimed).collect();
         by_claims(total, &claimed, |layer| notes[layer].entries)
@@ -113,7 +113,7 @@ impl Online for Cake {
 mod tests {
     use super::*;
 
-    const OWN: Cake = Cake {
+    const CAKE: Cake = Cake {
         window: 32,
         spatial: 1.0,
         temporal: 1.0,
@@ -131,7 +131,7 @@ mod tests {
             values: vec![claim],
         };
         let notes: Vec<Note> = claims.iter().map(note).collect();
-        OWN.budgets(total, &vec![layer; claims.len()], &notes, to_come)
+        CAKE.budgets(total, &vec![layer; claims.len()], &notes, to_come)
     }
 
     #[test]

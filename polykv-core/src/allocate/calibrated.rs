@@ -25,11 +25,14 @@ impl Allocator for Calibrated {
 
     fn split(&self, total: usize, prompt: usize, layers: &[LayerStat]) -> Vec<usize> {
         let quarter = total / layers.len().max(1) / 4;
-        let least: Vec<usize> = layers.iter().map(|own| own.least.max(quarter)).collect();
+        let least: Vec<usize> = layers
+            .iter()
+            .map(|layer| layer.least.max(quarter))
+            .collect();
         let most: Vec<usize> = least.iter().map(|&least| least.max(prompt)).collect();
         let weights: Vec<f64> = layers
             .iter()
-            .map(|own| own.sensitivity.max(0.0) + self.epsilon)
+            .map(|layer| layer.sensitivity.max(0.0) + self.epsilon)
             .collect();
         within(total, &weights, &least, &most)
     }

@@ -62,16 +62,16 @@ impl Online for Dynamic {
         if to_come > 0 {
             let most = self.most * total.div_ceil(layers.len() + to_come);
             return both
-                .map(|(own, note)| own.least.max(note.entries.min(most)))
+                .map(|(layer, note)| layer.least.max(note.entries.min(most)))
                 .collect();
         }
         let rows = notes.first().map_or(1, |note| note.rows);
         let claimed: Vec<LayerStat> = layers
             .iter()
             .zip(wins(notes, total * rows))
-            .map(|(own, wins)| LayerStat {
+            .map(|(layer, wins)| LayerStat {
                 sensitivity: wins as f64,
-                ..*own
+                ..*layer
             })
             .collect();
         by_claims(total, &claimed, |layer| notes[layer].entries)
@@ -149,10 +149,10 @@ mod tests {
             least: 0,
             sensitivity: 0.0,
         }; 2];
-        let own = Dynamic { most: 10 };
-        assert_eq!(own.budgets(3, &layers, &notes, 0), [2, 1]);
+        let dynamic = Dynamic { most: 10 };
+        assert_eq!(dynamic.budgets(3, &layers, &notes, 0), [2, 1]);
         let wide = [note([0.5, 0.3, 0.2], 300)];
-        assert_eq!(own.budgets(3, &layers[..1], &wide, 1), [20]);
-        assert_eq!(own.budgets(3, &layers[..1], &notes[..1], 1), [3]);
+        assert_eq!(dynamic.budgets(3, &layers[..1], &wide, 1), [20]);
+        assert_eq!(dynamic.budgets(3, &layers[..1], &notes[..1], 1), [3]);
     }
 }

@@ -34,7 +34,9 @@ impl Cascade {
         };
         let least = |phase| {
             let layers = resolved.layers.iter().map(|layer| match layer.of(phase) {
-                Some(own) => Ok(Some(allocate::least_budget(&*own.policy)? + spans.count())),
+                Some(eviction) => Ok(Some(
+                    allocate::least_budget(&*eviction.policy)? + spans.count(),
+                )),
                 None => Ok(None),
             });
             layers.collect::<Result<Vec<_>>>()
@@ -132,11 +134,11 @@ impl Cascade {
 impl KvCache {
     /// Cuts a layer, and those before it, under budgets that are not known before all layers are.
     pub(super) fn trim_in_steps(&mut self, layer: usize, mut cascade: Cascade) -> Result<()> {
-        let note = self.run(layer, |own| own.survey(cascade.online()?))?;
+        let note = self.run(layer, |cache| cache.survey(cascade.online()?))?;
         let granted = cascade.see(note)?.to_vec();
         for (layer, entries) in granted.into_iter().enumerate() {
             if let Some(entries) = entries {
-                self.run(layer, |own| own.narrow(entries))?;
+                self.run(layer, |cache| cache.narrow(entries))?;
             }
         }
         if !cascade.is_done() {
@@ -145,8 +147,8 @@ impl KvCache {
         }
         let decode = cascade.decode_budgets()?;
         let budgets = cascade.held.iter().zip(decode);
-        for (own, (prefill, decode)) in self.layers.iter_mut().zip(budgets) {
-            own.set_budgets(*prefill, decode);
+        for (layer, (prefill, decode)) in self.layers.iter_mut().zip(budgets) {
+            layer.set_budgets(*prefill, decode);
         }
         Ok(())
     }

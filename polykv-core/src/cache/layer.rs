@@ -230,7 +230,10 @@ impl LayerCache {
         // A single entry is rounded where it is written.
         let appended = self.append(&rules, &q, k.clone(), v.clone(), 1);
         self.states.append(&rules, &appended)?;
-        let over = rules.decode.as_ref().filter(|own| self.len() > own.budget);
+        let over = rules
+            .decode
+            .as_ref()
+            .filter(|eviction| self.len() > eviction.budget);
         let (output, row) = self.attend(&rules, q, over.is_some())?;
         if let Some(eviction) = over {
             match self.len() == eviction.budget + 1 {

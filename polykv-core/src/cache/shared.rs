@@ -73,9 +73,9 @@ impl SharedPrefill {
     }
 
     fn note_peak(&mut self) {
-        let own: usize = self.caches.iter().map(KvCache::kv_bytes).sum();
+        let budgets: usize = self.caches.iter().map(KvCache::kv_bytes).sum();
         let leader = self.leader.as_ref().map_or(0, LayerCache::kv_bytes);
-        self.peak_bytes = self.peak_bytes.max(own + leader);
+        self.peak_bytes = self.peak_bytes.max(budgets + leader);
     }
 }
 
@@ -147,14 +147,14 @@ impl Drive for SharedPrefill {
             let cut = (origin < index).then(|| self.caches[origin].layers[layer].clone());
             let cache = &mut self.caches[index];
             // Two steps, so that the cache's own peak is what it would be alone.
-            cache.run(layer, |own| {
-                own.follow(&leader);
+            cache.run(layer, |cache| {
+                cache.follow(&leader);
                 Ok(())
             })?;
             match cut {
                 None => cache.trim(layer)?,
-                Some(cut) => cache.run(layer, |own| {
-                    *own = cut;
+                Some(cut) => cache.run(layer, |cache| {
+                    *cache = cut;
                     Ok(())
                 })?,
             }
@@ -177,9 +177,11 @@ fn origins(caches: &[KvCache]) -> Vec<Vec<usize>> {
     caches
         .map(|(index, cache)| {
             let layers = cache.layers.iter().enumerate();
-            let origin = |(layer, own): (usize, &LayerCache)| match &cache.cascade {
+            let origin = |(layer, layer_cache): (usize, &LayerCache)| match &cache.cascade {
                 Some(_) => index,
-                None => *known.entry((layer, own.rules_key())).or_insert(index),
+                None => *known
+                    .entry((layer, layer_cache.rules_key()))
+                    .or_insert(index),
             };
             layers.map(origin).collect()
         })

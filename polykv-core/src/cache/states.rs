@@ -70,10 +70,16 @@ impl States {
         &'a mut self,
         rules: &'a LayerEvictions,
     ) -> impl Iterator<Item = (&'a Eviction, &'a mut State)> {
-        let prefill = rules.prefill.as_ref().map(|own| (own, &mut self.prefill));
+        let prefill = rules
+            .prefill
+            .as_ref()
+            .map(|eviction| (eviction, &mut self.prefill));
         let decode = match self.shared {
             true => None,
-            false => rules.decode.as_ref().map(|own| (own, &mut self.decode)),
+            false => rules
+                .decode
+                .as_ref()
+                .map(|eviction| (eviction, &mut self.decode)),
         };
         prefill.into_iter().chain(decode)
     }

@@ -54,7 +54,10 @@ impl Drive for Untrimmed<'_> {
 
     fn begin(&mut self, tokens: usize) -> Result<()> {
         self.0.enter(tokens)?;
-        self.0.layers.iter_mut().for_each(|own| own.expect(tokens));
+        self.0
+            .layers
+            .iter_mut()
+            .for_each(|layer| layer.expect(tokens));
         Ok(())
     }
 

@@ -62,8 +62,8 @@ impl BudgetSearch<'_> {
     pub fn levels(&self) -> [Vec<usize>; 2] {
         let (least, prompt) = self.limits;
         let level = |factor: f64| {
-            let of = |&own: &usize| {
-                let entries = (own as f64 * factor).round() as usize;
+            let of = |&budget: &usize| {
+                let entries = (budget as f64 * factor).round() as usize;
                 entries.clamp(least, prompt.max(least))
             };
             self.budgets.iter().map(of).collect()
@@ -87,20 +87,21 @@ impl BudgetSearch<'_> {
         let mut losses = evaluate(Trials::Budgets(&all))?;
         let worth = self.worth(&scale, &means(&losses[0]), &effects);
         for step in 1..=STEPS {
-            let own = self.towards(&worth, step as f64 / STEPS as f64);
-            if !all.contains(&own) {
-                all.push(own);
+            let next = self.towards(&worth, step as f64 / STEPS as f64);
+            if !all.contains(&next) {
+                all.push(next);
             }
         }
         losses.extend(evaluate(Trials::Budgets(&all[1..]))?);
-        let score = |own: &usize| scale.score(&means(&losses[*own]));
+        let score = |plan: &usize| scale.score(&means(&losses[*plan]));
         let best = (0..all.len()).min_by(|a, b| score(a).total_cmp(&score(b)));
-        let gains = |own: &usize| score(&0) - score(own) > scale.error(&losses[0], &losses[*own]);
+        let gains =
+            |plan: &usize| score(&0) - score(plan) > scale.error(&losses[0], &losses[*plan]);
         let chosen = best.filter(gains).unwrap_or(0);
-        let tried = |own: usize| TriedBudgets {
-            budgets: all[own].clone(),
-            losses: means(&losses[own]),
-            score: score(&own),
+        let tried = |plan: usize| TriedBudgets {
+            budgets: all[plan].clone(),
+            losses: means(&losses[plan]),
+            score: score(&plan),
         };
         Ok(FoundBudgets {
             budgets: all[chosen].clone(),
@@ -126,15 +127,15 @@ impl BudgetSearch<'_> {
     fn towards(&self, worth: &[f64], part: f64) -> Vec<usize> {
         let (least, prompt) = self.limits;
         let total: usize = self.budgets.iter().sum();
-        let roots: f64 = worth.iter().map(|own| own.sqrt()).sum();
+        let roots: f64 = worth.iter().map(|worth| worth.sqrt()).sum();
         if roots <= 0.0 {
             return self.budgets.to_vec();
         }
-        let weight = |(&own, &budget): (&f64, &usize)| {
-            (1.0 - part) * budget as f64 + part * total as f64 * own.sqrt() / roots
+        let weight = |(&worth, &budget): (&f64, &usize)| {
+            (1.0 - part) * budget as f64 + part * total as f64 * worth.sqrt() / roots
         };
         let weights: Vec<f64> = worth.iter().zip(self.budgets).map(weight).collect();
-        let floor = |&own: &usize| least.max(own / 4);
+        let floor = |&budget: &usize| least.max(budget / 4);
         let floors: Vec<usize> = self.budgets.iter().map(floor).collect();
         let most: Vec<usize> = floors.iter().map(|&least| least.max(prompt)).collect();
         // What lies below its floor already is taken from the others in proportion.
@@ -183,15 +184,15 @@ mod tests {
         let mut runs = 0;
         let mut evaluate = |trials: Trials<'_>| {
             let level = |row: &Vec<bool>| {
-                let own = |layer: usize| if row[layer] { high[layer] } else { low[layer] };
-                losses(&(0..LAYERS).map(own).collect::<Vec<_>>())
+                let budget = |layer: usize| if row[layer] { high[layer] } else { low[layer] };
+                losses(&(0..LAYERS).map(budget).collect::<Vec<_>>())
             };
             Ok(match trials {
                 Trials::Levels(rows) => {
                     runs += rows.len();
                     rows.iter().map(level).collect()
                 }
-                Trials::Budgets(all) => all.iter().map(|own| losses(own)).collect(),
+                Trials::Budgets(all) => all.iter().map(|budgets| losses(budgets)).collect(),
             })
         };
         let found = search.run(&mut evaluate).unwrap();
@@ -201,7 +202,7 @@ mod tests {
         let effect = 400.0 / 133.0 - 400.0 / 67.0;
         assert!((found.effects[&Data::Text][3] - effect).abs() < 1e-9);
         assert!(found.effects[&Data::Text][1].abs() < 1e-9);
-        let all: Vec<usize> = found.tried.iter().map(|own| own.budgets[1]).collect();
+        let all: Vec<usize> = found.tried.iter().map(|tried| tried.budgets[1]).collect();
         assert_eq!(all.len(), 1 + STEPS);
         // The idle layers end at their floor; four times the loss is worth twice the entries.
         let last = &found.tried[STEPS].budgets;
@@ -218,13 +219,13 @@ mod tests {
             layers in prop::collection::vec((8usize..400, 0.0f64..1.0), 2..40),
             part in 0.0f64..1.0,
         ) {
-            let budgets: Vec<usize> = layers.iter().map(|own| own.0).collect();
-            let worth: Vec<f64> = layers.iter().map(|own| own.1).collect();
+            let budgets: Vec<usize> = layers.iter().map(|layer| layer.0).collect();
+            let worth: Vec<f64> = layers.iter().map(|layer| layer.1).collect();
             let search = BudgetSearch { limits: (8, 500), ..search(&budgets) };
             let found = search.towards(&worth, part);
             prop_assert_eq!(found.iter().sum::<usize>(), budgets.iter().sum::<usize>());
-            for (found, own) in found.iter().zip(&budgets) {
-                prop_assert!((8.max(own / 4)..=500).contains(found), "{} of {}", found, own);
+            for (found, budget) in found.iter().zip(&budgets) {
+                prop_assert!((8.max(budget / 4)..=500).contains(found), "{} of {}", found, budget);
             }
         }
     }

@@ -78,7 +78,7 @@ impl Draft<'_> {
         let (least, most) = (budgets.iter().min(), budgets.iter().max());
         let entries = matches!(self.budget, Budget::Tokens(_) | Budget::Total(_));
         let uneven = match self.budget {
-            Budget::Tokens(tokens) => budgets.iter().any(|&own| own != tokens),
+            Budget::Tokens(tokens) => budgets.iter().any(|&budget| budget != tokens),
             Budget::Total(_) => !budgets.is_empty(),
             // A split that differs by what does not divide is what a plan without shares means.
             _ => least
@@ -126,7 +126,7 @@ mod tests {
             budgets: [budgets.to_vec(), Vec::new()],
             online: None,
         };
-        let entries = |budgets: [usize; 3]| budgets.map(|own| Some(Share::Entries(own)));
+        let entries = |budgets: [usize; 3]| budgets.map(|budget| Some(Share::Entries(budget)));
         let plan = draft(Budget::Tokens(20), &[30, 15, 15]).plan(Some(&[0, 1, 1]), None);
         plan.check().unwrap();
         assert_eq!(shares(&plan, Phase::Prefill), entries([30, 15, 15]));

@@ -127,15 +127,15 @@ fn cost(needs: Needs) -> usize {
 fn sensitivity(report: &Report, phase: Phase, signal: BudgetSignal) -> Vec<f64> {
     let mut sums = vec![0.0; report.layers];
     for profile in report.profiles.values() {
-        let own = match signal {
+        let signals = match signal {
             BudgetSignal::Entropy => profile.entropy.clone(),
             BudgetSignal::Ppl => profile.phase(phase).worst_delta_ppl(),
             // Evenly, until a search tells more.
             BudgetSignal::Effect => vec![1.0; report.layers],
         };
-        let total: f64 = own.iter().sum::<f64>().max(f64::MIN_POSITIVE);
-        for (sum, own) in sums.iter_mut().zip(own) {
-            *sum += own / total;
+        let total: f64 = signals.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        for (sum, signal) in sums.iter_mut().zip(signals) {
+            *sum += signal / total;
         }
     }
     sums

@@ -62,22 +62,22 @@ pub struct PhaseProfile {
 impl Profile {
     /// Means over the examples of `data`, none without any. Every example counts the same.
     pub fn of(measured: &[Measured], data: Data) -> Option<Self> {
-        let own: Vec<&Measured> = measured.iter().filter(|one| one.data == data).collect();
-        let first = own.first()?;
-        let perplexity = mean(own.iter().map(|one| one.full_nll)).exp();
+        let examples: Vec<&Measured> = measured.iter().filter(|one| one.data == data).collect();
+        let first = examples.first()?;
+        let perplexity = mean(examples.iter().map(|one| one.full_nll)).exp();
         let phase = |of: fn(&Measured) -> &PhaseMeasured| PhaseProfile {
             cosine: table(&of(first).cosine, |l, c| {
-                mean(own.iter().map(|one| of(one).cosine[l][c]))
+                mean(examples.iter().map(|one| of(one).cosine[l][c]))
             }),
             delta_ppl: table(&of(first).nll, |l, c| {
-                mean(own.iter().map(|one| of(one).nll[l][c])).exp() - perplexity
+                mean(examples.iter().map(|one| of(one).nll[l][c])).exp() - perplexity
             }),
         };
         Some(Self {
-            examples: own.len(),
+            examples: examples.len(),
             perplexity,
             entropy: (0..first.entropy.len())
-                .map(|layer| mean(own.iter().map(|one| one.entropy[layer])))
+                .map(|layer| mean(examples.iter().map(|one| one.entropy[layer])))
                 .collect(),
             prefill: phase(|one| &one.prefill),
             decode: phase(|one| &one.decode),
@@ -103,7 +103,7 @@ impl PhaseProfile {
 fn table(shape: &[Vec<f64>], value: impl Fn(usize, usize) -> f64) -> Vec<Vec<f64>> {
     let row = |layer: usize| {
         (0..shape[layer].len())
-            .map(|own| value(layer, own))
+            .map(|candidate| value(layer, candidate))
             .collect()
     };
     (0..shape.len()).map(row).collect()

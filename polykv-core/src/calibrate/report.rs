@@ -187,15 +187,15 @@ impl Report {
 
     /// Takes in what the searches of a phase found.
     pub fn set_refined(&mut self, phase: Phase, found: Found, budgets: Option<FoundBudgets>) {
-        let own = match phase {
+        let report = match phase {
             Phase::Prefill => &mut self.prefill,
             Phase::Decode => &mut self.decode,
         };
         if let Some(found) = &budgets {
-            own.budgets.clone_from(&found.budgets);
+            report.budgets.clone_from(&found.budgets);
         }
-        own.refined = Some(found);
-        own.budgets_refined = budgets;
+        report.refined = Some(found);
+        report.budgets_refined = budgets;
     }
 
     /// A control: the plan with the worst candidate of each layer in place of its policy, under the same budgets. Layers
@@ -247,7 +247,7 @@ impl Report {
 /// The smallest budget under which every candidate works.
 pub(super) fn least_of_all(candidates: &[Arc<dyn Policy>]) -> Result<usize> {
     let mut least = candidates.iter().map(|policy| least_budget(&**policy));
-    least.try_fold(1, |most, own| Ok(most.max(own?)))
+    least.try_fold(1, |most, budget| Ok(most.max(budget?)))
 }
 
 #[cfg(test)]

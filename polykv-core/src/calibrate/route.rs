@@ -34,7 +34,7 @@ pub fn route(
 ) -> Vec<usize> {
     let losses: Vec<(Vec<Vec<f64>>, f64)> = profiles
         .iter()
-        .map(|&(own, factor)| (losses(own, phase, signal), factor))
+        .map(|&(profile, factor)| (losses(profile, phase, signal), factor))
         .collect();
     let weighed = match &losses[..] {
         [(only, _)] => only.clone(),
@@ -55,12 +55,12 @@ pub fn route(
 }
 
 fn losses(profile: &Profile, phase: Phase, signal: Signal) -> Vec<Vec<f64>> {
-    let own = profile.phase(phase);
+    let measured = profile.phase(phase);
     match signal {
-        Signal::Ppl => own.delta_ppl.clone(),
+        Signal::Ppl => measured.delta_ppl.clone(),
         Signal::Cosine => {
             let row = |row: &Vec<f64>| row.iter().map(|cosine| 1.0 - cosine).collect();
-            own.cosine.iter().map(row).collect()
+            measured.cosine.iter().map(row).collect()
         }
     }
 }
@@ -74,19 +74,20 @@ fn weigh(profiles: &[(Vec<Vec<f64>>, f64)]) -> Vec<Vec<f64>> {
             spreads / layers.len().max(1) as f64 / factor
         })
         .collect();
-    let layers = profiles.first().map_or(0, |(own, _)| own.len());
+    let layers = profiles.first().map_or(0, |(losses, _)| losses.len());
     (0..layers)
         .map(|layer| {
-            let own: Vec<Vec<f64>> = profiles
+            let by_profile: Vec<Vec<f64>> = profiles
                 .iter()
                 .zip(&scales)
                 .map(|((profile, _), &scale)| {
                     regrets(&profile[layer], least(&profile[layer]), scale)
                 })
                 .collect();
-            let candidates = own.first().map_or(0, Vec::len);
+            let candidates = by_profile.first().map_or(0, Vec::len);
             let of = |candidate: usize| {
-                own.iter()
+                by_profile
+                    .iter()
                     .map(|regrets| regrets[candidate])
                     .collect::<Vec<f64>>()
             };
@@ -154,17 +155,23 @@ mod tests {
     }
 
     fn by(profiles: &[&Profile], signal: Signal, direction: Direction) -> Vec<usize> {
-        let even: Vec<(&Profile, f64)> = profiles.iter().map(|&own| (own, 1.0)).collect();
+        let even: Vec<(&Profile, f64)> = profiles.iter().map(|&profile| (profile, 1.0)).collect();
         route(&even, Phase::Decode, signal, direction, &[2, 1, 1])
     }
 
     #[test]
     fn one_profile_takes_the_best_and_ties_the_cheapest() {
-        let own = profile(&[[0.1, 0.2, 0.3], [0.3, 0.5, 0.2], [0.25, 0.25, 0.25]]);
-        assert_eq!(by(&[&own], Signal::Cosine, Direction::Forward), [0, 2, 1]);
-        assert_eq!(by(&[&own], Signal::Cosine, Direction::Inverse), [2, 1, 1]);
+        let measured = profile(&[[0.1, 0.2, 0.3], [0.3, 0.5, 0.2], [0.25, 0.25, 0.25]]);
+        assert_eq!(
+            by(&[&measured], Signal::Cosine, Direction::Forward),
+            [0, 2, 1]
+        );
+        assert_eq!(
+            by(&[&measured], Signal::Cosine, Direction::Inverse),
+            [2, 1, 1]
+        );
         // The fixture's ΔPPL runs the other way.
-        assert_eq!(by(&[&own], Signal::Ppl, Direction::Forward), [2, 1, 1]);
+        assert_eq!(by(&[&measured], Signal::Ppl, Direction::Forward), [2, 1, 1]);
     }
 
     #[test]

@@ -10,10 +10,10 @@ const TRIED: usize = 6;
 pub(super) struct Scale(pub(super) Vec<(Data, f64, f64)>);
 
 pub(super) fn means(losses: &ExampleLosses) -> Losses {
-    let mean = |own: &Vec<f64>| own.iter().sum::<f64>() / own.len().max(1) as f64;
+    let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;
     losses
         .iter()
-        .map(|(&data, own)| (data, mean(own)))
+        .map(|(&data, examples)| (data, mean(examples)))
         .collect()
 }
 
@@ -33,20 +33,20 @@ impl Scale {
     /// The sources that groups try, as indices, from the losses of each in all layers.
     pub(super) fn promising(&self, losses: &[Losses]) -> Vec<usize> {
         let mut order: Vec<usize> = (0..losses.len()).collect();
-        let score = |own: usize| self.score(&losses[own]);
+        let score = |source: usize| self.score(&losses[source]);
         order.sort_by(|&a, &b| score(a).total_cmp(&score(b)));
         let mut chosen: Vec<usize> = Vec::new();
         for (data, _, _) in &self.0 {
-            let loss = |own: usize| losses[own][data];
+            let loss = |source: usize| losses[source][data];
             let best = order
                 .iter()
                 .copied()
                 .min_by(|&a, &b| loss(a).total_cmp(&loss(b)));
             chosen.extend(best.filter(|best| !chosen.contains(best)));
         }
-        for own in order {
-            if chosen.len() < TRIED && !chosen.contains(&own) {
-                chosen.push(own);
+        for source in order {
+            if chosen.len() < TRIED && !chosen.contains(&source) {
+                chosen.push(source);
             }
         }
         chosen
@@ -56,8 +56,9 @@ impl Scale {
     pub(super) fn gaining(&self, start: &Losses, effects: &BTreeMap<Data, Vec<f64>>) -> Vec<usize> {
         let factors = effects.values().next().map_or(0, Vec::len);
         let with = |losses: &Losses, factor: usize| -> Losses {
-            let own = losses.iter();
-            own.map(|(&data, loss)| (data, loss + effects[&data][factor]))
+            let kinds = losses.iter();
+            kinds
+                .map(|(&data, loss)| (data, loss + effects[&data][factor]))
                 .collect()
         };
         let mut losses = start.clone();
@@ -104,7 +105,9 @@ impl Scale {
             };
             let differences: Vec<f64> = (0..a[data].len()).map(without).collect();
             let mean = differences.iter().sum::<f64>() / count;
-            let squares = differences.iter().map(|own| (own - mean).powi(2));
+            let squares = differences
+                .iter()
+                .map(|difference| (difference - mean).powi(2));
             variance += squares.sum::<f64>() * (count - 1.0) / count;
         }
         variance.sqrt()

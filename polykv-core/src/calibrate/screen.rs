@@ -50,8 +50,8 @@ impl Design {
         let mut effects = BTreeMap::new();
         for (row, losses) in self.rows.iter().zip(losses) {
             for (&data, loss) in losses {
-                let own: &mut Vec<f64> = effects.entry(data).or_insert_with(|| vec![0.0; factors]);
-                for (effect, &high) in own.iter_mut().zip(row) {
+                let sums: &mut Vec<f64> = effects.entry(data).or_insert_with(|| vec![0.0; factors]);
+                for (effect, &high) in sums.iter_mut().zip(row) {
                     *effect += if high { loss / half } else { -loss / half };
                 }
             }
@@ -93,8 +93,9 @@ mod tests {
         let losses: Vec<Losses> = design.rows().iter().map(loss).collect();
         let effects = design.effects(&losses);
         let near = |data: Data, wanted: [f64; 7]| {
-            let own = effects[&data].iter().zip(wanted);
-            own.for_each(|(found, wanted)| assert!((found - wanted).abs() < 1e-12, "{effects:?}"));
+            let pairs = effects[&data].iter().zip(wanted);
+            pairs
+                .for_each(|(found, wanted)| assert!((found - wanted).abs() < 1e-12, "{effects:?}"));
         };
         near(Data::Text, [0.5, 0.0, 0.0, -2.0, 0.0, 0.0, 0.0]);
         near(Data::Evidence, [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);

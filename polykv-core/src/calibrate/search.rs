@@ -170,8 +170,8 @@ impl Run<'_> {
         let runs: Vec<Losses> = runs.into_iter().flatten().collect();
         let order = self.scale.gaining(&start, &design.effects(&runs));
         let surest = |part: usize| {
-            let own = &order[..(order.len() * part).div_ceil(PARTS)];
-            let mut layers: Vec<usize> = own.iter().map(|&own| differ[own]).collect();
+            let chosen = &order[..(order.len() * part).div_ceil(PARTS)];
+            let mut layers: Vec<usize> = chosen.iter().map(|&factor| differ[factor]).collect();
             layers.sort_unstable();
             (layers, source)
         };
@@ -188,11 +188,11 @@ impl Search {
     /// Those of `evaluate`.
     pub fn run(&self, evaluate: &mut Evaluate<'_>) -> Result<Found> {
         let layers = self.routes.first().map_or(0, Vec::len);
-        let single = |own: usize| (Source::Candidate(own), vec![own; layers]);
+        let single = |candidate: usize| (Source::Candidate(candidate), vec![candidate; layers]);
         let given = self.routes.iter().enumerate();
         let sources: Vec<(Source, Vec<usize>)> = (0..self.candidates)
             .map(single)
-            .chain(given.map(|(own, picks)| (Source::Route(own), picks.clone())))
+            .chain(given.map(|(route, picks)| (Source::Route(route), picks.clone())))
             .collect();
         let mut different: Vec<Vec<usize>> = Vec::new();
         for (_, picks) in &sources {
@@ -203,7 +203,10 @@ impl Search {
         let losses = evaluate(&different)?;
         let known: BTreeMap<Vec<usize>, ExampleLosses> =
             different.into_iter().zip(losses).collect();
-        let losses: Vec<Losses> = sources.iter().map(|own| means(&known[&own.1])).collect();
+        let losses: Vec<Losses> = sources
+            .iter()
+            .map(|(_, picks)| means(&known[picks]))
+            .collect();
         let scale = Scale::of(&losses[..self.candidates]);
         let tried = scale.promising(&losses);
         let mut run = Run {
@@ -225,14 +228,16 @@ impl Search {
         let mut state = splitmix(self.seed);
         loop {
             let before = run.score;
-            for &own in &tried {
+            for &source in &tried {
                 state = splitmix(state);
-                run.screen(&sources[own], state)?;
+                run.screen(&sources[source], state)?;
             }
             for group in groups(layers, &mut state) {
                 let base = run.picks.clone();
                 let group: Vec<usize> = (group.first..=group.last).collect();
-                let tries = tried.iter().map(|&own| (group.clone(), &sources[own]));
+                let tries = tried
+                    .iter()
+                    .map(|&source| (group.clone(), &sources[source]));
                 run.try_all(&base, &tries.collect::<Vec<_>>())?;
             }
             if run.left == 0 || run.score >= before {

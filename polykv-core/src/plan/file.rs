@@ -96,7 +96,10 @@ impl PlanFile {
             layers: plan.layers.len(),
             budget: plan.budget,
             allow_full_extra: plan.allow_full_extra,
-            online: plan.online.as_ref().map(|own| own.name().to_string()),
+            online: plan
+                .online
+                .as_ref()
+                .map(|allocator| allocator.name().to_string()),
             prefill: rules(Phase::Prefill),
             decode: rules(Phase::Decode),
         }
@@ -165,8 +168,8 @@ impl PlanFile {
         };
         let rule = |layer: usize| {
             let mut rules = self.rules(phase).iter();
-            let own = rules.find(|rule| (rule.layers.first..=rule.layers.last).contains(&layer));
-            match own {
+            let found = rules.find(|rule| (rule.layers.first..=rule.layers.last).contains(&layer));
+            match found {
                 Some(rule) => FileRule {
                     layers: one(layer),
                     ..rule.clone()
@@ -194,7 +197,9 @@ impl PlanFile {
         }
         self.budget.check()?;
         let online = self.online.as_deref().map(|name| {
-            let online = registry.allocators.names(|own| own.basis().is_online());
+            let online = registry
+                .allocators
+                .names(|allocator| allocator.basis().is_online());
             match online.contains(&name) {
                 true => registry.allocators.get(name),
                 false => Err(Error::plan(
@@ -255,8 +260,8 @@ impl PlanFile {
                 return Err(Error::plan(field("layers"), range, allowed));
             }
             let built = rule.build(policies, field)?;
-            let own = layers.iter_mut().enumerate();
-            for (layer, slot) in own.take(range.last + 1).skip(range.first) {
+            let slots = layers.iter_mut().enumerate();
+            for (layer, slot) in slots.take(range.last + 1).skip(range.first) {
                 if let Some((other, _)) = slot.replace((index, built.clone())) {
                     let found = format!("{range}, which repeats layer {layer} of {phase}[{other}]");
                     return Err(Error::plan(field("layers"), found, "each layer once"));
@@ -343,7 +348,7 @@ impl FileRule {
             Share::Part(part) => (None, (part != 1.0).then_some(part)),
         };
         let defaults = policies.build(policy.name(), &Params::new());
-        let defaults = defaults.map_or_else(|_| Params::new(), |own| own.params());
+        let defaults = defaults.map_or_else(|_| Params::new(), |policy| policy.params());
         Self {
             params: policy.params().without(&defaults),
             tokens,

@@ -37,7 +37,10 @@ mod tests {
         let plan = PlanFile::from_yaml(text).unwrap();
         let plan = plan.build(&Registry::default()).unwrap();
         let whole = |plan: &Plan| -> Vec<String> {
-            let name = |rule: &Rule| rule.policy().map_or_else(String::new, |own| own.key());
+            let name = |rule: &Rule| {
+                rule.policy()
+                    .map_or_else(String::new, |policy| policy.key())
+            };
             let layers = plan.layers.iter();
             let key = |layer: &super::super::LayerPlan| {
                 format!(

@@ -69,7 +69,7 @@ impl NamedPolicy for Blend {
 impl Blend {
     /// Each member with its entries of a budget.
     fn parts(&self, budget: usize) -> impl Iterator<Item = (&Member, usize)> {
-        let shares: Vec<f64> = self.members.iter().map(|own| own.share).collect();
+        let shares: Vec<f64> = self.members.iter().map(|member| member.share).collect();
         self.members.iter().zip(largest_remainder(budget, &shares))
     }
 }
@@ -80,28 +80,28 @@ impl Policy for Blend {
     }
 
     fn params(&self) -> Params {
-        let members = self.members.iter().map(|own| own.to_value(true));
+        let members = self.members.iter().map(|member| member.to_value(true));
         Params::new().with("policies", Value::Sequence(members.collect()))
     }
 
     fn needs(&self) -> Needs {
         let members = self.members.iter();
-        members.fold(Needs::default(), |all, own| all.union(own.policy.needs()))
+        members.fold(Needs::default(), |all, member| all.union(member.policy.needs()))
     }
 
     fn protect(&self, budget: usize) -> Protect {
         let parts = self.parts(budget);
-        let protects = parts.map(|(own, part)| own.policy.protect(part));
-        protects.fold(Protect::default(), |all, own| Protect {
-            sinks: all.sinks.max(own.sinks),
-            recent: all.recent.max(own.recent),
+        let protects = parts.map(|(member, part)| member.policy.protect(part));
+        protects.fold(Protect::default(), |all, protect| Protect {
+            sinks: all.sinks.max(protect.sinks),
+            recent: all.recent.max(protect.recent),
         })
     }
 
     fn same_for_all_heads(&self) -> bool {
         self.members
             .iter()
-            .all(|own| own.policy.same_for_all_heads())
+            .all(|member| member.policy.same_for_all_heads())
     }
 
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
@@ -111,13 +111,13 @@ impl Policy for Blend {
         let members = self.members.iter().zip(&mut state.members);
         members
             .into_iter()
-            .try_for_each(|(own, state)| own.policy.append(state, appended))
+            .try_for_each(|(member, state)| member.policy.append(state, appended))
     }
 
     fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
         let mut members = self.members.iter().zip(&mut state.members);
-        members.try_for_each(|(own, state)| match own.policy.needs().attention {
-            true => own.policy.observe(state, block),
+        members.try_for_each(|(member, state)| match member.policy.needs().attention {
+            true => member.policy.observe(state, block),
             false => Ok(()),
         })
     }
@@ -129,9 +129,9 @@ impl Policy for Blend {
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
         let parts: Vec<(&Member, usize)> = self.parts(view.budget).collect();
         let scored = |index: usize| -> Result<(Tensor<3>, Protected<'_>)> {
-            let (own, part) = parts[index];
+            let (member, part) = parts[index];
             let protected = Protected {
-                protect: own.policy.protect(part),
+                protect: member.policy.protect(part),
                 spans: &[],
                 seen: view.seen,
             };
@@ -140,7 +140,7 @@ impl Policy for Blend {
                 protected,
                 ..view.clone()
             };
-            let scores = own.policy.score(&state.members[index], &view)?;
+            let scores = member.policy.score(&state.members[index], &view)?;
             Ok((scores, protected))
         };
         let last = parts.len() - 1;
@@ -156,7 +156,7 @@ impl Policy for Blend {
 
     #[cfg(feature = "testing")]
     fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
-        let all = self.members.iter().all(|own| own.policy.oracle().is_some());
+        let all = self.members.iter().all(|member| member.policy.oracle().is_some());
         all.then_some(self as &dyn crate::testing::Oracle)
     }
 }
@@ -171,14 +171,14 @@ mod oracle {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
             let mut stages: Vec<(Vec<usize>, Vec<f64>)> = Vec::new();
             let mut rest = Vec::new();
-            for (own, part) in self.parts(head.budget()) {
+            for (member, part) in self.parts(head.budget()) {
                 let head = head.with_budget(part);
-                let scores = own.policy.oracle().map(|oracle| oracle.scores(&head));
+                let scores = member.policy.oracle().map(|oracle| oracle.scores(&head));
                 rest = scores.unwrap_or_default();
                 // The last member only ranks what is left.
                 if stages.len() + 1 < self.members.len() {
-                    let protect = own.policy.protect(part);
-                    let taken: Vec<usize> = stages.iter().flat_map(|own| own.0.clone()).collect();
+                    let protect = member.policy.protect(part);
+                    let taken: Vec<usize> = stages.iter().flat_map(|stage| stage.0.clone()).collect();
                     let taken = head.best(&rest, protect, &Spans::default(), &taken, part);
                     stages.push((taken, rest.clone()));
                 }
@@ -213,10 +213,10 @@ mod tests {
 
     #[test]
     fn protection_is_the_union_of_each_share() {
-        let own = blend("h2o:1,streaming-llm:3").unwrap().protect(40);
+        let protect = blend("h2o:1,streaming-llm:3").unwrap().protect(40);
         // h2o protects half of its 10 entries.
         assert_eq!(
-            own,
+            protect,
             Protect {
                 sinks: 4,
                 recent: 5

@@ -162,7 +162,7 @@ mod oracle {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
             head.entries()
                 .iter()
-                .map(|own| own.position as f64)
+                .map(|entry| entry.position as f64)
                 .collect()
         }
 
@@ -185,7 +185,7 @@ mod oracle {
                 }
                 for &k in kept.iter().filter(|&&k| k > e).take(self.window) {
                     let value = new[k].value.iter_mut().zip(&old[e].value);
-                    value.for_each(|(own, more)| *own += more / self.window as f64);
+                    value.for_each(|(sum, more)| *sum += more / self.window as f64);
                 }
             }
             new

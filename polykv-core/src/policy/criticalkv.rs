@@ -145,7 +145,7 @@ mod oracle {
             let scores = scores.unwrap_or_default();
             let weighted = scores.iter().zip(head.entries());
             let weighted =
-                weighted.map(|(score, own)| (score + self.epsilon) * output_norm(head, own));
+                weighted.map(|(score, entry)| (score + self.epsilon) * output_norm(head, entry));
             let weighted = weighted.collect();
             let first = ((head.budget() as f64 * self.first) as usize).max(1);
             let protect = base.protect(head.budget());

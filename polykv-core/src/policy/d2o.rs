@@ -158,7 +158,7 @@ mod oracle {
 
     impl Oracle for D2o {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
-            head.entries().iter().map(|own| own.sum).collect()
+            head.entries().iter().map(|entry| entry.sum).collect()
         }
 
         fn merge(&self, head: &Head<'_>, kept: &[usize], memory: &mut Vec<f64>) -> Vec<Entry> {
@@ -171,8 +171,8 @@ mod oracle {
             let best = |e: usize| {
                 let all = kept.iter().map(|&k| (cosine(e, k), k));
                 let (u, target) =
-                    all.fold((f64::NEG_INFINITY, 0), |best, own| match own.0 >= best.0 {
-                        true => own,
+                    all.fold((f64::NEG_INFINITY, 0), |best, next| match next.0 >= best.0 {
+                        true => next,
                         false => best,
                     });
                 (e, u, target)
@@ -186,8 +186,8 @@ mod oracle {
             *memory = vec![threshold];
             let mut new = old.to_vec();
             for &k in kept {
-                let near = best.iter().filter(|own| own.2 == k && own.1 >= threshold);
-                let near: Vec<(usize, f64)> = near.map(|own| (own.0, own.1.exp())).collect();
+                let near = best.iter().filter(|gone| gone.2 == k && gone.1 >= threshold);
+                let near: Vec<(usize, f64)> = near.map(|gone| (gone.0, gone.1.exp())).collect();
                 let e = std::f64::consts::E;
                 let total = e + near.iter().map(|(_, w)| w).sum::<f64>();
                 let averaged = |of: fn(&Entry) -> &Vec<f64>, c: usize| {
@@ -197,9 +197,9 @@ mod oracle {
                 let channels = 0..old[k].key.len();
                 new[k].key = channels
                     .clone()
-                    .map(|c| averaged(|own| &own.key, c))
+                    .map(|c| averaged(|entry| &entry.key, c))
                     .collect();
-                new[k].value = channels.map(|c| averaged(|own| &own.value, c)).collect();
+                new[k].value = channels.map(|c| averaged(|entry| &entry.value, c)).collect();
             }
             new
         }

@@ -127,11 +127,11 @@ impl Policy for ExpectedAttention {
                 let squares = squares.clone().reshape([batch, kv_heads, group, d * d]);
                 let spread = (0..group)
                     .map(|g| {
-                        let own = squares
+                        let covariance = squares
                             .clone()
                             .narrow(2, g, 1)
                             .reshape([batch, kv_heads, d, d]);
-                        let product = ops::matmul(keys.clone(), own) * keys.clone();
+                        let product = ops::matmul(keys.clone(), covariance) * keys.clone();
                         product.sum_dim(3).reshape(flat)
                     })
                     .collect();
@@ -173,14 +173,14 @@ mod oracle {
                 let queries: Vec<Vec<f64>> = (self.sinks..seen)
                     .map(|p| turned(&back(&rope, head.query(member, p), p), &forth))
                     .collect();
-                let logits = entries.iter().map(|own| match own.position < self.sinks {
+                let logits = entries.iter().map(|entry| match entry.position < self.sinks {
                     true => f64::NEG_INFINITY,
-                    false => expected_logit(&queries, &own.key),
+                    false => expected_logit(&queries, &entry.key),
                 });
                 softmax(&logits.collect::<Vec<_>>())
             });
             let each = attention.iter().zip(entries);
-            each.map(|(a, own)| (a + self.epsilon) * norm(&own.value))
+            each.map(|(a, entry)| (a + self.epsilon) * norm(&entry.value))
                 .collect()
         }
     }

@@ -101,9 +101,9 @@ mod oracle {
     impl Oracle for H2o {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
             let entries = head.entries().iter();
-            let score = |own: &Entry| match self.normalize {
-                true => own.sum / (head.seen() - own.position) as f64,
-                false => own.sum,
+            let score = |entry: &Entry| match self.normalize {
+                true => entry.sum / (head.seen() - entry.position) as f64,
+                false => entry.sum,
             };
             entries.map(score).collect()
         }

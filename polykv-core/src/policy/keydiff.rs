@@ -53,7 +53,7 @@ mod oracle {
             let units: Vec<Vec<f64>> = head
                 .entries()
                 .iter()
-                .map(|own| own.key.iter().map(|x| x / norm(&own.key)).collect())
+                .map(|entry| entry.key.iter().map(|x| x / norm(&entry.key)).collect())
                 .collect();
             let anchor = mean(&units);
             let length = norm(&anchor);

@@ -44,7 +44,7 @@ mod oracle {
 
     impl Oracle for KNorm {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
-            head.entries().iter().map(|own| -norm(&own.key)).collect()
+            head.entries().iter().map(|entry| -norm(&entry.key)).collect()
         }
     }
 }

@@ -124,10 +124,10 @@ mod oracle {
                 let first = sinks + partition * self.lag;
                 let of = |x: fn(&Entry) -> &Vec<f64>| {
                     let rows = |from: usize| head.entries()[from..from + self.lag].iter().map(x);
-                    let (own, next) = (rows(first), rows(first + self.lag));
-                    spreads(&own.collect::<Vec<_>>(), &next.collect::<Vec<_>>())
+                    let (partition, next) = (rows(first), rows(first + self.lag));
+                    spreads(&partition.collect::<Vec<_>>(), &next.collect::<Vec<_>>())
                 };
-                let (keys, values) = (of(|own| &own.key), of(|own| &own.value));
+                let (keys, values) = (of(|entry| &entry.key), of(|entry| &entry.value));
                 let total = |i: usize| keys[i] + values[i];
                 for i in 0..self.lag {
                     let below = |&o: &usize| total(o) < total(i) || total(o) == total(i) && o < i;
@@ -140,7 +140,7 @@ mod oracle {
     }
 
     /// Deviations over the channels, scaled by the range of the next partition; softmax over the partition.
-    fn spreads(own: &[&Vec<f64>], next: &[&Vec<f64>]) -> Vec<f64> {
+    fn spreads(partition: &[&Vec<f64>], next: &[&Vec<f64>]) -> Vec<f64> {
         let deviation = |x: &&Vec<f64>| {
             let scale = |(c, x): (usize, &f64)| {
                 let channel = || next.iter().map(|row| row[c]);
@@ -153,7 +153,7 @@ mod oracle {
             let squares = scaled.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
             (squares / (scaled.len() - 1) as f64).sqrt()
         };
-        softmax(&own.iter().map(deviation).collect::<Vec<_>>())
+        softmax(&partition.iter().map(deviation).collect::<Vec<_>>())
     }
 }
 
@@ -165,11 +165,11 @@ impl LagKv {
             .slice(s![.., .., sinks..sinks + partitions * self.lag, ..])
             .reshape([batch, kv_heads, partitions, self.lag, d]);
         let next = x.clone().narrow(2, 1, partitions - 1);
-        let own = x.narrow(2, 0, partitions - 1);
+        let scored = x.narrow(2, 0, partitions - 1);
         let low = next.clone().min_dim(3);
         // A channel that is constant says nothing; it must not divide by zero.
         let range = (next.max_dim(3) - low.clone()).clamp_min(1e-12);
-        let spread = ((own - low) / range).var(4).sqrt();
+        let spread = ((scored - low) / range).var(4).sqrt();
         softmax(spread, 3).reshape([batch, kv_heads, partitions - 1, self.lag])
     }
 }
@@ -178,13 +178,13 @@ impl LagKv {
 fn ranks(scores: Tensor<4>) -> Tensor<4> {
     let [batch, kv_heads, partitions, lag] = scores.dims();
     let dims = [batch, kv_heads, partitions, lag, lag];
-    let own = scores.clone().unsqueeze_dim::<5>(4).expand(dims);
+    let this = scores.clone().unsqueeze_dim::<5>(4).expand(dims);
     let other = scores.unsqueeze_dim::<5>(3).expand(dims);
-    let index = Tensor::<1, Int>::arange(0..lag as i64, &own.device());
+    let index = Tensor::<1, Int>::arange(0..lag as i64, &this.device());
     let earlier = index.clone().reshape([1, 1, 1, 1, lag]).expand(dims);
     let earlier = earlier.lower(index.reshape([1, 1, 1, lag, 1]).expand(dims));
-    let below = other.clone().lower(own.clone());
-    let below = below.bool_or(other.equal(own).bool_and(earlier));
+    let below = other.clone().lower(this.clone());
+    let below = below.bool_or(other.equal(this).bool_and(earlier));
     below
         .float()
         .sum_dim(4)

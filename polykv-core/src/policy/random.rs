@@ -84,7 +84,7 @@ mod oracle {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
             let entries = head.entries().iter();
             entries
-                .map(|own| f64::from(self.hash(head.layer(), head.head(), own.position)))
+                .map(|entry| f64::from(self.hash(head.layer(), head.head(), entry.position)))
                 .collect()
         }
     }

@@ -147,9 +147,9 @@ mod oracle {
 
     impl Oracle for Scissorhands {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
-            let last = |own: &Entry| {
-                let from = own.hits.len().saturating_sub(self.history);
-                own.hits[from..].iter().sum::<usize>() as f64 / GROUP as f64
+            let last = |entry: &Entry| {
+                let from = entry.hits.len().saturating_sub(self.history);
+                entry.hits[from..].iter().sum::<usize>() as f64 / GROUP as f64
             };
             head.entries().iter().map(last).collect()
         }

@@ -54,7 +54,9 @@ impl State {
         for tensor in &mut self.rows {
             tensor.inplace(|t| ops::take(t, slots.clone()));
         }
-        self.members.iter_mut().for_each(|own| own.keep(slots));
+        self.members
+            .iter_mut()
+            .for_each(|member| member.keep(slots));
     }
 
     /// Follows the move of the last entry into the slot `victim [batch, kv_heads, 1]`.
@@ -65,7 +67,9 @@ impl State {
         for tensor in &mut self.rows {
             tensor.inplace(|t| ops::move_last(t, victim.clone()));
         }
-        self.members.iter_mut().for_each(|own| own.replace(victim));
+        self.members
+            .iter_mut()
+            .for_each(|member| member.replace(victim));
     }
 
     /// Bytes of all statistics.

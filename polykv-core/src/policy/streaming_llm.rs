@@ -69,7 +69,7 @@ mod oracle {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
             head.entries()
                 .iter()
-                .map(|own| own.position as f64)
+                .map(|entry| entry.position as f64)
                 .collect()
         }
     }

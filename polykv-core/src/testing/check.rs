@@ -117,15 +117,15 @@ impl Run {
     /// # Errors
     /// Says what differs.
     fn equals(&self, other: &Self, tolerance: f64) -> Result<(), String> {
-        for (step, (own, other)) in self.outputs.iter().zip(&other.outputs).enumerate() {
-            let apart = max_difference(own, other);
+        for (step, (found, wanted)) in self.outputs.iter().zip(&other.outputs).enumerate() {
+            let apart = max_difference(found, wanted);
             if apart > tolerance {
                 return Err(format!("outputs of step {step} differ by {apart:.1e}"));
             }
         }
-        for (step, (own, other)) in self.kept.iter().zip(&other.kept).enumerate() {
-            if own != other {
-                return Err(format!("{own:?} stay for {other:?} after step {step}"));
+        for (step, (found, wanted)) in self.kept.iter().zip(&other.kept).enumerate() {
+            if found != wanted {
+                return Err(format!("{found:?} stay for {wanted:?} after step {step}"));
             }
         }
         match (self.outputs.len(), self.kept.len()) == (other.outputs.len(), other.kept.len()) {
@@ -198,7 +198,7 @@ impl<'a> Check<'a> {
             parts
                 .iter_mut()
                 .zip(row)
-                .for_each(|(all, own)| all.push(own));
+                .for_each(|(all, part)| all.push(part));
         }
         parts.map(|rows| Tensor::cat(rows, 0))
     }
@@ -292,7 +292,7 @@ impl<'a> Check<'a> {
             let alone = self.run(plan.clone(), &[seed], self.prompt)?;
             let outputs = together.outputs.iter();
             let kept = together.kept.iter();
-            let own = Run {
+            let batched = Run {
                 outputs: outputs
                     .map(|all| all[row * all.len() / 2..][..all.len() / 2].to_vec())
                     .collect(),
@@ -300,7 +300,7 @@ impl<'a> Check<'a> {
                     .map(|all| all[row * KV_HEADS..][..KV_HEADS].to_vec())
                     .collect(),
             };
-            let same = own.equals(&alone, self.tolerance);
+            let same = batched.equals(&alone, self.tolerance);
             same.map_err(|reason| format!("row {row} of a batch: {reason}"))?;
         }
         Ok(())

@@ -66,7 +66,10 @@ pub struct Difference {
 /// # Errors
 /// A layer that is not there or holds nothing, an entry that is kept twice, and a device that cannot be read.
 pub fn kept(cache: &KvCache, layer: usize) -> Result<Vec<Vec<usize>>> {
-    let positions = cache.layers().get(layer).and_then(|own| own.positions());
+    let positions = cache
+        .layers()
+        .get(layer)
+        .and_then(|layer| layer.positions());
     let positions =
         positions.ok_or_else(|| Error::Failed(format!("layer {layer} holds nothing")))?;
     let entries = positions.dims()[2];
@@ -149,9 +152,9 @@ impl Difference {
 
     fn add_kept(&mut self, cache: &KvCache, layer: usize, reference: &Reference) -> Result<()> {
         for (found, wanted) in kept(cache, layer)?.iter().zip(reference.positions()) {
-            let only = |own: &[usize], other: &[usize]| {
-                let missing = |p: &&usize| other.binary_search(p).is_err();
-                own.iter().filter(missing).count()
+            let only = |these: &[usize], others: &[usize]| {
+                let missing = |p: &&usize| others.binary_search(p).is_err();
+                these.iter().filter(missing).count()
             };
             self.kept += only(found, &wanted) + only(&wanted, found);
         }

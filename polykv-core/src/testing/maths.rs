@@ -72,8 +72,8 @@ pub fn pooled(scores: &[f64], window: usize, kernel: usize, pool: Pool) -> Vec<f
 /// A NaN of any stage stays one.
 pub fn staged(stages: &[(Vec<usize>, Vec<f64>)], rest: Vec<f64>) -> Vec<f64> {
     let mut scores = rest;
-    for (stage, (taken, own)) in stages.iter().enumerate() {
-        for (j, score) in own.iter().enumerate() {
+    for (stage, (taken, by_stage)) in stages.iter().enumerate() {
+        for (j, score) in by_stage.iter().enumerate() {
             match (score.is_nan() || scores[j].is_nan(), taken.contains(&j)) {
                 (true, _) => scores[j] = f64::NAN,
                 (false, true) => scores[j] = 1e30 * (stages.len() - stage) as f64,

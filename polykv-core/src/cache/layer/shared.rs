@@ -21,9 +21,9 @@ impl LayerCache {
     ) -> Self {
         let mut leader = Self::new(layer, shape, device);
         leader.rules = Some(LayerEvictions::default());
-        for own in followers {
-            leader.needs = leader.needs.union(own.needs);
-            leader.facts = own.facts.clone();
+        for follower in followers {
+            leader.needs = leader.needs.union(follower.needs);
+            leader.facts = follower.facts.clone();
         }
         leader.expect(tokens);
         leader
@@ -33,8 +33,8 @@ impl LayerCache {
     pub(in crate::cache) fn rules_key(&self) -> String {
         let of = |phase| {
             let eviction = self.rules.as_ref().and_then(|rules| rules.of(phase));
-            eviction.map_or_else(String::new, |own| {
-                format!("{} {}", own.policy.key(), own.budget)
+            eviction.map_or_else(String::new, |eviction| {
+                format!("{} {}", eviction.policy.key(), eviction.budget)
             })
         };
         Phase::BOTH.map(of).join("; ")

@@ -138,8 +138,8 @@ fn a_screening_finds_layers_that_lie_apart() {
     // Evidence wants 1 in every other layer, text 0 in the others: no group of neighbours gains by either.
     let losses = |picks: &[usize]| {
         let wrong = |first: usize, wanted: usize| {
-            let own = picks.iter().skip(first).step_by(2);
-            own.filter(|&&pick| pick != wanted).count() as f64
+            let half = picks.iter().skip(first).step_by(2);
+            half.filter(|&&pick| pick != wanted).count() as f64
         };
         ExampleLosses::from([
             (Data::Text, vec![wrong(0, 0); 2]),
