@@ -244,7 +244,7 @@ impl Plan {
         }
         if allocator.basis() == Basis::Layers {
             let mut policies = self.rules(Phase::Prefill).filter_map(Rule::policy);
-            if let Some(policy) = policies.find(|policy| !policy.narrows()) {
+            if let Some(policy) = policies.find(|policy| !policy.can_cut_in_steps()) {
                 let found = format!("{name} beside policy {}", policy.name());
                 let allowed = "an allocator that need not see the layers first, or in the prefill a policy that neither \
                                merges nor chooses in stages";

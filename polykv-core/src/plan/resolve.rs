@@ -1,7 +1,7 @@
 //! From a plan to the budgets of one prompt.
 
 use super::{Plan, Rule, Share};
-use crate::allocate::{self, Allocator, LayerStat, Uniform};
+use crate::allocate::{self, Allocator, LayerStat, UniformAllocator};
 use crate::budget::EntryCost;
 use crate::phase::Phase;
 use crate::policy::Policy;
@@ -113,7 +113,7 @@ impl Plan {
         let total = self.total_of_evicting(phase, &evicting, &stats, prompt, cost)?;
         let allocator: &dyn Allocator = match &self.online {
             Some(allocator) => &**allocator,
-            None => &Uniform,
+            None => &UniformAllocator,
         };
         let split = allocator.split(total, prompt, &stats);
         let mut budgets = evicting

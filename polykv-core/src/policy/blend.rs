@@ -8,20 +8,21 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 use serde_yaml_ng::Value;
 
-/// Several policies with shares of the budget: each in turn takes its part of what the earlier ones left, what it
-/// protects itself first. `policies` is a list of maps `{policy: tova, share: 0.5, ...}` with the parameters of each
-/// policy, or in short `tova:0.5,h2o:0.5`. Shares are relative; the parts sum to the budget by largest remainder. What
-/// members protect always stays, charged to the member that takes it; spans that the caller protects are charged to
-/// the last members.
+/// Several policies, each with a share of the budget. They choose one after the other: each takes its part of the budget
+/// from the entries that the earlier ones left, first those that it protects, then those with its highest scores. The parts
+/// are in proportion to the shares and sum to the budget. Entries that a member protects always stay and are charged to the
+/// member that takes them; spans that the caller protects are charged to the last members.
 ///
-/// During decode the b + 1 entries are chosen anew at every step: all members but the last must know their best
-/// entries.
+/// In a plan file `policies` is a list of maps `{policy: tova, share: 0.5, ...}` with the parameters of each policy, or text
+/// in the short form `tova:0.5,h2o:0.5`.
+///
+/// During decode every member chooses anew at every step.
 #[derive(Clone, Debug)]
 pub struct Blend {
     members: Vec<Member>,
 }
 
-/// Each member is a pass over the entries at every step.
+/// The most members of a blend: each one is a pass over the entries at every step.
 const MOST: usize = 16;
 
 #[derive(Deserialize)]
@@ -67,7 +68,7 @@ impl NamedPolicy for Blend {
 }
 
 impl Blend {
-    /// Each member with its entries of a budget.
+    /// Each member with its part of a budget, in entries.
     fn parts(&self, budget: usize) -> impl Iterator<Item = (&Member, usize)> {
         let shares: Vec<f64> = self.members.iter().map(|member| member.share).collect();
         self.members.iter().zip(largest_remainder(budget, &shares))
@@ -122,7 +123,7 @@ impl Policy for Blend {
         })
     }
 
-    fn narrows(&self) -> bool {
+    fn can_cut_in_steps(&self) -> bool {
         false
     }
 

@@ -7,15 +7,20 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor, s};
 use serde::{Deserialize, Serialize};
 
-/// Entries whose keys and values stand out from those that follow (LagKV, arXiv 2504.04704). After the first `sinks`
-/// entries, in order of position, partitions of `lag` entries are scaled per channel by the range of the next
-/// partition; the deviation over the channels, softmax over the partition, mean of keys and values, gives each entry
-/// its rank within its partition. The sinks, the last partition and what follows it rank above all. Of equal ranks the
-/// later stays. A cache of fewer than two partitions keeps its latest entries.
+/// Keeps the entries whose keys and values differ most from those that follow (LagKV, arXiv 2504.04704). The entries behind
+/// the first `sinks`, in order of position, are divided into partitions of `lag` entries. The keys and the values of a
+/// partition are scaled per channel by the minimum and maximum of the next partition. The standard deviation of an entry
+/// over its channels, after a softmax over the partition, is added up for key and value; the score of the entry is its rank
+/// within its partition by that sum. Entries with equal ranks are kept in the order of their positions, the latest first.
+///
+/// The sinks, the last full partition and everything behind it always score highest. With fewer than two partitions, the
+/// sinks and the latest entries stay.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LagKv {
+    /// Entries per partition.
     pub lag: usize,
+    /// How many of the first positions always stay.
     pub sinks: usize,
 }
 
@@ -85,8 +90,8 @@ impl Policy for LagKv {
                 Some(order) => ops::take(entries.clone(), order.clone()),
                 None => entries.clone(),
             };
-            let keys = self.stand_out(ordered(&view.keys()), sinks, partitions);
-            let values = self.stand_out(ordered(&view.values()), sinks, partitions);
+            let keys = self.deviations(ordered(&view.keys()), sinks, partitions);
+            let values = self.deviations(ordered(&view.values()), sinks, partitions);
             let scored = (partitions - 1) * self.lag;
             let ranks = ranks(keys + values).div_scalar(self.lag as f32);
             parts.push(ranks.reshape([batch, kv_heads, scored]));
@@ -158,8 +163,9 @@ mod oracle {
 }
 
 impl LagKv {
-    /// `x [batch, kv_heads, entries, head_dim]` in order of position → `[batch, kv_heads, partitions − 1, lag]`.
-    fn stand_out(&self, x: Tensor<4>, sinks: usize, partitions: usize) -> Tensor<4> {
+    /// The softmax over each partition of its entries' deviations: `x [batch, kv_heads, entries, head_dim]` in order of
+    /// position → `[batch, kv_heads, partitions − 1, lag]`.
+    fn deviations(&self, x: Tensor<4>, sinks: usize, partitions: usize) -> Tensor<4> {
         let [batch, kv_heads, _, d] = x.dims();
         let x = x
             .slice(s![.., .., sinks..sinks + partitions * self.lag, ..])
@@ -174,7 +180,7 @@ impl LagKv {
     }
 }
 
-/// Ranks along the last axis from 0, of equal scores the later above.
+/// Ranks along the last axis, 0 for the lowest score; of two equal scores the later one has the higher rank.
 fn ranks(scores: Tensor<4>) -> Tensor<4> {
     let [batch, kv_heads, partitions, lag] = scores.dims();
     let dims = [batch, kv_heads, partitions, lag, lag];
