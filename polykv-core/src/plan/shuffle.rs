@@ -1,11 +1,11 @@
-//! The control for a plan: the same rules in other layers.
+//! A control for a plan: the same rules in other layers.
 
 use super::Plan;
 use crate::random::splitmix;
 
 impl Plan {
-    /// The same rules with their budgets in permuted layers. A layer's prefill and decode rules move together. The same
-    /// seed gives the same order.
+    /// The plan with its layers in a random order; the prefill and decode rules of a layer move together. Equal seeds give
+    /// equal orders.
     #[must_use]
     pub fn shuffled(&self, seed: u64) -> Self {
         let mut order: Vec<usize> = (0..self.layers.len()).collect();
