@@ -56,6 +56,7 @@ impl fmt::Display for DeviceSpec {
 
 impl DeviceSpec {
     /// The same device, where [`DeviceSpec::Auto`] is replaced by its choice on this machine.
+    #[must_use]
     pub fn resolve(self) -> Self {
         match self {
             Self::Auto if cuda_devices().is_ok_and(|found| !found.is_empty()) => Self::Cuda(0),

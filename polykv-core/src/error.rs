@@ -75,6 +75,7 @@ pub enum ErrorKind {
 impl Error {
     /// Refused content of a file, a prompt or an option, of kind [`ErrorKind::Content`]. The arguments are the fields of
     /// [`Error::Invalid`].
+    #[must_use]
     pub fn invalid(
         place: impl Display,
         field: impl Display,
@@ -86,18 +87,21 @@ impl Error {
 
     /// A refused plan, policy or allocator, of kind [`ErrorKind::Plan`]. The place is `plan`, until [`Error::at`] names the
     /// file.
+    #[must_use]
     pub fn plan(field: impl Display, found: impl Display, allowed: impl Display) -> Self {
         Self::of_kind(ErrorKind::Plan, "plan", field, found, allowed)
     }
 
     /// A budget that cannot be carried out, of kind [`ErrorKind::Budget`]. The place is `plan`, until [`Error::at`] names the
     /// file.
+    #[must_use]
     pub fn budget(field: impl Display, found: impl Display, allowed: impl Display) -> Self {
         Self::of_kind(ErrorKind::Budget, "plan", field, found, allowed)
     }
 
     /// A tensor of a wrong shape, or an index out of range, of kind [`ErrorKind::Shape`]. The arguments are the fields of
     /// [`Error::Invalid`].
+    #[must_use]
     pub fn shape(
         place: impl Display,
         field: impl Display,
@@ -108,6 +112,7 @@ impl Error {
     }
 
     /// A call at the wrong moment, of kind [`ErrorKind::Order`]. The arguments are the fields of [`Error::Invalid`].
+    #[must_use]
     pub fn order(
         place: impl Display,
         field: impl Display,
@@ -134,6 +139,7 @@ impl Error {
     }
 
     /// A correct request that this device, build or file format cannot serve, of kind [`ErrorKind::Unsupported`].
+    #[must_use]
     pub fn unsupported(what: impl Display, reason: impl Display) -> Self {
         Self::Unsupported {
             what: what.to_string(),
@@ -142,6 +148,7 @@ impl Error {
     }
 
     /// A file or folder that cannot be read, written or fetched, with the system's error; of kind [`ErrorKind::Io`].
+    #[must_use]
     pub fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io {
             path: path.to_path_buf(),

@@ -50,6 +50,7 @@ impl ModelFacts {
 impl RopeFacts {
     /// Undoes the rotation of `x [batch, heads, tokens, head_dim]`, whose tokens are at the positions from `first` on, and the
     /// multiplication by the magnitude.
+    #[must_use]
     pub fn unrotate(&self, x: Tensor<4>, first: usize) -> Tensor<4> {
         let [_, _, tokens, _] = x.dims();
         let angles = (first..first + tokens).flat_map(|p| self.angles(p as f64));
@@ -61,6 +62,7 @@ impl RopeFacts {
     /// Multiplies every vector of `x [batch, heads, tokens, head_dim]` by the transpose of the mean rotation over the `count`
     /// positions from `first` on. The product of the result with an unrotated query is the mean of the products of `x` with
     /// that query rotated for each of these positions.
+    #[must_use]
     pub fn unrotate_mean(&self, x: Tensor<4>, first: usize, count: usize) -> Tensor<4> {
         let middle = first as f64 + (count as f64 - 1.0) / 2.0;
         let shrink = self.frequencies.iter().map(|&w| {

@@ -73,6 +73,7 @@ pub enum Share {
 
 impl Rule {
     /// A rule that evicts by `policy`, with the share `Share::Part(1.0)`.
+    #[must_use]
     pub fn evict(policy: Arc<dyn Policy>) -> Self {
         Self::Evict {
             policy,
@@ -141,6 +142,7 @@ impl LayerPlan {
 
 impl Plan {
     /// A plan with these layers under a budget, which is split by the layers' shares.
+    #[must_use]
     pub fn new(layers: Vec<LayerPlan>, budget: Budget) -> Self {
         Self {
             budget,
@@ -151,6 +153,7 @@ impl Plan {
     }
 
     /// A plan with one policy and equal shares in all layers, in each of `phases`. In any other phase everything is kept.
+    #[must_use]
     pub fn uniform(
         layers: usize,
         policy: Arc<dyn Policy>,
@@ -165,6 +168,7 @@ impl Plan {
     }
 
     /// A plan that keeps everything in every layer (FullKV).
+    #[must_use]
     pub fn full(layers: usize) -> Self {
         Self::new(vec![LayerPlan::KEEP; layers], Budget::Ratio(1.0))
     }

@@ -82,6 +82,7 @@ pub struct Needs {
 
 impl Needs {
     /// The needs of two policies together.
+    #[must_use]
     pub fn union(self, other: Self) -> Self {
         Self {
             queries: self.queries.max(other.queries),

@@ -26,6 +26,7 @@ impl LayerShape {
     }
 
     /// The memory of an entry in a cache of `layers` layers of this shape.
+    #[must_use]
     pub fn cost(&self, layers: usize) -> EntryCost {
         EntryCost {
             layers,

@@ -70,6 +70,7 @@ impl SharedPrefill {
     }
 
     /// One cache per plan, in the order of the plans, ready to decode or for another prompt.
+    #[must_use]
     pub fn into_caches(self) -> Vec<KvCache> {
         self.caches
     }

@@ -10,6 +10,7 @@ pub struct Spans(Arc<[Range<usize>]>);
 
 impl Spans {
     /// The positions of all these ranges, in any order. Overlapping ranges are joined.
+    #[must_use]
     pub fn new(ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
         let mut ranges: Vec<_> = ranges.into_iter().filter(|r| !r.is_empty()).collect();
         ranges.sort_unstable_by_key(|range| range.start);
@@ -24,6 +25,7 @@ impl Spans {
     }
 
     /// The first `tokens` positions.
+    #[must_use]
     pub fn prefix(tokens: usize) -> Self {
         Self::new(std::iter::once(0..tokens))
     }

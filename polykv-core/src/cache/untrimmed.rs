@@ -14,6 +14,7 @@ pub struct Untrimmed<'a>(&'a mut KvCache);
 impl KvCache {
     /// This cache as one that takes in prompts without evicting anything, for example the scored continuation of an
     /// evaluation, or a question about a compressed text.
+    #[must_use]
     pub fn untrimmed(&mut self) -> Untrimmed<'_> {
         Untrimmed(self)
     }
@@ -29,6 +30,7 @@ impl Untrimmed<'_> {
 impl<'a> Prompt<Untrimmed<'a>> {
     /// The same prompt for the layers from `layer` on only, to run the upper part of a model over what those layers hold. The
     /// layers below do not get the prompt, so that the cache refuses any further prompt or token until it is cleared.
+    #[must_use]
     pub fn above(self, layer: usize) -> Self {
         self.skip_to(layer)
     }

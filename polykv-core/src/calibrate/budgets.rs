@@ -5,60 +5,70 @@ use crate::apportion::within;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// How far a screening raises and lowers a layer's budget.
+/// The part by which a screening raises and lowers a layer's budget.
 const STEP: f64 = 1.0 / 3.0;
 
-/// Steps of the way from the given budgets to those that the screening recommends.
+/// The number of budgets that are tried between the given ones and those that the screening recommends.
 const STEPS: usize = 3;
 
-/// A search over the budgets of one phase with the whole plan in effect (our addition). Each layer gets a third more or
-/// fewer entries, in the runs of a [`Design`] over all layers, and what that does to the score says how much it is worth
-/// there.
+/// A search over the budgets of one phase by the losses of whole plans, which is an addition of this project. In the runs of a
+/// [`Design`] each layer has a third more or a third fewer entries; the effect on the score says how much entries are worth
+/// in that layer.
 ///
-/// If a layer's loss falls like `a / budget`, the sum of all is least at budgets in proportion to `√a`. A third, two thirds
-/// and all of the way there are tried, and the best stays if it lowers the score by more than the standard error of that
-/// difference over the examples.
+/// If the loss of each layer falls as `a / budget`, the sum of all losses is least for budgets in proportion to `√a`. The
+/// search tries budgets a third, two thirds and all of the way there. The best of them is the result if it lowers the score
+/// by more than the standard error of that difference over the examples; otherwise the given budgets are.
 #[derive(Clone, Debug)]
 pub struct BudgetSearch<'a> {
-    /// Losses of the single policies, which the score is relative to.
+    /// The losses of the single policies, which scores are relative to.
     pub singles: Vec<Losses>,
-    /// Entries per layer to begin with; the sum stays.
+    /// The budgets to start from, in entries per KV head for each layer. Their sum does not change.
     pub budgets: &'a [usize],
-    /// The least budget that works in every layer, and the prompt's length.
+    /// The least budget that works with every candidate, and the prompt's length, which no budget exceeds.
     pub limits: (usize, usize),
+    /// The seed of the screening.
     pub seed: u64,
 }
 
-/// What a search over budgets found.
+/// The result of a [`BudgetSearch`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct FoundBudgets {
+    /// Entries per KV head for each layer.
     pub budgets: Vec<usize>,
+    /// The losses of the plan with these budgets.
     pub losses: Losses,
+    /// The score of these losses; lower is better.
     pub score: f64,
-    /// The budgets it began with, then those that it tried.
+    /// The given budgets, then those that were tried.
     pub tried: Vec<TriedBudgets>,
-    /// Per layer, the loss with a third more entries there less that with a third fewer.
+    /// For each layer, the loss with a third more entries there minus that with a third fewer, per kind of data.
     pub effects: BTreeMap<Data, Vec<f64>>,
 }
 
-/// Whole plans to evaluate, with one route and other budgets.
+/// Plans to evaluate that differ in the budgets of one phase.
 #[derive(Clone, Copy, Debug)]
 pub enum Trials<'a> {
-    /// Per plan, which layers have the higher level of [`BudgetSearch::levels`]; the others have the lower one.
+    /// For each plan, whether each layer has the higher budget of [`BudgetSearch::levels`] or the lower one.
     Levels(&'a [Vec<bool>]),
-    /// Per plan, the entries per layer.
+    /// For each plan, entries per KV head for each layer.
     Budgets(&'a [Vec<usize>]),
 }
 
+/// Budgets that a [`BudgetSearch`] evaluated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TriedBudgets {
+    /// Entries per KV head for each layer.
     pub budgets: Vec<usize>,
+    /// The losses of the plan with these budgets.
     pub losses: Losses,
+    /// The score of these losses; lower is better.
     pub score: f64,
 }
 
 impl BudgetSearch<'_> {
-    /// The lower and the higher budgets of the screening.
+    /// The lower and the higher budget of each layer in the screening, in entries per KV head.
     pub fn levels(&self) -> [Vec<usize>; 2] {
         let (least, prompt) = self.limits;
         let level = |factor: f64| {
@@ -71,7 +81,7 @@ impl BudgetSearch<'_> {
         [level(1.0 - STEP), level(1.0 + STEP)]
     }
 
-    /// Runs the search; `evaluate` gives the losses of each plan.
+    /// Runs the search, where `evaluate` returns the losses of each plan in their order.
     ///
     /// # Errors
     /// Those of `evaluate`.
@@ -112,7 +122,7 @@ impl BudgetSearch<'_> {
         })
     }
 
-    /// How much the score falls by more entries in each layer, at least 0.
+    /// How much more entries in each layer lower the score, at least 0.
     fn worth(&self, scale: &Scale, start: &Losses, effects: &BTreeMap<Data, Vec<f64>>) -> Vec<f64> {
         let of = |layer: usize| {
             let with = start
@@ -123,7 +133,7 @@ impl BudgetSearch<'_> {
         (0..self.budgets.len()).map(of).collect()
     }
 
-    /// Budgets that go `part` of the way. No layer falls below a quarter of what it began with.
+    /// Budgets a `part` of the way to those in proportion to √worth. No layer gets less than a quarter of its given budget.
     fn towards(&self, worth: &[f64], part: f64) -> Vec<usize> {
         let (least, prompt) = self.limits;
         let total: usize = self.budgets.iter().sum();
@@ -138,7 +148,7 @@ impl BudgetSearch<'_> {
         let floor = |&budget: &usize| least.max(budget / 4);
         let floors: Vec<usize> = self.budgets.iter().map(floor).collect();
         let most: Vec<usize> = floors.iter().map(|&least| least.max(prompt)).collect();
-        // What lies below its floor already is taken from the others in proportion.
+        // What raising layers to their floors costs is taken from the others in proportion.
         let above = weights.iter().zip(&floors);
         let above: Vec<f64> = above
             .map(|(weight, &floor)| (weight - floor as f64).max(0.0))

@@ -2,11 +2,12 @@ use super::route::{joint, least, regrets, spread};
 use super::{Data, ExampleLosses, Losses};
 use std::collections::BTreeMap;
 
-/// Sources that a search tries: the best one on each kind of data, then those with the best scores. All of a dozen would spend
-/// the moves on the first halves.
+/// The number of sources that a search tries: the best on each kind of data, then those with the best scores. A dozen would
+/// use up the moves on the first halves.
 const TRIED: usize = 6;
 
-/// The scale of the score, the [`joint`] regret: per kind of data the best single policy and the distance to the median one.
+/// The scale of the score, which is the [`joint`] regret: for each kind of data the loss of the best single policy and the
+/// distance from it to the median one.
 pub(super) struct Scale(pub(super) Vec<(Data, f64, f64)>);
 
 pub(super) fn means(losses: &ExampleLosses) -> Losses {
@@ -24,13 +25,13 @@ impl Scale {
             .map_or(Vec::new(), |one| one.keys().copied().collect());
         let of = |data: Data| {
             let losses: Vec<f64> = singles.iter().map(|one| one[&data]).collect();
-            // Below a thousandth of a nat all policies are equal.
+            // Differences below a thousandth of a nat are taken for none.
             (data, least(&losses), spread(&losses).max(1e-3))
         };
         Self(kinds.into_iter().map(of).collect())
     }
 
-    /// The sources that groups try, as indices, from the losses of each in all layers.
+    /// The indices of the sources that a search tries, by the losses of each in all layers.
     pub(super) fn promising(&self, losses: &[Losses]) -> Vec<usize> {
         let mut order: Vec<usize> = (0..losses.len()).collect();
         let score = |source: usize| self.score(&losses[source]);
@@ -52,7 +53,7 @@ impl Scale {
         chosen
     }
 
-    /// The factors by which the score falls, the one that lowers it most first, if `effects` of several add up from `start`.
+    /// The factors that lower the score, the one that lowers it most first, if their `effects` on the losses `start` add up.
     pub(super) fn gaining(&self, start: &Losses, effects: &BTreeMap<Data, Vec<f64>>) -> Vec<usize> {
         let factors = effects.values().next().map_or(0, Vec::len);
         let with = |losses: &Losses, factor: usize| -> Losses {
@@ -84,8 +85,8 @@ impl Scale {
         joint(&self.0.iter().map(of).collect::<Vec<f64>>())
     }
 
-    /// The standard error of the difference between two routes' scores on the same examples, by the jackknife; each kind
-    /// of data is a sample of its own. A single example says nothing about it and adds nothing.
+    /// The standard error of the difference between two routes' scores on the same examples, by the jackknife with each kind
+    /// of data as a sample. A kind with a single example adds nothing to it.
     pub(super) fn error(&self, a: &ExampleLosses, b: &ExampleLosses) -> f64 {
         let (whole_a, whole_b) = (means(a), means(b));
         let mut variance = 0.0;

@@ -60,6 +60,7 @@ pub struct PlanFile {
 impl PlanFile {
     /// The content of a file for this plan, without a name and a model. Parameters are left out where they are the defaults
     /// of the policy that `registry` has under the same name.
+    #[must_use]
     pub fn of(plan: &Plan, registry: &Registry) -> Self {
         let rules = |phase| {
             let mut rules: Vec<FileRule> = Vec::new();

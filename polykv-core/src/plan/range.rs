@@ -15,6 +15,7 @@ pub struct LayerRange {
 
 impl LayerRange {
     /// The range of all layers of a model with `layers` layers, at least 1.
+    #[must_use]
     pub fn all(layers: usize) -> Self {
         Self {
             first: 0,
@@ -37,6 +38,7 @@ pub struct LayerSet(
 
 impl LayerSet {
     /// The set of these layers, which are in ascending order.
+    #[must_use]
     pub fn of(layers: &[usize]) -> Self {
         let mut ranges: Vec<LayerRange> = Vec::new();
         for &layer in layers {

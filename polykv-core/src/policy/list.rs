@@ -48,6 +48,7 @@ pub struct PolicyEntry {
 
 impl PolicyEntry {
     /// The entry for policies of type `P`.
+    #[must_use]
     pub fn of<P: NamedPolicy>() -> Self {
         Self {
             name: P::NAME.into(),
@@ -82,6 +83,7 @@ impl Policies {
     pub const KEEP: &'static str = "full";
 
     /// A list without any policy.
+    #[must_use]
     pub fn empty() -> Self {
         Self(Vec::new())
     }

@@ -15,11 +15,13 @@ pub struct Params(BTreeMap<String, Value>);
 
 impl Params {
     /// No parameters: the policy takes its defaults.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
     /// The fields of a serialisable policy as parameters.
+    #[must_use]
     pub fn of(fields: &impl Serialize) -> Self {
         match serde_yaml_ng::to_value(fields) {
             Ok(Value::Mapping(map)) => Self::from_map(map).unwrap_or_default(),

@@ -20,6 +20,7 @@ pub struct PolicySpec {
 
 impl PolicySpec {
     /// A policy with its default parameters.
+    #[must_use]
     pub fn named(policy: impl Into<String>) -> Self {
         Self {
             policy: policy.into(),
@@ -28,6 +29,7 @@ impl PolicySpec {
     }
 
     /// Every listed policy that a paper describes, with its default parameters.
+    #[must_use]
     pub fn published(policies: &Policies) -> Vec<Self> {
         let published = policies.iter().filter(|entry| entry.source.is_some());
         published.map(|entry| Self::named(&*entry.name)).collect()
