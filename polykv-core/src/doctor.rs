@@ -131,9 +131,9 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
     let found = ops::swiglu(x.clone(), x);
     checks.push(compare("SwiGLU", found, &inputs.swiglu())?);
     let [q, ..] = inputs.attention(device);
-    let [cos, sin] = inputs.turns(device);
-    let turned = ops::rotate(q, cos, sin);
-    checks.push(compare("rotary embedding", turned, &inputs.turned())?);
+    let [cos, sin] = inputs.rotations(device);
+    let rotated = ops::rotate(q, cos, sin);
+    checks.push(compare("rotary embedding", rotated, &inputs.rotated())?);
     Ok(())
 }
 
@@ -207,7 +207,7 @@ fn keys(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()>
         evicted.clone(),
         kept.clone(),
         parts,
-        Inputs::HEIRS,
+        Inputs::RECEIVERS,
     );
     checks.push(compare("spreading", spread, &expected.spread)?);
     let merged = ops::merge_into(k, evicted, kept, places, cosines);

@@ -17,7 +17,7 @@ use crate::plan::LayerEvictions;
 use crate::policy::{Appended, LayerView, Needs, Policy};
 use crate::shape::LayerShape;
 use crate::{Error, Result};
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 /// The cache of one layer, read-only outside of this crate; a [`KvCache`](super::KvCache) changes it.
 ///
