@@ -80,7 +80,8 @@ pub struct PhaseReport {
     /// The index of a candidate for each layer, chosen by the effect of each layer alone; empty for a phase that keeps
     /// everything.
     pub route: Vec<usize>,
-    /// Entries per KV head for each layer, for a prompt of [`Settings::length`] tokens; empty for a phase that keeps everything.
+    /// Entries per KV head for each layer, for a prompt of [`Settings::length`] tokens; empty for a phase that keeps
+    /// everything.
     pub budgets: Vec<usize>,
     /// The result of the search over routes, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,8 +2,8 @@ use super::{Data, Losses};
 use crate::random::splitmix;
 use std::collections::BTreeMap;
 
-/// A two-level screening design (Plackett and Burman, Biometrika 33, 1946, in Sylvester's form). Every factor is high in half of
-/// the runs and any two are high together in a quarter, so that all runs measure every factor. Each run comes with its
+/// A two-level screening design (Plackett and Burman, Biometrika 33, 1946, in Sylvester's form). Every factor is high in
+/// half of the runs and any two are high together in a quarter, so that all runs measure every factor. Each run comes with its
 /// opposite, which keeps interactions of two factors out of the effects of single ones (Box and Wilson, 1951).
 #[derive(Clone, Debug)]
 pub struct Design {

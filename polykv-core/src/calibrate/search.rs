@@ -21,8 +21,9 @@ const PARTS: usize = 6;
 /// A search over the route of one phase by the losses of whole plans, which is an addition of this project: the effects of
 /// layers alone do not add up when many layers evict.
 ///
-/// The search starts at the best of the given routes and the single policies. As long as moves are left, it tries to replace
-/// the candidates of some layers by those of another promising route or single policy, in two ways:
+/// The search starts at the best of the single policies and the first given route, or at another given route if that is better
+/// by more than the standard error. As long as moves are left, it tries to replace the candidates of some layers by those of
+/// another promising route or single policy, in two ways:
 ///
 /// 1. *Screening.* Each layer has either its candidate or that of the other route, in the runs of a [`Design`]. The layers
 ///    that the screening recommends are then replaced together, in growing numbers that start with the largest effect.

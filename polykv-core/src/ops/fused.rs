@@ -49,8 +49,8 @@ pub fn fuses_tokens(x: &Tensor<3>, weights: &[&Weight]) -> bool {
     tokens == 1 && batch <= MOST_GEMV_ROWS && Route::of(x) == Route::Gpu && alike()
 }
 
-/// The queries, keys and values of one token, `[batch, heads, 1, d]` each, from the layer's input `x [batch, 1, hidden]`: an RMS
-/// norm and the QKV projections, then for queries and keys the norm over each head, if there is one, and the rotary
+/// The queries, keys and values of one token, `[batch, heads, 1, d]` each, from the layer's input `x [batch, 1, hidden]`: an
+/// RMS norm and the QKV projections, then for queries and keys the norm over each head, if there is one, and the rotary
 /// embedding with `cos` and `sin [1, 1, 1, d / 2]`.
 ///
 /// # Panics

@@ -29,8 +29,8 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
     }
 }
 
-/// Rotary embedding (RoPE, arXiv 2104.09864) in the rotate-half layout: rotates element `i` of the last axis with element `i + d / 2`. `x [batch,
-/// heads, tokens, d]`, `cos` and `sin [1, 1, tokens, d / 2]`.
+/// Rotary embedding (RoPE, arXiv 2104.09864) in the rotate-half layout: rotates element `i` of the last axis with element
+/// `i + d / 2`. `x [batch, heads, tokens, d]`, `cos` and `sin [1, 1, tokens, d / 2]`.
 ///
 /// # Panics
 /// If the shapes do not fit.
