@@ -16,7 +16,7 @@ use polykv::models::eval::metrics;
 use polykv::models::{LoadedModel, PrefillOptions, load};
 use polykv::plan::LayerPlan;
 use polykv::{Budget, KvCache, Phase, Plan, Policy, Rule};
-use polykv_core::calibrate::{Data, Draft, Measured};
+use polykv_core::calibrate::{Data, Measured, PlanDraft};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -174,7 +174,7 @@ fn one_phase_alone_measures_the_same() {
 #[test]
 fn mixtures_equal_whole_plans() {
     let (model, candidates, examples) = (model(), candidates(), [example()]);
-    let draft = Draft {
+    let draft = PlanDraft {
         candidates: &candidates,
         layers: 3,
         budget: Budget::Tokens(BUDGET),
@@ -229,7 +229,7 @@ fn mixtures_equal_whole_plans() {
 #[test]
 fn mixtures_of_budgets_equal_whole_plans() {
     let (model, candidates, examples) = (model(), candidates(), [example()]);
-    let draft = Draft {
+    let draft = PlanDraft {
         candidates: &candidates,
         layers: 3,
         budget: Budget::Ratio(0.4),

@@ -1,4 +1,4 @@
-//! Splitting a total budget over layers. An allocator of ours is one file in `allocate/` and one line in the default
+//! Splitting a total budget over layers. Every allocator of this crate is one file in `allocate/` and one line in the default
 //! [`Allocators`].
 
 mod cake;
@@ -7,11 +7,11 @@ mod dynamic;
 mod pyramid;
 mod uniform;
 
-pub use cake::Cake;
-pub use calibrated::Calibrated;
-pub use dynamic::Dynamic;
-pub use pyramid::Pyramid;
-pub use uniform::Uniform;
+pub use cake::CakeAllocator;
+pub use calibrated::CalibratedAllocator;
+pub use dynamic::DynamicAllocator;
+pub use pyramid::PyramidAllocator;
+pub use uniform::UniformAllocator;
 
 use crate::apportion::within;
 use crate::policy::{LayerView, Needs, Policy};
@@ -23,7 +23,7 @@ use std::sync::Arc;
 /// What an allocator may know of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LayerStat {
-    /// Relative claim on the total, positive.
+    /// The share that the plan states: the layer's part of the total relative to the other layers', above 0.
     pub share: f64,
     /// The smallest budget under which the layer's policy works, see [`least_budget`].
     pub least: usize,
@@ -32,27 +32,27 @@ pub struct LayerStat {
     pub sensitivity: f64,
 }
 
-/// What an allocator splits by beside the total.
+/// What an allocator splits the total by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Basis {
     /// The shares that a plan states.
     Shares,
-    /// The layer's place in the stack and the prompt's length: a plan names the allocator.
+    /// The layers' order and the prompt's length: a plan names the allocator.
     Prompt,
-    /// What each layer does with the prompt: a plan names the allocator, which is [`Online`].
+    /// What each layer does with the prompt: a plan names the allocator, which implements [`Online`].
     Layers,
-    /// What calibration measured: a plan holds the result.
+    /// What a calibration measured: a plan holds the resulting budgets.
     Calibration,
 }
 
 impl Basis {
-    /// Whether a plan names the allocator, which then splits the total anew for each prompt.
+    /// Whether the total is split anew for each prompt, by an allocator that the plan names.
     pub fn is_online(self) -> bool {
         matches!(self, Self::Prompt | Self::Layers)
     }
 }
 
-/// Splits `total` entries over layers for a prompt of `prompt` tokens; the result sums to `total` exactly.
+/// Splits a total budget over the layers of a phase.
 pub trait Allocator: Send + Sync + Debug {
     /// The name in plans and on the command line.
     fn name(&self) -> &str;
@@ -60,38 +60,43 @@ pub trait Allocator: Send + Sync + Debug {
     /// How it splits the budget, in a few words and with its source, for help texts and tables.
     fn summary(&self) -> &str;
 
+    /// What it splits the budget by, beside the total. It decides where the allocator can be named.
     fn basis(&self) -> Basis;
 
-    /// The policy whose published method includes this allocator.
+    /// The name of the policy whose published method includes this allocator, if there is one.
     fn implied_by(&self) -> Option<&'static str> {
         None
     }
 
+    /// Entries per KV head for each of `layers`, in their order, for a prompt of `prompt` tokens. They sum to `total`
+    /// exactly.
     fn split(&self, total: usize, prompt: usize, layers: &[LayerStat]) -> Vec<usize>;
 
-    /// How an allocator of [`Basis::Layers`] gets to know the layers.
+    /// The allocator itself if it splits by what each layer does with the prompt ([`Basis::Layers`]), `None` for any
+    /// other.
     fn online(&self) -> Option<&dyn Online> {
         None
     }
 }
 
-/// An allocator that sees every layer once the prompt has gone through it. Until the last one has been seen, the cache
-/// holds what [`Online::budgets`] grants the layers so far, and cuts them again whenever that shrinks.
+/// An allocator that is given every layer once the prompt has gone through it. Until the last layer has been given, the
+/// cache holds at most [`Online::budgets`] in the layers so far, and cuts them again whenever these budgets shrink.
 pub trait Online: Allocator {
-    /// What it must be given of each layer, beside what the policies need.
+    /// What the cache must gather of each layer for this allocator, beside what the policies need.
     fn needs(&self) -> Needs {
         Needs::default()
     }
 
-    /// What it notes of a layer before anything is evicted; `scores [batch, kv_heads, entries]` are those of the
-    /// layer's policy, higher stays.
+    /// What the allocator remembers of a layer, taken before anything is evicted there. `scores [batch, kv_heads,
+    /// entries]` are those of the layer's policy; entries with higher scores stay.
     ///
     /// # Errors
     /// A device that cannot be read.
     fn note(&self, view: &LayerView<'_>, scores: &Tensor<3>) -> Result<Note>;
 
-    /// The budgets of the layers seen so far, with their notes, while `to_come` more follow; with none to come the sum
-    /// is `total`. No budget lies above the layer's entries unless the total leaves no choice.
+    /// Entries per KV head for each of the `layers` given so far, with their `notes` in the same order, while `to_come`
+    /// more layers follow. When none follow, the budgets sum to `total`. No budget exceeds the layer's entries unless the
+    /// total exceeds the entries of all layers.
     fn budgets(
         &self,
         total: usize,
@@ -104,15 +109,15 @@ pub trait Online: Allocator {
 /// What an [`Online`] allocator remembers of a layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Note {
-    /// Entries per head before anything is evicted.
+    /// Entries per KV head before anything is evicted.
     pub entries: usize,
-    /// Sequences times KV heads.
+    /// The sequences of the batch times the KV heads.
     pub rows: usize,
+    /// Numbers whose meaning is the allocator's.
     pub values: Vec<f32>,
 }
 
-/// A list of allocators by name. The default list has every allocator of this crate; others join it by
-/// [`Allocators::register`].
+/// Allocators by name. The default list has every allocator of this crate; [`Allocators::register`] adds others.
 #[derive(Clone, Debug)]
 pub struct Allocators(Vec<Arc<dyn Allocator>>);
 
@@ -120,15 +125,15 @@ impl Default for Allocators {
     // A new allocator is its file and a line here.
     fn default() -> Self {
         Self(vec![
-            Arc::new(Uniform),
-            Arc::new(Pyramid { beta: 20.0 }),
-            Arc::new(Cake {
+            Arc::new(UniformAllocator),
+            Arc::new(PyramidAllocator { beta: 20.0 }),
+            Arc::new(CakeAllocator {
                 window: 32,
                 spatial: 1.0,
                 temporal: 1.0,
             }),
-            Arc::new(Dynamic { most: 10 }),
-            Arc::new(Calibrated { epsilon: 1e-6 }),
+            Arc::new(DynamicAllocator { most: 10 }),
+            Arc::new(CalibratedAllocator { epsilon: 1e-6 }),
         ])
     }
 }
@@ -157,13 +162,13 @@ impl Allocators {
         self.0.iter()
     }
 
-    /// The names of those for which `wanted` is true.
+    /// The names of the allocators for which `wanted` is true, in the order in which they joined.
     pub fn names(&self, wanted: impl Fn(&dyn Allocator) -> bool) -> Vec<&str> {
         let chosen = self.iter().filter(|allocator| wanted(&***allocator));
         chosen.map(|allocator| allocator.name()).collect()
     }
 
-    /// The allocator of a name.
+    /// The allocator that has this name.
     ///
     /// # Errors
     /// An unknown name, listing the known ones.
@@ -175,22 +180,25 @@ impl Allocators {
         })
     }
 
-    /// The allocator that a policy's published method uses, [`Uniform`] if it has none of its own.
+    /// The allocator that the published method of the policy named `policy` includes, [`UniformAllocator`] if it includes
+    /// none.
     pub fn of_policy(&self, policy: &str) -> Arc<dyn Allocator> {
         let implied = self
             .iter()
             .find(|allocator| allocator.implied_by() == Some(policy));
-        implied.cloned().unwrap_or_else(|| Arc::new(Uniform))
+        implied
+            .cloned()
+            .unwrap_or_else(|| Arc::new(UniformAllocator))
     }
 }
 
 /// Budgets above this one are refused, and parameters that need more.
 const MOST_ENTRIES: usize = 1 << 32;
 
-/// The smallest budget that holds what a policy protects under it.
+/// The smallest budget in entries per KV head, at least 1, that is not exceeded by what the policy protects under it.
 ///
 /// # Errors
-/// A policy that protects more than the budget under every budget.
+/// A policy that protects more entries than its budget whatever the budget is.
 pub fn least_budget(policy: &dyn Policy) -> Result<usize> {
     let least = |budget: usize| policy.protect(budget).count().max(1);
     let mut budget = 1;
@@ -216,16 +224,17 @@ pub fn least_budget(policy: &dyn Policy) -> Result<usize> {
     ))
 }
 
-/// A split by the layers' sensitivities between what their policies protect and `most`.
+/// A split in proportion to the layers' sensitivities. Each layer gets at least what its policy protects and at most
+/// `most(layer)`.
 fn by_claims(total: usize, layers: &[LayerStat], most: impl Fn(usize) -> usize) -> Vec<usize> {
-    let least: Vec<usize> = layers.iter().map(|own| own.least).collect();
+    let least: Vec<usize> = layers.iter().map(|layer| layer.least).collect();
     let most: Vec<usize> = (0..layers.len())
         .map(|layer| least[layer].max(most(layer)))
         .collect();
     // Layers without any claim share what is left.
     let claims: Vec<f64> = layers
         .iter()
-        .map(|own| own.sensitivity.max(0.0) + 1e-12)
+        .map(|layer| layer.sensitivity.max(0.0) + 1e-12)
         .collect();
     within(total, &claims, &least, &most)
 }
@@ -306,16 +315,16 @@ mod tests {
         ) {
             let stats: Vec<LayerStat> = layers
                 .iter()
-                .map(|own| LayerStat { share: 1.0, least: own.0, sensitivity: 0.0 })
+                .map(|layer| LayerStat { share: 1.0, least: layer.0, sensitivity: 0.0 })
                 .collect();
             let repeated = |values: &[f32]| values.iter().copied().cycle().take(entries).collect();
             let notes: Vec<Note> = layers
                 .iter()
-                .map(|own| Note { entries, rows: 1, values: repeated(&own.1) })
+                .map(|layer| Note { entries, rows: 1, values: repeated(&layer.1) })
                 .collect();
             let total = average * layers.len();
-            let least: usize = stats.iter().map(|own| own.least).sum();
-            let most: usize = stats.iter().map(|own| own.least.max(entries)).sum();
+            let least: usize = stats.iter().map(|layer| layer.least).sum();
+            let most: usize = stats.iter().map(|layer| layer.least.max(entries)).sum();
             prop_assume!((least..=most).contains(&total));
             for allocator in Allocators::default().iter() {
                 let Some(online) = allocator.online() else { continue };

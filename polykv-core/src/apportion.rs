@@ -1,7 +1,8 @@
-//! Integers in proportion to weights.
+//! Splitting a whole number in proportion to weights.
 
-/// Integers in proportion to `weights` that sum to `total` exactly: floors first, then one more for each of the
-/// largest remainders, ties to the lower index.
+/// Whole numbers in proportion to `weights` that sum to `total` exactly, by the largest remainder method: each share is
+/// rounded down, and what is left goes to the largest remainders, one each; of equal remainders the lower index comes
+/// first. Weights that sum to 0 give zeros only.
 pub fn largest_remainder(total: usize, weights: &[f64]) -> Vec<usize> {
     let sum: f64 = weights.iter().sum();
     if weights.is_empty() || sum <= 0.0 {
@@ -30,8 +31,9 @@ pub fn largest_remainder(total: usize, weights: &[f64]) -> Vec<usize> {
     counts
 }
 
-/// Integers in proportion to `weights` that sum to `total` exactly, at least `least` and at most `most` of each. A total
-/// below the sum of `least` is split by weight alone; what a total has beyond the sum of `most` goes to all evenly, on top.
+/// Whole numbers in proportion to `weights` that sum to `total` exactly, where number `i` is at least `least[i]` and at most
+/// `most[i]`. A total below the sum of `least` is split by weight alone. If the total exceeds the sum of `most`, the excess
+/// is split evenly on top of `most`.
 pub fn within(total: usize, weights: &[f64], least: &[usize], most: &[usize]) -> Vec<usize> {
     let floor = least.iter().copied().fold(0, usize::saturating_add);
     let ceiling = most.iter().copied().fold(0, usize::saturating_add);
@@ -51,12 +53,12 @@ pub fn within(total: usize, weights: &[f64], least: &[usize], most: &[usize]) ->
     // Each round fills a layer for good or ends.
     while left > 0 {
         let open = |i: usize| counts[i] < most[i];
-        let own: Vec<f64> = weights
+        let open_weights: Vec<f64> = weights
             .iter()
             .enumerate()
             .map(|(i, &weight)| if open(i) { weight } else { 0.0 })
             .collect();
-        let given = largest_remainder(left, &own);
+        let given = largest_remainder(left, &open_weights);
         let before = left;
         for (i, given) in given.into_iter().enumerate() {
             let taken = given.min(most[i].saturating_sub(counts[i]));

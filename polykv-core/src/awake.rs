@@ -1,4 +1,4 @@
-//! Threads that stay awake between kernels.
+//! Keeps the threads of the CPU kernels awake between kernels.
 
 use std::cell::Cell;
 use std::hint::spin_loop;
@@ -7,22 +7,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Longer than what lies between the kernels of a decode step.
+/// How long an idle thread spins: longer than the time between two kernels of a decode step.
 const IDLE: Duration = Duration::from_micros(200);
 
 /// How often a thread that has been idle for longer looks for work.
 const PAUSE: Duration = Duration::from_micros(50);
 
-/// How many [`Awake`] there are.
+/// The number of [`Awake`] values that exist.
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
 thread_local! {
-    /// Whether the thread holds one, or waits because of one: it must not begin to wait below that.
+    /// Whether this thread holds an [`Awake`], or spins because of one. It must not begin to spin within that.
     static BUSY: Cell<bool> = const { Cell::new(false) };
 }
 
-/// While it lives, the threads of rayon's pool stay awake for a moment when they run out of work: to wake them takes longer
-/// than all that a decode step does on one thread between two kernels.
+/// While a value of this type exists, the threads of rayon's pool spin for a moment when they run out of work. Waking a
+/// sleeping thread takes longer than all that a decode step does between two kernels.
 pub struct Awake {
     before: bool,
     /// It belongs to its thread.

@@ -1,10 +1,10 @@
-//! How much a plan may keep, before a prompt is known.
+//! Budgets for prompts of any length.
 
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
-/// How many entries per KV head a phase may keep. It is fixed when a prompt is announced: while decoding, a ratio goes on
-/// meaning that part of the prompt, not of what has been generated since.
+/// How many entries per KV head the layers may keep in each phase. The number is fixed when a prompt is announced: while
+/// decoding, a ratio stays that part of the tokens up to the end of the prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Budget {
@@ -12,23 +12,23 @@ pub enum Budget {
     Tokens(usize),
     /// Entries over all layers, whatever the prompt's length; at least 1.
     Total(usize),
-    /// A part of what has been seen when the prompt ends, in (0, 1].
+    /// This part of all tokens up to the end of the prompt, in (0, 1].
     Ratio(f64),
     /// Bytes of keys and values over all layers; at least 1.
     Bytes(u64),
 }
 
-/// What [`Budget::Bytes`] needs to know of a model to count entries.
+/// The memory of entries, by which [`Budget::Bytes`] becomes a number of entries.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct EntryCost {
-    /// The model's layers.
+    /// The number of the model's layers.
     pub layers: usize,
-    /// Bytes of one entry in one layer: key and value of every sequence and KV head.
+    /// Bytes of one entry in one layer: its key and value for every sequence and KV head.
     pub bytes: usize,
 }
 
 impl Budget {
-    /// The sum over all layers, in entries per KV head, for a prompt of `prompt` tokens.
+    /// The entries per KV head of all layers together, for a prompt of `prompt` tokens.
     pub fn total(&self, prompt: usize, cost: EntryCost) -> usize {
         match *self {
             Self::Tokens(tokens) => tokens.saturating_mul(cost.layers),
@@ -38,8 +38,10 @@ impl Budget {
         }
     }
 
+    /// Checks the range of the budget.
+    ///
     /// # Errors
-    /// Refuses zero, more than 2^40 entries, and a ratio outside (0, 1].
+    /// A budget of 0, more than 2^40 entries, and a ratio outside of (0, 1].
     pub fn check(&self) -> Result<()> {
         let (name, found) = match *self {
             Self::Tokens(0) => ("tokens", "0".to_string()),

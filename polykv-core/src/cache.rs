@@ -5,6 +5,7 @@
 
 mod cascade;
 mod check;
+mod drive;
 mod estimate;
 mod layer;
 mod order;
@@ -32,24 +33,24 @@ use crate::shape::LayerShape;
 use crate::{Error, Result};
 use burn::tensor::{Device, Tensor};
 use cascade::Cascade;
-use prompt::Drive;
 
-/// Tokens between looks at NaN scores while decoding on a device that has to be waited for.
+/// Decoded tokens between two checks for NaN scores on a device that has to be waited for.
 const CHECK_EVERY: usize = 32;
 
-/// The caches of all layers.
+/// The KV cache of a model: one [`LayerCache`] per layer under one [`Plan`].
 ///
-/// A prompt goes through [`KvCache::prompt`], every token after it through [`KvCache::decode`]. Running a layer over the
-/// whole prompt before the next one starts keeps the peak at one layer's full cache plus the budgets.
+/// A prompt goes through [`KvCache::prompt`], every token after it through [`KvCache::decode`]. Each layer is given the
+/// whole prompt before the next one starts, which keeps the peak at one layer's full cache plus the budgets.
 ///
-/// Attention scores are `q·k` times 1/√head_dim, or times [`ModelFacts::scale`] if the model tells it. All rows of the batch take in
-/// the same number of tokens, without padding; they may stand at different positions, see [`KvCache::starting_at`].
+/// Attention logits are `q·k` times 1/√head_dim, or times [`ModelFacts::scale`] if the model states one. All rows of the
+/// batch are given the same number of tokens, without padding; they may be at different positions, see
+/// [`KvCache::starting_at`].
 ///
-/// NaN scores are an error of the call that meets them. A device that computes on its own (a GPU) is asked when a prompt
-/// ends, after every 32 decoded tokens, and by [`KvCache::report`]; from then on the cache refuses everything until
-/// [`KvCache::clear`].
+/// Scores that are NaN are an error of kind [`ErrorKind::NotFinite`](crate::ErrorKind::NotFinite). On the CPU the call that
+/// computes them returns it. A GPU is asked when a prompt ends, after every 32 decoded tokens, and by [`KvCache::report`].
+/// After such an error the cache refuses everything until [`KvCache::clear`].
 ///
-/// A clone continues on its own from the same state; its tensors are copied when one of the two changes them.
+/// A clone continues independently from the same state. The two share tensors until one of them changes them.
 #[derive(Clone, Debug)]
 pub struct KvCache {
     plan: Plan,
@@ -61,27 +62,27 @@ pub struct KvCache {
     /// The position of each row's first token.
     first: Vec<usize>,
     stage: Stage,
-    /// What is known of the layers of a prompt on its way, if the budgets depend on it.
+    /// The budgets of a prompt that is running, if they depend on what the layers do with it.
     cascade: Option<Cascade>,
     peak_bytes: usize,
 }
 
-/// What a cache can take next.
+/// What a cache can be given next.
 #[derive(Clone, Debug, PartialEq)]
 enum Stage {
     /// A prompt or a token.
     Ready,
-    /// More of a prompt of so many tokens.
+    /// More of a prompt of this many tokens.
     Prompt(usize),
     /// Nothing: scores were NaN.
     Failed(String),
 }
 
 impl KvCache {
-    /// An empty cache under a plan, for layers of one shape on one device.
+    /// An empty cache under a plan, for layers that all have this shape, on this device.
     ///
     /// # Errors
-    /// What [`Plan::check`] refuses, a dimension of zero, and query heads that are no multiple of the KV heads.
+    /// What [`Plan::check`] and [`LayerShape::check`] refuse.
     pub fn new(plan: Plan, shape: LayerShape, device: &Device) -> Result<Self> {
         shape.check()?;
         plan.check()?;
@@ -101,12 +102,12 @@ impl KvCache {
         Ok(cache)
     }
 
-    /// The same empty cache with the position of each row's first token, `first[row]`, where 0 is the rule. Keys and
-    /// queries are given rotated for these positions. Eviction does not depend on them: sinks are the first tokens that a
-    /// row was given.
+    /// The same empty cache, where the first token of row `row` is at position `first[row]`; without this call it is at 0.
+    /// Callers give keys and queries rotated for the positions that follow. Eviction does not depend on them: sinks are the
+    /// first tokens that a row was given.
     ///
     /// # Errors
-    /// Another number of positions than rows, and a cache that holds something.
+    /// Another number of positions than rows, and a cache that has been given tokens.
     pub fn starting_at(mut self, first: &[usize]) -> Result<Self> {
         if first.len() != self.shape.batch {
             let allowed = format!("{}, the rows of the batch", self.shape.batch);
@@ -130,13 +131,13 @@ impl KvCache {
         Ok(self)
     }
 
-    /// A cache under `plan` that takes layer `l` from `caches[picks[l]]`. The caches have taken in the same tokens, and
-    /// `plan` gives each layer the rules of the cache it comes from. The layers share their tensors with the originals
-    /// until one of them changes.
+    /// A cache under `plan` whose layer `l` is a copy of that layer of `caches[picks[l]]`. The caches must have been given
+    /// the same tokens, and `plan` must give each layer the rules of the cache that it comes from. A copy shares its tensors
+    /// with the original until one of the two changes them.
     ///
     /// # Errors
-    /// A number of picks other than the plan's layers, a pick that is no cache, a cache with fewer layers or an unfinished
-    /// prompt.
+    /// A number of picks other than the plan's layers, a pick that is no index of `caches`, a cache with too few layers, and
+    /// one with an unfinished prompt.
     pub fn of_layers(plan: Plan, caches: &[Self], picks: &[usize]) -> Result<Self> {
         let refused = |field: &str, found: usize, allowed: String| {
             Err(Error::shape("cache of layers", field, found, allowed))
@@ -152,7 +153,7 @@ impl KvCache {
             };
             cache.check_ready("cache of layers")?;
             match cache.layers.get(layer) {
-                Some(own) => layers.push(own.clone()),
+                Some(chosen) => layers.push(chosen.clone()),
                 None => return refused("layer", layer, format!("below {}", cache.layers.len())),
             }
         }
@@ -170,7 +171,8 @@ impl KvCache {
         Ok(cache)
     }
 
-    /// Forgets everything, protected spans too; each row starts at its first position again.
+    /// Empties the cache and forgets the protected positions. Each row starts at its first position again; plan, shape and
+    /// what the model stated stay.
     pub fn clear(&mut self) {
         self.layers = (0..self.plan.layers.len())
             .map(|layer| LayerCache::new(layer, self.shape, &self.device))
@@ -181,19 +183,20 @@ impl KvCache {
         self.peak_bytes = 0;
     }
 
-    /// Protects positions from eviction from the next prompt on, beside those that the policies protect themselves; 0 is
-    /// the first token given. They are charged to the budgets. Call it before the prompt that holds them: what is evicted
-    /// does not come back.
+    /// Protects positions from eviction beside those that the policies protect, from the next prompt on; 0 is the first token
+    /// that a row was given. The positions are charged to the budgets. Call it before the prompt that contains them, since
+    /// evicted entries do not come back.
     pub fn protect(&mut self, spans: Spans) {
         self.spans = spans;
     }
 
-    /// Tells what some policies need to know of the model. Models tell it themselves before a prompt.
+    /// States what some policies need to know of the model, from the next prompt on. The models of polykv-models do this
+    /// themselves.
     pub fn set_facts(&mut self, facts: &ModelFacts) {
         self.facts = facts.clone();
     }
 
-    /// The plan.
+    /// The plan that the cache carries out.
     pub fn plan(&self) -> &Plan {
         &self.plan
     }
@@ -203,17 +206,17 @@ impl KvCache {
         self.shape
     }
 
-    /// Where the tensors lie.
+    /// The device of the cache's tensors.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The layers, for inspection.
+    /// The caches of the layers, from the first to the last, for inspection.
     pub fn layers(&self) -> &[LayerCache] {
         &self.layers
     }
 
-    /// How many tokens each row has been given.
+    /// How many tokens each row has been given, in the layer that is furthest.
     pub fn seen(&self) -> usize {
         self.layers.iter().map(LayerCache::seen).max().unwrap_or(0)
     }
@@ -223,13 +226,13 @@ impl KvCache {
         self.first.iter().map(|first| first + self.seen()).collect()
     }
 
-    /// Announces a prompt of `tokens` tokens per row: fixes every layer's budget for what then is the whole sequence, and
-    /// checks that the plan can be carried out. While the prompt runs it borrows the cache; [`Prompt::new`] takes the
-    /// cache itself, for a prompt that is continued later.
+    /// Announces a prompt of `tokens` tokens per row. This fixes the budget of every layer, where ratios are taken of all
+    /// tokens including this prompt, and checks that the plan can be carried out. The prompt borrows the cache;
+    /// [`Prompt::new`] takes ownership instead, for a prompt that is continued later.
     ///
     /// # Errors
-    /// A prompt without tokens, what [`Plan::resolve`] refuses, a budget that the protected spans exceed, a policy that
-    /// needs more of the model than [`KvCache::set_facts`] told, and an unfinished prompt before this one.
+    /// A prompt without tokens, what [`Plan::resolve`] refuses, a budget that the protected positions exceed, a policy that
+    /// needs more of the model than [`KvCache::set_facts`] stated, and a cache with an unfinished prompt or NaN scores.
     pub fn prompt(&mut self, tokens: usize) -> Result<Prompt<&mut Self>> {
         Prompt::new(self, tokens)
     }
@@ -240,8 +243,8 @@ impl KvCache {
     /// [`KvCache::next_positions`] → `[batch, heads, 1, head_dim]`.
     ///
     /// # Errors
-    /// Shapes that do not match the cache's, a layer that is not there, a prompt that has not run or not ended, and NaN
-    /// scores.
+    /// Shapes that do not match the cache's, a layer that does not exist, a cache that has had no prompt or has an unfinished
+    /// one, and NaN scores.
     pub fn decode(
         &mut self,
         layer: usize,
@@ -252,16 +255,16 @@ impl KvCache {
         self.check_ready("decode")?;
         let q = self.scaled(q);
         let output = self.run(layer, |cache| cache.decode(q, k, v))?;
-        let own = &self.layers[layer];
+        let cache = &self.layers[layer];
         let last = layer + 1 == self.layers.len();
-        if own.has_known_nans() || last && own.seen().is_multiple_of(CHECK_EVERY) {
+        if cache.has_known_nans() || last && cache.seen().is_multiple_of(CHECK_EVERY) {
             self.check()?;
         }
         Ok(output)
     }
 
-    /// Makes room for `tokens` more per row in the layers that do not evict while decoding, so that these do not grow on the
-    /// way. Layers with a budget have their room already.
+    /// Allocates slots for `tokens` more tokens per row in the layers that keep everything while decoding, so that they need
+    /// not grow. Layers with a decode budget have their slots already.
     pub fn reserve(&mut self, tokens: usize) {
         for layer in 0..self.layers.len() {
             let before = self.layers[layer].kv_bytes();
@@ -272,11 +275,11 @@ impl KvCache {
         }
     }
 
-    /// Waits for the device and reports NaN scores of the evictions so far. Prompts, decoding and [`KvCache::report`] do
-    /// it by themselves.
+    /// Waits for the device and checks the scores of the evictions so far. Prompts, decoding and [`KvCache::report`] call it
+    /// themselves.
     ///
     /// # Errors
-    /// If there were any, naming the first layer.
+    /// A score that was NaN, naming the first layer with one, and a device that cannot be read.
     pub fn check(&mut self) -> Result<()> {
         if let Stage::Failed(reason) = &self.stage {
             return Err(Error::NotFinite(reason.clone()));
@@ -291,10 +294,10 @@ impl KvCache {
         }
     }
 
-    /// What is kept and what it costs, measured from the tensors that exist.
+    /// The entries that the cache holds and their memory, measured from its tensors.
     ///
     /// # Errors
-    /// NaN scores of earlier evictions.
+    /// What [`KvCache::check`] reports.
     pub fn report(&mut self) -> Result<CacheReport> {
         self.check()?;
         Ok(CacheReport::of(
@@ -303,12 +306,12 @@ impl KvCache {
         ))
     }
 
-    /// Bytes of keys and values held now, free slots included.
+    /// Bytes of the keys and values of all layers now, free slots included.
     pub fn kv_bytes(&self) -> usize {
         self.layers.iter().map(LayerCache::kv_bytes).sum()
     }
 
-    /// Queries with which scores scaled by 1/√head_dim become those that the model wants.
+    /// Queries multiplied so that logits scaled by 1/√head_dim are those of the model's own scale.
     fn scaled(&self, q: Tensor<4>) -> Tensor<4> {
         match self.facts.scale {
             Some(scale) => q.mul_scalar((scale * (self.shape.head_dim as f64).sqrt()) as f32),
@@ -328,52 +331,7 @@ impl KvCache {
         }
     }
 
-    /// Enters a prompt, which takes in tokens at one position of all layers.
-    fn enter(&mut self, tokens: usize) -> Result<()> {
-        self.check_ready("a prompt")?;
-        let seen = self.seen();
-        if let Some(layer) = self.layers.iter().position(|layer| layer.seen() != seen) {
-            let found = format!("after {} tokens", self.layers[layer].seen());
-            let allowed = format!("after {seen}, as others, or KvCache::clear");
-            return Err(Error::order(
-                "cache",
-                format!("layer {layer}"),
-                found,
-                allowed,
-            ));
-        }
-        self.stage = Stage::Prompt(tokens);
-        Ok(())
-    }
-
-    fn begin_prompt(&mut self, tokens: usize) -> Result<()> {
-        let seen = self.seen().saturating_add(tokens);
-        let resolved = self
-            .plan
-            .resolve(seen, self.shape.cost(self.layers.len()))?;
-        resolved.check_spans(&self.spans)?;
-        self.facts.check(&resolved)?;
-        let cascade = Cascade::of(self.plan.online.clone(), &resolved, &self.spans)?;
-        for (index, rules) in resolved.layers.into_iter().enumerate() {
-            let facts = self.facts.layer(index);
-            self.layers[index].begin(rules, facts, self.spans.clone(), tokens);
-        }
-        if let Some(cascade) = &cascade {
-            let needs = cascade.online()?.needs();
-            self.layers.iter_mut().for_each(|own| own.need(needs));
-        }
-        self.cascade = cascade;
-        Ok(())
-    }
-
-    fn trim(&mut self, layer: usize) -> Result<()> {
-        match self.cascade.take() {
-            Some(cascade) => self.trim_in_steps(layer, cascade),
-            None => self.run(layer, LayerCache::end_prompt),
-        }
-    }
-
-    /// Runs a step of one layer and notes the peak: while a layer's tensors change size, old and new exist side by
+    /// Runs a step of one layer and updates the peak: while a layer's tensors change size, old and new ones exist side by
     /// side.
     fn run<T>(
         &mut self,
@@ -391,55 +349,6 @@ impl KvCache {
             self.peak_bytes = self.peak_bytes.max(self.kv_bytes() + before);
         }
         Ok(output)
-    }
-}
-
-impl PromptCache for KvCache {
-    fn seen(&self) -> usize {
-        Self::seen(self)
-    }
-
-    fn next_positions(&self) -> Vec<usize> {
-        Self::next_positions(self)
-    }
-
-    fn set_facts(&mut self, facts: &ModelFacts) {
-        Self::set_facts(self, facts);
-    }
-}
-
-impl Drive for KvCache {
-    fn layers(&self) -> usize {
-        self.layers.len()
-    }
-
-    fn begin(&mut self, tokens: usize) -> Result<()> {
-        self.enter(tokens)?;
-        let begun = self.begin_prompt(tokens);
-        if begun.is_err() {
-            self.stage = Stage::Ready;
-        }
-        begun
-    }
-
-    fn attend(
-        &mut self,
-        layer: usize,
-        q: Tensor<4>,
-        k: Tensor<4>,
-        v: Tensor<4>,
-    ) -> Result<Tensor<4>> {
-        let q = self.scaled(q);
-        self.run(layer, |cache| cache.prefill(q, k, v))
-    }
-
-    fn end_layer(&mut self, layer: usize) -> Result<()> {
-        self.trim(layer)
-    }
-
-    fn end(&mut self) -> Result<()> {
-        self.stage = Stage::Ready;
-        self.check()
     }
 }
 

@@ -1,7 +1,9 @@
-//! From measurements of one model to a plan: signals → route → budgets → searches over both (PolyKV, arXiv 2606.15157, and
-//! our additions, which are named as such). What runs the model gives [`Measured`] per example; everything here is
-//! arithmetic on that, except [`signals`], which reads tensors. [`Measurements::report`] makes routes and budgets of it,
-//! and a [`Report`] holds these with every number that led to them.
+//! Plans from measurements of one model (PolyKV, arXiv 2606.15157, with additions of this project that are named as such).
+//!
+//! Whoever runs the model supplies one [`Measured`] per example; everything else here is arithmetic on these numbers, except
+//! [`signals`], which computes them from tensors. [`Measurements::report`] chooses a route, which is a candidate policy for
+//! each layer, and budgets. [`RouteSearch`] and [`BudgetSearch`] improve both by evaluating whole plans. A [`Report`] holds
+//! the result with every number that led to it.
 
 mod budgets;
 mod candidate;
@@ -17,10 +19,10 @@ pub mod signals;
 
 pub use budgets::{BudgetSearch, FoundBudgets, Trials, TriedBudgets};
 pub use candidate::CandidatePolicy;
-pub use draft::Draft;
+pub use draft::PlanDraft;
 pub use measurements::{BudgetSignal, Measurements};
 pub use profile::{Data, Measured, PhaseMeasured, PhaseProfile, Profile};
 pub use report::{PhaseReport, Report, SCHEMA, Settings};
 pub use route::{Direction, Signal, joint, regrets, route};
 pub use screen::Design;
-pub use search::{Evaluate, ExampleLosses, Found, Losses, Move, Search, Source};
+pub use search::{Evaluate, ExampleLosses, FoundRoute, Losses, Move, RouteSearch, Source};

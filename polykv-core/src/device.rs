@@ -1,4 +1,4 @@
-//! `--device auto|cpu|wgpu|cuda[:i]`: one name for a burn device, chosen at run time.
+//! Devices by name, chosen at run time: `auto`, `cpu`, `wgpu[:i]` or `cuda[:i]`.
 
 use crate::awake::Awake;
 use crate::ops;
@@ -9,15 +9,18 @@ use burn::tensor::DeviceType;
 use std::fmt;
 use std::str::FromStr;
 
-/// Which device a user asks for.
+/// The device that a user asks for, `--device` on the command line.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeviceSpec {
-    /// CUDA if this build and machine have it, else the CPU. Never wgpu: on a machine without a GPU it would be a
-    /// software adapter, far slower than the CPU backend.
+    /// The first CUDA device if this build and machine have one, otherwise the CPU. Never wgpu, which on a machine without a
+    /// GPU may be a software adapter that is far slower than the CPU.
     #[default]
     Auto,
+    /// The CPU, by burn's backend Flex and the kernels of this crate.
     Cpu,
+    /// The GPU with this index, through WGSL.
     Wgpu(usize),
+    /// The NVIDIA GPU with this index, through CUDA.
     Cuda(usize),
 }
 
@@ -52,7 +55,8 @@ impl fmt::Display for DeviceSpec {
 }
 
 impl DeviceSpec {
-    /// The concrete choice behind `auto`.
+    /// The same device, where [`DeviceSpec::Auto`] is replaced by its choice on this machine.
+    #[must_use]
     pub fn resolve(self) -> Self {
         match self {
             Self::Auto if cuda_devices().is_ok_and(|found| !found.is_empty()) => Self::Cuda(0),
@@ -61,7 +65,7 @@ impl DeviceSpec {
         }
     }
 
-    /// The name without an index.
+    /// The name of the device's backend: `auto`, `cpu`, `wgpu` or `cuda`.
     pub fn backend(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -74,7 +78,8 @@ impl DeviceSpec {
     /// Opens the device.
     ///
     /// # Errors
-    /// A backend that this build lacks, or that finds no such device on this machine, by name.
+    /// A backend that this build lacks, and an index that this machine does not have, both of kind
+    /// [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported). The error names the backend, and the feature to build it.
     pub fn open(self) -> Result<Device> {
         match self.resolve() {
             Self::Auto | Self::Cpu => cpu(),
@@ -132,8 +137,8 @@ fn not_built(device: &str, feature: &str) -> Error {
     )
 }
 
-/// Drivers that are missing make the backends panic while they look for devices: the process's panic hook sees that, and
-/// the caller gets an error.
+/// Missing drivers make the backends panic while they look for devices. The caller gets an error instead; the process's
+/// panic hook is called all the same.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn enumerate(backend: &str, kind: DeviceType) -> Result<Vec<Device>> {
     let found = std::panic::catch_unwind(|| Device::enumerate(kind).into_vec());
@@ -153,9 +158,9 @@ fn enumerate(backend: &str, kind: DeviceType) -> Result<Vec<Device>> {
     })
 }
 
-/// Runs `work` where its tensors are computed fastest: for the CPU inside the thread pool that the kernels use, which
-/// saves a hand-over per kernel, and with these threads kept awake between kernels: while idle they spin for up to a fifth
-/// of a millisecond. For other devices here.
+/// Runs `work` on the thread where tensors of this device are computed fastest. For the CPU that is inside the thread pool
+/// of the kernels, which saves a hand-over per kernel; while `work` runs, idle threads of the pool spin for up to 0.2 ms
+/// before they sleep. For other devices `work` runs on the calling thread.
 pub fn run_on<R: Send>(device: &Device, work: impl FnOnce() -> R + Send) -> R {
     match ops::is_cpu(device) {
         true => rayon::scope(|_| {

@@ -1,4 +1,4 @@
-//! What a device has, and whether the operators give the right numbers on it.
+//! Self-test of a device: the number formats that it has, and whether the operators are right on it.
 
 mod fused;
 mod host;
@@ -10,19 +10,20 @@ use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use host::Inputs;
 use serde::Serialize;
 
-/// One operator on one device.
+/// The result of the self-test for one operator.
 #[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
 pub struct Check {
-    /// What was computed.
+    /// The operator and its operands, in words.
     pub name: &'static str,
     /// Whether the result is right.
     pub ok: bool,
-    /// The largest difference from the same computation in f64 on the host, over elements of about 1; none for choices,
-    /// which are right or wrong.
+    /// The largest absolute difference from the same computation in f64 on the host, where elements are about 1. `None` for
+    /// operators that choose slots, which are right or wrong.
     pub max_error: Option<f64>,
 }
 
-/// Differences beyond this are errors, not rounding.
+/// The largest difference that is taken for rounding.
 const TOLERANCE: f64 = 1e-4;
 
 /// The storage formats that a device has.
@@ -31,11 +32,11 @@ pub fn formats(device: &Device) -> Vec<Storage> {
     Storage::ALL.into_iter().filter(has).collect()
 }
 
-/// Runs every operator on small inputs and compares it with plain arithmetic in f64 on the host: some seconds on a GPU,
-/// most of them for compiling kernels.
+/// Runs every operator on small inputs and compares the results with plain arithmetic in f64 on the host. On a GPU it takes
+/// some seconds, most of them for compiling kernels.
 ///
 /// # Errors
-/// A device that cannot be read from.
+/// A device that cannot be read.
 pub fn self_test(device: &Device) -> Result<Vec<Check>> {
     let inputs = Inputs::new();
     let mut checks = Vec::new();
@@ -130,9 +131,9 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
     let found = ops::swiglu(x.clone(), x);
     checks.push(compare("SwiGLU", found, &inputs.swiglu())?);
     let [q, ..] = inputs.attention(device);
-    let [cos, sin] = inputs.turns(device);
-    let turned = ops::rotate(q, cos, sin);
-    checks.push(compare("rotary embedding", turned, &inputs.turned())?);
+    let [cos, sin] = inputs.rotations(device);
+    let rotated = ops::rotate(q, cos, sin);
+    checks.push(compare("rotary embedding", rotated, &inputs.rotated())?);
     Ok(())
 }
 
@@ -206,7 +207,7 @@ fn keys(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()>
         evicted.clone(),
         kept.clone(),
         parts,
-        Inputs::HEIRS,
+        Inputs::RECEIVERS,
     );
     checks.push(compare("spreading", spread, &expected.spread)?);
     let merged = ops::merge_into(k, evicted, kept, places, cosines);

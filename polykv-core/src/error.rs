@@ -1,19 +1,19 @@
-//! One error type for the whole workspace: it names the thing, the value found and the value allowed.
+//! The error type of the whole workspace. An error names the thing, the value found and the values allowed.
 
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-/// The result of everything in this workspace that can fail.
+/// The result of a call that can fail with an [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why something was refused or failed. [`Error::kind`] tells kinds apart without reading the message.
+/// Why a call was refused or failed. [`Error::kind`] says what it is about, for matching.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Content or a call that is refused before anything is changed.
+    /// Refused content or a refused call; nothing was changed.
     #[error("{place}: {field} is {found}; allowed: {allowed}")]
     Invalid {
-        /// What the field belongs to.
+        /// What the error is about.
         kind: ErrorKind,
         /// The file or object that holds the field.
         place: String,
@@ -37,7 +37,7 @@ pub enum Error {
     Unsupported {
         /// What was asked for.
         what: String,
-        /// Why it cannot be had here.
+        /// Why it is not supported here.
         reason: String,
     },
     /// Numbers that turned into NaN or infinity while running.
@@ -56,7 +56,7 @@ pub enum ErrorKind {
     Plan,
     /// A budget that does not fit the prompt, the policies or the protected spans.
     Budget,
-    /// The shape of a tensor.
+    /// The shape of a tensor, or an index out of range.
     Shape,
     /// A call at the wrong moment, such as decoding before the prompt has ended.
     Order,
@@ -64,16 +64,18 @@ pub enum ErrorKind {
     Content,
     /// A file that cannot be read, written or fetched.
     Io,
-    /// Something that this device, build or file format cannot serve.
+    /// A correct request that this device, build or file format cannot serve.
     Unsupported,
-    /// NaN or infinity.
+    /// Numbers that turned into NaN or infinity.
     NotFinite,
     /// Another failure while running.
     Failed,
 }
 
 impl Error {
-    /// Refused content of a file, a prompt or an option.
+    /// Refused content of a file, a prompt or an option, of kind [`ErrorKind::Content`]. The arguments are the fields of
+    /// [`Error::Invalid`].
+    #[must_use]
     pub fn invalid(
         place: impl Display,
         field: impl Display,
@@ -83,17 +85,23 @@ impl Error {
         Self::of_kind(ErrorKind::Content, place, field, found, allowed)
     }
 
-    /// A refused plan, policy or allocator; [`Error::at`] replaces the place `plan` by a file's name.
+    /// A refused plan, policy or allocator, of kind [`ErrorKind::Plan`]. The place is `plan`, until [`Error::at`] names the
+    /// file.
+    #[must_use]
     pub fn plan(field: impl Display, found: impl Display, allowed: impl Display) -> Self {
         Self::of_kind(ErrorKind::Plan, "plan", field, found, allowed)
     }
 
-    /// A budget that cannot be carried out; [`Error::at`] replaces the place `plan` by a file's name.
+    /// A budget that cannot be carried out, of kind [`ErrorKind::Budget`]. The place is `plan`, until [`Error::at`] names the
+    /// file.
+    #[must_use]
     pub fn budget(field: impl Display, found: impl Display, allowed: impl Display) -> Self {
         Self::of_kind(ErrorKind::Budget, "plan", field, found, allowed)
     }
 
-    /// A tensor of a wrong shape.
+    /// A tensor of a wrong shape, or an index out of range, of kind [`ErrorKind::Shape`]. The arguments are the fields of
+    /// [`Error::Invalid`].
+    #[must_use]
     pub fn shape(
         place: impl Display,
         field: impl Display,
@@ -103,7 +111,8 @@ impl Error {
         Self::of_kind(ErrorKind::Shape, place, field, found, allowed)
     }
 
-    /// A call at the wrong moment.
+    /// A call at the wrong moment, of kind [`ErrorKind::Order`]. The arguments are the fields of [`Error::Invalid`].
+    #[must_use]
     pub fn order(
         place: impl Display,
         field: impl Display,
@@ -129,7 +138,8 @@ impl Error {
         }
     }
 
-    /// Something that this device, build or file format cannot serve.
+    /// A correct request that this device, build or file format cannot serve, of kind [`ErrorKind::Unsupported`].
+    #[must_use]
     pub fn unsupported(what: impl Display, reason: impl Display) -> Self {
         Self::Unsupported {
             what: what.to_string(),
@@ -137,7 +147,8 @@ impl Error {
         }
     }
 
-    /// What the system said of a file or folder.
+    /// A file or folder that cannot be read, written or fetched, with the system's error; of kind [`ErrorKind::Io`].
+    #[must_use]
     pub fn io(path: &Path, source: std::io::Error) -> Self {
         Self::Io {
             path: path.to_path_buf(),
@@ -145,8 +156,8 @@ impl Error {
         }
     }
 
-    /// The same error with the place named anew, for callers that know the file or flag that the value came from. Errors
-    /// that have no place stay as they are.
+    /// The same error with another place, for callers that know which file or flag a value came from. Errors other than
+    /// [`Error::Invalid`] have no place and stay as they are.
     #[must_use]
     pub fn at(mut self, name: impl Display) -> Self {
         if let Self::Invalid { place, .. } = &mut self {
@@ -166,7 +177,8 @@ impl Error {
         }
     }
 
-    /// True when the content was refused (exit code 3 of the command line), false for a failure at run time.
+    /// Whether content or a request was refused (exit code 3 of the command line) rather than that something failed at run
+    /// time.
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::Invalid { .. } | Self::Unsupported { .. } => true,
@@ -183,9 +195,9 @@ impl Error {
     }
 }
 
-/// Adds the place to errors on their way up, see [`Error::at`].
+/// Names the place of a value in the error of a [`Result`].
 pub trait At<T> {
-    /// The result, its error with the place named anew.
+    /// The same result, where an error has the place `place` as by [`Error::at`].
     ///
     /// # Errors
     /// Those of `self`.

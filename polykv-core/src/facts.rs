@@ -1,38 +1,40 @@
-//! What a model tells its cache once, beside the queries, keys and values of every token.
+//! What a model states about itself, beside the queries, keys and values of every token.
 
 use crate::ops::{self, Weight};
 use burn::tensor::{Device, Tensor, TensorData};
 use std::sync::Arc;
 
-/// Facts of a model that a cache needs beside queries, keys and values. Those that are not given are only missed by policies
-/// that need them.
+/// What a model states about itself for its cache, beside queries, keys and values. Everything is optional; a policy that
+/// needs what is not stated is refused when a prompt begins.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct ModelFacts {
-    /// What products of queries and keys are multiplied by before the softmax, 1/√head_dim if it is not given.
+    /// The factor of the products of queries and keys before the softmax, finite and above 0; `None` means 1/√head_dim.
     pub scale: Option<f64>,
-    /// The rotary embedding of queries and keys.
+    /// The rotary embedding of queries and keys; `None` if the model has none.
     pub rope: Option<RopeFacts>,
-    /// Per layer the weight of the projection after attention, `[hidden, heads * head_dim]`.
+    /// For each layer the weight of the output projection, which follows attention, `[hidden, heads * head_dim]`; empty if
+    /// the model does not state it.
     pub output: Vec<Weight>,
 }
 
-/// A rotary embedding in the rotate-half layout: element `i` turns with element `i + head_dim / 2`.
+/// A rotary embedding (RoPE, arXiv 2104.09864) in the rotate-half layout: element `i` of a vector is rotated with element
+/// `i + head_dim / 2`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeFacts {
-    /// Radians per position, one per pair of elements: `head_dim / 2` of them.
+    /// The angle in radians per position for each of the `head_dim / 2` pairs of elements.
     pub frequencies: Arc<[f64]>,
-    /// What rotated vectors are multiplied by.
+    /// The factor that rotated vectors are multiplied by, 1 for most models.
     pub magnitude: f64,
 }
 
-/// The facts of one layer.
+/// What a model states about one of its layers.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct LayerFacts {
-    /// The rotary embedding of queries and keys.
+    /// The rotary embedding of queries and keys; `None` if the model does not state one.
     pub rope: Option<RopeFacts>,
-    /// The weight of the projection after attention, `[hidden, heads * head_dim]`.
+    /// The weight of the output projection, `[hidden, heads * head_dim]`; `None` if the model does not state it.
     pub output: Option<Weight>,
 }
 
@@ -46,7 +48,9 @@ impl ModelFacts {
 }
 
 impl RopeFacts {
-    /// Undoes the rotation of `x [batch, heads, tokens, head_dim]` at the positions from `first` on.
+    /// Undoes the rotation of `x [batch, heads, tokens, head_dim]`, whose tokens are at the positions from `first` on, and the
+    /// multiplication by the magnitude.
+    #[must_use]
     pub fn unrotate(&self, x: Tensor<4>, first: usize) -> Tensor<4> {
         let [_, _, tokens, _] = x.dims();
         let angles = (first..first + tokens).flat_map(|p| self.angles(p as f64));
@@ -55,9 +59,10 @@ impl RopeFacts {
         turn(x, tokens, cos, sin)
     }
 
-    /// The transpose of the mean rotation over `count` positions from `first` on, applied to every vector of `x
-    /// [batch, heads, tokens, head_dim]`: the product with a query that is not rotated is then the mean over the
-    /// positions it may come to lie at.
+    /// Multiplies every vector of `x [batch, heads, tokens, head_dim]` by the transpose of the mean rotation over the `count`
+    /// positions from `first` on. The product of the result with an unrotated query is the mean of the products of `x` with
+    /// that query rotated for each of these positions.
+    #[must_use]
     pub fn unrotate_mean(&self, x: Tensor<4>, first: usize, count: usize) -> Tensor<4> {
         let middle = first as f64 + (count as f64 - 1.0) / 2.0;
         let shrink = self.frequencies.iter().map(|&w| {

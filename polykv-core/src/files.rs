@@ -1,4 +1,4 @@
-//! Reading files that may be anything, and writing files that others may read at the same time.
+//! Reading files whose content is not trusted, and writing files that others may read at the same time.
 
 pub mod lines;
 
@@ -7,12 +7,12 @@ use std::fs::{File, FileType, OpenOptions};
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
-/// Opens a regular file for reading. Links are followed, as model caches are made of them; what is opened is looked
-/// at through the open handle, so that nobody can put something else in its place between the look and the reading.
-/// A FIFO is refused at once instead of waiting for a writer.
+/// Opens a regular file for reading. Links are followed, since model caches consist of links. The type of the file is checked
+/// through the open handle, so that it cannot be replaced between the check and the reading. A FIFO is refused at once
+/// instead of waiting for a writer.
 ///
 /// # Errors
-/// A file that is not there or cannot be read; a directory, FIFO, socket or device.
+/// A file that does not exist or cannot be read; a directory, FIFO, socket or device.
 pub fn open_regular(path: &Path) -> Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
@@ -33,8 +33,8 @@ pub fn open_regular(path: &Path) -> Result<File> {
     }
 }
 
-/// The contents of a regular file of at most `limit` bytes, opened once and never read further than the limit, even if
-/// it grows meanwhile or reports a wrong size.
+/// The content of a regular file of at most `limit` bytes. No more than the limit is read, even if the file grows meanwhile
+/// or reports a wrong size.
 ///
 /// # Errors
 /// What [`open_regular`] refuses; a file with more than `limit` bytes.
@@ -59,7 +59,7 @@ pub fn read_capped(path: &Path, limit: u64) -> Result<Vec<u8>> {
     }
 }
 
-/// The text of a regular file of at most `limit` bytes, read as [`read_capped`] does.
+/// The text of a regular file of at most `limit` bytes, without a byte order mark at its start; see [`read_capped`].
 ///
 /// # Errors
 /// What [`read_capped`] refuses; bytes that are no UTF-8.
@@ -94,12 +94,12 @@ pub fn text(place: impl std::fmt::Display, mut bytes: Vec<u8>) -> Result<String>
     })
 }
 
-/// Writes a file so that a reader sees the old contents or the new ones, never a part, even after a power failure.
-/// The contents go into a new file with a random name in the same folder, which is flushed to the disk and then
-/// renamed; a link at `path` is replaced, not followed. After an error nothing is left behind.
+/// Writes a file so that a reader gets the old content or the new one, never a part, even after a power failure. The content
+/// is written to a new file with a random name in the same folder, flushed to the disk and renamed. A link at `path` is
+/// replaced, not followed. After an error no file is left behind.
 ///
 /// # Errors
-/// A folder that is not there or cannot be written, a full disk; a directory, FIFO, socket or device at `path`.
+/// A folder that does not exist or cannot be written, a full disk; a directory, FIFO, socket or device at `path`.
 pub fn write_whole(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     if let Some(kind) = kind_of_path(path) {
         return Err(not_regular(path, kind));
@@ -125,8 +125,8 @@ pub fn write_whole(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
     Ok(())
 }
 
-/// Brings the names of a folder to the disk, where the system can do that: some file systems have no such call, and
-/// there the contents are safe all the same.
+/// Flushes the names in a folder to the disk, after files in it were created or renamed. Errors are ignored: file systems
+/// without such a call do not need it.
 pub fn sync_folder(folder: &Path) {
     #[cfg(unix)]
     let _ = File::open(folder).and_then(|folder| folder.sync_all());
@@ -134,7 +134,7 @@ pub fn sync_folder(folder: &Path) {
     let _ = folder;
 }
 
-/// What is at `path` if it is something else than a regular file.
+/// The kind of what is at `path`, if something is there that is no regular file.
 fn kind_of_path(path: &Path) -> Option<&'static str> {
     let found = std::fs::metadata(path).ok()?.file_type();
     (!found.is_file()).then(|| kind(found))

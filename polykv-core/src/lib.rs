@@ -1,15 +1,17 @@
-//! Layer-wise KV-cache compression: a [`Plan`] gives each layer and phase (prefill, decode) its own eviction
-//! [`Policy`] and its own budget under a fixed total (PolyKV, arXiv 2606.15157).
+//! Layer-wise KV-cache compression: a [`Plan`] gives each layer its own eviction [`Policy`] and its own budget in each phase,
+//! prefill and decode, under a fixed total (PolyKV, arXiv 2606.15157).
 //!
-//! [`calibrate`] measures what each policy does in each layer and finds a plan. From there on: a [`Budget`] is split over
-//! layers by an [`Allocator`], a [`Plan`] holds the result, and a [`KvCache`] of one [`LayerCache`] per layer carries it
-//! out while a model runs. A [`PlanFile`] is a plan as text; the names in it are looked up in a [`Registry`], which takes
-//! policies and allocators from other crates, too.
+//! A [`KvCache`] carries out a plan while a model runs; it has one [`LayerCache`] per layer. The total of a plan is a
+//! [`Budget`], which is split over the layers by their shares or by an [`Allocator`]. A [`PlanFile`] is a plan as text, whose
+//! names are looked up in a [`Registry`]; policies and allocators of other crates can join it. The module [`calibrate`] finds
+//! plans from measurements of a model.
 //!
-//! Shapes, everywhere: queries `[batch, heads, tokens, head_dim]`, keys and values
-//! `[batch, kv_heads, tokens, head_dim]`, scores `[batch, kv_heads, entries]`. Keys and queries are given after
-//! rotary embedding. Budgets count entries per KV head: grouped queries share one entry.
+//! Shapes are the same everywhere: queries `[batch, heads, tokens, head_dim]`, keys and values
+//! `[batch, kv_heads, tokens, head_dim]`, scores `[batch, kv_heads, entries]`. Keys and queries are given after rotary
+//! embedding. An entry is the key and the value of a token in one layer and KV head, and budgets count entries per KV head:
+//! the query heads of a group share them (GQA).
 
+#![warn(missing_docs)]
 #![cfg_attr(
     not(test),
     warn(

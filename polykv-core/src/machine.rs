@@ -1,16 +1,17 @@
-//! What this machine has: memory, its speed, threads.
+//! The memory and the threads of this machine.
 
 use rayon::prelude::*;
 use std::hint::black_box;
 use std::time::Instant;
 
-/// Large enough that caches hold little of it.
+/// Bytes of the buffer that is read, so many that processor caches hold little of it.
 const BUFFER_BYTES: u64 = 512 << 20;
 const PASSES: usize = 4;
-/// Words that a thread reads at once.
+/// Words that a thread reads at a time.
 const CHUNK: usize = 1 << 16;
 
-/// Bytes that can still be allocated, where the system tells (Linux).
+/// The bytes of memory that can still be allocated. `None` where the system does not say, which is everywhere but on
+/// Linux.
 pub fn free_memory() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     available(&text)
@@ -25,8 +26,9 @@ fn available(meminfo: &str) -> Option<u64> {
 }
 
 /// Lets the process keep up to 64 MiB of freed memory for the next allocation. Layers allocate and free the same few
-/// megabytes over and over, and the GNU allocator would hand them back each time: half of the page faults of a prefill
-/// of 2,048 tokens. Call it once, at the start of a program; elsewhere it does nothing.
+/// megabytes again and again, and the GNU allocator would return them to the system each time; that is half of the page
+/// faults of a prefill of 2,048 tokens. Call it once, at the start of a program. It does nothing on systems other than Linux
+/// with the GNU C library.
 pub fn keep_freed_memory() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: `mallopt` takes any numbers, and what it does not like it ignores.
@@ -38,8 +40,9 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Moves memory that will be read again and again to huge pages, where the system has them (Linux 6.1 and later): a
-/// processor that streams through weights then reads a quarter to a third more per second. Costs one copy.
+/// Moves memory that will be read many times to huge pages. A processor that reads all weights for every token then reads a
+/// quarter to a third more bytes per second. The memory is copied once. It does nothing on systems other than Linux 6.1 and
+/// later.
 pub fn use_huge_pages<T>(memory: &[T]) {
     #[cfg(target_os = "linux")]
     {
@@ -54,13 +57,13 @@ pub fn use_huge_pages<T>(memory: &[T]) {
     let _ = memory;
 }
 
-/// Threads that the CPU kernels use.
+/// The number of threads that the CPU kernels use.
 pub fn threads() -> usize {
     rayon::current_num_threads()
 }
 
-/// Bytes per second at which all threads together read main memory: the best of a few passes over a buffer of 512 MiB,
-/// or of a quarter of the free memory if that is less.
+/// The bytes per second at which all threads together read main memory, measured as the best of a few passes over a buffer
+/// of 512 MiB, or of a quarter of the free memory if that is less.
 pub fn read_bandwidth() -> f64 {
     let bytes = free_memory().map_or(BUFFER_BYTES, |free| BUFFER_BYTES.min(free / 4));
     let words = (bytes / 8).max(1) as usize;

@@ -1,10 +1,10 @@
-//! Tensor operations under the cache, the policies and the models, on any burn device: attention and what policies ask
-//! of it, choosing and moving entries, weights in their formats, norms and activations. Those that matter for speed have
-//! kernels for the CPU and for GPUs; the rest, and what kernels are tested against, are plain tensor operations
+//! The tensor operations of the cache, the policies and the models, on any burn device: attention and its statistics,
+//! choosing and moving entries, weights in several formats, norms and activations. Operations that matter for speed have
+//! kernels for the CPU and for GPUs. The others, and those that kernels are tested against, are plain tensor operations
 //! ([`oracle`]).
 //!
-//! Each operator says which shapes it takes and panics on others, as burn's own do. Slots and positions lie on a device
-//! and are not read: wrong ones give a defined result or one that means nothing, as each operator says.
+//! Each operation states the shapes of its arguments and panics on others, as burn's own do. Slots and positions are on a
+//! device and are not checked; each operation says what wrong ones give.
 
 mod attend;
 mod attention_block;

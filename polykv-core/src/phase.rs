@@ -1,15 +1,15 @@
-//! The two moments at which a layer evicts.
+//! Prefill and decode, the two phases of a sequence.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The two moments at which a layer evicts.
+/// The phase of a sequence, which decides when a layer evicts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
-    /// Once, when a layer has processed the whole prompt.
+    /// The prompt: a layer evicts once, when it has been given all of it.
     Prefill,
-    /// After every generated token that leaves the layer above its budget.
+    /// Generation: a layer evicts after every token that leaves it above its budget.
     Decode,
 }
 

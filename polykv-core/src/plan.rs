@@ -1,8 +1,8 @@
-//! Plans: which policy and how many entries each layer gets in each phase.
+//! Plans: which policy and how many entries each layer has in each phase (PolyKV, arXiv 2606.15157).
 //!
-//! A [`Plan`] is a value: policies are objects, whatever crate they come from. A [`PlanFile`] is the same as text, with
-//! names; [`PlanFile::build`] looks these up in a [`Registry`](crate::Registry). [`Plan::resolve`] turns a plan into
-//! budgets for one prompt.
+//! A [`Plan`] is a value with policies as objects, whatever crate they come from. A [`PlanFile`] is the same as text with
+//! names, which [`PlanFile::build`] looks up in a [`Registry`](crate::Registry). [`Plan::resolve`] computes the budgets for
+//! one prompt.
 
 mod file;
 mod range;
@@ -23,54 +23,57 @@ use std::sync::Arc;
 /// The most layers that a plan may have.
 const MAX_LAYERS: usize = 1024;
 
-/// What each layer does in each phase, independent of any prompt.
+/// The eviction rules of every layer and the budget that they share, for prompts of any length.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Plan {
-    /// Entries per KV head that each phase may keep.
+    /// How many entries per KV head the layers may keep in each phase.
     pub budget: Budget,
-    /// Layers that keep everything come on top of the budget instead of being charged to it.
+    /// Whether layers that keep everything come on top of the budget instead of being charged to it. The other layers then
+    /// share the part of the budget that they would have if every layer had its share.
     pub allow_full_extra: bool,
-    /// The allocator that splits the budget anew for each prompt; the layers then state no shares.
+    /// The allocator that splits the budget anew for each prompt; no layer may then state a share. `None` splits it by the
+    /// layers' shares.
     pub online: Option<Arc<dyn Allocator>>,
     /// One per layer, from the first to the last.
     pub layers: Vec<LayerPlan>,
 }
 
-/// What one layer does.
+/// The eviction rules of one layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerPlan {
-    /// Once, after the prompt.
+    /// What happens once, after the prompt.
     pub prefill: Rule,
-    /// After every generated token.
+    /// What happens after every generated token.
     pub decode: Rule,
 }
 
-/// What a layer does in one phase.
+/// The eviction rule of a layer in one phase.
 #[derive(Clone, Debug)]
 pub enum Rule {
-    /// Everything stays.
+    /// The layer keeps everything.
     Keep,
-    /// The layer is cut to a share of the budget.
+    /// The layer evicts down to its share of the budget.
     Evict {
-        /// What stays.
+        /// Decides which entries stay.
         policy: Arc<dyn Policy>,
-        /// How much stays.
+        /// Decides how many entries stay.
         share: Share,
     },
 }
 
-/// A layer's claim on the budget. A phase states it in one way throughout.
+/// A layer's part of the budget. All layers that evict in a phase state it in the same way.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Share {
-    /// In proportion to the other layers' parts; above 0, at most 1e6.
+    /// A part relative to those of the other layers; above 0, at most 1e6.
     Part(f64),
-    /// So many entries per KV head, at least 1.
+    /// This many entries per KV head, at least 1.
     Entries(usize),
 }
 
 impl Rule {
-    /// The layer is cut by `policy` to an even share of the budget.
+    /// A rule that evicts by `policy`, with the share `Share::Part(1.0)`.
+    #[must_use]
     pub fn evict(policy: Arc<dyn Policy>) -> Self {
         Self::Evict {
             policy,
@@ -78,7 +81,7 @@ impl Rule {
         }
     }
 
-    /// The policy, unless the layer keeps everything.
+    /// The policy of the rule; `None` if the layer keeps everything.
     pub fn policy(&self) -> Option<&Arc<dyn Policy>> {
         match self {
             Self::Keep => None,
@@ -86,7 +89,7 @@ impl Rule {
         }
     }
 
-    /// The same rule with another share; a layer that keeps everything has none.
+    /// The same rule with another share; [`Rule::Keep`] has none and stays as it is.
     #[must_use]
     pub fn with_share(self, share: Share) -> Self {
         match self {
@@ -114,7 +117,7 @@ impl PartialEq for Rule {
 }
 
 impl LayerPlan {
-    /// Everything stays in both phases.
+    /// A layer that keeps everything in both phases.
     pub const KEEP: Self = Self {
         prefill: Rule::Keep,
         decode: Rule::Keep,
@@ -128,7 +131,7 @@ impl LayerPlan {
         }
     }
 
-    /// The rule of one phase, to change it.
+    /// The rule of one phase, for changing it.
     pub fn rule_mut(&mut self, phase: Phase) -> &mut Rule {
         match phase {
             Phase::Prefill => &mut self.prefill,
@@ -138,7 +141,8 @@ impl LayerPlan {
 }
 
 impl Plan {
-    /// A plan of these layers under a budget, without an allocator.
+    /// A plan with these layers under a budget, which is split by the layers' shares.
+    #[must_use]
     pub fn new(layers: Vec<LayerPlan>, budget: Budget) -> Self {
         Self {
             budget,
@@ -148,7 +152,8 @@ impl Plan {
         }
     }
 
-    /// One policy with the same budget in every layer. The phase that `phases` leaves out keeps everything.
+    /// A plan with one policy and equal shares in all layers, in each of `phases`. In any other phase everything is kept.
+    #[must_use]
     pub fn uniform(
         layers: usize,
         policy: Arc<dyn Policy>,
@@ -162,7 +167,8 @@ impl Plan {
         Self::new(vec![layer; layers], budget)
     }
 
-    /// Everything is kept in every layer (FullKV).
+    /// A plan that keeps everything in every layer (FullKV).
+    #[must_use]
     pub fn full(layers: usize) -> Self {
         Self::new(vec![LayerPlan::KEEP; layers], Budget::Ratio(1.0))
     }
@@ -172,7 +178,8 @@ impl Plan {
         self.layers.iter().map(move |layer| layer.rule(phase))
     }
 
-    /// Replaces the rules of one phase, from the first layer to the last; layers without one stay as they are.
+    /// Replaces the rules of one phase, from the first layer to the last. If there are fewer rules than layers, the last
+    /// layers keep theirs.
     pub fn set_rules(&mut self, phase: Phase, rules: impl IntoIterator<Item = Rule>) {
         for (layer, rule) in self.layers.iter_mut().zip(rules) {
             *layer.rule_mut(phase) = rule;
@@ -182,8 +189,9 @@ impl Plan {
     /// Checks what can be checked without a prompt or a model.
     ///
     /// # Errors
-    /// A number of layers, a budget or a share out of range, two kinds of shares in one phase, and an allocator that does
-    /// not go with the policies or shares. The error names the field, the value found and the values allowed.
+    /// A number of layers, a budget or a share out of range, both kinds of [`Share`] in one phase, an allocator beside stated
+    /// shares, and one that splits by what the layers do ([`Basis::Layers`]) beside a prefill policy that cannot cut in steps
+    /// ([`Policy::can_cut_in_steps`]).
     pub fn check(&self) -> Result<()> {
         if self.layers.is_empty() || self.layers.len() > MAX_LAYERS {
             let allowed = format!("1 to {MAX_LAYERS}");
@@ -244,7 +252,7 @@ impl Plan {
         }
         if allocator.basis() == Basis::Layers {
             let mut policies = self.rules(Phase::Prefill).filter_map(Rule::policy);
-            if let Some(policy) = policies.find(|policy| !policy.narrows()) {
+            if let Some(policy) = policies.find(|policy| !policy.can_cut_in_steps()) {
                 let found = format!("{name} beside policy {}", policy.name());
                 let allowed = "an allocator that need not see the layers first, or in the prefill a policy that neither \
                                merges nor chooses in stages";

@@ -1,7 +1,7 @@
 //! Eviction policies: what a layer keeps when its budget is smaller than its cache.
 //!
-//! A policy of ours is one file in `policy/` and one line in `policies!` below: plan files, the command line's help, the
-//! tests and the documentation read that list. Most policies write [`Policy::needs`], [`Policy::protect`] and
+//! A policy of this crate is one file in `policy/` and one line in `policies!` below: plan files, the command line's help, the
+//! tests and the documentation read that list. Most policies implement [`Policy::needs`], [`Policy::protect`] and
 //! [`Policy::score`] only. Policies from other crates implement [`Policy`], and [`NamedPolicy`] if plan files are to name
 //! them.
 
@@ -60,25 +60,29 @@ policies! {
     random::Random,
 }
 
-/// What a policy must be given. The cache gathers only what some policy of the layer needs.
+/// What the cache must gather for a policy. It gathers only what some policy of the layer needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Needs {
-    /// How many of the latest queries to remember.
+    /// How many of the latest queries to remember, see [`LayerView::queries`].
     pub queries: usize,
     /// Whether [`Policy::observe`] is called with the attention of every query.
     pub attention: bool,
-    /// Whether it then asks for the sums of its columns.
+    /// Whether [`Policy::observe`] reads the sums of attention per entry ([`AttentionBlock::column_sums`]), which are then
+    /// computed with the attention.
     pub column_sums: bool,
-    /// Whether scores depend on the entries' order of position (pooling, partitions).
+    /// Whether scores or merges depend on the entries' order of position, as pooling and partitions do; see
+    /// [`LayerView::order`].
     pub position_order: bool,
-    /// Whether the model must tell its rotary frequencies.
+    /// Whether the model must state its rotary frequencies ([`LayerFacts::rope`](crate::LayerFacts::rope)).
     pub rope: bool,
-    /// Whether the model must tell the weights of the projection after attention.
+    /// Whether the model must state the weights of its output projection
+    /// ([`LayerFacts::output`](crate::LayerFacts::output)).
     pub output: bool,
 }
 
 impl Needs {
-    /// What satisfies both.
+    /// The needs of two policies together.
+    #[must_use]
     pub fn union(self, other: Self) -> Self {
         Self {
             queries: self.queries.max(other.queries),
@@ -91,71 +95,85 @@ impl Needs {
     }
 }
 
-/// A retention rule. Policies are stateless values; what they remember of a sequence lives in a [`State`] that the
-/// cache owns and moves along with the entries.
+/// Decides which entries of a layer stay when it holds more than its budget. Policies are values without state; what they
+/// remember of a sequence is a [`State`], which the cache holds and changes along with the entries.
 pub trait Policy: Send + Sync + fmt::Debug {
     /// The name in plans, reports and errors.
     fn name(&self) -> &str;
 
-    /// All parameters that change what the policy does, for reports and plan files. Two policies of one name with equal
-    /// parameters are taken to be the same, see [`Policy::key`].
+    /// All parameters that change what the policy does, for reports and plan files. Two policies with the same name and equal
+    /// parameters must do the same, see [`Policy::key`].
     fn params(&self) -> Params;
 
-    /// What tells this policy from others: its name and its parameters. Layers whose policies have equal keys may share
-    /// their work and their statistics.
+    /// The identity of the policy: its name and its parameters. Layers whose policies have equal keys may share their work
+    /// and their statistics.
     fn key(&self) -> String {
         format!("{} {}", self.name(), self.params())
     }
 
-    /// What the policy must be given beside positions, keys and values.
+    /// What the cache must gather for the policy beside positions, keys and values.
     fn needs(&self) -> Needs {
         Needs::default()
     }
 
-    /// The entries that stay whatever their score, under a budget of `budget` entries.
+    /// The entries that stay whatever their score, under a budget of `budget` entries per KV head.
     fn protect(&self, _budget: usize) -> Protect {
         Protect::default()
     }
 
-    /// True if all KV heads of a layer get the same scores as long as they hold the same positions.
+    /// Whether all KV heads of a layer get the same scores as long as they hold the same positions.
     fn same_for_all_heads(&self) -> bool {
         false
     }
 
-    /// Called when entries are appended, before any attention over them. The default extends every per-entry
-    /// statistic by zeros.
+    /// Called when entries have been appended, before any attention over them. The default extends every statistic per entry
+    /// by zeros.
+    ///
+    /// # Errors
+    /// Anything that keeps the policy from going on; the caller of the cache gets it.
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
         state.extend_with_zeros(appended);
         Ok(())
     }
 
-    /// Called with every block of attention when [`Needs::attention`] is set.
+    /// Called with every block of attention that was computed, if [`Needs::attention`] is set.
+    ///
+    /// # Errors
+    /// Anything that keeps the policy from going on; the caller of the cache gets it.
     fn observe(&self, _state: &mut State, _block: &AttentionBlock) -> Result<()> {
         Ok(())
     }
 
-    /// `[batch, kv_heads, entries]`, slot order, higher stays.
+    /// The score of every entry, `[batch, kv_heads, entries]` in slot order. The entries with the highest scores stay beside
+    /// the protected ones; of equal scores the later position stays. A NaN is reported to the caller of the cache as an
+    /// error.
+    ///
+    /// # Errors
+    /// Anything that keeps the policy from scoring; the caller of the cache gets it.
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>>;
 
-    /// True if evicted entries leave something behind: [`Policy::merge`] is then called at every eviction.
+    /// Whether evicted entries change those that stay. If so, [`Policy::merge`] is called at every eviction.
     fn merges(&self) -> bool {
         false
     }
 
-    /// Whether what stays at a smaller budget is a part of what stays at a larger one by the same scores, so that a layer
-    /// can be cut in steps.
-    fn narrows(&self) -> bool {
+    /// Whether a layer may be cut in several steps by the same scores. That needs scores that do not depend on the budget,
+    /// and evictions that do not change the entries that stay.
+    fn can_cut_in_steps(&self) -> bool {
         !self.merges()
     }
 
-    /// The policy's definition in f64, for the test harness to compare with.
+    /// The policy's definition in f64, which the test harness compares with; `None` if there is none.
     #[cfg(feature = "testing")]
     fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
         None
     }
 
-    /// What the entries that are about to go add to those that stay. Statistics of the entries that stay are left as
-    /// they are.
+    /// What is added to the entries that stay when those of `split.evicted` go; `None` if nothing is. Only called if
+    /// [`Policy::merges`] is true. The cache leaves the statistics of the entries that stay as they are.
+    ///
+    /// # Errors
+    /// Anything that keeps the policy from merging; the caller of the cache gets it.
     fn merge(
         &self,
         _state: &mut State,
@@ -169,8 +187,10 @@ pub trait Policy: Send + Sync + fmt::Debug {
 /// The most that a parameter which counts entries, queries or positions may be.
 const MOST: usize = 1 << 20;
 
+/// Checks a parameter's range.
+///
 /// # Errors
-/// A parameter outside of its range, with both.
+/// A value outside of the range. The text names the parameter, the range and the value.
 fn check_range<T: PartialOrd + fmt::Display>(
     name: &str,
     value: T,
@@ -186,8 +206,10 @@ fn check_range<T: PartialOrd + fmt::Display>(
     }
 }
 
+/// Checks how many positions are pooled.
+///
 /// # Errors
-/// A width of a pooling that has no middle, or is absurdly wide.
+/// An even number, and a number above 1023.
 fn check_odd(name: &str, value: usize) -> std::result::Result<(), String> {
     match value % 2 == 1 && value < 1024 {
         true => Ok(()),

@@ -4,28 +4,29 @@ use crate::budget::EntryCost;
 use crate::{Error, Result};
 use burn::tensor::DType;
 
-/// What a layer's keys, values and queries look like.
+/// The shape of a layer's queries, keys and values, and the type in which keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerShape {
-    /// Sequences that run together, the rows of a batch.
+    /// The number of sequences that run together, the rows of a batch.
     pub batch: usize,
-    /// Query heads.
+    /// The number of query heads, a multiple of `kv_heads`.
     pub heads: usize,
-    /// Heads of keys and values; query heads share one in groups (GQA).
+    /// The number of heads of keys and values. With fewer of them than query heads, groups of query heads share one (GQA).
     pub kv_heads: usize,
-    /// Elements of a vector of a head.
+    /// The number of elements of a head's query, key or value.
     pub head_dim: usize,
-    /// What keys and values are stored as; they are given and read in f32.
+    /// The type in which keys and values are stored: f32, f16 or bf16. Callers give them in f32.
     pub dtype: DType,
 }
 
 impl LayerShape {
-    /// Query heads per KV head.
+    /// The number of query heads per KV head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
 
-    /// What an entry costs in a cache of this shape.
+    /// The memory of an entry in a cache of `layers` layers of this shape.
+    #[must_use]
     pub fn cost(&self, layers: usize) -> EntryCost {
         EntryCost {
             layers,
@@ -41,10 +42,10 @@ impl LayerShape {
         }
     }
 
-    /// Whether a cache of this shape can be.
+    /// Checks that every dimension is at least 1 and that `heads` is a multiple of `kv_heads`.
     ///
     /// # Errors
-    /// Names the dimension that is zero or does not divide.
+    /// Another shape, of kind [`ErrorKind::Shape`](crate::ErrorKind::Shape). The error names the dimension.
     pub fn check(&self) -> Result<()> {
         for (field, value) in [
             ("batch", self.batch),

@@ -1,4 +1,4 @@
-//! `--dtype`: how weights and cached keys and values are stored.
+//! The number formats of weights and of cached keys and values.
 
 use crate::ops;
 use crate::ops::Q8_BLOCK;
@@ -7,26 +7,26 @@ use burn::tensor::{DType, Device};
 use std::fmt;
 use std::str::FromStr;
 
-/// Number formats of weights and of cached keys and values. Activations, softmax and statistics are f32 in any case;
-/// norms' weights too.
+/// The number format of weights and of cached keys and values, `--dtype` on the command line. Activations, softmax,
+/// statistics and the weights of norms are f32 in every format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Storage {
-    /// 32 bits.
+    /// 32-bit floating point.
     #[default]
     F32,
-    /// 16 bits, 5 of them exponent.
+    /// 16-bit floating point with 5 bits of exponent; finite up to 65504.
     F16,
-    /// 16 bits, 8 of them exponent.
+    /// 16-bit floating point with 8 bits of exponent, the range of f32.
     Bf16,
-    /// Weights in 8 bits, one f32 scale per [`Q8_BLOCK`] values of a row; keys and values in f16.
+    /// Weights in 8 bits with one f32 scale per [`Q8_BLOCK`] values of a row; keys and values in f16.
     Q8,
 }
 
 impl Storage {
-    /// All of them, by falling size of weights.
+    /// All formats, from the largest weights to the smallest.
     pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Q8];
 
-    /// As `--dtype` spells it.
+    /// The name of the format on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::F32 => "f32",
@@ -36,7 +36,7 @@ impl Storage {
         }
     }
 
-    /// The type of weights; 8-bit ones are made from f32.
+    /// The type of the weights.
     pub fn weights(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -46,7 +46,7 @@ impl Storage {
         }
     }
 
-    /// The type of cached keys and values.
+    /// The type in which keys and values are cached.
     pub fn cache(self) -> DType {
         match self {
             Self::F32 => DType::F32,
@@ -55,7 +55,7 @@ impl Storage {
         }
     }
 
-    /// Bytes of so many weights.
+    /// Bytes of `count` weights.
     pub fn weight_bytes(self, count: u64) -> u64 {
         match self {
             Self::F32 => 4 * count,
@@ -64,8 +64,11 @@ impl Storage {
         }
     }
 
+    /// Checks that the device can store and compute with this format.
+    ///
     /// # Errors
-    /// A format that the device does not have, by name.
+    /// A format that the device does not have, of kind [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported). The error
+    /// names those that it has.
     pub fn check(self, device: &Device) -> Result<()> {
         let what = || format!("dtype {self}");
         if self == Self::Q8 && !ops::is_cpu(device) {

@@ -1,7 +1,7 @@
-//! A harness for policies and caches: a naive cache in f64 on the host, and checks that hold for every policy.
+//! A test harness for policies and caches: a naive cache in f64 on the host, and checks that must hold for every policy.
 //!
-//! The author of a policy runs [`check`] in a test; see there for what it covers. A policy that states its scores in f64 as
-//! an [`Oracle`] is compared with the naive cache as well, output by output and entry by entry.
+//! The author of a policy calls [`check`] in a test. A policy that has an [`Oracle`], its definition in f64, is also compared
+//! with the naive cache, output by output and entry by entry.
 //!
 //! ```
 //! # #[cfg(feature = "flex")] {

@@ -64,7 +64,10 @@ fn cutting_in_steps_equals_one_cut_at_the_budgets_found() {
     let mut uneven = 0;
     for online in seeing() {
         let allocator = online.name();
-        for policy in each_policy().into_iter().filter(|own| own.narrows()) {
+        for policy in each_policy()
+            .into_iter()
+            .filter(|own| own.can_cut_in_steps())
+        {
             let name = policy.name().to_string();
             let own_plan = plan(policy.clone(), Some(online.clone()), &BOTH);
             let mut own = cache(own_plan, &Device::flex()).unwrap();
@@ -221,7 +224,7 @@ fn decode_and_later_prompts_stay_within_the_total() {
 fn policies_that_cannot_be_cut_in_steps_are_refused() {
     let cannot: Vec<_> = each_policy()
         .into_iter()
-        .filter(|own| !own.narrows())
+        .filter(|own| !own.can_cut_in_steps())
         .collect();
     assert!(cannot.len() >= 4);
     for policy in cannot {

@@ -187,7 +187,7 @@ fn plan(
         Ok(()) => Some(plan),
         Err(error) => {
             assert_eq!(error.kind(), ErrorKind::Plan, "{error}");
-            assert!(!policy.narrows() && online.is_some(), "{error}");
+            assert!(!policy.can_cut_in_steps() && online.is_some(), "{error}");
             None
         }
     }

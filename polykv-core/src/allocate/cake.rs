@@ -4,20 +4,21 @@ use crate::policy::{LayerView, Needs};
 use crate::{Error, ops};
 use burn::tensor::Tensor;
 
-/// Budgets in proportion to how widely and how changeably each layer attends (CAKE, arXiv 2503.12491): `H^spatial ·
-/// V^temporal`, where `H` is the entropy −Σ a ln a of the last `window` queries' attention to everything before them and
-/// `V` the variance of that attention over the queries, summed over entries and heads. Layers are cut again as later ones
-/// claim their part, so that the total is never exceeded.
-///
-/// The published exponents are 1/τ1 and 1/τ2.
+/// Budgets in proportion to `H^spatial · V^temporal` of each layer (CAKE, arXiv 2503.12491). `H` is the entropy −Σ a ln a
+/// of the attention that the last `window` queries pay to everything before them; `V` is the variance of that attention
+/// over these queries, summed over entries and heads. Layers are cut again as later layers claim their part, so that the
+/// total is never exceeded.
 #[derive(Debug)]
-pub struct Cake {
+pub struct CakeAllocator {
+    /// How many of the latest queries are looked at.
     pub window: usize,
+    /// The exponent of the entropy, 1/τ₁ in the paper.
     pub spatial: f64,
+    /// The exponent of the variance, 1/τ₂ in the paper.
     pub temporal: f64,
 }
 
-impl Allocator for Cake {
+impl Allocator for CakeAllocator {
     fn name(&self) -> &str {
         "cake"
     }
@@ -43,7 +44,7 @@ impl Allocator for Cake {
     }
 }
 
-impl Online for Cake {
+impl Online for CakeAllocator {
     fn needs(&self) -> Needs {
         Needs {
             queries: self.window,
@@ -95,14 +96,14 @@ impl Online for Cake {
         let room = layers
             .iter()
             .zip(notes)
-            .map(|(own, note)| own.least.max(note.entries));
+            .map(|(layer, note)| layer.least.max(note.entries));
         let total = match to_come {
             0 => total,
             _ => total.min(room.sum()),
         };
-        let claimed = |(own, note): (&LayerStat, &Note)| LayerStat {
+        let claimed = |(layer, note): (&LayerStat, &Note)| LayerStat {
             sensitivity: note.values.iter().copied().map(f64::from).sum(),
-            ..*own
+            ..*layer
         };
         let claimed: Vec<LayerStat> = layers.iter().zip(notes).map(claimed).collect();
         by_claims(total, &claimed, |layer| notes[layer].entries)
@@ -113,7 +114,7 @@ impl Online for Cake {
 mod tests {
     use super::*;
 
-    const OWN: Cake = Cake {
+    const CAKE: CakeAllocator = CakeAllocator {
         window: 32,
         spatial: 1.0,
         temporal: 1.0,
@@ -131,7 +132,7 @@ mod tests {
             values: vec![claim],
         };
         let notes: Vec<Note> = claims.iter().map(note).collect();
-        OWN.budgets(total, &vec![layer; claims.len()], &notes, to_come)
+        CAKE.budgets(total, &vec![layer; claims.len()], &notes, to_come)
     }
 
     #[test]

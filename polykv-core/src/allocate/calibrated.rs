@@ -1,16 +1,16 @@
 use super::{Allocator, Basis, LayerStat};
 use crate::apportion::within;
 
-/// A floor for every layer and the rest in proportion to the measured sensitivities (PolyKV, arXiv 2606.15157,
-/// Algorithm 1). The floor is what the layer's policy protects, at least a quarter of the average budget; no layer gets
-/// more than the prompt, the excess goes to the others in the same proportion.
+/// A minimum for every layer and the rest in proportion to the measured sensitivities (PolyKV, arXiv 2606.15157,
+/// Algorithm 1). The minimum is what the layer's policy protects, or a quarter of the average budget if that is more. No
+/// layer gets more than the prompt; what it would get beyond that goes to the others in the same proportion.
 #[derive(Debug)]
-pub struct Calibrated {
-    /// Added to every sensitivity, so that equal ones of zero mean equal budgets.
+pub struct CalibratedAllocator {
+    /// Added to every sensitivity, so that layers which all have sensitivity 0 get equal budgets.
     pub epsilon: f64,
 }
 
-impl Allocator for Calibrated {
+impl Allocator for CalibratedAllocator {
     fn name(&self) -> &str {
         "calibrated"
     }
@@ -25,11 +25,14 @@ impl Allocator for Calibrated {
 
     fn split(&self, total: usize, prompt: usize, layers: &[LayerStat]) -> Vec<usize> {
         let quarter = total / layers.len().max(1) / 4;
-        let least: Vec<usize> = layers.iter().map(|own| own.least.max(quarter)).collect();
+        let least: Vec<usize> = layers
+            .iter()
+            .map(|layer| layer.least.max(quarter))
+            .collect();
         let most: Vec<usize> = least.iter().map(|&least| least.max(prompt)).collect();
         let weights: Vec<f64> = layers
             .iter()
-            .map(|own| own.sensitivity.max(0.0) + self.epsilon)
+            .map(|layer| layer.sensitivity.max(0.0) + self.epsilon)
             .collect();
         within(total, &weights, &least, &most)
     }
@@ -46,7 +49,7 @@ mod tests {
             sensitivity,
         };
         let stats: Vec<LayerStat> = signal.iter().map(stat).collect();
-        Calibrated { epsilon: 1e-6 }.split(total, prompt, &stats)
+        CalibratedAllocator { epsilon: 1e-6 }.split(total, prompt, &stats)
     }
 
     #[test]

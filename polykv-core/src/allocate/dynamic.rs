@@ -4,18 +4,21 @@ use crate::ops;
 use crate::policy::LayerView;
 use burn::tensor::Tensor;
 
-/// Budgets by a contest of all entries of all layers (as in DynamicKV, arXiv 2412.14838, and LAVa, arXiv 2509.09754): each
-/// layer's scores are divided by their sum, the highest in the whole model win, and a layer gets as many entries as it
-/// wins. Until the last layer has been seen, each holds at most `most` times the average budget.
+/// Budgets by the rank of each entry among the entries of all layers (as in DynamicKV, arXiv 2412.14838, and LAVa, arXiv
+/// 2509.09754). Each layer's scores are divided by their sum; of all layers' entries together the highest fill the total,
+/// and each layer's budget is the number of its entries among them. Until the last layer has been seen, each layer holds
+/// at most `most` times the average budget.
 ///
-/// Our choices: what a policy protects wins anyway and is left out of the sum; scores that can be negative are first
-/// shifted, so that the layer's lowest one is 0; the winners are counted over heads and sequences together.
+/// Beyond the papers: what a policy protects is always among the highest and is left out of the sum. If a layer has
+/// negative scores, all of its scores are first raised by the same amount, so that the lowest is 0. Entries are counted
+/// over the heads and sequences together.
 #[derive(Debug)]
-pub struct Dynamic {
+pub struct DynamicAllocator {
+    /// The most entries of a layer while others are still to come, in multiples of the average budget.
     pub most: usize,
 }
 
-impl Allocator for Dynamic {
+impl Allocator for DynamicAllocator {
     fn name(&self) -> &str {
         "dynamic"
     }
@@ -37,7 +40,7 @@ impl Allocator for Dynamic {
     }
 }
 
-impl Online for Dynamic {
+impl Online for DynamicAllocator {
     fn note(&self, view: &LayerView<'_>, scores: &Tensor<3>) -> Result<Note> {
         let [batch, kv_heads, entries] = scores.dims();
         let mask = view.protected.mask(view.positions.clone()).float();
@@ -62,16 +65,16 @@ impl Online for Dynamic {
         if to_come > 0 {
             let most = self.most * total.div_ceil(layers.len() + to_come);
             return both
-                .map(|(own, note)| own.least.max(note.entries.min(most)))
+                .map(|(layer, note)| layer.least.max(note.entries.min(most)))
                 .collect();
         }
         let rows = notes.first().map_or(1, |note| note.rows);
         let claimed: Vec<LayerStat> = layers
             .iter()
             .zip(wins(notes, total * rows))
-            .map(|(own, wins)| LayerStat {
+            .map(|(layer, wins)| LayerStat {
                 sensitivity: wins as f64,
-                ..*own
+                ..*layer
             })
             .collect();
         by_claims(total, &claimed, |layer| notes[layer].entries)
@@ -100,7 +103,7 @@ fn normalise(scores: &mut [f32], protected: &[f32]) {
     }
 }
 
-/// How many of the `total` highest scores each layer has; ties go to the lower layers.
+/// How many of the `total` highest scores of all layers each layer has; of equal scores the lower layers' come first.
 fn wins(notes: &[Note], total: usize) -> Vec<usize> {
     let mut all: Vec<(f32, usize)> = notes
         .iter()
@@ -149,10 +152,10 @@ mod tests {
             least: 0,
             sensitivity: 0.0,
         }; 2];
-        let own = Dynamic { most: 10 };
-        assert_eq!(own.budgets(3, &layers, &notes, 0), [2, 1]);
+        let dynamic = DynamicAllocator { most: 10 };
+        assert_eq!(dynamic.budgets(3, &layers, &notes, 0), [2, 1]);
         let wide = [note([0.5, 0.3, 0.2], 300)];
-        assert_eq!(own.budgets(3, &layers[..1], &wide, 1), [20]);
-        assert_eq!(own.budgets(3, &layers[..1], &notes[..1], 1), [3]);
+        assert_eq!(dynamic.budgets(3, &layers[..1], &wide, 1), [20]);
+        assert_eq!(dynamic.budgets(3, &layers[..1], &notes[..1], 1), [3]);
     }
 }

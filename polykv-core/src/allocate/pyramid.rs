@@ -1,15 +1,16 @@
 use super::{Allocator, Basis, LayerStat};
 use crate::apportion::largest_remainder;
 
-/// Budgets that fall linearly from the first layer to the last (PyramidKV, arXiv 2406.02069): what the average leaves
-/// beside the protected entries, `r`, becomes `r / beta` in the last layer and `2 r - r / beta` in the first; no layer
-/// gets more than the prompt.
+/// Budgets that fall linearly from the first layer to the last (PyramidKV, arXiv 2406.02069). With `r` entries in the
+/// average layer beside those that its policy protects, the first layer has `2 r - r / beta` of them and the last one
+/// `r / beta`. No layer gets more than the prompt.
 #[derive(Debug)]
-pub struct Pyramid {
+pub struct PyramidAllocator {
+    /// How many times larger the average is than the last layer's budget, protected entries aside.
     pub beta: f64,
 }
 
-impl Allocator for Pyramid {
+impl Allocator for PyramidAllocator {
     fn name(&self) -> &str {
         "pyramid"
     }
@@ -55,7 +56,7 @@ mod tests {
             least,
             sensitivity: 0.0,
         };
-        Pyramid { beta: 20.0 }.split(total, prompt, &vec![stat; layers])
+        PyramidAllocator { beta: 20.0 }.split(total, prompt, &vec![stat; layers])
     }
 
     #[test]

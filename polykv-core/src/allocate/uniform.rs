@@ -1,12 +1,12 @@
 use super::{Allocator, Basis, LayerStat};
 use crate::apportion::largest_remainder;
 
-/// The same budget in every layer, or in proportion to the shares that a plan gives; what does not divide goes to the
-/// largest remainders, one entry each.
+/// The same budget in every layer, or budgets in proportion to the shares that a plan states. They are rounded down, and
+/// the entries that are left go to the layers with the largest remainders, one each.
 #[derive(Debug)]
-pub struct Uniform;
+pub struct UniformAllocator;
 
-impl Allocator for Uniform {
+impl Allocator for UniformAllocator {
     fn name(&self) -> &str {
         "uniform"
     }
@@ -39,7 +39,7 @@ mod tests {
             };
             shares.iter().map(stat).collect()
         };
-        assert_eq!(Uniform.split(11, 9, &stats(&[1.0; 3])), [4, 4, 3]);
-        assert_eq!(Uniform.split(12, 9, &stats(&[1.0, 2.0])), [4, 8]);
+        assert_eq!(UniformAllocator.split(11, 9, &stats(&[1.0; 3])), [4, 4, 3]);
+        assert_eq!(UniformAllocator.split(12, 9, &stats(&[1.0, 2.0])), [4, 8]);
     }
 }

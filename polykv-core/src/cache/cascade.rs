@@ -1,4 +1,4 @@
-//! Budgets that depend on what the layers do with the prompt: layers are cut in steps until the last has been seen.
+//! Budgets that depend on what the layers do with the prompt: layers are cut in steps until all have had it.
 
 use super::{KvCache, Spans};
 use crate::allocate::{self, Allocator, LayerStat, Note, Online};
@@ -8,22 +8,22 @@ use crate::plan::Resolved;
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// One prompt's way through the layers.
+/// The budgets of one prompt's layers while it runs through them.
 #[derive(Clone, Debug)]
 pub(super) struct Cascade {
     allocator: Arc<dyn Allocator>,
-    /// What each layer claims at least, per phase; none for a phase that keeps everything there.
+    /// The least budget of each layer, per phase; `None` for a phase that keeps everything there.
     least: [Vec<Option<usize>>; 2],
     /// Entries of all layers together, per phase.
     totals: [usize; 2],
-    /// Of the layers seen so far.
+    /// What the allocator remembers of the layers so far.
     notes: Vec<Note>,
-    /// Entries of the layers seen so far that evict after the prompt.
+    /// Entries that each layer so far holds; `None` for one that keeps everything after the prompt.
     held: Vec<Option<usize>>,
 }
 
 impl Cascade {
-    /// For a plan whose allocator has to see the layers.
+    /// The cascade of a plan whose allocator splits by what the layers do; `None` for any other plan.
     pub fn of(
         allocator: Option<Arc<dyn Allocator>>,
         resolved: &Resolved,
@@ -34,7 +34,9 @@ impl Cascade {
         };
         let least = |phase| {
             let layers = resolved.layers.iter().map(|layer| match layer.of(phase) {
-                Some(own) => Ok(Some(allocate::least_budget(&*own.policy)? + spans.count())),
+                Some(eviction) => Ok(Some(
+                    allocate::least_budget(&*eviction.policy)? + spans.count(),
+                )),
                 None => Ok(None),
             });
             layers.collect::<Result<Vec<_>>>()
@@ -55,26 +57,26 @@ impl Cascade {
         })
     }
 
-    /// Takes a layer in and gives the entries that it and the layers before it may hold, none where nothing is evicted.
-    pub fn see(&mut self, note: Note) -> Result<&[Option<usize>]> {
+    /// Adds the next layer. Returns the entries that each layer so far may hold; `None` for one that keeps everything.
+    pub fn add_layer(&mut self, note: Note) -> Result<&[Option<usize>]> {
         self.held
             .push(self.least[0][self.notes.len()].map(|_| note.entries));
         self.notes.push(note);
         let wanted = self.budgets(Phase::Prefill)?;
-        grant(&mut self.held, &wanted);
+        shrink(&mut self.held, &wanted);
         Ok(&self.held)
     }
 
-    /// Takes in a layer like all others, where no layer is there to be seen.
-    pub fn see_equal(&mut self, entries: usize) -> Result<&[Option<usize>]> {
-        self.see(Note {
+    /// Adds a layer that is like all others, for estimates without a model.
+    pub fn add_equal_layer(&mut self, entries: usize) -> Result<&[Option<usize>]> {
+        self.add_layer(Note {
             entries,
             rows: 1,
             values: (0..entries).map(|rank| 1.0 / (1 + rank) as f32).collect(),
         })
     }
 
-    /// The budgets of the layers seen so far in a phase.
+    /// The budgets of the layers so far in a phase.
     fn budgets(&self, phase: Phase) -> Result<Vec<Option<usize>>> {
         let index = match phase {
             Phase::Prefill => 0,
@@ -104,9 +106,8 @@ impl Cascade {
         Ok(least[..seen].iter().map(budget).collect())
     }
 
-    /// The budgets of the decode phase once all layers have been seen. Where both phases evict in the same layers, they are
-    /// what the layers hold; what the total has beyond that goes to all evenly, so that nothing is evicted while everything
-    /// fits.
+    /// The budgets of the decode phase once all layers have been added. If both phases evict in the same layers, the budgets
+    /// are what the layers hold, and the rest of the total is split evenly: nothing is evicted while everything fits.
     fn decode_budgets(&self) -> Result<Vec<Option<usize>>> {
         let evicts = |phase: usize| self.least[phase].iter().map(Option::is_some);
         if self.totals[0] != self.totals[1] || !evicts(0).eq(evicts(1)) {
@@ -130,13 +131,13 @@ impl Cascade {
 }
 
 impl KvCache {
-    /// Cuts a layer, and those before it, under budgets that are not known before all layers are.
+    /// Cuts a layer and those before it, while budgets still depend on the layers to come.
     pub(super) fn trim_in_steps(&mut self, layer: usize, mut cascade: Cascade) -> Result<()> {
-        let note = self.run(layer, |own| own.survey(cascade.online()?))?;
-        let granted = cascade.see(note)?.to_vec();
+        let note = self.run(layer, |cache| cache.describe_to(cascade.online()?))?;
+        let granted = cascade.add_layer(note)?.to_vec();
         for (layer, entries) in granted.into_iter().enumerate() {
             if let Some(entries) = entries {
-                self.run(layer, |own| own.narrow(entries))?;
+                self.run(layer, |cache| cache.cut_to(entries))?;
             }
         }
         if !cascade.is_done() {
@@ -145,16 +146,16 @@ impl KvCache {
         }
         let decode = cascade.decode_budgets()?;
         let budgets = cascade.held.iter().zip(decode);
-        for (own, (prefill, decode)) in self.layers.iter_mut().zip(budgets) {
-            own.set_budgets(*prefill, decode);
+        for (layer, (prefill, decode)) in self.layers.iter_mut().zip(budgets) {
+            layer.set_budgets(*prefill, decode);
         }
         Ok(())
     }
 }
 
-/// Cuts what layers hold to what they should hold. What a layer has lost does not come back: what rounding takes from one
-/// layer the next ones get.
-fn grant(held: &mut [Option<usize>], wanted: &[Option<usize>]) {
+/// Lowers what each layer holds to what it should hold. Evicted entries do not come back, so that a layer may hold less than
+/// it should by rounding; the layers after it get the difference.
+fn shrink(held: &mut [Option<usize>], wanted: &[Option<usize>]) {
     let mut spare = 0;
     for (held, wanted) in held.iter_mut().zip(wanted) {
         if let (Some(held), Some(wanted)) = (held, wanted) {
@@ -167,15 +168,15 @@ fn grant(held: &mut [Option<usize>], wanted: &[Option<usize>]) {
 
 #[cfg(test)]
 mod tests {
-    use super::grant;
+    use super::shrink;
 
     #[test]
     fn what_a_layer_cannot_take_back_goes_to_the_next() {
         let mut held = [Some(10), None, Some(20), Some(60)];
-        grant(&mut held, &[Some(11), None, Some(19), Some(15)]);
+        shrink(&mut held, &[Some(11), None, Some(19), Some(15)]);
         assert_eq!(held, [Some(10), None, Some(20), Some(15)]);
         // The layer at hand has all its entries.
-        grant(&mut held, &[Some(12), None, Some(20), Some(13)]);
+        shrink(&mut held, &[Some(12), None, Some(20), Some(13)]);
         assert_eq!(held, [Some(10), None, Some(20), Some(15)]);
     }
 }

@@ -1,4 +1,4 @@
-//! Whether the evictions of a prompt can be carried out.
+//! Checks that the evictions of a prompt can be carried out.
 
 use super::Spans;
 use crate::facts::{LayerFacts, ModelFacts};
@@ -7,10 +7,11 @@ use crate::plan::{Eviction, Resolved};
 use crate::{Error, Result};
 
 impl Resolved {
-    /// Whether every layer's budgets hold the spans beside what its policies protect.
+    /// Checks that every budget holds the positions of `spans` beside what the layer's policy protects.
     ///
     /// # Errors
-    /// Names the layer, its budget and the least budget.
+    /// A budget that is too small, of kind [`ErrorKind::Budget`](crate::ErrorKind::Budget). The error names the layer, its
+    /// budget and the least budget.
     pub fn check_spans(&self, spans: &Spans) -> Result<()> {
         self.each(|phase, layer, eviction| {
             let Eviction { policy, budget } = eviction;
@@ -41,7 +42,7 @@ impl Resolved {
 }
 
 impl ModelFacts {
-    /// Whether the scale can be, and the policies of every layer get what they need.
+    /// Checks that the scale is finite and above 0, and that the policies of every layer get what they need of the model.
     pub(super) fn check(&self, resolved: &Resolved) -> Result<()> {
         if let Some(scale) = self.scale
             && !(scale.is_finite() && scale > 0.0)

@@ -1,4 +1,4 @@
-//! What a cache will occupy, from a plan and a shape alone.
+//! The memory of a cache, computed from a plan and a shape.
 
 use super::Spans;
 use super::cascade::Cascade;
@@ -8,23 +8,24 @@ use crate::phase::Phase;
 use crate::plan::{LayerEvictions, Plan};
 use crate::{Error, Result};
 
-/// Computed sizes of a cache, as [`CacheReport`](super::CacheReport) would measure them.
+/// The computed memory of a cache; a [`CacheReport`](super::CacheReport) measures the same of one that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CacheEstimate {
     /// Bytes of keys and values over all layers after the last token.
     pub steady_bytes: usize,
-    /// The most bytes on the way, transient copies included.
+    /// The most bytes of keys and values at any time, transient copies included.
     pub peak_bytes: usize,
-    /// Entries kept per layer after the last token.
+    /// Entries per KV head in each layer after the last token.
     pub kept: Vec<usize>,
 }
 
 impl Plan {
-    /// The memory of a prompt of `prompt` tokens and `new_tokens` decoded ones under this plan. Where an allocator has to see
-    /// the layers, they are taken to claim the same.
+    /// The memory that a cache needs under this plan for a prompt of `prompt` tokens and `new_tokens` decoded ones, where an
+    /// entry costs `cost`. An allocator that splits by what the layers do is given equal layers.
     ///
     /// # Errors
-    /// What [`Plan::resolve`] refuses, and sizes beyond what a computer can count.
+    /// What [`Plan::resolve`] refuses, and more bytes than fit in `usize`.
     pub fn estimate(
         &self,
         prompt: usize,
@@ -43,7 +44,7 @@ impl Plan {
                     layer.trim(rules.budget(Phase::Prefill))
                 }),
                 Some(cascade) => {
-                    let granted = cascade.see_equal(prompt)?;
+                    let granted = cascade.add_equal_layer(prompt)?;
                     for (layer, &budget) in layers.iter_mut().zip(granted) {
                         sizes.step(layer, |layer| layer.trim(budget));
                     }

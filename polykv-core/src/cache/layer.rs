@@ -1,5 +1,8 @@
 mod evict;
+mod nans;
 mod shared;
+
+pub(super) use nans::first_nan;
 
 use super::order::Order;
 use super::queries::Queries;
@@ -14,12 +17,13 @@ use crate::plan::LayerEvictions;
 use crate::policy::{Appended, LayerView, Needs, Policy};
 use crate::shape::LayerShape;
 use crate::{Error, Result};
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
-/// The cache of one layer. Use it through [`KvCache`](super::KvCache).
+/// The cache of one layer, read-only outside of this crate; a [`KvCache`](super::KvCache) changes it.
 ///
-/// While decoding at budget `b` the layer has `b + 1` slots: the new token takes the free one, attention runs over
-/// all, and the entry that scores lowest is overwritten by the newest. Shapes stay fixed from then on.
+/// While decoding under a budget of `b` entries the layer has `b + 1` slots: the new token takes the free slot, attention
+/// runs over all entries, and the entry with the lowest score is overwritten by the newest. Tensors keep their shapes from
+/// then on.
 #[derive(Clone, Debug)]
 pub struct LayerCache {
     layer: usize,
@@ -29,19 +33,19 @@ pub struct LayerCache {
     facts: LayerFacts,
     spans: Spans,
     needs: Needs,
-    /// Tokens of the announced prompt that have not arrived yet.
+    /// Tokens of the announced prompt that have not been appended yet.
     expected: usize,
     store: Option<Store>,
     order: Order,
     /// At least the latest `needs.queries`.
     queries: Queries,
     states: States,
-    /// The scores of the entries, while they may still be cut by the same ones: `[batch, kv_heads, entries]`.
+    /// The scores of the entries, `[batch, kv_heads, entries]`, while the layer may be cut by them again.
     scores: Option<Tensor<3>>,
     seen: usize,
     /// Whether all KV heads hold the same positions in the same slots.
     heads_agree: bool,
-    /// Whether scores have been NaN since the last look.
+    /// Whether scores have been NaN since this was last asked.
     nans: Nans,
 }
 
@@ -67,22 +71,24 @@ impl LayerCache {
         }
     }
 
-    /// How many tokens the layer has seen: the position of the next one.
+    /// How many tokens per sequence the layer has been given, which is the position of the next one counted from the first.
     pub fn seen(&self) -> usize {
         self.seen
     }
 
-    /// Entries held per row and KV head.
+    /// Entries per sequence and KV head.
     pub fn entries(&self) -> usize {
         self.len()
     }
 
-    /// The positions of the entries, counted from the first token given, in slot order: `[batch, kv_heads, entries]`.
+    /// The positions of the entries in slot order, `[batch, kv_heads, entries]`, counted from the first token that the layer
+    /// was given; `None` before any token.
     pub fn positions(&self) -> Option<Tensor<3, Int>> {
         self.store.as_ref().map(Store::positions)
     }
 
-    /// The keys of the entries, in slot order: `[batch, kv_heads, entries, head_dim]`.
+    /// The keys of the entries in slot order, `[batch, kv_heads, entries, head_dim]`, of the type in which they are stored;
+    /// `None` before any token.
     pub fn keys(&self) -> Option<Tensor<4>> {
         self.store.as_ref().map(Store::keys)
     }
@@ -101,7 +107,7 @@ impl LayerCache {
             + self.scores.as_ref().map_or(0, ops::bytes)
     }
 
-    /// Bytes that the keys and values of all seen tokens would occupy.
+    /// Bytes that the keys and values of all tokens would occupy without eviction.
     pub fn full_bytes(&self) -> usize {
         match &self.store {
             Some(store) => store.kv_bytes() / store.capacity() * self.seen,
@@ -118,42 +124,6 @@ impl LayerCache {
         self.store.as_ref().map_or(0, Store::len)
     }
 
-    /// Whether scores are known to have been NaN, without waiting for the device.
-    pub(super) fn has_known_nans(&self) -> bool {
-        matches!(self.nans, Nans::Known(true))
-    }
-
-    fn take_nans(&mut self) -> Nans {
-        std::mem::replace(&mut self.nans, Nans::Known(false))
-    }
-
-    /// Remembers what is not known yet for [`first_nan`].
-    fn note(&mut self, nans: Nans) {
-        self.nans = match (self.take_nans(), nans) {
-            (Nans::Known(false), new) => new,
-            (old, Nans::Known(false)) => old,
-            (Nans::OnDevice(old), Nans::OnDevice(new)) => Nans::OnDevice(old + new),
-            _ => Nans::Known(true),
-        };
-    }
-
-    /// What to say of NaN scores of this layer.
-    fn nan_reason(&self) -> String {
-        let rules = self.rules.iter();
-        let mut names: Vec<&str> = rules
-            .flat_map(|rules| Phase::BOTH.map(|phase| rules.of(phase)))
-            .flatten()
-            .map(|eviction| eviction.policy.name())
-            .collect();
-        names.dedup();
-        let cause = match self.shape.dtype {
-            DType::F16 => "keys and values are stored as f16, which ends at 65504: try f32 or bf16",
-            _ => "its queries, keys or values are not finite",
-        };
-        let (layer, names) = (self.layer, names.join(" or "));
-        format!("layer {layer}: a score of policy {names} is NaN; likely cause: {cause}")
-    }
-
     pub(super) fn begin(
         &mut self,
         rules: LayerEvictions,
@@ -168,11 +138,11 @@ impl LayerCache {
         self.rules = Some(rules);
         self.facts = facts;
         self.spans = spans;
-        self.expect(tokens);
+        self.announce(tokens);
     }
 
-    /// Gathers more than the policies need.
-    pub(super) fn need(&mut self, needs: Needs) {
+    /// Gathers what an allocator needs beside what the policies need.
+    pub(super) fn add_needs(&mut self, needs: Needs) {
         self.needs = self.needs.union(needs);
     }
 
@@ -191,9 +161,9 @@ impl LayerCache {
         }
     }
 
-    /// Announces tokens without changing the evictions. Room is made when the layer's turn comes: for all layers at once
-    /// it would be the full cache.
-    pub(super) fn expect(&mut self, tokens: usize) {
+    /// Announces the tokens of a prompt without changing the evictions. Slots are allocated when the layer is given its first
+    /// tokens: for all layers at once they would be the full cache.
+    pub(super) fn announce(&mut self, tokens: usize) {
         self.expected = tokens;
     }
 
@@ -211,7 +181,7 @@ impl LayerCache {
         Ok(self.attend(&rules, q, false)?.0)
     }
 
-    /// Cuts to the prefill budget.
+    /// Evicts down to the prefill budget.
     pub(super) fn end_prompt(&mut self) -> Result<()> {
         match self.rules()?.prefill {
             Some(eviction) if eviction.budget < self.len() => {
@@ -230,7 +200,10 @@ impl LayerCache {
         // A single entry is rounded where it is written.
         let appended = self.append(&rules, &q, k.clone(), v.clone(), 1);
         self.states.append(&rules, &appended)?;
-        let over = rules.decode.as_ref().filter(|own| self.len() > own.budget);
+        let over = rules
+            .decode
+            .as_ref()
+            .filter(|eviction| self.len() > eviction.budget);
         let (output, row) = self.attend(&rules, q, over.is_some())?;
         if let Some(eviction) = over {
             match self.len() == eviction.budget + 1 {
@@ -284,7 +257,7 @@ impl LayerCache {
         }
     }
 
-    /// Takes new entries in; the policies are not told yet.
+    /// Appends new entries without telling the policies.
     fn append(
         &mut self,
         rules: &LayerEvictions,
@@ -324,7 +297,7 @@ impl LayerCache {
         }
     }
 
-    /// The attention output, and on demand the last query's attention row.
+    /// The attention output, and the last query's attention row if `want_row`.
     fn attend(
         &mut self,
         rules: &LayerEvictions,
@@ -396,39 +369,4 @@ impl LayerCache {
             seen: self.seen,
         }
     }
-}
-
-/// What to say of the first layer whose scores have been NaN since the last look, if there is one. Waits for the device.
-///
-/// # Errors
-/// A device that cannot be read.
-pub(super) fn first_nan(layers: &mut [LayerCache]) -> Result<Option<String>> {
-    let mut counts = Vec::new();
-    let mut asked = Vec::new();
-    let mut found = None;
-    for (index, layer) in layers.iter_mut().enumerate() {
-        match layer.take_nans() {
-            Nans::Known(true) => found = found.or(Some(index)),
-            Nans::Known(false) => {}
-            Nans::OnDevice(count) => {
-                asked.push((index, count.shape().num_elements()));
-                counts.push(count.flatten::<1>(0, 1));
-            }
-        }
-    }
-    if !counts.is_empty() {
-        let counts = Tensor::cat(counts, 0).try_into_vec_as::<f32>();
-        let mut rest = counts.map_err(ops::read_error)?.into_iter();
-        for (index, rows) in asked {
-            let nans = rest
-                .by_ref()
-                .take(rows)
-                .filter(|&count| count > 0.0)
-                .count();
-            if nans > 0 && found.is_none_or(|other| index < other) {
-                found = Some(index);
-            }
-        }
-    }
-    Ok(found.map(|index| layers[index].nan_reason()))
 }

@@ -1,4 +1,4 @@
-//! The permutation from ranks by position to slots, kept without sorting.
+//! The slots of a layer in order of position, updated at every eviction instead of sorted.
 
 use crate::shape::LayerShape;
 use crate::{Result, ops};
@@ -17,7 +17,7 @@ impl Order {
         self.0 = None;
     }
 
-    /// New entries in the slots behind the others have the latest positions.
+    /// Appends new entries, which are in the slots behind the others and have the latest positions.
     pub fn append(&mut self, count: usize) {
         self.0 = self.0.take().map(|order| ops::extend_order(order, count));
     }

@@ -1,13 +1,13 @@
-//! A prompt on its way through a cache.
+//! A prompt between its announcement and its end.
 
 use crate::facts::ModelFacts;
 use crate::{Error, Result};
 use burn::tensor::Tensor;
 use std::fmt;
 
-/// A cache that a [`Prompt`] runs through: [`KvCache`](super::KvCache) under one plan,
-/// [`SharedPrefill`](super::SharedPrefill) under several, [`Untrimmed`](super::Untrimmed) without eviction, and mutable
-/// references and boxes of these.
+/// A cache that can be given a [`Prompt`]: [`KvCache`](super::KvCache) under one plan,
+/// [`SharedPrefill`](super::SharedPrefill) under several plans, [`Untrimmed`](super::Untrimmed) without eviction, and mutable
+/// references and boxes of these. Other crates cannot implement it.
 pub trait PromptCache: Drive + fmt::Debug {
     /// How many tokens each row has been given.
     fn seen(&self) -> usize;
@@ -15,11 +15,11 @@ pub trait PromptCache: Drive + fmt::Debug {
     /// The position of each row's next token.
     fn next_positions(&self) -> Vec<usize>;
 
-    /// Tells what some policies need to know of the model; before a prompt.
+    /// States what some policies need to know of the model, from the next prompt on.
     fn set_facts(&mut self, facts: &ModelFacts);
 }
 
-/// What a prompt asks of a cache. Only this crate can call it: the order of calls is [`Prompt`]'s to keep.
+/// The calls that a [`Prompt`] makes, in an order that it keeps. Only this crate can make them.
 pub trait Drive {
     #[doc(hidden)]
     fn layers(&self) -> usize;
@@ -45,21 +45,21 @@ pub trait Drive {
 
 /// A prompt between its announcement and its end.
 ///
-/// Every layer in turn is given all tokens, in one chunk or several, and then cut by its prefill rule: [`Prompt::attend`]
-/// for each chunk, [`Prompt::end_layer`], and after the last layer [`Prompt::finish`]. Other orders, more or fewer tokens
-/// than announced, and decoding in between are refused.
+/// The layers run one after the other. Call [`Prompt::attend`] for each chunk of a layer's tokens, then
+/// [`Prompt::end_layer`], which evicts by the layer's prefill rule, and after the last layer [`Prompt::finish`]. Calls in
+/// another order, more or fewer tokens than announced, and decoding before the end are refused.
 ///
-/// A prompt holds its cache (`Prompt<KvCache>`), so that it can be put aside and continued while others run, or borrows it
-/// (`Prompt<&mut KvCache>`, from [`KvCache::prompt`](super::KvCache::prompt)). A borrowed cache whose prompt is dropped
-/// before its end refuses everything until [`KvCache::clear`](super::KvCache::clear).
+/// A `Prompt<KvCache>` owns its cache, so that a scheduler can put it aside and continue it later. A `Prompt<&mut KvCache>`,
+/// from [`KvCache::prompt`](super::KvCache::prompt), borrows it; if it is dropped before its end, the cache refuses
+/// everything until [`KvCache::clear`](super::KvCache::clear).
 #[derive(Debug)]
 #[must_use = "a cache whose prompt is not finished refuses everything until it is cleared"]
 pub struct Prompt<C: PromptCache> {
     cache: C,
     tokens: usize,
-    /// The layer at hand.
+    /// The layer that is next.
     layer: usize,
-    /// Tokens that it has been given.
+    /// Tokens that this layer has been given.
     given: usize,
 }
 
@@ -67,7 +67,7 @@ impl<C: PromptCache> Prompt<C> {
     /// Announces a prompt of `tokens` tokens per row.
     ///
     /// # Errors
-    /// A prompt without tokens, and what the cache refuses, see [`KvCache::prompt`](super::KvCache::prompt).
+    /// A prompt without tokens, and what [`KvCache::prompt`](super::KvCache::prompt) refuses.
     pub fn new(mut cache: C, tokens: usize) -> Result<Self> {
         if tokens == 0 {
             return Err(Error::invalid("prompt", "length", "0 tokens", "at least 1"));
@@ -81,39 +81,39 @@ impl<C: PromptCache> Prompt<C> {
         })
     }
 
-    /// The cache, for inspection.
+    /// The cache of this prompt, for inspection.
     pub fn cache(&self) -> &C {
         &self.cache
     }
 
-    /// Tokens per row that were announced.
+    /// The number of tokens per row that was announced.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    /// The layer that is next, the number of layers when all have been cut.
+    /// The layer that is next; the number of layers when all have ended.
     pub fn layer(&self) -> usize {
         self.layer
     }
 
-    /// Tokens per row that this layer has been given.
+    /// How many tokens per row the layer [`Prompt::layer`] has been given.
     pub fn given(&self) -> usize {
         self.given
     }
 
-    /// Whether every layer has had the whole prompt, so that [`Prompt::finish`] is what is left.
+    /// Whether every layer has ended, so that only [`Prompt::finish`] is left to call.
     pub fn is_complete(&self) -> bool {
         self.layer == self.cache.layers()
     }
 
-    /// Attention of the next chunk in the layer at hand; the chunk's keys and values are appended.
+    /// Appends the keys and values of the next chunk to the layer that is next, and returns the chunk's causal attention.
     ///
     /// `q [batch, heads, tokens, head_dim]`, `k`, `v [batch, kv_heads, tokens, head_dim]`, rotated for the positions that
-    /// follow those given before → `[batch, heads, tokens, head_dim]`. Scores are scaled by 1/√head_dim unless the cache
-    /// has a scale of its own.
+    /// follow those given before → `[batch, heads, tokens, head_dim]`. Logits are scaled by 1/√head_dim, or by
+    /// [`ModelFacts::scale`] if the model stated one.
     ///
     /// # Errors
-    /// Another layer than the one at hand, more tokens than announced, shapes that do not match the cache's.
+    /// Another layer than [`Prompt::layer`], more tokens than announced, and shapes that do not match the cache's.
     pub fn attend(
         &mut self,
         layer: usize,
@@ -133,11 +133,11 @@ impl<C: PromptCache> Prompt<C> {
         Ok(output)
     }
 
-    /// Cuts the layer at hand by its prefill rule once it has been given the whole prompt; the next one follows. Under an
-    /// allocator that has to see the layers ([`Online`](crate::allocate::Online)) earlier layers may be cut again.
+    /// Ends a layer that has been given the whole prompt: evicts by its prefill rule and goes on to the next layer. Under an
+    /// allocator that splits by what the layers do ([`Online`](crate::allocate::Online)), earlier layers may evict again.
     ///
     /// # Errors
-    /// Another layer than the one at hand, fewer tokens than announced, NaN scores.
+    /// Another layer than [`Prompt::layer`], fewer tokens than announced, and NaN scores.
     pub fn end_layer(&mut self, layer: usize) -> Result<()> {
         self.check_layer(layer)?;
         if self.given < self.tokens {
@@ -154,7 +154,7 @@ impl<C: PromptCache> Prompt<C> {
     /// Ends the prompt and gives the cache back.
     ///
     /// # Errors
-    /// Layers that have not had the whole prompt, NaN scores.
+    /// Layers that have not ended, and NaN scores.
     pub fn finish(mut self) -> Result<C> {
         if !self.is_complete() {
             let allowed = format!("after {} layers", self.cache.layers());

@@ -3,8 +3,8 @@
 use crate::ops;
 use burn::tensor::{Tensor, s};
 
-/// Queries in a buffer with some room behind them: new ones are written there in place, and only when it is full the
-/// latest move to its start.
+/// Queries in a buffer with free room at its end. New queries are written there in place; when it is full, the latest ones
+/// move to its start.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Queries {
     /// `[batch, heads, capacity, head_dim]`
@@ -13,7 +13,7 @@ pub(super) struct Queries {
 }
 
 impl Queries {
-    /// Holds `queries [batch, heads, tokens, head_dim]` alone.
+    /// A buffer that holds exactly `queries [batch, heads, tokens, head_dim]`.
     pub fn of(queries: Tensor<4>) -> Self {
         let len = queries.dims()[2];
         Self {
@@ -22,7 +22,7 @@ impl Queries {
         }
     }
 
-    /// Adds `new [batch, heads, tokens, head_dim]`; at least the latest `count` of all stay.
+    /// Appends `new [batch, heads, tokens, head_dim]` and keeps at least the latest `count` of all queries.
     pub fn remember(&mut self, new: &Tensor<4>, count: usize) {
         let [batch, heads, tokens, d] = new.dims();
         if tokens == count {
@@ -56,7 +56,7 @@ impl Queries {
         self.len = kept + added;
     }
 
-    /// The last `count`, fewer if there are fewer; none if there are none.
+    /// The last `count` queries, or all if there are fewer; `None` if there are none.
     pub fn latest(&self, count: usize) -> Option<Tensor<4>> {
         let count = count.min(self.len);
         match &self.buffer {

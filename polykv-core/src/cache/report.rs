@@ -5,17 +5,17 @@ use serde::Serialize;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct CacheReport {
-    /// Tokens seen.
+    /// Tokens that each sequence has been given.
     pub seen: usize,
-    /// Entries kept per layer, mean over sequences and heads.
+    /// Entries per sequence and KV head in each layer.
     pub kept: Vec<f64>,
-    /// Bytes of keys and values over all layers.
+    /// Bytes of keys and values over all layers, free slots included.
     pub bytes: usize,
     /// The largest `bytes` so far, transient copies included.
     pub peak_bytes: usize,
     /// Bytes of positions, statistics and remembered queries.
     pub aux_bytes: usize,
-    /// What keys and values of all seen tokens would occupy.
+    /// Bytes that the keys and values of all tokens would occupy without eviction.
     pub full_bytes: usize,
 }
 
@@ -31,17 +31,17 @@ impl CacheReport {
         }
     }
 
-    /// The fewest entries of any layer.
+    /// The entries of the layer with the fewest.
     pub fn kept_min(&self) -> f64 {
         self.kept.iter().copied().fold(f64::INFINITY, f64::min)
     }
 
-    /// Entries per layer, mean over layers.
+    /// The mean of the entries over all layers.
     pub fn kept_mean(&self) -> f64 {
         self.kept.iter().sum::<f64>() / self.kept.len().max(1) as f64
     }
 
-    /// The most entries of any layer.
+    /// The entries of the layer with the most.
     pub fn kept_max(&self) -> f64 {
         self.kept.iter().copied().fold(0.0, f64::max)
     }

@@ -1,4 +1,4 @@
-//! One prompt under many plans.
+//! One prompt under several plans.
 
 use super::prompt::{Drive, PromptCache};
 use super::{KvCache, LayerCache};
@@ -9,11 +9,13 @@ use crate::{Error, Result};
 use burn::tensor::{Device, Tensor};
 use std::collections::BTreeMap;
 
-/// Runs a prompt once for any number of plans: eviction after a layer's prompt changes nothing inside the prompt. While
-/// a layer's full keys and values are at hand, every plan takes its cut of them before the next layer starts, so the
-/// peak is one layer's full cache plus the budgets of all plans. Plans with the same rules in a layer share one cut.
+/// Runs one prompt for several plans at once. Layers evict only after they have been given the whole prompt, so that its
+/// attention is the same under every plan. When a layer ends, each plan evicts from a copy of the full layer before the next
+/// one starts: the peak is one layer's full cache plus the budgets of all plans. Plans with the same rule in a layer evict
+/// there once.
 ///
-/// It takes one prompt, through a [`Prompt`](super::Prompt); each cache of [`SharedPrefill::into_caches`] is what [`KvCache`] would be after the same prompt alone.
+/// It takes one prompt, through a [`Prompt`](super::Prompt). Each cache of [`SharedPrefill::into_caches`] then is what a
+/// [`KvCache`] under that plan would be after the same prompt.
 #[derive(Debug)]
 pub struct SharedPrefill {
     caches: Vec<KvCache>,
@@ -21,7 +23,7 @@ pub struct SharedPrefill {
     device: Device,
     /// For each cache and layer the first cache that has the same rules there.
     origins: Vec<Vec<usize>>,
-    /// The layer at hand.
+    /// The full cache of the layer that is next.
     leader: Option<LayerCache>,
     /// Tokens of the announced prompt.
     tokens: Option<usize>,
@@ -29,10 +31,10 @@ pub struct SharedPrefill {
 }
 
 impl SharedPrefill {
-    /// Empty caches under `plans`, which are for one model.
+    /// Empty caches under `plans`, in this order, for one model.
     ///
     /// # Errors
-    /// No plan, plans with different numbers of layers, and what [`KvCache::new`] refuses.
+    /// An empty list of plans, plans with different numbers of layers, and what [`KvCache::new`] refuses.
     pub fn new(plans: Vec<Plan>, shape: LayerShape, device: &Device) -> Result<Self> {
         let Some(layers) = plans.first().map(|plan| plan.layers.len()) else {
             return Err(Error::invalid("shared prefill", "plans", 0, "at least 1"));
@@ -61,21 +63,22 @@ impl SharedPrefill {
         })
     }
 
-    /// The most bytes of keys and values held so far. A layer that a plan keeps whole counts for each such plan,
-    /// though they share one copy until they change it.
+    /// The most bytes of keys and values so far. A layer that several plans keep whole counts once for each of them, though
+    /// they share one copy until they change it.
     pub fn peak_bytes(&self) -> usize {
         self.peak_bytes
     }
 
-    /// One cache per plan, in their order, ready for decode steps or more prompts.
+    /// One cache per plan, in the order of the plans, ready to decode or for another prompt.
+    #[must_use]
     pub fn into_caches(self) -> Vec<KvCache> {
         self.caches
     }
 
     fn note_peak(&mut self) {
-        let own: usize = self.caches.iter().map(KvCache::kv_bytes).sum();
+        let budgets: usize = self.caches.iter().map(KvCache::kv_bytes).sum();
         let leader = self.leader.as_ref().map_or(0, LayerCache::kv_bytes);
-        self.peak_bytes = self.peak_bytes.max(own + leader);
+        self.peak_bytes = self.peak_bytes.max(budgets + leader);
     }
 }
 
@@ -131,7 +134,10 @@ impl Drive for SharedPrefill {
             .filter(|(index, _)| self.origins[*index][layer] == *index)
             .map(|(_, cache)| &mut cache.layers[layer])
             .collect();
-        let output = self.leader.insert(leader).lead(&mut followers, q, k, v)?;
+        let output = self
+            .leader
+            .insert(leader)
+            .attend_for(&mut followers, q, k, v)?;
         self.note_peak();
         Ok(output)
     }
@@ -147,14 +153,14 @@ impl Drive for SharedPrefill {
             let cut = (origin < index).then(|| self.caches[origin].layers[layer].clone());
             let cache = &mut self.caches[index];
             // Two steps, so that the cache's own peak is what it would be alone.
-            cache.run(layer, |own| {
-                own.follow(&leader);
+            cache.run(layer, |cache| {
+                cache.copy_entries(&leader);
                 Ok(())
             })?;
             match cut {
                 None => cache.trim(layer)?,
-                Some(cut) => cache.run(layer, |own| {
-                    *own = cut;
+                Some(cut) => cache.run(layer, |cache| {
+                    *cache = cut;
                     Ok(())
                 })?,
             }
@@ -170,16 +176,19 @@ impl Drive for SharedPrefill {
     }
 }
 
-/// See [`SharedPrefill::origins`]. Where budgets depend on a plan's other layers, the layer is its own.
+/// For each cache and layer the first cache with the same rules there. A cache whose budgets depend on its other layers
+/// shares nothing.
 fn origins(caches: &[KvCache]) -> Vec<Vec<usize>> {
     let mut known: BTreeMap<(usize, String), usize> = BTreeMap::new();
     let caches = caches.iter().enumerate();
     caches
         .map(|(index, cache)| {
             let layers = cache.layers.iter().enumerate();
-            let origin = |(layer, own): (usize, &LayerCache)| match &cache.cascade {
+            let origin = |(layer, layer_cache): (usize, &LayerCache)| match &cache.cascade {
                 Some(_) => index,
-                None => *known.entry((layer, own.rules_key())).or_insert(index),
+                None => *known
+                    .entry((layer, layer_cache.rules_key()))
+                    .or_insert(index),
             };
             layers.map(origin).collect()
         })

@@ -1,15 +1,15 @@
-//! How much room a layer makes: one rule for the cache and for estimates of its memory.
+//! How many slots a layer allocates: one rule for the cache and for estimates of its memory.
 
 use crate::phase::Phase;
 use crate::plan::LayerEvictions;
 
-/// The least free slots that a cache without a decode budget gets beyond its length, so that it does not grow at every
-/// token; a long one gets a part in `SLACK_PART` of its length.
+/// A cache without a decode budget gets at least this many free slots beyond its length, so that it does not grow at every
+/// token. A long one gets one free slot per `SLACK_PART` entries.
 const SLACK: usize = 16;
 const SLACK_PART: usize = 32;
 
-/// Slots to have when `tokens` more entries arrive at `len` and there is no room; `expected` are the tokens of the
-/// announced prompt that are still to come, these included.
+/// The slots to allocate when `tokens` entries are appended to `len` and do not fit. `expected` counts the tokens of the
+/// announced prompt that are still to be appended, these included.
 pub fn slots_for(rules: &LayerEvictions, len: usize, tokens: usize, expected: usize) -> usize {
     let least = len + tokens.max(expected);
     let slack = least + SLACK.max(least / SLACK_PART);

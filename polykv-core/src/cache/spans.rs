@@ -1,15 +1,16 @@
-//! Positions that a caller protects, whatever the policies say.
+//! Positions that the caller of a cache protects from eviction.
 
 use crate::policy::Protect;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Ranges of positions from the start of the sequence, ascending, apart and not empty.
+/// Positions that stay in the cache whatever the policies say, as ranges; 0 is the first token of the sequence.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spans(Arc<[Range<usize>]>);
 
 impl Spans {
-    /// Sorts and joins any ranges.
+    /// The positions of all these ranges, in any order. Overlapping ranges are joined.
+    #[must_use]
     pub fn new(ranges: impl IntoIterator<Item = Range<usize>>) -> Self {
         let mut ranges: Vec<_> = ranges.into_iter().filter(|r| !r.is_empty()).collect();
         ranges.sort_unstable_by_key(|range| range.start);
@@ -24,6 +25,7 @@ impl Spans {
     }
 
     /// The first `tokens` positions.
+    #[must_use]
     pub fn prefix(tokens: usize) -> Self {
         Self::new(std::iter::once(0..tokens))
     }
@@ -33,13 +35,13 @@ impl Spans {
         self.0.iter().map(Range::len).sum()
     }
 
-    /// Whether a position lies in one of them.
+    /// Whether a position is among them.
     pub fn contains(&self, position: usize) -> bool {
         self.0.iter().any(|span| span.contains(&position))
     }
 
-    /// How many entries stay for sure beside what a policy protects, in a sequence so long that its latest positions
-    /// lie behind the spans.
+    /// How many entries these positions and what a policy protects are together, in a sequence so long that the latest
+    /// positions which the policy protects lie behind the spans.
     pub fn count_with(&self, protect: Protect) -> usize {
         let behind = |position: usize| position.max(protect.sinks);
         let spans = self.0.iter();
@@ -49,7 +51,7 @@ impl Spans {
         protect.count().saturating_add(more)
     }
 
-    /// The policy's protection with a span at the start of the sequence joined to its sinks, and the other spans.
+    /// What a policy protects and the spans, where a span that begins within the sinks extends them.
     pub(super) fn join(&self, protect: Protect) -> (Protect, &[Range<usize>]) {
         match self.0.split_first() {
             Some((first, rest)) if first.start <= protect.sinks => {

@@ -1,4 +1,4 @@
-//! What the policies of a layer's two phases remember.
+//! The states of the policies of a layer's two phases.
 
 use crate::Result;
 use crate::ops::AttentionBlock;
@@ -7,7 +7,7 @@ use crate::plan::{Eviction, LayerEvictions};
 use crate::policy::{Appended, State};
 use burn::tensor::{Int, Tensor};
 
-/// The memories of both phases' policies; one memory when both phases run the same policy.
+/// A state for the policy of each phase, or one for both if both phases evict by the same policy.
 #[derive(Clone, Debug, Default)]
 pub(super) struct States {
     prefill: State,
@@ -16,7 +16,7 @@ pub(super) struct States {
 }
 
 impl States {
-    /// New entries, before any attention over them.
+    /// Tells the policies of entries that have been appended.
     ///
     /// # Errors
     /// Those of the policies.
@@ -25,7 +25,7 @@ impl States {
             .try_for_each(|(rule, state)| rule.policy.append(state, appended))
     }
 
-    /// A block of attention, for the policies that ask for it.
+    /// Passes a block of attention to the policies that ask for it.
     ///
     /// # Errors
     /// Those of the policies.
@@ -65,15 +65,21 @@ impl States {
         self.prefill.bytes() + self.decode.bytes()
     }
 
-    /// The policies that evict, each with its memory.
+    /// The policies that evict, each with its state.
     fn with<'a>(
         &'a mut self,
         rules: &'a LayerEvictions,
     ) -> impl Iterator<Item = (&'a Eviction, &'a mut State)> {
-        let prefill = rules.prefill.as_ref().map(|own| (own, &mut self.prefill));
+        let prefill = rules
+            .prefill
+            .as_ref()
+            .map(|eviction| (eviction, &mut self.prefill));
         let decode = match self.shared {
             true => None,
-            false => rules.decode.as_ref().map(|own| (own, &mut self.decode)),
+            false => rules
+                .decode
+                .as_ref()
+                .map(|eviction| (eviction, &mut self.decode)),
         };
         prefill.into_iter().chain(decode)
     }

@@ -6,28 +6,31 @@ use crate::Result;
 use crate::facts::ModelFacts;
 use burn::tensor::Tensor;
 
-/// A cache that grows by everything it is given, whatever its plan says; what it held is kept as well. The budgets stay
-/// those of the last prompt, and the first decode step brings the cache back to them.
+/// A cache that takes in a prompt without evicting anything, whatever its plan says. The budgets stay those of the prompt
+/// before it; the first decode step afterwards brings the cache back to them.
 #[derive(Debug)]
 pub struct Untrimmed<'a>(&'a mut KvCache);
 
 impl KvCache {
-    /// Takes tokens in without evicting any: the continuation of an evaluation, or a question after compression.
+    /// This cache as one that takes in prompts without evicting anything, for example the scored continuation of an
+    /// evaluation, or a question about a compressed text.
+    #[must_use]
     pub fn untrimmed(&mut self) -> Untrimmed<'_> {
         Untrimmed(self)
     }
 }
 
 impl Untrimmed<'_> {
-    /// The cache itself, for inspection.
+    /// The cache that this borrows, for inspection.
     pub fn cache(&self) -> &KvCache {
         self.0
     }
 }
 
 impl<'a> Prompt<Untrimmed<'a>> {
-    /// The prompt for the layers from `layer` on, for running the upper part of a model over what its layers hold. The
-    /// layers below are left behind, so that the cache afterwards takes nothing more until it is cleared.
+    /// The same prompt for the layers from `layer` on only, to run the upper part of a model over what those layers hold. The
+    /// layers below do not get the prompt, so that the cache refuses any further prompt or token until it is cleared.
+    #[must_use]
     pub fn above(self, layer: usize) -> Self {
         self.skip_to(layer)
     }
@@ -54,7 +57,10 @@ impl Drive for Untrimmed<'_> {
 
     fn begin(&mut self, tokens: usize) -> Result<()> {
         self.0.enter(tokens)?;
-        self.0.layers.iter_mut().for_each(|own| own.expect(tokens));
+        self.0
+            .layers
+            .iter_mut()
+            .for_each(|layer| layer.announce(tokens));
         Ok(())
     }
 

@@ -5,65 +5,75 @@ use crate::apportion::within;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// How far a screening raises and lowers a layer's budget.
+/// The part by which a screening raises and lowers a layer's budget.
 const STEP: f64 = 1.0 / 3.0;
 
-/// Steps of the way from the given budgets to those that the screening recommends.
+/// The number of budgets that are tried between the given ones and those that the screening recommends.
 const STEPS: usize = 3;
 
-/// A search over the budgets of one phase with the whole plan in effect (our addition). Each layer gets a third more or
-/// fewer entries, in the runs of a [`Design`] over all layers, and what that does to the score says how much it is worth
-/// there.
+/// A search over the budgets of one phase by the losses of whole plans, which is an addition of this project. In the runs of a
+/// [`Design`] each layer has a third more or a third fewer entries; the effect on the score says how much entries are worth
+/// in that layer.
 ///
-/// If a layer's loss falls like `a / budget`, the sum of all is least at budgets in proportion to `√a`. A third, two thirds
-/// and all of the way there are tried, and the best stays if it lowers the score by more than the standard error of that
-/// difference over the examples.
+/// If the loss of each layer falls as `a / budget`, the sum of all losses is least for budgets in proportion to `√a`. The
+/// search tries budgets a third, two thirds and all of the way there. The best of them is the result if it lowers the score
+/// by more than the standard error of that difference over the examples; otherwise the given budgets are.
 #[derive(Clone, Debug)]
 pub struct BudgetSearch<'a> {
-    /// Losses of the single policies, which the score is relative to.
+    /// The losses of the single policies, which scores are relative to.
     pub singles: Vec<Losses>,
-    /// Entries per layer to begin with; the sum stays.
+    /// The budgets to start from, in entries per KV head for each layer. Their sum does not change.
     pub budgets: &'a [usize],
-    /// The least budget that works in every layer, and the prompt's length.
+    /// The least budget that works with every candidate, and the prompt's length, which no budget exceeds.
     pub limits: (usize, usize),
+    /// The seed of the screening.
     pub seed: u64,
 }
 
-/// What a search over budgets found.
+/// The result of a [`BudgetSearch`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct FoundBudgets {
+    /// Entries per KV head for each layer.
     pub budgets: Vec<usize>,
+    /// The losses of the plan with these budgets.
     pub losses: Losses,
+    /// The score of these losses; lower is better.
     pub score: f64,
-    /// The budgets it began with, then those that it tried.
+    /// The given budgets, then those that were tried.
     pub tried: Vec<TriedBudgets>,
-    /// Per layer, the loss with a third more entries there less that with a third fewer.
+    /// For each layer, the loss with a third more entries there minus that with a third fewer, per kind of data.
     pub effects: BTreeMap<Data, Vec<f64>>,
 }
 
-/// Whole plans to evaluate, with one route and other budgets.
+/// Plans to evaluate that differ in the budgets of one phase.
 #[derive(Clone, Copy, Debug)]
 pub enum Trials<'a> {
-    /// Per plan, which layers have the higher level of [`BudgetSearch::levels`]; the others have the lower one.
+    /// For each plan, whether each layer has the higher budget of [`BudgetSearch::levels`] or the lower one.
     Levels(&'a [Vec<bool>]),
-    /// Per plan, the entries per layer.
+    /// For each plan, entries per KV head for each layer.
     Budgets(&'a [Vec<usize>]),
 }
 
+/// Budgets that a [`BudgetSearch`] evaluated.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TriedBudgets {
+    /// Entries per KV head for each layer.
     pub budgets: Vec<usize>,
+    /// The losses of the plan with these budgets.
     pub losses: Losses,
+    /// The score of these losses; lower is better.
     pub score: f64,
 }
 
 impl BudgetSearch<'_> {
-    /// The lower and the higher budgets of the screening.
+    /// The lower and the higher budget of each layer in the screening, in entries per KV head.
     pub fn levels(&self) -> [Vec<usize>; 2] {
         let (least, prompt) = self.limits;
         let level = |factor: f64| {
-            let of = |&own: &usize| {
-                let entries = (own as f64 * factor).round() as usize;
+            let of = |&budget: &usize| {
+                let entries = (budget as f64 * factor).round() as usize;
                 entries.clamp(least, prompt.max(least))
             };
             self.budgets.iter().map(of).collect()
@@ -71,7 +81,7 @@ impl BudgetSearch<'_> {
         [level(1.0 - STEP), level(1.0 + STEP)]
     }
 
-    /// Runs the search; `evaluate` gives the losses of each plan.
+    /// Runs the search, where `evaluate` returns the losses of each plan in their order.
     ///
     /// # Errors
     /// Those of `evaluate`.
@@ -87,20 +97,21 @@ impl BudgetSearch<'_> {
         let mut losses = evaluate(Trials::Budgets(&all))?;
         let worth = self.worth(&scale, &means(&losses[0]), &effects);
         for step in 1..=STEPS {
-            let own = self.towards(&worth, step as f64 / STEPS as f64);
-            if !all.contains(&own) {
-                all.push(own);
+            let next = self.towards(&worth, step as f64 / STEPS as f64);
+            if !all.contains(&next) {
+                all.push(next);
             }
         }
         losses.extend(evaluate(Trials::Budgets(&all[1..]))?);
-        let score = |own: &usize| scale.score(&means(&losses[*own]));
+        let score = |plan: &usize| scale.score(&means(&losses[*plan]));
         let best = (0..all.len()).min_by(|a, b| score(a).total_cmp(&score(b)));
-        let gains = |own: &usize| score(&0) - score(own) > scale.error(&losses[0], &losses[*own]);
+        let gains =
+            |plan: &usize| score(&0) - score(plan) > scale.error(&losses[0], &losses[*plan]);
         let chosen = best.filter(gains).unwrap_or(0);
-        let tried = |own: usize| TriedBudgets {
-            budgets: all[own].clone(),
-            losses: means(&losses[own]),
-            score: score(&own),
+        let tried = |plan: usize| TriedBudgets {
+            budgets: all[plan].clone(),
+            losses: means(&losses[plan]),
+            score: score(&plan),
         };
         Ok(FoundBudgets {
             budgets: all[chosen].clone(),
@@ -111,7 +122,7 @@ impl BudgetSearch<'_> {
         })
     }
 
-    /// How much the score falls by more entries in each layer, at least 0.
+    /// How much more entries in each layer lower the score, at least 0.
     fn worth(&self, scale: &Scale, start: &Losses, effects: &BTreeMap<Data, Vec<f64>>) -> Vec<f64> {
         let of = |layer: usize| {
             let with = start
@@ -122,22 +133,22 @@ impl BudgetSearch<'_> {
         (0..self.budgets.len()).map(of).collect()
     }
 
-    /// Budgets that go `part` of the way. No layer falls below a quarter of what it began with.
+    /// Budgets a `part` of the way to those in proportion to √worth. No layer gets less than a quarter of its given budget.
     fn towards(&self, worth: &[f64], part: f64) -> Vec<usize> {
         let (least, prompt) = self.limits;
         let total: usize = self.budgets.iter().sum();
-        let roots: f64 = worth.iter().map(|own| own.sqrt()).sum();
+        let roots: f64 = worth.iter().map(|worth| worth.sqrt()).sum();
         if roots <= 0.0 {
             return self.budgets.to_vec();
         }
-        let weight = |(&own, &budget): (&f64, &usize)| {
-            (1.0 - part) * budget as f64 + part * total as f64 * own.sqrt() / roots
+        let weight = |(&worth, &budget): (&f64, &usize)| {
+            (1.0 - part) * budget as f64 + part * total as f64 * worth.sqrt() / roots
         };
         let weights: Vec<f64> = worth.iter().zip(self.budgets).map(weight).collect();
-        let floor = |&own: &usize| least.max(own / 4);
+        let floor = |&budget: &usize| least.max(budget / 4);
         let floors: Vec<usize> = self.budgets.iter().map(floor).collect();
         let most: Vec<usize> = floors.iter().map(|&least| least.max(prompt)).collect();
-        // What lies below its floor already is taken from the others in proportion.
+        // What raising layers to their floors costs is taken from the others in proportion.
         let above = weights.iter().zip(&floors);
         let above: Vec<f64> = above
             .map(|(weight, &floor)| (weight - floor as f64).max(0.0))
@@ -183,15 +194,15 @@ mod tests {
         let mut runs = 0;
         let mut evaluate = |trials: Trials<'_>| {
             let level = |row: &Vec<bool>| {
-                let own = |layer: usize| if row[layer] { high[layer] } else { low[layer] };
-                losses(&(0..LAYERS).map(own).collect::<Vec<_>>())
+                let budget = |layer: usize| if row[layer] { high[layer] } else { low[layer] };
+                losses(&(0..LAYERS).map(budget).collect::<Vec<_>>())
             };
             Ok(match trials {
                 Trials::Levels(rows) => {
                     runs += rows.len();
                     rows.iter().map(level).collect()
                 }
-                Trials::Budgets(all) => all.iter().map(|own| losses(own)).collect(),
+                Trials::Budgets(all) => all.iter().map(|budgets| losses(budgets)).collect(),
             })
         };
         let found = search.run(&mut evaluate).unwrap();
@@ -201,7 +212,7 @@ mod tests {
         let effect = 400.0 / 133.0 - 400.0 / 67.0;
         assert!((found.effects[&Data::Text][3] - effect).abs() < 1e-9);
         assert!(found.effects[&Data::Text][1].abs() < 1e-9);
-        let all: Vec<usize> = found.tried.iter().map(|own| own.budgets[1]).collect();
+        let all: Vec<usize> = found.tried.iter().map(|tried| tried.budgets[1]).collect();
         assert_eq!(all.len(), 1 + STEPS);
         // The idle layers end at their floor; four times the loss is worth twice the entries.
         let last = &found.tried[STEPS].budgets;
@@ -218,13 +229,13 @@ mod tests {
             layers in prop::collection::vec((8usize..400, 0.0f64..1.0), 2..40),
             part in 0.0f64..1.0,
         ) {
-            let budgets: Vec<usize> = layers.iter().map(|own| own.0).collect();
-            let worth: Vec<f64> = layers.iter().map(|own| own.1).collect();
+            let budgets: Vec<usize> = layers.iter().map(|layer| layer.0).collect();
+            let worth: Vec<f64> = layers.iter().map(|layer| layer.1).collect();
             let search = BudgetSearch { limits: (8, 500), ..search(&budgets) };
             let found = search.towards(&worth, part);
             prop_assert_eq!(found.iter().sum::<usize>(), budgets.iter().sum::<usize>());
-            for (found, own) in found.iter().zip(&budgets) {
-                prop_assert!((8.max(own / 4)..=500).contains(found), "{} of {}", found, own);
+            for (found, budget) in found.iter().zip(&budgets) {
+                prop_assert!((8.max(budget / 4)..=500).contains(found), "{} of {}", found, budget);
             }
         }
     }

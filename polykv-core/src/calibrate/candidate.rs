@@ -2,10 +2,10 @@ use crate::Result;
 use crate::policy::{Policies, Policy, PolicySpec};
 use std::sync::Arc;
 
-/// A policy that a calibration chooses from, with what reports call it.
+/// A policy that a calibration chooses from, with the name that reports give it.
 #[derive(Clone, Debug)]
 pub struct CandidatePolicy {
-    /// Name and parameters in tables and in the report.
+    /// The name and parameters that tables and the report show.
     pub spec: PolicySpec,
     /// The policy itself.
     pub policy: Arc<dyn Policy>,
@@ -13,6 +13,7 @@ pub struct CandidatePolicy {
 
 impl CandidatePolicy {
     /// A policy under its own name and with all of its parameters.
+    #[must_use]
     pub fn of(policy: Arc<dyn Policy>) -> Self {
         let spec = PolicySpec {
             policy: policy.name().to_string(),

@@ -5,23 +5,23 @@ use crate::plan::{LayerPlan, Plan, Rule, Share};
 use crate::policy::Policy;
 use std::sync::Arc;
 
-/// What a plan is made of.
+/// Everything of a plan but the choice of a candidate for each layer.
 #[derive(Clone, Debug)]
-pub struct Draft<'a> {
-    /// What indices in routes stand for.
+pub struct PlanDraft<'a> {
+    /// The policies that routes name by index.
     pub candidates: &'a [Arc<dyn Policy>],
-    /// The model's layers.
+    /// The number of the model's layers.
     pub layers: usize,
     /// The plan's budget.
     pub budget: Budget,
-    /// Budgets per layer for each phase, empty for the same in all layers.
+    /// Entries per KV head in each layer, for the prefill and for the decode phase; empty for equal budgets in all layers.
     pub budgets: [Vec<usize>; 2],
-    /// An allocator that splits the budget per prompt instead.
+    /// An allocator that splits the budget anew for each prompt, if the plan names one; then there are no budgets.
     pub online: Option<Arc<dyn Allocator>>,
 }
 
-impl Draft<'_> {
-    /// The budgets of one phase.
+impl PlanDraft<'_> {
+    /// The budgets of one phase in entries per KV head, one per layer.
     pub fn budgets(&self, phase: Phase) -> &[usize] {
         match phase {
             Phase::Prefill => &self.budgets[0],
@@ -29,7 +29,8 @@ impl Draft<'_> {
         }
     }
 
-    /// The plan with a candidate per layer; a phase without any keeps everything.
+    /// The plan with these candidates, an index per layer for each phase. In a phase with `None` it keeps everything.
+    #[must_use]
     pub fn plan(&self, prefill: Option<&[usize]>, decode: Option<&[usize]>) -> Plan {
         let mut plan = Plan::new(vec![LayerPlan::KEEP; self.layers], self.budget);
         plan.online = self.online.clone();
@@ -41,7 +42,9 @@ impl Draft<'_> {
         plan
     }
 
-    /// The plan in which `phase` has a candidate per layer; the prefill has `prefill` if that is the decode phase.
+    /// The plan in which `phase` has the candidates `picks`, an index per layer. If `phase` is the decode phase, the prefill
+    /// has the candidates `prefill`; otherwise the decode phase keeps everything.
+    #[must_use]
     pub fn with(&self, phase: Phase, prefill: Option<&[usize]>, picks: &[usize]) -> Plan {
         match phase {
             Phase::Prefill => self.plan(Some(picks), None),
@@ -49,7 +52,8 @@ impl Draft<'_> {
         }
     }
 
-    /// The draft with other budgets in one phase.
+    /// The same draft with other budgets in one phase.
+    #[must_use]
     pub fn with_budgets(&self, phase: Phase, budgets: &[usize]) -> Self {
         let mut draft = self.clone();
         match phase {
@@ -59,8 +63,9 @@ impl Draft<'_> {
         draft
     }
 
-    /// The plan of [`Draft::with`] for other budgets of `phase`, whatever their sum: it states the entries of each layer
-    /// for prompts of any length.
+    /// The plan of [`PlanDraft::with`] with other budgets in `phase`, whose sum may differ from the draft's budget. The plan
+    /// states the entries of each layer, for prompts of any length.
+    #[must_use]
     pub fn trial(
         &self,
         phase: Phase,
@@ -78,7 +83,7 @@ impl Draft<'_> {
         let (least, most) = (budgets.iter().min(), budgets.iter().max());
         let entries = matches!(self.budget, Budget::Tokens(_) | Budget::Total(_));
         let uneven = match self.budget {
-            Budget::Tokens(tokens) => budgets.iter().any(|&own| own != tokens),
+            Budget::Tokens(tokens) => budgets.iter().any(|&budget| budget != tokens),
             Budget::Total(_) => !budgets.is_empty(),
             // A split that differs by what does not divide is what a plan without shares means.
             _ => least
@@ -119,14 +124,14 @@ mod tests {
                 .build(name, &Params::from_yaml(params).unwrap())
                 .unwrap()
         });
-        let draft = |budget, budgets: &[usize]| Draft {
+        let draft = |budget, budgets: &[usize]| PlanDraft {
             candidates: &candidates,
             layers: 3,
             budget,
             budgets: [budgets.to_vec(), Vec::new()],
             online: None,
         };
-        let entries = |budgets: [usize; 3]| budgets.map(|own| Some(Share::Entries(own)));
+        let entries = |budgets: [usize; 3]| budgets.map(|budget| Some(Share::Entries(budget)));
         let plan = draft(Budget::Tokens(20), &[30, 15, 15]).plan(Some(&[0, 1, 1]), None);
         plan.check().unwrap();
         assert_eq!(shares(&plan, Phase::Prefill), entries([30, 15, 15]));

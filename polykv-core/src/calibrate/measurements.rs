@@ -9,27 +9,27 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What an allocator of [`Basis::Calibration`] follows.
+/// The signal that an allocator of [`Basis::Calibration`] splits the budget by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BudgetSignal {
     /// The entropy of a layer's attention.
     Entropy,
-    /// The perplexity of the layer's worst candidate.
+    /// The rise of perplexity under the layer's worst candidate.
     Ppl,
-    /// What more entries in a layer do for the whole plan (our addition): even budgets first, then a
-    /// [`BudgetSearch`](super::BudgetSearch).
+    /// The effect of more entries in a layer on the loss of the whole plan, which is an addition of this project. The report
+    /// has even budgets; a [`BudgetSearch`](super::BudgetSearch) then improves them.
     Effect,
 }
 
-/// All that routes and budgets are made of.
+/// The measurements of a model and the choices by which they become routes and budgets.
 #[derive(Clone, Debug)]
 pub struct Measurements<'a> {
-    /// Fingerprint of the model.
+    /// The fingerprint of the model.
     pub model: String,
-    /// What an entry costs, and the model's layers.
+    /// The memory of an entry, and the number of the model's layers.
     pub cost: EntryCost,
-    /// Names of the candidates.
+    /// The names and parameters of the candidates.
     pub specs: Vec<PolicySpec>,
     /// The candidates, in the same order.
     pub candidates: &'a [Arc<dyn Policy>],
@@ -37,22 +37,22 @@ pub struct Measurements<'a> {
     pub phases: &'a [Phase],
     /// The plan's budget.
     pub budget: Budget,
-    /// Splits the budget.
+    /// The allocator that splits the budget.
     pub allocator: &'a dyn Allocator,
-    /// What it follows, if it follows what was measured.
+    /// The signal that it splits by, if its basis is [`Basis::Calibration`].
     pub budget_signal: BudgetSignal,
-    /// For the report; [`Settings::signal`] and [`Settings::route`] decide about the route, [`Settings::length`] about
-    /// budgets that depend on the prompt.
+    /// The settings that the report states. [`Settings::signal`] and [`Settings::route`] decide the route, and
+    /// [`Settings::length`] is the prompt length for which the budget is split.
     pub settings: Settings,
-    /// One per example.
+    /// The measurements, one per example.
     pub measured: &'a [Measured],
 }
 
 impl Measurements<'_> {
-    /// Routes and budgets from what each layer does alone.
+    /// A report with a route and budgets for each phase, by the effect of each layer alone.
     ///
     /// # Errors
-    /// A candidate that works under no budget.
+    /// A candidate that protects more than its budget under every budget.
     pub fn report(self) -> Result<Report> {
         let profiles: BTreeMap<Data, Profile> = [Data::Text, Data::Evidence]
             .into_iter()
@@ -100,7 +100,7 @@ impl Measurements<'_> {
     }
 }
 
-/// The route of one phase. `text` is how much more plain text counts than questions, where both were measured.
+/// The route of one phase. `text` is the factor by which plain text counts more than questions, where both were measured.
 pub(super) fn best(
     report: &Report,
     candidates: &[Arc<dyn Policy>],
@@ -118,24 +118,24 @@ pub(super) fn best(
     route(&profiles, phase, report.settings.signal, direction, &costs)
 }
 
-/// Attention of all queries costs more than any number of remembered ones.
+/// Ranks candidates by their cost: looking at the attention of all queries costs more than remembering any number of them.
 fn cost(needs: Needs) -> usize {
     needs.queries + if needs.attention { 1 << 20 } else { 0 }
 }
 
-/// Per layer; with two kinds of data the mean of both, each in proportion to its sum.
+/// The sensitivity of each layer. With two kinds of data the signals of each are divided by their sum and added up.
 fn sensitivity(report: &Report, phase: Phase, signal: BudgetSignal) -> Vec<f64> {
     let mut sums = vec![0.0; report.layers];
     for profile in report.profiles.values() {
-        let own = match signal {
+        let signals = match signal {
             BudgetSignal::Entropy => profile.entropy.clone(),
             BudgetSignal::Ppl => profile.phase(phase).worst_delta_ppl(),
             // Evenly, until a search tells more.
             BudgetSignal::Effect => vec![1.0; report.layers],
         };
-        let total: f64 = own.iter().sum::<f64>().max(f64::MIN_POSITIVE);
-        for (sum, own) in sums.iter_mut().zip(own) {
-            *sum += own / total;
+        let total: f64 = signals.iter().sum::<f64>().max(f64::MIN_POSITIVE);
+        for (sum, signal) in sums.iter_mut().zip(signals) {
+            *sum += signal / total;
         }
     }
     sums

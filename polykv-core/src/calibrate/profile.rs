@@ -1,89 +1,97 @@
 use crate::phase::Phase;
 use serde::{Deserialize, Serialize};
 
-/// What an example asks of a compressed cache.
+/// A kind of data, by what its examples ask of a compressed cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Data {
     /// The continuation of plain text.
     Text,
-    /// The answer to a question about facts hidden in a text (our addition).
+    /// The answer to a question about facts that are hidden in a text, which is an addition of this project.
     Evidence,
 }
 
-/// One example, every (layer, phase, candidate) perturbed alone.
+/// The measurements of one example, where each candidate evicts in one layer and phase while all others keep everything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
+    /// The kind of data of the example.
     pub data: Data,
-    /// Tokens of the prefix, and scored tokens of the continuation.
+    /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Tokens after the prompt whose likelihood is measured.
     pub scored_tokens: usize,
-    /// Mean negative log-likelihood of the scored tokens under FullKV.
+    /// The mean negative log-likelihood of the scored tokens under FullKV, in nats.
     pub full_nll: f64,
-    /// Mean entropy of FullKV's attention, per layer.
+    /// The mean entropy of the attention under FullKV for each layer, in nats.
     pub entropy: Vec<f64>,
-    /// Empty if the phase was not measured.
+    /// The measurements of the prefill, empty if there were none.
     pub prefill: PhaseMeasured,
+    /// The measurements of the decode phase, empty if there were none.
     pub decode: PhaseMeasured,
 }
 
-/// One phase of an example, `[layer][candidate]`.
+/// The measurements of one phase of an example, `[layer][candidate]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PhaseMeasured {
-    /// Between the attention block's outputs under FullKV and with the layer compressed.
+    /// The mean cosine between the outputs of the layer's attention block under FullKV and with the layer compressed.
     pub cosine: Vec<Vec<f64>>,
-    /// Mean negative log-likelihood of the scored tokens, empty if it was not asked for.
+    /// The mean negative log-likelihood of the scored tokens in nats, empty if it was not measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nll: Vec<Vec<f64>>,
 }
 
-/// The signals over all examples of one kind of data.
+/// The signals of a model, averaged over the examples of one kind of data.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Profile {
+    /// The number of examples.
     pub examples: usize,
-    /// FullKV's.
+    /// The perplexity under FullKV.
     pub perplexity: f64,
-    /// Per layer, in nats.
+    /// The mean entropy of the attention under FullKV for each layer, in nats.
     pub entropy: Vec<f64>,
+    /// The signals of the prefill, empty if it was not measured.
     pub prefill: PhaseProfile,
+    /// The signals of the decode phase, empty if it was not measured.
     pub decode: PhaseProfile,
 }
 
-/// One phase, `[layer][candidate]`.
+/// The signals of one phase, `[layer][candidate]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct PhaseProfile {
-    /// Higher is better.
+    /// The mean cosine between the outputs of the layer's attention block under FullKV and with the layer compressed; higher
+    /// is better.
     pub cosine: Vec<Vec<f64>>,
-    /// PPL with the layer compressed − PPL of FullKV, lower is better; empty if it was not measured.
+    /// ΔPPL: the perplexity with the layer compressed minus that under FullKV; lower is better. Empty if it was not measured.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub delta_ppl: Vec<Vec<f64>>,
 }
 
 impl Profile {
-    /// Means over the examples of `data`, none without any. Every example counts the same.
+    /// The means over the examples of `data`, where every example counts the same; `None` if there are none.
     pub fn of(measured: &[Measured], data: Data) -> Option<Self> {
-        let own: Vec<&Measured> = measured.iter().filter(|one| one.data == data).collect();
-        let first = own.first()?;
-        let perplexity = mean(own.iter().map(|one| one.full_nll)).exp();
+        let examples: Vec<&Measured> = measured.iter().filter(|one| one.data == data).collect();
+        let first = examples.first()?;
+        let perplexity = mean(examples.iter().map(|one| one.full_nll)).exp();
         let phase = |of: fn(&Measured) -> &PhaseMeasured| PhaseProfile {
             cosine: table(&of(first).cosine, |l, c| {
-                mean(own.iter().map(|one| of(one).cosine[l][c]))
+                mean(examples.iter().map(|one| of(one).cosine[l][c]))
             }),
             delta_ppl: table(&of(first).nll, |l, c| {
-                mean(own.iter().map(|one| of(one).nll[l][c])).exp() - perplexity
+                mean(examples.iter().map(|one| of(one).nll[l][c])).exp() - perplexity
             }),
         };
         Some(Self {
-            examples: own.len(),
+            examples: examples.len(),
             perplexity,
             entropy: (0..first.entropy.len())
-                .map(|layer| mean(own.iter().map(|one| one.entropy[layer])))
+                .map(|layer| mean(examples.iter().map(|one| one.entropy[layer])))
                 .collect(),
             prefill: phase(|one| &one.prefill),
             decode: phase(|one| &one.decode),
         })
     }
 
+    /// The signals of one phase.
     pub fn phase(&self, phase: Phase) -> &PhaseProfile {
         match phase {
             Phase::Prefill => &self.prefill,
@@ -93,7 +101,7 @@ impl Profile {
 }
 
 impl PhaseProfile {
-    /// The largest ΔPPL of any candidate in each layer, at least 0: how much compressing the layer can hurt.
+    /// The largest ΔPPL of any candidate in each layer, at least 0.
     pub fn worst_delta_ppl(&self) -> Vec<f64> {
         let worst = |row: &Vec<f64>| row.iter().copied().fold(0.0, f64::max);
         self.delta_ppl.iter().map(worst).collect()
@@ -103,7 +111,7 @@ impl PhaseProfile {
 fn table(shape: &[Vec<f64>], value: impl Fn(usize, usize) -> f64) -> Vec<Vec<f64>> {
     let row = |layer: usize| {
         (0..shape[layer].len())
-            .map(|own| value(layer, own))
+            .map(|candidate| value(layer, candidate))
             .collect()
     };
     (0..shape.len()).map(row).collect()

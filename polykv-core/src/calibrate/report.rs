@@ -1,5 +1,5 @@
 use super::measurements::best;
-use super::{Data, Direction, Draft, Found, FoundBudgets, Profile, Signal};
+use super::{Data, Direction, FoundBudgets, FoundRoute, PlanDraft, Profile, Signal};
 use crate::allocate::{Allocator, least_budget};
 use crate::budget::Budget;
 use crate::phase::Phase;
@@ -14,82 +14,86 @@ use std::sync::Arc;
 /// The version of the report's schema.
 pub const SCHEMA: u32 = 1;
 
-/// Reports above this size are refused.
+/// The most bytes of a report; larger files are refused.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// How much more text may count than questions in the routes that a search begins with, beside once.
+/// The factors by which text counts more than questions in the routes that a search starts from, beside 1.
 const TEXT_FACTORS: [f64; 6] = [0.25, 0.5, 2.0, 4.0, 8.0, 16.0];
 
-/// Every number of a calibration, and what was made of it: what the command line writes as profile.json. Fields may be
-/// added, never renamed or dropped.
+/// The result of a calibration with every number that led to it. The command line writes it as `profile.json`. Later versions
+/// may add fields, but do not rename or drop any.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct Report {
-    /// [`SCHEMA`].
+    /// The version of the schema, [`SCHEMA`].
     pub schema: u32,
-    /// Of the program that made it.
+    /// The version of the program that made the report.
     pub version: String,
-    /// Fingerprint of the model.
+    /// The fingerprint of the model.
     pub model: String,
-    /// The model's layers.
+    /// The number of the model's layers.
     pub layers: usize,
     /// The plan's budget.
     pub budget: Budget,
-    /// How the examples were made and what was asked for.
+    /// How the examples were made, and the choices of the calibration.
     pub settings: Settings,
-    /// What the indices in routes and tables stand for.
+    /// The policies that routes and tables name by index.
     pub candidates: Vec<PolicySpec>,
-    /// The signals, per kind of data that was measured.
+    /// The signals for each kind of data that was measured.
     pub profiles: BTreeMap<Data, Profile>,
-    /// What was found for the prefill.
+    /// The route and the budgets of the prefill.
     pub prefill: PhaseReport,
-    /// What was found for the decode phase.
+    /// The route and the budgets of the decode phase.
     pub decode: PhaseReport,
-    /// Fingerprint of the plan file, see [`PlanFile::hash`](crate::PlanFile::hash); empty until there is one.
+    /// The fingerprint of the plan file, see [`PlanFile::hash`](crate::PlanFile::hash); empty until there is one.
     pub plan_hash: String,
 }
 
 /// The settings of a calibration, as its report states them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
-    /// Tokens of a prompt.
+    /// Tokens of each prompt.
     pub length: usize,
-    /// Tokens of a text after its prompt.
+    /// Scored tokens of each text after its prompt.
     pub continuation: usize,
-    /// Whether questions run over the compressed text instead of being part of it.
+    /// Whether a question follows the compressed text instead of being part of the prompt that is compressed.
     pub question_after: bool,
-    /// Seed of the examples and of the searches.
+    /// The seed of the examples and of the searches.
     pub seed: u64,
-    /// What the route follows.
+    /// The signal that the route is chosen by.
     pub signal: Signal,
-    /// The best candidate of each layer, or the worst.
+    /// Whether the route has the best candidate of each layer or the worst.
     pub route: Direction,
-    /// Name of the allocator.
+    /// The name of the allocator.
     pub allocator: String,
-    /// What the allocator followed, if it follows a signal.
+    /// The signal that the allocator split the budget by, if its basis is a calibration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budget_signal: Option<super::BudgetSignal>,
-    /// Moves of the search over routes.
+    /// The most plans that the search over routes may evaluate; 0 without a search.
     pub refine: usize,
 }
 
-/// What was found for one phase.
+/// The route and the budgets of one phase.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PhaseReport {
-    /// A candidate per layer, from what each layer does alone; empty for a phase that keeps everything.
+    /// The index of a candidate for each layer, chosen by the effect of each layer alone; empty for a phase that keeps
+    /// everything.
     pub route: Vec<usize>,
-    /// Entries per layer for a prompt of [`Settings::length`] tokens; empty for a phase that keeps everything.
+    /// Entries per KV head for each layer, for a prompt of [`Settings::length`] tokens; empty for a phase that keeps
+    /// everything.
     pub budgets: Vec<usize>,
-    /// The search from there, if there was one.
+    /// The result of the search over routes, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refined: Option<Found>,
-    /// The search for budgets under the route that was found, if there was one.
+    pub refined: Option<FoundRoute>,
+    /// The result of the search over budgets with the route that was found, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub budgets_refined: Option<FoundBudgets>,
 }
 
 impl PhaseReport {
-    /// The candidate per layer in the plan, none for a phase that keeps everything.
+    /// The route of the plan, the index of a candidate for each layer: that of the search if there was one. `None` for a phase
+    /// that keeps everything.
     pub fn picks(&self) -> Option<&[usize]> {
         let refined = self.refined.as_ref().map(|found| &found.picks);
         let picks = refined.unwrap_or(&self.route);
@@ -98,10 +102,10 @@ impl PhaseReport {
 }
 
 impl Report {
-    /// Reads a report.
+    /// Reads a report from a JSON file.
     ///
     /// # Errors
-    /// A file that cannot be read, or that is no report of schema 1.
+    /// A file that cannot be read, has more than 2^30 bytes, or is no report of schema 1.
     pub fn read(path: &Path) -> Result<Self> {
         let refuse = |field, found, allowed| Error::invalid(path.display(), field, found, allowed);
         let text = files::read_capped_text(path, MAX_BYTES)?;
@@ -123,7 +127,7 @@ impl Report {
         serde_json::to_string(self).map_err(|e| Error::Failed(format!("a report as JSON: {e}")))
     }
 
-    /// What was found for one phase.
+    /// The route and the budgets of one phase.
     pub fn phase(&self, phase: Phase) -> &PhaseReport {
         match phase {
             Phase::Prefill => &self.prefill,
@@ -140,19 +144,20 @@ impl Report {
         specs.map(|spec| spec.build(policies)).collect()
     }
 
-    /// What plans are drafted from. `candidates` are those of the report; an allocator that splits per prompt goes into
-    /// the plan by itself.
+    /// A draft with the budgets of this report, from which plans are made. `candidates` are those of the report, see
+    /// [`Report::policies`]. If `allocator` splits the budget anew for each prompt, the draft names it instead of budgets.
+    #[must_use]
     pub fn draft<'a>(
         &self,
         candidates: &'a [Arc<dyn Policy>],
         allocator: &Arc<dyn Allocator>,
-    ) -> Draft<'a> {
+    ) -> PlanDraft<'a> {
         let online = allocator.basis().is_online();
         let budgets = |phase: &PhaseReport| match online {
             true => Vec::new(),
             false => phase.budgets.clone(),
         };
-        Draft {
+        PlanDraft {
             candidates,
             layers: self.layers,
             budget: self.budget,
@@ -161,8 +166,8 @@ impl Report {
         }
     }
 
-    /// The routes that a search begins with: the plan's own, and those that make more or less of text. Several equal ones
-    /// come once.
+    /// The routes that a search starts from, each once: that of the report, and if both kinds of data were measured those in
+    /// which text counts more or less.
     pub fn routes(&self, candidates: &[Arc<dyn Policy>], phase: Phase) -> Vec<Vec<usize>> {
         let mut routes = vec![self.phase(phase).route.clone()];
         if self.profiles.len() < 2 {
@@ -177,29 +182,31 @@ impl Report {
         routes
     }
 
-    /// The least budget that works with every candidate, and the prompt's length.
+    /// The least budget that works with every candidate, and the prompt's length, as [`BudgetSearch::limits`] has them.
     ///
     /// # Errors
-    /// A candidate that works under no budget.
+    /// A candidate that protects more than its budget under every budget.
+    ///
+    /// [`BudgetSearch::limits`]: super::BudgetSearch::limits
     pub fn limits(&self, candidates: &[Arc<dyn Policy>]) -> Result<(usize, usize)> {
         Ok((least_of_all(candidates)?, self.settings.length))
     }
 
-    /// Takes in what the searches of a phase found.
-    pub fn set_refined(&mut self, phase: Phase, found: Found, budgets: Option<FoundBudgets>) {
-        let own = match phase {
+    /// Stores the results of the searches of a phase. Budgets that a search found replace those of the report.
+    pub fn set_refined(&mut self, phase: Phase, found: FoundRoute, budgets: Option<FoundBudgets>) {
+        let report = match phase {
             Phase::Prefill => &mut self.prefill,
             Phase::Decode => &mut self.decode,
         };
         if let Some(found) = &budgets {
-            own.budgets.clone_from(&found.budgets);
+            report.budgets.clone_from(&found.budgets);
         }
-        own.refined = Some(found);
-        own.budgets_refined = budgets;
+        report.refined = Some(found);
+        report.budgets_refined = budgets;
     }
 
-    /// A control: the plan with the worst candidate of each layer in place of its policy, under the same budgets. Layers
-    /// and phases that keep everything stay as they are.
+    /// A control for `plan`: the same plan with the policy of each layer replaced by its worst candidate, under the same
+    /// budgets. Layers and phases that keep everything stay as they are.
     ///
     /// # Errors
     /// A plan of another number of layers, and tables that do not fit the layers and candidates.
@@ -224,7 +231,7 @@ impl Report {
         Ok(inverse)
     }
 
-    /// Whether the tables that routes are made of have a row per layer and a column per candidate.
+    /// Checks that the tables of the signal have a row per layer and a column per candidate.
     fn check_tables(&self, phase: Phase, candidates: usize) -> Result<()> {
         for profile in self.profiles.values() {
             let table = match self.settings.signal {
@@ -247,7 +254,7 @@ impl Report {
 /// The smallest budget under which every candidate works.
 pub(super) fn least_of_all(candidates: &[Arc<dyn Policy>]) -> Result<usize> {
     let mut least = candidates.iter().map(|policy| least_budget(&**policy));
-    least.try_fold(1, |most, own| Ok(most.max(own?)))
+    least.try_fold(1, |most, budget| Ok(most.max(budget?)))
 }
 
 #[cfg(test)]

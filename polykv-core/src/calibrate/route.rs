@@ -2,29 +2,33 @@ use super::Profile;
 use crate::phase::Phase;
 use serde::{Deserialize, Serialize};
 
-/// What the route follows.
+/// The signal that a route is chosen by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Signal {
+    /// The cosine between the attention block's outputs with and without eviction; higher is better.
     Cosine,
+    /// The rise of perplexity by eviction (ΔPPL); lower is better.
     Ppl,
 }
 
-/// The best candidate of each layer, or the worst as a control.
+/// Whether a route has the best or the worst candidate of each layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Direction {
+    /// The best candidate of each layer.
     Forward,
+    /// The worst candidate of each layer, as a control.
     Inverse,
 }
 
-/// The candidate of each layer in one phase, as an index. `costs` rank the candidates: of equally good ones the cheapest is
-/// taken, then the first.
+/// The route of one phase: the index of a candidate for each layer. Of equally good candidates the one with the lowest of
+/// `costs` is chosen, then the one with the lowest index.
 ///
-/// One profile gives the paper's route: the highest cosine, or the lowest ΔPPL. Several (our addition) are weighed by
-/// [`joint`]: each profile's losses become regrets against the layer's best candidate, on a scale that is the same for all
-/// layers, so that a profile to which a layer does not matter has no say there. `profiles` come with the factors of their
-/// regrets.
+/// A single profile gives the route of PolyKV (arXiv 2606.15157): the candidate with the highest cosine or the lowest ΔPPL.
+/// Several profiles, which is an addition of this project, come with the factors of their regrets and are combined by
+/// [`joint`]. The regret of a candidate is its loss minus that of the layer's best candidate, on a scale that is the same for
+/// all layers of a profile, so that a profile for which a layer does not matter hardly counts there.
 pub fn route(
     profiles: &[(&Profile, f64)],
     phase: Phase,
@@ -34,7 +38,7 @@ pub fn route(
 ) -> Vec<usize> {
     let losses: Vec<(Vec<Vec<f64>>, f64)> = profiles
         .iter()
-        .map(|&(own, factor)| (losses(own, phase, signal), factor))
+        .map(|&(profile, factor)| (losses(profile, phase, signal), factor))
         .collect();
     let weighed = match &losses[..] {
         [(only, _)] => only.clone(),
@@ -55,17 +59,17 @@ pub fn route(
 }
 
 fn losses(profile: &Profile, phase: Phase, signal: Signal) -> Vec<Vec<f64>> {
-    let own = profile.phase(phase);
+    let measured = profile.phase(phase);
     match signal {
-        Signal::Ppl => own.delta_ppl.clone(),
+        Signal::Ppl => measured.delta_ppl.clone(),
         Signal::Cosine => {
             let row = |row: &Vec<f64>| row.iter().map(|cosine| 1.0 - cosine).collect();
-            own.cosine.iter().map(row).collect()
+            measured.cosine.iter().map(row).collect()
         }
     }
 }
 
-/// Joint losses, `[layer][candidate]`, from those of several profiles with the factors of their regrets.
+/// The joint regrets of several profiles, `[layer][candidate]`, from their losses and the factors of their regrets.
 fn weigh(profiles: &[(Vec<Vec<f64>>, f64)]) -> Vec<Vec<f64>> {
     let scales: Vec<f64> = profiles
         .iter()
@@ -74,19 +78,20 @@ fn weigh(profiles: &[(Vec<Vec<f64>>, f64)]) -> Vec<Vec<f64>> {
             spreads / layers.len().max(1) as f64 / factor
         })
         .collect();
-    let layers = profiles.first().map_or(0, |(own, _)| own.len());
+    let layers = profiles.first().map_or(0, |(losses, _)| losses.len());
     (0..layers)
         .map(|layer| {
-            let own: Vec<Vec<f64>> = profiles
+            let by_profile: Vec<Vec<f64>> = profiles
                 .iter()
                 .zip(&scales)
                 .map(|((profile, _), &scale)| {
                     regrets(&profile[layer], least(&profile[layer]), scale)
                 })
                 .collect();
-            let candidates = own.first().map_or(0, Vec::len);
+            let candidates = by_profile.first().map_or(0, Vec::len);
             let of = |candidate: usize| {
-                own.iter()
+                by_profile
+                    .iter()
                     .map(|regrets| regrets[candidate])
                     .collect::<Vec<f64>>()
             };
@@ -97,15 +102,15 @@ fn weigh(profiles: &[(Vec<Vec<f64>>, f64)]) -> Vec<Vec<f64>> {
         .collect()
 }
 
-/// Losses beyond the best known one, in units of `scale`; negative for what is better than that.
+/// The losses minus `best`, in units of `scale`; a loss below `best` gives a negative regret.
 pub fn regrets(losses: &[f64], best: f64, scale: f64) -> Vec<f64> {
-    // A scale of nothing means that all are equal.
+    // A scale of 0 means that all losses are equal.
     let scale = scale.max(1e-9);
     losses.iter().map(|loss| (loss - best) / scale).collect()
 }
 
-/// One number for several regrets: the mean of the worst and the average. The worst alone would be blind to gains
-/// elsewhere.
+/// One number for several regrets: half the largest plus half the mean. The largest alone would not reward gains in the
+/// others.
 pub fn joint(regrets: &[f64]) -> f64 {
     let worst = regrets.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let mean = regrets.iter().sum::<f64>() / regrets.len().max(1) as f64;
@@ -116,7 +121,7 @@ pub(super) fn least(values: &[f64]) -> f64 {
     values.iter().copied().fold(f64::INFINITY, f64::min)
 }
 
-/// The median's distance from the least: unlike the largest it does not depend on how bad a bad candidate is.
+/// The median minus the minimum. Unlike the maximum it does not depend on how bad the worst candidates are.
 pub(super) fn spread(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -154,17 +159,23 @@ mod tests {
     }
 
     fn by(profiles: &[&Profile], signal: Signal, direction: Direction) -> Vec<usize> {
-        let even: Vec<(&Profile, f64)> = profiles.iter().map(|&own| (own, 1.0)).collect();
+        let even: Vec<(&Profile, f64)> = profiles.iter().map(|&profile| (profile, 1.0)).collect();
         route(&even, Phase::Decode, signal, direction, &[2, 1, 1])
     }
 
     #[test]
     fn one_profile_takes_the_best_and_ties_the_cheapest() {
-        let own = profile(&[[0.1, 0.2, 0.3], [0.3, 0.5, 0.2], [0.25, 0.25, 0.25]]);
-        assert_eq!(by(&[&own], Signal::Cosine, Direction::Forward), [0, 2, 1]);
-        assert_eq!(by(&[&own], Signal::Cosine, Direction::Inverse), [2, 1, 1]);
+        let measured = profile(&[[0.1, 0.2, 0.3], [0.3, 0.5, 0.2], [0.25, 0.25, 0.25]]);
+        assert_eq!(
+            by(&[&measured], Signal::Cosine, Direction::Forward),
+            [0, 2, 1]
+        );
+        assert_eq!(
+            by(&[&measured], Signal::Cosine, Direction::Inverse),
+            [2, 1, 1]
+        );
         // The fixture's ΔPPL runs the other way.
-        assert_eq!(by(&[&own], Signal::Ppl, Direction::Forward), [2, 1, 1]);
+        assert_eq!(by(&[&measured], Signal::Ppl, Direction::Forward), [2, 1, 1]);
     }
 
     #[test]

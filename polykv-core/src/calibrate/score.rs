@@ -2,18 +2,19 @@ use super::route::{joint, least, regrets, spread};
 use super::{Data, ExampleLosses, Losses};
 use std::collections::BTreeMap;
 
-/// Sources that a search tries: the best one on each kind of data, then those with the best scores. All of a dozen would spend
-/// the moves on the first halves.
+/// The number of sources that a search tries: the best on each kind of data, then those with the best scores. A dozen would
+/// use up the moves on the first halves.
 const TRIED: usize = 6;
 
-/// The scale of the score, the [`joint`] regret: per kind of data the best single policy and the distance to the median one.
+/// The scale of the score, which is the [`joint`] regret: for each kind of data the loss of the best single policy and the
+/// distance from it to the median one.
 pub(super) struct Scale(pub(super) Vec<(Data, f64, f64)>);
 
 pub(super) fn means(losses: &ExampleLosses) -> Losses {
-    let mean = |own: &Vec<f64>| own.iter().sum::<f64>() / own.len().max(1) as f64;
+    let mean = |values: &Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;
     losses
         .iter()
-        .map(|(&data, own)| (data, mean(own)))
+        .map(|(&data, examples)| (data, mean(examples)))
         .collect()
 }
 
@@ -24,40 +25,41 @@ impl Scale {
             .map_or(Vec::new(), |one| one.keys().copied().collect());
         let of = |data: Data| {
             let losses: Vec<f64> = singles.iter().map(|one| one[&data]).collect();
-            // Below a thousandth of a nat all policies are equal.
+            // Differences below a thousandth of a nat are taken for none.
             (data, least(&losses), spread(&losses).max(1e-3))
         };
         Self(kinds.into_iter().map(of).collect())
     }
 
-    /// The sources that groups try, as indices, from the losses of each in all layers.
+    /// The indices of the sources that a search tries, by the losses of each in all layers.
     pub(super) fn promising(&self, losses: &[Losses]) -> Vec<usize> {
         let mut order: Vec<usize> = (0..losses.len()).collect();
-        let score = |own: usize| self.score(&losses[own]);
+        let score = |source: usize| self.score(&losses[source]);
         order.sort_by(|&a, &b| score(a).total_cmp(&score(b)));
         let mut chosen: Vec<usize> = Vec::new();
         for (data, _, _) in &self.0 {
-            let loss = |own: usize| losses[own][data];
+            let loss = |source: usize| losses[source][data];
             let best = order
                 .iter()
                 .copied()
                 .min_by(|&a, &b| loss(a).total_cmp(&loss(b)));
             chosen.extend(best.filter(|best| !chosen.contains(best)));
         }
-        for own in order {
-            if chosen.len() < TRIED && !chosen.contains(&own) {
-                chosen.push(own);
+        for source in order {
+            if chosen.len() < TRIED && !chosen.contains(&source) {
+                chosen.push(source);
             }
         }
         chosen
     }
 
-    /// The factors by which the score falls, the one that lowers it most first, if `effects` of several add up from `start`.
+    /// The factors that lower the score, the one that lowers it most first, if their `effects` on the losses `start` add up.
     pub(super) fn gaining(&self, start: &Losses, effects: &BTreeMap<Data, Vec<f64>>) -> Vec<usize> {
         let factors = effects.values().next().map_or(0, Vec::len);
         let with = |losses: &Losses, factor: usize| -> Losses {
-            let own = losses.iter();
-            own.map(|(&data, loss)| (data, loss + effects[&data][factor]))
+            let kinds = losses.iter();
+            kinds
+                .map(|(&data, loss)| (data, loss + effects[&data][factor]))
                 .collect()
         };
         let mut losses = start.clone();
@@ -83,8 +85,8 @@ impl Scale {
         joint(&self.0.iter().map(of).collect::<Vec<f64>>())
     }
 
-    /// The standard error of the difference between two routes' scores on the same examples, by the jackknife; each kind
-    /// of data is a sample of its own. A single example says nothing about it and adds nothing.
+    /// The standard error of the difference between two routes' scores on the same examples, by the jackknife with each kind
+    /// of data as a sample. A kind with a single example adds nothing to it.
     pub(super) fn error(&self, a: &ExampleLosses, b: &ExampleLosses) -> f64 {
         let (whole_a, whole_b) = (means(a), means(b));
         let mut variance = 0.0;
@@ -104,7 +106,9 @@ impl Scale {
             };
             let differences: Vec<f64> = (0..a[data].len()).map(without).collect();
             let mean = differences.iter().sum::<f64>() / count;
-            let squares = differences.iter().map(|own| (own - mean).powi(2));
+            let squares = differences
+                .iter()
+                .map(|difference| (difference - mean).powi(2));
             variance += squares.sum::<f64>() * (count - 1.0) / count;
         }
         variance.sqrt()

@@ -2,17 +2,18 @@ use super::{Data, Losses};
 use crate::random::splitmix;
 use std::collections::BTreeMap;
 
-/// A two-level screening design (Plackett and Burman, Biometrika 33, 1946, here in Sylvester's form): every factor is high in
-/// half of the runs, and any two of them are high together in a quarter, so that all runs tell of every factor at once. Each
-/// run comes with its opposite, which keeps what two factors do together out of what one does (Box and Wilson, 1951).
+/// A two-level screening design (Plackett and Burman, Biometrika 33, 1946, in Sylvester's form). Every factor is high in
+/// half of the runs and any two are high together in a quarter, so that all runs measure every factor. Each run comes with its
+/// opposite, which keeps interactions of two factors out of the effects of single ones (Box and Wilson, 1951).
 #[derive(Clone, Debug)]
 pub struct Design {
     rows: Vec<Vec<bool>>,
 }
 
 impl Design {
-    /// For `factors` factors: twice as many runs as the least power of two above that. The seed says which factor takes which
-    /// column.
+    /// A design of `factors` factors. Its runs are twice the least power of two above `factors`; the seed assigns the columns
+    /// of the design to the factors.
+    #[must_use]
     pub fn new(factors: usize, seed: u64) -> Self {
         let order = Self::runs(factors) / 2;
         let mut columns: Vec<usize> = (1..order).collect();
@@ -33,25 +34,26 @@ impl Design {
         }
     }
 
-    /// How many runs a design of `factors` factors has.
+    /// The number of runs of a design of `factors` factors.
     pub fn runs(factors: usize) -> usize {
         2 * (factors + 1).next_power_of_two()
     }
 
-    /// Per run, whether each factor is high.
+    /// For each run, whether each factor is high.
     pub fn rows(&self) -> &[Vec<bool>] {
         &self.rows
     }
 
-    /// What each factor does to the losses of the runs: their mean where it is high less their mean where it is low.
+    /// The effect of each factor on the losses of the runs, per kind of data: their mean over the runs where the factor is
+    /// high minus their mean over those where it is low.
     pub fn effects(&self, losses: &[Losses]) -> BTreeMap<Data, Vec<f64>> {
         let factors = self.rows.first().map_or(0, Vec::len);
         let half = self.rows.len() as f64 / 2.0;
         let mut effects = BTreeMap::new();
         for (row, losses) in self.rows.iter().zip(losses) {
             for (&data, loss) in losses {
-                let own: &mut Vec<f64> = effects.entry(data).or_insert_with(|| vec![0.0; factors]);
-                for (effect, &high) in own.iter_mut().zip(row) {
+                let sums: &mut Vec<f64> = effects.entry(data).or_insert_with(|| vec![0.0; factors]);
+                for (effect, &high) in sums.iter_mut().zip(row) {
                     *effect += if high { loss / half } else { -loss / half };
                 }
             }
@@ -93,8 +95,9 @@ mod tests {
         let losses: Vec<Losses> = design.rows().iter().map(loss).collect();
         let effects = design.effects(&losses);
         let near = |data: Data, wanted: [f64; 7]| {
-            let own = effects[&data].iter().zip(wanted);
-            own.for_each(|(found, wanted)| assert!((found - wanted).abs() < 1e-12, "{effects:?}"));
+            let pairs = effects[&data].iter().zip(wanted);
+            pairs
+                .for_each(|(found, wanted)| assert!((found - wanted).abs() < 1e-12, "{effects:?}"));
         };
         near(Data::Text, [0.5, 0.0, 0.0, -2.0, 0.0, 0.0, 0.0]);
         near(Data::Evidence, [0.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0]);

@@ -6,81 +6,98 @@ use crate::random::splitmix;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// Mean NLL beyond FullKV's, per kind of data.
+/// A loss per kind of data: the mean negative log-likelihood (NLL, in nats) of the scored tokens under a plan, minus that under
+/// FullKV.
 pub type Losses = BTreeMap<Data, f64>;
 
-/// NLL beyond FullKV's of every example, per kind of data; always in the same order.
+/// The loss of every example per kind of data: its NLL in nats under a plan minus that under FullKV. The examples are in the
+/// same order in every value.
 pub type ExampleLosses = BTreeMap<Data, Vec<f64>>;
 
-/// Into how many parts the layers that a screening recommends are divided: the first part, the first two and so on are tried.
+/// The layers that a screening recommends are divided into this many parts: the first part, the first two and so on are
+/// tried.
 const PARTS: usize = 6;
 
-/// A search over the route of one phase with the whole plan in effect (our addition): what a layer does alone does not tell
-/// what many do together. It begins at the first of the given routes, or at the best single policy or another route where
-/// that helps, and takes from the most promising of these what helps, in two ways as long as moves are left:
+/// A search over the route of one phase by the losses of whole plans, which is an addition of this project: the effects of
+/// layers alone do not add up when many layers evict.
 ///
-/// 1. *Screening.* The layers take either what they have or what the other route has there, in the runs of a [`Design`]. Those
-///    that should gain by it are put there together, the surest first in growing numbers.
-/// 2. *Groups.* Consecutive layers, first halves, then quarters and so on, take it together.
+/// The search starts at the best of the single policies and the first given route, or at another given route if that is better
+/// by more than the standard error. As long as moves are left, it tries to replace the candidates of some layers by those of
+/// another promising route or single policy, in two ways:
 ///
-/// A move helps if it lowers the score by more than the standard error of that difference over the examples: smaller gains do
-/// not carry over to others.
+/// 1. *Screening.* Each layer has either its candidate or that of the other route, in the runs of a [`Design`]. The layers
+///    that the screening recommends are then replaced together, in growing numbers that start with the largest effect.
+/// 2. *Groups.* Consecutive layers are replaced together: first halves of all layers, then quarters and so on.
 ///
-/// The score is the [`joint`](super::joint) regret: each kind of data's loss beyond that of the best single policy, in units
-/// of the distance from there to the median single policy. With one kind of data, a plan below 0 beats every single policy;
-/// with two, its gain on one outweighs what it may lose on the other.
+/// A move is taken if it lowers the score by more than the standard error of that difference over the examples, since smaller
+/// gains do not carry over to other examples.
+///
+/// The score is the [`joint`](super::joint) regret over the kinds of data. The regret on one kind is the loss minus that of
+/// the best single policy, in units of the distance from the best to the median single policy. With one kind of data, a plan
+/// with a score below 0 beats every single policy; with two, its gain on one kind outweighs its loss on the other.
 #[derive(Clone, Debug)]
-pub struct Search {
+pub struct RouteSearch {
+    /// The number of candidates.
     pub candidates: usize,
-    /// What single layers make of the measurements, at least one; of equally good ones the first is preferred.
+    /// The routes to start from, a candidate per layer each; at least one. Of equally good routes the first is preferred.
     pub routes: Vec<Vec<usize>>,
-    /// How many moves are evaluated, beside the routes and the single policies.
+    /// The most plans to evaluate beside the routes and the single policies.
     pub moves: usize,
-    /// Of the order in which groups are tried, and of the screening.
+    /// The seed of the order in which groups are tried, and of the screening.
     pub seed: u64,
 }
 
-/// What layers take their candidates from.
+/// Where a move takes the candidates of its layers from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Source {
+    /// The candidate with this index, in all layers.
     Candidate(usize),
+    /// The route with this index in [`FoundRoute::routes`].
     Route(usize),
 }
 
-/// An evaluated route.
+/// A route that the search evaluated, as a change of the route before it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Move {
-    /// Where something else was put.
+    /// The layers whose candidates were replaced.
     pub layers: LayerSet,
-    /// What was put there: a candidate, or that part of one of [`Found::routes`].
+    /// Where their new candidates come from.
     #[serde(flatten)]
     pub source: Source,
+    /// The losses of the plan with this route.
     pub losses: Losses,
+    /// The score of these losses; lower is better.
     pub score: f64,
-    /// Whether the search went on from here.
+    /// Whether the search went on from this route.
     pub taken: bool,
 }
 
-/// What a search found.
+/// The result of a [`RouteSearch`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Found {
+#[non_exhaustive]
+pub struct FoundRoute {
+    /// The route: the index of a candidate for each layer.
     pub picks: Vec<usize>,
+    /// The losses of the plan with this route.
     pub losses: Losses,
+    /// The score of these losses; lower is better.
     pub score: f64,
-    /// The single policies, the given routes, then every move in order.
+    /// Every evaluated route: the single policies, the given routes, then the moves in order.
     pub moves: Vec<Move>,
-    /// The routes that were given.
+    /// The routes that the search was given.
     pub routes: Vec<Vec<usize>>,
 }
 
-/// Gives the losses of some routes, a candidate per layer each, in the order of the routes.
+/// A function that evaluates routes, the index of a candidate for each layer. It returns the losses of the plan with each
+/// route, in the order of the routes.
 pub type Evaluate<'a> = dyn FnMut(&[Vec<usize>]) -> Result<Vec<ExampleLosses>> + 'a;
 
-/// Layers, and what they may take instead of what they have.
+/// Layers, and the route whose candidates they may have instead of their own.
 type Try<'a> = (Vec<usize>, &'a (Source, Vec<usize>));
 
-/// Where the search stands.
+/// The state of a search.
 struct Run<'a> {
     evaluate: &'a mut Evaluate<'a>,
     known: BTreeMap<Vec<usize>, ExampleLosses>,
@@ -94,7 +111,8 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    /// Notes a route, and goes there if it is better; as a `step` of the search, only if it is so beyond the noise.
+    /// Records an evaluated route and goes on from it if its score is lower. For a `step` of the search it must be lower by
+    /// more than the standard error.
     fn consider(
         &mut self,
         (layers, source): (LayerSet, Source),
@@ -121,8 +139,8 @@ impl Run<'_> {
         });
     }
 
-    /// The losses of `base` with some layers as in some source, for each of `tries`. Those that are not known yet are moves;
-    /// none when no moves are left.
+    /// The losses of `base` with the replacement of each of `tries`. Routes that were not evaluated before count as moves;
+    /// their losses are `None` once no moves are left.
     fn try_all(&mut self, base: &[usize], tries: &[Try<'_>]) -> Result<Vec<Option<Losses>>> {
         let put = |(layers, (_, from)): &Try<'_>| {
             let mut picks = base.to_vec();
@@ -150,7 +168,7 @@ impl Run<'_> {
         Ok(losses.collect())
     }
 
-    /// Which layers gain by what a source has there; skipped if the moves left do not suffice.
+    /// Screens which layers gain by the candidates of a source. Does nothing if too few moves are left.
     fn screen(&mut self, source: &(Source, Vec<usize>), seed: u64) -> Result<()> {
         let base = self.picks.clone();
         let differ: Vec<usize> = (0..base.len())
@@ -170,8 +188,8 @@ impl Run<'_> {
         let runs: Vec<Losses> = runs.into_iter().flatten().collect();
         let order = self.scale.gaining(&start, &design.effects(&runs));
         let surest = |part: usize| {
-            let own = &order[..(order.len() * part).div_ceil(PARTS)];
-            let mut layers: Vec<usize> = own.iter().map(|&own| differ[own]).collect();
+            let chosen = &order[..(order.len() * part).div_ceil(PARTS)];
+            let mut layers: Vec<usize> = chosen.iter().map(|&factor| differ[factor]).collect();
             layers.sort_unstable();
             (layers, source)
         };
@@ -181,18 +199,18 @@ impl Run<'_> {
     }
 }
 
-impl Search {
-    /// Runs the search.
+impl RouteSearch {
+    /// Runs the search with `evaluate` for the losses of routes.
     ///
     /// # Errors
     /// Those of `evaluate`.
-    pub fn run(&self, evaluate: &mut Evaluate<'_>) -> Result<Found> {
+    pub fn run(&self, evaluate: &mut Evaluate<'_>) -> Result<FoundRoute> {
         let layers = self.routes.first().map_or(0, Vec::len);
-        let single = |own: usize| (Source::Candidate(own), vec![own; layers]);
+        let single = |candidate: usize| (Source::Candidate(candidate), vec![candidate; layers]);
         let given = self.routes.iter().enumerate();
         let sources: Vec<(Source, Vec<usize>)> = (0..self.candidates)
             .map(single)
-            .chain(given.map(|(own, picks)| (Source::Route(own), picks.clone())))
+            .chain(given.map(|(route, picks)| (Source::Route(route), picks.clone())))
             .collect();
         let mut different: Vec<Vec<usize>> = Vec::new();
         for (_, picks) in &sources {
@@ -203,7 +221,10 @@ impl Search {
         let losses = evaluate(&different)?;
         let known: BTreeMap<Vec<usize>, ExampleLosses> =
             different.into_iter().zip(losses).collect();
-        let losses: Vec<Losses> = sources.iter().map(|own| means(&known[&own.1])).collect();
+        let losses: Vec<Losses> = sources
+            .iter()
+            .map(|(_, picks)| means(&known[picks]))
+            .collect();
         let scale = Scale::of(&losses[..self.candidates]);
         let tried = scale.promising(&losses);
         let mut run = Run {
@@ -225,18 +246,20 @@ impl Search {
         let mut state = splitmix(self.seed);
         loop {
             let before = run.score;
-            for &own in &tried {
+            for &source in &tried {
                 state = splitmix(state);
-                run.screen(&sources[own], state)?;
+                run.screen(&sources[source], state)?;
             }
             for group in groups(layers, &mut state) {
                 let base = run.picks.clone();
                 let group: Vec<usize> = (group.first..=group.last).collect();
-                let tries = tried.iter().map(|&own| (group.clone(), &sources[own]));
+                let tries = tried
+                    .iter()
+                    .map(|&source| (group.clone(), &sources[source]));
                 run.try_all(&base, &tries.collect::<Vec<_>>())?;
             }
             if run.left == 0 || run.score >= before {
-                return Ok(Found {
+                return Ok(FoundRoute {
                     losses: means(&run.losses),
                     picks: run.picks,
                     score: run.score,
@@ -248,7 +271,7 @@ impl Search {
     }
 }
 
-/// Halves, quarters, … down to single layers, each size in a seeded order.
+/// The halves of all layers, then the quarters and so on down to single layers, each size in a seeded order.
 fn groups(layers: usize, state: &mut u64) -> Vec<LayerRange> {
     let mut all = Vec::new();
     let mut parts = 1;

@@ -1,17 +1,16 @@
-//! The signals as functions of tensors.
+//! The signals of a calibration as functions of tensors.
 
 use burn::tensor::Tensor;
 
-/// The cosine between the rows of two `[1, tokens, hidden]` tensors, mean over the tokens: `[1]`. Rows of zeros have
-/// cosine 0.
+/// The mean over the tokens of the cosine between `a` and `b [1, tokens, hidden]`: `[1]`. Rows of zeros have cosine 0.
 pub fn mean_cosine(a: Tensor<3>, b: Tensor<3>) -> Tensor<1> {
     let dot = (a.clone() * b.clone()).sum_dim(2);
     let norms = (a.powi_scalar(2).sum_dim(2) * b.powi_scalar(2).sum_dim(2)).sqrt();
     (dot / norms.clamp_min(1e-20)).mean()
 }
 
-/// The entropy of attention rows in nats, −Σ p ln p over the last axis of `[batch, kv_heads, group, tokens, entries]`, mean
-/// over the others: `[1]`.
+/// The mean entropy of attention in nats: −Σ p ln p over the last axis of `attention [batch, kv_heads, group, tokens,
+/// entries]`, mean over the other axes: `[1]`.
 pub fn mean_entropy(attention: Tensor<5>) -> Tensor<1> {
     // 0 ln 0 is 0; the bound changes terms below 1e-28 only.
     let logarithms = attention.clone().clamp_min(1e-30).log();

@@ -1,4 +1,4 @@
-//! What GPUs do in one operation around the attention of a token, against the operators that are tested one by one.
+//! The fused operators for one token on GPUs, compared with the single operators that the self-test checks by themselves.
 
 use super::host::Inputs;
 use super::{Check, compare};
@@ -27,7 +27,7 @@ pub fn fused(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Resul
     }
     let norm = Tensor::<1>::ones([width], device) * 0.5;
     let head_norm = Tensor::<1>::ones([dim], device) * 2.0;
-    let [cos, sin] = inputs.turns(device).map(|table| table.narrow(2, 3, 1));
+    let [cos, sin] = inputs.rotations(device).map(|table| table.narrow(2, 3, 1));
 
     let normed = ops::rms_norm(x.clone(), norm.clone(), EPS);
     let [q, k, v] = projections.map(|weight| {

@@ -1,4 +1,4 @@
-//! Inputs of the self-test and what must come out, in plain f64 loops.
+//! Inputs of the self-test and the expected results, in plain f64 loops.
 
 use super::on;
 use burn::tensor::{Device, Int, Tensor, TensorData};
@@ -32,14 +32,14 @@ impl Inputs {
     pub const KV_HEADS: usize = 2;
     pub const GROUP: usize = Self::HEADS / Self::KV_HEADS;
     pub const DIM: usize = 32;
-    /// Odd, and more than a tile of the kernels.
+    /// The number of tokens: odd, and more than a tile of the kernels.
     pub const TOKENS: usize = 71;
     pub const WIDTH: usize = 96;
     const OUTPUTS: usize = 33;
     pub const BUDGET: usize = 20;
     pub const WINDOW: usize = 5;
-    /// Kept entries that share what an evicted one leaves.
-    pub const HEIRS: usize = 3;
+    /// How many kept entries an evicted one is spread over.
+    pub const RECEIVERS: usize = 3;
 
     pub fn new() -> Self {
         let mut state = 1u64;
@@ -89,7 +89,7 @@ impl Inputs {
         )
     }
 
-    /// In order, for every KV head.
+    /// Ascending positions for every KV head.
     pub fn positions(&self, device: &Device) -> Tensor<3, Int> {
         let tokens = 0..Self::TOKENS as i64;
         let all: Vec<i64> = (0..Self::KV_HEADS).flat_map(|_| tokens.clone()).collect();
@@ -98,7 +98,7 @@ impl Inputs {
     }
 
     /// Cosines and sines, `[1, 1, tokens, dim / 2]`.
-    pub fn turns(&self, device: &Device) -> [Tensor<4>; 2] {
+    pub fn rotations(&self, device: &Device) -> [Tensor<4>; 2] {
         let dims = [1, 1, Self::TOKENS, Self::DIM / 2];
         let angles =
             || (0..Self::TOKENS).flat_map(|t| (0..Self::DIM / 2).map(move |i| angle(t, i)));
@@ -151,7 +151,7 @@ impl Inputs {
         found
     }
 
-    /// A length per KV head, and what the queries that see just as many entries attend to: `[heads][dim]`.
+    /// A length for each KV head, and the attention output `[heads][dim]` of the queries that see that many entries.
     pub fn lengths(&self, attended: &Attended) -> ([usize; Self::KV_HEADS], Vec<f64>) {
         let lengths = [Self::BUDGET, Self::TOKENS];
         let of = |head: usize| {
@@ -200,7 +200,7 @@ impl Inputs {
     }
 
     /// The queries, rotated.
-    pub fn turned(&self) -> Vec<f64> {
+    pub fn rotated(&self) -> Vec<f64> {
         let half = Self::DIM / 2;
         let vectors = self.q.chunks_exact(Self::DIM).enumerate();
         vectors
@@ -289,7 +289,7 @@ impl Inputs {
     }
 }
 
-/// Where a token's vector starts.
+/// The index of the first element of a token's vector.
 pub(super) fn vector(head: usize, token: usize) -> usize {
     (head * Inputs::TOKENS + token) * Inputs::DIM
 }

@@ -1,19 +1,19 @@
-//! Norms and cosines of keys and what merging adds, in plain f64 loops.
+//! Expected norms and cosines of keys, and expected merges, in plain f64 loops.
 
 use super::host::{Inputs, vector};
 
 pub struct Compared {
     /// `[kv_heads][tokens]`
     pub norms: Vec<f64>,
-    /// With the head's first key.
+    /// The cosine of each key with the first key of its head.
     pub cosines: Vec<f64>,
     /// The slots that [`Inputs::kept`] leaves out.
     pub evicted: Vec<i64>,
-    /// The places, among those kept, of the closest to each of them.
+    /// For each evicted slot, the index of the closest kept key.
     pub places: Vec<i64>,
-    /// What that adds to those kept, weighted by the cosine.
+    /// What merging each evicted key into the closest kept one adds to the kept keys, weighted by the cosine.
     pub merged: Vec<f64>,
-    /// What each of them, weighted by the cosine, adds to the next [`Inputs::HEIRS`] kept ones.
+    /// What spreading each evicted key over the next [`Inputs::RECEIVERS`] kept ones adds to these, weighted by the cosine.
     pub spread: Vec<f64>,
 }
 
@@ -57,8 +57,8 @@ impl Inputs {
                     *sum += best.1 * (this[d] - other[d]);
                 }
                 let first = kept.partition_point(|&other| other < slot as i64);
-                for heir in first..Self::BUDGET.min(first + Self::HEIRS) {
-                    let at = (kv * Self::BUDGET + heir) * Self::DIM;
+                for receiver in first..Self::BUDGET.min(first + Self::RECEIVERS) {
+                    let at = (kv * Self::BUDGET + receiver) * Self::DIM;
                     for (sum, x) in found.spread[at..at + Self::DIM].iter_mut().zip(&this) {
                         *sum += best.1 * x;
                     }

@@ -1,7 +1,7 @@
-//! Files of JSON objects, one a line, that are appended one by one and survive an interruption at any point. Every line ends
-//! with a checksum, so that a damaged one is refused instead of changing results:
+//! Files of JSON objects, one per line, that are appended one by one and survive an interruption at any point. Every line
+//! ends with a checksum, so that a damaged line is refused instead of changing results:
 //! `{"a":1,"checksum":"015abd7f5cc57a2d"}`, of which the checksum is the first 8 bytes of SHA-256, in hexadecimal digits, of
-//! the line without it, `{"a":1}`. A line without a checksum is refused, whatever wrote it.
+//! the line without it, `{"a":1}`. A line without a checksum is refused.
 
 use super::open_regular;
 use crate::{Error, Result};
@@ -16,7 +16,7 @@ const MAX_BYTES: u64 = 1 << 32;
 /// What stands between a line's own fields and its checksum.
 const KEY: &str = ",\"checksum\":\"";
 
-/// A line as it goes into a file: a JSON object with at least one field, with its checksum and a line feed.
+/// The line of a file for a JSON object with at least one field: the object with its checksum, and a line feed.
 pub fn seal(json: &str) -> String {
     let fields = json.strip_suffix('}').unwrap_or(json);
     format!("{fields}{KEY}{}\"}}\n", checksum(json))
@@ -40,11 +40,12 @@ fn unseal(line: &str) -> std::result::Result<String, &'static str> {
     }
 }
 
-/// The objects of a file, without their checksums; none if there is no file. A last line that was cut off is left out.
+/// The JSON objects of a file, without their checksums; an empty list if there is no file. A last line without a line feed
+/// was cut off by an interruption and is left out.
 ///
 /// # Errors
-/// A file that cannot be read, is no regular file or is not UTF-8; a line without a checksum (as earlier versions wrote
-/// them) or with one that does not fit, by its number.
+/// A file that cannot be read, is no regular file or is not UTF-8; a line without a checksum or with a wrong one. The error
+/// names the line's number.
 pub fn read(path: &Path) -> Result<Vec<String>> {
     let bytes = match super::read_capped(path, MAX_BYTES) {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Vec::new(),
@@ -69,7 +70,7 @@ pub fn read(path: &Path) -> Result<Vec<String>> {
     lines.map(line).collect()
 }
 
-/// The end of such a file.
+/// A file of JSON lines that is open for appending.
 #[derive(Debug)]
 pub struct Appender {
     path: PathBuf,
@@ -77,8 +78,8 @@ pub struct Appender {
 }
 
 impl Appender {
-    /// Opens or makes the file, keeps the lines of `known`, the first ones of [`read`], and drops the rest. Another program
-    /// that has the file open in this way is noticed, where the file system can tell.
+    /// Opens the file, or creates it, and cuts it after the lines of `known`, which must be the first ones that [`read`]
+    /// returned. The file is locked against other programs that open it in this way, where the file system has locks.
     ///
     /// # Errors
     /// A file that cannot be written, that is no regular file, or that another run is writing.
@@ -100,7 +101,7 @@ impl Appender {
         Ok(Self { path, file })
     }
 
-    /// Appends objects in one write, so that an interruption leaves at most one piece.
+    /// Appends JSON objects in one write, so that an interruption leaves at most one partial line.
     ///
     /// # Errors
     /// A file that cannot be written.

@@ -7,10 +7,10 @@ use super::route::Route;
 use crate::Result;
 use burn::tensor::{Int, Tensor};
 
-/// Causal attention, aligned at the end: query `i` of `t` sees the first `n − t + i + 1` entries.
+/// Causal attention of the last `t` tokens over `n` entries: query `i` sees the first `n − t + i + 1` entries.
 ///
 /// `q [batch, heads, t, d]`, `k` and `v [batch, kv_heads, n, d]` with `heads` a multiple of `kv_heads` and `n ≥ t`;
-/// the result is `[batch, heads, t, d]`. Scores are scaled by 1/√d. `observe` is called with the attention of each
+/// the result is `[batch, heads, t, d]`. Logits are scaled by 1/√d. `observe` is called with the attention of each
 /// block of queries, in order.
 ///
 /// # Errors
@@ -27,8 +27,8 @@ pub fn attend(
     run(q, k, v, observe, false)
 }
 
-/// [`attend`] for an observer that asks each block for its column sums: where they cost little on the way, they are
-/// computed with the attention.
+/// Causal attention of the last `t` tokens over `n` entries, with the shapes of [`attend`]. The column sums of each block are
+/// computed along with the attention where that costs little, for observers that ask for them.
 ///
 /// # Errors
 /// Only those of `observe`.
@@ -86,7 +86,7 @@ fn run(
 }
 
 /// Attention of one query per head over the first `entries` (at least 1) of `k` and `v [batch, kv_heads, n, d]`: `q
-/// [batch, heads, 1, d]` → the output like `q`, and the attention. What the other entries hold does not matter.
+/// [batch, heads, 1, d]` → the output `[batch, heads, 1, d]` and the attention. The other entries are not read.
 ///
 /// # Panics
 /// If the shapes do not fit, and for more entries than there are.
@@ -168,8 +168,8 @@ pub fn attend_lengths(
     }
 }
 
-/// Attention of the last `w` queries over cached entries in any slot order; an entry is visible to a query of its own
-/// or a later position. `seen` is the position after the last query.
+/// Causal attention of the last `w` queries over entries in any slot order: a query sees the entries up to its own position.
+/// `seen` is the position after the last query.
 ///
 /// `q [batch, heads, w, d]`, `k [batch, kv_heads, n, d]`, `positions [batch, kv_heads, n]` →
 /// `[batch, kv_heads, group, w, n]`.
@@ -186,8 +186,9 @@ pub fn window_attention(
     oracle::window_attention(q, k, positions, seen)
 }
 
-/// What the last `w` queries pay attention to, see [`window_attention`]: per entry the sum over them and the variance
-/// over them (divided by w − 1; of one query 0), each a mean over the query group: `[batch, kv_heads, n]`.
+/// The sum and the variance of each entry's attention over the last `w` queries, each the mean over the query group: `[batch,
+/// kv_heads, n]`. The sum of squares is divided by w − 1; with one query the variance is 0. Arguments are those of
+/// [`window_attention`].
 ///
 /// # Panics
 /// If the shapes do not fit, and for more queries than `seen` tokens.

@@ -1,4 +1,4 @@
-//! What a policy may ask of the attention that has just run.
+//! Statistics of the attention that was just computed, for policies.
 
 use super::kernels::{HitOps, PromptOps, TokenOps, kernel};
 use super::oracle;
@@ -7,8 +7,8 @@ use burn::tensor::{Tensor, s};
 use std::cell::OnceCell;
 use std::ops::Range;
 
-/// The attention of consecutive queries over the entries that the last of them sees. Policies ask it for what they
-/// need of the probabilities; the matrix itself need not exist.
+/// The attention of consecutive queries over the entries that the last of them sees. Policies ask for its sums, hits or last
+/// row; the whole matrix of probabilities need not exist.
 #[derive(Clone, Debug)]
 pub struct AttentionBlock {
     source: Source,
@@ -36,7 +36,7 @@ struct Kernel {
     log_sums: Tensor<3>,
 }
 
-/// Receives the attention of each block of queries.
+/// A function that is called with the attention of each block of queries.
 pub type Observer<'a> = dyn FnMut(&AttentionBlock) -> Result<()> + 'a;
 
 impl AttentionBlock {
@@ -60,8 +60,7 @@ impl AttentionBlock {
         }
     }
 
-    /// Attention received per entry: sum over the block's queries, mean over the query group.
-    /// `[batch, kv_heads, entries]`.
+    /// The attention of each entry, summed over the block's queries, mean over the query group: `[batch, kv_heads, entries]`.
     pub fn column_sums(&self) -> Tensor<3> {
         let sums = || match &self.source {
             Source::Probabilities { rows, group } => oracle::column_sums(rows.clone(), *group),
@@ -73,7 +72,7 @@ impl AttentionBlock {
         self.sums.get_or_init(sums).clone()
     }
 
-    /// How many queries the block has.
+    /// The number of queries in the block.
     pub fn tokens(&self) -> usize {
         match &self.source {
             Source::Probabilities { rows, group } => rows.dims()[2] / group,
@@ -81,7 +80,7 @@ impl AttentionBlock {
         }
     }
 
-    /// Query heads per KV head.
+    /// The number of query heads per KV head.
     pub fn group(&self) -> usize {
         match &self.source {
             Source::Probabilities { group, .. } => *group,
@@ -89,7 +88,7 @@ impl AttentionBlock {
         }
     }
 
-    /// How many entries the block's last query sees.
+    /// The number of entries that the block's last query sees.
     pub fn entries(&self) -> usize {
         match &self.source {
             Source::Probabilities { rows, .. } => rows.dims()[3],
@@ -97,10 +96,10 @@ impl AttentionBlock {
         }
     }
 
-    /// Per entry, for each of some of the block's queries: how many query heads of the group gave it at least the average
-    /// of their attention, 1 over the entries that the query sees. The numbers are packed into an f32 as digits of `bits`
-    /// bits, the first query's lowest, and must fit its 24 bits; the second tensor is their sum. `[batch, kv_heads,
-    /// entries that the last of the queries sees]` each.
+    /// For each entry and each of `queries`, the number of query heads of the group that pay it at least the average of their
+    /// attention, which is 1 over the number of entries that the query sees. The first tensor holds the numbers of an entry
+    /// packed into an f32 as digits of `bits` bits, the first query's digit lowest; they must fit its 24 bits. The second
+    /// tensor is their sum. Both are `[batch, kv_heads, entries that the last of the queries sees]`.
     ///
     /// # Panics
     /// If the block has no such queries.

@@ -13,17 +13,17 @@ use std::ops::Range;
 #[derive(Clone, Debug)]
 #[allow(clippy::large_enum_variant, reason = "one per layer")]
 pub enum Nans {
-    /// The scores have been looked at.
+    /// The host knows: true if a score was NaN.
     Known(bool),
-    /// How many, `[batch, kv_heads]`, on a device that is not to be waited for.
+    /// The number of NaN scores, `[batch, kv_heads]`, on a device that has not been waited for.
     OnDevice(Tensor<2>),
 }
 
 impl Nans {
-    /// Waits for the device if need be.
+    /// Checks that no score was NaN, and waits for the device if the host does not know yet.
     ///
     /// # Errors
-    /// If a score was NaN, and for a device that cannot be read.
+    /// A NaN score, and a device that cannot be read.
     pub fn check(self) -> Result<()> {
         let any = match self {
             Self::Known(any) => any,
@@ -38,7 +38,8 @@ impl Nans {
         }
     }
 
-    /// From the number of NaN per head, `[batch, kv_heads]`, which is read at once on the CPU: nothing is waited for there.
+    /// From the number of NaN scores per head, `[batch, kv_heads]`. It is read at once on the CPU, where nothing has to be
+    /// waited for.
     fn counted(counts: Tensor<2>) -> Self {
         if is_cpu(&counts.device())
             && let Ok(read) = counts.clone().try_into_vec_as::<f32>()
@@ -51,8 +52,8 @@ impl Nans {
 
 /// The slots of the `budget` entries that stay, per sequence and head, in ascending order of position: `scores` and
 /// `positions [batch, kv_heads, n]` → `[batch, kv_heads, budget]`. Protected entries stay first, then the highest
-/// scores; of equal scores the later position stays. Positions of a head differ and are below `protected.seen`; for
-/// others the slots mean nothing. Waits for the device to learn whether a score is NaN; [`choose`] does not.
+/// scores; of equal scores the later position stays. The positions of a head must differ and be below `protected.seen`;
+/// for others the result is undefined. It waits for the device to check the scores for NaN; [`choose`] does not.
 ///
 /// # Errors
 /// A NaN score, and a budget that the protected entries exceed.
@@ -70,8 +71,9 @@ pub fn select(
     Ok(slots)
 }
 
-/// The choice of [`select`] without waiting for a GPU: whether scores are NaN is told apart, and what is chosen then
-/// means nothing. On the CPU NaN scores are an error at once.
+/// The slots of the `budget` entries that stay, with the arguments and the order of [`select`], without waiting for a GPU.
+/// Whether a score is NaN is the second result; if one is, the slots are undefined. On the CPU NaN scores are an error at
+/// once.
 ///
 /// # Errors
 /// A budget that the protected entries exceed; on the CPU also a NaN score.
@@ -150,9 +152,9 @@ pub(crate) fn rest(slots: &Tensor<3, Int>, entries: usize) -> Result<Tensor<3, I
     Ok(choose(free, all, nothing, entries - count)?.0)
 }
 
-/// The slot of the lowest unprotected score per sequence and head: `scores` and `positions [batch, kv_heads, n]` →
-/// `[batch, kv_heads, 1]`, without waiting for the device, and whether scores are NaN; of equal scores the earlier
-/// position goes. If all entries are protected, the slot means nothing.
+/// The slot of the lowest unprotected score per sequence and head, and whether a score is NaN: `scores` and `positions
+/// [batch, kv_heads, n]` → `[batch, kv_heads, 1]`. Of equal scores the earlier position is chosen. If all entries are
+/// protected, the slot is undefined. It does not wait for the device.
 ///
 /// # Panics
 /// If the shapes differ, and without entries.
@@ -174,9 +176,9 @@ pub fn drop_lowest(
     (slots, Nans::OnDevice(nans.reshape([batch, kv_heads])))
 }
 
-/// True for the `count` highest scores per sequence and head, of equal ones the later positions, for policies that choose
-/// in stages: `scores` and `positions [batch, kv_heads, n]` → `[batch, kv_heads, n]`. Positions of a head differ and are
-/// below `seen`; for others the choice means nothing. Does not wait for the device.
+/// True for the `count` highest scores per sequence and head, for policies that choose in stages: `scores` and `positions
+/// [batch, kv_heads, n]` → `[batch, kv_heads, n]`. Of equal scores the later positions are chosen. The positions of a head
+/// must differ and be below `seen`; for others the result is undefined. It does not wait for the device.
 ///
 /// # Panics
 /// If the shapes differ.

@@ -9,8 +9,8 @@ use burn::tensor::{IndexingUpdateOp, Int, Tensor, s};
 /// Keys and values `[batch, kv_heads, n, d]` as they are stored, and positions `[batch, kv_heads, n]`.
 pub type Entries = (Tensor<4>, Tensor<4>, Tensor<3, Int>);
 
-/// The entries at `slots [batch, kv_heads, m]`, in that order, in tensors with room for `capacity` of them; what follows
-/// is zero.
+/// The entries at `slots [batch, kv_heads, m]`, in that order, in tensors with `capacity` slots; the slots behind them are
+/// zero.
 ///
 /// # Panics
 /// If the shapes do not fit, without entries or slots, and if the room is less than m.
@@ -81,7 +81,8 @@ pub fn replace(
     )
 }
 
-/// Overwrites the entry in the slot `slot` of every head, see [`replace`].
+/// Overwrites the entry in slot `slot` of every head by `key` and `value [batch, kv_heads, 1, d]`, in the type that is
+/// stored or f32, at `position`, in place while the tensors are not shared.
 ///
 /// # Panics
 /// If the shapes do not fit, and for a slot beyond the last.
@@ -107,8 +108,8 @@ pub fn write(
     replace(entries, slots, key, value, position)
 }
 
-/// What is remembered of each entry, `[batch, kv_heads, n, ..]` in f32, after the last entry has moved into the slot
-/// `victim [batch, kv_heads, 1]`: `n − 1` entries.
+/// Statistics per entry, `[batch, kv_heads, n, ..]` in f32, after the last entry has moved into the slot `victim [batch,
+/// kv_heads, 1]`: `[batch, kv_heads, n − 1, ..]`.
 ///
 /// # Panics
 /// If the shapes do not fit, and without entries.

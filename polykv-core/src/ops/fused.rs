@@ -9,11 +9,11 @@ use burn::tensor::Tensor;
 /// The weights of [`norm_qkv_rope`].
 #[derive(Clone, Copy, Debug)]
 pub struct NormQkv<'a> {
-    /// Of the RMS norm over the layer's input, `[hidden]`.
+    /// The weight of the RMS norm over the layer's input, `[hidden]`.
     pub norm: &'a Tensor<1>,
-    /// To queries, keys and values, `[heads * d, hidden]` each.
+    /// The projections to queries, keys and values (QKV), `[heads * d, hidden]` each.
     pub projections: [&'a Weight; 3],
-    /// Of the RMS norms over each head of queries and of keys, `[d]` each, if the model has them.
+    /// The weights of the RMS norms over each head of queries and of keys, `[d]` each, if the model has them.
     pub head_norms: Option<[&'a Tensor<1>; 2]>,
     /// Added to the mean square by all norms.
     pub eps: f64,
@@ -22,15 +22,15 @@ pub struct NormQkv<'a> {
 /// The weights of [`output_swiglu`].
 #[derive(Clone, Copy, Debug)]
 pub struct OutputSwiglu<'a> {
-    /// Of the output projection of attention, `[hidden, heads * d]`.
+    /// The output projection of attention, `[hidden, heads * d]`.
     pub projection: &'a Weight,
-    /// Of the RMS norm before the feed-forward network, `[hidden]`.
+    /// The weight of the RMS norm before SwiGLU, `[hidden]`.
     pub norm: &'a Tensor<1>,
-    /// `[inner, hidden]`
+    /// The gate projection of SwiGLU, `[inner, hidden]`.
     pub gate: &'a Weight,
-    /// `[inner, hidden]`
+    /// The up projection of SwiGLU, `[inner, hidden]`.
     pub up: &'a Weight,
-    /// `[hidden, inner]`
+    /// The down projection of SwiGLU, `[hidden, inner]`.
     pub down: &'a Weight,
     /// Added to the mean square by the norm.
     pub eps: f64,
@@ -49,9 +49,9 @@ pub fn fuses_tokens(x: &Tensor<3>, weights: &[&Weight]) -> bool {
     tokens == 1 && batch <= MOST_GEMV_ROWS && Route::of(x) == Route::Gpu && alike()
 }
 
-/// `x [batch, 1, hidden]` through an RMS norm and the projections to queries, keys and values, of which queries and keys
-/// go through a norm per head, if there is one, and the rotary embedding of `cos` and `sin [1, 1, 1, d / 2]`: `[batch,
-/// heads, 1, d]` each.
+/// The queries, keys and values of one token, `[batch, heads, 1, d]` each, from the layer's input `x [batch, 1, hidden]`: an
+/// RMS norm and the QKV projections, then for queries and keys the norm over each head, if there is one, and the rotary
+/// embedding with `cos` and `sin [1, 1, 1, d / 2]`.
 ///
 /// # Panics
 /// If [`fuses_tokens`] does not hold, or shapes do not fit.
@@ -96,9 +96,8 @@ pub fn norm_qkv_rope(
     [q, k, v]
 }
 
-/// A layer's output from its input `x [batch, 1, hidden]` and what its heads attended to, `[batch, heads, 1, d]`: the
-/// output projection and the residual, h = x + W_O a; then h + W_down (silu(W_gate n) · W_up n) with n = norm(h). `[batch,
-/// 1, hidden]`.
+/// A layer's output from its input `x [batch, 1, hidden]` and its attention output a, `attended [batch, heads, 1, d]`: the
+/// residual h = x + W_O a, then h + W_down (silu(W_gate n) · W_up n) with n = norm(h). The result is `[batch, 1, hidden]`.
 ///
 /// # Panics
 /// If [`fuses_tokens`] does not hold, or shapes do not fit.

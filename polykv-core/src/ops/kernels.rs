@@ -37,7 +37,7 @@ macro_rules! kernel {
 }
 pub(super) use kernel;
 
-/// What an operator takes, as [`Dispatch`] does.
+/// An argument of an operator in the form that [`Dispatch`] takes.
 pub trait Input {
     type Unwrapped;
 
@@ -73,7 +73,7 @@ plain_input!(
     OutputWeights<Dispatch>
 );
 
-/// What an operator gives.
+/// A result of an operator.
 pub trait Output<T> {
     fn wrap(unwrapped: T) -> Self;
 }

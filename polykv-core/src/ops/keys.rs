@@ -1,12 +1,12 @@
-//! Norms and cosines of keys, and merging of what is evicted, for policies that compare entries. Keys and values are as
-//! the cache stores them. A slot that is no number below n counts as n − 1.
+//! Norms and cosines of keys, and merging of evicted entries, for policies that compare entries. Keys and values have the
+//! type in which the cache stores them. A slot that is no number below n counts as n − 1.
 
 use super::kernels::{KeyOps, MergeOps, kernel};
 use super::oracle;
 use super::route::Route;
 use burn::tensor::{Int, Tensor};
 
-/// ‖k‖₂ of `keys [batch, kv_heads, n, d]`: `[batch, kv_heads, n]`.
+/// The norms ‖k‖₂ of `keys [batch, kv_heads, n, d]`: `[batch, kv_heads, n]` in f32.
 pub fn key_norms(keys: Tensor<4>) -> Tensor<3> {
     match Route::on(&keys.device()) {
         Route::Plain => oracle::keys::norms(keys),
@@ -14,8 +14,9 @@ pub fn key_norms(keys: Tensor<4>) -> Tensor<3> {
     }
 }
 
-/// The cosine of each key of `[batch, kv_heads, n, d]` and its head's `anchor [batch, kv_heads, 1, d]` in f32, from the
-/// keys' [`key_norms`]: `[batch, kv_heads, n]`. With a vector of zeros it is 0.
+/// The cosine between each of `keys [batch, kv_heads, n, d]` and its head's `anchor [batch, kv_heads, 1, d]` in f32, where
+/// `norms [batch, kv_heads, n]` are those of the keys, see [`key_norms`]: `[batch, kv_heads, n]`. The cosine with a vector
+/// of zeros is 0.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -30,8 +31,8 @@ pub fn key_cosines(keys: Tensor<4>, norms: Tensor<3>, anchor: Tensor<4>) -> Tens
     }
 }
 
-/// For each key in the slots `evicted [batch, kv_heads, e]` the largest cosine with one in the slots `kept [batch,
-/// kv_heads, m]`, and that one's place among them: `[batch, kv_heads, e]` each.
+/// For each key in the slots `evicted [batch, kv_heads, e]`, the largest cosine with a key in the slots `kept [batch,
+/// kv_heads, m]`, and the index of that key in `kept`: `[batch, kv_heads, e]` each.
 ///
 /// # Panics
 /// If the shapes do not fit, and without entries that stay.
@@ -52,9 +53,10 @@ pub fn closest(
     }
 }
 
-/// What the evicted entries add to those that stay: of `vectors [batch, kv_heads, n, d]`, for the `i`th evicted slot,
-/// `parts[i]` times its distance to the slot at `places[i]` in `kept`; `parts` and `places [batch, kv_heads, e]` →
-/// `[batch, kv_heads, m, d]` in f32. A place that is no number below m adds nothing.
+/// What is added to kept vectors when evicted ones are merged into them. For the `i`th evicted slot, `parts[i]` times the
+/// difference between its vector and that in slot `kept[places[i]]` is added to the latter. `vectors [batch, kv_heads, n,
+/// d]`, `evicted`, `parts` and `places [batch, kv_heads, e]`, `kept [batch, kv_heads, m]` → `[batch, kv_heads, m, d]` in
+/// f32. A place that is no number below m adds nothing.
 ///
 /// # Panics
 /// If the shapes do not fit, and without entries that stay.
@@ -78,10 +80,11 @@ pub fn merge_into(
     }
 }
 
-/// What the evicted entries leave to the kept ones that follow them: of `vectors [batch, kv_heads, n, d]`, `parts[i]`
-/// times the `i`th evicted one goes to each of the next `window` (at least 1) kept entries behind its position, near the
-/// end to fewer. `positions [batch, kv_heads, n]`, `parts [batch, kv_heads, e]` → `[batch, kv_heads, m, d]` in f32. The
-/// slots `evicted [batch, kv_heads, e]` and `kept [batch, kv_heads, m]` are in ascending order of position.
+/// What is added to kept vectors when each evicted one is spread over those that follow it. `parts[i]` times the `i`th evicted
+/// vector is added to each of the next `window` (at least 1) kept entries behind its position, or to all that follow if
+/// there are fewer. `vectors [batch, kv_heads, n, d]`, `positions [batch, kv_heads, n]`, `parts [batch, kv_heads, e]` →
+/// `[batch, kv_heads, m, d]` in f32. The slots `evicted [batch, kv_heads, e]` and `kept [batch, kv_heads, m]` must be in
+/// ascending order of position.
 ///
 /// # Panics
 /// If the shapes do not fit, without entries that stay, and for a window of 0.

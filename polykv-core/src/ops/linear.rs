@@ -1,4 +1,4 @@
-//! What is computed with weights: products with activations and the values in f32.
+//! Products of activations with weights, and weights in f32.
 
 #[cfg(feature = "flex")]
 use super::flex::weights as cpu;
@@ -11,12 +11,12 @@ use super::weight::Weight;
 use burn::tensor::{DType, Int, Tensor};
 
 impl Weight {
-    /// The values in f32, `[out, in]`.
+    /// The weight in f32, `[out, in]`.
     pub fn to_f32(&self) -> Tensor<2> {
         self.widened().cast(DType::F32)
     }
 
-    /// Rows of the weight in f32, as an embedding looks them up: `ids [n]`, below `out` → `[n, in]`.
+    /// The rows `ids [n]` of the weight in f32, for embeddings: `[n, in]`. Ids must be below `out`.
     pub fn rows(&self, ids: Tensor<1, Int>) -> Tensor<2> {
         match self {
             Self::Dense(tensor) => tensor.clone().select(0, ids).cast(DType::F32),
@@ -59,7 +59,7 @@ pub fn linear(x: Tensor<2>, weight: &Weight) -> Tensor<2> {
 }
 
 /// `x [rows, in]` in f32 times the transposes of several weights `[out, in]` → `[rows, out]` each, in f32.
-/// On the CPU one hand-over to the threads serves all weights of one format.
+/// On the CPU all weights of one format are handed to the threads at once.
 ///
 /// # Panics
 /// If the widths differ.

@@ -16,17 +16,17 @@ const BLOCK: usize = 128;
 
 /// Receives the probabilities of a block of queries, `[batch, kv_heads, group * tokens, entries]`, rows grouped by query
 /// head, over the entries that the last of the queries sees.
-pub type Look<'a> = dyn FnMut(Tensor<4>) -> Result<()> + 'a;
+pub type BlockObserver<'a> = dyn FnMut(Tensor<4>) -> Result<()> + 'a;
 
-/// [`attend`](super::attend), in blocks of queries; `look` gets the probabilities of each.
+/// [`attend`](super::attend), in blocks of queries; `observer` gets the probabilities of each.
 ///
 /// # Errors
-/// Only those of `look`.
+/// Only those of `observer`.
 pub fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
-    mut look: Option<&mut Look<'_>>,
+    mut observer: Option<&mut BlockObserver<'_>>,
 ) -> Result<Tensor<4>> {
     let [batch, heads, tokens, d] = q.dims();
     let [_, kv_heads, entries, _] = k.dims();
@@ -57,8 +57,8 @@ pub fn attend(
                 .reshape([batch, kv_heads, group * rows, visible]);
         }
         let probabilities = softmax(scores, 3);
-        if let Some(look) = look.as_mut() {
-            look(probabilities.clone())?;
+        if let Some(observer) = observer.as_mut() {
+            observer(probabilities.clone())?;
         }
         let output = product(probabilities, part(&v));
         outputs.push(output.reshape([batch, heads, rows, d]));

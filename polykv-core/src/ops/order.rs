@@ -6,10 +6,10 @@ use super::pool::Pool;
 use super::route::Route;
 use burn::tensor::{Int, Tensor};
 
-/// Pools each score with its neighbours in order of position, `width` (odd) of them with itself: `scores [batch,
-/// kv_heads, n]` → the same shape. `order [batch, kv_heads, n]` has the slots in ascending order of position; without it
-/// slots are in that order. The last `tail` entries of the order stay as they are, and leave their neighbours alone. A
-/// number in `order` that is no slot counts as n − 1.
+/// Pools each score over the `width` (odd) positions around it: `scores [batch, kv_heads, n]` → `[batch, kv_heads, n]`.
+/// `order [batch, kv_heads, n]` has the slots in ascending order of position; without it slots must be in that order. The
+/// last `tail` entries of the order are left out: their scores stay as they are and do not reach their neighbours. A number
+/// in `order` that is no slot counts as n − 1.
 ///
 /// # Panics
 /// If the shapes differ.
@@ -39,9 +39,9 @@ pub fn pool(
     kernel!(OrderOps::pool_scores(scores, order, tail, width, mode))
 }
 
-/// The slots in order of position, `order [batch, kv_heads, n]`, without that of `victim [batch, kv_heads, 1]`: `[batch,
-/// kv_heads, n − 1]`; if `moved`, for entries the last of which has moved there. If the order has no such slot, the last
-/// of the order goes.
+/// The slots in order of position, `order [batch, kv_heads, n]`, without the slot `victim [batch, kv_heads, 1]`: `[batch,
+/// kv_heads, n − 1]`. With `moved`, the entry of the last slot has moved into that slot. If the order does not have the slot,
+/// its last one is left out.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -59,8 +59,8 @@ pub fn drop_from_order(
     }
 }
 
-/// The slots in order of position, `order [batch, kv_heads, n]`, with `count` new ones, which have the latest positions,
-/// behind them: `[batch, kv_heads, n + count]`.
+/// The slots in order of position, `order [batch, kv_heads, n]`, followed by the slots `n..n + count` of new entries with the
+/// latest positions: `[batch, kv_heads, n + count]`.
 pub fn extend_order(order: Tensor<3, Int>, count: usize) -> Tensor<3, Int> {
     match Route::on(&order.device()) {
         Route::Plain => oracle::choice::extend_order(order, count),

@@ -1,11 +1,11 @@
-//! What lies between the products of a model's layer. Activations are f32.
+//! Norms, activations and the rotary embedding. Activations are f32.
 
 use super::kernels::{PointwiseOps, kernel};
 use super::oracle;
 use super::route::Route;
 use burn::tensor::Tensor;
 
-/// The gate of SwiGLU: silu(gate) · up, elementwise, tensors of one shape.
+/// The activation of SwiGLU (arXiv 2002.05202): silu(gate) · up, elementwise, for tensors of one shape.
 ///
 /// # Panics
 /// If the shapes differ.
@@ -17,8 +17,7 @@ pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     }
 }
 
-/// Root-mean-square normalisation over the last axis, times `weight`: `x [.., size]` over √(mean(x²) + `eps`), times
-/// `weight [size]`.
+/// RMS norm over the last axis (arXiv 1910.07467): `x [.., size]` divided by √(mean(x²) + `eps`), times `weight [size]`.
 ///
 /// # Panics
 /// If the sizes differ.
@@ -30,8 +29,8 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
     }
 }
 
-/// Rotary embedding in the rotate-half layout: turns element `i` of the last axis with element `i + d / 2`. `x [batch,
-/// heads, tokens, d]`, `cos` and `sin [1, 1, tokens, d / 2]`.
+/// Rotary embedding (RoPE, arXiv 2104.09864) in the rotate-half layout: rotates element `i` of the last axis with element
+/// `i + d / 2`. `x [batch, heads, tokens, d]`, `cos` and `sin [1, 1, tokens, d / 2]`.
 ///
 /// # Panics
 /// If the shapes do not fit.

@@ -4,8 +4,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Pool {
-    /// The largest of them.
+    /// The maximum of the neighbours.
     Max,
-    /// Their mean; positions beyond the ends count as zeros.
+    /// The mean of the neighbours; positions beyond the ends count as zeros.
     Avg,
 }

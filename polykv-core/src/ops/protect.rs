@@ -1,32 +1,32 @@
-//! Positions that no eviction may touch.
+//! Positions that are protected from eviction.
 
 use burn::tensor::{Bool, Int, Tensor};
 use std::ops::Range;
 
-/// The ends of a sequence that are never evicted, in tokens.
+/// How many tokens at both ends of a sequence are never evicted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Protect {
-    /// The first positions of the sequence (attention sinks).
+    /// The number of first positions that stay, the attention sinks.
     pub sinks: usize,
-    /// The latest positions.
+    /// The number of latest positions that stay.
     pub recent: usize,
 }
 
 impl Protect {
-    /// How many entries are protected in a sequence that is long enough for both ends.
+    /// The number of protected entries in a sequence that is long enough for both ends.
     pub fn count(&self) -> usize {
         self.sinks.saturating_add(self.recent)
     }
 }
 
-/// The positions that no eviction may touch in a sequence of `seen` tokens.
+/// The positions of a sequence that are protected from eviction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protected<'a> {
-    /// The ends of the sequence.
+    /// The protected ends of the sequence.
     pub protect: Protect,
-    /// Ranges of positions beside those.
+    /// Protected ranges of positions beside the ends.
     pub spans: &'a [Range<usize>],
-    /// How many tokens the sequence has: the latest position is `seen - 1`.
+    /// The number of tokens of the sequence; the latest position is `seen - 1`.
     pub seen: usize,
 }
 
@@ -39,7 +39,7 @@ impl Protected<'_> {
         self.seen.saturating_sub(self.protect.recent) as i64
     }
 
-    /// In the form in which kernels take it.
+    /// The same positions in the form that kernels take.
     pub(super) fn guard(&self) -> Guard {
         // Positions are below 2³¹, whatever a policy protects.
         let position = |at: usize| i32::try_from(at).unwrap_or(i32::MAX);
@@ -53,7 +53,7 @@ impl Protected<'_> {
         }
     }
 
-    /// True where an entry is protected: `positions [batch, kv_heads, n]` → `[batch, kv_heads, n]`.
+    /// A mask that is true where an entry is protected: `positions [batch, kv_heads, n]` → `[batch, kv_heads, n]`.
     pub fn mask(&self, positions: Tensor<3, Int>) -> Tensor<3, Bool> {
         let below = |end: usize| positions.clone().lower_elem(end.min(self.seen) as i64);
         let from = |start: i64| positions.clone().greater_equal_elem(start);
@@ -68,7 +68,7 @@ impl Protected<'_> {
     }
 }
 
-/// [`Protected`] as kernels take it.
+/// Protected positions in the form that kernels take, see [`Protected`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guard {
     /// Positions below this one.
@@ -80,7 +80,7 @@ pub struct Guard {
 }
 
 impl Guard {
-    /// Without any protected position.
+    /// No protected positions.
     pub fn none() -> Self {
         Self {
             sinks: 0,

@@ -10,7 +10,7 @@ pub fn read_error(error: impl std::fmt::Debug) -> crate::Error {
     crate::Error::Failed(format!("reading from the device: {error:?}"))
 }
 
-/// Bytes that a tensor's elements occupy.
+/// The bytes of a tensor's elements.
 pub fn bytes<const D: usize, K: Basic>(tensor: &Tensor<D, K>) -> usize {
     tensor.shape().num_elements() * tensor.dtype().size()
 }
@@ -21,8 +21,8 @@ pub fn unit(x: Tensor<4>) -> Tensor<4> {
     x / norm.clamp_min(1e-12)
 }
 
-/// The product of `lhs [.., m, k]` and `rhs [.., k, n]`: `[.., m, n]`. In f32 if both are, on every device: burn's own
-/// product rounds factors to TF32, 10 bits of mantissa, where a GPU has that type.
+/// The product of `lhs [.., m, k]` and `rhs [.., k, n]`: `[.., m, n]`. If both are f32, it is computed
+/// in f32 on every device; burn's own product rounds factors to TF32, 10 bits of mantissa, where a GPU has that type.
 pub fn matmul<const D: usize>(lhs: Tensor<D>, rhs: Tensor<D>) -> Tensor<D> {
     match lhs.dtype() == DType::F32 && rounds_products(&lhs.device()) {
         true => unrounded_matmul(lhs, rhs),

@@ -1,82 +1,66 @@
-//! The plan file: a plan as YAML, policies by name.
+//! The plan file: a plan as YAML, with policies and allocators by name.
 
-use super::{LayerPlan, LayerRange, MAX_LAYERS, Plan, Rule, Share};
+mod rule;
+
+pub use rule::FileRule;
+
+use super::{LayerPlan, LayerRange, MAX_LAYERS, Plan, Rule};
 use crate::budget::Budget;
 use crate::error::At;
 use crate::phase::Phase;
-use crate::policy::{Params, Policies, Policy};
+use crate::policy::Policies;
 use crate::registry::Registry;
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::Path;
-use std::sync::Arc;
 
 /// The version of the schema that this code reads and writes.
 pub const SCHEMA: u32 = 1;
 
-/// Plan files above this size are refused.
+/// The most bytes of a plan file; larger files are refused.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// How deep lists and maps of a plan file may lie in each other.
+/// How deep lists and maps of a plan file may be nested.
 const MAX_DEPTH: usize = 64;
 
-/// What a plan file says. [`PlanFile::build`] makes a [`Plan`] of it.
+/// The content of a plan file. [`PlanFile::build`] makes a [`Plan`] of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct PlanFile {
-    /// [`SCHEMA`].
+    /// The version of the schema, [`SCHEMA`].
     pub schema: u32,
-    /// What reports call the plan.
+    /// The plan's name in reports.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Fingerprint of the model that the plan was made for; a plan without one runs on any model with its number of
-    /// layers.
+    /// The fingerprint of the model that the plan was made for. A plan without one runs on every model with as many layers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model: Option<String>,
-    /// The model's layers.
+    /// The number of the model's layers.
     pub layers: usize,
-    /// Entries per KV head that each phase may keep.
+    /// How many entries per KV head the layers may keep in each phase.
     #[serde(with = "serde_yaml_ng::with::singleton_map")]
     pub budget: Budget,
-    /// See [`Plan::allow_full_extra`].
+    /// Whether layers that keep everything come on top of the budget instead of being charged to it. The other layers then
+    /// share the part of the budget that they would have if every layer had its share.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_full_extra: bool,
-    /// The name of the allocator that splits the total anew for each prompt; the rules then state no shares.
+    /// The name of the allocator that splits the budget anew for each prompt; no rule may then state a share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub online: Option<String>,
-    /// A rule for each layer; none at all keeps everything.
+    /// Rules for the eviction after the prompt, one for each layer; without any rule everything is kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub prefill: Vec<FileRule>,
-    /// A rule for each layer; none at all keeps everything.
+    /// Rules for the evictions while decoding, one for each layer; without any rule everything is kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub decode: Vec<FileRule>,
 }
 
-/// What a range of layers does in one phase.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[non_exhaustive]
-pub struct FileRule {
-    /// The layers.
-    pub layers: LayerRange,
-    /// A policy's name, or [`Policies::KEEP`].
-    pub policy: String,
-    /// The policy's parameters; those left out take their defaults.
-    #[serde(default, skip_serializing_if = "Params::is_empty")]
-    pub params: Params,
-    /// Entries of each of these layers.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tokens: Option<usize>,
-    /// Relative share of each of these layers in the total, 1 if neither is given. A phase uses shares or tokens
-    /// throughout.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub share: Option<f64>,
-}
-
 impl PlanFile {
-    /// The file that states a plan. Parameters that the registry's policy of that name has by default are left out.
+    /// The content of a file for this plan, without a name and a model. Parameters are left out where they are the defaults
+    /// of the policy that `registry` has under the same name.
+    #[must_use]
     pub fn of(plan: &Plan, registry: &Registry) -> Self {
         let rules = |phase| {
             let mut rules: Vec<FileRule> = Vec::new();
@@ -96,16 +80,19 @@ impl PlanFile {
             layers: plan.layers.len(),
             budget: plan.budget,
             allow_full_extra: plan.allow_full_extra,
-            online: plan.online.as_ref().map(|own| own.name().to_string()),
+            online: plan
+                .online
+                .as_ref()
+                .map(|allocator| allocator.name().to_string()),
             prefill: rules(Phase::Prefill),
             decode: rules(Phase::Decode),
         }
     }
 
-    /// Reads YAML. Names and numbers are checked by [`PlanFile::build`].
+    /// Parses YAML. Names and numbers are only checked by [`PlanFile::build`].
     ///
     /// # Errors
-    /// Text that is no YAML of schema 1, naming the field.
+    /// Text that is no YAML of schema 1 or is nested too deeply. The error names the field.
     pub fn from_yaml(text: &str) -> Result<Self> {
         let text = text.trim_start_matches('\u{feff}');
         check_depth(text)?;
@@ -120,16 +107,17 @@ impl PlanFile {
     /// Reads a plan file.
     ///
     /// # Errors
-    /// Text that is no plan, a file that cannot be read, is no regular file, or is larger than [`MAX_FILE_BYTES`].
+    /// A file that cannot be read, is no regular file or has more than [`MAX_FILE_BYTES`], and what [`PlanFile::from_yaml`]
+    /// refuses.
     pub fn read(path: &Path) -> Result<Self> {
         let text = files::read_capped_text(path, MAX_FILE_BYTES)?;
         Self::from_yaml(&text).at(path.display())
     }
 
-    /// Writes the plan; a reader never sees half a file.
+    /// Writes a plan file. Whoever reads it at the same time gets the old content or the new one, never a part.
     ///
     /// # Errors
-    /// If the folder cannot be written.
+    /// A folder that cannot be written, see [`files::write_whole`].
     pub fn write(&self, path: &Path) -> Result<()> {
         files::write_whole(path, self.to_yaml().as_bytes())
     }
@@ -140,7 +128,7 @@ impl PlanFile {
         serde_yaml_ng::to_string(self).unwrap_or_default()
     }
 
-    /// A short fingerprint of the content, 16 hexadecimal digits.
+    /// A fingerprint of the content: the first 8 bytes of the SHA-256 of its YAML, as 16 hexadecimal digits.
     pub fn hash(&self) -> String {
         let digest = Sha256::digest(self.to_yaml().as_bytes());
         digest[..8]
@@ -149,7 +137,7 @@ impl PlanFile {
             .collect()
     }
 
-    /// The rules of one phase.
+    /// The rules of one phase, as in the file.
     pub fn rules(&self, phase: Phase) -> &[FileRule] {
         match phase {
             Phase::Prefill => &self.prefill,
@@ -165,8 +153,8 @@ impl PlanFile {
         };
         let rule = |layer: usize| {
             let mut rules = self.rules(phase).iter();
-            let own = rules.find(|rule| (rule.layers.first..=rule.layers.last).contains(&layer));
-            match own {
+            let found = rules.find(|rule| (rule.layers.first..=rule.layers.last).contains(&layer));
+            match found {
                 Some(rule) => FileRule {
                     layers: one(layer),
                     ..rule.clone()
@@ -177,16 +165,16 @@ impl PlanFile {
         (0..self.layers).map(rule).collect()
     }
 
-    /// Whether some layer evicts in a phase.
+    /// Whether any layer evicts in a phase.
     pub fn evicts(&self, phase: Phase) -> bool {
         self.rules(phase).iter().any(|rule| !rule.keeps())
     }
 
-    /// The plan, with policies and allocators looked up by name.
+    /// Builds the plan, with policies and allocators looked up by name in `registry`.
     ///
     /// # Errors
-    /// Everything that can be wrong without a prompt or a model: names, parameters, ranges of layers, shares, sums. The
-    /// error names the field, the value found and the values allowed.
+    /// Unknown names, wrong parameters, layers without a rule or with two, shares and sums of entries that do not fit the
+    /// budget, and what [`Plan::check`] refuses. The error names the field, the value found and the values allowed.
     pub fn build(&self, registry: &Registry) -> Result<Plan> {
         if self.layers == 0 || self.layers > MAX_LAYERS {
             let allowed = format!("1 to {MAX_LAYERS}");
@@ -194,7 +182,9 @@ impl PlanFile {
         }
         self.budget.check()?;
         let online = self.online.as_deref().map(|name| {
-            let online = registry.allocators.names(|own| own.basis().is_online());
+            let online = registry
+                .allocators
+                .names(|allocator| allocator.basis().is_online());
             match online.contains(&name) {
                 true => registry.allocators.get(name),
                 false => Err(Error::plan(
@@ -222,10 +212,10 @@ impl PlanFile {
         Ok(plan)
     }
 
-    /// Checks that the plan belongs to a model.
+    /// Checks that the plan is for a model with `layers` layers and this fingerprint.
     ///
     /// # Errors
-    /// A different number of layers or another model's fingerprint.
+    /// Another number of layers, and another fingerprint if the file states one.
     pub fn check_model(&self, layers: usize, fingerprint: &str) -> Result<()> {
         if self.layers != layers {
             let allowed = format!("{layers}, the model's");
@@ -255,8 +245,8 @@ impl PlanFile {
                 return Err(Error::plan(field("layers"), range, allowed));
             }
             let built = rule.build(policies, field)?;
-            let own = layers.iter_mut().enumerate();
-            for (layer, slot) in own.take(range.last + 1).skip(range.first) {
+            let slots = layers.iter_mut().enumerate();
+            for (layer, slot) in slots.take(range.last + 1).skip(range.first) {
                 if let Some((other, _)) = slot.replace((index, built.clone())) {
                     let found = format!("{range}, which repeats layer {layer} of {phase}[{other}]");
                     return Err(Error::plan(field("layers"), found, "each layer once"));
@@ -276,8 +266,8 @@ impl PlanFile {
         rules.collect()
     }
 
-    /// Tokens of rules must add up to the total; a phase with layers that keep everything can only be checked once a
-    /// prompt is known.
+    /// Checks that the entries that rules state sum to the budget, or to at most the budget where some layers keep everything:
+    /// what these need is only known with a prompt.
     fn check_sum(&self, phase: Phase) -> Result<()> {
         let (evicting, full): (Vec<_>, Vec<_>) =
             self.rules(phase).iter().partition(|rule| !rule.keeps());
@@ -318,94 +308,8 @@ impl PlanFile {
     }
 }
 
-impl FileRule {
-    /// A rule without parameters or a share.
-    pub fn new(layers: LayerRange, policy: impl Into<String>) -> Self {
-        Self {
-            layers,
-            policy: policy.into(),
-            params: Params::new(),
-            tokens: None,
-            share: None,
-        }
-    }
-
-    fn of(layer: usize, rule: &Rule, policies: &Policies) -> Self {
-        let range = LayerRange {
-            first: layer,
-            last: layer,
-        };
-        let Rule::Evict { policy, share } = rule else {
-            return Self::new(range, Policies::KEEP);
-        };
-        let (tokens, share) = match *share {
-            Share::Entries(entries) => (Some(entries), None),
-            Share::Part(part) => (None, (part != 1.0).then_some(part)),
-        };
-        let defaults = policies.build(policy.name(), &Params::new());
-        let defaults = defaults.map_or_else(|_| Params::new(), |own| own.params());
-        Self {
-            params: policy.params().without(&defaults),
-            tokens,
-            share,
-            ..Self::new(range, policy.name())
-        }
-    }
-
-    /// Whether these layers keep everything.
-    pub fn keeps(&self) -> bool {
-        self.policy == Policies::KEEP
-    }
-
-    fn same_but_layers(&self, other: &Self) -> bool {
-        let layers = other.layers;
-        Self {
-            layers,
-            ..self.clone()
-        } == *other
-    }
-
-    fn build(&self, policies: &Policies, field: impl Fn(&str) -> String) -> Result<Rule> {
-        if self.tokens.is_some() && self.share.is_some() {
-            let found = "given beside share";
-            return Err(Error::plan(field("tokens"), found, "tokens or share"));
-        }
-        if let Some(share) = self.share
-            && !(share.is_finite() && share > 0.0 && share <= 1e6)
-        {
-            return Err(Error::plan(field("share"), share, "above 0, at most 1e6"));
-        }
-        if self.keeps() {
-            let given = [
-                ("tokens", self.tokens.is_some(), "no budget"),
-                ("share", self.share.is_some(), "no share"),
-                ("params", !self.params.is_empty(), "no parameters"),
-            ];
-            return match given.into_iter().find(|(_, given, _)| *given) {
-                Some((name, _, allowed)) => {
-                    let found = format!("given for policy {}", self.policy);
-                    Err(Error::plan(field(name), found, allowed))
-                }
-                None => Ok(Rule::Keep),
-            };
-        }
-        let policy: Arc<dyn Policy> = policies.build(&self.policy, &self.params)?;
-        if let Some(tokens) = self.tokens {
-            let least = policy.protect(tokens).count().max(1);
-            if tokens < least {
-                let allowed = format!("at least {least}, what policy {} protects", self.policy);
-                return Err(Error::budget(field("tokens"), tokens, allowed));
-            }
-        }
-        let share = match self.tokens {
-            Some(tokens) => Share::Entries(tokens),
-            None => Share::Part(self.share.unwrap_or(1.0)),
-        };
-        Ok(Rule::Evict { policy, share })
-    }
-}
-
-/// The parser keeps every level that is open, and takes time for each: text that no plan needs is refused unread.
+/// Refuses text that is nested deeper than any plan needs, before it is parsed: the parser's memory and time grow with the
+/// depth.
 fn check_depth(text: &str) -> Result<()> {
     let mut depth = 0usize;
     let deepest = text.bytes().map(|byte| {
@@ -417,7 +321,7 @@ fn check_depth(text: &str) -> Result<()> {
         depth
     });
     let flow = deepest.max().unwrap_or(0);
-    // Blocks lie deeper than their indentation only by dashes in one line.
+    // A block is nested deeper than its indentation only by several dashes in one line.
     let block = text.lines().map(|line| {
         let indent = line.len() - line.trim_start_matches([' ', '-', '?']).len();
         indent / 2

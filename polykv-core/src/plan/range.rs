@@ -1,10 +1,10 @@
-//! Layers as text.
+//! Ranges and sets of layers as text.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::str::FromStr;
 
-/// Consecutive layers, both ends included: `7` or `0-14` in a plan file.
+/// Consecutive layers, both ends included. In a plan file it is `7` or `0-14`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LayerRange {
     /// The first layer, from 0.
@@ -14,7 +14,8 @@ pub struct LayerRange {
 }
 
 impl LayerRange {
-    /// All of `layers` layers (at least one).
+    /// The range of all layers of a model with `layers` layers, at least 1.
+    #[must_use]
     pub fn all(layers: usize) -> Self {
         Self {
             first: 0,
@@ -22,18 +23,22 @@ impl LayerRange {
         }
     }
 
-    /// The number of layers.
+    /// The number of layers in the range.
     pub fn count(&self) -> usize {
         (self.last - self.first).saturating_add(1)
     }
 }
 
-/// Any layers: `0-2,7` as text.
+/// A set of layers as ascending ranges. As text it is `0-2,7`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerSet(pub Vec<LayerRange>);
+pub struct LayerSet(
+    /// The ranges, in ascending order.
+    pub Vec<LayerRange>,
+);
 
 impl LayerSet {
-    /// The ranges that hold some ascending layers.
+    /// The set of these layers, which are in ascending order.
+    #[must_use]
     pub fn of(layers: &[usize]) -> Self {
         let mut ranges: Vec<LayerRange> = Vec::new();
         for &layer in layers {

@@ -1,33 +1,35 @@
-//! From a plan to the budgets of one prompt.
+//! The budgets of a plan for one prompt.
 
 use super::{Plan, Rule, Share};
-use crate::allocate::{self, Allocator, LayerStat, Uniform};
+use crate::allocate::{self, Allocator, LayerStat, UniformAllocator};
 use crate::budget::EntryCost;
 use crate::phase::Phase;
 use crate::policy::Policy;
 use crate::{Error, Result};
 use std::sync::Arc;
 
-/// A policy with the entries per KV head that it may keep.
+/// A policy with its budget for one prompt.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Eviction {
-    /// What stays.
+    /// Decides which entries stay.
     pub policy: Arc<dyn Policy>,
-    /// How many entries stay, at least 1.
+    /// How many entries per KV head stay, at least 1.
     pub budget: usize,
 }
 
-/// What one layer evicts for one prompt; a phase without an eviction keeps everything.
+/// The evictions of one layer for one prompt. In a phase without one the layer keeps everything.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct LayerEvictions {
-    /// Once, after the prompt.
+    /// The eviction that happens once, after the prompt.
     pub prefill: Option<Eviction>,
-    /// After every generated token.
+    /// The eviction that happens after every generated token.
     pub decode: Option<Eviction>,
 }
 
 impl LayerEvictions {
-    /// The eviction of one phase.
+    /// The eviction of one phase; `None` if the layer keeps everything.
     pub fn of(&self, phase: Phase) -> Option<&Eviction> {
         match phase {
             Phase::Prefill => self.prefill.as_ref(),
@@ -35,12 +37,12 @@ impl LayerEvictions {
         }
     }
 
-    /// The budget of one phase, none where everything stays.
+    /// The budget of one phase in entries per KV head; `None` if the layer keeps everything.
     pub fn budget(&self, phase: Phase) -> Option<usize> {
         self.of(phase).map(|eviction| eviction.budget)
     }
 
-    /// True if both phases evict by the same policy with the same parameters.
+    /// Whether both phases evict, by the same policy with the same parameters.
     pub fn same_policy(&self) -> bool {
         match (&self.prefill, &self.decode) {
             (Some(prefill), Some(decode)) => prefill.policy.key() == decode.policy.key(),
@@ -49,15 +51,16 @@ impl LayerEvictions {
     }
 }
 
-/// A plan's budgets for one prompt, one per layer.
+/// The evictions of all layers for one prompt.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Resolved {
-    /// From the first layer to the last.
+    /// The evictions of each layer, from the first to the last.
     pub layers: Vec<LayerEvictions>,
 }
 
 impl Resolved {
-    /// The sum of a phase's budgets over the layers that evict.
+    /// The sum of the budgets of a phase over the layers that evict, in entries per KV head.
     pub fn total(&self, phase: Phase) -> usize {
         let budgets = self.layers.iter().filter_map(|layer| layer.budget(phase));
         budgets.fold(0, usize::saturating_add)
@@ -65,11 +68,12 @@ impl Resolved {
 }
 
 impl Plan {
-    /// The budgets for a prompt of `prompt` tokens, where an entry costs `cost`.
+    /// The evictions of all layers for a prompt of `prompt` tokens, where an entry costs `cost`. A plan that passes
+    /// [`Plan::check`] is assumed.
     ///
     /// # Errors
-    /// Layers that keep everything and do not fit under the total (both numbers are named), and a layer that gets less
-    /// than its policy protects.
+    /// Layers that keep everything and do not fit in the budget, and a layer whose budget is less than what its policy
+    /// protects; both of kind [`ErrorKind::Budget`](crate::ErrorKind::Budget).
     pub fn resolve(&self, prompt: usize, cost: EntryCost) -> Result<Resolved> {
         let prefill = self.resolve_phase(Phase::Prefill, prompt, cost)?;
         let decode = self.resolve_phase(Phase::Decode, prompt, cost)?;
@@ -113,7 +117,7 @@ impl Plan {
         let total = self.total_of_evicting(phase, &evicting, &stats, prompt, cost)?;
         let allocator: &dyn Allocator = match &self.online {
             Some(allocator) => &**allocator,
-            None => &Uniform,
+            None => &UniformAllocator,
         };
         let split = allocator.split(total, prompt, &stats);
         let mut budgets = evicting
@@ -146,7 +150,7 @@ impl Plan {
         Ok(resolved)
     }
 
-    /// What the evicting layers of a phase have together.
+    /// The entries that the evicting layers of a phase have together.
     fn total_of_evicting(
         &self,
         phase: Phase,

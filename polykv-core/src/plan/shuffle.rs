@@ -1,11 +1,11 @@
-//! The control for a plan: the same rules in other layers.
+//! A control for a plan: the same rules in other layers.
 
 use super::Plan;
 use crate::random::splitmix;
 
 impl Plan {
-    /// The same rules with their budgets in permuted layers. A layer's prefill and decode rules move together. The same
-    /// seed gives the same order.
+    /// The plan with its layers in a random order; the prefill and decode rules of a layer move together. Equal seeds give
+    /// equal orders.
     #[must_use]
     pub fn shuffled(&self, seed: u64) -> Self {
         let mut order: Vec<usize> = (0..self.layers.len()).collect();
@@ -37,7 +37,10 @@ mod tests {
         let plan = PlanFile::from_yaml(text).unwrap();
         let plan = plan.build(&Registry::default()).unwrap();
         let whole = |plan: &Plan| -> Vec<String> {
-            let name = |rule: &Rule| rule.policy().map_or_else(String::new, |own| own.key());
+            let name = |rule: &Rule| {
+                rule.policy()
+                    .map_or_else(String::new, |policy| policy.key())
+            };
             let layers = plan.layers.iter();
             let key = |layer: &super::super::LayerPlan| {
                 format!(

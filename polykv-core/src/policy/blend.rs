@@ -8,20 +8,21 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 use serde_yaml_ng::Value;
 
-/// Several policies with shares of the budget: each in turn takes its part of what the earlier ones left, what it
-/// protects itself first. `policies` is a list of maps `{policy: tova, share: 0.5, ...}` with the parameters of each
-/// policy, or in short `tova:0.5,h2o:0.5`. Shares are relative; the parts sum to the budget by largest remainder. What
-/// members protect always stays, charged to the member that takes it; spans that the caller protects are charged to
-/// the last members.
+/// Several policies, each with a share of the budget. They choose one after the other: each takes its part of the budget
+/// from the entries that the earlier ones left, first those that it protects, then those with its highest scores. The parts
+/// are in proportion to the shares and sum to the budget. Entries that a member protects always stay and are charged to the
+/// member that takes them; spans that the caller protects are charged to the last members.
 ///
-/// During decode the b + 1 entries are chosen anew at every step: all members but the last must know their best
-/// entries.
+/// In a plan file `policies` is a list of maps `{policy: tova, share: 0.5, ...}` with the parameters of each policy, or text
+/// in the short form `tova:0.5,h2o:0.5`.
+///
+/// During decode every member chooses anew at every step.
 #[derive(Clone, Debug)]
 pub struct Blend {
     members: Vec<Member>,
 }
 
-/// Each member is a pass over the entries at every step.
+/// The most members of a blend: each one is a pass over the entries at every step.
 const MOST: usize = 16;
 
 #[derive(Deserialize)]
@@ -67,9 +68,9 @@ impl NamedPolicy for Blend {
 }
 
 impl Blend {
-    /// Each member with its entries of a budget.
+    /// Each member with its part of a budget, in entries.
     fn parts(&self, budget: usize) -> impl Iterator<Item = (&Member, usize)> {
-        let shares: Vec<f64> = self.members.iter().map(|own| own.share).collect();
+        let shares: Vec<f64> = self.members.iter().map(|member| member.share).collect();
         self.members.iter().zip(largest_remainder(budget, &shares))
     }
 }
@@ -80,28 +81,28 @@ impl Policy for Blend {
     }
 
     fn params(&self) -> Params {
-        let members = self.members.iter().map(|own| own.to_value(true));
+        let members = self.members.iter().map(|member| member.to_value(true));
         Params::new().with("policies", Value::Sequence(members.collect()))
     }
 
     fn needs(&self) -> Needs {
         let members = self.members.iter();
-        members.fold(Needs::default(), |all, own| all.union(own.policy.needs()))
+        members.fold(Needs::default(), |all, member| all.union(member.policy.needs()))
     }
 
     fn protect(&self, budget: usize) -> Protect {
         let parts = self.parts(budget);
-        let protects = parts.map(|(own, part)| own.policy.protect(part));
-        protects.fold(Protect::default(), |all, own| Protect {
-            sinks: all.sinks.max(own.sinks),
-            recent: all.recent.max(own.recent),
+        let protects = parts.map(|(member, part)| member.policy.protect(part));
+        protects.fold(Protect::default(), |all, protect| Protect {
+            sinks: all.sinks.max(protect.sinks),
+            recent: all.recent.max(protect.recent),
         })
     }
 
     fn same_for_all_heads(&self) -> bool {
         self.members
             .iter()
-            .all(|own| own.policy.same_for_all_heads())
+            .all(|member| member.policy.same_for_all_heads())
     }
 
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
@@ -111,27 +112,27 @@ impl Policy for Blend {
         let members = self.members.iter().zip(&mut state.members);
         members
             .into_iter()
-            .try_for_each(|(own, state)| own.policy.append(state, appended))
+            .try_for_each(|(member, state)| member.policy.append(state, appended))
     }
 
     fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
         let mut members = self.members.iter().zip(&mut state.members);
-        members.try_for_each(|(own, state)| match own.policy.needs().attention {
-            true => own.policy.observe(state, block),
+        members.try_for_each(|(member, state)| match member.policy.needs().attention {
+            true => member.policy.observe(state, block),
             false => Ok(()),
         })
     }
 
-    fn narrows(&self) -> bool {
+    fn can_cut_in_steps(&self) -> bool {
         false
     }
 
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
         let parts: Vec<(&Member, usize)> = self.parts(view.budget).collect();
         let scored = |index: usize| -> Result<(Tensor<3>, Protected<'_>)> {
-            let (own, part) = parts[index];
+            let (member, part) = parts[index];
             let protected = Protected {
-                protect: own.policy.protect(part),
+                protect: member.policy.protect(part),
                 spans: &[],
                 seen: view.seen,
             };
@@ -140,7 +141,7 @@ impl Policy for Blend {
                 protected,
                 ..view.clone()
             };
-            let scores = own.policy.score(&state.members[index], &view)?;
+            let scores = member.policy.score(&state.members[index], &view)?;
             Ok((scores, protected))
         };
         let last = parts.len() - 1;
@@ -156,7 +157,7 @@ impl Policy for Blend {
 
     #[cfg(feature = "testing")]
     fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {
-        let all = self.members.iter().all(|own| own.policy.oracle().is_some());
+        let all = self.members.iter().all(|member| member.policy.oracle().is_some());
         all.then_some(self as &dyn crate::testing::Oracle)
     }
 }
@@ -171,14 +172,14 @@ mod oracle {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
             let mut stages: Vec<(Vec<usize>, Vec<f64>)> = Vec::new();
             let mut rest = Vec::new();
-            for (own, part) in self.parts(head.budget()) {
+            for (member, part) in self.parts(head.budget()) {
                 let head = head.with_budget(part);
-                let scores = own.policy.oracle().map(|oracle| oracle.scores(&head));
+                let scores = member.policy.oracle().map(|oracle| oracle.scores(&head));
                 rest = scores.unwrap_or_default();
                 // The last member only ranks what is left.
                 if stages.len() + 1 < self.members.len() {
-                    let protect = own.policy.protect(part);
-                    let taken: Vec<usize> = stages.iter().flat_map(|own| own.0.clone()).collect();
+                    let protect = member.policy.protect(part);
+                    let taken: Vec<usize> = stages.iter().flat_map(|stage| stage.0.clone()).collect();
                     let taken = head.best(&rest, protect, &Spans::default(), &taken, part);
                     stages.push((taken, rest.clone()));
                 }
@@ -213,10 +214,10 @@ mod tests {
 
     #[test]
     fn protection_is_the_union_of_each_share() {
-        let own = blend("h2o:1,streaming-llm:3").unwrap().protect(40);
+        let protect = blend("h2o:1,streaming-llm:3").unwrap().protect(40);
         // h2o protects half of its 10 entries.
         assert_eq!(
-            own,
+            protect,
             Protect {
                 sinks: 4,
                 recent: 5

@@ -7,17 +7,21 @@ use crate::ops::Pool;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// Attention of the last `window` queries, its mean and `gamma` times its variance over them, mean over the query
-/// group, averaged over neighbouring positions; the window itself always stays. During decode the attention of the
-/// current query alone (CAKE, arXiv 2503.12491). What the method adds, budgets by each layer's attention, is an
-/// allocator's part.
+/// Keeps the entries that the last `window` queries attend to most or most unevenly (CAKE, arXiv 2503.12491). The score of
+/// an entry is the mean of its attention over these queries plus `gamma` times the variance, mean over the query group,
+/// then averaged over `kernel` neighbouring positions. During decode it is the attention of the current query alone. The
+/// latest `window` entries always stay.
+///
+/// The paper also gives each layer a budget by its attention; that is
+/// [`CakeAllocator`](crate::allocate::CakeAllocator).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cake {
+    /// How many of the latest queries are looked at, and how many of the latest entries always stay.
     pub window: usize,
-    /// Width of the pooling, odd; 1 turns it off.
+    /// How many neighbouring positions are pooled, odd; 1 turns pooling off.
     pub kernel: usize,
-    /// Weight of the variance.
+    /// The factor of the variance.
     pub gamma: f64,
 }
 

@@ -7,16 +7,20 @@ use crate::ops;
 use burn::tensor::{Int, IntDType, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// Keeps the first `sinks` positions and the latest ones, as [`StreamingLlm`](super::StreamingLlm), and merges values
-/// that go into those that stay (CaM, ICML 2024). An entry with the attention a, mean over the query group, leaves, with
-/// probability min(a / ā, 1), its value over `window` to each of the next `window` kept positions; ā is the mean of a
-/// over the kept entries behind the sinks. Its key is dropped. a is the mean over the last `window` queries after the
-/// prompt, and that of the current query during decode. Chance is a hash of (seed, layer, head, position).
+/// Keeps the first `sinks` positions and the latest ones, and merges the values of evicted entries into entries that stay
+/// (CaM, ICML 2024). Let a be the attention that an entry gets, mean over the query group, and ā the mean of a over the
+/// kept entries that are no sinks. With probability min(a / ā, 1) the value of an evicted entry, divided by `window`, is
+/// added to each of the next `window` kept positions; otherwise it is dropped. Its key is always dropped. After the prompt
+/// a is the mean over the last `window` queries, during decode it is the attention of the current query. The random
+/// numbers are a hash of (seed, layer, head, position).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cam {
+    /// How many of the latest queries are looked at after the prompt, and how many kept entries receive a merged value.
     pub window: usize,
+    /// How many of the first positions always stay.
     pub sinks: usize,
+    /// The seed of the random numbers.
     pub seed: u64,
 }
 
@@ -162,7 +166,7 @@ mod oracle {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
             head.entries()
                 .iter()
-                .map(|own| own.position as f64)
+                .map(|entry| entry.position as f64)
                 .collect()
         }
 
@@ -185,7 +189,7 @@ mod oracle {
                 }
                 for &k in kept.iter().filter(|&&k| k > e).take(self.window) {
                     let value = new[k].value.iter_mut().zip(&old[e].value);
-                    value.for_each(|(own, more)| *own += more / self.window as f64);
+                    value.for_each(|(sum, more)| *sum += more / self.window as f64);
                 }
             }
             new

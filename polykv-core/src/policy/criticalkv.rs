@@ -9,13 +9,14 @@ use burn::tensor::{DType, Tensor, s};
 use serde::Deserialize;
 use serde_yaml_ng::Value;
 
-/// The part `first` of the budget by the score of a `base` policy, the rest by (score + `epsilon`) times the norm of
-/// what an entry's value becomes after the output projection, ‖W_O v‖₁, mean over the query group (CriticalKV, arXiv
-/// 2502.03805). Meant for base scores that are not negative. `base` is a policy's name, or a map of `policy` and its
-/// parameters.
+/// Keeps the entries whose values change the layer's output most (CriticalKV, arXiv 2502.03805). The fraction `first` of the
+/// budget goes to the entries with the highest scores of a `base` policy. The rest goes to those with the highest (score +
+/// `epsilon`) · ‖W_O v‖₁, where v is the entry's value and W_O the query head's part of the output projection, mean over
+/// the query group. The scores of the base policy should not be negative. In a plan file `base` is a policy's name, or a
+/// map of `policy` and its parameters.
 ///
-/// The model must tell the weights of its output projection. The norm is computed once, when an entry arrives: about
-/// one more output projection per token.
+/// The model must state the weights of its output projection, see [`ModelFacts`](crate::ModelFacts). The norm is computed
+/// once, when an entry is appended, which costs about one more output projection per token.
 #[derive(Clone, Debug)]
 pub struct CriticalKv {
     base: Member,
@@ -110,7 +111,7 @@ impl Policy for CriticalKv {
         }
     }
 
-    fn narrows(&self) -> bool {
+    fn can_cut_in_steps(&self) -> bool {
         false
     }
 
@@ -145,7 +146,7 @@ mod oracle {
             let scores = scores.unwrap_or_default();
             let weighted = scores.iter().zip(head.entries());
             let weighted =
-                weighted.map(|(score, own)| (score + self.epsilon) * output_norm(head, own));
+                weighted.map(|(score, entry)| (score + self.epsilon) * output_norm(head, entry));
             let weighted = weighted.collect();
             let first = ((head.budget() as f64 * self.first) as usize).max(1);
             let protect = base.protect(head.budget());

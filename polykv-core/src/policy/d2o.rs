@@ -9,21 +9,23 @@ use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor};
 use serde::{Deserialize, Serialize};
 use std::f32::consts::E;
 
-/// Scores by the attention summed over all queries, as [`H2o`](super::H2o), with sinks, and merges what goes into what
-/// stays (D2O, arXiv 2406.13035). Each evicted key looks for the kept key of the largest cosine. If that similarity u
-/// reaches a threshold, key and value are averaged into the kept ones with the weights eᵘ and, for the kept entry
-/// itself, e; otherwise they are dropped. The threshold, one per sequence and KV head, is the mean best similarity of
-/// the first eviction, and then follows that of each eviction by `ema`. A kept entry keeps its own sum.
+/// Keeps the entries that received the most attention, and merges evicted entries into similar ones (D2O, arXiv
+/// 2406.13035). The score of an entry is its attention summed over all queries, mean over the query group. Each evicted
+/// entry is compared with the kept entry whose key has the largest cosine u with its own. If u reaches a threshold, its key
+/// and value are averaged into those of the kept entry, with the weight eᵘ against e for the kept entry; otherwise they are
+/// dropped. There is one threshold per sequence and KV head. It begins as the mean of u in the first eviction and then
+/// follows the mean of u in each eviction as an exponential moving average. The score of the kept entry does not change.
 ///
-/// Merging costs one more pass over the keys per decode step. The budgets that the method gives to layers are an
-/// allocator's part.
+/// Merging costs one more pass over the keys per decode step. The layer-wise budgets of the paper are not part of this
+/// policy.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct D2o {
+    /// How many of the first positions always stay.
     pub sinks: usize,
-    /// Share of the budget that goes to the latest entries whatever their score.
+    /// The fraction of the budget that the latest entries get whatever their score, 0 to 1.
     pub recent_fraction: f64,
-    /// Weight of the latest eviction in the threshold.
+    /// The weight of the latest eviction in the moving average of the threshold, 0 to 1.
     pub ema: f64,
 }
 
@@ -158,7 +160,7 @@ mod oracle {
 
     impl Oracle for D2o {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
-            head.entries().iter().map(|own| own.sum).collect()
+            head.entries().iter().map(|entry| entry.sum).collect()
         }
 
         fn merge(&self, head: &Head<'_>, kept: &[usize], memory: &mut Vec<f64>) -> Vec<Entry> {
@@ -171,8 +173,8 @@ mod oracle {
             let best = |e: usize| {
                 let all = kept.iter().map(|&k| (cosine(e, k), k));
                 let (u, target) =
-                    all.fold((f64::NEG_INFINITY, 0), |best, own| match own.0 >= best.0 {
-                        true => own,
+                    all.fold((f64::NEG_INFINITY, 0), |best, next| match next.0 >= best.0 {
+                        true => next,
                         false => best,
                     });
                 (e, u, target)
@@ -186,8 +188,8 @@ mod oracle {
             *memory = vec![threshold];
             let mut new = old.to_vec();
             for &k in kept {
-                let near = best.iter().filter(|own| own.2 == k && own.1 >= threshold);
-                let near: Vec<(usize, f64)> = near.map(|own| (own.0, own.1.exp())).collect();
+                let near = best.iter().filter(|gone| gone.2 == k && gone.1 >= threshold);
+                let near: Vec<(usize, f64)> = near.map(|gone| (gone.0, gone.1.exp())).collect();
                 let e = std::f64::consts::E;
                 let total = e + near.iter().map(|(_, w)| w).sum::<f64>();
                 let averaged = |of: fn(&Entry) -> &Vec<f64>, c: usize| {
@@ -197,9 +199,9 @@ mod oracle {
                 let channels = 0..old[k].key.len();
                 new[k].key = channels
                     .clone()
-                    .map(|c| averaged(|own| &own.key, c))
+                    .map(|c| averaged(|entry| &entry.key, c))
                     .collect();
-                new[k].value = channels.map(|c| averaged(|own| &own.value, c)).collect();
+                new[k].value = channels.map(|c| averaged(|entry| &entry.value, c)).collect();
             }
             new
         }

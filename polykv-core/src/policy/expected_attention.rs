@@ -8,20 +8,22 @@ use burn::tensor::Tensor;
 use burn::tensor::activation::softmax;
 use serde::{Deserialize, Serialize};
 
-/// The attention that queries to come can be expected to pay, times the norm of the value (Expected Attention, arXiv
-/// 2510.00636). Queries before rotary embedding are taken as normal, with the mean and covariance of those seen so
-/// far, and rotated to the mean of the next `future` positions: softmax of μ·k/√d + kᵀΣk/(2d) over the entries, mean
-/// over the query group. The first `sinks` queries do not count, and the first `sinks` positions stay.
+/// Keeps the entries that future queries can be expected to attend to (Expected Attention, arXiv 2510.00636). Queries before
+/// rotary embedding are modelled as normally distributed with the mean μ and covariance Σ of the queries so far, rotated by
+/// the mean rotation of the next `future` positions. The score of an entry with key k and value v is (a + `epsilon`) ·
+/// ‖v‖₂, where a is the softmax over the entries of μ·k/√d + kᵀΣk/(2d), mean over the query group. The queries at the first
+/// `sinks` positions are left out, and the entries there always stay.
 ///
-/// The model must tell its rotary frequencies. Beside the cache there are head_dim × (head_dim + 1) numbers per query
-/// head; a score costs a product with that covariance per entry and query head.
+/// The model must state its rotary frequencies, see [`ModelFacts`](crate::ModelFacts). The policy stores head_dim ×
+/// (head_dim + 1) numbers per query head, and multiplies each key by Σ of each query head at every eviction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExpectedAttention {
-    /// How many positions to come are averaged.
+    /// How many future positions the rotation is averaged over.
     pub future: usize,
+    /// How many of the first positions always stay.
     pub sinks: usize,
-    /// Added to the attention before it is multiplied by the norm of the value.
+    /// Added to the expected attention before it is multiplied by the norm of the value.
     pub epsilon: f64,
 }
 
@@ -127,11 +129,11 @@ impl Policy for ExpectedAttention {
                 let squares = squares.clone().reshape([batch, kv_heads, group, d * d]);
                 let spread = (0..group)
                     .map(|g| {
-                        let own = squares
+                        let covariance = squares
                             .clone()
                             .narrow(2, g, 1)
                             .reshape([batch, kv_heads, d, d]);
-                        let product = ops::matmul(keys.clone(), own) * keys.clone();
+                        let product = ops::matmul(keys.clone(), covariance) * keys.clone();
                         product.sum_dim(3).reshape(flat)
                     })
                     .collect();
@@ -173,14 +175,14 @@ mod oracle {
                 let queries: Vec<Vec<f64>> = (self.sinks..seen)
                     .map(|p| turned(&back(&rope, head.query(member, p), p), &forth))
                     .collect();
-                let logits = entries.iter().map(|own| match own.position < self.sinks {
+                let logits = entries.iter().map(|entry| match entry.position < self.sinks {
                     true => f64::NEG_INFINITY,
-                    false => expected_logit(&queries, &own.key),
+                    false => expected_logit(&queries, &entry.key),
                 });
                 softmax(&logits.collect::<Vec<_>>())
             });
             let each = attention.iter().zip(entries);
-            each.map(|(a, own)| (a + self.epsilon) * norm(&own.value))
+            each.map(|(a, entry)| (a + self.epsilon) * norm(&entry.value))
                 .collect()
         }
     }

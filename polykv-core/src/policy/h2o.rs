@@ -6,13 +6,14 @@ use crate::ops::AttentionBlock;
 use burn::tensor::{Tensor, s};
 use serde::{Deserialize, Serialize};
 
-/// Attention that an entry has received from all queries so far, mean over the query group (H2O, arXiv 2306.14048).
+/// Keeps the entries that received the most attention from all queries so far, mean over the query group, and the latest
+/// ones (H2O, arXiv 2306.14048).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct H2o {
-    /// Share of the budget that goes to the latest entries whatever their score.
+    /// The fraction of the budget that the latest entries get whatever their score, 0 to 1.
     pub recent_fraction: f64,
-    /// Divide the sum by the number of queries that could see the entry.
+    /// Whether the sum is divided by the number of queries that could see the entry.
     pub normalize: bool,
 }
 
@@ -101,16 +102,16 @@ mod oracle {
     impl Oracle for H2o {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
             let entries = head.entries().iter();
-            let score = |own: &Entry| match self.normalize {
-                true => own.sum / (head.seen() - own.position) as f64,
-                false => own.sum,
+            let score = |entry: &Entry| match self.normalize {
+                true => entry.sum / (head.seen() - entry.position) as f64,
+                false => entry.sum,
             };
             entries.map(score).collect()
         }
     }
 }
 
-/// Zeros for new entries in the sums of attention.
+/// Appends zeros for new entries to the sums of attention.
 pub(super) fn append_sums(state: &mut State, appended: &Appended) {
     if !state.entries.is_empty() {
         return state.extend_with_zeros(appended);
@@ -121,7 +122,7 @@ pub(super) fn append_sums(state: &mut State, appended: &Appended) {
     state.entries.push(sums);
 }
 
-/// Adds what a block of queries gives to each entry.
+/// Adds the attention that a block of queries pays to each entry.
 pub(super) fn observe_sums(state: &mut State, block: &AttentionBlock) {
     let sums = block.column_sums();
     let seen = sums.dims()[2];

@@ -3,8 +3,8 @@ use crate::{Result, ops};
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-/// Keys that differ from the others stay: minus the cosine between a key and the mean of the KV head's keys, each
-/// scaled to unit norm (KeyDiff, arXiv 2504.15364).
+/// Keeps the keys that differ most from the others (KeyDiff, arXiv 2504.15364). The score of an entry is the negative cosine
+/// between its key and the mean of the KV head's keys, each scaled to unit norm.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KeyDiff {}
@@ -53,7 +53,7 @@ mod oracle {
             let units: Vec<Vec<f64>> = head
                 .entries()
                 .iter()
-                .map(|own| own.key.iter().map(|x| x / norm(&own.key)).collect())
+                .map(|entry| entry.key.iter().map(|x| x / norm(&entry.key)).collect())
                 .collect();
             let anchor = mean(&units);
             let length = norm(&anchor);

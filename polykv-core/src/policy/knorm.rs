@@ -3,7 +3,8 @@ use crate::{Result, ops};
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-/// Keys of small norm stay: −‖k‖₂ after rotary embedding (Devoto et al., arXiv 2406.11430).
+/// Keeps the keys of the smallest norm (Devoto et al., arXiv 2406.11430). The score of an entry is −‖k‖₂ of its key after
+/// rotary embedding.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct KNorm {}
@@ -44,7 +45,7 @@ mod oracle {
 
     impl Oracle for KNorm {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
-            head.entries().iter().map(|own| -norm(&own.key)).collect()
+            head.entries().iter().map(|entry| -norm(&entry.key)).collect()
         }
     }
 }

@@ -7,15 +7,20 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Int, Tensor, s};
 use serde::{Deserialize, Serialize};
 
-/// Entries whose keys and values stand out from those that follow (LagKV, arXiv 2504.04704). After the first `sinks`
-/// entries, in order of position, partitions of `lag` entries are scaled per channel by the range of the next
-/// partition; the deviation over the channels, softmax over the partition, mean of keys and values, gives each entry
-/// its rank within its partition. The sinks, the last partition and what follows it rank above all. Of equal ranks the
-/// later stays. A cache of fewer than two partitions keeps its latest entries.
+/// Keeps the entries whose keys and values differ most from those that follow (LagKV, arXiv 2504.04704). The entries behind
+/// the first `sinks`, in order of position, are divided into partitions of `lag` entries. The keys and the values of a
+/// partition are scaled per channel by the minimum and maximum of the next partition. The standard deviation of an entry
+/// over its channels, after a softmax over the partition, is added up for key and value; the score of the entry is its rank
+/// within its partition by that sum. Entries with equal ranks are kept in the order of their positions, the latest first.
+///
+/// The sinks, the last full partition and everything behind it always score highest. With fewer than two partitions, the
+/// sinks and the latest entries stay.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LagKv {
+    /// Entries per partition.
     pub lag: usize,
+    /// How many of the first positions always stay.
     pub sinks: usize,
 }
 
@@ -85,8 +90,8 @@ impl Policy for LagKv {
                 Some(order) => ops::take(entries.clone(), order.clone()),
                 None => entries.clone(),
             };
-            let keys = self.stand_out(ordered(&view.keys()), sinks, partitions);
-            let values = self.stand_out(ordered(&view.values()), sinks, partitions);
+            let keys = self.deviations(ordered(&view.keys()), sinks, partitions);
+            let values = self.deviations(ordered(&view.values()), sinks, partitions);
             let scored = (partitions - 1) * self.lag;
             let ranks = ranks(keys + values).div_scalar(self.lag as f32);
             parts.push(ranks.reshape([batch, kv_heads, scored]));
@@ -124,10 +129,10 @@ mod oracle {
                 let first = sinks + partition * self.lag;
                 let of = |x: fn(&Entry) -> &Vec<f64>| {
                     let rows = |from: usize| head.entries()[from..from + self.lag].iter().map(x);
-                    let (own, next) = (rows(first), rows(first + self.lag));
-                    spreads(&own.collect::<Vec<_>>(), &next.collect::<Vec<_>>())
+                    let (partition, next) = (rows(first), rows(first + self.lag));
+                    spreads(&partition.collect::<Vec<_>>(), &next.collect::<Vec<_>>())
                 };
-                let (keys, values) = (of(|own| &own.key), of(|own| &own.value));
+                let (keys, values) = (of(|entry| &entry.key), of(|entry| &entry.value));
                 let total = |i: usize| keys[i] + values[i];
                 for i in 0..self.lag {
                     let below = |&o: &usize| total(o) < total(i) || total(o) == total(i) && o < i;
@@ -140,7 +145,7 @@ mod oracle {
     }
 
     /// Deviations over the channels, scaled by the range of the next partition; softmax over the partition.
-    fn spreads(own: &[&Vec<f64>], next: &[&Vec<f64>]) -> Vec<f64> {
+    fn spreads(partition: &[&Vec<f64>], next: &[&Vec<f64>]) -> Vec<f64> {
         let deviation = |x: &&Vec<f64>| {
             let scale = |(c, x): (usize, &f64)| {
                 let channel = || next.iter().map(|row| row[c]);
@@ -153,38 +158,39 @@ mod oracle {
             let squares = scaled.iter().map(|x| (x - mean).powi(2)).sum::<f64>();
             (squares / (scaled.len() - 1) as f64).sqrt()
         };
-        softmax(&own.iter().map(deviation).collect::<Vec<_>>())
+        softmax(&partition.iter().map(deviation).collect::<Vec<_>>())
     }
 }
 
 impl LagKv {
-    /// `x [batch, kv_heads, entries, head_dim]` in order of position → `[batch, kv_heads, partitions − 1, lag]`.
-    fn stand_out(&self, x: Tensor<4>, sinks: usize, partitions: usize) -> Tensor<4> {
+    /// The softmax over each partition of its entries' deviations: `x [batch, kv_heads, entries, head_dim]` in order of
+    /// position → `[batch, kv_heads, partitions − 1, lag]`.
+    fn deviations(&self, x: Tensor<4>, sinks: usize, partitions: usize) -> Tensor<4> {
         let [batch, kv_heads, _, d] = x.dims();
         let x = x
             .slice(s![.., .., sinks..sinks + partitions * self.lag, ..])
             .reshape([batch, kv_heads, partitions, self.lag, d]);
         let next = x.clone().narrow(2, 1, partitions - 1);
-        let own = x.narrow(2, 0, partitions - 1);
+        let scored = x.narrow(2, 0, partitions - 1);
         let low = next.clone().min_dim(3);
         // A channel that is constant says nothing; it must not divide by zero.
         let range = (next.max_dim(3) - low.clone()).clamp_min(1e-12);
-        let spread = ((own - low) / range).var(4).sqrt();
+        let spread = ((scored - low) / range).var(4).sqrt();
         softmax(spread, 3).reshape([batch, kv_heads, partitions - 1, self.lag])
     }
 }
 
-/// Ranks along the last axis from 0, of equal scores the later above.
+/// Ranks along the last axis, 0 for the lowest score; of two equal scores the later one has the higher rank.
 fn ranks(scores: Tensor<4>) -> Tensor<4> {
     let [batch, kv_heads, partitions, lag] = scores.dims();
     let dims = [batch, kv_heads, partitions, lag, lag];
-    let own = scores.clone().unsqueeze_dim::<5>(4).expand(dims);
+    let this = scores.clone().unsqueeze_dim::<5>(4).expand(dims);
     let other = scores.unsqueeze_dim::<5>(3).expand(dims);
-    let index = Tensor::<1, Int>::arange(0..lag as i64, &own.device());
+    let index = Tensor::<1, Int>::arange(0..lag as i64, &this.device());
     let earlier = index.clone().reshape([1, 1, 1, 1, lag]).expand(dims);
     let earlier = earlier.lower(index.reshape([1, 1, 1, lag, 1]).expand(dims));
-    let below = other.clone().lower(own.clone());
-    let below = below.bool_or(other.equal(own).bool_and(earlier));
+    let below = other.clone().lower(this.clone());
+    let below = below.bool_or(other.equal(this).bool_and(earlier));
     below
         .float()
         .sum_dim(4)

@@ -10,27 +10,28 @@ pub trait NamedPolicy: Policy + Sized + 'static {
     /// The name. Lower case with hyphens, by convention.
     const NAME: &'static str;
 
-    /// What it keeps, in a few words, for help texts and tables.
+    /// What the policy keeps, in a few words, for help texts and tables.
     const SUMMARY: &'static str;
 
-    /// The publication that describes it.
+    /// The publication that describes the policy, if there is one.
     const SOURCE: Option<&'static str>;
 
-    /// Sets of parameters that tests of every policy try, as YAML maps, with which it acts on a dozen entries.
+    /// Sets of parameters that the test harness tries, as YAML maps. With each of them the policy should evict some of a
+    /// dozen entries.
     const VARIANTS: &'static [&'static str] = &["{}"];
 
-    /// The policy with these parameters; those left out take their defaults. [`Params::read`] does it for a policy that
-    /// implements serde's `Deserialize`. A policy that is made of others finds them in `policies`.
+    /// Builds the policy with these parameters; parameters left out take their defaults. [`Params::read`] does this for a
+    /// type that implements serde's `Deserialize`. A policy that is made of others looks them up in `policies`.
     ///
     /// # Errors
-    /// Says what is allowed where a parameter is unknown, of another type or out of range.
+    /// A parameter that is unknown, of another type or out of range. The text says what is allowed.
     fn from_params(params: &Params, policies: &Policies) -> std::result::Result<Self, String>;
 }
 
 type Build =
     dyn Fn(&Params, &Policies) -> std::result::Result<Arc<dyn Policy>, String> + Send + Sync;
 
-/// A policy by name: how it is built, and what is said of it.
+/// A policy of a list: its name, its description, and how it is built.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct PolicyEntry {
@@ -46,7 +47,8 @@ pub struct PolicyEntry {
 }
 
 impl PolicyEntry {
-    /// The entry of a type of policy.
+    /// The entry for policies of type `P`.
+    #[must_use]
     pub fn of<P: NamedPolicy>() -> Self {
         Self {
             name: P::NAME.into(),
@@ -66,8 +68,7 @@ impl fmt::Debug for PolicyEntry {
     }
 }
 
-/// A list of policies by name. The default list has every policy of this crate; others join it by
-/// [`Policies::register`].
+/// Policies by name. The default list has every policy of this crate; [`Policies::register`] adds others.
 #[derive(Clone, Debug)]
 pub struct Policies(Vec<PolicyEntry>);
 
@@ -78,10 +79,11 @@ impl Default for Policies {
 }
 
 impl Policies {
-    /// The word for keeping everything where a policy's name could stand. No policy has this name.
+    /// The word that stands in place of a policy's name where a layer keeps everything. No policy has this name.
     pub const KEEP: &'static str = "full";
 
     /// A list without any policy.
+    #[must_use]
     pub fn empty() -> Self {
         Self(Vec::new())
     }
@@ -108,17 +110,17 @@ impl Policies {
         self.0.iter()
     }
 
-    /// The policy of a name.
+    /// The entry of the policy that has this name.
     pub fn get(&self, name: &str) -> Option<&PolicyEntry> {
         self.0.iter().find(|entry| entry.name == name)
     }
 
-    /// All names.
+    /// The names of all policies, in the order in which they joined.
     pub fn names(&self) -> Vec<&str> {
         self.0.iter().map(|entry| entry.name.as_str()).collect()
     }
 
-    /// Builds a policy; parameters left out take the policy's defaults.
+    /// Builds the policy that has this name; parameters left out take the policy's defaults.
     ///
     /// # Errors
     /// An unknown name (listing the known ones), an unknown parameter, and a value out of range.

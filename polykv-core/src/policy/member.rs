@@ -57,7 +57,7 @@ impl Member {
         Ok(Self { policy, share })
     }
 
-    /// As a plan file states it.
+    /// The map that a plan file holds: policy, share if `with_share`, and parameters.
     pub fn to_value(&self, with_share: bool) -> Value {
         let mut map = serde_yaml_ng::Mapping::new();
         map.insert("policy".into(), self.policy.name().into());

@@ -14,12 +14,14 @@ use std::fmt;
 pub struct Params(BTreeMap<String, Value>);
 
 impl Params {
-    /// No parameters: a policy then takes its defaults.
+    /// No parameters: the policy takes its defaults.
+    #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The fields of a serialisable policy.
+    /// The fields of a serialisable policy as parameters.
+    #[must_use]
     pub fn of(fields: &impl Serialize) -> Self {
         match serde_yaml_ng::to_value(fields) {
             Ok(Value::Mapping(map)) => Self::from_map(map).unwrap_or_default(),
@@ -27,7 +29,7 @@ impl Params {
         }
     }
 
-    /// Reads a YAML map, `{window: 32}`; nothing at all is a map without entries.
+    /// Reads a YAML map such as `{window: 32}`; empty text means no parameters.
     ///
     /// # Errors
     /// Text that is no YAML map with names as keys.
@@ -40,14 +42,14 @@ impl Params {
         }
     }
 
-    /// The same parameters and one more, or another value of one.
+    /// These parameters with one added, or with another value for it.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Serialize) -> Self {
         self.set(name, value);
         self
     }
 
-    /// Adds a parameter or changes its value. A value that YAML cannot state counts as null.
+    /// Adds a parameter or changes its value. A value that YAML cannot state becomes null.
     pub fn set(&mut self, name: &str, value: impl Serialize) {
         let value = serde_yaml_ng::to_value(value).unwrap_or(Value::Null);
         self.0.insert(name.to_string(), value);
@@ -63,12 +65,12 @@ impl Params {
         Ok(())
     }
 
-    /// One parameter, if it is there and of that type.
+    /// The value of a parameter, if it is present and of this type.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Option<T> {
         serde_yaml_ng::from_value(self.0.get(name)?.clone()).ok()
     }
 
-    /// Those that `others` does not have with the same value.
+    /// These parameters without those that `others` has with the same value.
     #[must_use]
     pub fn without(mut self, others: &Self) -> Self {
         self.0
@@ -76,7 +78,7 @@ impl Params {
         self
     }
 
-    /// Whether there are none.
+    /// Whether there are no parameters.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -93,7 +95,7 @@ impl Params {
             .map(|(name, value)| (name.as_str(), flow(value)))
     }
 
-    /// Each name with its value as a command line states it: lists of policies that have nothing but a share in the short
+    /// Each name with its value as a command line states it. Lists of policies with no parameters but a share have the short
     /// form `tova:0.5,h2o:0.5`.
     pub fn settings(&self) -> impl Iterator<Item = (&str, String)> {
         self.0
@@ -101,13 +103,13 @@ impl Params {
             .map(|(name, value)| (name.as_str(), short(value)))
     }
 
-    /// Whether every value is a scalar, so that `name=value` can state it.
+    /// Whether every value is a scalar, which the form `name=value` can state.
     pub fn are_scalars(&self) -> bool {
         let nested = |value: &Value| matches!(value, Value::Sequence(_) | Value::Mapping(_));
         !self.0.values().any(nested)
     }
 
-    /// A value of a serialisable type with these fields.
+    /// A value of a deserialisable type with these parameters as fields.
     ///
     /// # Errors
     /// What serde refuses, such as an unknown parameter or a value of another type.

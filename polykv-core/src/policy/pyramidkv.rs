@@ -7,14 +7,18 @@ use crate::ops::Pool;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// The score of [`SnapKv`] with a smaller window (PyramidKV, arXiv 2406.02069). What the method adds, more entries for
-/// lower layers, is an allocator's part.
+/// Keeps the entries that the last `window` queries attend to most, pooled over `kernel` neighbouring positions (PyramidKV,
+/// arXiv 2406.02069). The score is that of SnapKV (see [`SnapKv`]); the default window is smaller.
+///
+/// The paper also gives lower layers larger budgets; that is [`PyramidAllocator`](crate::allocate::PyramidAllocator).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PyramidKv {
+    /// How many of the latest queries are looked at, and how many of the latest entries always stay.
     pub window: usize,
-    /// Width of the pooling, odd; 1 turns it off.
+    /// How many neighbouring positions are pooled, odd; 1 turns pooling off.
     pub kernel: usize,
+    /// How neighbours are pooled.
     pub pool: Pool,
 }
 

@@ -4,11 +4,12 @@ use crate::random::splitmix;
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
-/// A hash of (seed, layer, head, position): the floor that every policy must beat. The same entries stay on every
-/// device and in every run.
+/// Keeps random entries: the baseline that every policy must beat. The score of an entry is a hash of (seed, layer, head,
+/// position), so that the same entries stay on every device and in every run.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Random {
+    /// The seed of the hash.
     pub seed: u64,
 }
 
@@ -39,7 +40,7 @@ impl Random {
         Tensor::from_data(TensorData::new(values, dims), &appended.device)
     }
 
-    /// In [0, 1), exact in f32.
+    /// The hash of an entry, in [0, 1) and exact in f32.
     pub(super) fn hash(&self, layer: usize, head: usize, position: usize) -> f32 {
         let mut x = self.seed;
         for word in [layer as u64, head as u64, position as u64] {
@@ -84,7 +85,7 @@ mod oracle {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
             let entries = head.entries().iter();
             entries
-                .map(|own| f64::from(self.hash(head.layer(), head.head(), own.position)))
+                .map(|entry| f64::from(self.hash(head.layer(), head.head(), entry.position)))
                 .collect()
         }
     }

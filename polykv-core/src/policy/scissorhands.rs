@@ -7,17 +7,18 @@ use crate::ops::AttentionBlock;
 use burn::tensor::{Tensor, s};
 use serde::{Deserialize, Serialize};
 
-/// How often an entry got at least the average of a query's attention, over the last `history` queries: a count per
-/// query head, mean over the query group. The latest `recent` entries always stay (Scissorhands, arXiv 2305.17118).
+/// Keeps the entries that were attended to most often (Scissorhands, arXiv 2305.17118). The score of an entry is the number
+/// of the last `history` queries that paid it at least the average of their attention over the entries, mean over the query
+/// group. The latest `recent` entries always stay.
 ///
-/// What each query did is remembered exactly, as the number of query heads of the group that paid attention: ⌊24 / ⌈log₂
-/// (group + 1)⌉⌋ queries share one f32. With 400 queries and a group of 4 that is 50 numbers beside each entry's key
-/// and value.
+/// For each entry and query the policy stores how many query heads of the group did so. One f32 holds these counts for
+/// ⌊24 / ⌈log₂(group + 1)⌉⌋ queries: with a history of 400 queries and a group of 4 that is 50 numbers per entry.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Scissorhands {
-    /// How many queries count.
+    /// How many of the latest queries are counted.
     pub history: usize,
+    /// How many of the latest entries always stay.
     pub recent: usize,
 }
 
@@ -147,9 +148,9 @@ mod oracle {
 
     impl Oracle for Scissorhands {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
-            let last = |own: &Entry| {
-                let from = own.hits.len().saturating_sub(self.history);
-                own.hits[from..].iter().sum::<usize>() as f64 / GROUP as f64
+            let last = |entry: &Entry| {
+                let from = entry.hits.len().saturating_sub(self.history);
+                entry.hits[from..].iter().sum::<usize>() as f64 / GROUP as f64
             };
             head.entries().iter().map(last).collect()
         }

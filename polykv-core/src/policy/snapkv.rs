@@ -7,14 +7,17 @@ use crate::ops::Pool;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// Attention of the last `window` queries summed over the window, mean over the query group, pooled over
-/// neighbouring positions; the window itself always stays (SnapKV, arXiv 2404.14469).
+/// Keeps the entries that the last `window` queries attend to most (SnapKV, arXiv 2404.14469). The score of an entry is the
+/// sum of its attention over these queries, mean over the query group, then pooled over `kernel` neighbouring positions.
+/// The latest `window` entries always stay.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SnapKv {
+    /// How many of the latest queries are looked at, and how many of the latest entries always stay.
     pub window: usize,
-    /// Width of the pooling, odd; 1 turns it off.
+    /// How many neighbouring positions are pooled, odd; 1 turns pooling off.
     pub kernel: usize,
+    /// How neighbours are pooled.
     pub pool: Pool,
 }
 

@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::sync::Arc;
 
-/// A policy by name, with parameters. As text: `tova`, `snapkv:window=64:kernel=5`, or with a YAML map for parameters that
-/// are no scalars, `name:{key: [a, b]}`.
+/// A policy's name with parameters. As text it is `tova` or `snapkv:window=64:kernel=5`; parameters that are no scalars are
+/// a YAML map, `name:{key: [a, b]}`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PolicySpec {
-    /// The name.
+    /// The policy's name.
     pub policy: String,
     /// The parameters; those left out take the policy's defaults.
     #[serde(default, skip_serializing_if = "Params::is_empty")]
@@ -20,6 +20,7 @@ pub struct PolicySpec {
 
 impl PolicySpec {
     /// A policy with its default parameters.
+    #[must_use]
     pub fn named(policy: impl Into<String>) -> Self {
         Self {
             policy: policy.into(),
@@ -28,6 +29,7 @@ impl PolicySpec {
     }
 
     /// Every listed policy that a paper describes, with its default parameters.
+    #[must_use]
     pub fn published(policies: &Policies) -> Vec<Self> {
         let published = policies.iter().filter(|entry| entry.source.is_some());
         published.map(|entry| Self::named(&*entry.name)).collect()
@@ -36,8 +38,8 @@ impl PolicySpec {
     /// Builds the policy.
     ///
     /// # Errors
-    /// What [`Policies::build`] refuses, and [`Policies::KEEP`]: keeping everything wins every comparison and pays for it
-    /// nowhere.
+    /// What [`Policies::build`] refuses, and the name [`Policies::KEEP`], since comparisons are between policies that
+    /// evict.
     pub fn build(&self, policies: &Policies) -> Result<Arc<dyn Policy>> {
         match self.policy == Policies::KEEP {
             true => {
@@ -51,7 +53,7 @@ impl PolicySpec {
     /// Reads one policy. Its parameters are checked by [`PolicySpec::build`].
     ///
     /// # Errors
-    /// A name that is not listed, and parameters that are none.
+    /// A name that `policies` does not have, and parameters in another form than `KEY=VALUE` or a YAML map.
     pub fn parse(text: &str, policies: &Policies) -> std::result::Result<Self, String> {
         let (name, params) = text.split_once(':').unwrap_or((text, ""));
         if name != Policies::KEEP && policies.get(name).is_none() {
@@ -81,7 +83,7 @@ impl PolicySpec {
     /// Reads several policies separated by commas; commas within brackets belong to a policy.
     ///
     /// # Errors
-    /// Text that is no policy, and a policy given twice.
+    /// What [`PolicySpec::parse`] refuses, and a policy given twice.
     pub fn parse_list(text: &str, policies: &Policies) -> std::result::Result<Vec<Self>, String> {
         let mut depth = 0;
         let parts = text.split(|c| {

@@ -1,4 +1,4 @@
-//! Policies that choose in stages, as scores.
+//! One score for policies that choose entries in several stages.
 
 use burn::tensor::{Bool, Tensor};
 
@@ -6,7 +6,7 @@ use burn::tensor::{Bool, Tensor};
 /// entries need the place of taken ones, the last stage gives way.
 const TAKEN: f32 = 1e37;
 
-/// What the stages so far took, and where their scores were NaN.
+/// The entries that the stages so far took, and the scores that they took them by.
 #[derive(Debug, Default)]
 pub(super) struct Stages {
     taken: Vec<Tensor<3, Bool>>,
@@ -14,7 +14,7 @@ pub(super) struct Stages {
 }
 
 impl Stages {
-    /// Everything that earlier stages took, `[batch, kv_heads, entries]`.
+    /// True for the entries that any stage so far took, `[batch, kv_heads, entries]`.
     pub fn taken(&self) -> Option<Tensor<3, Bool>> {
         let taken = self.taken.iter().cloned();
         taken.reduce(|all, more| all.bool_or(more))

@@ -2,25 +2,26 @@ use super::Appended;
 use crate::ops;
 use burn::tensor::{Int, Tensor};
 
-/// A policy's memory of one sequence batch in one layer.
+/// What a policy remembers of the sequences of a batch in one layer.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct State {
-    /// Statistics per entry, each `[batch, kv_heads, entries]` in slot order; the cache gathers, moves and drops
-    /// them together with the entries.
+    /// Statistics per entry, each `[batch, kv_heads, entries]` in slot order. The cache moves and drops them together with
+    /// the entries.
     pub entries: Vec<Tensor<3>>,
-    /// Statistics per entry with several numbers each, `[batch, kv_heads, entries, width]`; they follow the entries
-    /// too.
+    /// Statistics of `width` numbers per entry, each `[batch, kv_heads, entries, width]` in slot order. The cache moves and
+    /// drops them together with the entries.
     pub rows: Vec<Tensor<4>>,
-    /// Statistics of the whole sequence, which no eviction moves.
+    /// Statistics of whole sequences, of any shape. Evictions do not change them.
     pub sequence: Vec<Tensor<4>>,
-    /// Numbers that the host knows.
+    /// Numbers that the policy keeps on the host, such as the number of queries so far.
     pub counts: Vec<usize>,
     /// The memories of the policies that this policy is made of.
     pub members: Vec<State>,
 }
 
 impl State {
-    /// Gives the appended entries zeros in every statistic.
+    /// Extends every statistic per entry by zeros for the appended entries.
     pub fn extend_with_zeros(&mut self, appended: &Appended) {
         let tokens = appended.positions.len();
         for tensor in &mut self.entries {
@@ -37,7 +38,8 @@ impl State {
         }
     }
 
-    /// Gives the appended entries their values in the first statistic, `new [batch, kv_heads, tokens]`.
+    /// Extends the last tensor of [`State::entries`] by the values of the appended entries, `new [batch, kv_heads, tokens]`.
+    /// Without any tensor, `new` becomes the first.
     pub fn extend_with(&mut self, new: Tensor<3>) {
         let all = match self.entries.pop() {
             Some(old) => Tensor::cat(vec![old, new], 2),
@@ -54,7 +56,9 @@ impl State {
         for tensor in &mut self.rows {
             tensor.inplace(|t| ops::take(t, slots.clone()));
         }
-        self.members.iter_mut().for_each(|own| own.keep(slots));
+        self.members
+            .iter_mut()
+            .for_each(|member| member.keep(slots));
     }
 
     /// Follows the move of the last entry into the slot `victim [batch, kv_heads, 1]`.
@@ -65,10 +69,12 @@ impl State {
         for tensor in &mut self.rows {
             tensor.inplace(|t| ops::move_last(t, victim.clone()));
         }
-        self.members.iter_mut().for_each(|own| own.replace(victim));
+        self.members
+            .iter_mut()
+            .for_each(|member| member.replace(victim));
     }
 
-    /// Bytes of all statistics.
+    /// Bytes of all statistics on the device.
     pub fn bytes(&self) -> usize {
         self.entries.iter().map(ops::bytes).sum::<usize>()
             + self.rows.iter().map(ops::bytes).sum::<usize>()

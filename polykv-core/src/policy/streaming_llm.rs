@@ -3,11 +3,12 @@ use crate::Result;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// The first `sinks` positions and the latest ones (StreamingLLM, arXiv 2309.17453). Entries keep their original
-/// positions; the original method re-numbers them inside the cache.
+/// Keeps the first `sinks` positions and the latest ones (StreamingLLM, arXiv 2309.17453). Keys keep the rotation of their
+/// original positions; the paper rotates them by their place in the cache instead.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct StreamingLlm {
+    /// How many of the first positions always stay.
     pub sinks: usize,
 }
 
@@ -69,7 +70,7 @@ mod oracle {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
             head.entries()
                 .iter()
-                .map(|own| own.position as f64)
+                .map(|entry| entry.position as f64)
                 .collect()
         }
     }

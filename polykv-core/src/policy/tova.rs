@@ -5,13 +5,13 @@ use crate::Result;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
-/// Attention of the last query, mean over all query heads, so that a layer keeps one set of positions for all its
-/// heads (TOVA, arXiv 2401.06104). Where the layer's heads already hold different positions, because another policy
-/// trimmed it in prefill, the mean is over each KV head's own query group.
+/// Keeps the entries that the last query attends to most (TOVA, arXiv 2401.06104). The score of an entry is the mean of its
+/// attention over all query heads, so that all KV heads of a layer keep the same positions. If the KV heads already hold
+/// different positions, because another policy evicted in the prefill, the mean is over the query group of each KV head.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tova {
-    /// How many of the latest entries are kept in any case.
+    /// How many of the latest entries always stay.
     pub protect_last: usize,
 }
 

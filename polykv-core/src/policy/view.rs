@@ -1,4 +1,4 @@
-//! What policies see of a layer.
+//! What policies are given of a layer.
 
 use super::Phase;
 use crate::facts::LayerFacts;
@@ -8,27 +8,32 @@ use crate::{Error, Result};
 use burn::tensor::{Bool, DType, Device, IndexingUpdateOp, Int, Tensor};
 use std::ops::Range;
 
-/// Entries that were just appended.
+/// Entries that were just appended to a layer.
 #[derive(Clone, Debug)]
 pub struct Appended {
+    /// The layer, from 0.
     pub layer: usize,
+    /// The shape of the layer's queries, keys and values.
     pub shape: LayerShape,
-    /// How many entries there were before.
+    /// How many entries per KV head there were before.
     pub before: usize,
     /// The positions of the new entries; they take the slots from `before` on, in this order.
     pub positions: Range<usize>,
-    /// Tokens of the announced prompt that are still to come after these.
+    /// Tokens of the announced prompt that follow after these.
     pub to_come: usize,
-    /// Their queries after rotary embedding, `[batch, heads, tokens, head_dim]`.
+    /// The queries of the new tokens after rotary embedding, `[batch, heads, tokens, head_dim]`.
     pub queries: Tensor<4>,
-    /// `[batch, kv_heads, tokens, head_dim]`
+    /// The values of the new entries, `[batch, kv_heads, tokens, head_dim]`.
     pub values: Tensor<4>,
+    /// What the model stated about the layer.
     pub facts: LayerFacts,
+    /// Where the tensors are.
     pub device: Device,
 }
 
 /// An eviction that has been decided but not carried out.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Split {
     /// Slots that stay, `[batch, kv_heads, kept]`; ascending by position if the policy needs that order.
     pub kept: Tensor<3, Int>,
@@ -36,63 +41,71 @@ pub struct Split {
     pub evicted: Tensor<3, Int>,
 }
 
-/// What is added to entries that stay.
+/// What is added to the keys and values of entries that stay.
 #[derive(Clone, Debug)]
 pub struct Merge {
-    /// Different slots of entries that stay, `[batch, kv_heads, count]`; none for all that stay, as [`Split::kept`] names
-    /// them.
+    /// The slots that are added to, `[batch, kv_heads, count]`: slots of entries that stay, each at most once per head.
+    /// `None` adds to all entries that stay, in the order of [`Split::kept`].
     pub slots: Option<Tensor<3, Int>>,
-    /// `[batch, kv_heads, count, head_dim]`, if keys change.
+    /// What is added to the keys, `[batch, kv_heads, count, head_dim]`; `None` if they do not change.
     pub keys: Option<Tensor<4>>,
-    /// `[batch, kv_heads, count, head_dim]`
+    /// What is added to the values, `[batch, kv_heads, count, head_dim]`.
     pub values: Tensor<4>,
 }
 
-/// One layer's cache at the moment of an eviction. Entries are in slot order: during decode a new entry takes the
-/// slot of an evicted one, so slots are not in order of position; see [`LayerView::order`].
+/// One layer's cache at the moment of an eviction. Entries are in slot order. During decode a new entry takes the slot of
+/// an evicted one, so that slots are not in order of position; [`LayerView::order`] has that order.
 #[derive(Clone, Debug)]
 pub struct LayerView<'a> {
+    /// The phase whose rule evicts.
     pub phase: Phase,
+    /// The layer, from 0.
     pub layer: usize,
+    /// The shape of the layer's queries, keys and values.
     pub shape: LayerShape,
-    /// How many tokens the layer has seen: the position of the next one.
+    /// How many tokens per sequence the layer has been given, which is the position of the next one.
     pub seen: usize,
-    /// How many entries will stay.
+    /// How many entries per KV head will stay.
     pub budget: usize,
     /// The entries that stay whatever their score.
     pub protected: Protected<'a>,
+    /// What the model stated about the layer.
     pub facts: &'a LayerFacts,
     /// Whether all KV heads hold the same positions in the same slots.
     pub heads_agree: bool,
-    /// In the cache's own type; see [`LayerView::keys`].
+    /// The keys as they are stored, `[batch, kv_heads, entries, head_dim]` of type [`LayerShape::dtype`]; see
+    /// [`LayerView::keys`] for f32.
     pub stored_keys: Tensor<4>,
-    /// In the cache's own type; see [`LayerView::values`].
+    /// The values as they are stored, `[batch, kv_heads, entries, head_dim]` of type [`LayerShape::dtype`]; see
+    /// [`LayerView::values`] for f32.
     pub stored_values: Tensor<4>,
-    /// `[batch, kv_heads, entries]`
+    /// The positions of the entries, `[batch, kv_heads, entries]`.
     pub positions: Tensor<3, Int>,
-    /// The latest queries, `[batch, heads, tokens, head_dim]`, if some policy of the layer needs them.
+    /// The latest queries after rotary embedding, `[batch, heads, tokens, head_dim]`, if some policy of the layer needs
+    /// them; see [`LayerView::queries`].
     pub queries: Option<Tensor<4>>,
-    /// Attention of the last query if it has just run, `[batch, kv_heads, group, entries]`.
+    /// The attention of the last query, `[batch, kv_heads, group, entries]`, if it was computed just before the eviction;
+    /// see [`LayerView::attention_row`].
     pub row: Option<Tensor<4>>,
-    /// Slots in ascending order of position, `[batch, kv_heads, entries]`; none if they are in that order.
+    /// The slots in ascending order of position, `[batch, kv_heads, entries]`; `None` if slots are in that order.
     pub order: Option<&'a Tensor<3, Int>>,
 }
 
 impl LayerView<'_> {
-    /// `[batch, kv_heads, entries, head_dim]`, f32.
+    /// The keys after rotary embedding in f32, `[batch, kv_heads, entries, head_dim]`.
     pub fn keys(&self) -> Tensor<4> {
         self.stored_keys.clone().cast(DType::F32)
     }
 
-    /// `[batch, kv_heads, entries, head_dim]`, f32.
+    /// The values in f32, `[batch, kv_heads, entries, head_dim]`.
     pub fn values(&self) -> Tensor<4> {
         self.stored_values.clone().cast(DType::F32)
     }
 
-    /// The last `count` queries, fewer if fewer were seen: `[batch, heads, min(count, seen), head_dim]`.
+    /// The last `count` queries after rotary embedding, `[batch, heads, min(count, seen), head_dim]`.
     ///
     /// # Errors
-    /// If the policy did not declare the need.
+    /// A policy whose [`Policy::needs`](super::Policy::needs) ask for no queries.
     pub fn queries(&self, count: usize) -> Result<Tensor<4>> {
         let queries = self.queries.clone().ok_or_else(|| {
             Error::Failed("a policy reads queries that it did not declare".into())
@@ -104,11 +117,11 @@ impl LayerView<'_> {
         })
     }
 
-    /// Attention of the last query over the entries: `[batch, kv_heads, group, entries]`. During decode it comes from
-    /// the attention that has just run.
+    /// The attention of the last query over the entries, `[batch, kv_heads, group, entries]`. During decode it is taken from
+    /// the attention that was computed just before the eviction.
     ///
     /// # Errors
-    /// If the policy did not declare that it needs a query.
+    /// A policy whose [`Policy::needs`](super::Policy::needs) ask for no queries.
     pub fn attention_row(&self) -> Result<Tensor<4>> {
         if let Some(row) = &self.row {
             return Ok(row.clone());
@@ -119,11 +132,11 @@ impl LayerView<'_> {
         ))
     }
 
-    /// What the last `window` queries pay attention to: the sum over them and the variance over them, means over the
-    /// query group, `[batch, kv_heads, entries]` each; see [`ops::window_score`].
+    /// The sum and the variance of each entry's attention over the last `window` queries, each the mean over the query group
+    /// and `[batch, kv_heads, entries]`; see [`ops::window_score`].
     ///
     /// # Errors
-    /// If the policy did not declare that it needs the queries.
+    /// A policy whose [`Policy::needs`](super::Policy::needs) ask for no queries.
     pub fn window_score(&self, window: usize) -> Result<(Tensor<3>, Tensor<3>)> {
         Ok(ops::window_score(
             self.queries(window)?,
@@ -133,11 +146,11 @@ impl LayerView<'_> {
         ))
     }
 
-    /// Causal attention of the last `window` queries over the entries, softmax in f32:
-    /// `[batch, kv_heads, group, min(window, seen), entries]`.
+    /// The causal attention of the last `window` queries over the entries,
+    /// `[batch, kv_heads, group, min(window, seen), entries]`, with the softmax in f32.
     ///
     /// # Errors
-    /// If the policy did not declare that it needs the queries.
+    /// A policy whose [`Policy::needs`](super::Policy::needs) ask for no queries.
     pub fn window_attention(&self, window: usize) -> Result<Tensor<5>> {
         Ok(ops::window_attention(
             self.queries(window)?,
@@ -147,8 +160,8 @@ impl LayerView<'_> {
         ))
     }
 
-    /// Pools the scores of neighbouring positions, the latest `window` entries left out: they are protected and must
-    /// not leak into their neighbours.
+    /// Pools the scores `[batch, kv_heads, entries]` over `kernel` neighbouring positions. The latest `window` entries are
+    /// left out: they keep their scores, and their scores do not reach their neighbours.
     pub fn pool_before(
         &self,
         scores: Tensor<3>,
@@ -159,8 +172,8 @@ impl LayerView<'_> {
         ops::pool(scores, self.order, window, kernel, pool)
     }
 
-    /// True for the `count` entries that a stage of a policy takes, `[batch, kv_heads, entries]`: those under `protect`
-    /// first, then the highest scores, none of `taken`.
+    /// True for the `count` entries that one stage of a policy takes, `[batch, kv_heads, entries]`: first those that
+    /// `protect` names, then those with the highest `scores`, leaving out those that `taken` marks.
     pub fn best(
         &self,
         scores: Tensor<3>,
@@ -175,7 +188,7 @@ impl LayerView<'_> {
         ops::top(scores, self.positions.clone(), self.seen, count)
     }
 
-    /// Reorders a per-entry tensor from ascending positions to slots.
+    /// Brings scores `[batch, kv_heads, entries]` from ascending positions into slot order.
     pub fn to_slot_order(&self, scores: Tensor<3>) -> Tensor<3> {
         match self.order {
             Some(order) => {

@@ -14,11 +14,12 @@ use burn::tensor::{Device, Tensor};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Tries a policy with each of its [`variants`](crate::policy::PolicyEntry::variants) on a device, see [`check_policy`]. On
-/// a GPU only the first variant is tried: what it is about there are kernels, and software adapters compile slowly.
+/// Checks the policy named `name` with each of its [`variants`](crate::policy::PolicyEntry::variants) on a device; see
+/// [`check_policy`] for what is checked. On a GPU only the first variant is checked: kernels are what differs there, and
+/// software adapters compile slowly.
 ///
 /// # Errors
-/// The first thing that is wrong, with the variant.
+/// The first check that fails, with the variant.
 pub fn check(policies: &Policies, name: &str, device: &Device) -> Result<(), String> {
     let entry = policies
         .get(name)
@@ -39,19 +40,21 @@ pub fn check(policies: &Policies, name: &str, device: &Device) -> Result<(), Str
     Ok(())
 }
 
-/// Tries a policy in the prefill, in the decode and in both:
+/// Checks a policy that evicts in the prefill, in the decode phase and in both:
 ///
-/// - it keeps the smaller of its budget and what it has seen, each entry once, what it protects among them;
-/// - a prompt in chunks is the prompt at once;
+/// - a layer keeps as many entries as its budget or as the tokens so far, whichever is less; no entry twice, and all that the
+///   policy protects;
+/// - a prompt in chunks gives the same outputs and entries as the prompt at once;
 /// - under a budget that covers everything, outputs are those of a cache that keeps everything;
-/// - rows of a batch do as each alone;
-/// - two runs are equal;
-/// - where a query is NaN and the definition's scores are too, that is an error ([`ErrorKind::NotFinite`]) by the end of the
-///   prompt, while decoding by [`KvCache::report`]; otherwise as many entries stay as should;
-/// - if it has an [`Oracle`](super::Oracle), outputs and kept entries equal those of the naive cache.
+/// - each row of a batch gives the same as when it runs alone;
+/// - two runs give the same;
+/// - a NaN query that makes scores NaN, by the policy's definition if there is one, is an error of kind
+///   [`ErrorKind::NotFinite`]: by the end of the prompt, and while decoding by [`KvCache::report`]; after a NaN query that does
+///   not, as many entries stay as should;
+/// - if the policy has an [`Oracle`](super::Oracle), outputs and kept entries equal those of the naive cache.
 ///
 /// # Errors
-/// The first thing that is wrong.
+/// The first check that fails, in words.
 pub fn check_policy(policy: &Arc<dyn Policy>, device: &Device) -> Result<(), String> {
     let check = Check::new(policy, device)?;
     let phases: &[&[Phase]] = match check.quick {
@@ -73,7 +76,7 @@ pub fn check_policy(policy: &Arc<dyn Policy>, device: &Device) -> Result<(), Str
     check.not_finite()
 }
 
-/// Every policy of a list with each of its variants.
+/// The policies of a list, each built with each of its variants.
 ///
 /// # Errors
 /// A variant that does not build.
@@ -101,13 +104,14 @@ struct Check<'a> {
     budget: usize,
     prompt: usize,
     steps: usize,
-    /// How far numbers may lie apart that are rounded in another order.
+    /// The largest difference that rounding in another order may make.
     tolerance: f64,
     /// Fewer steps and phases.
     quick: bool,
 }
 
-/// What a run left: the outputs of the prompt and of every step, `[rows][heads][tokens][dim]`, and what was kept after each.
+/// The results of a run: the outputs of the prompt and of every step, `[rows][heads][tokens][dim]`, and the positions that were
+/// kept after each.
 struct Run {
     outputs: Vec<Vec<f32>>,
     kept: Vec<Vec<Vec<usize>>>,
@@ -117,15 +121,15 @@ impl Run {
     /// # Errors
     /// Says what differs.
     fn equals(&self, other: &Self, tolerance: f64) -> Result<(), String> {
-        for (step, (own, other)) in self.outputs.iter().zip(&other.outputs).enumerate() {
-            let apart = max_difference(own, other);
+        for (step, (found, wanted)) in self.outputs.iter().zip(&other.outputs).enumerate() {
+            let apart = max_difference(found, wanted);
             if apart > tolerance {
                 return Err(format!("outputs of step {step} differ by {apart:.1e}"));
             }
         }
-        for (step, (own, other)) in self.kept.iter().zip(&other.kept).enumerate() {
-            if own != other {
-                return Err(format!("{own:?} stay for {other:?} after step {step}"));
+        for (step, (found, wanted)) in self.kept.iter().zip(&other.kept).enumerate() {
+            if found != wanted {
+                return Err(format!("{found:?} stay for {wanted:?} after step {step}"));
             }
         }
         match (self.outputs.len(), self.kept.len()) == (other.outputs.len(), other.kept.len()) {
@@ -154,7 +158,7 @@ impl<'a> Check<'a> {
         Plan::uniform(1, self.policy.clone(), Budget::Tokens(budget), phases)
     }
 
-    /// A prompt in chunks and the steps after it, a row for each seed.
+    /// Runs a prompt in chunks and the steps after it, with a row for each seed.
     fn run(&self, plan: Plan, seeds: &[u64], chunk: usize) -> Result<Run, String> {
         let tokens = self.prompt + self.steps;
         let rows: Vec<Inputs> = seeds
@@ -198,12 +202,12 @@ impl<'a> Check<'a> {
             parts
                 .iter_mut()
                 .zip(row)
-                .for_each(|(all, own)| all.push(own));
+                .for_each(|(all, part)| all.push(part));
         }
         parts.map(|rows| Tensor::cat(rows, 0))
     }
 
-    /// As many entries stay as should, what is protected among them.
+    /// Checks that as many entries stay as should, and all that the policy protects.
     fn counts(&self, phases: &[Phase]) -> Result<(), String> {
         let run = self.run(self.plan(self.budget, phases), &[1], self.prompt)?;
         let protect = self.policy.protect(self.budget);
@@ -292,7 +296,7 @@ impl<'a> Check<'a> {
             let alone = self.run(plan.clone(), &[seed], self.prompt)?;
             let outputs = together.outputs.iter();
             let kept = together.kept.iter();
-            let own = Run {
+            let batched = Run {
                 outputs: outputs
                     .map(|all| all[row * all.len() / 2..][..all.len() / 2].to_vec())
                     .collect(),
@@ -300,7 +304,7 @@ impl<'a> Check<'a> {
                     .map(|all| all[row * KV_HEADS..][..KV_HEADS].to_vec())
                     .collect(),
             };
-            let same = own.equals(&alone, self.tolerance);
+            let same = batched.equals(&alone, self.tolerance);
             same.map_err(|reason| format!("row {row} of a batch: {reason}"))?;
         }
         Ok(())
@@ -314,7 +318,7 @@ impl<'a> Check<'a> {
         same.map_err(|reason| format!("another run: {reason}"))
     }
 
-    /// A NaN in the last query of the prompt, and one in a step.
+    /// Checks a NaN in the last query of the prompt, and one in a decode step.
     fn not_finite(&self) -> Result<(), String> {
         let inputs = Inputs::seeded(self.prompt + 1, 1, 0);
         let spoiled = vec![vec![f64::NAN; DIM]; HEADS];

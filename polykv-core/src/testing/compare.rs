@@ -1,4 +1,4 @@
-//! A cache and the naive one side by side.
+//! Comparison of a cache with the naive one.
 
 use super::inputs::{Inputs, Token, cache};
 use super::maths::max_difference;
@@ -8,27 +8,28 @@ use crate::ops::read_error;
 use crate::{Error, KvCache, Phase, Plan, Result};
 use burn::tensor::{Device, Tensor};
 
-/// What a run is made of.
+/// A run for a comparison: the plan, the tokens and how they are given.
 #[derive(Clone, Debug)]
 pub struct Case {
-    /// The plan, whatever its number of layers.
+    /// The plan, with any number of layers.
     pub plan: Plan,
     /// Tokens of the prompt.
     pub prompt: usize,
-    /// Prompt tokens per call.
+    /// The most prompt tokens per call.
     pub chunk: usize,
     /// Tokens decoded after the prompt.
     pub steps: usize,
-    /// How often prompt and steps follow on the same cache.
+    /// How many times a prompt with its steps runs on the same cache.
     pub rounds: usize,
-    /// Positions that are protected whatever the policies say.
+    /// Positions that the caller protects.
     pub spans: Spans,
-    /// Of the numbers in queries, keys and values.
+    /// The seed of the queries, keys and values.
     pub seed: u64,
 }
 
 impl Case {
-    /// 45 tokens at once and 40 steps, once.
+    /// One prompt of 45 tokens in one chunk and 40 steps.
+    #[must_use]
     pub fn new(plan: Plan) -> Self {
         Self {
             plan,
@@ -41,32 +42,37 @@ impl Case {
         }
     }
 
-    /// Tokens of all rounds.
+    /// The number of tokens of all rounds.
     pub fn tokens(&self) -> usize {
         self.rounds * (self.prompt + self.steps)
     }
 
-    /// The tokens of one layer.
+    /// The queries, keys and values of one layer.
     pub fn inputs(&self, layer: usize) -> Inputs {
         Inputs::seeded(self.tokens(), self.seed, layer)
     }
 }
 
-/// How a cache differs from the naive one.
+/// The difference between a cache and the naive one.
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct Difference {
-    /// Largest absolute difference of attention outputs; infinite if one of them is not finite.
+    /// The largest absolute difference of attention outputs; infinite if any of them is not finite.
     pub output: f64,
-    /// Entries kept by one of the two only, over all evictions.
+    /// The number of entries that only one of the two kept, over all evictions.
     pub kept: usize,
 }
 
-/// Kept positions of a layer per row and KV head, ascending; rows follow one another.
+/// The positions that a layer keeps, ascending, for each KV head of each row; the heads of one row follow those of the row
+/// before it.
 ///
 /// # Errors
-/// A layer that is not there or holds nothing, an entry that is kept twice, and a device that cannot be read.
+/// A layer that does not exist or holds nothing, an entry that is kept twice, and a device that cannot be read.
 pub fn kept(cache: &KvCache, layer: usize) -> Result<Vec<Vec<usize>>> {
-    let positions = cache.layers().get(layer).and_then(|own| own.positions());
+    let positions = cache
+        .layers()
+        .get(layer)
+        .and_then(|layer| layer.positions());
     let positions =
         positions.ok_or_else(|| Error::Failed(format!("layer {layer} holds nothing")))?;
     let entries = positions.dims()[2];
@@ -84,7 +90,7 @@ pub fn kept(cache: &KvCache, layer: usize) -> Result<Vec<Vec<usize>>> {
     sorted.collect()
 }
 
-/// Runs the case on `device` and naively, and compares all outputs and what is kept after every eviction.
+/// Runs the case on `device` and in the naive cache, and compares all outputs and the entries kept after every eviction.
 ///
 /// # Errors
 /// What the cache and [`Reference`] refuse, and entries that are kept twice.
@@ -136,7 +142,7 @@ pub fn compare(case: &Case, device: &Device) -> Result<Difference> {
 }
 
 impl Difference {
-    /// Takes in the outputs of some tokens, `[1, HEADS, tokens, DIM]`.
+    /// Adds the comparison of the outputs of some tokens, `[1, HEADS, tokens, DIM]`.
     fn add_output(&mut self, output: Tensor<4>, wanted: &[Token]) -> Result<()> {
         let found: Vec<f32> = output
             .swap_dims(1, 2)
@@ -149,9 +155,9 @@ impl Difference {
 
     fn add_kept(&mut self, cache: &KvCache, layer: usize, reference: &Reference) -> Result<()> {
         for (found, wanted) in kept(cache, layer)?.iter().zip(reference.positions()) {
-            let only = |own: &[usize], other: &[usize]| {
-                let missing = |p: &&usize| other.binary_search(p).is_err();
-                own.iter().filter(missing).count()
+            let only = |these: &[usize], others: &[usize]| {
+                let missing = |p: &&usize| others.binary_search(p).is_err();
+                these.iter().filter(missing).count()
             };
             self.kept += only(found, &wanted) + only(&wanted, found);
         }

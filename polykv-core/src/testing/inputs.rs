@@ -1,39 +1,39 @@
-//! Synthetic layers: their shape, what their model tells, and seeded tokens.
+//! A synthetic model: the shape of its layers, its facts, and seeded tokens.
 
 use crate::facts::{ModelFacts, RopeFacts};
 use crate::{KvCache, LayerShape, Plan, Result};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use std::ops::Range;
 
-/// Query heads.
+/// The number of query heads.
 pub const HEADS: usize = 6;
-/// Heads of keys and values.
+/// The number of heads of keys and values.
 pub const KV_HEADS: usize = 2;
-/// Query heads per KV head.
+/// The number of query heads per KV head.
 pub const GROUP: usize = HEADS / KV_HEADS;
-/// Elements of a vector of a head.
+/// The number of elements of a head's query, key or value.
 pub const DIM: usize = 16;
-/// Size of the model's hidden states.
+/// The number of elements of a hidden state.
 pub const HIDDEN: usize = 10;
 
 const FREQUENCIES: [f64; DIM / 2] = [1.0, 0.5, 0.2, 0.1, 0.03, 0.01, 1e-3, 1e-9];
 
-/// Vectors of one token, `[heads][DIM]`.
+/// The queries, keys or values of one token, `[heads][DIM]`.
 pub type Token = Vec<Vec<f64>>;
 
 /// Queries, keys and values of one layer, token by token.
 #[derive(Clone, Debug)]
 pub struct Inputs {
-    /// `[tokens][HEADS][DIM]`
+    /// The queries, `[tokens][HEADS][DIM]`.
     pub q: Vec<Token>,
-    /// `[tokens][KV_HEADS][DIM]`
+    /// The keys, `[tokens][KV_HEADS][DIM]`.
     pub k: Vec<Token>,
-    /// `[tokens][KV_HEADS][DIM]`
+    /// The values, `[tokens][KV_HEADS][DIM]`.
     pub v: Vec<Token>,
 }
 
 impl Inputs {
-    /// Different ones for each seed and layer.
+    /// Numbers for `count` tokens that differ by seed and layer.
     pub fn seeded(count: usize, seed: u64, layer: usize) -> Self {
         let seed = seed * 1000 + layer as u64 * 10;
         Self {
@@ -43,13 +43,13 @@ impl Inputs {
         }
     }
 
-    /// Queries, keys and values of a range of tokens: `[1, heads, tokens, DIM]`.
+    /// The queries, keys and values of a range of tokens as tensors, `[1, heads, tokens, DIM]` each.
     pub fn part(&self, range: Range<usize>, device: &Device) -> [Tensor<4>; 3] {
         [&self.q, &self.k, &self.v].map(|all| tensor(&all[range.clone()], device))
     }
 }
 
-/// Seeded numbers around zero, `[count][heads][DIM]`, evenly distributed between ±`scale`.
+/// Seeded numbers, `[count][heads][DIM]`, uniformly distributed between −`scale` and `scale`.
 pub fn tokens(count: usize, heads: usize, seed: u64, scale: f64) -> Vec<Token> {
     let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
@@ -73,7 +73,7 @@ pub fn tensor(tokens: &[Token], device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new(values, dims), device)
 }
 
-/// The shape of the layers, one row, f32.
+/// The shape of the layers of the synthetic model, with a batch of one row in f32.
 pub fn shape() -> LayerShape {
     LayerShape {
         batch: 1,
@@ -92,13 +92,13 @@ pub fn rope() -> RopeFacts {
     }
 }
 
-/// The output projection of a layer, `[HIDDEN][HEADS * DIM]`.
+/// The weight of the output projection of a layer, `[HIDDEN][HEADS * DIM]`.
 pub fn output_weight(layer: usize) -> Vec<Vec<f64>> {
     let rows = tokens(HIDDEN, HEADS, 77 + layer as u64, 1.0);
     rows.into_iter().map(|row| row.concat()).collect()
 }
 
-/// What a model with so many of these layers tells its cache.
+/// The facts of the synthetic model with this number of layers.
 pub fn facts(layers: usize, device: &Device) -> ModelFacts {
     let output = (0..layers).map(|layer| {
         let rows = output_weight(layer).concat();
@@ -112,7 +112,7 @@ pub fn facts(layers: usize, device: &Device) -> ModelFacts {
     }
 }
 
-/// An empty cache of the synthetic model, which has told its facts.
+/// An empty cache of the synthetic model, with its facts set.
 ///
 /// # Errors
 /// What [`KvCache::new`] refuses.

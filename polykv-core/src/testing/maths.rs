@@ -1,4 +1,4 @@
-//! Arithmetic of the definitions, in f64.
+//! Arithmetic in f64 for the definitions of policies.
 
 use crate::ops::Pool;
 
@@ -22,24 +22,24 @@ where
     differences.fold(0.0, f64::max)
 }
 
-/// Σ aᵢ bᵢ.
+/// The dot product, Σ aᵢ bᵢ.
 pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
-/// The Euclidean norm.
+/// The Euclidean norm, √Σ xᵢ².
 pub fn norm(x: &[f64]) -> f64 {
     dot(x, x).sqrt()
 }
 
-/// The mean of rows of one length, element by element; empty without rows.
+/// The mean of rows of equal length, element by element; empty if there are no rows.
 pub fn mean(rows: &[Vec<f64>]) -> Vec<f64> {
     let width = rows.first().map_or(0, Vec::len);
     let column = |j: usize| rows.iter().map(|row| row[j]).sum::<f64>() / rows.len() as f64;
     (0..width).map(column).collect()
 }
 
-/// eˣ divided by the sum of all; −∞ gives 0.
+/// The softmax: eˣ divided by the sum over all elements; −∞ gives 0.
 pub fn softmax(x: &[f64]) -> Vec<f64> {
     let max = x.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let exp: Vec<f64> = x.iter().map(|x| (x - max).exp()).collect();
@@ -47,8 +47,8 @@ pub fn softmax(x: &[f64]) -> Vec<f64> {
     exp.iter().map(|e| e / total).collect()
 }
 
-/// Pools scores over the `kernel` neighbours around each; the last `window` are left out and left alone. The mean counts
-/// neighbours beyond the ends as zeros.
+/// Pools each score over the `kernel` positions around it. The last `window` scores are left out: they stay as they are and
+/// do not reach their neighbours. The mean counts positions beyond the ends as zeros.
 pub fn pooled(scores: &[f64], window: usize, kernel: usize, pool: Pool) -> Vec<f64> {
     let old = scores.len().saturating_sub(window);
     let reach = kernel / 2;
@@ -68,12 +68,13 @@ pub fn pooled(scores: &[f64], window: usize, kernel: usize, pool: Pool) -> Vec<f
     (0..scores.len()).map(of).collect()
 }
 
-/// Scores that rank the entries which each stage took by its scores above those of later stages, and these above `rest`.
-/// A NaN of any stage stays one.
+/// One score per entry for a choice in stages. `stages` has the entries that each stage took and the scores that it took them
+/// by. Entries of earlier stages score above those of later stages, and these above all others, which have the scores `rest`.
+/// An entry with a NaN in any stage has NaN.
 pub fn staged(stages: &[(Vec<usize>, Vec<f64>)], rest: Vec<f64>) -> Vec<f64> {
     let mut scores = rest;
-    for (stage, (taken, own)) in stages.iter().enumerate() {
-        for (j, score) in own.iter().enumerate() {
+    for (stage, (taken, stage_scores)) in stages.iter().enumerate() {
+        for (j, score) in stage_scores.iter().enumerate() {
             match (score.is_nan() || scores[j].is_nan(), taken.contains(&j)) {
                 (true, _) => scores[j] = f64::NAN,
                 (false, true) => scores[j] = 1e30 * (stages.len() - stage) as f64,

@@ -1,4 +1,4 @@
-//! A naive cache in f64 on the host, sorted by position, written from definitions alone.
+//! A naive cache in f64 on the host, with entries in order of position, written from the definitions alone.
 
 use super::inputs::{DIM, GROUP, KV_HEADS, Token, output_weight, rope, shape};
 use super::maths::{dot, softmax};
@@ -11,35 +11,37 @@ use crate::policy::Protect;
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
-/// A policy's definition in f64, for one KV head, without regard to speed. A policy returns it from
+/// A policy's definition in f64 for one KV head, written for clarity instead of speed. A policy returns it from
 /// [`Policy::oracle`](crate::Policy::oracle).
 pub trait Oracle {
-    /// The scores of all entries, in order of position; higher stays.
+    /// The scores of all entries, in order of position. Entries with higher scores stay.
     fn scores(&self, head: &Head<'_>) -> Vec<f64>;
 
-    /// The entries after those that go have left something to those that stay; `kept` are the indices of the latter,
-    /// ascending. `memory` is what earlier calls for this head and policy left there, empty at first.
+    /// All entries after the evicted ones have been merged into those that stay; the default merges nothing. `kept` are the
+    /// indices of the entries that stay, ascending. `memory` keeps numbers between the calls for one head and policy; it is
+    /// empty at first.
     fn merge(&self, head: &Head<'_>, kept: &[usize], memory: &mut Vec<f64>) -> Vec<Entry> {
         let _ = (kept, memory);
         head.entries().to_vec()
     }
 }
 
-/// What the naive cache holds of a token.
+/// An entry of the naive cache.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Entry {
-    /// Its place in the sequence, from 0.
+    /// The position of its token in the sequence, from 0.
     pub position: usize,
-    /// Its key, changed by merges.
+    /// Its key, `[DIM]`, with what was merged into it.
     pub key: Vec<f64>,
-    /// Its value, changed by merges.
+    /// Its value, `[DIM]`, with what was merged into it.
     pub value: Vec<f64>,
-    /// Its value as it arrived.
+    /// Its value as it was appended, `[DIM]`.
     pub arrived: Vec<f64>,
-    /// The attention that it has received so far, mean over the query group.
+    /// The attention from all queries so far, mean over the query group.
     pub sum: f64,
-    /// For each query since it arrived, how many query heads gave it at least the average of their attention.
+    /// For each query since it was appended, the number of query heads of the group that paid it at least the average of their
+    /// attention.
     pub hits: Vec<usize>,
 }
 
@@ -58,17 +60,17 @@ impl<'a> Head<'a> {
         &self.reference.heads[self.head]
     }
 
-    /// The layer.
+    /// The index of the layer.
     pub fn layer(&self) -> usize {
         self.reference.layer
     }
 
-    /// The KV head.
+    /// The index of the KV head.
     pub fn head(&self) -> usize {
         self.head
     }
 
-    /// The moment of the eviction.
+    /// The phase whose rule evicts.
     pub fn phase(&self) -> Phase {
         self.phase
     }
@@ -78,13 +80,13 @@ impl<'a> Head<'a> {
         self.budget
     }
 
-    /// The same head under another budget, for a part of a policy.
+    /// The same head under another budget, for a policy that is a part of another.
     #[must_use]
     pub fn with_budget(self, budget: usize) -> Self {
         Self { budget, ..self }
     }
 
-    /// How many tokens have been seen.
+    /// How many tokens the layer has been given.
     pub fn seen(&self) -> usize {
         self.reference.queries.len()
     }
@@ -94,7 +96,7 @@ impl<'a> Head<'a> {
         &self.reference.spans
     }
 
-    /// Whether all KV heads hold the same positions for sure.
+    /// Whether all KV heads hold the same positions, because every policy so far scored them alike.
     pub fn heads_agree(&self) -> bool {
         self.reference.agree
     }
@@ -104,24 +106,24 @@ impl<'a> Head<'a> {
         (0..KV_HEADS).map(move |head| Self { head, ..self })
     }
 
-    /// The rotary embedding.
+    /// The rotary embedding of the synthetic model.
     pub fn rope(&self) -> RopeFacts {
         rope()
     }
 
-    /// The part of the output projection's weight that takes the output of a query head of the group, `[hidden][DIM]`.
+    /// The columns of the output projection's weight for query head `member` of the group, `[HIDDEN][DIM]`.
     pub fn output_weight(&self, member: usize) -> Vec<Vec<f64>> {
         let first = (self.head * GROUP + member) * DIM;
         let rows = output_weight(self.layer()).into_iter();
         rows.map(|row| row[first..first + DIM].to_vec()).collect()
     }
 
-    /// The query of a head of the group at a position, after rotary embedding.
+    /// The query of head `member` of the group at a position, `[DIM]`, after rotary embedding.
     pub fn query(&self, member: usize, position: usize) -> &'a [f64] {
         &self.reference.queries[position][self.head * GROUP + member]
     }
 
-    /// The attention that this query pays to the entries, 0 for later ones.
+    /// The attention of this query over the entries, in order of position; 0 for entries at later positions.
     pub fn attention(&self, member: usize, position: usize) -> Vec<f64> {
         let query = self.query(member, position);
         let logit = |entry: &Entry| match entry.position > position {
@@ -131,7 +133,7 @@ impl<'a> Head<'a> {
         softmax(&self.entries().iter().map(logit).collect::<Vec<_>>())
     }
 
-    /// The attention of the last `window` queries of a head of the group, fewer if fewer were seen: a row each.
+    /// The attention of the last `window` queries of head `member` of the group, or of all if there are fewer: a row each.
     pub fn window(&self, member: usize, window: usize) -> Vec<Vec<f64>> {
         let seen = self.seen();
         (seen.saturating_sub(window)..seen)
@@ -139,12 +141,13 @@ impl<'a> Head<'a> {
             .collect()
     }
 
-    /// The mean over the query group, element by element.
+    /// The mean of `of(member)` over the query heads of the group, element by element.
     pub fn group_mean(&self, of: impl Fn(usize) -> Vec<f64>) -> Vec<f64> {
         super::maths::mean(&(0..GROUP).map(of).collect::<Vec<_>>())
     }
 
-    /// The best `count` entries, the protected ones first, none of `taken`; of equal scores the later.
+    /// The indices of the `count` best entries, leaving out those of `taken`: first the protected ones, then those with the
+    /// highest scores; of equal scores the later position comes first.
     pub fn best(
         &self,
         scores: &[f64],
@@ -169,7 +172,7 @@ impl<'a> Head<'a> {
     }
 }
 
-/// The naive cache of one layer and one sequence.
+/// The naive cache of one layer, for one sequence.
 #[derive(Clone, Debug)]
 pub struct Reference {
     plan: Plan,
@@ -179,15 +182,15 @@ pub struct Reference {
     heads: Vec<Vec<Entry>>,
     queries: Vec<Token>,
     agree: bool,
-    /// What policies that merge remember, per phase and KV head.
+    /// The numbers that policies which merge keep, per phase and KV head.
     memory: BTreeMap<(Phase, usize), Vec<f64>>,
 }
 
 impl Reference {
-    /// An empty layer of a plan.
+    /// An empty cache for one layer of a plan.
     ///
     /// # Errors
-    /// A plan whose budgets depend on what the layers do.
+    /// A plan with an allocator that splits by what the layers do.
     pub fn new(plan: &Plan, layer: usize) -> Result<Self> {
         if let Some(online) = &plan.online
             && online.basis() == Basis::Layers
@@ -207,12 +210,12 @@ impl Reference {
         })
     }
 
-    /// Protects positions, see [`KvCache::protect`](crate::KvCache::protect).
+    /// Protects positions from eviction; see [`KvCache::protect`](crate::KvCache::protect).
     pub fn protect(&mut self, spans: Spans) {
         self.spans = spans;
     }
 
-    /// Announces a prompt of `tokens` tokens.
+    /// Announces a prompt of `tokens` tokens, which fixes the budgets.
     ///
     /// # Errors
     /// What [`Plan::resolve`] refuses.
@@ -259,7 +262,7 @@ impl Reference {
         output
     }
 
-    /// The scores of an eviction that is due in a phase, per KV head; none if nothing has to go.
+    /// The scores of all entries for each KV head, if an eviction is due in this phase; otherwise `None`.
     ///
     /// # Errors
     /// A policy without an [`Oracle`], or with one that gives another number of scores than entries.
@@ -290,7 +293,7 @@ impl Reference {
         scores.collect::<Result<_>>().map(Some)
     }
 
-    /// Evicts down to the phase's budget, if there is one and it is exceeded.
+    /// Evicts down to the budget of the phase, if it has one that is exceeded.
     ///
     /// # Errors
     /// Those of [`Reference::scores`].
@@ -325,7 +328,7 @@ impl Reference {
         Ok(())
     }
 
-    /// Kept positions per KV head, ascending.
+    /// The positions that are kept for each KV head, ascending.
     pub fn positions(&self) -> Vec<Vec<usize>> {
         let heads = self.heads.iter();
         heads

@@ -1,6 +1,6 @@
 use super::{EvidenceOptions, Example, Examples, JournalOptions, TextOptions};
 use crate::LoadedModel;
-use polykv_core::allocate::{Basis, Uniform};
+use polykv_core::allocate::{Basis, UniformAllocator};
 use polykv_core::calibrate::{BudgetSignal, CandidatePolicy, Direction, Settings, Signal};
 use polykv_core::{Allocator, Budget, Error, Phase, Registry, Result};
 use std::sync::Arc;
@@ -75,7 +75,7 @@ impl CalibrateOptions {
             seed: 0,
             signal: Signal::Cosine,
             route: Direction::Forward,
-            allocator: Arc::new(Uniform),
+            allocator: Arc::new(UniformAllocator),
             budget_signal: BudgetSignal::Entropy,
             refine: 0,
             refine_phases: Phase::BOTH.to_vec(),

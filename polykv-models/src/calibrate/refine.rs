@@ -4,7 +4,7 @@ use super::journal::Journal;
 use super::{CompressedPrompts, Example, Mixture, Progress, Stage};
 use crate::LoadedModel;
 use polykv_core::calibrate::{
-    BudgetSearch, Draft, ExampleLosses, Found, FoundBudgets, Search, Trials,
+    BudgetSearch, ExampleLosses, FoundBudgets, FoundRoute, PlanDraft, RouteSearch, Trials,
 };
 use polykv_core::{Error, Phase, Plan, Result};
 
@@ -15,7 +15,7 @@ const AT_ONCE: usize = 16;
 pub struct Refinement<'a> {
     pub model: &'a LoadedModel,
     pub examples: &'a [Example],
-    pub draft: &'a Draft<'a>,
+    pub draft: &'a PlanDraft<'a>,
     pub phase: Phase,
     /// The route of the prefill, under which those of the decode phase are compared.
     pub prefill: Option<&'a [usize]>,
@@ -50,8 +50,8 @@ impl<'a> Refinement<'a> {
     ///
     /// # Errors
     /// What the model refuses, NaN, and a journal that cannot be written.
-    pub fn route(&mut self, routes: Vec<Vec<usize>>, moves: usize) -> Result<Found> {
-        let search = Search {
+    pub fn route(&mut self, routes: Vec<Vec<usize>>, moves: usize) -> Result<FoundRoute> {
+        let search = RouteSearch {
             candidates: self.draft.candidates.len(),
             routes,
             moves,
@@ -76,7 +76,7 @@ impl<'a> Refinement<'a> {
     ///
     /// # Errors
     /// What the model refuses, NaN, and a journal that cannot be written.
-    pub fn budgets(&mut self, found: &Found, limits: (usize, usize)) -> Result<FoundBudgets> {
+    pub fn budgets(&mut self, found: &FoundRoute, limits: (usize, usize)) -> Result<FoundBudgets> {
         let (draft, phase, prefill) = (self.draft, self.phase, self.prefill);
         let singles = found.moves.iter().take(draft.candidates.len());
         let search = BudgetSearch {

@@ -35,7 +35,7 @@ impl LayerCache {
             drop(view);
             *self.states.of_mut(phase) = state;
         }
-        self.note(nans);
+        self.remember_nans(nans);
         // What goes to slots goes before they change; what goes to all that stay, when they lie side by side.
         let (now, later) = match merge {
             Some(merge) if merge.slots.is_some() => (Some(merge), None),
@@ -47,8 +47,8 @@ impl LayerCache {
         Ok(())
     }
 
-    /// Shows the whole layer to an allocator, and keeps the scores for [`LayerCache::narrow`].
-    pub(in crate::cache) fn survey(&mut self, online: &dyn Online) -> Result<Note> {
+    /// What an allocator remembers of the whole layer. Keeps the scores for [`LayerCache::cut_to`].
+    pub(in crate::cache) fn describe_to(&mut self, online: &dyn Online) -> Result<Note> {
         let rules = self.rules()?;
         let (phase, eviction) = match (&rules.prefill, &rules.decode) {
             (Some(eviction), _) => (Phase::Prefill, Some(eviction)),
@@ -69,8 +69,8 @@ impl LayerCache {
         Ok(note)
     }
 
-    /// Cuts the layer to its best `budget` entries by the scores that [`LayerCache::survey`] kept.
-    pub(in crate::cache) fn narrow(&mut self, budget: usize) -> Result<()> {
+    /// Cuts the layer to its best `budget` entries by the scores that [`LayerCache::describe_to`] kept.
+    pub(in crate::cache) fn cut_to(&mut self, budget: usize) -> Result<()> {
         let rules = self.rules()?;
         let (Some(scores), Some(eviction)) = (self.scores.take(), &rules.prefill) else {
             return Ok(());
@@ -85,7 +85,7 @@ impl LayerCache {
         let protected = self.protected(&*eviction.policy, budget);
         let chosen = ops::choose(scores.clone(), positions, protected, budget);
         let (slots, nans) = chosen.map_err(|error| self.refused(Phase::Prefill, error))?;
-        self.note(nans);
+        self.remember_nans(nans);
         self.scores = Some(scores.gather(2, slots.clone()));
         self.keep(&*eviction.policy, slots, budget);
         Ok(())
@@ -157,7 +157,7 @@ impl LayerCache {
                 }
             }
         }
-        self.note(nans);
+        self.remember_nans(nans);
         self.heads_agree &= policy.same_for_all_heads();
         self.states.replace(&victim);
         if self.needs.position_order {

@@ -21,27 +21,27 @@ impl LayerCache {
     ) -> Self {
         let mut leader = Self::new(layer, shape, device);
         leader.rules = Some(LayerEvictions::default());
-        for own in followers {
-            leader.needs = leader.needs.union(own.needs);
-            leader.facts = own.facts.clone();
+        for follower in followers {
+            leader.needs = leader.needs.union(follower.needs);
+            leader.facts = follower.facts.clone();
         }
-        leader.expect(tokens);
+        leader.announce(tokens);
         leader
     }
 
-    /// Layers with the same key do the same with the same prompt.
+    /// A text that is equal for layers which evict the same entries of the same prompt.
     pub(in crate::cache) fn rules_key(&self) -> String {
         let of = |phase| {
             let eviction = self.rules.as_ref().and_then(|rules| rules.of(phase));
-            eviction.map_or_else(String::new, |own| {
-                format!("{} {}", own.policy.key(), own.budget)
+            eviction.map_or_else(String::new, |eviction| {
+                format!("{} {}", eviction.policy.key(), eviction.budget)
             })
         };
         Phase::BOTH.map(of).join("; ")
     }
 
-    /// Attention of a chunk of the prompt; the followers' policies see what they would see alone.
-    pub(in crate::cache) fn lead(
+    /// Attention of a chunk of the prompt. The followers' policies are given what they would be given alone.
+    pub(in crate::cache) fn attend_for(
         &mut self,
         followers: &mut [&mut LayerCache],
         q: Tensor<4>,
@@ -75,8 +75,8 @@ impl LayerCache {
         }
     }
 
-    /// Takes over the leader's entries, beside the memories that it has gathered itself.
-    pub(in crate::cache) fn follow(&mut self, leader: &LayerCache) {
+    /// Copies the leader's entries and queries; the policies' states stay this follower's.
+    pub(in crate::cache) fn copy_entries(&mut self, leader: &LayerCache) {
         self.store = leader.store.clone();
         self.order = leader.order.clone();
         let latest = leader.queries.latest(self.needs.queries);

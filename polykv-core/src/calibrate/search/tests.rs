@@ -22,9 +22,9 @@ fn each(
     move |all| Ok(all.iter().map(|picks| losses(picks)).collect())
 }
 
-fn search(moves: usize) -> (Found, usize) {
+fn search(moves: usize) -> (FoundRoute, usize) {
     let mut runs = 0;
-    let search = Search {
+    let search = RouteSearch {
         candidates: 3,
         routes: vec![vec![2, 0, 2, 0, 2, 0, 2, 0]],
         moves,
@@ -81,7 +81,7 @@ fn the_best_of_each_kind_and_then_of_both_are_tried() {
 
 /// Layer 0 gains 1.0 on average by candidate 1; how evenly is in `gains`.
 fn mixed(gains: [f64; 4]) -> Vec<usize> {
-    let search = Search {
+    let search = RouteSearch {
         candidates: 2,
         routes: vec![vec![0, 0]],
         moves: 10,
@@ -111,7 +111,7 @@ fn groups_take_parts_of_other_routes() {
             (Data::Evidence, vec![evidence; 2]),
         ])
     };
-    let search = Search {
+    let search = RouteSearch {
         candidates: 3,
         routes: vec![
             vec![0, 0, 0, 0, 2, 2, 2, 2],
@@ -138,8 +138,8 @@ fn a_screening_finds_layers_that_lie_apart() {
     // Evidence wants 1 in every other layer, text 0 in the others: no group of neighbours gains by either.
     let losses = |picks: &[usize]| {
         let wrong = |first: usize, wanted: usize| {
-            let own = picks.iter().skip(first).step_by(2);
-            own.filter(|&&pick| pick != wanted).count() as f64
+            let half = picks.iter().skip(first).step_by(2);
+            half.filter(|&&pick| pick != wanted).count() as f64
         };
         ExampleLosses::from([
             (Data::Text, vec![wrong(0, 0); 2]),
@@ -147,7 +147,7 @@ fn a_screening_finds_layers_that_lie_apart() {
         ])
     };
     let run = |moves: usize| {
-        let search = Search {
+        let search = RouteSearch {
             candidates: 3,
             routes: vec![vec![2; 8]],
             moves,
