@@ -1,26 +1,12 @@
-use super::report::least_of_all;
-use super::{Data, Direction, Measured, PhaseReport, Profile, Report, SCHEMA, Settings, route};
+use super::report::{best, least_of_all};
+use super::{BudgetSignal, Data, Measured, PhaseReport, Profile, Report, SCHEMA, Settings};
 use crate::Result;
 use crate::allocate::{Allocator, Basis, LayerStat};
 use crate::budget::{Budget, EntryCost};
 use crate::phase::Phase;
-use crate::policy::{Needs, Policy, PolicySpec};
-use serde::{Deserialize, Serialize};
+use crate::policy::{Policy, PolicySpec};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// The signal that an allocator of [`Basis::Calibration`] splits the budget by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BudgetSignal {
-    /// The entropy of a layer's attention.
-    Entropy,
-    /// The rise of perplexity under the layer's worst candidate.
-    Ppl,
-    /// The effect of more entries in a layer on the loss of the whole plan, which is an addition of this project. The report
-    /// has even budgets; a [`BudgetSearch`](super::BudgetSearch) then improves them.
-    Effect,
-}
 
 /// The measurements of a model and the choices by which they become routes and budgets.
 #[derive(Clone, Debug)]
@@ -98,29 +84,6 @@ impl Measurements<'_> {
         }
         Ok(report)
     }
-}
-
-/// The route of one phase. `text` is the factor by which plain text counts more than questions, where both were measured.
-pub(super) fn best(
-    report: &Report,
-    candidates: &[Arc<dyn Policy>],
-    phase: Phase,
-    direction: Direction,
-    text: f64,
-) -> Vec<usize> {
-    let factor = |data| if data == Data::Text { text } else { 1.0 };
-    let profiles = report.profiles.iter();
-    let profiles: Vec<(&Profile, f64)> = profiles
-        .map(|(&data, profile)| (profile, factor(data)))
-        .collect();
-    let costs = candidates.iter().map(|policy| cost(policy.needs()));
-    let costs: Vec<usize> = costs.collect();
-    route(&profiles, phase, report.settings.signal, direction, &costs)
-}
-
-/// Ranks candidates by their cost: looking at the attention of all queries costs more than remembering any number of them.
-fn cost(needs: Needs) -> usize {
-    needs.queries + if needs.attention { 1 << 20 } else { 0 }
 }
 
 /// The sensitivity of each layer. With two kinds of data the signals of each are divided by their sum and added up.

@@ -1,10 +1,9 @@
-use super::measurements::best;
-use super::{Data, Direction, FoundBudgets, FoundRoute, PlanDraft, Profile, Signal};
+use super::{Data, Direction, FoundBudgets, FoundRoute, PlanDraft, Profile, Signal, route};
 use crate::allocate::{Allocator, least_budget};
 use crate::budget::Budget;
 use crate::phase::Phase;
 use crate::plan::{Plan, Rule};
-use crate::policy::{Policies, Policy, PolicySpec};
+use crate::policy::{Needs, Policies, Policy, PolicySpec};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -49,6 +48,19 @@ pub struct Report {
     pub plan_hash: String,
 }
 
+/// The signal that an allocator of [`Basis::Calibration`](crate::allocate::Basis::Calibration) splits the budget by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BudgetSignal {
+    /// The entropy of a layer's attention.
+    Entropy,
+    /// The rise of perplexity under the layer's worst candidate.
+    Ppl,
+    /// The effect of more entries in a layer on the loss of the whole plan, which is an addition of this project. The report
+    /// has even budgets; a [`BudgetSearch`](super::BudgetSearch) then improves them.
+    Effect,
+}
+
 /// The settings of a calibration, as its report states them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Settings {
@@ -68,7 +80,7 @@ pub struct Settings {
     pub allocator: String,
     /// The signal that the allocator split the budget by, if its basis is a calibration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub budget_signal: Option<super::BudgetSignal>,
+    pub budget_signal: Option<BudgetSignal>,
     /// The most plans that the search over routes may evaluate; 0 without a search.
     pub refine: usize,
 }
@@ -255,6 +267,29 @@ impl Report {
 pub(super) fn least_of_all(candidates: &[Arc<dyn Policy>]) -> Result<usize> {
     let mut least = candidates.iter().map(|policy| least_budget(&**policy));
     least.try_fold(1, |most, budget| Ok(most.max(budget?)))
+}
+
+/// The route of one phase. `text` is the factor by which plain text counts more than questions, where both were measured.
+pub(super) fn best(
+    report: &Report,
+    candidates: &[Arc<dyn Policy>],
+    phase: Phase,
+    direction: Direction,
+    text: f64,
+) -> Vec<usize> {
+    let factor = |data| if data == Data::Text { text } else { 1.0 };
+    let profiles = report.profiles.iter();
+    let profiles: Vec<(&Profile, f64)> = profiles
+        .map(|(&data, profile)| (profile, factor(data)))
+        .collect();
+    let costs = candidates.iter().map(|policy| cost(policy.needs()));
+    let costs: Vec<usize> = costs.collect();
+    route(&profiles, phase, report.settings.signal, direction, &costs)
+}
+
+/// Ranks candidates by their cost: looking at the attention of all queries costs more than remembering any number of them.
+fn cost(needs: Needs) -> usize {
+    needs.queries + if needs.attention { 1 << 20 } else { 0 }
 }
 
 #[cfg(test)]

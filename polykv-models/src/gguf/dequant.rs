@@ -210,6 +210,7 @@ fn five_bits(raw: &[u8], out: &mut [f32], number: impl Fn(u8) -> f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::f16;
 
     #[test]
     fn plain_formats() {

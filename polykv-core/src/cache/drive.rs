@@ -1,0 +1,106 @@
+//! How a [`Prompt`](super::Prompt) runs through a [`KvCache`].
+
+use super::cascade::Cascade;
+use super::prompt::Drive;
+use super::{KvCache, LayerCache, PromptCache, Stage};
+use crate::facts::ModelFacts;
+use crate::{Error, Result};
+use burn::tensor::Tensor;
+
+impl KvCache {
+    /// Enters the stage of a prompt, if all layers have been given the same number of tokens.
+    pub(super) fn enter(&mut self, tokens: usize) -> Result<()> {
+        self.check_ready("a prompt")?;
+        let seen = self.seen();
+        if let Some(layer) = self.layers.iter().position(|layer| layer.seen() != seen) {
+            let found = format!("after {} tokens", self.layers[layer].seen());
+            let allowed = format!("after {seen}, as others, or KvCache::clear");
+            return Err(Error::order(
+                "cache",
+                format!("layer {layer}"),
+                found,
+                allowed,
+            ));
+        }
+        self.stage = Stage::Prompt(tokens);
+        Ok(())
+    }
+
+    fn begin_prompt(&mut self, tokens: usize) -> Result<()> {
+        let seen = self.seen().saturating_add(tokens);
+        let resolved = self
+            .plan
+            .resolve(seen, self.shape.cost(self.layers.len()))?;
+        resolved.check_spans(&self.spans)?;
+        self.facts.check(&resolved)?;
+        let cascade = Cascade::of(self.plan.online.clone(), &resolved, &self.spans)?;
+        for (index, rules) in resolved.layers.into_iter().enumerate() {
+            let facts = self.facts.layer(index);
+            self.layers[index].begin(rules, facts, self.spans.clone(), tokens);
+        }
+        if let Some(cascade) = &cascade {
+            let needs = cascade.online()?.needs();
+            self.layers
+                .iter_mut()
+                .for_each(|layer| layer.add_needs(needs));
+        }
+        self.cascade = cascade;
+        Ok(())
+    }
+
+    pub(super) fn trim(&mut self, layer: usize) -> Result<()> {
+        match self.cascade.take() {
+            Some(cascade) => self.trim_in_steps(layer, cascade),
+            None => self.run(layer, LayerCache::end_prompt),
+        }
+    }
+}
+
+impl PromptCache for KvCache {
+    fn seen(&self) -> usize {
+        Self::seen(self)
+    }
+
+    fn next_positions(&self) -> Vec<usize> {
+        Self::next_positions(self)
+    }
+
+    fn set_facts(&mut self, facts: &ModelFacts) {
+        Self::set_facts(self, facts);
+    }
+}
+
+impl Drive for KvCache {
+    fn layers(&self) -> usize {
+        self.layers.len()
+    }
+
+    fn begin(&mut self, tokens: usize) -> Result<()> {
+        self.enter(tokens)?;
+        let begun = self.begin_prompt(tokens);
+        if begun.is_err() {
+            self.stage = Stage::Ready;
+        }
+        begun
+    }
+
+    fn attend(
+        &mut self,
+        layer: usize,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> Result<Tensor<4>> {
+        let q = self.scaled(q);
+        self.run(layer, |cache| cache.prefill(q, k, v))
+    }
+
+    fn end_layer(&mut self, layer: usize) -> Result<()> {
+        self.trim(layer)
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.stage = Stage::Ready;
+        self.check()
+    }
+}

@@ -1,0 +1,81 @@
+//! NaN scores in a layer's evictions. On a GPU they are only known once somebody waits for it.
+
+use super::LayerCache;
+use crate::Result;
+use crate::ops::{self, Nans};
+use crate::phase::Phase;
+use burn::tensor::{DType, Tensor};
+
+impl LayerCache {
+    /// Whether scores are known to have been NaN, without waiting for the device.
+    pub(in crate::cache) fn has_known_nans(&self) -> bool {
+        matches!(self.nans, Nans::Known(true))
+    }
+
+    fn take_nans(&mut self) -> Nans {
+        std::mem::replace(&mut self.nans, Nans::Known(false))
+    }
+
+    /// Remembers whether scores were NaN until [`first_nan`] asks.
+    pub(super) fn remember_nans(&mut self, nans: Nans) {
+        self.nans = match (self.take_nans(), nans) {
+            (Nans::Known(false), new) => new,
+            (old, Nans::Known(false)) => old,
+            (Nans::OnDevice(old), Nans::OnDevice(new)) => Nans::OnDevice(old + new),
+            _ => Nans::Known(true),
+        };
+    }
+
+    /// The reason to report when scores of this layer are NaN.
+    pub(super) fn nan_reason(&self) -> String {
+        let rules = self.rules.iter();
+        let mut names: Vec<&str> = rules
+            .flat_map(|rules| Phase::BOTH.map(|phase| rules.of(phase)))
+            .flatten()
+            .map(|eviction| eviction.policy.name())
+            .collect();
+        names.dedup();
+        let cause = match self.shape.dtype {
+            DType::F16 => "keys and values are stored as f16, which ends at 65504: try f32 or bf16",
+            _ => "its queries, keys or values are not finite",
+        };
+        let (layer, names) = (self.layer, names.join(" or "));
+        format!("layer {layer}: a score of policy {names} is NaN; likely cause: {cause}")
+    }
+}
+
+/// The reason to report for the first layer whose scores were NaN since the last call, if there is one. Waits for the
+/// device.
+///
+/// # Errors
+/// A device that cannot be read.
+pub(in crate::cache) fn first_nan(layers: &mut [LayerCache]) -> Result<Option<String>> {
+    let mut counts = Vec::new();
+    let mut asked = Vec::new();
+    let mut found = None;
+    for (index, layer) in layers.iter_mut().enumerate() {
+        match layer.take_nans() {
+            Nans::Known(true) => found = found.or(Some(index)),
+            Nans::Known(false) => {}
+            Nans::OnDevice(count) => {
+                asked.push((index, count.shape().num_elements()));
+                counts.push(count.flatten::<1>(0, 1));
+            }
+        }
+    }
+    if !counts.is_empty() {
+        let counts = Tensor::cat(counts, 0).try_into_vec_as::<f32>();
+        let mut rest = counts.map_err(ops::read_error)?.into_iter();
+        for (index, rows) in asked {
+            let nans = rest
+                .by_ref()
+                .take(rows)
+                .filter(|&count| count > 0.0)
+                .count();
+            if nans > 0 && found.is_none_or(|other| index < other) {
+                found = Some(index);
+            }
+        }
+    }
+    Ok(found.map(|index| layers[index].nan_reason()))
+}
