@@ -31,7 +31,10 @@ fn reading_ends_at_the_limit() {
     );
     refused(read_capped(&dir.path().join("y"), 4), &["y: "]);
     std::fs::write(&path, b"ab\xff").unwrap();
-    refused(read_capped_text(&path, 9), &["x.json", "byte 2", "UTF-8"]);
+    refused(
+        read_capped_text(&path, 9),
+        &["x.json", "byte 0xff at offset 2", "UTF-8"],
+    );
 }
 
 #[test]

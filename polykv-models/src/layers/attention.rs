@@ -2,7 +2,7 @@ use super::{Linear, RmsNorm, RopeTable, linear};
 use crate::config::ModelConfig;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
-use polykv_core::ops::{self, Weight};
+use polykv_core::ops::Weight;
 
 /// The projections around attention. The attention itself, over the entries that the cache kept, is computed by the
 /// caller.
