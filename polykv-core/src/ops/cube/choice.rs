@@ -332,9 +332,9 @@ fn order_kernel<I: Int>(
     if disorder[head] == 0.0f32 {
         at += i;
     } else {
-        let position = positions[start + existing(slot, n)];
+        let position = positions[start + existing::<I>(slot, n)];
         for other in 0..budget {
-            if positions[start + existing(chosen[first + other], n)] < position {
+            if positions[start + existing::<I>(chosen[first + other], n)] < position {
                 at += 1usize;
             }
         }

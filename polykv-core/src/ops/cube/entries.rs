@@ -155,7 +155,7 @@ fn compact_kernel<E: Float, I: Int, S: Int, N: Size>(
     let mut value = Vector::<E, N>::new(E::new(0.0f32));
     let mut position = I::new(0);
     if entry < count {
-        let slot = existing(slots[kv * count + entry], keys.shape(2));
+        let slot = existing::<S>(slots[kv * count + entry], keys.shape(2));
         let at = batch * keys.stride(0) + head * keys.stride(1) + slot * keys.stride(2);
         key = keys[at / width + word];
         let at = batch * values.stride(0) + head * values.stride(1) + slot * values.stride(2);

@@ -105,9 +105,9 @@ pub fn multiply_three(x: CubeTensor, weights: [CubeTensor; 3]) -> [CubeTensor; 3
     let client = x.client.clone();
     let cubes = weights.each_ref().map(|w| w.shape()[0].div_ceil(2 * PAIRS));
     let dtype = dtype_to_storage_type(weights[0].dtype);
+    debug_assert!(shape.fits(&x, &weights.each_ref(), None));
     let [a, b, c] = weights.map(CubeTensor::into_tensor_arg);
     let [to_a, to_b, to_c] = results.clone().map(CubeTensor::into_tensor_arg);
-    debug_assert!(shape.fits(&x, &weights.each_ref(), None));
     // SAFETY: a cube has rows of one of the three weights, by the numbers of cubes that each takes, cut to its last; it
     // reads `words` words of each and of the rows of `x`, and writes to the places of rows that exist.
     unsafe {

@@ -205,7 +205,7 @@ fn closest_kernel<E: Float, I: Int, N: Size>(
         terminate!();
     }
     let start = kv / kv_heads * keys.stride(0) + kv % kv_heads * keys.stride(1);
-    let slot = existing(evicted[kv * going + i], n);
+    let slot = existing::<I>(evicted[kv * going + i], n);
     let at = (start + slot * keys.stride(2)) / width;
     let mut key = Array::<Vector<f32, N>>::new(words);
     for w in 0..steps {
@@ -216,7 +216,7 @@ fn closest_kernel<E: Float, I: Int, N: Size>(
     let mut best = f32::new(HIDDEN);
     let mut place = 0u32;
     for r in 0..staying {
-        let other = existing(kept[kv * staying + r], n);
+        let other = existing::<I>(kept[kv * staying + r], n);
         let at = (start + other * keys.stride(2)) / width;
         let mut products = Vector::<f32, N>::new(0.0f32);
         for w in 0..steps {

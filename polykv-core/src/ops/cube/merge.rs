@@ -127,12 +127,12 @@ fn merge_kernel<E: Float, I: Int>(
     let (kv_heads, n) = (vectors.shape(1), vectors.shape(2));
     let (place, d) = (unit / dim, unit % dim);
     let start = kv / kv_heads * vectors.stride(0) + kv % kv_heads * vectors.stride(1) + d;
-    let slot = existing(kept[kv * staying + place], n);
+    let slot = existing::<I>(kept[kv * staying + place], n);
     let target = f32::cast_from(vectors[start + slot * vectors.stride(2)]);
     let mut sum = 0.0f32;
     for i in 0..going {
         if usize::cast_from(places[kv * going + i]) == place {
-            let slot = existing(evicted[kv * going + i], n);
+            let slot = existing::<I>(evicted[kv * going + i], n);
             let x = f32::cast_from(vectors[start + slot * vectors.stride(2)]);
             sum += (x - target) * parts[kv * going + i];
         }
@@ -167,10 +167,10 @@ fn spread_kernel<E: Float, I: Int, N: Size>(
     let entry = kv * staying + rank;
     let mut first = 0usize;
     if rank >= window {
-        let slot = existing(kept[entry - window], n);
+        let slot = existing::<I>(kept[entry - window], n);
         first += evicted_before(slot, positions, evicted, kv, n, going);
     }
-    let slot = existing(kept[entry], n);
+    let slot = existing::<I>(kept[entry], n);
     let end = evicted_before(slot, positions, evicted, kv, n, going);
 
     let start = kv / kv_heads * vectors.stride(0) + kv % kv_heads * vectors.stride(1);
@@ -180,7 +180,7 @@ fn spread_kernel<E: Float, I: Int, N: Size>(
         let mut sum = Vector::<f32, N>::new(0.0f32);
         let mut i = first + place / words;
         while i < end {
-            let slot = existing(evicted[kv * going + i], n);
+            let slot = existing::<I>(evicted[kv * going + i], n);
             let at = (start + slot * vectors.stride(2)) / width + place % words;
             let part = parts[kv * going + i];
             sum += Vector::<f32, N>::cast_from(vectors[at]) * Vector::new(part);
@@ -217,7 +217,7 @@ fn evicted_before<I: Int>(
     high += going;
     while low < high {
         let middle = (low + high) / 2;
-        let slot = existing(evicted[kv * going + middle], n);
+        let slot = existing::<I>(evicted[kv * going + middle], n);
         if positions[kv * n + slot] < limit {
             low = middle + 1;
         } else {

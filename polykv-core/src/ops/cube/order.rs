@@ -182,7 +182,7 @@ fn pool_kernel<I: Int>(
     if rank >= entries {
         terminate!();
     }
-    let slot = start + existing(order[start + rank], entries);
+    let slot = start + existing::<I>(order[start + rank], entries);
     let mut result = 0.0f32;
     result += scores[slot];
     if rank < old {
@@ -195,7 +195,7 @@ fn pool_kernel<I: Int>(
             result = 0.0f32;
         }
         for r in first..end {
-            let x = scores[start + existing(order[start + r], entries)];
+            let x = scores[start + existing::<I>(order[start + r], entries)];
             if comptime!(highest) {
                 // A NaN stays one, to be reported.
                 if x > result || is_nan_bits(x) {
