@@ -3,10 +3,10 @@
 use crate::common::{all_variants, each_policy, written};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use polykv::allocate::{Allocators, least_budget};
-use polykv::testing::{kept, max_difference};
+use polykv::testing::{Case, compare, kept, max_difference};
 use polykv::{
     Allocator, Budget, Error, ErrorKind, KvCache, LayerShape, ModelFacts, Phase, Plan, Policy,
-    RopeFacts,
+    RopeFacts, Rule, Spans,
 };
 use proptest::prelude::*;
 use std::ops::Range;
@@ -366,6 +366,45 @@ proptest! {
                     }
                 }
             }
+        }
+    }
+
+    /// Prompts and steps in any sizes, several rounds of them, rules that differ between layers and phases, protected
+    /// positions: the cache against the naive one.
+    #[test]
+    fn any_sequence_of_prompts_and_steps_equals_the_reference(
+        picks in prop::collection::vec((any::<prop::sample::Index>(), 0usize..4), 4),
+        (prompt, chunk, steps, rounds) in (1usize..50, 1usize..50, 0usize..14, 1usize..4),
+        more in 0usize..14,
+        spans in prop::collection::vec((0usize..40, 1usize..4), 0..3),
+        pyramid in any::<bool>(),
+        seed in 0u64..1000,
+    ) {
+        let variants = all_variants();
+        let spans = Spans::new(spans.into_iter().map(|(start, count)| start..start + count));
+        let mut plan = Plan::full(2);
+        let mut budget = 1;
+        for (index, (pick, what)) in picks.into_iter().enumerate() {
+            let policy = pick.get(&variants);
+            budget = budget.max(least_budget(&**policy).unwrap() + spans.count());
+            // One in four keeps everything.
+            if what > 0 {
+                *plan.layers[index / 2].rule_mut(Phase::BOTH[index % 2]) = Rule::evict(policy.clone());
+            }
+        }
+        plan.budget = Budget::Tokens(budget + more);
+        plan.allow_full_extra = true;
+        if pyramid {
+            plan.online = Some(Allocators::default().get("pyramid").unwrap());
+        }
+        let what = written(&plan);
+        let case = Case { plan, prompt, chunk, steps, rounds, spans, seed };
+        match compare(&case, &Device::flex()) {
+            Ok(found) => {
+                prop_assert!(found.output < 1e-5 && found.kept == 0, "{:?}: {}", found, what);
+            }
+            // A pyramid's last layer may get less than it protects.
+            Err(error) => prop_assert_eq!(error.kind(), ErrorKind::Budget, "{}: {}", error, what),
         }
     }
 
