@@ -47,11 +47,20 @@ pub fn use_huge_pages<T>(memory: &[T]) {
     #[cfg(target_os = "linux")]
     {
         const HUGE: usize = 2 << 20;
-        let start = memory.as_ptr() as usize / HUGE * HUGE;
-        let end = (memory.as_ptr() as usize + size_of_val(memory)).next_multiple_of(HUGE);
-        // SAFETY: the advice moves pages and changes nothing in them, those of neighbours at both ends included; a range
-        // that does not suit the system is an error without effect.
-        unsafe { libc::madvise(start as *mut _, end - start, libc::MADV_COLLAPSE) };
+        let (start, end) = (
+            memory.as_ptr() as usize,
+            memory.as_ptr() as usize + size_of_val(memory),
+        );
+        let collapse = |start: usize, end: usize| {
+            // SAFETY: the advice moves pages and changes nothing in them, those of neighbours at both ends included; a range
+            // that does not suit the system is an error without effect.
+            start < end
+                && unsafe { libc::madvise(start as *mut _, end - start, libc::MADV_COLLAPSE) == 0 }
+        };
+        // With the ends, unless nothing lies beside them.
+        if !collapse(start / HUGE * HUGE, end.next_multiple_of(HUGE)) {
+            collapse(start.next_multiple_of(HUGE), end / HUGE * HUGE);
+        }
     }
     #[cfg(not(target_os = "linux"))]
     let _ = memory;

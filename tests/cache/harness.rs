@@ -102,7 +102,11 @@ impl Policy for Peak {
                 static CALLS: std::sync::atomic::AtomicUsize =
                     std::sync::atomic::AtomicUsize::new(0);
                 let call = CALLS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                if call % 2 == 0 { scores } else { scores.neg() }
+                if call.is_multiple_of(2) {
+                    scores
+                } else {
+                    scores.neg()
+                }
             }
         })
     }

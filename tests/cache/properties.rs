@@ -99,7 +99,7 @@ impl World {
                     let number = (hash >> 40) as f32 / (1u64 << 22) as f32 - 2.0;
                     match self.fill {
                         Fill::Zeros => 0.0,
-                        Fill::With(other) if hash % 23 == 0 => other,
+                        Fill::With(other) if hash.is_multiple_of(23) => other,
                         _ => number,
                     }
                 };

@@ -233,10 +233,10 @@ fn a_prompt_can_wait_while_others_decode() {
         let mut waiting = vec![Prompt::new(new(), tokens).unwrap()];
         let mut found = Vec::new();
         let mut next = tokens;
-        for layer in 0..2 {
+        for (layer, inputs) in mine.iter().enumerate() {
             for start in (0..tokens).step_by(15) {
                 let mut prompt = waiting.pop().unwrap();
-                let [q, k, v] = mine[layer].part(start..start + 15, &Device::flex());
+                let [q, k, v] = inputs.part(start..start + 15, &Device::flex());
                 let output = prompt.attend(layer, q, k, v).unwrap();
                 found.extend(output.try_into_vec_as::<f32>().unwrap());
                 if prompt.given() == tokens {

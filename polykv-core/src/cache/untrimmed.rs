@@ -30,7 +30,6 @@ impl Untrimmed<'_> {
 impl<'a> Prompt<Untrimmed<'a>> {
     /// The same prompt for the layers from `layer` on only, to run the upper part of a model over what those layers hold. The
     /// layers below do not get the prompt, so that the cache refuses any further prompt or token until it is cleared.
-    #[must_use]
     pub fn above(self, layer: usize) -> Self {
         self.skip_to(layer)
     }

@@ -21,6 +21,7 @@ use burn::tensor::{DType, Device, Tensor};
 /// A weight matrix `[out, in]`, ready to be read with every token.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
+#[allow(clippy::large_enum_variant, reason = "one per matrix of a model")]
 pub enum Weight {
     /// In f32, f16 or bf16.
     Dense(Tensor<2>),

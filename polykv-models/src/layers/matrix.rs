@@ -5,6 +5,7 @@ use polykv_core::ops::Weight;
 /// A weight matrix `[out, in]`. A checkpoint is loaded into a parameter; [`Matrix::finish_loading`] turns it into what the
 /// operators read, which may have another layout.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "one per matrix of a model")]
 pub enum Matrix {
     /// The parameter that a checkpoint is loaded into, in the number format of the storage.
     Loading(Param<Tensor<2>>),

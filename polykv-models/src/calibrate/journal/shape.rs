@@ -148,7 +148,8 @@ mod tests {
     fn records_of_other_shapes_are_refused() {
         let shape = shape();
         assert_eq!(shape.check_measured(0, &measured()), Ok(()));
-        let changes: [(fn(&mut Measured), &str); 7] = [
+        type Change = fn(&mut Measured);
+        let changes: [(Change, &str); 7] = [
             (
                 |measured| measured.prompt_tokens = 63,
                 "of text with 63 and 15 tokens",
