@@ -3,7 +3,7 @@
 
 use crate::causal_lm::{Attend, CausalLm, PrefillOptions};
 use crate::config::ModelConfig;
-use crate::layers::{Embedding, Linear, RmsNorm, Rope, RopeTable};
+use crate::layers::{Block, Embedding, Linear, RmsNorm, Rope, RopeTable};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
 use polykv_core::ops::{Weight, bytes};
@@ -14,6 +14,12 @@ use std::ops::Range;
 pub trait Layer: Module + ModuleDisplay + Send + Sync {
     /// A layer without weights: load into it before use.
     fn new(config: &ModelConfig, device: &Device) -> Self;
+
+    /// The parts of the layer, which the methods below run.
+    fn block(&self) -> Block<'_>;
+
+    /// Ends loading: the weights take the form that the operators read. It must be called before every other method.
+    fn finish_loading(&mut self);
 
     /// Runs the layer: `[batch, tokens, hidden]` → `[batch, tokens, hidden]`. `attend` computes the attention from
     /// rotated queries `[batch, heads, tokens, head_dim]`, rotated keys and values `[batch, kv_heads, tokens,
@@ -26,16 +32,19 @@ pub trait Layer: Module + ModuleDisplay + Send + Sync {
         x: Tensor<3>,
         rope: &RopeTable,
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
-    ) -> Result<Tensor<3>>;
-
-    /// Ends loading: the weights take the form that the operators read. It must be called before every other method.
-    fn finish_loading(&mut self);
+    ) -> Result<Tensor<3>> {
+        self.block().forward(x, rope, attend)
+    }
 
     /// The weight of the projection after attention, `[hidden, heads * head_dim]`.
-    fn output_weight(&self) -> &Weight;
+    fn output_weight(&self) -> &Weight {
+        self.block().attention.o_proj.weight.weight()
+    }
 
     /// The projection after attention: `[batch, heads, tokens, head_dim]` → `[batch, tokens, hidden]`.
-    fn attention_output(&self, attended: Tensor<4>) -> Tensor<3>;
+    fn attention_output(&self, attended: Tensor<4>) -> Tensor<3> {
+        self.block().attention.output(attended)
+    }
 }
 
 /// The weights of a model. The field names spell the tensor names of Hugging Face checkpoints.

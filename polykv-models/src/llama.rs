@@ -2,11 +2,9 @@
 
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer};
-use crate::layers::{Attention, Block, Mlp, RmsNorm, RopeTable};
+use crate::layers::{Attention, Block, Mlp, RmsNorm};
 use burn::module::Module;
-use burn::tensor::{Device, Tensor};
-use polykv_core::Result;
-use polykv_core::ops::Weight;
+use burn::tensor::Device;
 
 /// A Llama model.
 pub type Llama = Decoder<LlamaLayer>;
@@ -35,31 +33,17 @@ impl Layer for LlamaLayer {
         }
     }
 
-    fn forward(
-        &self,
-        x: Tensor<3>,
-        rope: &RopeTable,
-        attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
-    ) -> Result<Tensor<3>> {
-        let block = Block {
+    fn block(&self) -> Block<'_> {
+        Block {
             input_norm: &self.input_layernorm,
             attention: &self.self_attn,
             mlp_norm: &self.post_attention_layernorm,
             mlp: &self.mlp,
-        };
-        block.forward(x, rope, attend)
+        }
     }
 
     fn finish_loading(&mut self) {
         self.self_attn.finish_loading();
         self.mlp.finish_loading();
-    }
-
-    fn output_weight(&self) -> &Weight {
-        self.self_attn.o_proj.weight.weight()
-    }
-
-    fn attention_output(&self, attended: Tensor<4>) -> Tensor<3> {
-        self.self_attn.output(attended)
     }
 }
