@@ -11,11 +11,11 @@ use std::sync::Arc;
 pub struct ModelFacts {
     /// The factor of the products of queries and keys before the softmax, finite and above 0; `None` means 1/√head_dim.
     pub scale: Option<f64>,
-    /// The rotary embedding of queries and keys; `None` if the model has none.
-    pub rope: Option<RopeFacts>,
-    /// For each layer the weight of the output projection, which follows attention, `[hidden, heads * head_dim]`; empty if
-    /// the model does not state it.
-    pub output: Vec<Weight>,
+    /// The soft-cap `c` of attention logits, finite and above 0: the softmax takes `c · tanh(logit / c)` (Gemma 2, arXiv
+    /// 2408.00118). `None` means that logits are taken as they are.
+    pub softcap: Option<f64>,
+    /// What each layer is like, from the first to the last; nothing is stated about layers beyond the list's end.
+    pub layers: Vec<LayerFacts>,
 }
 
 /// A rotary embedding (RoPE, arXiv 2104.09864) in the rotate-half layout: element `i` of a vector is rotated with element
@@ -34,16 +34,17 @@ pub struct RopeFacts {
 pub struct LayerFacts {
     /// The rotary embedding of queries and keys; `None` if the model does not state one.
     pub rope: Option<RopeFacts>,
-    /// The weight of the output projection, `[hidden, heads * head_dim]`; `None` if the model does not state it.
+    /// The weight of the output projection, which follows attention, `[hidden, heads * head_dim]`; `None` if the model does
+    /// not state it.
     pub output: Option<Weight>,
+    /// How many tokens a query attends to, itself included and the latest before it, at least 1 (sliding-window attention);
+    /// `None` means all.
+    pub window: Option<usize>,
 }
 
 impl ModelFacts {
     pub(crate) fn layer(&self, layer: usize) -> LayerFacts {
-        LayerFacts {
-            rope: self.rope.clone(),
-            output: self.output.get(layer).cloned(),
-        }
+        self.layers.get(layer).cloned().unwrap_or_default()
     }
 }
 

@@ -7,7 +7,7 @@ use crate::layers::{Block, Embedding, Linear, RmsNorm, Rope, RopeTable};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
 use polykv_core::ops::{Weight, bytes};
-use polykv_core::{Error, KvCache, ModelFacts, Prompt, PromptCache, Result, Storage};
+use polykv_core::{Error, KvCache, LayerFacts, ModelFacts, Prompt, PromptCache, Result, Storage};
 use std::ops::Range;
 
 /// One layer of a family. Its field names spell the checkpoints' tensor names.
@@ -164,9 +164,14 @@ impl<L: Layer> Decoder<L> {
 
     fn facts(&self) -> ModelFacts {
         let layers = self.weights.model.layers.iter();
+        let layer = |layer: &L| {
+            let mut facts = LayerFacts::default();
+            facts.rope = Some(self.rope.facts());
+            facts.output = Some(layer.output_weight().clone());
+            facts
+        };
         let mut facts = ModelFacts::default();
-        facts.rope = Some(self.rope.facts());
-        facts.output = layers.map(Layer::output_weight).cloned().collect();
+        facts.layers = layers.map(layer).collect();
         facts
     }
 

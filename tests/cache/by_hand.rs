@@ -3,7 +3,7 @@
 use crate::common;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use polykv::testing::{kept, max_difference};
-use polykv::{Budget, KvCache, LayerShape, ModelFacts, Phase, Plan, RopeFacts};
+use polykv::{Budget, KvCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan, RopeFacts};
 
 const DIM: usize = 16;
 const TOKENS: usize = 8;
@@ -103,12 +103,14 @@ impl Prompt {
         };
         let mut cache = KvCache::new(plan, shape, &device).unwrap();
         // No rotation, and a projection that changes nothing.
-        let mut facts = ModelFacts::default();
-        facts.rope = Some(RopeFacts {
+        let mut layer = LayerFacts::default();
+        layer.rope = Some(RopeFacts {
             frequencies: vec![0.0; DIM / 2].into(),
             magnitude: 1.0,
         });
-        facts.output = vec![Tensor::<2>::eye(DIM, &device).into()];
+        layer.output = Some(Tensor::<2>::eye(DIM, &device).into());
+        let mut facts = ModelFacts::default();
+        facts.layers = vec![layer];
         cache.set_facts(&facts);
         let [q, k, v] = [&self.queries, &self.keys, &self.values].map(|own| tensor(own));
         let mut prompt = cache.prompt(self.keys.len()).unwrap();

@@ -5,8 +5,8 @@ use burn::tensor::{DType, Device, Tensor, TensorData};
 use polykv::allocate::{Allocators, least_budget};
 use polykv::testing::{Case, compare, kept, max_difference};
 use polykv::{
-    Allocator, Budget, Error, ErrorKind, KvCache, LayerShape, ModelFacts, Phase, Plan, Policy,
-    RopeFacts, Rule, Spans,
+    Allocator, Budget, Error, ErrorKind, KvCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan,
+    Policy, RopeFacts, Rule, Spans,
 };
 use proptest::prelude::*;
 use std::ops::Range;
@@ -114,12 +114,14 @@ impl World {
         let mut cache = KvCache::new(plan, self.shape, &device)?;
         let pairs = self.shape.head_dim / 2;
         let width = self.shape.heads * self.shape.head_dim;
-        let mut facts = ModelFacts::default();
-        facts.rope = Some(RopeFacts {
+        let mut layer = LayerFacts::default();
+        layer.rope = Some(RopeFacts {
             frequencies: (0..pairs).map(|pair| 0.7f64.powi(pair as i32)).collect(),
             magnitude: 1.0,
         });
-        facts.output = vec![Tensor::<2>::ones([5, width], &device).into(); self.layers];
+        layer.output = Some(Tensor::<2>::ones([5, width], &device).into());
+        let mut facts = ModelFacts::default();
+        facts.layers = vec![layer; self.layers];
         cache.set_facts(&facts);
         Ok(cache)
     }

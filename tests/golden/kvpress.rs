@@ -47,14 +47,16 @@ fn press_facts(device: &Device) -> ModelFacts {
         .config()
         .clone();
     let weights = Golden::read("tiny-llama31/model.safetensors");
-    let output = (0..3).map(|layer| {
+    let layers = (0..3).map(|layer| {
         let name = format!("model.layers.{layer}.self_attn.o_proj.weight");
         let (shape, values) = weights.floats(&name);
-        Tensor::<2>::from_data(TensorData::new(values, shape), device).into()
+        let mut facts = LayerFacts::default();
+        facts.rope = Some(Rope::new(&config).facts());
+        facts.output = Some(Tensor::<2>::from_data(TensorData::new(values, shape), device).into());
+        facts
     });
     let mut facts = ModelFacts::default();
-    facts.rope = Some(Rope::new(&config).facts());
-    facts.output = output.collect();
+    facts.layers = layers.collect();
     facts
 }
 
@@ -100,9 +102,7 @@ fn scores_equal_kvpress() {
         for layer in 0..3 {
             let part = |name: &str| golden.tensor(&format!("layer{layer}.{name}"), &device);
             let (queries, keys, values) = (part("queries"), part("keys"), part("values"));
-            let mut layer_facts = LayerFacts::default();
-            layer_facts.rope = facts.rope.clone();
-            layer_facts.output = Some(facts.output[layer].clone());
+            let layer_facts = &facts.layers[layer];
             let appended = Appended {
                 layer,
                 shape: PRESS_SHAPE,
@@ -140,7 +140,7 @@ fn scores_equal_kvpress() {
                     spans: &[],
                     seen: 61,
                 },
-                facts: &layer_facts,
+                facts: layer_facts,
                 heads_agree: true,
                 stored_keys: keys,
                 stored_values: values,

@@ -50,7 +50,7 @@ impl ModelFacts {
             return Err(Error::invalid("model", "scale", scale, "finite, above 0"));
         }
         resolved.each(|phase, layer, eviction| {
-            let LayerFacts { rope, output } = self.layer(layer);
+            let LayerFacts { rope, output, .. } = self.layer(layer);
             let needs = eviction.policy.needs();
             let missing = match () {
                 () if needs.rope && rope.is_none() => "rotary frequencies",

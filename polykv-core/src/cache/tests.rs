@@ -4,7 +4,7 @@ use super::order::Order;
 use super::*;
 use crate::phase::Phase;
 use crate::policy::{Params, Policies};
-use crate::{Budget, PlanFile, Registry, RopeFacts};
+use crate::{Budget, LayerFacts, PlanFile, Registry, RopeFacts};
 use burn::tensor::{DType, Distribution, Int, TensorData};
 
 const SHAPE: LayerShape = LayerShape {
@@ -26,13 +26,17 @@ fn decode_writes_in_place() {
         let policy = policies.build(&entry.name, &params).unwrap();
         let plan = Plan::uniform(1, policy, Budget::Tokens(12), &Phase::BOTH);
         let mut cache = KvCache::new(plan, SHAPE, &device).unwrap();
-        cache.set_facts(&ModelFacts {
-            scale: None,
+        let layer = LayerFacts {
             rope: Some(RopeFacts {
                 frequencies: [1.0, 0.3, 0.1, 0.03].into(),
                 magnitude: 1.0,
             }),
-            output: vec![Tensor::random([12, 32], Distribution::Default, &device).into()],
+            output: Some(Tensor::random([12, 32], Distribution::Default, &device).into()),
+            ..LayerFacts::default()
+        };
+        cache.set_facts(&ModelFacts {
+            layers: vec![layer],
+            ..ModelFacts::default()
         });
         let mut prompt = cache.prompt(20).unwrap();
         prompt

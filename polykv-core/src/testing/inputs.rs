@@ -1,6 +1,6 @@
 //! A synthetic model: the shape of its layers, its facts, and seeded tokens.
 
-use crate::facts::{ModelFacts, RopeFacts};
+use crate::facts::{LayerFacts, ModelFacts, RopeFacts};
 use crate::{KvCache, LayerShape, Plan, Result};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use std::ops::Range;
@@ -100,15 +100,19 @@ pub fn output_weight(layer: usize) -> Vec<Vec<f64>> {
 
 /// The facts of the synthetic model with this number of layers.
 pub fn facts(layers: usize, device: &Device) -> ModelFacts {
-    let output = (0..layers).map(|layer| {
+    let layer = |layer| {
         let rows = output_weight(layer).concat();
         let values: Vec<f32> = rows.into_iter().map(|x| x as f32).collect();
-        Tensor::<2>::from_data(TensorData::new(values, [HIDDEN, HEADS * DIM]), device).into()
-    });
+        let values = TensorData::new(values, [HIDDEN, HEADS * DIM]);
+        LayerFacts {
+            rope: Some(rope()),
+            output: Some(Tensor::<2>::from_data(values, device).into()),
+            ..LayerFacts::default()
+        }
+    };
     ModelFacts {
-        scale: None,
-        rope: Some(rope()),
-        output: output.collect(),
+        layers: (0..layers).map(layer).collect(),
+        ..ModelFacts::default()
     }
 }
 
