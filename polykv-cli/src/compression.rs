@@ -5,7 +5,7 @@ use crate::registry::registry;
 use polykv::models::ModelConfig;
 use polykv::policy::{Policies, PolicySpec};
 use polykv::{
-    Allocator, At, Budget, Error, LayerShape, Phase, Plan, PlanFile, Policy, Result, Spans,
+    Allocator, At, Budget, EntryCost, Error, Phase, Plan, PlanFile, Policy, Result, Spans,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -193,16 +193,15 @@ impl Placed {
     ///
     /// # Errors
     /// What [`Plan::resolve`] refuses.
-    pub fn check(&self, prompt: usize, shape: LayerShape) -> Result<()> {
-        self.check_protected(prompt, shape, &Spans::default())
+    pub fn check(&self, prompt: usize, cost: &EntryCost) -> Result<()> {
+        self.check_protected(prompt, cost, &Spans::default())
     }
 
     /// Whether the plan can be carried out for a prompt with spans that no policy may evict.
     ///
     /// # Errors
     /// What [`Plan::resolve`] refuses; a budget that the spans exceed.
-    pub fn check_protected(&self, prompt: usize, shape: LayerShape, spans: &Spans) -> Result<()> {
-        let cost = shape.cost(self.plan.layers.len());
+    pub fn check_protected(&self, prompt: usize, cost: &EntryCost, spans: &Spans) -> Result<()> {
         let resolved = self.plan.resolve(prompt, cost).at(&self.place)?;
         resolved.check_spans(spans).at(&self.place)
     }

@@ -77,6 +77,34 @@ pub fn within(total: usize, weights: &[f64], least: &[usize], most: &[usize]) ->
     counts
 }
 
+/// The same numbers where none is above `most[i]`: what is above goes to the others in proportion to their numbers, as far
+/// as they have room.
+pub fn capped(counts: &[usize], most: &[usize]) -> Vec<usize> {
+    let held = || {
+        counts
+            .iter()
+            .zip(most)
+            .map(|(&count, &most)| count.min(most))
+    };
+    let excess: usize = counts
+        .iter()
+        .zip(held())
+        .map(|(count, held)| count - held)
+        .sum();
+    if excess == 0 {
+        return counts.to_vec();
+    }
+    let room: Vec<usize> = most
+        .iter()
+        .zip(held())
+        .map(|(most, held)| most - held)
+        .collect();
+    let free = room.iter().copied().fold(0, usize::saturating_add);
+    let weights: Vec<f64> = counts.iter().map(|&count| count.max(1) as f64).collect();
+    let more = within(excess.min(free), &weights, &vec![0; counts.len()], &room);
+    held().zip(more).map(|(held, more)| held + more).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,7 +129,29 @@ mod tests {
         assert_eq!(within(15, &[9.0, 1.0], &[0; 2], &[6, 8]), [7, 8]);
     }
 
+    #[test]
+    fn what_is_above_a_limit_goes_to_those_with_room() {
+        let most = [15, 15, usize::MAX, usize::MAX];
+        assert_eq!(capped(&[20, 5, 20, 10], &most), [15, 6, 23, 11]);
+        assert_eq!(capped(&[20, 14, 0, 0], &most[..2]), [15, 15]);
+        assert_eq!(capped(&[3, 4], &[3, 9]), [3, 4]);
+    }
+
     proptest! {
+        #[test]
+        fn caps_hold_and_keep_the_sum(
+            layers in prop::collection::vec((0usize..3000, prop::option::of(1usize..2000)), 1..60),
+        ) {
+            let counts: Vec<usize> = layers.iter().map(|layer| layer.0).collect();
+            let most: Vec<usize> = layers.iter().map(|layer| layer.1.unwrap_or(usize::MAX)).collect();
+            let found = capped(&counts, &most);
+            let room = most.iter().copied().fold(0, usize::saturating_add);
+            prop_assert_eq!(found.iter().sum::<usize>(), counts.iter().sum::<usize>().min(room));
+            for i in 0..found.len() {
+                prop_assert!(found[i] <= most[i] && found[i] >= counts[i].min(most[i]), "{}: {:?}", i, found);
+            }
+        }
+
         #[test]
         fn limits_that_fit_the_total_hold(
             total in 0usize..20_000,

@@ -38,13 +38,31 @@ pub struct LayerFacts {
     /// not state it.
     pub output: Option<Weight>,
     /// How many tokens a query attends to, itself included and the latest before it, at least 1 (sliding-window attention);
-    /// `None` means all.
+    /// `None` means all. The layer's cache never holds more: after each token the entries that the next one sees, which are
+    /// one fewer.
     pub window: Option<usize>,
+}
+
+/// The most entries per KV head that a layer with this window holds between two tokens: those that the next token sees
+/// beside itself. A window of one token keeps its entry, which nothing sees.
+pub(crate) fn most_entries(window: Option<usize>) -> usize {
+    window.map_or(usize::MAX, |window| window.saturating_sub(1).max(1))
+}
+
+/// The first position that the token at `position` sees.
+pub(crate) fn first_seen(window: Option<usize>, position: usize) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
 impl ModelFacts {
     pub(crate) fn layer(&self, layer: usize) -> LayerFacts {
         self.layers.get(layer).cloned().unwrap_or_default()
+    }
+
+    /// The window of each of `layers` layers.
+    pub(crate) fn windows(&self, layers: usize) -> Vec<Option<usize>> {
+        let window = |layer: usize| self.layers.get(layer).and_then(|facts| facts.window);
+        (0..layers).map(window).collect()
     }
 }
 

@@ -162,6 +162,12 @@ impl ModelConfig {
             .saturating_add(hidden as u64)
     }
 
+    /// The window of each layer, how many tokens a query attends to at most; `None` for a layer that attends to all.
+    #[must_use]
+    pub fn windows(&self) -> Vec<Option<usize>> {
+        vec![None; self.layers]
+    }
+
     /// A short name of the shape, by which a plan file recognises its model: `llama-30x9q3kv64d-576h-49152v`.
     #[must_use]
     pub fn fingerprint(&self) -> String {

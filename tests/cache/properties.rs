@@ -3,7 +3,7 @@
 use crate::common::{all_variants, each_policy, written};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use polykv::allocate::{Allocators, least_budget};
-use polykv::testing::{Case, compare, kept, max_difference};
+use polykv::testing::{Case, Windows, compare, kept, max_difference};
 use polykv::{
     Allocator, Budget, Error, ErrorKind, KvCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan,
     Policy, RopeFacts, Rule, Spans,
@@ -35,6 +35,8 @@ struct World {
     steps: usize,
     fill: Fill,
     seed: u64,
+    /// Of the layers with an even index.
+    window: Option<usize>,
 }
 
 /// What is left of a run: outputs of all calls, and entries per layer after the prompt and after every step.
@@ -67,6 +69,7 @@ impl World {
             steps,
             fill: Fill::Any,
             seed: 1,
+            window: None,
         }
     }
 
@@ -122,8 +125,22 @@ impl World {
         layer.output = Some(Tensor::<2>::ones([5, width], &device).into());
         let mut facts = ModelFacts::default();
         facts.layers = vec![layer; self.layers];
+        for (facts, window) in facts.layers.iter_mut().zip(self.windows()) {
+            facts.window = window;
+        }
         cache.set_facts(&facts);
         Ok(cache)
+    }
+
+    fn windows(&self) -> Vec<Option<usize>> {
+        let window = |layer: usize| self.window.filter(|_| layer.is_multiple_of(2));
+        (0..self.layers).map(window).collect()
+    }
+
+    /// The most entries that a layer holds after `seen` tokens.
+    fn most(&self, layer: usize, seen: usize) -> usize {
+        let window = self.windows()[layer].unwrap_or(usize::MAX);
+        seen.min(window.saturating_sub(1).max(1))
     }
 
     fn run(&self, plan: Plan) -> Result<Run, Error> {
@@ -307,7 +324,7 @@ prop_compose! {
         seed in any::<u64>(),
     ) -> World {
         let shape = LayerShape { batch, heads: kv_heads * group, kv_heads, head_dim: 2 * pairs, dtype: DType::F32 };
-        World { shape, layers, prompt, chunk, steps, fill: Fill::Any, seed }
+        World { shape, layers, prompt, chunk, steps, fill: Fill::Any, seed, window: None }
     }
 }
 
@@ -372,7 +389,7 @@ proptest! {
     }
 
     /// Prompts and steps in any sizes, several rounds of them, rules that differ between layers and phases, protected
-    /// positions: the cache against the naive one.
+    /// positions, windows and a soft-cap: the cache against the naive one.
     #[test]
     fn any_sequence_of_prompts_and_steps_equals_the_reference(
         picks in prop::collection::vec((any::<prop::sample::Index>(), 0usize..4), 4),
@@ -381,8 +398,11 @@ proptest! {
         spans in prop::collection::vec((0usize..40, 1usize..4), 0..3),
         pyramid in any::<bool>(),
         seed in 0u64..1000,
+        windows in prop::collection::vec(prop::option::of(1usize..60), 2),
+        softcap in prop::option::of(0.5f64..20.0),
     ) {
         let variants = all_variants();
+        let windows = Windows { layers: windows, softcap };
         let spans = Spans::new(spans.into_iter().map(|(start, count)| start..start + count));
         let mut plan = Plan::full(2);
         let mut budget = 1;
@@ -399,8 +419,8 @@ proptest! {
         if pyramid {
             plan.online = Some(Allocators::default().get("pyramid").unwrap());
         }
-        let what = written(&plan);
-        let case = Case { plan, prompt, chunk, steps, rounds, spans, seed };
+        let what = format!("{windows:?}\n{}", written(&plan));
+        let case = Case { plan, prompt, chunk, steps, rounds, spans, seed, windows };
         match compare(&case, &Device::flex()) {
             Ok(found) => {
                 prop_assert!(found.output < 1e-5 && found.kept == 0, "{:?}: {}", found, what);
@@ -423,6 +443,73 @@ proptest! {
             if world.chunk >= world.prompt {
                 prop_assert!(max_difference(&found.outputs, &wanted.outputs) <= 1e-6, "{}", policy.key());
             }
+        }
+    }
+
+    /// No layer exceeds its window or its budget, and windows leave the rest of the total to the others.
+    #[test]
+    fn layers_with_windows_hold_what_they_see(
+        world in worlds(),
+        window in 1usize..60,
+        phase in 0usize..3,
+        more in 0usize..60,
+    ) {
+        let world = World { window: Some(window), ..world };
+        let phases = phases(phase);
+        let windows = world.windows();
+        for policy in each_policy() {
+            let budget = least_budget(&*policy).unwrap() + more;
+            for online in allocators() {
+                let Some(plan) = plan(&world, &policy, &online, Budget::Tokens(budget), phases) else { continue };
+                let what = format!("{world:?}\n{}", written(&plan));
+                let cost = world.shape.cost(&windows);
+                let resolved = plan.resolve(world.prompt, &cost).unwrap();
+                let room: usize = (0..world.layers).map(|layer| cost.most(layer)).fold(0, usize::saturating_add);
+                for &phase in phases {
+                    let wanted = (budget * world.layers).min(room);
+                    prop_assert_eq!(resolved.total(phase), wanted, "{}", &what);
+                }
+                let run = world.run(plan.clone()).unwrap();
+                for (step, lengths) in run.lengths.iter().enumerate() {
+                    let seen = world.prompt + step;
+                    let cut = phases.contains(&Phase::Prefill) && step == 0 || phases.contains(&Phase::Decode) && step > 0;
+                    let held: usize = lengths.iter().sum();
+                    prop_assert!(!cut || held <= budget * world.layers, "{:?}: {}", lengths, &what);
+                    let all: usize = (0..world.layers).map(|layer| world.most(layer, seen)).sum();
+                    for (layer, &length) in lengths.iter().enumerate() {
+                        let most = world.most(layer, seen);
+                        prop_assert!(length <= most, "{:?}: {}", lengths, &what);
+                        if budget * world.layers >= all && phases.len() == 2 && online.is_some() && step == 0 {
+                            prop_assert_eq!(length, most, "{:?}: {}", lengths, &what);
+                        }
+                        if online.is_none() && phases.len() == 2 {
+                            let budget = resolved.layers[layer].budget(Phase::Decode).unwrap();
+                            prop_assert_eq!(length, most.min(budget), "{:?}: {}", lengths, &what);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A budget that covers what windows hold gives FullKV's outputs.
+    #[test]
+    fn a_budget_that_covers_the_windows_changes_nothing(
+        world in worlds(),
+        window in 1usize..60,
+        phase in 0usize..3,
+    ) {
+        let world = World { window: Some(window), ..world };
+        let full = world.run(Plan::full(world.layers)).unwrap();
+        for policy in each_policy() {
+            let each = (world.prompt + world.steps).max(least_budget(&*policy).unwrap());
+            let budget = Budget::Tokens(each);
+            let plan = Plan::uniform(world.layers, policy.clone(), budget, phases(phase));
+            let what = format!("{world:?}\n{}", written(&plan));
+            let run = world.run(plan).unwrap();
+            prop_assert_eq!(&run.lengths, &full.lengths, "{}", &what);
+            let apart = max_difference(&run.outputs, &full.outputs);
+            prop_assert!(apart <= 1e-6, "{}: {}", apart, &what);
         }
     }
 }

@@ -121,8 +121,7 @@ fn check_memory(model: &LoadedModel, plans: &[Plan], examples: &[Example]) -> Re
     let mut needed = 0;
     for example in examples {
         for plan in plans {
-            let cost = lm.cache_shape(1).cost(plan.layers.len());
-            let estimate = plan.estimate(example.prompt.len(), 0, cost)?;
+            let estimate = plan.estimate(example.prompt.len(), 0, &lm.cache_cost(1))?;
             needed += estimate.steady_bytes as u64;
         }
     }

@@ -154,10 +154,9 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// An error of [`Plan::resolve`], with the plan's name.
     pub fn check(&self, prompt_tokens: usize) -> Result<()> {
-        let shape = self.model.model.cache_shape(1);
+        let cost = self.model.model.cache_cost(1);
         for NamedPlan { name, plan, .. } in &self.plans {
-            let cost = shape.cost(plan.layers.len());
-            plan.resolve(prompt_tokens, cost).at(name)?;
+            plan.resolve(prompt_tokens, &cost).at(name)?;
         }
         Ok(())
     }
