@@ -121,7 +121,7 @@ impl Cascade {
             .zip(&self.most)
             .filter(|(evicts, _)| evicts.is_some());
         let most: Vec<usize> = evicting.map(|(_, &most)| most).collect();
-        let mut split = capped(split, &most).into_iter();
+        let mut split = capped(split, &most, 0).into_iter();
         let budget = |evicts: &Option<usize>| evicts.and_then(|_| split.next());
         evicts.iter().map(budget).collect()
     }

@@ -60,7 +60,15 @@ impl Plan {
                 sizes.step(layer, |layer| layer.append(rules, 1, 0));
                 let budget = online.get(index).copied().flatten();
                 let most = rules.most(Phase::Decode);
-                sizes.replace(layer, budget.map_or(most, |budget| budget.min(most)));
+                let most = budget.map_or(most, |budget| budget.min(most));
+                match layer.len == most.saturating_add(1) {
+                    // One entry too many is overwritten in place.
+                    true => layer.len = most,
+                    false => {
+                        sizes.cut(layer, most_entries(rules.window));
+                        sizes.cut(layer, most);
+                    }
+                }
             }
         }
         let bytes = |slots: usize| {
@@ -112,14 +120,6 @@ impl Sizes {
             (layer.len, layer.slots) = (most, most + 1);
             self.slots = self.slots - before + layer.slots;
             self.peak = self.peak.max(self.slots + before);
-        }
-    }
-
-    /// One entry too many is overwritten in place.
-    fn replace(&mut self, layer: &mut Layer, most: usize) {
-        match layer.len == most.saturating_add(1) {
-            true => layer.len = most,
-            false => self.cut(layer, most),
         }
     }
 }

@@ -302,7 +302,11 @@ impl LayerCache {
         let capacity = slots_for(rules, before, tokens, self.expected);
         match &mut self.store {
             Some(store) if store.capacity() >= before + tokens => {}
-            Some(store) => store.resize(capacity),
+            Some(store) => {
+                let old = store.kv_bytes();
+                store.resize(capacity);
+                self.moving = self.moving.max(old + store.kv_bytes());
+            }
             None => self.store = Some(Store::new(self.shape, capacity, &self.device)),
         }
         if let Some(store) = &mut self.store {

@@ -78,7 +78,7 @@ impl Measurements<'_> {
             let stats: Vec<LayerStat> = stats.into_iter().zip(&most).map(stat).collect();
             let found = PhaseReport {
                 route: best(&report, self.candidates, phase, report.settings.route, 1.0),
-                budgets: capped(&self.allocator.split(total, length, &stats), &most),
+                budgets: capped(&self.allocator.split(total, length, &stats), &most, length),
                 ..PhaseReport::default()
             };
             match phase {

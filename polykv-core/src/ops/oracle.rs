@@ -49,7 +49,7 @@ pub fn attend(
             q.clone()
                 .slice(s![.., .., start..end, ..])
                 .reshape([batch, kv_heads, group * rows, d]);
-        let mut scores = capped(product(folded, part(&k).swap_dims(2, 3)), mask.softcap);
+        let mut scores = soft_capped(product(folded, part(&k).swap_dims(2, 3)), mask.softcap);
         let shape = [batch, kv_heads, group, rows, visible];
         let mut hide = |hidden: Tensor<5, Bool>| {
             scores.inplace(|scores| {
@@ -110,7 +110,7 @@ pub fn attention_row(
     let q = q
         .mul_scalar(1.0 / (d as f32).sqrt())
         .reshape([batch, kv_heads, heads / kv_heads, d]);
-    let mut scores = capped(product(q, k.swap_dims(2, 3)), mask.softcap);
+    let mut scores = soft_capped(product(q, k.swap_dims(2, 3)), mask.softcap);
     if let Some(lengths) = lengths {
         let slots = Tensor::<1, Int>::arange(0..entries as i64, &device)
             .cast(IntDType::from(lengths.dtype()))
@@ -132,7 +132,7 @@ pub fn attention_row(
 }
 
 /// `c · tanh(score / c)`.
-fn capped<const D: usize>(scores: Tensor<D>, softcap: Option<f64>) -> Tensor<D> {
+fn soft_capped<const D: usize>(scores: Tensor<D>, softcap: Option<f64>) -> Tensor<D> {
     match softcap {
         Some(cap) => scores.div_scalar(cap).tanh().mul_scalar(cap),
         None => scores,
@@ -218,7 +218,7 @@ pub fn window_attention(
     let q = q
         .mul_scalar(1.0 / (d as f32).sqrt())
         .reshape([batch, kv_heads, group * window, d]);
-    let scores = capped(product(q, k.swap_dims(2, 3)), softcap);
+    let scores = soft_capped(product(q, k.swap_dims(2, 3)), softcap);
     let dims = [batch, kv_heads, group, window, entries];
     let mut scores = scores.reshape(dims);
     let mut gone = None;

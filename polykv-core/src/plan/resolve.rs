@@ -160,7 +160,7 @@ impl Plan {
                 Share::Entries(entries) => entries,
             })
             .collect();
-        let mut budgets = capped(&budgets, &most).into_iter();
+        let mut budgets = capped(&budgets, &most, prompt).into_iter();
         let evictions = self.rules(phase).map(|rule| {
             let policy = rule.policy()?.clone();
             let budget = budgets.next()?;

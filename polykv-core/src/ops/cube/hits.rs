@@ -107,8 +107,8 @@ fn hits_kernel<E: Float, I: Int, N: Size>(
     for w in 0..steps {
         key[w] = Vector::<f32, N>::cast_from(k[at + w]) * Vector::new(scale);
     }
-    let seen_by =
-        positions.map(|all| in_window(all[kv * k.shape(2) + j], size, first_position, tokens));
+    let seen_by: ComptimeOption<usize> =
+        positions.map(|all| in_window::<I>(all[kv * k.shape(2) + j], size, first_position, tokens));
     let last = seen_by.unwrap_or(tokens);
     let mut digit_sum = 0u32;
     let mut total = 0u32;

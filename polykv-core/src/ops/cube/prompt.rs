@@ -212,10 +212,9 @@ fn attend_kernel<E: Float, I: Int, N: Size>(
             if start + s >= visible {
                 score = HIDDEN;
             }
-            let seen_by = positions.map(|all| {
-                let at = (batch * k.shape(1) + head) * n + min(start + s, n - 1);
-                in_window(all[at], size, first_position, tokens)
-            });
+            let at = (batch * k.shape(1) + head) * n + min(start + s, n - 1);
+            let seen_by: ComptimeOption<usize> =
+                positions.map(|all| in_window::<I>(all[at], size, first_position, tokens));
             if i >= seen_by.unwrap_or(tokens) {
                 score = HIDDEN;
             }
@@ -282,7 +281,8 @@ fn columns_kernel<E: Float, I: Int, N: Size>(
     if j > hidden {
         first = j - hidden;
     }
-    let seen_by = positions.map(|all| in_window(all[kv * n + j], size, first_position, tokens));
+    let seen_by: ComptimeOption<usize> =
+        positions.map(|all| in_window::<I>(all[kv * n + j], size, first_position, tokens));
     let last = seen_by.unwrap_or(tokens);
     let mut sum = 0.0f32;
     for g in 0..group {

@@ -215,11 +215,10 @@ fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
                 products[g] += key * queries[g * words + w];
             }
         }
-        let seen_by = positions.map(|all| {
-            let at = block / blocks * n + first + j;
-            in_window(all[at], size, position, 1)
-        });
-        let seen_by = seen_by.unwrap_or(1);
+        let place = block / blocks * n + first + j;
+        let seen_by: ComptimeOption<usize> =
+            positions.map(|all| in_window::<P>(all[place], size, position, 1usize));
+        let seen_by = seen_by.unwrap_or(1usize);
         #[unroll]
         for g in 0..part {
             let product = products[g];
@@ -229,7 +228,7 @@ fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
                 score += product.extract(lane);
             }
             score = cap(score, softcap, capped);
-            if seen_by == 0 {
+            if seen_by == 0usize {
                 score = HIDDEN;
             }
             scores[g * CHUNK + j] = score;

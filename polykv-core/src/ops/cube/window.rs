@@ -124,7 +124,7 @@ fn scores_kernel<E: Float, I: Int, N: Size>(
     let position = usize::cast_from(positions[kv * n + j]);
     let mut last = window;
     if comptime!(slides) {
-        last = in_window(positions[kv * n + j], size, first, window);
+        last = in_window::<I>(positions[kv * n + j], size, first, window);
     }
     let head = CUBE_POS_Z as usize;
     let heads = CUBE_COUNT_Z as usize;
