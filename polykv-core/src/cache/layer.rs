@@ -19,13 +19,13 @@ use crate::policy::{Appended, LayerView, Needs, Policy};
 use crate::shape::LayerShape;
 use crate::{Error, Result};
 use burn::tensor::{Device, Int, Tensor};
-use std::ops::Range;
+use window::in_pieces;
 
 /// The cache of one layer, read-only outside of this crate; a [`KvCache`](super::KvCache) changes it.
 ///
 /// While decoding under a budget of `b` entries the layer has `b + 1` slots: the new token takes the free slot, attention
 /// runs over all entries, and the entry with the lowest score is overwritten by the newest. Tensors keep their shapes from
-/// then on.
+/// then on. A layer with a window holds what the next token sees and no more, under any budget.
 #[derive(Clone, Debug)]
 pub struct LayerCache {
     layer: usize,
@@ -407,22 +407,4 @@ impl LayerCache {
             oldest: self.oldest(),
         }
     }
-}
-
-/// Runs the `pieces` of queries, keys and values `[batch, .., tokens, head_dim]` and puts the outputs together.
-fn in_pieces(
-    pieces: impl Iterator<Item = Range<usize>>,
-    tensors: [Tensor<4>; 3],
-    run: &mut dyn FnMut([Tensor<4>; 3]) -> Result<Tensor<4>>,
-) -> Result<Tensor<4>> {
-    let tokens = tensors[0].dims()[2];
-    let mut outputs = Vec::new();
-    for piece in pieces {
-        if piece.len() == tokens {
-            return run(tensors);
-        }
-        let part = |t: Tensor<4>| t.narrow(2, piece.start, piece.len());
-        outputs.push(run(tensors.clone().map(part))?);
-    }
-    Ok(Tensor::cat(outputs, 2))
 }

@@ -1,7 +1,8 @@
 //! One layer of a prompt that several caches share: the leader holds the entries, its followers only what their
 //! policies remember.
 
-use super::{LayerCache, in_pieces};
+use super::LayerCache;
+use super::window::in_pieces;
 use crate::cache::queries::Queries;
 use crate::ops::{self, AttentionBlock};
 use crate::phase::Phase;

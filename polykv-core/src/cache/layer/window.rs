@@ -92,3 +92,21 @@ impl LayerCache {
         self.overwrite(victim, key, value);
     }
 }
+
+/// Runs the `pieces` of queries, keys and values `[batch, .., tokens, head_dim]` and puts the outputs together.
+pub(super) fn in_pieces(
+    pieces: impl Iterator<Item = Range<usize>>,
+    tensors: [Tensor<4>; 3],
+    run: &mut dyn FnMut([Tensor<4>; 3]) -> Result<Tensor<4>>,
+) -> Result<Tensor<4>> {
+    let tokens = tensors[0].dims()[2];
+    let mut outputs = Vec::new();
+    for piece in pieces {
+        if piece.len() == tokens {
+            return run(tensors);
+        }
+        let part = |t: Tensor<4>| t.narrow(2, piece.start, piece.len());
+        outputs.push(run(tensors.clone().map(part))?);
+    }
+    Ok(Tensor::cat(outputs, 2))
+}
