@@ -145,8 +145,8 @@ pub fn cap<V: Vector>(scores: &mut [f32], softcap: f32) {
     let inverse = 1.0 / softcap;
     let (chunks, rest) = scores.as_chunks_mut::<LANES>();
     for chunk in chunks {
-        for i in 0..LANES {
-            chunk[i] = softcap * tanh::<V>(chunk[i] * inverse);
+        for score in chunk {
+            *score = softcap * tanh::<V>(*score * inverse);
         }
     }
     for score in rest {
