@@ -217,8 +217,9 @@ fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
         }
         let place = block / blocks * n + first + j;
         let seen_by: ComptimeOption<usize> =
-            positions.map(|all| in_window::<P>(all[place], size, position, 1usize));
-        let seen_by = seen_by.unwrap_or(1usize);
+            positions.map(|all| in_window::<P>(all[place], size, position, n));
+        // There is one query: more than 0 mean that it sees the key.
+        let seen_by = seen_by.unwrap_or(n);
         #[unroll]
         for g in 0..part {
             let product = products[g];
