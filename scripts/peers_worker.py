@@ -180,7 +180,11 @@ def hugging_face(settings):
     return {length: complete(length, settings["new_tokens"]) for length in settings["lengths"]}
 
 
-ACTIONS = {"memory": memory, "prepare": prepare, "llama.cpp": llama_cpp, "transformers": hugging_face}
+def file(settings):
+    return str(gguf_file(settings, settings["form"]))
+
+
+ACTIONS = {"memory": memory, "file": file, "prepare": prepare, "llama.cpp": llama_cpp, "transformers": hugging_face}
 
 if __name__ == "__main__":
     print(json.dumps(ACTIONS[sys.argv[1]](json.loads(sys.argv[2]))), flush=True)

@@ -9,7 +9,7 @@ mod values;
 pub use bench::{BenchArgs, Format};
 pub use calibrate::{CalibrateArgs, Objective};
 pub use eval::{EvalArgs, EvalCommand, MergeArgs, SampleArgs, Shard, TaskName};
-pub use plan::{MemoryArgs, PlanAction, PlanArgs};
+pub use plan::{Kept, MemoryArgs, PlanAction, PlanArgs};
 #[cfg(feature = "hub")]
 pub use values::Pullable;
 pub use values::{Phases, Setting};

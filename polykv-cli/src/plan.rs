@@ -4,11 +4,11 @@ mod diff;
 mod invert;
 mod memory;
 
-use crate::args::{PlanAction, PlanArgs};
+use crate::args::{Kept, PlanAction, PlanArgs};
 use crate::output::{console, describe_budget, describe_params, picture, table, write_whole};
 use crate::registry::registry;
 use anyhow::Context;
-use polykv::plan::FileRule;
+use polykv::plan::{FileRule, Moved};
 use polykv::{At, Error, Phase, Plan, PlanFile, Result};
 use std::path::Path;
 
@@ -28,9 +28,20 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<()> {
             }
         }
         PlanAction::Diff { a, b, json } => diff::text(a, b, *json)?,
-        PlanAction::Shuffle { file, seed, out } => {
+        PlanAction::Shuffle {
+            file,
+            seed,
+            keep,
+            out,
+        } => {
             let (file, plan) = read(file)?;
-            return finish(&restated(&file, &plan.shuffled(*seed)), out.as_deref());
+            let moved = match keep {
+                None => Moved::Layers,
+                Some(Kept::Budgets) => Moved::Policies,
+                Some(Kept::Route) => Moved::Budgets,
+            };
+            let shuffled = plan.shuffled(*seed, moved);
+            return finish(&restated(&file, &shuffled), out.as_deref());
         }
         PlanAction::Invert { file, profile, out } => {
             return finish(&invert::plan(file, profile.as_deref())?, out.as_deref());

@@ -12,6 +12,7 @@ mod shuffle;
 pub use file::{FileRule, MAX_FILE_BYTES, PlanFile, SCHEMA};
 pub use range::{LayerRange, LayerSet};
 pub use resolve::{Eviction, LayerEvictions, Resolved};
+pub use shuffle::Moved;
 
 use crate::allocate::{Allocator, Basis};
 use crate::budget::Budget;

@@ -78,6 +78,16 @@ fn differences_are_listed_by_layer() {
     );
 }
 
+/// The number of layers of a rule: of `2`, or of `3-5`.
+fn layers_of(rule: &Value) -> usize {
+    let range = rule["layers"]
+        .as_str()
+        .and_then(|range| range.split_once('-'));
+    range.map_or(1, |(first, last)| {
+        last.parse::<usize>().unwrap() - first.parse::<usize>().unwrap() + 1
+    })
+}
+
 #[test]
 fn a_shuffle_keeps_counts_and_sums() {
     let dir = tempfile::tempdir().unwrap();
@@ -94,10 +104,7 @@ fn a_shuffle_keeps_counts_and_sums() {
         let mut total = 0;
         let mut snapkv = 0;
         for rule in rules {
-            let layers = rule["layers"].as_str().map_or(1, |range| {
-                let (first, last) = range.split_once('-').map_or(("0", "0"), |ends| ends);
-                last.parse::<u64>().unwrap() - first.parse::<u64>().unwrap() + 1
-            });
+            let layers = layers_of(rule) as u64;
             total += layers * rule["tokens"].as_u64().unwrap();
             snapkv += layers * u64::from(rule["policy"] == "snapkv");
         }
@@ -105,6 +112,35 @@ fn a_shuffle_keeps_counts_and_sums() {
         seen.insert(text);
     }
     assert_eq!(seen.len(), 3, "snapkv in each of the three layers");
+}
+
+#[test]
+fn a_shuffle_leaves_budgets_or_policies_where_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = write(&dir, "mine.yaml", PLAN);
+    let column = |plan: &Value, field: &str| -> Vec<String> {
+        let rules = plan["prefill"].as_array().unwrap().iter();
+        rules
+            .flat_map(|rule| vec![rule[field].to_string(); layers_of(rule)])
+            .collect()
+    };
+    let before = shown(&file);
+    for (keep, stays, moves) in [
+        ("budgets", "tokens", "policy"),
+        ("route", "policy", "tokens"),
+    ] {
+        let mut seen = std::collections::BTreeSet::new();
+        for seed in 0..16 {
+            let seed = seed.to_string();
+            let text = plan(&["shuffle", &file, "--keep", keep, "--seed", &seed]).stdout;
+            let after = shown(&write(&dir, "shuffled.yaml", &text));
+            assert_eq!(column(&after, stays), column(&before, stays), "{keep}");
+            seen.insert(column(&after, moves));
+        }
+        assert!(seen.len() > 1, "{keep}: {seen:?}");
+    }
+    let refused = polykv(&["plan", "shuffle", &file, "--keep", "everything"]);
+    assert_eq!(refused.code, 2);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What `polykv plan` takes.
 
 use super::{CompressionArgs, values};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use polykv::Storage;
 use std::path::PathBuf;
 
@@ -9,6 +9,13 @@ use std::path::PathBuf;
 pub struct PlanArgs {
     #[command(subcommand)]
     pub action: PlanAction,
+}
+
+/// What a shuffle leaves in its layer.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Kept {
+    Budgets,
+    Route,
 }
 
 #[derive(Debug, Subcommand)]
@@ -37,6 +44,9 @@ pub enum PlanAction {
         /// Seed of the order
         #[arg(long, value_name = "N", default_value = "0")]
         seed: u64,
+        /// What stays in its layer: budgets (only policies move) or route (only budgets move) [default: both move]
+        #[arg(long, value_name = "WHAT")]
+        keep: Option<Kept>,
         /// A file for the plan instead of standard output
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
