@@ -2,7 +2,6 @@
 
 use polykv_core::{Error, Result, files};
 use serde_json::{Map, Value};
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
@@ -23,10 +22,10 @@ pub(super) struct Line {
 /// The lines that are not empty.
 ///
 /// # Errors
-/// A file that cannot be read, has no line, too many or too long ones; a line that is no JSON object, by file and
-/// line.
+/// A file that cannot be read, is no regular file, has no line, too many or too long ones; a line that is no JSON object, by
+/// file and line.
 pub(super) fn read(path: &Path) -> Result<Vec<Line>> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let file = files::open_regular(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut reader = BufReader::new(file);
     let mut lines = Vec::new();
@@ -200,6 +199,12 @@ mod tests {
             for part in parts {
                 assert!(message.contains(part), "{part}: {message}");
             }
+        }
+        #[cfg(unix)]
+        {
+            // It has no end.
+            let message = read(Path::new("/dev/zero")).unwrap_err().to_string();
+            assert!(message.contains("device"), "{message}");
         }
         let line = &lines("{\"a\": [], \"b\": [null], \"c\": {}}").unwrap()[0];
         for (found, wanted) in [
