@@ -21,7 +21,7 @@ fn opened(file: Arc<GgufFile>, bytes: usize) {
             config::accepted(&config);
             match gguf::tensors(&file, &config) {
                 Ok(tensors) => tensors.iter().for_each(|tensor| match tensor.data() {
-                    Ok(data) => assert_eq!(data.shape, tensor.shape),
+                    Ok(data) => assert_eq!(*data.shape(), tensor.shape),
                     Err(error) => super::refused(&error),
                 }),
                 Err(error) => super::refused(&error),

@@ -15,7 +15,7 @@ pub fn run(input: &[u8]) {
 pub fn bytes_of(tensors: &[Stored]) -> usize {
     let bytes = |tensor: &Stored| {
         let data = tensor.data().expect("data inside of the file");
-        assert_eq!(data.shape, tensor.shape);
+        assert_eq!(*data.shape(), tensor.shape);
         let elements: usize = tensor.shape.iter().product();
         assert_eq!(data.bytes().len(), elements * tensor.dtype.size());
         data.bytes().len()

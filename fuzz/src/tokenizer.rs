@@ -31,21 +31,22 @@ pub fn accepted(tokenizer: Tokenizer) {
         Ok(tokenizer) => tokenizer,
         Err(error) => return super::refused(&error),
     };
-    let long = "a b\u{e9} ".repeat(800);
+    let long = "a b\u{e9} ".repeat(60);
     for text in TEXTS.into_iter().chain([long.as_str()]) {
-        for specials in [Specials::Parse, Specials::AsText] {
-            // A model of another kind may know no token for a text: an error, but of no file.
-            let Ok(ids) = tokenizer.encode(text, specials) else {
-                continue;
-            };
+        let [parsed, literal] =
+            [Specials::Parse, Specials::AsText].map(|specials| tokenizer.encode(text, specials));
+        // A model of another kind may know no token for a text: an error, but of no file.
+        for ids in [&parsed, &literal].into_iter().flatten() {
             assert!(ids.iter().all(|&id| (id as usize) < rows));
             assert!(ids.len() >= tokenizer.least_tokens(text), "{text:?}");
-            let special = ids.iter().any(|&id| tokenizer.is_special(id));
-            assert!(specials == Specials::Parse || !special, "{text:?}");
+        }
+        if let Ok(ids) = literal {
+            assert!(!ids.iter().any(|&id| tokenizer.is_special(id)), "{text:?}");
+        }
+        if let Ok(ids) = parsed {
             let _ = tokenizer.decode(&ids, true);
             let mut stream = tokenizer.stream(false);
-            let first = ids.iter().take(300);
-            if first.into_iter().all(|&id| stream.push(id).is_ok()) {
+            if ids.iter().take(40).all(|&id| stream.push(id).is_ok()) {
                 let _ = stream.flush();
             }
         }

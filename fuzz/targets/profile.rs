@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| polykv_fuzz::run("profile", input));
+mod harness;
+
+libfuzzer_sys::fuzz_target!(init: harness::init(), |input: &[u8]| harness::run("profile", input));

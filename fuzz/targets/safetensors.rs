@@ -1,3 +1,5 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|input: &[u8]| polykv_fuzz::run("safetensors", input));
+mod harness;
+
+libfuzzer_sys::fuzz_target!(init: harness::init(), |input: &[u8]| harness::run("safetensors", input));

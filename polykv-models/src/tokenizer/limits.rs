@@ -46,6 +46,10 @@ pub(super) struct Listed {
 pub(super) struct AddedToken {
     pub id: u32,
     pub content: String,
+    #[serde(default)]
+    pub lstrip: bool,
+    #[serde(default)]
+    pub rstrip: bool,
 }
 
 #[derive(Default, Deserialize)]
