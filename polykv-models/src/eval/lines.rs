@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 /// A line with more bytes is refused before it is parsed.
 const MAX_LINE_BYTES: usize = 64 << 20;
 const MAX_LINES: usize = 1_000_000;
+/// References or classes of a line, and bytes of one: every answer is compared with each.
+const MAX_TEXTS: usize = 1024;
+const MAX_TEXT_BYTES: usize = 64 << 10;
 
 /// One object and where it stands.
 #[derive(Clone, Debug)]
@@ -123,7 +126,7 @@ impl Line {
     /// Texts; one text alone counts as a list, and a number as the text that it is.
     ///
     /// # Errors
-    /// A field that is missing, empty or of another kind.
+    /// A field that is missing, empty or of another kind; too many or too long texts.
     pub fn texts(&self, field: &str) -> Result<Vec<String>> {
         let found = self.fields.get(field);
         let wrong = || self.wrong(field, found, "a text or a list of texts, at least one");
@@ -135,9 +138,21 @@ impl Line {
         if list.is_empty() {
             return Err(wrong());
         }
+        let at_most = |found: usize, most: usize, unit: &str| match found > most {
+            true => {
+                let found = format!("{found} {unit}");
+                let allowed = format!("at most {most}");
+                Err(Error::invalid(&self.place, field, found, allowed))
+            }
+            false => Ok(()),
+        };
+        at_most(list.len(), MAX_TEXTS, "texts")?;
         list.into_iter()
             .map(|one| match one {
-                Value::String(text) => Ok(text.clone()),
+                Value::String(text) => {
+                    at_most(text.len(), MAX_TEXT_BYTES, "bytes")?;
+                    Ok(text.clone())
+                }
                 Value::Number(number) => Ok(number.to_string()),
                 _ => Err(wrong()),
             })
@@ -217,5 +232,13 @@ mod tests {
             assert!(message.contains(wanted), "{message}");
         }
         assert!(line.text("c").is_err() && line.optional("c").is_err());
+        let long = "x".repeat(MAX_TEXT_BYTES);
+        let many = "1,".repeat(MAX_TEXTS);
+        let text = format!("{{\"a\": \"{long}\", \"b\": \"{long}x\", \"c\": [{many} 1]}}");
+        let line = &lines(&text).unwrap()[0];
+        assert_eq!(line.texts("a").unwrap(), [long]);
+        let message = |field| line.texts(field).unwrap_err().to_string();
+        assert!(message("b").contains("b is 65537 bytes; allowed: at most 65536"));
+        assert!(message("c").contains("c is 1025 texts; allowed: at most 1024"));
     }
 }
