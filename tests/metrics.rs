@@ -80,6 +80,11 @@ fn references_without_their_form_are_refused() {
     refuse(Metric::Retrieval, "paragraph 3", "'Paragraph' and a number");
     refuse(Metric::RetrievalZh, "Paragraph 3", "段落");
     refuse(Metric::Classification, "Fod", "classes");
+    refuse(
+        Metric::Edit,
+        &"x = 1; ".repeat(10_000),
+        "at most 16384 bytes",
+    );
     assert!(
         Metric::Retrieval
             .check("x", &["Paragraph 3".into()], &[])

@@ -1,6 +1,6 @@
 //! `polykv eval`: plans beside the full cache.
 
-mod merge;
+pub mod merge;
 mod protocol;
 pub mod record;
 mod results;

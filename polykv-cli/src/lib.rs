@@ -17,6 +17,8 @@ mod bench;
 mod calibrate;
 mod compression;
 mod doctor;
+#[doc(hidden)]
+pub mod doors;
 mod eval;
 mod generate;
 mod kept;

@@ -72,6 +72,19 @@ pub enum ErrorKind {
     Failed,
 }
 
+/// Characters that an error shows of a field, of a value found and of those allowed. A file's author decides how long they
+/// are, and a user has to read them.
+const MOST_SHOWN: usize = 1000;
+
+fn shown(part: impl Display) -> String {
+    let mut text = part.to_string();
+    if let Some((end, _)) = text.char_indices().nth(MOST_SHOWN) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
 impl Error {
     /// Refused content of a file, a prompt or an option, of kind [`ErrorKind::Content`]. The arguments are the fields of
     /// [`Error::Invalid`].
@@ -132,9 +145,9 @@ impl Error {
         Self::Invalid {
             kind,
             place: place.to_string(),
-            field: field.to_string(),
-            found: found.to_string(),
-            allowed: allowed.to_string(),
+            field: shown(field),
+            found: shown(found),
+            allowed: shown(allowed),
         }
     }
 
@@ -142,7 +155,7 @@ impl Error {
     #[must_use]
     pub fn unsupported(what: impl Display, reason: impl Display) -> Self {
         Self::Unsupported {
-            what: what.to_string(),
+            what: shown(what),
             reason: reason.to_string(),
         }
     }
@@ -215,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_place_is_named_at_the_edge() {
+    fn errors_name_the_place_and_are_short() {
         let refused: Result<()> = Err(Error::budget("budget.tokens", 0, "at least 1"));
         let error = refused.at("plan.yaml").unwrap_err();
         assert_eq!(
@@ -223,6 +236,12 @@ mod tests {
             "plan.yaml: budget.tokens is 0; allowed: at least 1"
         );
         assert_eq!(error.kind(), ErrorKind::Budget);
+        let long = "ä".repeat(1 << 20);
+        let cut = format!("{}…", "ä".repeat(MOST_SHOWN));
+        assert_eq!(
+            Error::invalid("a", &long, &long, "b").to_string(),
+            format!("a: {cut} is {cut}; allowed: b")
+        );
         let failed = Error::NotFinite("scores are NaN".into()).at("plan.yaml");
         assert_eq!(failed.to_string(), "scores are NaN");
         assert!(!failed.is_refusal());

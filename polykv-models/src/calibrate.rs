@@ -17,6 +17,8 @@ pub use evidence::EvidenceOptions;
 pub use example::Example;
 pub use examples::{Examples, TextOptions};
 pub use journal::JournalOptions;
+#[cfg(feature = "testing")]
+pub(crate) use journal::read as read_journal;
 pub use measure::Measurer;
 pub use options::{CalibrateOptions, Objective};
 /// The values that a calibration takes and returns, and the signals that it ranks policies by.

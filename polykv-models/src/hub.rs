@@ -232,6 +232,13 @@ fn download(cache: &Path, repo: &Repo, progress: &mut dyn FnMut(Step)) -> Result
     snapshot::pull(&client::Client::from_env()?, cache, repo, progress)
 }
 
+/// See [`crate::doors`].
+#[cfg(all(feature = "hub", feature = "testing"))]
+pub(crate) fn pull_from(endpoint: &str, cache: &Path, repo: &Repo) -> Result<PathBuf> {
+    let client = client::Client::new(endpoint, None, std::time::Duration::ZERO)?;
+    snapshot::pull(&client, cache, repo, &mut |_| ())
+}
+
 #[cfg(not(feature = "hub"))]
 fn download(_: &Path, repo: &Repo, _: &mut dyn FnMut(Step)) -> Result<PathBuf> {
     let reason = "this build lacks the feature `hub`; what works is a folder, a .gguf file or a built-in name";

@@ -21,6 +21,9 @@ pub mod config;
 pub mod decoder;
 #[cfg(any(feature = "calibrate", feature = "eval"))]
 mod digest;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod doors;
 #[cfg(feature = "eval")]
 pub mod eval;
 pub mod generate;

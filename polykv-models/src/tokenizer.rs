@@ -1,5 +1,6 @@
 //! Text to token ids and back, from a tokenizer.json or from the vocabulary inside a GGUF file.
 
+mod bound;
 pub(crate) mod companions;
 mod gguf;
 mod limits;
@@ -110,10 +111,14 @@ impl Tokenizer {
             .collect();
         let vocab = parsing.get_vocab(true);
         let last = vocab.values().max().copied();
-        // Normalizers may drop text, and unknown words may become one token whatever their length.
+        // Normalizers and added tokens may drop text, and unknown words may become one token whatever their length.
+        let strips = |token: &limits::AddedToken| token.lstrip || token.rstrip;
         let exact = match parsing.get_model() {
             tokenizers::ModelWrapper::BPE(bpe) => {
-                parsing.get_normalizer().is_none() && bpe.unk_token.is_none()
+                parsing.get_normalizer().is_none()
+                    && bpe.unk_token.is_none()
+                    && !listed.added_tokens.iter().any(strips)
+                    && bound::keeps_all_bytes(bpe, parsing.get_pre_tokenizer(), &vocab)
             }
             _ => false,
         };

@@ -13,73 +13,109 @@ use std::path::{Path, PathBuf};
 /// Missing shards that an error names, at most.
 const MOST_NAMED: usize = 8;
 
+/// The records of all shards of one run, in the order of their folders.
+pub struct Shards<'a>(Vec<(&'a PathBuf, Record)>);
+
+/// A run put together.
+pub struct Whole {
+    pub record: Record,
+    pub predictions: Vec<Prediction>,
+    /// What predictions.jsonl will hold.
+    pub lines: String,
+}
+
 /// # Errors
 /// Folders that are not the shards of one run; samples that are missing or there twice, by name.
 pub fn run(args: &MergeArgs) -> anyhow::Result<()> {
     output::check_folder(&args.out)?;
+    let shards = read(&args.shards)?;
+    if Record::read(&args.out)?.is_some() || args.out.join(results::NAME).exists() {
+        let found = "there from another run";
+        let allowed = "a new folder";
+        return Err(Error::invalid(args.out.display(), results::NAME, found, allowed).into());
+    }
+    let Whole {
+        record,
+        predictions,
+        lines,
+    } = shards.whole()?;
+    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
+    record.write(&args.out)?;
+    output::write_whole(&args.out.join(results::NAME), lines)?;
+    results::finish(&record, &predictions, Some(&args.out), args.json)
+}
+
+/// # Errors
+/// No folder, or folders that are not the shards of one run.
+pub fn read(folders: &[PathBuf]) -> Result<Shards<'_>> {
     let mut shards = Vec::new();
-    for folder in &args.shards {
+    for folder in folders {
         let record = Record::read(folder)?.ok_or_else(|| {
             let allowed = "a folder that polykv eval --out has written";
             Error::invalid(folder.display(), record::NAME, "missing", allowed)
         })?;
         shards.push((folder, record));
     }
-    let first = shards[0].1.clone();
-    let count = first.shard.count;
     check(&shards)?;
-    if Record::read(&args.out)?.is_some() || args.out.join(results::NAME).exists() {
-        let found = "there from another run";
-        let allowed = "a new folder";
-        return Err(Error::invalid(args.out.display(), results::NAME, found, allowed).into());
-    }
+    Ok(Shards(shards))
+}
 
-    let mut samples: BTreeMap<usize, (Vec<String>, Vec<Prediction>)> = BTreeMap::new();
-    for (folder, record) in &shards {
-        let known = Known::read(folder, record)?;
-        let plans = first.identity.plans.len();
-        let predictions = known.predictions.chunks(plans).map(<[Prediction]>::to_vec);
-        for ((sample, lines), predictions) in known.samples.into_iter().zip(predictions) {
-            samples.insert(sample, (lines, predictions));
+impl Shards<'_> {
+    /// # Errors
+    /// Predictions that are not those of the shards; samples that are missing, by name.
+    pub fn whole(self) -> Result<Whole> {
+        let shards = self.0;
+        let first = shards[0].1.clone();
+        let count = first.shard.count;
+        let mut samples: BTreeMap<usize, (Vec<String>, Vec<Prediction>)> = BTreeMap::new();
+        for (folder, record) in &shards {
+            let known = Known::read(folder, record)?;
+            let plans = first.identity.plans.len();
+            let predictions = known.predictions.chunks(plans).map(<[Prediction]>::to_vec);
+            for ((sample, lines), predictions) in known.samples.into_iter().zip(predictions) {
+                samples.insert(sample, (lines, predictions));
+            }
         }
-    }
-    let missing = (0..first.identity.samples).find(|sample| !samples.contains_key(sample));
-    if let Some(sample) = missing {
-        let shard = Shard::of(sample, count);
-        let folder = shards.iter().find(|(_, record)| record.shard == shard);
-        let folder = folder.map_or(Path::new("shards"), |(folder, _)| folder.as_path());
-        let field = format!("sample {sample} of {}", first.identity.samples);
-        let found = format!("missing from shard {shard}");
-        let allowed = "finished shards: the same command again goes on";
-        return Err(Error::invalid(folder.display(), field, found, allowed).into());
-    }
+        let missing = (0..first.identity.samples).find(|sample| !samples.contains_key(sample));
+        if let Some(sample) = missing {
+            let shard = Shard::of(sample, count);
+            let folder = shards.iter().find(|(_, record)| record.shard == shard);
+            let folder = folder.map_or(Path::new("shards"), |(folder, _)| folder.as_path());
+            let field = format!("sample {sample} of {}", first.identity.samples);
+            let found = format!("missing from shard {shard}");
+            let allowed = "finished shards: the same command again goes on";
+            return Err(Error::invalid(folder.display(), field, found, allowed));
+        }
 
-    let mut whole = first;
-    whole.shard = Shard::default();
-    whole.commands = shards
-        .iter()
-        .flat_map(|(_, record)| record.commands.clone())
-        .collect();
-    whole.commands.push(record::command());
-    whole.sessions = shards
-        .into_iter()
-        .flat_map(|(_, record)| record.sessions)
-        .collect();
-    std::fs::create_dir_all(&args.out).map_err(|e| Error::io(&args.out, e))?;
-    let lines = samples.values().flat_map(|(lines, _)| lines);
-    let lines: String = lines.map(|line| seal(line)).collect();
-    whole.write(&args.out)?;
-    output::write_whole(&args.out.join(results::NAME), lines)?;
-    let predictions: Vec<Prediction> = samples
-        .into_values()
-        .flat_map(|(_, predictions)| predictions)
-        .collect();
-    results::finish(&whole, &predictions, Some(&args.out), args.json)
+        let mut whole = first;
+        whole.shard = Shard::default();
+        whole.commands = shards
+            .iter()
+            .flat_map(|(_, record)| record.commands.clone())
+            .collect();
+        whole.commands.push(record::command());
+        whole.sessions = shards
+            .into_iter()
+            .flat_map(|(_, record)| record.sessions)
+            .collect();
+        let lines = samples.values().flat_map(|(lines, _)| lines);
+        let lines = lines.map(|line| seal(line)).collect();
+        let predictions = samples.into_values();
+        Ok(Whole {
+            record: whole,
+            predictions: predictions
+                .flat_map(|(_, predictions)| predictions)
+                .collect(),
+            lines,
+        })
+    }
 }
 
 /// Whether these are the shards of one run, each once.
 fn check(shards: &[(&PathBuf, Record)]) -> Result<()> {
-    let (first_folder, first) = &shards[0];
+    let Some((first_folder, first)) = shards.first() else {
+        return Err(Error::invalid("merge", "shards", 0, "at least one folder"));
+    };
     for (index, (folder, record)) in shards.iter().enumerate() {
         first.check_same(folder, record)?;
         if record.identity.plans != first.identity.plans {

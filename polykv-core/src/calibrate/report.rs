@@ -221,7 +221,7 @@ impl Report {
     /// budgets. Layers and phases that keep everything stay as they are.
     ///
     /// # Errors
-    /// A plan of another number of layers, and tables that do not fit the layers and candidates.
+    /// A plan of another number of layers, no candidates, and tables that do not fit the layers and candidates.
     pub fn invert(&self, plan: &Plan, candidates: &[Arc<dyn Policy>]) -> Result<Plan> {
         if self.layers != plan.layers.len() {
             let allowed = format!("{}, the plan's", plan.layers.len());
@@ -245,6 +245,9 @@ impl Report {
 
     /// Checks that the tables of the signal have a row per layer and a column per candidate.
     fn check_tables(&self, phase: Phase, candidates: usize) -> Result<()> {
+        if candidates == 0 {
+            return Err(Error::invalid("profile", "candidates", 0, "at least 1"));
+        }
         for profile in self.profiles.values() {
             let table = match self.settings.signal {
                 Signal::Cosine => &profile.phase(phase).cosine,

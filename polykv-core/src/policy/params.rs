@@ -6,12 +6,52 @@ use serde_yaml_ng::Value;
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Parameters by name. Values are whatever YAML can state: numbers, truth values, text, lists and maps.
+/// Parameters by name. Values are numbers, truth values, text, and lists and maps of these, with text as keys.
 ///
 /// As text, parameters are a YAML map in one line: `{kernel: 5, window: 64}`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "BTreeMap<String, Value>", into = "BTreeMap<String, Value>")]
 pub struct Params(BTreeMap<String, Value>);
+
+impl TryFrom<BTreeMap<String, Value>> for Params {
+    type Error = String;
+
+    fn try_from(values: BTreeMap<String, Value>) -> Result<Self, String> {
+        values.values().try_for_each(check)?;
+        Ok(Self(values))
+    }
+}
+
+impl From<Params> for BTreeMap<String, Value> {
+    fn from(params: Params) -> Self {
+        params.0
+    }
+}
+
+fn by_name(map: serde_yaml_ng::Mapping) -> Result<BTreeMap<String, Value>, String> {
+    let named = |(key, value): (Value, Value)| match key {
+        Value::String(name) => Ok((name, value)),
+        _ => Err("parameters with names".to_string()),
+    };
+    map.into_iter().map(named).collect()
+}
+
+/// # Errors
+/// What YAML can state and a plan in JSON cannot: tags, and keys that are no text.
+fn check(value: &Value) -> Result<(), String> {
+    match value {
+        Value::Tagged(tagged) => Err(format!("the tag {} in parameters", tagged.tag)),
+        Value::Sequence(items) => items.iter().try_for_each(check),
+        Value::Mapping(map) => map.iter().try_for_each(|(key, value)| match key {
+            Value::String(_) => check(value),
+            _ => Err(format!(
+                "the key {} in parameters, which is no text",
+                flow(key)
+            )),
+        }),
+        _ => Ok(()),
+    }
+}
 
 impl Params {
     /// No parameters: the policy takes its defaults.
@@ -24,7 +64,7 @@ impl Params {
     #[must_use]
     pub fn of(fields: &impl Serialize) -> Self {
         match serde_yaml_ng::to_value(fields) {
-            Ok(Value::Mapping(map)) => Self::from_map(map).unwrap_or_default(),
+            Ok(Value::Mapping(map)) => by_name(map).map(Self).unwrap_or_default(),
             _ => Self::new(),
         }
     }
@@ -32,7 +72,7 @@ impl Params {
     /// Reads a YAML map such as `{window: 32}`; empty text means no parameters.
     ///
     /// # Errors
-    /// Text that is no YAML map with names as keys.
+    /// Text that is no YAML map with text as keys; tags.
     pub fn from_yaml(text: &str) -> Result<Self, String> {
         match serde_yaml_ng::from_str(text) {
             Ok(Value::Mapping(map)) => Self::from_map(map),
@@ -58,9 +98,10 @@ impl Params {
     /// Adds a parameter whose value is given as YAML text, as on a command line.
     ///
     /// # Errors
-    /// Text that is no YAML.
+    /// Text that is no YAML; tags, and keys that are no text.
     pub fn set_yaml(&mut self, name: &str, text: &str) -> Result<(), String> {
         let value: Value = serde_yaml_ng::from_str(text).map_err(|error| error.to_string())?;
+        check(&value)?;
         self.0.insert(name.to_string(), value);
         Ok(())
     }
@@ -124,14 +165,7 @@ impl Params {
     }
 
     pub(super) fn from_map(map: serde_yaml_ng::Mapping) -> Result<Self, String> {
-        let named = |(key, value): (Value, Value)| match key {
-            Value::String(name) => Ok((name, value)),
-            _ => Err("parameters with names".to_string()),
-        };
-        map.into_iter()
-            .map(named)
-            .collect::<Result<_, _>>()
-            .map(Self)
+        Self::try_from(by_name(map)?)
     }
 
     pub(super) fn to_map(&self) -> serde_yaml_ng::Mapping {
@@ -197,6 +231,17 @@ mod tests {
         assert_eq!(Params::new().with("window", 64).to_string(), "{window: 64}");
         assert!(Params::from_yaml("{1: 2}").is_err() && Params::from_yaml("[1]").is_err());
         assert_eq!(Params::from_yaml(""), Ok(Params::new()));
+        // What could not be written again.
+        for text in [
+            "{a: !b c}",
+            "{a: [{!b c: d}]}",
+            "{a: {1: 2}}",
+            "{a: [{[b]: c}]}",
+        ] {
+            assert!(Params::from_yaml(text).is_err(), "{text}");
+            assert!(serde_yaml_ng::from_str::<Params>(text).is_err(), "{text}");
+        }
+        assert!(Params::new().set_yaml("a", "!b c").is_err());
         let short = |text: &str| -> String {
             let params = Params::from_yaml(text).unwrap();
             params

@@ -90,12 +90,7 @@ impl Journal {
         if let Some(first) = known.first() {
             check_header(&path, first, &header)?;
         }
-        for (index, line) in known.iter().enumerate().skip(1) {
-            journal.take(line).map_err(|(found, allowed)| {
-                let field = format!("line {}", index + 1);
-                Error::invalid(path.display(), field, found, allowed)
-            })?;
-        }
+        journal.take_all(&path, &known)?;
         let mut appender = Appender::open(&path, &known)?;
         if known.is_empty() {
             appender.append([&header.to_string()])?;
@@ -150,6 +145,20 @@ impl Journal {
         }
     }
 
+    /// Takes all lines after the first in.
+    ///
+    /// # Errors
+    /// A line that does not fit the calibration, by its number.
+    fn take_all(&mut self, path: &Path, lines: &[String]) -> Result<()> {
+        for (index, line) in lines.iter().enumerate().skip(1) {
+            self.take(line).map_err(|(found, allowed)| {
+                let field = format!("line {}", index + 1);
+                Error::invalid(path.display(), field, found, allowed)
+            })?;
+        }
+        Ok(())
+    }
+
     /// Takes a line in, or says what is wrong with it and what is allowed.
     fn take(&mut self, line: &str) -> std::result::Result<(), (String, String)> {
         let record: Record = serde_json::from_str(line).map_err(|e| {
@@ -168,6 +177,24 @@ impl Journal {
         }
         Ok(())
     }
+}
+
+/// What a journal of another time holds for a calibration of these examples: see [`crate::doors`].
+#[cfg(feature = "testing")]
+pub(crate) fn read(
+    path: &Path,
+    options: &CalibrateOptions,
+    layers: usize,
+    examples: &[Example],
+) -> Result<Vec<Measured>> {
+    let mut journal = Journal {
+        file: None,
+        shape: Shape::new(options, layers, examples),
+        measured: BTreeMap::new(),
+        losses: BTreeMap::new(),
+    };
+    journal.take_all(path, &lines::read(path)?)?;
+    Ok(journal.measured())
 }
 
 /// Everything that the numbers depend on: the first line. A resumed run must have the same.

@@ -2,13 +2,15 @@
 
 use polykv_core::{Error, Result, files};
 use serde_json::{Map, Value};
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// A line with more bytes is refused before it is parsed.
 const MAX_LINE_BYTES: usize = 64 << 20;
 const MAX_LINES: usize = 1_000_000;
+/// References or classes of a line, and bytes of one: every answer is compared with each.
+const MAX_TEXTS: usize = 1024;
+const MAX_TEXT_BYTES: usize = 64 << 10;
 
 /// One object and where it stands.
 #[derive(Clone, Debug)]
@@ -23,10 +25,10 @@ pub(super) struct Line {
 /// The lines that are not empty.
 ///
 /// # Errors
-/// A file that cannot be read, has no line, too many or too long ones; a line that is no JSON object, by file and
-/// line.
+/// A file that cannot be read, is no regular file, has no line, too many or too long ones; a line that is no JSON object, by
+/// file and line.
 pub(super) fn read(path: &Path) -> Result<Vec<Line>> {
-    let file = File::open(path).map_err(|e| Error::io(path, e))?;
+    let file = files::open_regular(path)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let mut reader = BufReader::new(file);
     let mut lines = Vec::new();
@@ -124,7 +126,7 @@ impl Line {
     /// Texts; one text alone counts as a list, and a number as the text that it is.
     ///
     /// # Errors
-    /// A field that is missing, empty or of another kind.
+    /// A field that is missing, empty or of another kind; too many or too long texts.
     pub fn texts(&self, field: &str) -> Result<Vec<String>> {
         let found = self.fields.get(field);
         let wrong = || self.wrong(field, found, "a text or a list of texts, at least one");
@@ -136,9 +138,21 @@ impl Line {
         if list.is_empty() {
             return Err(wrong());
         }
+        let at_most = |found: usize, most: usize, unit: &str| match found > most {
+            true => {
+                let found = format!("{found} {unit}");
+                let allowed = format!("at most {most}");
+                Err(Error::invalid(&self.place, field, found, allowed))
+            }
+            false => Ok(()),
+        };
+        at_most(list.len(), MAX_TEXTS, "texts")?;
         list.into_iter()
             .map(|one| match one {
-                Value::String(text) => Ok(text.clone()),
+                Value::String(text) => {
+                    at_most(text.len(), MAX_TEXT_BYTES, "bytes")?;
+                    Ok(text.clone())
+                }
                 Value::Number(number) => Ok(number.to_string()),
                 _ => Err(wrong()),
             })
@@ -201,6 +215,12 @@ mod tests {
                 assert!(message.contains(part), "{part}: {message}");
             }
         }
+        #[cfg(unix)]
+        {
+            // It has no end.
+            let message = read(Path::new("/dev/zero")).unwrap_err().to_string();
+            assert!(message.contains("device"), "{message}");
+        }
         let line = &lines("{\"a\": [], \"b\": [null], \"c\": {}}").unwrap()[0];
         for (found, wanted) in [
             (line.texts("a"), "a.jsonl:1: a is an empty list"),
@@ -212,5 +232,13 @@ mod tests {
             assert!(message.contains(wanted), "{message}");
         }
         assert!(line.text("c").is_err() && line.optional("c").is_err());
+        let long = "x".repeat(MAX_TEXT_BYTES);
+        let many = "1,".repeat(MAX_TEXTS);
+        let text = format!("{{\"a\": \"{long}\", \"b\": \"{long}x\", \"c\": [{many} 1]}}");
+        let line = &lines(&text).unwrap()[0];
+        assert_eq!(line.texts("a").unwrap(), [long]);
+        let message = |field| line.texts(field).unwrap_err().to_string();
+        assert!(message("b").contains("b is 65537 bytes; allowed: at most 65536"));
+        assert!(message("c").contains("c is 1025 texts; allowed: at most 1024"));
     }
 }

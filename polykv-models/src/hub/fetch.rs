@@ -52,7 +52,8 @@ pub(super) fn fetch(
 fn resumes(facts: &Facts, response: &Response<Body>, old: &Partial) -> bool {
     response.status() == StatusCode::PARTIAL_CONTENT
         && facts.etag.as_ref() == Some(&old.etag)
-        && content_range(response).is_some_and(|(start, _)| start == old.bytes)
+        && content_range(response)
+            .is_some_and(|(start, total)| start == old.bytes && start <= total)
 }
 
 /// Start and total of `bytes START-END/TOTAL`.

@@ -124,7 +124,7 @@ impl Repo {
     ///
     /// # Errors
     /// What [`Repo::cached`] refuses; a file that is missing or differs.
-    pub(super) fn verify(&self, cache: &Path) -> Result<Option<PathBuf>> {
+    pub(crate) fn verify(&self, cache: &Path) -> Result<Option<PathBuf>> {
         let Some(record) = self.read_record(cache)?.filter(|record| record.complete) else {
             return Ok(None);
         };

@@ -12,6 +12,10 @@ use std::fmt;
 /// Bytes of one token as the file spells it.
 const MAX_TOKEN_BYTES: usize = 2048;
 const MAX_ADDED_TOKENS: usize = 100_000;
+/// Tokens of a vocabulary and merges, each of which takes some hundred bytes of memory. The largest published vocabularies
+/// have 260,000 tokens.
+const MAX_VOCAB: usize = 1 << 20;
+const MAX_MERGES: usize = 1 << 21;
 /// Steps of the normalizer, the pre-tokenizer, the post-processor or the decoder.
 const MAX_STEPS: usize = 64;
 /// Bytes that the replacements of a normalizer or decoder, one after the other, may make of one byte.
@@ -46,14 +50,18 @@ pub(super) struct Listed {
 pub(super) struct AddedToken {
     pub id: u32,
     pub content: String,
+    #[serde(default)]
+    pub lstrip: bool,
+    #[serde(default)]
+    pub rstrip: bool,
 }
 
 #[derive(Default, Deserialize)]
 struct Model {
     #[serde(default)]
-    vocab: Longest,
+    vocab: Entries,
     #[serde(default)]
-    merges: Longest,
+    merges: Entries,
     #[serde(default)]
     continuing_subword_prefix: Option<String>,
     #[serde(default)]
@@ -110,12 +118,14 @@ pub(super) fn check(place: &str, bytes: &[u8]) -> Result<Listed> {
         MAX_ADDED_TOKENS,
         "tokens",
     )?;
-    let added = listed.added_tokens.iter().map(|token| token.content.len());
     let model = &listed.model;
+    at_most("model.vocab", model.vocab.count, MAX_VOCAB, "tokens")?;
+    at_most("model.merges", model.merges.count, MAX_MERGES, "merges")?;
+    let added = listed.added_tokens.iter().map(|token| token.content.len());
     for (name, found) in [
         ("token of added_tokens", added.max().unwrap_or_default()),
-        ("token of model.vocab", model.vocab.0),
-        ("text of model.merges", model.merges.0),
+        ("token of model.vocab", model.vocab.longest),
+        ("text of model.merges", model.merges.longest),
     ] {
         // Merges are pairs, which may be written as one text with a space.
         let most = if name.ends_with("merges") {
@@ -229,15 +239,19 @@ fn longest_of_map(base64: &str) -> std::result::Result<usize, String> {
     Ok(longest.unwrap_or_default().max(1))
 }
 
-/// Length in bytes of the longest text among the keys of a map, or among what a list holds.
+/// The keys of a map, or what a list holds.
 #[derive(Default)]
-struct Longest(usize);
+struct Entries {
+    count: usize,
+    /// Length in bytes of the longest text.
+    longest: usize,
+}
 
-impl<'de> Deserialize<'de> for Longest {
+impl<'de> Deserialize<'de> for Entries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
         struct Keys;
         impl<'de> Visitor<'de> for Keys {
-            type Value = Longest;
+            type Value = Entries;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("a map or a list of tokens")
@@ -246,29 +260,31 @@ impl<'de> Deserialize<'de> for Longest {
             fn visit_map<A: MapAccess<'de>>(
                 self,
                 mut map: A,
-            ) -> std::result::Result<Longest, A::Error> {
-                let mut longest = 0;
+            ) -> std::result::Result<Entries, A::Error> {
+                let mut found = Entries::default();
                 while let Some((key, _)) = map.next_entry::<String, IgnoredAny>()? {
-                    longest = longest.max(key.len());
+                    found.count += 1;
+                    found.longest = found.longest.max(key.len());
                 }
-                Ok(Longest(longest))
+                Ok(found)
             }
 
             fn visit_seq<A: SeqAccess<'de>>(
                 self,
                 mut list: A,
-            ) -> std::result::Result<Longest, A::Error> {
-                let mut longest = 0;
+            ) -> std::result::Result<Entries, A::Error> {
+                let mut found = Entries::default();
                 while let Some(item) = list.next_element::<Value>()? {
+                    found.count += 1;
                     walk(&item, &mut |value| {
-                        longest = longest.max(value.as_str().map_or(0, str::len));
+                        found.longest = found.longest.max(value.as_str().map_or(0, str::len));
                     });
                 }
-                Ok(Longest(longest))
+                Ok(found)
             }
 
-            fn visit_unit<E>(self) -> std::result::Result<Longest, E> {
-                Ok(Longest(0))
+            fn visit_unit<E>(self) -> std::result::Result<Entries, E> {
+                Ok(Entries::default())
             }
         }
         deserializer.deserialize_any(Keys)

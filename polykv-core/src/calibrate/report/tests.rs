@@ -74,6 +74,13 @@ fn tables_that_do_not_fit_are_refused() {
     let text = report.profiles.get_mut(&Data::Text).unwrap();
     text.prefill.cosine[1].push(0.5);
     assert!(message(&report, &plan).contains("[3, 4]; allowed: 3 for each of 2 layers"));
+    // Tables without columns fit no candidates.
+    let text = report.profiles.get_mut(&Data::Text).unwrap();
+    for phase in [&mut text.prefill, &mut text.decode] {
+        phase.cosine = vec![Vec::new(); 2];
+    }
+    let refused = report.invert(&plan, &[]).unwrap_err().to_string();
+    assert!(refused.contains("candidates is 0"), "{refused}");
 }
 
 #[test]

@@ -83,7 +83,9 @@ impl<'a> Blocks<'a> {
         for i in a_from..a_to {
             let mut next = HashMap::new();
             let places = self.places.get(&self.a[i]).map_or(&[][..], Vec::as_slice);
-            for &j in places.iter().filter(|j| (b_from..b_to).contains(*j)) {
+            let inside =
+                places.partition_point(|j| *j < b_from)..places.partition_point(|j| *j < b_to);
+            for &j in places.get(inside).unwrap_or_default() {
                 let before = j.checked_sub(1).and_then(|j| ending.get(&j));
                 let length = before.copied().unwrap_or(0) + 1;
                 next.insert(j, length);

@@ -7,6 +7,9 @@ use super::{
 use polykv_core::{Error, Result};
 use std::str::FromStr;
 
+/// Bytes of a piece of code that answers are compared with: the time grows faster than its length.
+const MAX_CODE_BYTES: usize = 16 << 10;
+
 /// How an answer is compared with its references.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -104,13 +107,14 @@ impl Metric {
     /// Checks that a sample's references can be scored; `place` names them in errors.
     ///
     /// # Errors
-    /// A reference without the number that the metric reads, a class that is not among the classes.
+    /// A reference without the number that the metric reads, a class that is not among the classes, code that is too long.
     pub fn check(self, place: &str, references: &[String], classes: &[String]) -> Result<()> {
         for truth in references {
             let allowed = match self {
                 Self::Retrieval if retrieval("", truth).is_none() => "'Paragraph' and a number",
                 Self::RetrievalZh if retrieval_zh("", truth).is_none() => "'段落' and a number",
                 Self::Classification if !classes.contains(truth) => "one of the line's classes",
+                Self::Edit if truth.len() > MAX_CODE_BYTES => "at most 16384 bytes",
                 _ => continue,
             };
             return Err(Error::invalid(

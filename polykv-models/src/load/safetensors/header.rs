@@ -3,8 +3,9 @@
 use crate::stored::WeightFile;
 use polykv_core::{Error, Result};
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
-use std::collections::{HashMap, HashSet};
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+use std::collections::HashSet;
 use std::fmt;
 
 /// The format's own limit.
@@ -12,6 +13,7 @@ const MAX_HEADER_BYTES: u64 = 100_000_000;
 /// Five times what a model of 1,024 layers has.
 const MAX_TENSORS: usize = 1 << 16;
 const MAX_NAME_CHARS: usize = 256;
+const MAX_DIMS: usize = 8;
 /// The bytes that tell the header's length.
 const LENGTH_BYTES: u64 = 8;
 const METADATA: &str = "__metadata__";
@@ -31,7 +33,7 @@ pub struct Entry {
 ///
 /// # Errors
 /// A header above 100 MB (before it is read) or not of the format, more than 65,536 tensors, names that repeat or cannot
-/// be shown, dtypes other than f32, f16 and bf16, data that overlap, leave gaps or do not end where the file does.
+/// be shown, more than 8 dimensions, dtypes other than f32, f16 and bf16, data that overlap, leave gaps or do not end where the file does.
 pub fn read(file: &WeightFile) -> Result<Vec<Entry>> {
     let place = file.place();
     let unreadable =
@@ -125,10 +127,10 @@ impl<'de> Deserialize<'de> for Header {
                 mut map: A,
             ) -> std::result::Result<Header, A::Error> {
                 let mut tensors = Vec::new();
-                let mut metadata: Option<HashMap<String, String>> = None;
+                let mut metadata = None;
                 while let Some(name) = map.next_key::<String>()? {
                     if name == METADATA {
-                        if metadata.replace(map.next_value()?).is_some() {
+                        if metadata.replace(map.next_value::<Texts>()?).is_some() {
                             return Err(A::Error::duplicate_field(METADATA));
                         }
                         continue;
@@ -136,13 +138,90 @@ impl<'de> Deserialize<'de> for Header {
                     if tensors.len() == MAX_TENSORS {
                         return Err(A::Error::custom(format!("more than {MAX_TENSORS} tensors")));
                     }
-                    tensors.push((name, map.next_value()?));
+                    let Info {
+                        dtype,
+                        shape: Dims(shape),
+                        data_offsets,
+                    } = map.next_value()?;
+                    let info = TensorInfo {
+                        dtype,
+                        shape,
+                        data_offsets,
+                    };
+                    tensors.push((name, info));
                 }
                 Ok(Header(tensors))
             }
         }
 
         deserializer.deserialize_map(Collect)
+    }
+}
+
+/// [`TensorInfo`], of which a header of 100 MB cannot make a list of 50 million numbers.
+#[derive(Deserialize)]
+struct Info {
+    dtype: Dtype,
+    shape: Dims,
+    data_offsets: (usize, usize),
+}
+
+struct Dims(Vec<usize>);
+
+impl<'de> Deserialize<'de> for Dims {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Collect;
+
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Dims;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of sizes")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(
+                self,
+                mut list: A,
+            ) -> std::result::Result<Dims, A::Error> {
+                let mut dims = Vec::new();
+                while let Some(dim) = list.next_element()? {
+                    if dims.len() == MAX_DIMS {
+                        return Err(A::Error::custom(format!("more than {MAX_DIMS} dimensions")));
+                    }
+                    dims.push(dim);
+                }
+                Ok(Dims(dims))
+            }
+        }
+
+        deserializer.deserialize_seq(Collect)
+    }
+}
+
+/// A map of texts, which is checked and not kept.
+struct Texts;
+
+impl<'de> Deserialize<'de> for Texts {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Skip;
+
+        impl<'de> Visitor<'de> for Skip {
+            type Value = Texts;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a map of texts")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> std::result::Result<Texts, A::Error> {
+                while map.next_entry::<String, String>()?.is_some() {}
+                Ok(Texts)
+            }
+        }
+
+        deserializer.deserialize_map(Skip)
     }
 }
 
@@ -191,6 +270,10 @@ mod tests {
             (r#"{"__metadata__": {"a": 1}}"#, "a string"),
             (r#"{"__metadata__": {}, "__metadata__": {}}"#, "duplicate"),
             (r#"{"0": {}}"#, "dtype"),
+            (
+                r#"{"0": {"dtype": "F32", "shape": [1,1,1,1,1,1,1,1,1], "data_offsets": [0, 4]}}"#,
+                "more than 8 dimensions",
+            ),
             (
                 r#"{"a\n": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}}"#,
                 "name of a tensor",

@@ -71,6 +71,13 @@ fn long_tokens_and_lists() {
         &|f| f["model"]["vocab"][&long] = json!(3),
         "token of model.vocab is 40000 bytes",
     );
+    let many: serde_json::Map<String, Value> = (0..=MAX_VOCAB)
+        .map(|id| (id.to_string(), id.into()))
+        .collect();
+    case(
+        &|f| f["model"]["vocab"] = Value::Object(many.clone()),
+        "model.vocab is 1048577 tokens",
+    );
     case(
         &|f| f["model"]["merges"] = json!([[long, "b"]]),
         "text of model.merges",

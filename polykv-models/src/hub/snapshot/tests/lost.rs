@@ -114,7 +114,7 @@ fn the_next_pull_goes_on_where_one_gave_up() {
 
 #[test]
 fn other_contents_are_not_appended() {
-    for wrong in 0..4 {
+    for wrong in 0..5 {
         let content = weights();
         let server = HubServer::with(
             tiny(),
@@ -128,6 +128,8 @@ fn other_contents_are_not_appended() {
                         status: 416,
                         ..Reply::page()
                     }),
+                    // A part that begins behind the end.
+                    (1, 4) => Some(reply.header("Content-Range", format!("bytes {CUT}-{CUT}/9"))),
                     // As if it knew no ranges.
                     (1, 3) => Some(Reply::new(200, &content).header("ETag", "\"other\"")),
                     _ => None,

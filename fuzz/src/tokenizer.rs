@@ -1,0 +1,54 @@
+//! tokenizer.json, and text through it.
+
+use polykv_models::tokenizer::{Specials, Tokenizer};
+
+/// Short texts of each kind that makes tokenizers stumble.
+const TEXTS: [&str; 7] = [
+    "",
+    " ",
+    "Hello, world! 12345\n\n\tx",
+    "<|im_start|>user\nhe said<|im_end|></s><s><unk>",
+    "e\u{301}\u{fb01}\u{4e16}\u{754c}\u{1f600}\u{1f1e6}\u{200d}\u{feff}\u{0}\u{7f}\u{2028}",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
+    "fn main() { let a = b\"\\x00\"; } // ------------------------------------------------",
+];
+
+pub fn run(input: &[u8]) {
+    let folder = super::Folder::new();
+    let path = folder.write("tokenizer.json", input);
+    match Tokenizer::from_json_file(&path) {
+        Ok(tokenizer) => accepted(tokenizer),
+        Err(error) => super::refused(&error),
+    }
+}
+
+/// What holds for every tokenizer that was accepted, whatever file it came from.
+pub fn accepted(tokenizer: Tokenizer) {
+    let rows = tokenizer.vocab_size();
+    let start = tokenizer.start();
+    assert!(start.iter().all(|&id| (id as usize) < rows));
+    let tokenizer = match tokenizer.fit(rows) {
+        Ok(tokenizer) => tokenizer,
+        Err(error) => return super::refused(&error),
+    };
+    let long = "a b\u{e9} ".repeat(60);
+    for text in TEXTS.into_iter().chain([long.as_str()]) {
+        let [parsed, literal] =
+            [Specials::Parse, Specials::AsText].map(|specials| tokenizer.encode(text, specials));
+        // A model of another kind may know no token for a text: an error, but of no file.
+        for ids in [&parsed, &literal].into_iter().flatten() {
+            assert!(ids.iter().all(|&id| (id as usize) < rows));
+            assert!(ids.len() >= tokenizer.least_tokens(text), "{text:?}");
+        }
+        if let Ok(ids) = literal {
+            assert!(!ids.iter().any(|&id| tokenizer.is_special(id)), "{text:?}");
+        }
+        if let Ok(ids) = parsed {
+            let _ = tokenizer.decode(&ids, true);
+            let mut stream = tokenizer.stream(false);
+            if ids.iter().take(40).all(|&id| stream.push(id).is_ok()) {
+                let _ = stream.flush();
+            }
+        }
+    }
+}
