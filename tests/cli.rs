@@ -110,7 +110,7 @@ fn dtypes_halve_the_cache_and_are_named() {
     };
     let full = run("auto");
     assert_eq!(full["dtype"], "f32");
-    for dtype in ["f16", "bf16", "q8"] {
+    for dtype in ["f16", "bf16", "q8", "q4k", "native"] {
         let json = run(dtype);
         assert_eq!(json["dtype"], dtype);
         let bytes = json["kv"]["bytes"].as_u64().unwrap();
@@ -129,7 +129,7 @@ fn the_doctor_tests_every_device() {
     let cpu = &devices[0];
     assert_eq!(
         cpu["dtypes"],
-        serde_json::json!(["f32", "f16", "bf16", "q8"])
+        serde_json::json!(["f32", "f16", "bf16", "q8", "q4k", "native"])
     );
     for check in cpu["kernels"].as_array().unwrap() {
         assert_eq!(check["ok"], true, "{check}");

@@ -16,10 +16,11 @@ pub use values::{Phases, Setting};
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use polykv::DeviceSpec;
 use polykv::models::chat::Argument;
 use polykv::policy::Policies;
-use polykv::{DeviceSpec, Storage};
 use std::path::PathBuf;
+use values::Dtype;
 
 /// Runs language models with a KV cache that each layer compresses in its own way.
 #[derive(Debug, Parser)]
@@ -105,9 +106,10 @@ pub struct ModelArgs {
     /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
-    /// How weights and cache are stored; q8 goes with an f16 cache, auto is f32
+    /// How weights and cache are stored: auto computes with the blocks of a GGUF file as they are (native) on the CPU, and is
+    /// f32 elsewhere; q8, q4k and native go with an f16 cache
     #[arg(long, default_value = "auto", value_parser = values::dtypes())]
-    pub dtype: Storage,
+    pub dtype: Dtype,
     /// Use only what is on this machine
     #[arg(long)]
     pub offline: bool,

@@ -34,6 +34,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     })?;
     measuring.finish_and_clear();
     let name = args.model.as_ref().or(args.random_weights.as_ref());
+    let dtype = model.storage().name();
     let rows: Vec<Row> = measured
         .iter()
         .map(|rows| Row {
@@ -49,7 +50,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
             model: name.cloned().unwrap_or_default(),
             random_weights: args.random_weights.is_some(),
             device: spec.to_string(),
-            dtype: args.dtype.name(),
+            dtype,
             threads: machine::threads(),
             batch: args.batch,
             repeats: args.repeat,
@@ -124,7 +125,7 @@ fn model(args: &BenchArgs, device: &burn::tensor::Device) -> polykv::Result<Box<
         && let Some(config) = ModelConfig::named(name)
     {
         let making = progress::spinner("making weights");
-        let model = random::random_weights(name, config, args.seed, args.dtype, device);
+        let model = random::random_weights(name, config, args.seed, args.dtype.for_shape(), device);
         making.finish_and_clear();
         return model;
     }
@@ -134,7 +135,7 @@ fn model(args: &BenchArgs, device: &burn::tensor::Device) -> polykv::Result<Box<
         args.offline,
     )?;
     let loading = progress::spinner("loading the model");
-    let model = load::load_weights(&path, args.dtype, device);
+    let model = load::load_weights(&path, args.dtype.for_file(&path, device), device);
     loading.finish_and_clear();
     model
 }

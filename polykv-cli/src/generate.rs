@@ -55,7 +55,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let run = Run {
         model: &args.model.model,
         device: spec.to_string(),
-        dtype: args.model.dtype.name(),
+        dtype: generator.model().model.storage().name(),
         plan: &file,
         generation: &generation,
         cache: generator.cache(),

@@ -5,6 +5,8 @@ mod host;
 mod keys;
 
 use crate::ops::{self, AttentionBlock, Pool, Protect, Protected, Weight};
+#[cfg(feature = "flex")]
+use crate::ops::{BlockType, BlockWeight};
 use crate::{Result, Storage};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use host::Inputs;
@@ -114,13 +116,26 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
             Storage::F16 => ("product with f16 weights", weight.cast(DType::F16).into()),
             Storage::Bf16 => ("product with bf16 weights", weight.cast(DType::BF16).into()),
             Storage::Q8 => ("product with 8-bit weights", Weight::q8(weight)),
+            #[cfg(feature = "flex")]
+            Storage::Q4K => (
+                "product with 4-bit blocks",
+                blocks(BlockType::Q4_1, weight)?,
+            ),
+            #[cfg(feature = "flex")]
+            Storage::Native => (
+                "product with 8-bit blocks",
+                blocks(BlockType::Q8_0, weight)?,
+            ),
+            #[cfg(not(feature = "flex"))]
+            Storage::Q4K | Storage::Native => continue,
         };
         let mut check = compare(name, ops::linear(x.clone(), &stored), &expected)?;
         // What the formats round away, in sums of 96 products of up to 1 and in results of up to 8, is no error.
         let allowed = match storage {
             Storage::F32 => TOLERANCE,
             Storage::F16 => 1e-2,
-            Storage::Bf16 | Storage::Q8 => 8e-2,
+            Storage::Bf16 | Storage::Q8 | Storage::Native => 8e-2,
+            Storage::Q4K => 5e-1,
         };
         check.ok = check.max_error.is_some_and(|error| error <= allowed);
         checks.push(check);
@@ -135,6 +150,14 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
     let rotated = ops::rotate(q, cos, sin);
     checks.push(compare("rotary embedding", rotated, &inputs.rotated())?);
     Ok(())
+}
+
+/// The weight in blocks.
+#[cfg(feature = "flex")]
+fn blocks(kind: BlockType, weight: Tensor<2>) -> Result<Weight> {
+    let shape = weight.dims();
+    let values: Vec<f32> = weight.try_into_vec_as().map_err(ops::read_error)?;
+    Ok(BlockWeight::quantize(kind, shape, &values)?.into())
 }
 
 fn choices(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()> {

@@ -44,9 +44,9 @@ pub use pool::Pool;
 pub use protect::{Protect, Protected};
 pub use route::{is_cpu, is_cube};
 pub use tensor::{bytes, matmul, read_error, unit, unrounded_matmul};
+pub use weight::{BlockType, Q8_BLOCK, SharedBytes, Weight, q8_scheme};
 #[cfg(feature = "flex")]
-pub use weight::Q8Weight;
-pub use weight::{Q8_BLOCK, Weight, q8_scheme};
+pub use weight::{BlockWeight, Q8Weight};
 
 pub(crate) use choice::rest;
 pub(crate) use entries::grow;

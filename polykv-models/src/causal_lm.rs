@@ -18,6 +18,9 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
     /// The number formats of the weights and of the cache that goes with them.
     fn storage(&self) -> Storage;
 
+    /// Bytes of weight matrices that a decode step reads: all but an embedding table of which it looks up single rows.
+    fn bytes_per_token(&self) -> u64;
+
     /// Runs a prompt, `ids [batch, tokens]`. Each row of the batch continues at its own next position in the cache. Each layer
     /// is trimmed by its prefill rule after it has seen the whole prompt. Returns the logits of the last position,
     /// `[batch, vocab]`.

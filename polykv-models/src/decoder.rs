@@ -3,7 +3,7 @@
 
 use crate::causal_lm::{Attend, CausalLm, PrefillOptions};
 use crate::config::ModelConfig;
-use crate::layers::{Block, Embedding, Linear, RmsNorm, Rope, RopeTable};
+use crate::layers::{Block, Embedding, Linear, LoadedWeights, RmsNorm, Rope, RopeTable};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
 use polykv_core::ops::{Weight, bytes};
@@ -18,8 +18,9 @@ pub trait Layer: Module + ModuleDisplay + Send + Sync {
     /// The parts of the layer, which the methods below run.
     fn block(&self) -> Block<'_>;
 
-    /// Ends loading: the weights take the form that the operators read. It must be called before every other method.
-    fn finish_loading(&mut self);
+    /// Ends loading: the matrices take what `loaded` has for them, or the form that the operators read. It must be called
+    /// before every other method.
+    fn finish_loading(&mut self, loaded: &mut LoadedWeights);
 
     /// Runs the layer: `[batch, tokens, hidden]` → `[batch, tokens, hidden]`. `attend` computes the attention from
     /// rotated queries `[batch, heads, tokens, head_dim]`, rotated keys and values `[batch, kv_heads, tokens,
@@ -82,12 +83,14 @@ impl<L: Layer> Weights<L> {
     }
 
     /// Ends loading, see [`Matrix::finish_loading`](crate::layers::Matrix::finish_loading).
-    fn finish_loading(&mut self) {
-        self.model.embed_tokens.weight.finish_loading();
-        self.model.layers.iter_mut().for_each(Layer::finish_loading);
-        self.lm_head
-            .iter_mut()
-            .for_each(|head| head.weight.finish_loading());
+    fn finish_loading(&mut self, loaded: &mut LoadedWeights) {
+        self.model.embed_tokens.weight.finish_loading(loaded);
+        for layer in &mut self.model.layers {
+            layer.finish_loading(loaded);
+        }
+        if let Some(head) = &mut self.lm_head {
+            head.weight.finish_loading(loaded);
+        }
     }
 }
 
@@ -98,24 +101,27 @@ pub struct Decoder<L: Layer> {
     device: Device,
     storage: Storage,
     weights: Weights<L>,
+    weight_bytes: u64,
     rope: Rope,
 }
 
 impl<L: Layer> Decoder<L> {
-    /// A model from weights that have been loaded.
+    /// A model from weights that have been loaded, and those in `loaded` that are no tensors of burn.
     pub fn new(
         config: ModelConfig,
         mut weights: Weights<L>,
+        mut loaded: LoadedWeights,
         storage: Storage,
         device: &Device,
     ) -> Self {
-        weights.finish_loading();
+        weights.finish_loading(&mut loaded);
         let rope = Rope::new(&config);
         Self {
             config,
             device: device.clone(),
             storage,
             weights,
+            weight_bytes: loaded.bytes(),
             rope,
         }
     }
@@ -211,6 +217,14 @@ impl<L: Layer> CausalLm for Decoder<L> {
 
     fn storage(&self) -> Storage {
         self.storage
+    }
+
+    fn bytes_per_token(&self) -> u64 {
+        let looked_up = match self.weights.lm_head {
+            Some(_) => self.weights.model.embed_tokens.weight.weight().bytes(),
+            None => 0,
+        };
+        self.weight_bytes - looked_up as u64
     }
 
     fn prefill(

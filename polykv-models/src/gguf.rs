@@ -4,7 +4,6 @@
 
 mod config;
 mod dequant;
-mod k_quants;
 mod layout;
 mod parse;
 mod rope;
@@ -210,6 +209,15 @@ impl GgufFile {
             values.reserve_exact(info.elements().saturating_sub(values.len()));
         }
         Ok(values)
+    }
+
+    /// Appends the bytes of a tensor as the file holds them.
+    ///
+    /// # Errors
+    /// A tensor that is missing; a file that cannot be read or has changed.
+    pub fn append_raw(&self, name: &str, bytes: &mut Vec<u8>) -> Result<()> {
+        let range = self.existing(name)?.range.clone();
+        self.file.append(range.start as u64, range.len(), bytes)
     }
 
     fn existing(&self, name: &str) -> Result<&TensorInfo> {

@@ -2,6 +2,7 @@
 
 mod ends;
 mod locate;
+mod own;
 pub mod safetensors;
 
 pub use crate::stored::Stored;
@@ -13,6 +14,7 @@ use crate::chat::ChatTemplate;
 use crate::config::{Family, ModelConfig};
 use crate::decoder::{Decoder, Layer, Weights};
 use crate::gguf::{self, GgufFile};
+use crate::layers::LoadedWeights;
 use crate::llama::LlamaLayer;
 use crate::qwen3::Qwen3Layer;
 use crate::random::check_fits;
@@ -22,7 +24,7 @@ use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use burn_store::burn_pack::Tensor as PackTensor;
 use burn_store::{ApplyError, ModuleSnapshot, bridge};
 use polykv_core::files::read_capped_text;
-use polykv_core::ops::{Q8_BLOCK, q8_scheme};
+use polykv_core::ops::{self, Q8_BLOCK, q8_scheme};
 use polykv_core::{Error, Plan, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
@@ -122,6 +124,32 @@ pub fn load_weights(path: &Path, storage: Storage, device: &Device) -> Result<Bo
     }
 }
 
+/// The format that a model is best computed in if nobody says otherwise: on the CPU the file's own for GGUF,
+/// [`Storage::Native`]; [`Storage::F32`] for all others.
+pub fn auto(path: &Path, device: &Device) -> Storage {
+    let is_file = locate(path).is_ok_and(|path| !path.is_dir());
+    match is_file && ops::is_cpu(device) {
+        true => Storage::Native,
+        false => Storage::F32,
+    }
+}
+
+/// Bytes of a model's weights as its files hold them.
+///
+/// # Errors
+/// A file that is missing or malformed, and a config that is refused.
+pub fn own_bytes(path: &Path) -> Result<u64> {
+    let path = &locate(path)?;
+    let tensors = match path.is_dir() {
+        true => safetensors::read_folder(path)?.1,
+        false => {
+            let file = Arc::new(GgufFile::open(path)?);
+            gguf::tensors(&file, &file.config()?)?
+        }
+    };
+    Ok(tensors.iter().map(Stored::own_bytes).sum())
+}
+
 /// The shape of a model, without its weights: from the config.json of a folder or the header of a GGUF file.
 ///
 /// # Errors
@@ -213,16 +241,28 @@ pub fn build(
 ) -> Result<Box<dyn CausalLm>> {
     let tensors = check_head(&config, tensors, place)?;
     storage.check(device)?;
-    check_fits(place, &config, storage, device)?;
+    let needed = storage
+        .weight_bytes(config.parameters())
+        .unwrap_or_else(|| tensors.iter().map(Stored::own_bytes).sum());
+    check_fits(place, needed, storage, device)?;
+    let (named, tensors) = own::read(tensors, storage)?;
     let fault = Fault::default();
     let tensors = tensors
         .into_iter()
-        .map(|tensor| tensor.deferred(storage, &fault))
-        .map(|tensor| convert(tensor, storage, place, device))
+        .map(|tensor| {
+            let dtype = tensor.target(storage);
+            convert(
+                tensor.deferred(storage, &fault),
+                dtype,
+                storage,
+                place,
+                device,
+            )
+        })
         .collect::<Result<_>>()?;
     let model = match config.family {
-        Family::Llama => build_family::<LlamaLayer>(config, tensors, place, storage, device),
-        Family::Qwen3 => build_family::<Qwen3Layer>(config, tensors, place, storage, device),
+        Family::Llama => build_family::<LlamaLayer>(config, named, tensors, place, storage, device),
+        Family::Qwen3 => build_family::<Qwen3Layer>(config, named, tensors, place, storage, device),
     };
     // What could not be read says more than the store that asked for it.
     model.map_err(|e| fault.take().unwrap_or(e))
@@ -230,14 +270,17 @@ pub fn build(
 
 fn build_family<L: Layer + 'static>(
     config: ModelConfig,
+    named: own::Named,
     tensors: Vec<PackTensor>,
     place: &str,
     storage: Storage,
     device: &Device,
 ) -> Result<Box<dyn CausalLm>> {
     let mut weights = Weights::<L>::new(&config, device);
-    apply(&mut weights, tensors, place)?;
-    Ok(Box::new(Decoder::new(config, weights, storage, device)))
+    let loaded = own::assign(&weights, named, place)?;
+    apply(&mut weights, tensors, &loaded, place)?;
+    let decoder = Decoder::new(config, weights, loaded, storage, device);
+    Ok(Box::new(decoder))
 }
 
 const HEAD: &str = "lm_head.weight";
@@ -273,7 +316,12 @@ fn check_head(config: &ModelConfig, mut tensors: Vec<Stored>, place: &str) -> Re
     }
 }
 
-fn apply<M: ModuleSnapshot>(module: &mut M, tensors: Vec<PackTensor>, place: &str) -> Result<()> {
+fn apply<M: ModuleSnapshot>(
+    module: &mut M,
+    tensors: Vec<PackTensor>,
+    loaded: &LoadedWeights,
+    place: &str,
+) -> Result<()> {
     // Matrices are enums while they are loaded, whose variants have no place in a tensor's name.
     let result = module.apply(tensors, None, None, true);
     let tensor = |name: &str| format!("tensor {name}");
@@ -305,8 +353,13 @@ fn apply<M: ModuleSnapshot>(module: &mut M, tensors: Vec<PackTensor>, place: &st
             }
         });
     }
-    if let Some((name, _)) = result.missing.first() {
-        let count = result.missing.len();
+    let missing: Vec<_> = result.missing.iter().map(|(name, _)| name).collect();
+    let missing: Vec<_> = missing
+        .into_iter()
+        .filter(|name| !loaded.has(name))
+        .collect();
+    if let Some(name) = missing.first() {
+        let count = missing.len();
         return Err(Error::invalid(
             place,
             tensor(name),
@@ -331,18 +384,15 @@ fn dims(shape: &Shape) -> String {
     format!("{:?}", shape.as_slice())
 }
 
-/// Defers the conversion to the moment when the tensor is uploaded. Only matrices are stored in fewer bits.
+/// Defers the conversion to `dtype` to the moment when the tensor is uploaded.
 fn convert(
     tensor: PackTensor,
+    dtype: DType,
     storage: Storage,
     place: &str,
     device: &Device,
 ) -> Result<PackTensor> {
     let shape = tensor.shape.clone();
-    let dtype = match shape.num_dims() {
-        2 => storage.weights(),
-        _ => DType::F32,
-    };
     if tensor.dtype == dtype {
         return Ok(tensor);
     }

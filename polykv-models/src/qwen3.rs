@@ -3,7 +3,7 @@
 
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer};
-use crate::layers::{Attention, Block, Mlp, RmsNorm};
+use crate::layers::{Attention, Block, LoadedWeights, Mlp, RmsNorm};
 use burn::module::Module;
 use burn::tensor::Device;
 
@@ -43,8 +43,8 @@ impl Layer for Qwen3Layer {
         }
     }
 
-    fn finish_loading(&mut self) {
-        self.self_attn.finish_loading();
-        self.mlp.finish_loading();
+    fn finish_loading(&mut self, loaded: &mut LoadedWeights) {
+        self.self_attn.finish_loading(loaded);
+        self.mlp.finish_loading(loaded);
     }
 }

@@ -9,6 +9,7 @@ use burn::tensor::{DType, Shape, TensorData};
 use burn_store::bridge;
 use burn_store::burn_pack::{Error as PackError, Tensor as PackTensor};
 use finite::first_lost;
+use polykv_core::ops::{BlockType, SharedBytes, Weight, read_error};
 use polykv_core::{Error, Result, Storage};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +24,25 @@ pub struct Stored {
     pub shape: Shape,
     place: String,
     read: Box<dyn Fn() -> Result<TensorData> + Send + Sync>,
+    own: Own,
+}
+
+/// How a file holds a tensor, which [`Storage::Native`] keeps.
+pub enum Own {
+    /// As numbers of a type.
+    Numbers(DType),
+    /// In blocks.
+    Blocks(OwnBlocks),
+}
+
+/// A tensor in blocks.
+pub struct OwnBlocks {
+    /// The type of the blocks.
+    pub kind: BlockType,
+    /// What row i of the tensor is in the file, if they are in another order.
+    pub order: Option<Vec<u32>>,
+    /// Appends the blocks.
+    pub read: Box<dyn Fn(&mut Vec<u8>) -> Result<()> + Send + Sync>,
 }
 
 impl fmt::Debug for Stored {
@@ -70,7 +90,14 @@ impl Stored {
             shape,
             place: place.to_owned(),
             read: Box::new(read),
+            own: Own::Numbers(dtype),
         }
+    }
+
+    /// The same tensor, which its file holds in another way than `data` gives it.
+    pub(crate) fn with_own(mut self, own: Own) -> Self {
+        self.own = own;
+        self
     }
 
     /// The file that holds it, as errors name it.
@@ -86,12 +113,87 @@ impl Stored {
         (self.read)()
     }
 
-    /// How the tensor is stored once loaded: only matrices take fewer bits.
+    /// How the tensor is stored once loaded: only matrices take fewer bits. Those in blocks come from f32.
     pub(crate) fn target(&self, storage: Storage) -> DType {
-        match self.shape.num_dims() {
-            2 => storage.weights(),
+        match (self.shape.num_dims(), &self.own) {
+            (2, Own::Numbers(own)) if storage == Storage::Native => *own,
+            (2, _) => storage.weights().unwrap_or(DType::F32),
             _ => DType::F32,
         }
+    }
+
+    /// Whether the tensor is stored in blocks once loaded.
+    pub(crate) fn is_in_blocks(&self, storage: Storage) -> bool {
+        let own = matches!(self.own, Own::Blocks(_));
+        self.shape.num_dims() == 2
+            && match storage {
+                Storage::Native => own,
+                Storage::Q4K => true,
+                _ => false,
+            }
+    }
+
+    /// Bytes of the tensor as its file holds it.
+    pub(crate) fn own_bytes(&self) -> u64 {
+        let elements = self.shape.num_elements();
+        let bytes = match &self.own {
+            Own::Numbers(dtype) => elements * dtype.size(),
+            Own::Blocks(own) => elements / own.kind.elements() * own.kind.bytes(),
+        };
+        bytes as u64
+    }
+
+    /// Appends the blocks of the file to `bytes`, of a tensor that is in some.
+    ///
+    /// # Errors
+    /// A file that cannot be read or has changed.
+    pub(crate) fn append_blocks(&self, bytes: &mut Vec<u8>) -> Result<()> {
+        match &self.own {
+            Own::Blocks(own) => (own.read)(bytes),
+            Own::Numbers(_) => Ok(()),
+        }
+    }
+
+    /// The weight in the blocks of the file. Only their scales are looked at.
+    ///
+    /// # Errors
+    /// Scales that are not finite; rows that are no whole number of blocks.
+    pub(crate) fn in_blocks(&self, bytes: SharedBytes) -> Result<Weight> {
+        let [rows, columns] = self.shape.dims();
+        let Own::Blocks(own) = &self.own else {
+            return Err(self.refuse_blocks());
+        };
+        if let Some((block, value)) = own.kind.first_not_finite(bytes.get()) {
+            let row = block / (columns / own.kind.elements()).max(1);
+            let field = format!("scale in row {row} of tensor {}", self.name);
+            return Err(Error::invalid(&self.place, field, value, "finite numbers"));
+        }
+        let weight = Weight::in_blocks(own.kind, [rows, columns], bytes, own.order.clone());
+        weight.map_err(|e| self.named(e))
+    }
+
+    /// The weight rounded to blocks of four bits.
+    ///
+    /// # Errors
+    /// A file that cannot be read or has changed; numbers that are not finite; rows that are no whole number of blocks.
+    pub(crate) fn rounded(&self, storage: Storage) -> Result<Weight> {
+        let values = self.checked(storage)?.convert_dtype(DType::F32);
+        let values = values.as_slice().map_err(read_error)?;
+        Weight::q4k(self.shape.dims(), values).map_err(|e| self.named(e))
+    }
+
+    fn refuse_blocks(&self) -> Error {
+        let allowed = "blocks of a GGUF file";
+        Error::invalid(
+            &self.place,
+            format!("tensor {}", self.name),
+            "no blocks",
+            allowed,
+        )
+    }
+
+    fn named(&self, error: Error) -> Error {
+        error.at(format!("{}: tensor {}", self.place, self.name))
     }
 
     /// The tensor in the form of burn's store, read and checked when its data are drawn. An error at that time is noted

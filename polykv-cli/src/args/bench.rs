@@ -1,8 +1,8 @@
 //! The flags of `polykv bench`.
 
-use super::values;
+use super::values::{self, Dtype};
 use clap::{ArgGroup, Args, ValueEnum};
-use polykv::{DeviceSpec, Storage};
+use polykv::DeviceSpec;
 use std::path::PathBuf;
 
 /// Each test runs under FullKV and under every plan that is given.
@@ -21,9 +21,10 @@ pub struct BenchArgs {
     /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
-    /// How weights and cache are stored; q8 goes with an f16 cache, auto is f32
+    /// How weights and cache are stored: auto computes with the blocks of a GGUF file as they are (native) on the CPU, and is
+    /// f32 elsewhere; q8, q4k and native go with an f16 cache
     #[arg(long, default_value = "auto", value_parser = values::dtypes())]
-    pub dtype: Storage,
+    pub dtype: Dtype,
     /// Use only what is on this machine
     #[arg(long, conflicts_with = "random_weights")]
     pub offline: bool,

@@ -1,8 +1,8 @@
 //! What `polykv plan` takes.
 
-use super::{CompressionArgs, values};
+use super::CompressionArgs;
+use super::values::{self, Dtype};
 use clap::{Args, Subcommand, ValueEnum};
-use polykv::Storage;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -79,9 +79,10 @@ pub struct MemoryArgs {
     /// Sequences side by side
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::at_least_one())]
     pub batch: usize,
-    /// How weights and cache are stored; q8 goes with an f16 cache, auto is f32
+    /// How weights and cache are stored: auto computes with the blocks of a GGUF file as they are (native) on the CPU, and is
+    /// f32 elsewhere; q8, q4k and native go with an f16 cache
     #[arg(long, default_value = "auto", value_parser = values::dtypes())]
-    pub dtype: Storage,
+    pub dtype: Dtype,
     #[command(flatten)]
     pub compression: CompressionArgs,
     /// Print one JSON object instead

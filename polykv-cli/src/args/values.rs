@@ -1,14 +1,17 @@
 //! Values with names: lists come from the registries, so that a new policy needs no line here.
 
 use crate::registry::registry;
+use burn::tensor::Device;
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use polykv::allocate::Basis;
 use polykv::models::config::SHAPES;
 #[cfg(feature = "hub")]
 use polykv::models::hub::{self, ALIASES, Alias, Repo};
+use polykv::models::load;
 use polykv::policy::{Params, Policies, PolicyEntry};
-use polykv::{Allocator, Phase, Storage};
+use polykv::{Allocator, Error, Phase, Storage};
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -83,10 +86,49 @@ pub fn rows() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=65_536)
 }
 
-/// Number formats by name; which of them work is for the model and the device to say. `auto` is f32.
-pub fn dtypes() -> impl TypedValueParser<Value = Storage> {
+/// How weights and cache are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// What suits the model's files and the device.
+    Auto,
+    /// One format.
+    Of(Storage),
+}
+
+impl Dtype {
+    /// The format for the model at a path.
+    pub fn for_file(self, path: &Path, device: &Device) -> Storage {
+        match self {
+            Self::Auto => load::auto(path, device),
+            Self::Of(storage) => storage,
+        }
+    }
+
+    /// The format for a model without files.
+    pub fn for_shape(self) -> Storage {
+        match self {
+            Self::Auto => Storage::F32,
+            Self::Of(storage) => storage,
+        }
+    }
+
+    /// Refuses a format that the device does not have, before a model is fetched and read.
+    ///
+    /// # Errors
+    /// Such a format.
+    pub fn check(self, device: &Device) -> Result<(), Error> {
+        match self {
+            Self::Auto => Ok(()),
+            Self::Of(storage) => storage.check(device),
+        }
+    }
+}
+
+/// Number formats by name; which of them work is for the model and the device to say.
+pub fn dtypes() -> impl TypedValueParser<Value = Dtype> {
     let names = ["auto"].into_iter().chain(Storage::ALL.map(Storage::name));
-    PossibleValuesParser::new(names).map(|name| name.parse().unwrap_or_default())
+    // Nothing but `auto` is no format.
+    PossibleValuesParser::new(names).map(|name| name.parse().map_or(Dtype::Auto, Dtype::Of))
 }
 
 /// The phases in which a policy evicts.

@@ -99,7 +99,7 @@ impl Record {
                 model_sha256,
                 model_shape: model.model.config().fingerprint(),
                 backend: device.backend().into(),
-                dtype: args.model.dtype.name().into(),
+                dtype: model.model.storage().name().into(),
                 plans: evaluator
                     .plans()
                     .iter()

@@ -2,11 +2,12 @@
 
 use crate::args::MemoryArgs;
 use crate::compression::{Placed, Source};
+use crate::model::device;
 use crate::output::{bytes, table};
 use polykv::models::ModelConfig;
 use polykv::models::config::SHAPES;
 use polykv::models::load;
-use polykv::{At, CacheEstimate, Error, LayerShape, Plan, Result};
+use polykv::{At, CacheEstimate, DeviceSpec, Error, LayerShape, Plan, Result};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -15,7 +16,11 @@ use std::path::Path;
 /// # Errors
 /// A model or a plan that is refused; more tokens than the model's context.
 pub fn text(args: &MemoryArgs) -> Result<String> {
-    let config = config(&args.model)?;
+    let (config, file) = config(&args.model)?;
+    let storage = match file {
+        Some(path) => args.dtype.for_file(path, &device(DeviceSpec::Auto)?.1),
+        None => args.dtype.for_shape(),
+    };
     let most = config.max_positions;
     if args.tokens > most {
         let found = format!("{} tokens", args.tokens);
@@ -28,7 +33,7 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        dtype: args.dtype.cache(),
+        dtype: storage.cache(),
     }
     .cost(config.layers);
     let estimate = |plan: &Plan, place: &str| {
@@ -45,7 +50,14 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
             Some((name, file.hash(), estimate(&plan, &place)?))
         }
     };
-    let weights = args.dtype.weight_bytes(config.parameters());
+    let weights = match (storage.weight_bytes(config.parameters()), file) {
+        (Some(bytes), _) => bytes,
+        (None, Some(path)) => load::own_bytes(path)?,
+        (None, None) => {
+            let reason = "a published shape has no file";
+            return Err(Error::unsupported(format!("dtype {storage}"), reason));
+        }
+    };
     if args.json {
         let mut object = json!({
             "computed": true,
@@ -54,7 +66,7 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
             "prompt_tokens": args.tokens,
             "new_tokens": new_tokens,
             "batch": args.batch,
-            "dtype": args.dtype.name(),
+            "dtype": storage.name(),
             "weight_bytes": weights,
             "full": numbers(&full),
         });
@@ -77,24 +89,26 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
         config.fingerprint(),
         args.tokens,
         args.batch,
-        args.dtype,
+        storage,
         bytes(weights as usize),
     ))
 }
 
-/// An existing path goes before a published shape.
-fn config(model: &str) -> Result<ModelConfig> {
-    if !model.is_empty() && Path::new(model).exists() {
-        return load::config(Path::new(model));
+/// The shape and the path of its files. An existing path goes before a published shape.
+fn config(model: &str) -> Result<(ModelConfig, Option<&Path>)> {
+    let path = Path::new(model);
+    if !model.is_empty() && path.exists() {
+        return Ok((load::config(path)?, Some(path)));
     }
-    ModelConfig::named(model).ok_or_else(|| {
+    let config = ModelConfig::named(model).ok_or_else(|| {
         let names: Vec<_> = SHAPES.iter().map(|(name, _)| *name).collect();
         let allowed = format!(
             "a folder with config.json, a .gguf file, or {}",
             names.join(", ")
         );
         Error::invalid("command line", "--model", format!("'{model}'"), allowed)
-    })
+    })?;
+    Ok((config, None))
 }
 
 fn numbers(estimate: &CacheEstimate) -> Value {

@@ -1,8 +1,8 @@
 //! The tensors of a GGUF file under the names and in the layout of Hugging Face checkpoints.
 
-use super::GgufFile;
+use super::{GgmlType, GgufFile};
 use crate::config::{Family, ModelConfig};
-use crate::stored::Stored;
+use crate::stored::{Own, OwnBlocks, Stored};
 use burn::tensor::{DType, Shape, TensorData};
 use polykv_core::{Error, Result};
 use std::sync::Arc;
@@ -37,6 +37,21 @@ pub fn tensors(file: &Arc<GgufFile>, config: &ModelConfig) -> Result<Vec<Stored>
             _ => None,
         };
         let (source, name, head_dim) = (file.clone(), name.to_string(), config.head_dim);
+        let own = match info.ggml_type.block_type() {
+            Some(kind) => {
+                let (source, name) = (file.clone(), name.clone());
+                Own::Blocks(OwnBlocks {
+                    kind,
+                    order: rotated_heads.map(|heads| rope_row_order(heads, head_dim)),
+                    read: Box::new(move |bytes| source.append_raw(&name, bytes)),
+                })
+            }
+            None => Own::Numbers(match info.ggml_type {
+                GgmlType::F16 => DType::F16,
+                GgmlType::BF16 => DType::BF16,
+                _ => DType::F32,
+            }),
+        };
         let shape = Shape::from(info.shape.clone());
         let inputs = info.shape.last().copied().unwrap_or(0);
         let declared = shape.clone();
@@ -48,7 +63,7 @@ pub fn tensors(file: &Arc<GgufFile>, config: &ModelConfig) -> Result<Vec<Stored>
             Ok(TensorData::new(values, shape.clone()))
         };
         let stored = Stored::new(hf_name, DType::F32, declared, file.place(), read);
-        tensors.push(stored);
+        tensors.push(stored.with_own(own));
     }
     Ok(tensors)
 }
@@ -85,6 +100,16 @@ pub fn hf_name(gguf_name: &str) -> Option<String> {
         _ => return None,
     };
     Some(format!("model.layers.{layer}.{module}.weight"))
+}
+
+/// Which row of a GGUF query or key weight each row of the checkpoint is; see [`unpermute_rope_rows`].
+fn rope_row_order(heads: usize, head_dim: usize) -> Vec<u32> {
+    let half = head_dim / 2;
+    let of_head = |head: usize| {
+        let rows = (0..2).flat_map(move |side| (0..half).map(move |pair| pair * 2 + side));
+        rows.map(move |row| (head * head_dim + row) as u32)
+    };
+    (0..heads).flat_map(of_head).collect()
 }
 
 /// Puts the rows of a GGUF query or key weight, shape `[heads * head_dim, inner]`, into checkpoint order.
@@ -165,6 +190,9 @@ mod tests {
             .flat_map(|r: usize| checkpoint[r * 2..r * 2 + 2].to_vec())
             .collect();
         assert_eq!(unpermute_rope_rows(&permuted, 2, 4, 2).unwrap(), checkpoint);
+        let rows = rope_row_order(2, 4).into_iter();
+        let ordered = rows.flat_map(|row| permuted[row as usize * 2..][..2].to_vec());
+        assert_eq!(ordered.collect::<Vec<_>>(), checkpoint);
         assert!(unpermute_rope_rows(&permuted, 2, 4, 3).is_err());
         assert!(unpermute_rope_rows(&permuted, usize::MAX, 4, 3).is_err());
     }

@@ -1,4 +1,4 @@
-use super::{Linear, RmsNorm, RopeTable, linear};
+use super::{Linear, LoadedWeights, RmsNorm, RopeTable, linear};
 use crate::config::ModelConfig;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -84,10 +84,10 @@ impl Attention {
     }
 
     /// Ends the loading of all projections; see [`Matrix::finish_loading`](super::Matrix::finish_loading).
-    pub fn finish_loading(&mut self) {
+    pub fn finish_loading(&mut self, loaded: &mut LoadedWeights) {
         let keys = [&mut self.k_proj, &mut self.v_proj];
         for linear in [&mut self.q_proj, &mut self.o_proj].into_iter().chain(keys) {
-            linear.weight.finish_loading();
+            linear.weight.finish_loading(loaded);
         }
     }
 }

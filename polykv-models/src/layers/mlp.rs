@@ -1,4 +1,4 @@
-use super::{Linear, linear};
+use super::{Linear, LoadedWeights, linear};
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
 use polykv_core::ops::{self, Weight};
@@ -37,9 +37,9 @@ impl Mlp {
     }
 
     /// Ends the loading of all projections; see [`Matrix::finish_loading`](super::Matrix::finish_loading).
-    pub fn finish_loading(&mut self) {
+    pub fn finish_loading(&mut self, loaded: &mut LoadedWeights) {
         for linear in [&mut self.gate_proj, &mut self.up_proj, &mut self.down_proj] {
-            linear.weight.finish_loading();
+            linear.weight.finish_loading(loaded);
         }
     }
 }

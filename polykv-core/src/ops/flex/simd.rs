@@ -1,12 +1,15 @@
 //! Run-time choice of the instruction set, and arithmetic that the compiler turns into vector code.
 
+mod bytes;
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub(super) use bytes::dispatch_dots;
+pub use bytes::{Bytes, Dots, PlainBytes};
 pub use vector::{Element, LANES, Plain, Vector, fma};
 #[cfg(target_arch = "x86_64")]
-pub use x86::{Avx2, Avx512};
+pub use x86::{Avx2, Avx2Bytes, Avx512, VnniBytes};
 
 use std::sync::OnceLock;
 

@@ -1,5 +1,6 @@
 //! Every kernel at every level that this processor has, on odd shapes and strided views, against plain tensors.
 
+mod blocks;
 mod layers;
 mod scores;
 mod slots;
