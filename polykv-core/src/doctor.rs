@@ -133,8 +133,9 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
     let ones = Tensor::<1>::ones([Inputs::WIDTH], device);
     let normed = ops::rms_norm(x.clone(), ones, 1e-5);
     checks.push(compare("RMS norm", normed, &inputs.normed())?);
-    let found = ops::swiglu(x.clone(), x);
+    let found = ops::swiglu(x.clone(), x.clone());
     checks.push(compare("SwiGLU", found, &inputs.swiglu())?);
+    checks.push(compare("GeGLU", ops::geglu(x.clone(), x), &inputs.geglu())?);
     let [q, ..] = inputs.attention(device);
     let [cos, sin] = inputs.rotations(device);
     let rotated = ops::rotate(q, cos, sin);

@@ -41,7 +41,7 @@ pub use keys::{closest, key_cosines, key_norms, merge_into, spread_into};
 pub use linear::{linear, linears};
 pub use mask::{Mask, Places};
 pub use order::{drop_from_order, extend_order, pool};
-pub use pointwise::{rms_norm, rotate, swiglu};
+pub use pointwise::{geglu, rms_norm, rotate, swiglu};
 pub use pool::Pool;
 pub use protect::{Protect, Protected};
 pub use route::{is_cpu, is_cube};

@@ -8,7 +8,7 @@ pub mod pool;
 use super::mask::{Mask, Places};
 use super::tensor::product;
 use crate::Result;
-use burn::tensor::activation::{silu, softmax};
+use burn::tensor::activation::{gelu_approximate, silu, softmax};
 use burn::tensor::{Bool, Device, Int, IntDType, Tensor, TensorData, s};
 use std::ops::Range;
 
@@ -271,6 +271,11 @@ pub fn window_score(
 /// [`swiglu`](super::swiglu).
 pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     silu(gate) * up
+}
+
+/// [`geglu`](super::geglu).
+pub fn geglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    gelu_approximate(gate) * up
 }
 
 /// [`rms_norm`](super::rms_norm).
