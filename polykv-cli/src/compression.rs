@@ -134,7 +134,7 @@ impl Source {
     /// A plan for another model, or a budget beyond the model's context.
     pub fn plan(self, config: &ModelConfig) -> Result<Placed> {
         let (place, file, plan) = match self {
-            Self::Full => stated(Plan::full(config.layers)),
+            Self::Full => stated(Plan::full(config.layers.len())),
             Self::File { place, file, plan } => (place, *file, plan),
             Self::Uniform {
                 policy,
@@ -144,8 +144,8 @@ impl Source {
                 allow_full_extra,
             } => {
                 let mut plan = match policy {
-                    Some(policy) => Plan::uniform(config.layers, policy, budget, phases),
-                    None => Plan::full(config.layers),
+                    Some(policy) => Plan::uniform(config.layers.len(), policy, budget, phases),
+                    None => Plan::full(config.layers.len()),
                 };
                 plan.budget = budget;
                 plan.online = online;
@@ -154,7 +154,7 @@ impl Source {
             }
         };
         plan.check().at(&place)?;
-        file.check_model(config.layers, &config.fingerprint())
+        file.check_model(config.layers.len(), &config.fingerprint())
             .at(&place)?;
         if let Budget::Tokens(tokens) = plan.budget
             && tokens > config.max_positions

@@ -23,6 +23,8 @@ pub mod decoder;
 mod digest;
 #[cfg(feature = "eval")]
 pub mod eval;
+mod families;
+pub mod gemma;
 pub mod generate;
 pub mod gguf;
 #[cfg(feature = "hub")]
@@ -30,7 +32,10 @@ pub mod hub;
 pub mod layers;
 pub mod llama;
 pub mod load;
+mod parts;
+pub mod qwen2;
 pub mod qwen3;
+pub mod qwen3_moe;
 pub mod random;
 #[cfg(any(feature = "eval", feature = "calibrate"))]
 mod rows;

@@ -51,7 +51,7 @@ fn press_facts(device: &Device) -> ModelFacts {
         let name = format!("model.layers.{layer}.self_attn.o_proj.weight");
         let (shape, values) = weights.floats(&name);
         let mut facts = LayerFacts::default();
-        facts.rope = Some(Rope::new(&config).facts());
+        facts.rope = Some(Rope::new(&config.layers).facts(0));
         facts.output = Some(Tensor::<2>::from_data(TensorData::new(values, shape), device).into());
         facts
     });

@@ -35,7 +35,7 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
         let estimate = plan.estimate(args.tokens, new_tokens, &cost);
         estimate.at(place)
     };
-    let full = estimate(&Plan::full(config.layers), "FullKV")?;
+    let full = estimate(&Plan::full(config.layers.len()), "FullKV")?;
     let source = Source::read(&args.compression)?;
     let plan = match source {
         Source::Full => None,

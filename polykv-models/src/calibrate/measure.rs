@@ -49,7 +49,7 @@ impl<'a> Measurer<'a> {
         if candidates.is_empty() {
             return Err(Error::invalid("calibration", "policies", 0, "at least 1"));
         }
-        let layers = model.model.config().layers;
+        let layers = model.model.config().layers.len();
         let mut plans = Vec::new();
         for &phase in phases {
             for policy in candidates {
@@ -109,7 +109,7 @@ impl<'a> Measurer<'a> {
     fn run(&self, example: &Example, progress: &mut dyn FnMut(usize)) -> Result<Measured> {
         let model = &self.model.model;
         let config = model.config();
-        let mut plans = vec![Plan::full(config.layers)];
+        let mut plans = vec![Plan::full(config.layers.len())];
         plans.extend(self.plans.iter().cloned());
         let mut shared = SharedPrefill::new(plans, model.cache_shape(1), model.device())?;
         model.prefill(
@@ -131,7 +131,7 @@ impl<'a> Measurer<'a> {
         let mut caches = caches
             .map(|(index, cache)| Continued::new(cache, self.phase(index), run.len()))
             .collect::<Result<Vec<_>>>()?;
-        for layer in 0..config.layers {
+        for layer in 0..config.layers.len() {
             progress(layer);
             let input = x.clone();
             let mut reference = None;
@@ -195,7 +195,7 @@ impl<'a> Measurer<'a> {
             Ok(Continued::Untrimmed(prompt.above(layer + 1)))
         });
         let mut continued = continued.collect::<Result<Vec<_>>>()?;
-        let count = self.model.model.config().layers;
+        let count = self.model.model.config().layers.len();
         layers(self.model, layer + 1..count, x, rope, &mut continued)
     }
 
