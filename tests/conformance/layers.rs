@@ -115,6 +115,15 @@ pub fn elementwise(name: &str, device: &Device) {
         let what = format!("{name}: rotation of {batch} x {heads} x {tokens} x {dim}");
         close(&what, &ops::rotate(x, cos, sin), &wanted);
     }
+    for rotated in [12, 16] {
+        let heads = tensor([2, 3, 9, 20], 10, device);
+        let x = heads.slice(s![.., .., .., 0..rotated]);
+        let table = |seed| tensor([1, 1, 9, rotated / 2], seed, device);
+        let (cos, sin) = (table(11), table(12));
+        let wanted = oracle::rotate(host(&x), host(&cos), host(&sin));
+        let what = format!("{name}: rotation of {rotated} of 20 elements");
+        close(&what, &ops::rotate(x, cos, sin), &wanted);
+    }
 }
 
 /// What GPUs do in one operation around the attention of one token per sequence, against the operators one by one on the

@@ -290,6 +290,60 @@ fn a_file_of_each_family_equals_its_checkpoint() {
     }
 }
 
+/// Files of Qwen do not say which layers a window would be for.
+#[test]
+fn a_window_without_a_place_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("x.gguf");
+    let qwen2 = |window| {
+        let mut file = FAMILIES[0].gguf();
+        file.uint("qwen2.attention.sliding_window", window);
+        file.write(&path);
+        load::config(&path)
+    };
+    let message = qwen2(127).unwrap_err().to_string();
+    for part in ["qwen2.attention.sliding_window 127", "the context, 128"] {
+        assert!(message.contains(part), "no {part} in {message}");
+    }
+    assert_eq!(qwen2(128).unwrap().windows(), [None; 3]);
+}
+
+/// As Gemma 3's larger checkpoints are: the text model beside one for images, under names of older and newer versions.
+#[test]
+fn the_text_model_of_one_with_images_equals_itself() {
+    let device = Device::flex();
+    let prompt: Vec<i64> = (3..63).collect();
+    let read = |file: &str| std::fs::read(fixture("tiny-gemma3").join(file)).unwrap();
+    let text: Value = serde_json::from_slice(&read("config.json")).unwrap();
+    let config = serde_json::json!({
+        "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3",
+        "bos_token_id": text["bos_token_id"], "eos_token_id": text["eos_token_id"],
+        "text_config": text, "vision_config": {"hidden_size": 7},
+    });
+    let alone = load::load_weights(&fixture("tiny-gemma3"), Storage::F32, &device).unwrap();
+    let wanted = logits(&*alone, &prompt);
+    let weights = read("model.safetensors");
+    let weights = SafeTensors::deserialize(&weights).unwrap();
+    for (prefix, vision) in [
+        ("language_model.model.", "vision_tower.patch.weight"),
+        ("model.language_model.", "model.vision_tower.patch.weight"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut tensors: Vec<(String, TensorView)> = weights
+            .iter()
+            .map(|(name, tensor)| (name.replacen("model.", prefix, 1), tensor))
+            .collect();
+        let patch = TensorView::new(safetensors::Dtype::F32, vec![1], &[0; 4]).unwrap();
+        tensors.push((vision.to_owned(), patch));
+        let bytes = safetensors::serialize(tensors, None).unwrap();
+        std::fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let model = load::load_weights(dir.path(), Storage::F32, &device).unwrap();
+        assert_eq!(model.config(), alone.config());
+        assert_eq!(logits(&*model, &prompt), wanted, "{prefix}");
+    }
+}
+
 /// A copy of a checkpoint whose window is not used.
 fn without_window(dir: &Path, name: &str) -> std::path::PathBuf {
     let folder = dir.join("folder");

@@ -6,7 +6,7 @@ use super::route::Route;
 use burn::tensor::Tensor;
 
 /// √(8/π), the slope of the sigmoid in GELU's tanh form.
-pub(super) const GELU_SLOPE: f32 = 1.595_769_1;
+pub(super) const GELU_SLOPE: f32 = 1.595_769;
 /// The weight of the cube in it.
 pub(super) const GELU_CUBE: f32 = 0.044_715;
 
