@@ -1,12 +1,13 @@
 //! config.json of a Hugging Face checkpoint.
 
 mod layers;
+mod rope;
 
 use super::checks::{check_layers, check_size, check_tokens};
 use super::fields::{Fields, shown};
-use super::rope::{RopeDefaults, RopeSizes};
-use super::{Experts, Family, ModelConfig, rope};
+use super::{Experts, Family, ModelConfig};
 use polykv_core::{Error, Result};
+use rope::{RopeDefaults, RopeSizes};
 use serde_json::{Map, Value};
 
 /// Entry in `architectures`, `model_type`, family. Models with images too hold the text model's config in an object
