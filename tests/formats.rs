@@ -2,6 +2,9 @@
 
 #![cfg(feature = "flex")]
 
+#[path = "formats/families.rs"]
+mod families;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv::models::gguf::GgufFile;
 use polykv::models::{CausalLm, PrefillOptions, load};
@@ -323,7 +326,7 @@ fn a_file_cut_after_it_was_opened_is_named() {
     file.read_f32(&name).unwrap();
     let other = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
     other.set_len(1000).unwrap();
-    let raw = file.append_raw(&name, &mut Vec::new());
+    let raw = file.append_part(&name, 0..0, &mut Vec::new());
     for error in [file.read_f32(&name).unwrap_err(), raw.unwrap_err()] {
         let message = error.to_string();
         assert!(
@@ -339,11 +342,11 @@ fn a_folder_with_one_gguf_file_stands_for_it() {
     let (path, second) = (dir.path().join("x.gguf"), dir.path().join("y.gguf"));
     tiny_qwen3().write(&path);
     std::fs::write(dir.path().join("README.md"), "about it").unwrap();
-    let layers = |path: &Path| load::config(path).unwrap().layers;
+    let layers = |path: &Path| load::config(path).unwrap().layers.len();
     assert_eq!(load::locate(dir.path()).unwrap(), path);
     assert_eq!(layers(dir.path()), layers(&path));
     let model = load::load_weights(dir.path(), Storage::F32, &Device::flex()).unwrap();
-    assert_eq!(model.config().layers, 3);
+    assert_eq!(model.config().layers.len(), 3);
     std::fs::copy(&path, second).unwrap();
     let message = load::config(dir.path()).unwrap_err().to_string();
     assert!(
@@ -552,7 +555,7 @@ fn end_tokens_come_from_every_file_that_names_some() {
 }
 
 fn logits(model: &dyn CausalLm, prompt: &[i64]) -> Vec<f32> {
-    let plan = Plan::full(model.config().layers);
+    let plan = Plan::full(model.config().layers.len());
     let mut cache = KvCache::new(plan, model.cache_shape(1), model.device()).unwrap();
     let ids = TensorData::new(prompt.to_vec(), [1, prompt.len()]);
     let ids: Tensor<2, Int> = Tensor::from_data(ids, model.device());

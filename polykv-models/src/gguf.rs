@@ -4,6 +4,7 @@
 
 mod config;
 mod dequant;
+mod layers;
 mod layout;
 mod parse;
 mod rope;
@@ -23,6 +24,7 @@ use parse::Directory;
 use polykv_core::{Error, Result};
 use std::fmt;
 use std::io::BufReader;
+use std::ops::Range;
 use std::path::Path;
 
 /// About how many bytes of a tensor are converted at once.
@@ -186,17 +188,26 @@ impl GgufFile {
     }
 
     /// A tensor converted to f32, in row-major order of [`TensorInfo::shape`].
+    ///
     /// # Errors
     /// A tensor that is missing, a type without a conversion (such as Q2_K or IQ4_XS), a file that cannot be read or
     /// has changed.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
-        let info = self.existing(name)?;
-        let kind = info.ggml_type;
+        let elements = self.existing(name)?.elements();
+        self.read_f32_part(name, 0..elements)
+    }
+
+    /// Some consecutive elements of a tensor, whole rows of it, converted to f32.
+    ///
+    /// # Errors
+    /// As [`GgufFile::read_f32`]; a range beyond the tensor, or one that cuts a block of its type.
+    pub fn read_f32_part(&self, name: &str, elements: Range<usize>) -> Result<Vec<f32>> {
+        let kind = self.existing(name)?.ggml_type;
+        let Range { start, end } = self.bytes_of(name, elements.clone())?;
         let piece = (PIECE_BYTES / kind.block_bytes()).max(1) * kind.block_bytes();
         let mut values = Vec::new();
-        for start in info.range.clone().step_by(piece) {
-            let count = piece.min(info.range.end - start);
-            let bytes = self.file.bytes(start as u64, count)?;
+        for start in (start..end).step_by(piece) {
+            let bytes = self.file.bytes(start as u64, piece.min(end - start))?;
             let part = dequant::to_f32(kind, &bytes).ok_or_else(|| {
                 let what = format!("type {} of tensor {name}", kind.name());
                 let reason = format!("{}: allowed are {}", self.place(), dequant::CONVERTIBLE);
@@ -206,18 +217,40 @@ impl GgufFile {
                 true => values = part,
                 false => values.extend_from_slice(&part),
             }
-            values.reserve_exact(info.elements().saturating_sub(values.len()));
+            values.reserve_exact(elements.len().saturating_sub(values.len()));
         }
         Ok(values)
     }
 
-    /// Appends the bytes of a tensor as the file holds them.
+    /// Appends the bytes of some consecutive elements of a tensor, whole rows of it, as the file holds them.
     ///
     /// # Errors
-    /// A tensor that is missing; a file that cannot be read or has changed.
-    pub fn append_raw(&self, name: &str, bytes: &mut Vec<u8>) -> Result<()> {
-        let range = self.existing(name)?.range.clone();
+    /// A tensor that is missing; a range beyond the tensor, or one that cuts a block of its type; a file that cannot be read
+    /// or has changed.
+    pub fn append_part(
+        &self,
+        name: &str,
+        elements: Range<usize>,
+        bytes: &mut Vec<u8>,
+    ) -> Result<()> {
+        let range = self.bytes_of(name, elements)?;
         self.file.append(range.start as u64, range.len(), bytes)
+    }
+
+    /// Where some consecutive elements of a tensor lie in the file.
+    fn bytes_of(&self, name: &str, elements: Range<usize>) -> Result<Range<usize>> {
+        let info = self.existing(name)?;
+        let kind = info.ggml_type;
+        let bytes = kind.bytes(elements.start).zip(kind.bytes(elements.end));
+        let inside = elements.start <= elements.end && elements.end <= info.elements();
+        match bytes.filter(|_| inside) {
+            Some((start, end)) => Ok(info.range.start + start..info.range.start + end),
+            None => {
+                let allowed = format!("whole rows of its {} elements", info.elements());
+                let field = format!("part of tensor {name}");
+                Err(self.refuse(&field, format!("{elements:?}"), &allowed))
+            }
+        }
     }
 
     fn existing(&self, name: &str) -> Result<&TensorInfo> {

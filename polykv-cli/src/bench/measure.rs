@@ -143,7 +143,7 @@ fn greedy(logits: Tensor<2>) -> Result<Vec<i64>> {
 
 /// Bytes of keys and values that the step which has just ended left, as the measure of what it read.
 fn entries_read(cache: &KvCache) -> f64 {
-    let entry = cache.shape().cost(1).bytes as f64;
+    let entry = cache.cost().bytes as f64;
     let entries: usize = cache.layers().iter().map(LayerCache::entries).sum();
     entries as f64 * entry
 }
