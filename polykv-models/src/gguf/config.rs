@@ -8,7 +8,7 @@ use polykv_core::{Error, Result};
 
 /// Texts of the tokens that end a turn, as llama.cpp knows them. Converters name one end token at most by number, so the
 /// others are looked up by text.
-const END_TOKENS: [&str; 16] = [
+const END_TOKENS: [&str; 19] = [
     "<|im_end|>",
     "<|eot_id|>",
     "<end_of_turn>",
@@ -16,6 +16,10 @@ const END_TOKENS: [&str; 16] = [
     "<|endoftext|>",
     "<|end_of_text|>",
     "<|eom_id|>",
+    // Where Qwen Coder goes on to another file.
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
     "<EOT>",
     "_<EOT>",
     "[EOT]",
@@ -157,7 +161,7 @@ impl GgufFile {
 
     fn end_tokens(&self) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        for kind in ["eos", "eot", "eom"] {
+        for kind in ["eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"] {
             ids.extend(self.token(&format!("tokenizer.ggml.{kind}_token_id"))?);
         }
         if let Some(tokens) = self.texts("tokenizer.ggml.tokens")? {
@@ -200,6 +204,7 @@ mod tests {
             "<|endoftext|>",
             "<|end_of_text|>",
             "<|eom_id|>",
+            "<|file_sep|>",
             "<EOT>",
             "[EOT]",
             "<|return|>",
@@ -215,7 +220,7 @@ mod tests {
             let file = tiny_llama().replace("tokenizer.ggml.tokens", &tokens(end));
             assert_eq!(file.open().config().unwrap().eos_tokens, [258, 7], "{end}");
         }
-        for kind in ["eot", "eom"] {
+        for kind in ["eot", "eom", "fim_pad"] {
             let key = format!("tokenizer.ggml.{kind}_token_id");
             let file = tiny_llama().replace("tokenizer.ggml.tokens", &tokens("x"));
             let file = file.value(&key, &Value::Uint(9)).open();

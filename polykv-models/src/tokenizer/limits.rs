@@ -15,7 +15,7 @@ const MAX_ADDED_TOKENS: usize = 100_000;
 /// Tokens of a vocabulary and merges, each of which takes some hundred bytes of memory. The largest published vocabularies
 /// have 260,000 tokens.
 const MAX_VOCAB: usize = 1 << 20;
-const MAX_MERGES: usize = 1 << 21;
+pub(super) const MAX_MERGES: usize = 1 << 21;
 /// Steps of the normalizer, the pre-tokenizer, the post-processor or the decoder.
 const MAX_STEPS: usize = 64;
 /// Bytes that the replacements of a normalizer or decoder, one after the other, may make of one byte.
@@ -54,6 +54,13 @@ pub(super) struct AddedToken {
     pub lstrip: bool,
     #[serde(default)]
     pub rstrip: bool,
+}
+
+impl Listed {
+    /// Whether what the normalizer puts in place of a text is never shorter.
+    pub fn normalizer_never_shrinks(&self) -> bool {
+        never_shrinks(&self.normalizer)
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -224,6 +231,23 @@ fn growth(step: &Value) -> std::result::Result<usize, String> {
     Ok(whole.saturating_mul(factor))
 }
 
+fn never_shrinks(step: &Value) -> bool {
+    let text = |value: &Value| value.as_str().map(str::len);
+    match step["type"].as_str() {
+        None => step.is_null(),
+        Some("Prepend") => true,
+        Some("Replace") => {
+            let lengths = (text(&step["pattern"]["String"]), text(&step["content"]));
+            matches!(lengths, (Some(from), Some(to)) if to >= from)
+        }
+        Some("Sequence") => {
+            let steps = step["normalizers"].as_array();
+            steps.is_some_and(|steps| steps.iter().all(never_shrinks))
+        }
+        Some(_) => false,
+    }
+}
+
 /// The longest text that a character map of SentencePiece puts in place of another: after a table of which the first four
 /// bytes tell the size, the texts follow, each with a zero behind it.
 fn longest_of_map(base64: &str) -> std::result::Result<usize, String> {
@@ -239,7 +263,7 @@ fn longest_of_map(base64: &str) -> std::result::Result<usize, String> {
     Ok(longest.unwrap_or_default().max(1))
 }
 
-/// The keys of a map, or what a list holds.
+/// The keys of a map, or what a list holds. Nothing is kept of them: vocabularies have hundreds of thousands.
 #[derive(Default)]
 struct Entries {
     count: usize,
@@ -262,9 +286,9 @@ impl<'de> Deserialize<'de> for Entries {
                 mut map: A,
             ) -> std::result::Result<Entries, A::Error> {
                 let mut found = Entries::default();
-                while let Some((key, _)) = map.next_entry::<String, IgnoredAny>()? {
+                while let Some((key, _)) = map.next_entry::<Entries, IgnoredAny>()? {
                     found.count += 1;
-                    found.longest = found.longest.max(key.len());
+                    found.longest = found.longest.max(key.longest);
                 }
                 Ok(found)
             }
@@ -274,13 +298,29 @@ impl<'de> Deserialize<'de> for Entries {
                 mut list: A,
             ) -> std::result::Result<Entries, A::Error> {
                 let mut found = Entries::default();
-                while let Some(item) = list.next_element::<Value>()? {
+                while let Some(item) = list.next_element::<Entries>()? {
                     found.count += 1;
-                    walk(&item, &mut |value| {
-                        found.longest = found.longest.max(value.as_str().map_or(0, str::len));
-                    });
+                    found.longest = found.longest.max(item.longest);
                 }
                 Ok(found)
+            }
+
+            fn visit_str<E>(self, text: &str) -> std::result::Result<Entries, E> {
+                let longest = text.len();
+                Ok(Entries { count: 0, longest })
+            }
+
+            // The scores beside the tokens of a Unigram vocabulary.
+            fn visit_f64<E>(self, _: f64) -> std::result::Result<Entries, E> {
+                Ok(Entries::default())
+            }
+
+            fn visit_i64<E>(self, _: i64) -> std::result::Result<Entries, E> {
+                Ok(Entries::default())
+            }
+
+            fn visit_u64<E>(self, _: u64) -> std::result::Result<Entries, E> {
+                Ok(Entries::default())
             }
 
             fn visit_unit<E>(self) -> std::result::Result<Entries, E> {
