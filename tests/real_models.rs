@@ -1,8 +1,7 @@
-//! Gemma 3 270M and Qwen2.5-Coder-0.5B-Instruct against transformers, SentencePiece and llama.cpp
-//! (`tests/fixtures/real_models.py`).
+//! Gemma 3 270M against SentencePiece (`tests/fixtures/real_models.py`).
 //!
-//! Gemma is fetched on first use; where it is neither in the cache nor to be had, its tests are skipped with a message, and
-//! `POLYKV_REQUIRE_MODEL=1` makes that a failure. Qwen is used where `scripts/qwen25-coder` has put it into the cache.
+//! It is fetched on first use; where it is neither in the cache nor to be had, the tests are skipped with a message, and
+//! `POLYKV_REQUIRE_MODEL=1` makes that a failure.
 
 #![cfg(feature = "flex")]
 
@@ -11,7 +10,6 @@ use polykv::models::hub;
 use polykv::models::tokenizer::{Specials, Tokenizer};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -49,20 +47,6 @@ fn gemma3() -> Option<PathBuf> {
         .ok()
 }
 
-/// None, with a message, where nobody has fetched the model.
-fn qwen25() -> Option<PathBuf> {
-    let mut script = Command::new(root().join("scripts/qwen25-coder"));
-    let output = script.arg("--cached").output();
-    let output = output.ok().filter(|output| output.status.success());
-    match output {
-        Some(output) => Some(String::from_utf8(output.stdout).unwrap().trim_end().into()),
-        None => {
-            eprintln!("skipped: run scripts/qwen25-coder first, which fetches the model");
-            None
-        }
-    }
-}
-
 fn check_tokenizer(path: &Path, golden: &Golden) -> Tokenizer {
     let tokenizer = Tokenizer::from_gguf(&GgufFile::open(path).unwrap()).unwrap();
     let cases = golden.json["tokenizer_cases"].as_array().unwrap();
@@ -90,12 +74,4 @@ fn gemma3_reads_and_writes_tokens_as_sentencepiece_does() {
     let literal = tokenizer.encode(text, Specials::AsText).unwrap();
     assert!(!literal.iter().any(|id| tokenizer.is_special(*id)));
     assert_eq!(tokenizer.decode(&literal, true).unwrap(), text);
-}
-
-#[test]
-fn qwen25_reads_and_writes_tokens_and_chats_as_transformers_does() {
-    let Some(path) = qwen25() else { return };
-    let golden = Golden::read("qwen25");
-    let tokenizer = check_tokenizer(&path, &golden);
-    assert!(tokenizer.start().is_empty());
 }
