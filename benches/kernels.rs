@@ -7,7 +7,7 @@
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use criterion::Criterion;
 use polykv::device::run_on;
-use polykv::ops::{self, AttentionBlock, Weight, oracle};
+use polykv::ops::{self, AttentionBlock, Mask, Weight, oracle};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -55,15 +55,22 @@ fn attention_pairs() -> Vec<Pair> {
         let kernel = move || {
             let (q, k, v) = (q.clone(), k.clone(), v.clone());
             match sums {
-                true => black_box(ops::attend(q, k, v, Some(&mut sum))).ok(),
-                false => black_box(ops::attend(q, k, v, None)).ok(),
+                true => black_box(ops::attend(q, k, v, &Mask::default(), Some(&mut sum))).ok(),
+                false => black_box(ops::attend(q, k, v, &Mask::default(), None)).ok(),
             };
         };
         let oracle = move || {
             let (q, k, v) = (q2.clone(), k2.clone(), v2.clone());
             match sums {
-                true => black_box(oracle::attend(q, k, v, Some(&mut plain_sum))).ok(),
-                false => black_box(oracle::attend(q, k, v, None)).ok(),
+                true => black_box(oracle::attend(
+                    q,
+                    k,
+                    v,
+                    &Mask::default(),
+                    Some(&mut plain_sum),
+                ))
+                .ok(),
+                false => black_box(oracle::attend(q, k, v, &Mask::default(), None)).ok(),
             };
         };
         pairs.push(pair(name, kernel, oracle));

@@ -21,6 +21,8 @@ mod protect;
 mod protocol;
 #[path = "cache/shared.rs"]
 mod shared;
+#[path = "cache/windows.rs"]
+mod windows;
 
 use burn::tensor::Device;
 use common::{all_variants, each_policy, policy, rule, uniform, written};

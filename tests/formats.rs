@@ -2,6 +2,9 @@
 
 #![cfg(feature = "flex")]
 
+#[path = "formats/families.rs"]
+mod families;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv::models::gguf::GgufFile;
 use polykv::models::{CausalLm, PrefillOptions, load};
@@ -335,11 +338,11 @@ fn a_folder_with_one_gguf_file_stands_for_it() {
     let (path, second) = (dir.path().join("x.gguf"), dir.path().join("y.gguf"));
     tiny_qwen3().write(&path);
     std::fs::write(dir.path().join("README.md"), "about it").unwrap();
-    let layers = |path: &Path| load::config(path).unwrap().layers;
+    let layers = |path: &Path| load::config(path).unwrap().layers.len();
     assert_eq!(load::locate(dir.path()).unwrap(), path);
     assert_eq!(layers(dir.path()), layers(&path));
     let model = load::load_weights(dir.path(), Storage::F32, &Device::flex()).unwrap();
-    assert_eq!(model.config().layers, 3);
+    assert_eq!(model.config().layers.len(), 3);
     std::fs::copy(&path, second).unwrap();
     let message = load::config(dir.path()).unwrap_err().to_string();
     assert!(
@@ -389,7 +392,7 @@ fn end_tokens_come_from_every_file_that_names_some() {
 }
 
 fn logits(model: &dyn CausalLm, prompt: &[i64]) -> Vec<f32> {
-    let plan = Plan::full(model.config().layers);
+    let plan = Plan::full(model.config().layers.len());
     let mut cache = KvCache::new(plan, model.cache_shape(1), model.device()).unwrap();
     let ids = TensorData::new(prompt.to_vec(), [1, prompt.len()]);
     let ids: Tensor<2, Int> = Tensor::from_data(ids, model.device());

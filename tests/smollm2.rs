@@ -172,7 +172,7 @@ fn tokenizer_chat_and_logits_equal_transformers() {
     let dims = [1, ids.len()];
     let prompt =
         burn::tensor::Tensor::from_data(burn::tensor::TensorData::new(ids, dims), &Device::flex());
-    let plan = Plan::full(loaded.model.config().layers);
+    let plan = Plan::full(loaded.model.config().layers.len());
     let mut cache = KvCache::new(plan, loaded.model.cache_shape(1), &Device::flex()).unwrap();
     let logits = loaded
         .model
@@ -198,7 +198,7 @@ fn greedy_tokens_equal_transformers() {
     let golden = golden();
     let wanted = numbers(&golden["greedy_ids"]);
     let Some(model) = model() else { return };
-    let layers = model.model.config().layers;
+    let layers = model.model.config().layers.len();
     let found = run(
         model,
         Plan::full(layers),
@@ -213,7 +213,7 @@ fn greedy_tokens_equal_transformers() {
 #[test]
 fn a_needle_is_found_with_the_full_cache_and_with_tova_at_a_quarter() {
     let Some(model) = model() else { return };
-    let layers = model.model.config().layers;
+    let layers = model.model.config().layers.len();
     let text = format!(
         "{}The special magic number for Velmar is 714092. {}\n\nWhat is the special magic number for Velmar?",
         filler(&model, 500, 0),
@@ -244,7 +244,7 @@ fn a_needle_is_found_with_the_full_cache_and_with_tova_at_a_quarter() {
 #[test]
 fn a_budget_really_frees_memory() {
     let Some(model) = model() else { return };
-    let layers = model.model.config().layers;
+    let layers = model.model.config().layers.len();
     let ids = prompt(&model, &filler(&model, 2200, 0), "");
     let ids = &ids[ids.len() - 2000..];
     let plan = common::uniform(layers, "snapkv", Budget::Tokens(256), &Phase::BOTH);

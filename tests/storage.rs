@@ -79,7 +79,7 @@ fn every_format_is_close_to_f32_and_keeps_nearly_the_same() {
         |name, storage| load::load_weights(&fixture(name), storage, &Device::flex()).unwrap();
     for name in ["tiny-llama31", "tiny-qwen3"] {
         let exact = load(name, Storage::F32);
-        let layers = exact.config().layers;
+        let layers = exact.config().layers.len();
         let plan = |policy| Plan::uniform(layers, policy, Budget::Tokens(40), &BOTH);
         let (wanted, mut full) = run(&*exact, Plan::full(layers));
         let of_policies: Vec<_> = common::each_policy()
@@ -165,7 +165,7 @@ fn wgpu_stores_what_it_has_and_refuses_the_rest_by_name() {
         true => {
             let model = load(Storage::F16, &device).unwrap();
             let exact = load(Storage::F32, &Device::flex()).unwrap();
-            let layers = exact.config().layers;
+            let layers = exact.config().layers.len();
             let mut plan = common::uniform(layers, "tova", Budget::Tokens(40), &BOTH);
             let mut plans = vec![plan.clone()];
             for online in ["cake", "dynamic"] {

@@ -152,12 +152,12 @@ fn subjects(
     batch: usize,
     tests: &[Test],
 ) -> polykv::Result<Vec<Subject>> {
-    let shape = model.cache_shape(batch);
+    let (shape, cost) = (model.cache_shape(batch), model.cache_cost(batch));
     let subject = |source: Source| {
         let name = source.name();
         let placed: Placed = source.plan(model.config())?;
         for test in tests {
-            placed.check(test.prompt(), shape)?;
+            placed.check(test.prompt(), &cost)?;
         }
         let cache = KvCache::new(placed.plan, shape, model.device())?;
         Ok(Subject {

@@ -77,6 +77,30 @@ pub fn within(total: usize, weights: &[f64], least: &[usize], most: &[usize]) ->
     counts
 }
 
+/// The same numbers where none is above `most[i]`: what is above goes to the others in proportion to their numbers, first to
+/// those below `enough` up to there, then to all, as far as they have room.
+pub fn capped(counts: &[usize], most: &[usize], enough: usize) -> Vec<usize> {
+    let mut held: Vec<usize> = counts.iter().zip(most).map(|(a, b)| *a.min(b)).collect();
+    let mut excess = counts.iter().sum::<usize>() - held.iter().sum::<usize>();
+    let weights: Vec<f64> = counts.iter().map(|&count| count.max(1) as f64).collect();
+    for limit in [enough, usize::MAX] {
+        let room = held.iter().zip(most);
+        let room: Vec<usize> = room
+            .map(|(held, &most)| most.min(limit).saturating_sub(*held))
+            .collect();
+        let free = room.iter().copied().fold(0, usize::saturating_add);
+        let given = excess.min(free);
+        if given > 0 {
+            let more = within(given, &weights, &vec![0; held.len()], &room);
+            held.iter_mut()
+                .zip(more)
+                .for_each(|(held, more)| *held += more);
+            excess -= given;
+        }
+    }
+    held
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,7 +125,31 @@ mod tests {
         assert_eq!(within(15, &[9.0, 1.0], &[0; 2], &[6, 8]), [7, 8]);
     }
 
+    #[test]
+    fn what_is_above_a_limit_goes_to_those_with_room() {
+        let most = [15, 15, usize::MAX, usize::MAX];
+        assert_eq!(capped(&[20, 5, 20, 10], &most, 0), [15, 6, 23, 11]);
+        assert_eq!(capped(&[20, 5, 20, 10], &most, 13), [15, 7, 20, 13]);
+        assert_eq!(capped(&[20, 14], &most[..2], 100), [15, 15]);
+        assert_eq!(capped(&[3, 4], &[3, 9], 5), [3, 4]);
+    }
+
     proptest! {
+        #[test]
+        fn caps_hold_and_keep_the_sum(
+            layers in prop::collection::vec((0usize..3000, prop::option::of(1usize..2000)), 1..60),
+            enough in 0usize..4000,
+        ) {
+            let counts: Vec<usize> = layers.iter().map(|layer| layer.0).collect();
+            let most: Vec<usize> = layers.iter().map(|layer| layer.1.unwrap_or(usize::MAX)).collect();
+            let found = capped(&counts, &most, enough);
+            let room = most.iter().copied().fold(0, usize::saturating_add);
+            prop_assert_eq!(found.iter().sum::<usize>(), counts.iter().sum::<usize>().min(room));
+            for i in 0..found.len() {
+                prop_assert!(found[i] <= most[i] && found[i] >= counts[i].min(most[i]), "{}: {:?}", i, found);
+            }
+        }
+
         #[test]
         fn limits_that_fit_the_total_hold(
             total in 0usize..20_000,

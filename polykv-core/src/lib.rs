@@ -46,7 +46,7 @@ pub mod storage;
 pub mod testing;
 
 pub use allocate::Allocator;
-pub use budget::Budget;
+pub use budget::{Budget, EntryCost};
 pub use cache::{
     CacheEstimate, CacheReport, KvCache, LayerCache, Prompt, PromptCache, SharedPrefill, Spans,
     Untrimmed,

@@ -25,11 +25,12 @@ impl LayerShape {
         self.heads / self.kv_heads
     }
 
-    /// The memory of an entry in a cache of `layers` layers of this shape.
+    /// The memory of an entry in a cache of layers of this shape, one per window of `windows`, see
+    /// [`EntryCost::windows`].
     #[must_use]
-    pub fn cost(&self, layers: usize) -> EntryCost {
+    pub fn cost(&self, windows: &[Option<usize>]) -> EntryCost {
         EntryCost {
-            layers,
+            windows: windows.into(),
             bytes: [
                 2,
                 self.batch,

@@ -3,7 +3,7 @@
 use crate::config::ModelConfig;
 use crate::layers::RopeTable;
 use burn::tensor::{Device, Int, Tensor};
-use polykv_core::{KvCache, LayerShape, PromptCache, Result, Storage};
+use polykv_core::{EntryCost, KvCache, LayerShape, PromptCache, Result, Storage};
 use std::fmt;
 use std::ops::Range;
 
@@ -91,6 +91,11 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
             head_dim: config.head_dim,
             dtype: self.storage().cache(),
         }
+    }
+
+    /// What a plan's budget needs to know of the model's cache for a batch of `batch` sequences.
+    fn cache_cost(&self, batch: usize) -> EntryCost {
+        self.cache_shape(batch).cost(&self.config().windows())
     }
 }
 

@@ -3,7 +3,7 @@
 
 use crate::causal_lm::{Attend, CausalLm, PrefillOptions};
 use crate::config::ModelConfig;
-use crate::layers::{Block, Embedding, Linear, RmsNorm, Rope, RopeTable};
+use crate::layers::{Block, Embedding, Linear, RmsNorm, Rope, RopeTable, Rotation};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
 use polykv_core::ops::{Weight, bytes};
@@ -12,8 +12,13 @@ use std::ops::Range;
 
 /// One layer of a family. Its field names spell the checkpoints' tensor names.
 pub trait Layer: Module + ModuleDisplay + Send + Sync {
-    /// A layer without weights: load into it before use.
-    fn new(config: &ModelConfig, device: &Device) -> Self;
+    /// The layer of this index without weights: load into it before use.
+    fn new(config: &ModelConfig, index: usize, device: &Device) -> Self;
+
+    /// What embeddings are multiplied by before the first layer; `None` in most families.
+    fn embedding_scale(_config: &ModelConfig) -> Option<f32> {
+        None
+    }
 
     /// The parts of the layer, which the methods below run.
     fn block(&self) -> Block<'_>;
@@ -26,14 +31,14 @@ pub trait Layer: Module + ModuleDisplay + Send + Sync {
     /// head_dim]`, and returns the shape of the queries.
     ///
     /// # Errors
-    /// The errors of `attend`.
+    /// The errors of `attend`; a device that cannot be read.
     fn forward(
         &self,
         x: Tensor<3>,
-        rope: &RopeTable,
+        rotation: &Rotation,
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>> {
-        self.block().forward(x, rope, attend)
+        self.block().forward(x, rotation, attend)
     }
 
     /// The weight of the projection after attention, `[hidden, heads * head_dim]`.
@@ -74,7 +79,9 @@ impl<L: Layer> Weights<L> {
         Self {
             model: Stack {
                 embed_tokens: Embedding::new(vocab, hidden, device),
-                layers: (0..config.layers).map(|_| L::new(config, device)).collect(),
+                layers: (0..config.layers.len())
+                    .map(|index| L::new(config, index, device))
+                    .collect(),
                 norm: RmsNorm::new(hidden, config.rms_eps, device),
             },
             lm_head: (!config.tie_embeddings).then(|| Linear::new(hidden, vocab, device)),
@@ -110,7 +117,7 @@ impl<L: Layer> Decoder<L> {
         device: &Device,
     ) -> Self {
         weights.finish_loading();
-        let rope = Rope::new(&config);
+        let rope = Rope::new(&config.layers);
         Self {
             config,
             device: device.clone(),
@@ -149,10 +156,10 @@ impl<L: Layer> Decoder<L> {
         for (index, layer) in self.weights.model.layers.iter().enumerate() {
             for (x, rope) in &mut chunks {
                 let attend = |q, k, v| prompt.attend(index, q, k, v);
-                *x = layer.forward(x.clone(), rope, attend)?;
+                *x = layer.forward(x.clone(), rope.of(index), attend)?;
             }
             prompt.end_layer(index)?;
-            options.report(index + 1, self.config.layers);
+            options.report(index + 1, self.config.layers.len());
         }
         prompt.finish()?;
         Ok(chunks.into_iter().map(|(x, _)| x).collect())
@@ -163,14 +170,17 @@ impl<L: Layer> Decoder<L> {
     }
 
     fn facts(&self) -> ModelFacts {
-        let layers = self.weights.model.layers.iter();
-        let layer = |layer: &L| {
+        let layers = self.weights.model.layers.iter().enumerate();
+        let layer = |(index, layer): (usize, &L)| {
             let mut facts = LayerFacts::default();
-            facts.rope = Some(self.rope.facts());
+            facts.rope = Some(self.rope.facts(index));
             facts.output = Some(layer.output_weight().clone());
+            facts.window = self.config.layers[index].window;
             facts
         };
         let mut facts = ModelFacts::default();
+        facts.scale = self.config.attention_scale;
+        facts.softcap = self.config.attention_softcap;
         facts.layers = layers.map(layer).collect();
         facts
     }
@@ -194,7 +204,7 @@ impl<L: Layer> Decoder<L> {
 
     fn layer_at(&self, index: usize) -> Result<&L> {
         self.weights.model.layers.get(index).ok_or_else(|| {
-            let allowed = format!("0 to {}", self.config.layers.saturating_sub(1));
+            let allowed = format!("0 to {}", self.config.layers.len().saturating_sub(1));
             Error::invalid("model", "layer", index, allowed)
         })
     }
@@ -249,13 +259,17 @@ impl<L: Layer> CausalLm for Decoder<L> {
         let rope = self.rope_of_rows(&cache.next_positions(), 1);
         let mut x = self.embed(ids);
         for (index, layer) in self.weights.model.layers.iter().enumerate() {
-            x = layer.forward(x, &rope, |q, k, v| cache.decode(index, q, k, v))?;
+            x = layer.forward(x, rope.of(index), |q, k, v| cache.decode(index, q, k, v))?;
         }
         Ok(self.head(x).reshape([batch, self.config.vocab_size]))
     }
 
     fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        self.weights.model.embed_tokens.forward(ids)
+        let x = self.weights.model.embed_tokens.forward(ids);
+        match L::embedding_scale(&self.config) {
+            Some(scale) => x.mul_scalar(scale),
+            None => x,
+        }
     }
 
     fn rope(&self, positions: Range<usize>) -> RopeTable {
@@ -269,7 +283,7 @@ impl<L: Layer> CausalLm for Decoder<L> {
         rope: &RopeTable,
         attend: &mut Attend<'_>,
     ) -> Result<Tensor<3>> {
-        self.layer_at(index)?.forward(x, rope, attend)
+        self.layer_at(index)?.forward(x, rope.of(index), attend)
     }
 
     fn attention_output(&self, layer: usize, attended: Tensor<4>) -> Result<Tensor<3>> {
@@ -278,9 +292,13 @@ impl<L: Layer> CausalLm for Decoder<L> {
 
     fn head(&self, x: Tensor<3>) -> Tensor<3> {
         let x = self.weights.model.norm.forward(x);
-        match &self.weights.lm_head {
+        let logits = match &self.weights.lm_head {
             Some(head) => head.forward(x),
             None => self.weights.model.embed_tokens.as_head(x),
+        };
+        match self.config.logit_softcap {
+            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+            None => logits,
         }
     }
 }

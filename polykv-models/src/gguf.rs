@@ -5,6 +5,7 @@
 mod config;
 mod dequant;
 mod k_quants;
+mod layers;
 mod layout;
 mod parse;
 mod rope;
@@ -24,6 +25,7 @@ use parse::Directory;
 use polykv_core::{Error, Result};
 use std::fmt;
 use std::io::BufReader;
+use std::ops::Range;
 use std::path::Path;
 
 /// About how many bytes of a tensor are converted at once.
@@ -197,17 +199,34 @@ impl GgufFile {
     }
 
     /// A tensor converted to f32, in row-major order of [`TensorInfo::shape`].
+    ///
     /// # Errors
     /// A tensor that is missing, a type without a conversion (such as Q2_K or IQ4_XS), a file that cannot be read or
     /// has changed.
     pub fn read_f32(&self, name: &str) -> Result<Vec<f32>> {
+        let elements = self.existing(name)?.elements();
+        self.read_f32_part(name, 0..elements)
+    }
+
+    /// Some consecutive elements of a tensor, whole rows of it, converted to f32.
+    ///
+    /// # Errors
+    /// As [`GgufFile::read_f32`]; a range beyond the tensor, or one that cuts a block of its type.
+    pub fn read_f32_part(&self, name: &str, elements: Range<usize>) -> Result<Vec<f32>> {
         let info = self.existing(name)?;
         let kind = info.ggml_type;
+        let bytes = kind.bytes(elements.start).zip(kind.bytes(elements.end));
+        let inside = elements.start <= elements.end && elements.end <= info.elements();
+        let Some((start, end)) = bytes.filter(|_| inside) else {
+            let allowed = format!("whole rows of its {} elements", info.elements());
+            let field = format!("part of tensor {name}");
+            return Err(self.refuse(&field, format!("{elements:?}"), &allowed));
+        };
+        let (start, end) = (info.range.start + start, info.range.start + end);
         let piece = (PIECE_BYTES / kind.block_bytes()).max(1) * kind.block_bytes();
         let mut values = Vec::new();
-        for start in info.range.clone().step_by(piece) {
-            let count = piece.min(info.range.end - start);
-            let bytes = self.file.bytes(start as u64, count)?;
+        for start in (start..end).step_by(piece) {
+            let bytes = self.file.bytes(start as u64, piece.min(end - start))?;
             let part = dequant::to_f32(kind, &bytes).ok_or_else(|| {
                 let what = format!("type {} of tensor {name}", kind.name());
                 let reason = format!("{}: allowed are {}", self.place(), dequant::CONVERTIBLE);
@@ -217,7 +236,7 @@ impl GgufFile {
                 true => values = part,
                 false => values.extend_from_slice(&part),
             }
-            values.reserve_exact(info.elements().saturating_sub(values.len()));
+            values.reserve_exact(elements.len().saturating_sub(values.len()));
         }
         Ok(values)
     }

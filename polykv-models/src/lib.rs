@@ -26,6 +26,8 @@ mod digest;
 pub mod doors;
 #[cfg(feature = "eval")]
 pub mod eval;
+mod families;
+pub mod gemma;
 pub mod generate;
 pub mod gguf;
 #[cfg(feature = "hub")]
@@ -33,7 +35,10 @@ pub mod hub;
 pub mod layers;
 pub mod llama;
 pub mod load;
+mod parts;
+pub mod qwen2;
 pub mod qwen3;
+pub mod qwen3_moe;
 pub mod random;
 #[cfg(any(feature = "eval", feature = "calibrate"))]
 mod rows;

@@ -1,5 +1,6 @@
 //! From files to a model: a Hugging Face folder or a GGUF file.
 
+mod adapt;
 mod ends;
 mod locate;
 pub mod safetensors;
@@ -10,11 +11,10 @@ pub use locate::locate;
 use crate::causal_lm::CausalLm;
 #[cfg(feature = "chat")]
 use crate::chat::ChatTemplate;
-use crate::config::{Family, ModelConfig};
+use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer, Weights};
+use crate::families::with_layer;
 use crate::gguf::{self, GgufFile};
-use crate::llama::LlamaLayer;
-use crate::qwen3::Qwen3Layer;
 use crate::random::check_fits;
 use crate::stored::{Fault, refuse_pointer};
 use crate::tokenizer::{Specials, Tokenizer};
@@ -50,7 +50,7 @@ impl LoadedModel {
     /// # Errors
     /// Another number of layers, with both numbers.
     pub fn check_layers(&self, plan: &Plan) -> Result<()> {
-        let layers = self.model.config().layers;
+        let layers = self.model.config().layers.len();
         match plan.layers.len() == layers {
             true => Ok(()),
             false => {
@@ -141,13 +141,9 @@ fn folder_model(
     device: &Device,
 ) -> Result<Box<dyn CausalLm>> {
     let (place, tensors) = safetensors::read_folder(folder)?;
-    build(
-        config,
-        tensors,
-        &place.display().to_string(),
-        storage,
-        device,
-    )
+    let place = place.display().to_string();
+    let tensors = adapt::adapt(&config, tensors)?;
+    build(config, tensors, &place, storage, device)
 }
 
 fn gguf_model(
@@ -198,8 +194,8 @@ fn load_gguf(path: &Path, storage: Storage, device: &Device) -> Result<LoadedMod
     })
 }
 
-/// Builds a model from its config and its tensors, which have the names of Hugging Face checkpoints. `place` names
-/// their file in errors.
+/// Builds a model from its config and its tensors, which have the names of Hugging Face checkpoints: one per projection,
+/// and gains of norms that are factors as they stand. `place` names their file in errors.
 ///
 /// # Errors
 /// Tensors that are missing, too many, of the wrong shape or with values that are not finite once they are stored; a
@@ -220,10 +216,11 @@ pub fn build(
         .map(|tensor| tensor.deferred(storage, &fault))
         .map(|tensor| convert(tensor, storage, place, device))
         .collect::<Result<_>>()?;
-    let model = match config.family {
-        Family::Llama => build_family::<LlamaLayer>(config, tensors, place, storage, device),
-        Family::Qwen3 => build_family::<Qwen3Layer>(config, tensors, place, storage, device),
-    };
+    let family = config.family;
+    let model = with_layer!(
+        family,
+        build_family(config, tensors, place, storage, device)
+    );
     // What could not be read says more than the store that asked for it.
     model.map_err(|e| fault.take().unwrap_or(e))
 }

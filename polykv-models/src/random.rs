@@ -1,10 +1,9 @@
 //! Models of an exact shape with seeded random weights, made on the device: speed and memory without a file.
 
 use crate::causal_lm::CausalLm;
-use crate::config::{Family, ModelConfig};
+use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer, Weights};
-use crate::llama::LlamaLayer;
-use crate::qwen3::Qwen3Layer;
+use crate::families::with_layer;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{Device, Distribution, Tensor};
 use polykv_core::ops::q8_scheme;
@@ -13,7 +12,7 @@ use polykv_core::{Error, Result, Storage, machine, ops};
 /// The standard deviation that the published models were initialised with.
 const DEVIATION: f64 = 0.02;
 
-/// A model of an exact shape with normally distributed weights and norm gains of one. The same seed and device give the
+/// A model of an exact shape with normally distributed weights, norm gains of one and biases of zero. The same seed and device give the
 /// same weights. `name` stands for the model in errors.
 ///
 /// # Errors
@@ -30,18 +29,19 @@ pub fn random_weights(
     storage.check(device)?;
     check_fits(name, &config, storage, device)?;
     device.seed(seed);
-    Ok(match config.family {
-        Family::Llama => family::<LlamaLayer>(config, storage, device),
-        Family::Qwen3 => family::<Qwen3Layer>(config, storage, device),
-    })
+    let family = config.family;
+    Ok(with_layer!(family, random_family(config, storage, device)))
 }
 
-fn family<L: Layer + 'static>(
+fn random_family<L: Layer + 'static>(
     config: ModelConfig,
     storage: Storage,
     device: &Device,
 ) -> Box<dyn CausalLm> {
-    let weights = Weights::<L>::new(&config, device).map(&mut Fill { storage });
+    let weights = Weights::<L>::new(&config, device).map(&mut Fill {
+        storage,
+        bias: false,
+    });
     Box::new(Decoder::new(config, weights, storage, device))
 }
 
@@ -71,13 +71,20 @@ fn check_memory(name: &str, config: &ModelConfig, storage: Storage, free: u64) -
 /// Gives every weight that does not exist yet its values.
 struct Fill {
     storage: Storage,
+    /// Whether the current weight is a bias.
+    bias: bool,
 }
 
 impl ModuleMapper for Fill {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.bias = name == "bias";
+    }
+
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let (shape, device) = (param.lazy_shape(), param.lazy_device());
-        // Only norms have one axis.
+        // Only norms and biases have one axis.
         let values = match D {
+            1 if self.bias => Tensor::zeros(shape, &device),
             1 => Tensor::ones(shape, &device),
             _ => {
                 let values = Tensor::random(shape, Distribution::Normal(0.0, DEVIATION), &device);
@@ -112,16 +119,31 @@ mod tests {
     #[test]
     fn a_seed_decides_the_weights() {
         use crate::PrefillOptions;
+        use crate::config::{Experts, Family, LayerConfig};
         use burn::tensor::{Int, TensorData};
         use polykv_core::{KvCache, Plan};
 
         let device = Device::flex();
+        let layer = LayerConfig::plain(1e4, 8);
         let config = |family| ModelConfig {
             family,
             vocab_size: 50,
             hidden_size: 32,
             intermediate_size: 48,
-            layers: 2,
+            layers: vec![
+                layer.clone(),
+                LayerConfig {
+                    rope: None,
+                    sparse: true,
+                    ..layer.clone()
+                },
+            ],
+            experts: Some(Experts {
+                count: 4,
+                used: 2,
+                intermediate_size: 24,
+                normalize: true,
+            }),
             heads: 4,
             kv_heads: 2,
             head_dim: 8,
@@ -137,7 +159,7 @@ mod tests {
             logits.try_into_vec_as::<f32>().unwrap()
         };
         // The device's seed is shared by all tests of the process, so this is the only one that draws.
-        for family in [Family::Llama, Family::Qwen3] {
+        for family in Family::ALL {
             let first = logits(family, 1);
             assert_eq!(first, logits(family, 1));
             assert_ne!(first, logits(family, 2));

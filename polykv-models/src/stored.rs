@@ -5,7 +5,8 @@ mod finite;
 
 pub(crate) use file::{WeightFile, refuse_pointer};
 
-use burn::tensor::{DType, Shape, TensorData};
+use crate::parts::Part;
+use burn::tensor::{Bytes, DType, Shape, TensorData};
 use burn_store::bridge;
 use burn_store::burn_pack::{Error as PackError, Tensor as PackTensor};
 use finite::first_lost;
@@ -71,6 +72,21 @@ impl Stored {
             place: place.to_owned(),
             read: Box::new(read),
         }
+    }
+
+    /// A tensor that is a part of another one, which is read as a whole whenever one of its parts is.
+    pub(crate) fn part(whole: &Arc<Self>, part: Part) -> Self {
+        let (source, shape) = (whole.clone(), Shape::from(part.shape));
+        let (declared, elements) = (shape.clone(), part.elements);
+        let read = move || {
+            let size = source.dtype.size();
+            let data = source.data()?;
+            let bytes = &data.bytes()[elements.start * size..elements.end * size];
+            let bytes = Bytes::from_bytes_vec(bytes.to_vec());
+            TensorData::try_from_bytes(bytes, shape.clone(), source.dtype)
+                .map_err(|e| Error::invalid(&source.place, "data", e, "as the shape says"))
+        };
+        Self::new(part.name, whole.dtype, declared, &whole.place, read)
     }
 
     /// The file that holds it, as errors name it.

@@ -1,9 +1,12 @@
 //! Every policy under every allocator, on shapes, prompts and budgets of any size.
 
+#[path = "properties/windows.rs"]
+mod windows;
+
 use crate::common::{all_variants, each_policy, written};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use polykv::allocate::{Allocators, least_budget};
-use polykv::testing::{Case, compare, kept, max_difference};
+use polykv::testing::{Case, Windows, compare, kept, max_difference};
 use polykv::{
     Allocator, Budget, Error, ErrorKind, KvCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan,
     Policy, RopeFacts, Rule, Spans,
@@ -35,6 +38,8 @@ struct World {
     steps: usize,
     fill: Fill,
     seed: u64,
+    /// Of the layers with an even index.
+    window: Option<usize>,
 }
 
 /// What is left of a run: outputs of all calls, and entries per layer after the prompt and after every step.
@@ -67,6 +72,7 @@ impl World {
             steps,
             fill: Fill::Any,
             seed: 1,
+            window: None,
         }
     }
 
@@ -122,8 +128,22 @@ impl World {
         layer.output = Some(Tensor::<2>::ones([5, width], &device).into());
         let mut facts = ModelFacts::default();
         facts.layers = vec![layer; self.layers];
+        for (facts, window) in facts.layers.iter_mut().zip(self.windows()) {
+            facts.window = window;
+        }
         cache.set_facts(&facts);
         Ok(cache)
+    }
+
+    fn windows(&self) -> Vec<Option<usize>> {
+        let window = |layer: usize| self.window.filter(|_| layer.is_multiple_of(2));
+        (0..self.layers).map(window).collect()
+    }
+
+    /// The most entries that a layer holds after `seen` tokens.
+    fn most(&self, layer: usize, seen: usize) -> usize {
+        let window = self.windows()[layer].unwrap_or(usize::MAX);
+        seen.min(window.saturating_sub(1).max(1))
     }
 
     fn run(&self, plan: Plan) -> Result<Run, Error> {
@@ -307,7 +327,7 @@ prop_compose! {
         seed in any::<u64>(),
     ) -> World {
         let shape = LayerShape { batch, heads: kv_heads * group, kv_heads, head_dim: 2 * pairs, dtype: DType::F32 };
-        World { shape, layers, prompt, chunk, steps, fill: Fill::Any, seed }
+        World { shape, layers, prompt, chunk, steps, fill: Fill::Any, seed, window: None }
     }
 }
 
@@ -372,7 +392,7 @@ proptest! {
     }
 
     /// Prompts and steps in any sizes, several rounds of them, rules that differ between layers and phases, protected
-    /// positions: the cache against the naive one.
+    /// positions, windows and a soft-cap: the cache against the naive one.
     #[test]
     fn any_sequence_of_prompts_and_steps_equals_the_reference(
         picks in prop::collection::vec((any::<prop::sample::Index>(), 0usize..4), 4),
@@ -381,8 +401,11 @@ proptest! {
         spans in prop::collection::vec((0usize..40, 1usize..4), 0..3),
         pyramid in any::<bool>(),
         seed in 0u64..1000,
+        windows in prop::collection::vec(prop::option::of(1usize..60), 2),
+        softcap in prop::option::of(0.5f64..20.0),
     ) {
         let variants = all_variants();
+        let windows = Windows { layers: windows, softcap };
         let spans = Spans::new(spans.into_iter().map(|(start, count)| start..start + count));
         let mut plan = Plan::full(2);
         let mut budget = 1;
@@ -399,8 +422,8 @@ proptest! {
         if pyramid {
             plan.online = Some(Allocators::default().get("pyramid").unwrap());
         }
-        let what = written(&plan);
-        let case = Case { plan, prompt, chunk, steps, rounds, spans, seed };
+        let what = format!("{windows:?}\n{}", written(&plan));
+        let case = Case { plan, prompt, chunk, steps, rounds, spans, seed, windows };
         match compare(&case, &Device::flex()) {
             Ok(found) => {
                 prop_assert!(found.output < 1e-5 && found.kept == 0, "{:?}: {}", found, what);

@@ -141,16 +141,17 @@ fn greedy(logits: Tensor<2>) -> Result<Vec<i64>> {
     Ok(values.chunks_exact(vocab).map(best).collect())
 }
 
-/// Bytes of weights that a decode step reads: all but an embedding table of which it looks up single rows.
+/// Bytes of weights that a decode step reads at least: all but an embedding table of which it looks up single rows, and
+/// experts that a token does not choose.
 fn weights_read(config: &ModelConfig, storage: Storage) -> u64 {
     let table = (config.vocab_size * config.hidden_size) as u64;
     let unread = if config.tie_embeddings { 0 } else { table };
-    storage.weight_bytes(config.parameters() - unread)
+    storage.weight_bytes(config.active_parameters() - unread)
 }
 
 /// Bytes of keys and values that the step which has just ended left, as the measure of what it read.
 fn entries_read(cache: &KvCache) -> f64 {
-    let entry = cache.shape().cost(1).bytes as f64;
+    let entry = cache.cost().bytes as f64;
     let entries: usize = cache.layers().iter().map(LayerCache::entries).sum();
     entries as f64 * entry
 }

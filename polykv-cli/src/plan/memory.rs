@@ -30,12 +30,12 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
         head_dim: config.head_dim,
         dtype: args.dtype.cache(),
     }
-    .cost(config.layers);
+    .cost(&config.windows());
     let estimate = |plan: &Plan, place: &str| {
-        let estimate = plan.estimate(args.tokens, new_tokens, cost);
+        let estimate = plan.estimate(args.tokens, new_tokens, &cost);
         estimate.at(place)
     };
-    let full = estimate(&Plan::full(config.layers), "FullKV")?;
+    let full = estimate(&Plan::full(config.layers.len()), "FullKV")?;
     let source = Source::read(&args.compression)?;
     let plan = match source {
         Source::Full => None,

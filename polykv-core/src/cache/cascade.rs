@@ -2,7 +2,8 @@
 
 use super::{KvCache, Spans};
 use crate::allocate::{self, Allocator, LayerStat, Note, Online};
-use crate::apportion::largest_remainder;
+use crate::apportion::{capped, largest_remainder};
+use crate::facts::most_entries;
 use crate::phase::Phase;
 use crate::plan::Resolved;
 use crate::{Error, Result};
@@ -14,6 +15,8 @@ pub(super) struct Cascade {
     allocator: Arc<dyn Allocator>,
     /// The least budget of each layer, per phase; `None` for a phase that keeps everything there.
     least: [Vec<Option<usize>>; 2],
+    /// The most entries that the window of each layer holds.
+    most: Vec<usize>,
     /// Entries of all layers together, per phase.
     totals: [usize; 2],
     /// What the allocator remembers of the layers so far.
@@ -32,11 +35,18 @@ impl Cascade {
         let Some(allocator) = allocator.filter(|allocator| allocator.online().is_some()) else {
             return Ok(None);
         };
+        let most: Vec<usize> = resolved
+            .layers
+            .iter()
+            .map(|layer| most_entries(layer.window))
+            .collect();
         let least = |phase| {
-            let layers = resolved.layers.iter().map(|layer| match layer.of(phase) {
-                Some(eviction) => Ok(Some(
-                    allocate::least_budget(&*eviction.policy)? + spans.count(),
-                )),
+            let layers = resolved.layers.iter().zip(&most);
+            let layers = layers.map(|(layer, &most)| match layer.of(phase) {
+                Some(eviction) => {
+                    let least = allocate::least_budget(&*eviction.policy)? + spans.count();
+                    Ok(Some(least.min(most)))
+                }
                 None => Ok(None),
             });
             layers.collect::<Result<Vec<_>>>()
@@ -44,6 +54,7 @@ impl Cascade {
         Ok(Some(Self {
             allocator,
             least: [least(Phase::Prefill)?, least(Phase::Decode)?],
+            most,
             totals: Phase::BOTH.map(|phase| resolved.total(phase)),
             notes: Vec::new(),
             held: Vec::new(),
@@ -67,8 +78,9 @@ impl Cascade {
         Ok(&self.held)
     }
 
-    /// Adds a layer that is like all others, for estimates without a model.
-    pub fn add_equal_layer(&mut self, entries: usize) -> Result<&[Option<usize>]> {
+    /// Adds a layer that is like all others after `tokens` tokens, but for its window, for estimates without a model.
+    pub fn add_equal_layer(&mut self, tokens: usize) -> Result<&[Option<usize>]> {
+        let entries = tokens.min(self.most[self.notes.len()]);
         self.add_layer(Note {
             entries,
             rows: 1,
@@ -98,17 +110,25 @@ impl Cascade {
         }
         let to_come = least[seen..].iter().flatten().count();
         let total = self.totals[index];
-        let mut split = self
-            .online()?
-            .budgets(total, &stats, &notes, to_come)
-            .into_iter();
-        let budget = |least: &Option<usize>| least.and_then(|_| split.next());
-        Ok(least[..seen].iter().map(budget).collect())
+        let split = self.online()?.budgets(total, &stats, &notes, to_come);
+        Ok(self.within_windows(&least[..seen], &split))
+    }
+
+    /// A budget for each layer that evicts, none for the others; what a window does not hold goes to the other layers.
+    fn within_windows(&self, evicts: &[Option<usize>], split: &[usize]) -> Vec<Option<usize>> {
+        let evicting = evicts
+            .iter()
+            .zip(&self.most)
+            .filter(|(evicts, _)| evicts.is_some());
+        let most: Vec<usize> = evicting.map(|(_, &most)| most).collect();
+        let mut split = capped(split, &most, 0).into_iter();
+        let budget = |evicts: &Option<usize>| evicts.and_then(|_| split.next());
+        evicts.iter().map(budget).collect()
     }
 
     /// The budgets of the decode phase once all layers have been added. If both phases evict in the same layers, the budgets
     /// are what the layers hold, and the rest of the total is split evenly: nothing is evicted while everything fits.
-    fn decode_budgets(&self) -> Result<Vec<Option<usize>>> {
+    pub fn decode_budgets(&self) -> Result<Vec<Option<usize>>> {
         let evicts = |phase: usize| self.least[phase].iter().map(Option::is_some);
         if self.totals[0] != self.totals[1] || !evicts(0).eq(evicts(1)) {
             return self.budgets(Phase::Decode);
@@ -120,9 +140,10 @@ impl Cascade {
             .flatten()
             .fold(0, |sum: usize, held| sum.saturating_add(*held));
         let surplus = self.totals[0].saturating_sub(held);
-        let mut more = largest_remainder(surplus, &vec![1.0; layers]).into_iter();
-        let budget = |held: &Option<usize>| held.map(|held| held + more.next().unwrap_or(0));
-        Ok(self.held.iter().map(budget).collect())
+        let more = largest_remainder(surplus, &vec![1.0; layers]);
+        let held = self.held.iter().flatten().zip(more);
+        let budgets: Vec<usize> = held.map(|(held, more)| held + more).collect();
+        Ok(self.within_windows(&self.held, &budgets))
     }
 
     fn is_done(&self) -> bool {

@@ -43,12 +43,18 @@ impl Spans {
     /// How many entries these positions and what a policy protects are together, in a sequence so long that the latest
     /// positions which the policy protects lie behind the spans.
     pub fn count_with(&self, protect: Protect) -> usize {
-        let behind = |position: usize| position.max(protect.sinks);
+        self.count_from(0, protect)
+    }
+
+    /// [`Spans::count_with`], where positions below `first` do not count: they have left a layer's window.
+    pub(crate) fn count_from(&self, first: usize, protect: Protect) -> usize {
+        let behind = |position: usize| position.max(protect.sinks).max(first);
         let spans = self.0.iter();
         let more: usize = spans
             .map(|span| behind(span.end) - behind(span.start))
             .sum();
-        protect.count().saturating_add(more)
+        let sinks = protect.sinks.saturating_sub(first);
+        sinks.saturating_add(protect.recent).saturating_add(more)
     }
 
     /// What a policy protects and the spans, where a span that begins within the sinks extends them.

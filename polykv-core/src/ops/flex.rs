@@ -11,6 +11,7 @@ mod gemv;
 mod hits;
 mod keys;
 mod lanes;
+mod mask;
 mod merge;
 mod order;
 mod pointwise;

@@ -70,7 +70,7 @@ impl Journal {
     ) -> Result<Self> {
         let mut journal = Self {
             file: None,
-            shape: Shape::new(options, model.model.config().layers, examples),
+            shape: Shape::new(options, model.model.config().layers.len(), examples),
             measured: BTreeMap::new(),
             losses: BTreeMap::new(),
         };

@@ -109,7 +109,7 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// A plan for another model, and a name given twice.
     pub fn new(model: &'a LoadedModel, plans: Vec<NamedPlan>) -> Result<Self> {
-        let layers = model.model.config().layers;
+        let layers = model.model.config().layers.len();
         let full = NamedPlan::new("full", Plan::full(layers), &Registry::default());
         let mut all = vec![full];
         for plan in plans {
@@ -154,10 +154,9 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// An error of [`Plan::resolve`], with the plan's name.
     pub fn check(&self, prompt_tokens: usize) -> Result<()> {
-        let shape = self.model.model.cache_shape(1);
+        let cost = self.model.model.cache_cost(1);
         for NamedPlan { name, plan, .. } in &self.plans {
-            let cost = shape.cost(plan.layers.len());
-            plan.resolve(prompt_tokens, cost).at(name)?;
+            plan.resolve(prompt_tokens, &cost).at(name)?;
         }
         Ok(())
     }
@@ -244,7 +243,7 @@ impl<'a> Evaluator<'a> {
         let (config, tokens) = (model.config(), x.dims()[1]);
         check_length(start, tokens, config.max_positions)?;
         let rope = model.rope(start..start + tokens);
-        read(model.head(rows::run(model, 0..config.layers, x, &rope, attend)?))
+        read(model.head(rows::run(model, 0..config.layers.len(), x, &rope, attend)?))
     }
 
     /// The logits of the next token after each of the caches: those that the prompt left, or what follows `after`, which

@@ -112,6 +112,12 @@ impl GgmlType {
     pub fn block_bytes(self) -> usize {
         self.row().3
     }
+
+    /// The bytes of so many elements; `None` if they are no whole number of blocks.
+    pub(super) fn bytes(self, elements: usize) -> Option<usize> {
+        let whole = elements.is_multiple_of(self.block_elements());
+        whole.then(|| elements / self.block_elements() * self.block_bytes())
+    }
 }
 
 /// Converts whole blocks to f32; `None` when the type has no conversion. A partial block at the end is left out.
