@@ -143,7 +143,9 @@ impl GgufFile {
             .value("tokenizer.ggml.tokens")
             .and_then(|v| v.as_array())
             .map(<[_]>::len);
-        let rows = self.tensor("token_embd.weight").map(|t| t.shape[0]);
+        let rows = self
+            .tensor("token_embd.weight")
+            .and_then(|t| t.shape.first().copied());
         match (rows, tokens) {
             (Some(rows), Some(tokens)) if tokens > rows => Err(self.refuse(
                 "tokenizer.ggml.tokens",

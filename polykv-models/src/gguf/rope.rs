@@ -55,8 +55,9 @@ impl GgufFile {
     /// The file holds only the divisors of the frequencies; the published parameters that give them are found by trial.
     pub(super) fn llama3_scaling(&self, theta: f64, head_dim: usize) -> Result<RopeScaling> {
         let shape = self.tensor("rope_freqs.weight").map(|freqs| &freqs.shape);
-        if shape.is_none_or(|shape| *shape != [head_dim / 2]) {
-            let allowed = format!("[{}], half the head size", head_dim / 2);
+        let pairs = head_dim / 2;
+        if shape.is_none_or(|shape| *shape != [pairs]) {
+            let allowed = format!("[{pairs}], half the head size");
             let found = format!("{:?}", shape.map_or(&[][..], Vec::as_slice));
             return Err(self.refuse("tensor rope_freqs.weight", found, &allowed));
         }

@@ -24,7 +24,7 @@ pub fn tensors(file: &Arc<GgufFile>, config: &ModelConfig) -> Result<Vec<Stored>
         };
         let hf_name = hf_name(name).ok_or_else(|| {
             Error::invalid(
-                file.place(),
+                file.place_of(info),
                 format!("tensor {name}"),
                 "unknown",
                 format!("a tensor of the {} architecture", config.family.name()),
@@ -47,7 +47,7 @@ pub fn tensors(file: &Arc<GgufFile>, config: &ModelConfig) -> Result<Vec<Stored>
             }
             Ok(TensorData::new(values, shape.clone()))
         };
-        let stored = Stored::new(hf_name, DType::F32, declared, file.place(), read);
+        let stored = Stored::new(hf_name, DType::F32, declared, file.place_of(info), read);
         tensors.push(stored);
     }
     Ok(tensors)
@@ -111,14 +111,11 @@ pub fn unpermute_rope_rows(
             allowed,
         ));
     }
-    let half = head_dim / 2;
     let mut out = Vec::with_capacity(data.len());
-    for head in data.chunks_exact(head_dim * inner) {
+    for head in data.chunks_exact(head_dim.saturating_mul(inner)) {
         for side in 0..2 {
-            for pair in 0..half {
-                let row = (pair * 2 + side) * inner;
-                out.extend_from_slice(&head[row..row + inner]);
-            }
+            let rows = head.chunks_exact(inner).skip(side).step_by(2);
+            rows.for_each(|row| out.extend_from_slice(row));
         }
     }
     Ok(out)
