@@ -1,5 +1,7 @@
 //! Every kernel at every level that this processor has, on odd shapes and strided views, against plain tensors.
 
+#[cfg(target_os = "linux")]
+mod guard;
 mod layers;
 mod scores;
 mod slots;
