@@ -39,13 +39,8 @@
 
 #![cfg_attr(
     not(test),
-    warn(
-        clippy::expect_used,
-        clippy::print_stderr,
-        clippy::print_stdout,
-        clippy::unwrap_used,
-        missing_docs
-    )
+    deny(clippy::print_stderr, clippy::print_stdout),
+    warn(clippy::expect_used, clippy::unwrap_used, missing_docs)
 )]
 
 /// The version of burn that this crate is built with; its tensors are those of every signature here.

@@ -1,5 +1,10 @@
 //! Budgets for prompts of any length.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +39,7 @@ impl Budget {
             Self::Tokens(tokens) => tokens.saturating_mul(cost.layers),
             Self::Total(total) => total,
             Self::Ratio(ratio) => (ratio * prompt as f64 * cost.layers as f64).round() as usize,
-            Self::Bytes(bytes) => (bytes / cost.bytes.max(1) as u64) as usize,
+            Self::Bytes(bytes) => bytes.checked_div(cost.bytes.max(1) as u64).unwrap_or(0) as usize,
         }
     }
 

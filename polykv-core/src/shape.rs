@@ -1,5 +1,10 @@
 //! The shape of a layer's queries, keys and values.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use crate::budget::EntryCost;
 use crate::{Error, Result};
 use burn::tensor::DType;
@@ -22,7 +27,7 @@ pub struct LayerShape {
 impl LayerShape {
     /// The number of query heads per KV head.
     pub fn group(&self) -> usize {
-        self.heads / self.kv_heads
+        self.heads.checked_div(self.kv_heads).unwrap_or(0)
     }
 
     /// The memory of an entry in a cache of `layers` layers of this shape.

@@ -1,5 +1,10 @@
 //! The number formats of weights and of cached keys and values.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use crate::ops;
 use crate::ops::Q8_BLOCK;
 use crate::{Error, Result};
@@ -58,9 +63,12 @@ impl Storage {
     /// Bytes of `count` weights.
     pub fn weight_bytes(self, count: u64) -> u64 {
         match self {
-            Self::F32 => 4 * count,
-            Self::F16 | Self::Bf16 => 2 * count,
-            Self::Q8 => count + 4 * count.div_ceil(Q8_BLOCK as u64),
+            Self::F32 => count.saturating_mul(4),
+            Self::F16 | Self::Bf16 => count.saturating_mul(2),
+            Self::Q8 => {
+                let scales = count.div_ceil(Q8_BLOCK as u64);
+                count.saturating_add(scales.saturating_mul(4))
+            }
         }
     }
 

@@ -1,5 +1,10 @@
 //! The shape of a model, read from a checkpoint's config.json and checked before anything is allocated.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use polykv_core::{Error, Result};
 
 mod checks;

@@ -1,6 +1,11 @@
 //! From what a user types after `--model` to a path: a folder, a file, or a name whose files are fetched once, either
 //! built in or of the Hugging Face hub.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 #[cfg(feature = "hub")]
 mod access;
 #[cfg(feature = "hub")]

@@ -1,5 +1,10 @@
 //! From files to a model: a Hugging Face folder or a GGUF file.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 mod ends;
 mod locate;
 pub mod safetensors;
@@ -351,7 +356,7 @@ fn convert(
         let convert = move |data: TensorData| data.convert_dtype(dtype);
         return Ok(bridge::map_data(tensor, name, dtype, shape, convert));
     }
-    let columns = shape[1];
+    let columns = shape.as_slice().last().copied().unwrap_or(0);
     if !columns.is_multiple_of(Q8_BLOCK) {
         let field = format!("columns of tensor {name}, for dtype {storage}");
         return Err(Error::invalid(

@@ -1,5 +1,10 @@
 //! Models of an exact shape with seeded random weights, made on the device: speed and memory without a file.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use crate::causal_lm::CausalLm;
 use crate::config::{Family, ModelConfig};
 use crate::decoder::{Decoder, Layer, Weights};

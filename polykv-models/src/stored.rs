@@ -1,5 +1,10 @@
 //! Tensors of a file, read and checked when they are asked for.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 mod file;
 mod finite;
 
@@ -139,8 +144,8 @@ fn index(shape: &Shape, mut at: usize) -> Vec<usize> {
         .iter()
         .rev()
         .map(|&dim| {
-            let place = at % dim.max(1);
-            at /= dim.max(1);
+            let place = at.checked_rem(dim).unwrap_or(0);
+            at = at.checked_div(dim).unwrap_or(0);
             place
         })
         .collect();

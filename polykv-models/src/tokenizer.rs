@@ -1,5 +1,10 @@
 //! Text to token ids and back, from a tokenizer.json or from the vocabulary inside a GGUF file.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 mod bound;
 pub(crate) mod companions;
 mod gguf;
@@ -124,7 +129,7 @@ impl Tokenizer {
         };
         let longest = vocab.keys().map(String::len).max().filter(|_| exact);
         let start = start(&parsing).map_err(refuse)?;
-        let vocab_size = last.map_or(0, |id| id as usize + 1);
+        let vocab_size = last.map_or(0, |id| (id as usize).saturating_add(1));
         if let Some(id) = start.iter().find(|&&id| id as usize >= vocab_size) {
             let field = "token of post_processor";
             return Err(Error::invalid(
@@ -299,7 +304,7 @@ fn start(tokenizer: &tokenizers::Tokenizer) -> std::result::Result<Vec<u32>, Str
         return Ok(Vec::new());
     }
     let at = whole.windows(plain.len()).position(|part| part == plain);
-    Ok(whole[..at.unwrap_or(0)].to_vec())
+    Ok(whole.into_iter().take(at.unwrap_or(0)).collect())
 }
 
 /// Runs a call into the tokenizers crate; its panics become errors like any other.

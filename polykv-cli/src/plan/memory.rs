@@ -7,7 +7,7 @@ use polykv::models::ModelConfig;
 use polykv::models::config::SHAPES;
 use polykv::models::load;
 use polykv::{At, CacheEstimate, Error, LayerShape, Plan, Result};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// FullKV and, if one is given, the plan: a table or one JSON object.
@@ -22,7 +22,7 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
         let allowed = format!("at most {most} tokens, the model's context");
         return Err(Error::invalid("prompt", "length", found, allowed));
     }
-    let new_tokens = args.new_tokens.min(most - args.tokens);
+    let new_tokens = args.new_tokens.min(most.saturating_sub(args.tokens));
     let cost = LayerShape {
         batch: args.batch,
         heads: config.heads,
@@ -47,6 +47,12 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
     };
     let weights = args.dtype.weight_bytes(config.parameters());
     if args.json {
+        let plan = plan.as_ref().map(|(name, hash, estimate)| {
+            let mut fields = numbers(estimate);
+            fields.insert("name".into(), name.as_str().into());
+            fields.insert("hash".into(), hash.as_str().into());
+            fields
+        });
         let mut object = json!({
             "computed": true,
             "model": args.model,
@@ -58,10 +64,8 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
             "weight_bytes": weights,
             "full": numbers(&full),
         });
-        if let Some((name, hash, estimate)) = &plan {
-            object["plan"] = numbers(estimate);
-            object["plan"]["name"] = name.as_str().into();
-            object["plan"]["hash"] = hash.as_str().into();
+        if let (Some(fields), Some(plan)) = (object.as_object_mut(), plan) {
+            fields.insert("plan".into(), plan.into());
         }
         return Ok(object.to_string());
     }
@@ -97,16 +101,20 @@ fn config(model: &str) -> Result<ModelConfig> {
     })
 }
 
-fn numbers(estimate: &CacheEstimate) -> Value {
+fn numbers(estimate: &CacheEstimate) -> Map<String, Value> {
     let (min, mean, max) = kept(estimate);
-    json!({
-        "steady_bytes": estimate.steady_bytes,
-        "peak_bytes": estimate.peak_bytes,
-        "kept_min": min,
-        "kept_mean": mean,
-        "kept_max": max,
-        "kept": estimate.kept,
-    })
+    let fields = [
+        ("steady_bytes", estimate.steady_bytes.into()),
+        ("peak_bytes", estimate.peak_bytes.into()),
+        ("kept_min", min.into()),
+        ("kept_mean", mean.into()),
+        ("kept_max", max.into()),
+        ("kept", estimate.kept.clone().into()),
+    ];
+    fields
+        .map(|(name, value)| (name.to_owned(), value))
+        .into_iter()
+        .collect()
 }
 
 fn cells(name: &str, estimate: &CacheEstimate, full: &CacheEstimate) -> [String; 5] {

@@ -1,5 +1,10 @@
 //! Budgets that depend on what the layers do with the prompt: layers are cut in steps until all have had it.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use super::{KvCache, Spans};
 use crate::allocate::{self, Allocator, LayerStat, Note, Online};
 use crate::apportion::largest_remainder;
@@ -34,9 +39,10 @@ impl Cascade {
         };
         let least = |phase| {
             let layers = resolved.layers.iter().map(|layer| match layer.of(phase) {
-                Some(eviction) => Ok(Some(
-                    allocate::least_budget(&*eviction.policy)? + spans.count(),
-                )),
+                Some(eviction) => {
+                    let least = allocate::least_budget(&*eviction.policy)?;
+                    Ok(Some(least.saturating_add(spans.count())))
+                }
                 None => Ok(None),
             });
             layers.collect::<Result<Vec<_>>>()
@@ -59,8 +65,9 @@ impl Cascade {
 
     /// Adds the next layer. Returns the entries that each layer so far may hold; `None` for one that keeps everything.
     pub fn add_layer(&mut self, note: Note) -> Result<&[Option<usize>]> {
-        self.held
-            .push(self.least[0][self.notes.len()].map(|_| note.entries));
+        let [least, _] = &self.least;
+        let evicts = least.get(self.notes.len()).copied().flatten();
+        self.held.push(evicts.map(|_| note.entries));
         self.notes.push(note);
         let wanted = self.budgets(Phase::Prefill)?;
         shrink(&mut self.held, &wanted);
@@ -72,17 +79,17 @@ impl Cascade {
         self.add_layer(Note {
             entries,
             rows: 1,
-            values: (0..entries).map(|rank| 1.0 / (1 + rank) as f32).collect(),
+            values: (1..=entries).map(|rank| 1.0 / rank as f32).collect(),
         })
     }
 
     /// The budgets of the layers so far in a phase.
     fn budgets(&self, phase: Phase) -> Result<Vec<Option<usize>>> {
-        let index = match phase {
-            Phase::Prefill => 0,
-            Phase::Decode => 1,
+        let ([prefill, decode], [prefill_total, decode_total]) = (&self.least, self.totals);
+        let (least, total) = match phase {
+            Phase::Prefill => (prefill, prefill_total),
+            Phase::Decode => (decode, decode_total),
         };
-        let least = &self.least[index];
         let seen = self.notes.len();
         let mut stats = Vec::new();
         let mut notes = Vec::new();
@@ -96,21 +103,24 @@ impl Cascade {
                 notes.push(note.clone());
             }
         }
-        let to_come = least[seen..].iter().flatten().count();
-        let total = self.totals[index];
+        let to_come = least.iter().skip(seen).flatten().count();
         let mut split = self
             .online()?
             .budgets(total, &stats, &notes, to_come)
             .into_iter();
         let budget = |least: &Option<usize>| least.and_then(|_| split.next());
-        Ok(least[..seen].iter().map(budget).collect())
+        Ok(least.iter().take(seen).map(budget).collect())
     }
 
     /// The budgets of the decode phase once all layers have been added. If both phases evict in the same layers, the budgets
     /// are what the layers hold, and the rest of the total is split evenly: nothing is evicted while everything fits.
     fn decode_budgets(&self) -> Result<Vec<Option<usize>>> {
-        let evicts = |phase: usize| self.least[phase].iter().map(Option::is_some);
-        if self.totals[0] != self.totals[1] || !evicts(0).eq(evicts(1)) {
+        let [prefill, decode] = self
+            .least
+            .each_ref()
+            .map(|least| least.iter().map(Option::is_some));
+        let [total, decode_total] = self.totals;
+        if total != decode_total || !prefill.eq(decode) {
             return self.budgets(Phase::Decode);
         }
         let layers = self.held.iter().flatten().count();
@@ -119,14 +129,16 @@ impl Cascade {
             .iter()
             .flatten()
             .fold(0, |sum: usize, held| sum.saturating_add(*held));
-        let surplus = self.totals[0].saturating_sub(held);
+        let surplus = total.saturating_sub(held);
         let mut more = largest_remainder(surplus, &vec![1.0; layers]).into_iter();
-        let budget = |held: &Option<usize>| held.map(|held| held + more.next().unwrap_or(0));
+        let budget =
+            |held: &Option<usize>| held.map(|held| held.saturating_add(more.next().unwrap_or(0)));
         Ok(self.held.iter().map(budget).collect())
     }
 
     fn is_done(&self) -> bool {
-        self.notes.len() == self.least[0].len()
+        let [least, _] = &self.least;
+        self.notes.len() == least.len()
     }
 }
 
@@ -156,11 +168,12 @@ impl KvCache {
 /// Lowers what each layer holds to what it should hold. Evicted entries do not come back, so that a layer may hold less than
 /// it should by rounding; the layers after it get the difference.
 fn shrink(held: &mut [Option<usize>], wanted: &[Option<usize>]) {
-    let mut spare = 0;
+    let mut spare = 0usize;
     for (held, wanted) in held.iter_mut().zip(wanted) {
         if let (Some(held), Some(wanted)) = (held, wanted) {
-            let granted = (*held).min(wanted + spare);
-            spare = wanted + spare - granted;
+            let most = wanted.saturating_add(spare);
+            let granted = (*held).min(most);
+            spare = most.saturating_sub(granted);
             *held = granted;
         }
     }

@@ -1,5 +1,10 @@
 //! The memory of a cache, computed from a plan and a shape.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use super::Spans;
 use super::cascade::Cascade;
 use super::slots::slots_for;
@@ -37,17 +42,16 @@ impl Plan {
         let mut layers = vec![Layer::default(); resolved.layers.len()];
         let mut cascade = Cascade::of(self.online.clone(), &resolved, &Spans::default())?;
         for (index, rules) in resolved.layers.iter().enumerate() {
-            let append = |layer: &mut Layer| layer.append(rules, prompt, prompt);
-            sizes.step(&mut layers[index], append);
-            match &mut cascade {
-                None => sizes.step(&mut layers[index], |layer| {
-                    layer.trim(rules.budget(Phase::Prefill))
-                }),
-                Some(cascade) => {
-                    let granted = cascade.add_equal_layer(prompt)?;
-                    for (layer, &budget) in layers.iter_mut().zip(granted) {
-                        sizes.step(layer, |layer| layer.trim(budget));
-                    }
+            if let Some(layer) = layers.get_mut(index) {
+                sizes.step(layer, |layer| layer.append(rules, prompt, prompt));
+                if cascade.is_none() {
+                    sizes.step(layer, |layer| layer.trim(rules.budget(Phase::Prefill)));
+                }
+            }
+            if let Some(cascade) = &mut cascade {
+                let granted = cascade.add_equal_layer(prompt)?;
+                for (layer, &budget) in layers.iter_mut().zip(granted) {
+                    sizes.step(layer, |layer| layer.trim(budget));
                 }
             }
         }
@@ -89,9 +93,10 @@ impl Sizes {
     fn step(&mut self, layer: &mut Layer, change: impl FnOnce(&mut Layer)) {
         let before = layer.slots;
         change(layer);
-        self.slots = self.slots - before + layer.slots;
+        let others = self.slots.saturating_sub(before);
+        self.slots = others.saturating_add(layer.slots);
         let transient = if layer.slots == before { 0 } else { before };
-        self.peak = self.peak.max(self.slots + transient);
+        self.peak = self.peak.max(self.slots.saturating_add(transient));
     }
 }
 
@@ -103,10 +108,11 @@ struct Layer {
 
 impl Layer {
     fn append(&mut self, rules: &LayerEvictions, tokens: usize, expected: usize) {
-        if self.len + tokens > self.slots {
+        let len = self.len.saturating_add(tokens);
+        if len > self.slots {
             self.slots = slots_for(rules, self.len, tokens, expected);
         }
-        self.len += tokens;
+        self.len = len;
     }
 
     /// One entry too many is overwritten in place; more of them move to a new store.
@@ -114,7 +120,7 @@ impl Layer {
         let Some(budget) = budget.filter(|&budget| self.len > budget) else {
             return;
         };
-        self.slots = self.slots.min(budget + 1);
+        self.slots = self.slots.min(budget.saturating_add(1));
         self.len = budget;
     }
 }

@@ -11,8 +11,8 @@ const SLACK_PART: usize = 32;
 /// The slots to allocate when `tokens` entries are appended to `len` and do not fit. `expected` counts the tokens of the
 /// announced prompt that are still to be appended, these included.
 pub fn slots_for(rules: &LayerEvictions, len: usize, tokens: usize, expected: usize) -> usize {
-    let least = len + tokens.max(expected);
-    let slack = least + SLACK.max(least / SLACK_PART);
+    let least = len.saturating_add(tokens.max(expected));
+    let slack = least.saturating_add(SLACK.max(least / SLACK_PART));
     match (rules.budget(Phase::Prefill), rules.budget(Phase::Decode)) {
         // A prompt that will be trimmed gets no room for what comes after it.
         (Some(_), _) | (_, Some(_)) if expected > 0 => least,

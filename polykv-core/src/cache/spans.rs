@@ -1,5 +1,10 @@
 //! Positions that the caller of a cache protects from eviction.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use crate::policy::Protect;
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,7 +37,8 @@ impl Spans {
 
     /// The number of positions.
     pub fn count(&self) -> usize {
-        self.0.iter().map(Range::len).sum()
+        let counts = self.0.iter().map(Range::len);
+        counts.fold(0, usize::saturating_add)
     }
 
     /// Whether a position is among them.
@@ -45,9 +51,9 @@ impl Spans {
     pub fn count_with(&self, protect: Protect) -> usize {
         let behind = |position: usize| position.max(protect.sinks);
         let spans = self.0.iter();
-        let more: usize = spans
-            .map(|span| behind(span.end) - behind(span.start))
-            .sum();
+        let more = spans
+            .map(|span| behind(span.end).saturating_sub(behind(span.start)))
+            .fold(0, usize::saturating_add);
         protect.count().saturating_add(more)
     }
 

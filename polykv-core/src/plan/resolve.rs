@@ -160,7 +160,7 @@ impl Plan {
         cost: EntryCost,
     ) -> Result<usize> {
         let total = self.budget.total(prompt, cost);
-        let full = self.layers.len() - evicting.len();
+        let full = self.layers.len().saturating_sub(evicting.len());
         if self.allow_full_extra {
             // With full layers on top, the others still get only their own part of the total.
             let parts: f64 = stats.iter().map(|stat| stat.share).sum();
@@ -174,7 +174,7 @@ impl Plan {
         let kept = full.saturating_mul(prompt);
         let claimed = kept.saturating_add(fixed);
         match claimed <= total {
-            true => Ok(total - kept),
+            true => Ok(total.saturating_sub(kept)),
             false => Err(Error::budget(
                 format!("{phase}: entries of {full} full layers at {prompt} tokens and the others"),
                 claimed,

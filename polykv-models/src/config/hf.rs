@@ -77,7 +77,7 @@ fn default_head_dim(place: &str, hidden: usize, heads: usize) -> Result<usize> {
         let allowed = format!("a multiple of num_attention_heads, {heads}, or a head_dim");
         return Err(Error::invalid(place, "hidden_size", hidden, allowed));
     }
-    Ok(hidden / heads)
+    Ok(hidden.checked_div(heads).unwrap_or(0))
 }
 
 /// Entry in `architectures`, `model_type`, family.

@@ -71,19 +71,19 @@ fn unpack(path: &Path, cache: &Path, alias: &Alias, progress: &mut dyn FnMut(Ste
         .tempfile_in(cache)
         .map_err(|e| Error::io(cache, e))?;
     // The size in the archive's directory may lie, so the reading is bounded as well.
-    let mut source = member.take(alias.bytes + 1);
+    let mut source = member.take(alias.bytes.saturating_add(1));
     let mut hash = Sha256::new();
     let mut buffer = vec![0; CHUNK];
-    let mut done = 0;
+    let mut done = 0u64;
     loop {
         let count = source.read(&mut buffer).map_err(|e| broken(&e))?;
         if count == 0 {
             break;
         }
-        hash.update(&buffer[..count]);
-        part.write_all(&buffer[..count])
-            .map_err(|e| Error::io(cache, e))?;
-        done += count as u64;
+        let bytes = buffer.get(..count).unwrap_or_default();
+        hash.update(bytes);
+        part.write_all(bytes).map_err(|e| Error::io(cache, e))?;
+        done = done.saturating_add(count as u64);
         progress(Step::Unpacking {
             done,
             total: alias.bytes,

@@ -134,7 +134,7 @@ impl Read for Reader<'_> {
         let mut file = self.file.lock();
         file.seek(SeekFrom::Start(self.at))?;
         let count = file.read(buffer)?;
-        self.at += count as u64;
+        self.at = self.at.saturating_add(count as u64);
         Ok(count)
     }
 }

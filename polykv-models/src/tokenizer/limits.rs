@@ -263,7 +263,7 @@ impl<'de> Deserialize<'de> for Entries {
             ) -> std::result::Result<Entries, A::Error> {
                 let mut found = Entries::default();
                 while let Some((key, _)) = map.next_entry::<String, IgnoredAny>()? {
-                    found.count += 1;
+                    found.count = found.count.saturating_add(1);
                     found.longest = found.longest.max(key.len());
                 }
                 Ok(found)
@@ -275,7 +275,7 @@ impl<'de> Deserialize<'de> for Entries {
             ) -> std::result::Result<Entries, A::Error> {
                 let mut found = Entries::default();
                 while let Some(item) = list.next_element::<Value>()? {
-                    found.count += 1;
+                    found.count = found.count.saturating_add(1);
                     walk(&item, &mut |value| {
                         found.longest = found.longest.max(value.as_str().map_or(0, str::len));
                     });
