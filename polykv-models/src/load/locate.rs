@@ -35,12 +35,14 @@ pub fn locate(path: &Path) -> Result<PathBuf> {
             files.push(file);
         }
     }
-    files.sort();
-    // Of the parts of a split file, one stands for all.
-    files.dedup_by_key(|file| {
+    // Of the parts of a split file, the first that is there stands for all.
+    let set = |file: &PathBuf| {
         let name = file.file_name().map(|name| name.to_string_lossy());
         name.map(|name| first_name(&name))
-    });
+    };
+    files.sort();
+    files.sort_by_key(set);
+    files.dedup_by_key(|file| set(file));
     match files.as_slice() {
         [] => Ok(path.to_owned()),
         [file] => Ok(file.clone()),
