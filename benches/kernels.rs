@@ -7,7 +7,7 @@
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use criterion::Criterion;
 use polykv::device::run_on;
-use polykv::ops::{self, AttentionBlock, Weight, oracle};
+use polykv::ops::{self, AttentionBlock, Mask, Weight, oracle};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -55,15 +55,22 @@ fn attention_pairs() -> Vec<Pair> {
         let kernel = move || {
             let (q, k, v) = (q.clone(), k.clone(), v.clone());
             match sums {
-                true => black_box(ops::attend(q, k, v, Some(&mut sum))).ok(),
-                false => black_box(ops::attend(q, k, v, None)).ok(),
+                true => black_box(ops::attend(q, k, v, &Mask::default(), Some(&mut sum))).ok(),
+                false => black_box(ops::attend(q, k, v, &Mask::default(), None)).ok(),
             };
         };
         let oracle = move || {
             let (q, k, v) = (q2.clone(), k2.clone(), v2.clone());
             match sums {
-                true => black_box(oracle::attend(q, k, v, Some(&mut plain_sum))).ok(),
-                false => black_box(oracle::attend(q, k, v, None)).ok(),
+                true => black_box(oracle::attend(
+                    q,
+                    k,
+                    v,
+                    &Mask::default(),
+                    Some(&mut plain_sum),
+                ))
+                .ok(),
+                false => black_box(oracle::attend(q, k, v, &Mask::default(), None)).ok(),
             };
         };
         pairs.push(pair(name, kernel, oracle));
@@ -84,6 +91,12 @@ fn attention_pairs() -> Vec<Pair> {
     pairs
 }
 
+/// In 4 bits, as Q4_1 since 576 is no multiple of 256.
+fn blocks(weight: &Tensor<2>) -> Weight {
+    let values: Vec<f32> = weight.clone().try_into_vec_as().unwrap();
+    Weight::q4k(weight.dims(), &values).unwrap()
+}
+
 /// SmolLM2's output head, norm and rotary embedding.
 fn layer_pairs() -> Vec<Pair> {
     let random =
@@ -94,20 +107,26 @@ fn layer_pairs() -> Vec<Pair> {
         ("f32", Weight::new(head.clone())),
         ("f16", Weight::new(head.clone().cast(DType::F16))),
         ("q8", Weight::q8(head.clone())),
+        ("Q4_1", blocks(&head)),
     ];
-    for (format, weight) in formats {
-        let (x, head) = (random([1, 576]), head.clone());
-        let x2 = x.clone();
+    let mut product = |rows: usize, format: &str, weight: Weight, wide: &Tensor<2>| {
+        let (x, wide) = (random([rows, 576]), wide.clone());
+        let (x2, outputs) = (x.clone(), wide.dims()[0]);
         pairs.push(pair(
-            format!("one row times 576 x 49152 in {format} (oracle: f32)"),
+            format!("{rows} rows times 576 x {outputs} in {format} (oracle: f32)"),
             move || {
                 black_box(ops::linear(x.clone(), &weight));
             },
             move || {
-                black_box(x2.clone().matmul(head.clone().transpose()));
+                black_box(x2.clone().matmul(wide.clone().transpose()));
             },
         ));
+    };
+    for (format, weight) in formats {
+        product(1, format, weight, &head);
     }
+    let gate = random([1536, 576]);
+    product(512, "Q4_1", blocks(&gate), &gate);
     for rows in [1, 512] {
         let (x, weight) = (random([rows, 576]), random([1, 576]).reshape([576]));
         let (x2, weight2) = (x.clone(), weight.clone());

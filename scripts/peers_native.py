@@ -1,92 +1,62 @@
-"""llama.cpp built for this machine, from the source distribution of llama-cpp-python, which brings the sources along.
+"""llama.cpp built for this machine, for scripts/peers: from the source distribution of llama-cpp-python, which brings it along."""
 
-`build` takes some 15 minutes on two cores, once; the result stays in the user's cache folder.
-"""
-
-import os
-import shutil
+import hashlib
+import json
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
 
-# A source distribution, which pip would compile; its sources are all that is taken.
-SOURCE = "llama-cpp-python==0.3.36"
-TOOLS = ["cmake==4.1.2", "ninja==1.13.0"]
-# What to name where the compiler knows fewer or more instructions than the machine runs: ggml's option, processor flags.
-INSTRUCTIONS = {
-    "GGML_SSE42": ["sse4_2"],
-    "GGML_AVX": ["avx"],
-    "GGML_AVX2": ["avx2"],
-    "GGML_BMI2": ["bmi2"],
-    "GGML_FMA": ["fma"],
-    "GGML_F16C": ["f16c"],
-    "GGML_AVX512": ["avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"],
-    "GGML_AVX512_VBMI": ["avx512vbmi"],
-    "GGML_AVX512_VNNI": ["avx512_vnni"],
-    "GGML_AVX512_BF16": ["avx512_bf16"],
-    "GGML_AMX_TILE": ["amx_tile"],
-    "GGML_AMX_INT8": ["amx_int8"],
-    "GGML_AMX_BF16": ["amx_bf16"],
-}
+PACKAGE, VERSION = "llama-cpp-python", "0.3.36"
+SHA256 = "832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e"
+TOOLS = ["cmake==4.4.5", "ninja==1.13.2"]
+SOURCE = f"llama_cpp_python-{VERSION}/vendor/llama.cpp/"
+SETTINGS = ["-DCMAKE_BUILD_TYPE=Release", "-DBUILD_SHARED_LIBS=OFF", "-DLLAMA_CURL=OFF", "-DLLAMA_OPENSSL=OFF"]
 
 
-def processor_flags():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return set(next((line.split(":")[1].split() for line in lines if line.startswith("flags")), []))
+def sources(python, folder):
+    """The part of the source distribution that is llama.cpp, its sum compared before it is unpacked."""
+    target = folder / "source"
+    if target.exists():
+        return target / SOURCE
+    # pip prepares the package's metadata with tools that it fetches for that, which takes a minute or two.
+    subprocess.run([python, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", PACKAGE, "-d", folder,
+                    f"{PACKAGE}=={VERSION}"], check=True, stdout=sys.stderr)
+    archive = folder / f"llama_cpp_python-{VERSION}.tar.gz"
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != SHA256:
+        sys.exit(f"{archive.name}: SHA-256 {found}; allowed: {SHA256}")
+    part = folder / "source.part"
+    with tarfile.open(archive) as tar:
+        members = [member for member in tar if member.name.startswith(SOURCE)]
+        tar.extractall(part, members, filter="data")
+    part.rename(target)
+    return target / SOURCE
 
 
-def named_instructions():
-    flags = processor_flags()
-    on = {option: all(flag in flags for flag in needed) for option, needed in INSTRUCTIONS.items()}
-    return ["-DGGML_NATIVE=OFF"] + [f"-D{option}={'ON' if has else 'OFF'}" for option, has in on.items()]
+def build(python, folder, flags):
+    """The path of llama-bench. The first build takes about a quarter of an hour on two cores."""
+    binary = folder / ("build-" + hashlib.sha256(" ".join(flags).encode()).hexdigest()[:8]) / "bin/llama-bench"
+    if binary.exists():
+        return binary
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"building llama.cpp in {folder}", file=sys.stderr)
+    subprocess.run([python, "-m", "pip", "install", "-q", *TOOLS], check=True, stdout=sys.stderr)
+    source, out, tools = sources(python, folder), binary.parent.parent, Path(python).parent
+    configure = [tools / "cmake", "-S", source, "-B", out, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}"]
+    subprocess.run([*configure, *SETTINGS, *flags], check=True, stdout=sys.stderr)
+    subprocess.run([tools / "cmake", "--build", out, "--target", "llama-bench"], check=True, stdout=sys.stderr)
+    return binary
 
 
-def compile_with(folder, python, options):
-    source, out = folder / "source", folder / "build"
-    shutil.rmtree(out, ignore_errors=True)
-    tools = python.parent
-    env = os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
-    off = ["LLAMA_BUILD_TESTS", "LLAMA_BUILD_EXAMPLES", "LLAMA_BUILD_SERVER", "LLAMA_BUILD_APP", "LLAMA_BUILD_UI",
-           "LLAMA_USE_PREBUILT_UI", "LLAMA_OPENSSL", "BUILD_SHARED_LIBS"]
-    command = [tools / "cmake", "-G", "Ninja", "-S", source, "-B", out, "-DCMAKE_BUILD_TYPE=Release",
-               *(f"-D{name}=OFF" for name in off), *options]
-    quiet = {"check": True, "env": env, "stdout": sys.stderr}
-    subprocess.run(command, **quiet)
-    subprocess.run([tools / "cmake", "--build", out, "--target", "llama-bench"], **quiet)
-    return out / "bin/llama-bench"
+def measure(binary, model, lengths, new_tokens, threads):
+    """Tokens per second: a prompt of each length on its own, and decoding after it. Each after a warm-up, once."""
+    def bench(*test):
+        command = [binary, "-m", model, "-t", str(threads), "-r", "1", "-o", "json", *test]
+        rows = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        return [row["avg_ts"] for row in rows]
 
-
-def runs(binary, model):
-    """Whether a short benchmark ends well: a compiler may use instructions that the machine does not run."""
-    command = [binary, "-m", model, "-p", "8", "-n", "2", "-r", "1", "-o", "json"]
-    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
-
-
-def build(cache, python, model):
-    """The path of llama-bench, and how it was built."""
-    folder = cache / f"llama.cpp-{SOURCE.split('==')[1]}"
-    binary, how = folder / "llama-bench", folder / "how.txt"
-    if not binary.exists():
-        print(f"building llama.cpp in {folder}", file=sys.stderr)
-        folder.mkdir(parents=True, exist_ok=True)
-        pip = [python, "-m", "pip"]
-        subprocess.run([*pip, "install", "-q", *TOOLS], check=True)
-        subprocess.run([*pip, "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", folder, SOURCE], check=True)
-        archive = next(folder.glob("*.tar.gz"))
-        shutil.rmtree(folder / "source", ignore_errors=True)
-        with tarfile.open(archive) as tar:
-            tar.extractall(folder, filter="data")
-        (folder / archive.name.removesuffix(".tar.gz") / "vendor/llama.cpp").rename(folder / "source")
-        for options in (["-DGGML_NATIVE=ON"], named_instructions()):
-            built = compile_with(folder, python, options)
-            if runs(built, model):
-                break
-        else:
-            sys.exit("llama.cpp: neither the native build nor the one with named instructions runs here")
-        how.write_text(" ".join(option.removeprefix("-D") for option in options if not option.endswith("=OFF")))
-        shutil.copy(built, binary)
-    return binary, how.read_text()
+    listed = ",".join(map(str, lengths))
+    prefill = bench("-p", listed, "-n", "0")
+    decode = bench("-p", "0", "-n", str(new_tokens), "-d", listed)
+    return {length: {"prefill": p, "decode": d} for length, p, d in zip(lengths, prefill, decode, strict=True)}

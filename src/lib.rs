@@ -39,13 +39,8 @@
 
 #![cfg_attr(
     not(test),
-    warn(
-        clippy::expect_used,
-        clippy::print_stderr,
-        clippy::print_stdout,
-        clippy::unwrap_used,
-        missing_docs
-    )
+    deny(clippy::print_stderr, clippy::print_stdout),
+    warn(clippy::expect_used, clippy::unwrap_used, missing_docs)
 )]
 
 /// The version of burn that this crate is built with; its tensors are those of every signature here.
@@ -53,8 +48,8 @@ pub use burn;
 #[cfg(feature = "testing")]
 pub use polykv_core::testing;
 pub use polykv_core::{
-    Allocator, At, Budget, CacheEstimate, CacheReport, DeviceSpec, Error, ErrorKind, KvCache,
-    LayerCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan, PlanFile, Policy, Prompt,
+    Allocator, At, Budget, CacheEstimate, CacheReport, DeviceSpec, EntryCost, Error, ErrorKind,
+    KvCache, LayerCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan, PlanFile, Policy, Prompt,
     PromptCache, Registry, Result, RopeFacts, Rule, SharedPrefill, Spans, Storage, Untrimmed,
 };
 /// For whoever writes plans, policies or allocators, and the tensor operations that these need.

@@ -7,8 +7,12 @@ mod by_hand;
 mod common;
 #[path = "cache/estimate.rs"]
 mod estimate;
+#[path = "cache/facts.rs"]
+mod facts;
 #[path = "cache/harness.rs"]
 mod harness;
+#[path = "cache/machine.rs"]
+mod machine;
 #[path = "cache/online.rs"]
 mod online;
 #[path = "cache/plans.rs"]
@@ -21,6 +25,10 @@ mod protect;
 mod protocol;
 #[path = "cache/shared.rs"]
 mod shared;
+#[path = "cache/windows.rs"]
+mod windows;
+#[path = "cache/world.rs"]
+mod world;
 
 use burn::tensor::Device;
 use common::{all_variants, each_policy, policy, rule, uniform, written};

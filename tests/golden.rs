@@ -68,7 +68,7 @@ fn ids(values: &[i64], device: &Device) -> Tensor<2, Int> {
 }
 
 fn full_cache(model: &dyn CausalLm) -> KvCache {
-    let plan = Plan::full(model.config().layers);
+    let plan = Plan::full(model.config().layers.len());
     KvCache::new(plan, model.cache_shape(1), model.device()).unwrap()
 }
 
@@ -96,9 +96,23 @@ fn greedy(model: &dyn CausalLm, prompt: &[i64], steps: usize) -> Vec<i64> {
     }
 }
 
+/// A model of each family; those with windows have prompts beyond them.
+const MODELS: [&str; 10] = [
+    "tiny-llama31",
+    "tiny-llama-tied",
+    "tiny-mistral",
+    "tiny-qwen2",
+    "tiny-qwen3",
+    "tiny-qwen3-moe",
+    "tiny-gemma2",
+    "tiny-gemma3",
+    "tiny-phi3",
+    "tiny-smollm3",
+];
+
 #[test]
 fn tiny_models_equal_transformers() {
-    for name in ["tiny-llama31", "tiny-llama-tied", "tiny-qwen3"] {
+    for name in MODELS {
         let golden = Golden::read(&format!("{name}/golden.safetensors"));
         let prompt = golden.ints("ids");
         let (_, wanted) = golden.floats("logits");
@@ -117,6 +131,56 @@ fn tiny_models_equal_transformers() {
         }
         let wanted = golden.ints("greedy");
         assert_eq!(greedy(&*model, &prompt, wanted.len()), wanted, "{name}");
+    }
+}
+
+/// Transformers takes Phi-3's short factors up to the original context, the long ones beyond it.
+#[test]
+fn phi3_within_its_original_context_equals_transformers() {
+    let golden = Golden::read("tiny-phi3/golden.safetensors");
+    let (_, wanted) = golden.floats("short_logits");
+    let dir = tempfile::tempdir().unwrap();
+    let text = std::fs::read_to_string(fixture("tiny-phi3/config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    config["original_max_position_embeddings"] = config["max_position_embeddings"].clone();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let weights = "model.safetensors";
+    std::fs::copy(fixture("tiny-phi3").join(weights), dir.path().join(weights)).unwrap();
+    let model = load::load_weights(dir.path(), Storage::F32, &Device::flex()).unwrap();
+    let prompt = ids(&golden.ints("ids"), model.device());
+    let mut options = PrefillOptions::default();
+    let logits = model.logits(prompt, &mut full_cache(&*model), &mut options);
+    let found = logits.unwrap().try_into_vec_as::<f32>().unwrap();
+    let worst = max_difference(&found, &wanted);
+    assert!(worst < 1e-4, "{worst}");
+}
+
+/// Trimming comes after the whole prompt, so that its chunks do not matter.
+#[test]
+fn chunks_of_a_prompt_leave_the_same_entries() {
+    for name in MODELS {
+        let golden = Golden::read(&format!("{name}/golden.safetensors"));
+        let prompt = golden.ints("ids");
+        let model = load::load_weights(&fixture(name), Storage::F32, &Device::flex()).unwrap();
+        let policy = Policies::default().build("tova", &Params::new()).unwrap();
+        let run = |chunk: usize| -> Vec<f32> {
+            let layers = model.config().layers.len();
+            let plan = Plan::uniform(layers, policy.clone(), Budget::Tokens(12), &Phase::BOTH);
+            let mut cache = KvCache::new(plan, model.cache_shape(1), model.device()).unwrap();
+            let mut options = PrefillOptions {
+                chunk,
+                ..PrefillOptions::default()
+            };
+            let prompt = ids(&prompt, model.device());
+            model.prefill(prompt, &mut cache, &mut options).unwrap();
+            let next = [9, 77, 31].map(|id| {
+                let logits = model.decode(ids(&[id], model.device()), &mut cache);
+                logits.unwrap().try_into_vec_as::<f32>().unwrap()
+            });
+            next.concat()
+        };
+        let worst = max_difference(&run(512), &run(10));
+        assert!(worst < 1e-4, "{name}: {worst}");
     }
 }
 
@@ -247,13 +311,13 @@ fn check_text(
 /// Rotary embedding sees distances only, so a sequence gives the same logits wherever it starts.
 #[test]
 fn rows_of_a_batch_may_start_at_other_positions() {
-    for name in ["tiny-llama31", "tiny-qwen3"] {
+    for name in MODELS {
         let model = load::load_weights(&fixture(name), Storage::F32, &Device::flex()).unwrap();
-        let prompt: Vec<i64> = (0..24).map(|i| 5 + 7 * i % 200).collect();
+        let prompt: Vec<i64> = (0..24).map(|i| 5 + 7 * i % 150).collect();
         let policy = Policies::default().build("tova", &Params::new()).unwrap();
         let run = |first: &[usize]| -> Vec<f32> {
             let plan = Plan::uniform(
-                model.config().layers,
+                model.config().layers.len(),
                 policy.clone(),
                 Budget::Tokens(12),
                 &Phase::BOTH,

@@ -1,4 +1,4 @@
-//! Memory that a budget frees, as the operating system sees it: two fresh processes on the same 8k prompt.
+//! Memory that a budget or a number format frees, as the operating system sees it: fresh processes on the same prompt.
 //!
 //! Where the model is neither in the cache nor to be had, the test is skipped with a message; `POLYKV_REQUIRE_MODEL=1`
 //! makes that a failure.
@@ -102,5 +102,31 @@ fn peak_resident_memory_falls_by_what_the_cache_saves() {
     assert!(
         freed as f64 >= 0.8 * saving as f64,
         "freed {freed} of {saving} bytes"
+    );
+}
+
+/// Weights of the model in f32, and in the blocks of its file.
+const WEIGHTS: u64 = 134_515_008 * 4;
+const BLOCKS: u64 = 96_436_224;
+
+#[test]
+fn blocks_are_held_as_they_are_and_nothing_beside_them() {
+    if !has_model() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prompt.txt");
+    std::fs::write(&file, "A letter from the north.").unwrap();
+    let wide = run(&file, &["--dtype", "f32"]);
+    let native = run(&file, &["--dtype", "native"]);
+    let freed = wide.process_peak.saturating_sub(native.process_peak);
+    println!(
+        "process peak {} bytes in f32, {} in blocks",
+        wide.process_peak, native.process_peak
+    );
+    assert!(
+        freed as f64 >= 0.9 * (WEIGHTS - BLOCKS) as f64,
+        "freed {freed} bytes of {}",
+        WEIGHTS - BLOCKS
     );
 }

@@ -6,6 +6,8 @@
 #![cfg(feature = "flex")]
 
 mod common;
+#[path = "formats/writer.rs"]
+mod writer;
 
 use burn::tensor::Device;
 use polykv::models::tokenizer::Specials;
@@ -24,8 +26,12 @@ fn fixture(name: &str) -> PathBuf {
 
 /// None, with a message, where the model cannot be had.
 fn model() -> Option<LoadedModel> {
+    file().map(|path| load(&path, &Device::flex()).unwrap())
+}
+
+fn file() -> Option<PathBuf> {
     match hub::resolve("smollm2-135m", false, &mut |_| {}) {
-        Ok(path) => Some(load(&path, &Device::flex()).unwrap()),
+        Ok(path) => Some(path),
         Err(error) => {
             let required = std::env::var_os("POLYKV_REQUIRE_MODEL").is_some();
             assert!(!required, "{error}");
@@ -172,7 +178,7 @@ fn tokenizer_chat_and_logits_equal_transformers() {
     let dims = [1, ids.len()];
     let prompt =
         burn::tensor::Tensor::from_data(burn::tensor::TensorData::new(ids, dims), &Device::flex());
-    let plan = Plan::full(loaded.model.config().layers);
+    let plan = Plan::full(loaded.model.config().layers.len());
     let mut cache = KvCache::new(plan, loaded.model.cache_shape(1), &Device::flex()).unwrap();
     let logits = loaded
         .model
@@ -198,7 +204,7 @@ fn greedy_tokens_equal_transformers() {
     let golden = golden();
     let wanted = numbers(&golden["greedy_ids"]);
     let Some(model) = model() else { return };
-    let layers = model.model.config().layers;
+    let layers = model.model.config().layers.len();
     let found = run(
         model,
         Plan::full(layers),
@@ -213,7 +219,7 @@ fn greedy_tokens_equal_transformers() {
 #[test]
 fn a_needle_is_found_with_the_full_cache_and_with_tova_at_a_quarter() {
     let Some(model) = model() else { return };
-    let layers = model.model.config().layers;
+    let layers = model.model.config().layers.len();
     let text = format!(
         "{}The special magic number for Velmar is 714092. {}\n\nWhat is the special magic number for Velmar?",
         filler(&model, 500, 0),
@@ -244,7 +250,7 @@ fn a_needle_is_found_with_the_full_cache_and_with_tova_at_a_quarter() {
 #[test]
 fn a_budget_really_frees_memory() {
     let Some(model) = model() else { return };
-    let layers = model.model.config().layers;
+    let layers = model.model.config().layers.len();
     let ids = prompt(&model, &filler(&model, 2200, 0), "");
     let ids = &ids[ids.len() - 2000..];
     let plan = common::uniform(layers, "snapkv", Budget::Tokens(256), &Phase::BOTH);
@@ -262,4 +268,29 @@ fn a_budget_really_frees_memory() {
         "{found:?}"
     );
     assert_eq!(found.kept, vec![256.0; layers]);
+}
+
+#[test]
+fn the_parts_of_a_split_file_equal_the_whole() {
+    let Some(whole) = file() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let parts = writer::split(&whole, dir.path(), &[128, 128]);
+    let expected = load(&whole, &Device::flex()).unwrap();
+    let ids = prompt(&expected, "What is the capital of France?", "");
+    let (ends, start) = (
+        expected.eos_tokens.clone(),
+        expected.tokenizer.start().to_vec(),
+    );
+    let layers = expected.model.config().layers.len();
+    let expected = run(expected, Plan::full(layers), &ids, 12);
+    for path in [parts[1].as_path(), dir.path()] {
+        let model = load(path, &Device::flex()).unwrap();
+        assert_eq!(prompt(&model, "What is the capital of France?", ""), ids);
+        assert_eq!(
+            (&model.eos_tokens, model.tokenizer.start()),
+            (&ends, &start[..])
+        );
+        let found = run(model, Plan::full(layers), &ids, 12);
+        assert_eq!(found.tokens, expected.tokens);
+    }
 }

@@ -53,6 +53,10 @@ fn range(storage: Storage) -> std::ops::RangeInclusive<f64> {
         Storage::F16 => 1e-6..=1e-2,
         Storage::Bf16 => 1e-5..=5e-2,
         Storage::Q8 => 1e-5..=1e-1,
+        // Ten times the error of the weights, as in 8 bits: random weights are not made for four.
+        Storage::Q4K => 1e-2..=8e-1,
+        // Only the cache differs: the file holds numbers, not blocks.
+        Storage::Native => 1e-6..=1e-2,
     }
 }
 
@@ -79,7 +83,7 @@ fn every_format_is_close_to_f32_and_keeps_nearly_the_same() {
         |name, storage| load::load_weights(&fixture(name), storage, &Device::flex()).unwrap();
     for name in ["tiny-llama31", "tiny-qwen3"] {
         let exact = load(name, Storage::F32);
-        let layers = exact.config().layers;
+        let layers = exact.config().layers.len();
         let plan = |policy| Plan::uniform(layers, policy, Budget::Tokens(40), &BOTH);
         let (wanted, mut full) = run(&*exact, Plan::full(layers));
         let of_policies: Vec<_> = common::each_policy()
@@ -88,7 +92,8 @@ fn every_format_is_close_to_f32_and_keeps_nearly_the_same() {
             .collect();
         for storage in Storage::ALL {
             // The rows of that model are no whole number of blocks: see below.
-            if storage == Storage::F32 || (name, storage) == ("tiny-qwen3", Storage::Q8) {
+            let blocks = matches!(storage, Storage::Q8 | Storage::Q4K);
+            if storage == Storage::F32 || (name == "tiny-qwen3" && blocks) {
                 continue;
             }
             let model = load(name, storage);
@@ -104,6 +109,9 @@ fn every_format_is_close_to_f32_and_keeps_nearly_the_same() {
                 full.report().unwrap().bytes,
                 "{storage}"
             );
+            if storage == Storage::Q4K {
+                continue;
+            }
             for (policy, (wanted, exact)) in common::each_policy().into_iter().zip(&of_policies) {
                 let what = format!("{name}, {storage}, {}", policy.key());
                 let (found, mut cache) = run(&*model, plan(policy));
@@ -128,11 +136,23 @@ fn every_format_is_close_to_f32_and_keeps_nearly_the_same() {
 #[cfg(feature = "flex")]
 #[test]
 fn rows_of_no_whole_number_of_blocks_are_refused_by_name() {
-    let model = load::load_weights(&fixture("tiny-qwen3"), Storage::Q8, &Device::flex());
-    let error = model.unwrap_err();
-    assert!(error.is_refusal());
-    let error = error.to_string();
+    let load = |storage| {
+        let model = load::load_weights(&fixture("tiny-qwen3"), storage, &Device::flex());
+        let error = model.unwrap_err();
+        assert!(error.is_refusal());
+        error.to_string()
+    };
+    let error = load(Storage::Q8);
     for part in ["columns of tensor", "q8", "a multiple of 32"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let error = load(Storage::Q4K);
+    for part in [
+        ".safetensors",
+        "tensor ",
+        "columns is 48",
+        "a multiple of 32",
+    ] {
         assert!(error.contains(part), "{error}");
     }
 }
@@ -151,7 +171,7 @@ fn wgpu_stores_what_it_has_and_refuses_the_rest_by_name() {
     };
     let load =
         |storage, device: &Device| load::load_weights(&fixture("tiny-llama31"), storage, device);
-    for storage in [Storage::Bf16, Storage::Q8] {
+    for storage in [Storage::Bf16, Storage::Q8, Storage::Q4K, Storage::Native] {
         let error = load(storage, &device).unwrap_err().to_string();
         for part in [format!("dtype {storage}"), "f32".into()] {
             assert!(error.contains(&part), "{error}");
@@ -165,7 +185,7 @@ fn wgpu_stores_what_it_has_and_refuses_the_rest_by_name() {
         true => {
             let model = load(Storage::F16, &device).unwrap();
             let exact = load(Storage::F32, &Device::flex()).unwrap();
-            let layers = exact.config().layers;
+            let layers = exact.config().layers.len();
             let mut plan = common::uniform(layers, "tova", Budget::Tokens(40), &BOTH);
             let mut plans = vec![plan.clone()];
             for online in ["cake", "dynamic"] {

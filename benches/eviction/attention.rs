@@ -4,7 +4,7 @@ use crate::layer::Layer;
 use crate::{HEADS, KV_HEADS, Setup, medians, random, timed};
 use burn::tensor::Tensor;
 use burn::tensor::module::attention;
-use polykv::ops::{self, AttentionBlock, oracle};
+use polykv::ops::{self, AttentionBlock, Mask, oracle};
 use std::hint::black_box;
 
 /// One query over a compressed cache, against burn's attention with expanded keys and values and against folded
@@ -28,7 +28,14 @@ pub fn decode(setup: &Setup, measuring: bool) {
         };
         let mut kernel = || {
             timed(device, || {
-                black_box(ops::attend(q.clone(), k.clone(), v.clone(), None)).ok();
+                black_box(ops::attend(
+                    q.clone(),
+                    k.clone(),
+                    v.clone(),
+                    &Mask::default(),
+                    None,
+                ))
+                .ok();
             })
         };
         let mut burns = || {
@@ -52,7 +59,14 @@ pub fn decode(setup: &Setup, measuring: bool) {
         };
         let mut folded = || {
             timed(device, || {
-                black_box(oracle::attend(q.clone(), k.clone(), v.clone(), None)).ok();
+                black_box(oracle::attend(
+                    q.clone(),
+                    k.clone(),
+                    v.clone(),
+                    &Mask::default(),
+                    None,
+                ))
+                .ok();
             })
         };
         let works: &mut [&mut dyn FnMut() -> f64] =
@@ -94,25 +108,32 @@ pub fn prompt(setup: &Setup) {
     let mut alone = || {
         let (q, k, v) = inputs();
         timed(device, || {
-            black_box(ops::attend(q, k, v, Some(&mut look))).ok();
+            black_box(ops::attend(q, k, v, &Mask::default(), Some(&mut look))).ok();
         })
     };
     let mut plain = || {
         let (q, k, v) = inputs();
         timed(device, || {
-            black_box(oracle::attend(q, k, v, None)).ok();
+            black_box(oracle::attend(q, k, v, &Mask::default(), None)).ok();
         })
     };
     let mut summed = || {
         let (q, k, v) = inputs();
         timed(device, || {
-            black_box(ops::attend_summed(q, k, v, &mut sum)).ok();
+            black_box(ops::attend_summed(q, k, v, &Mask::default(), &mut sum)).ok();
         })
     };
     let mut plain_summed = || {
         let (q, k, v) = inputs();
         timed(device, || {
-            black_box(oracle::attend(q, k, v, Some(&mut plain_sum))).ok();
+            black_box(oracle::attend(
+                q,
+                k,
+                v,
+                &Mask::default(),
+                Some(&mut plain_sum),
+            ))
+            .ok();
         })
     };
     let works: &mut [&mut dyn FnMut() -> f64] =

@@ -2,7 +2,7 @@
 
 use crate::{DIM, HEADS, KV_HEADS, Setup, medians, random, timed};
 use burn::tensor::{Device, Int, Tensor, s};
-use polykv::ops::{self, Protect, Protected, oracle};
+use polykv::ops::{self, Places, Protect, Protected, oracle};
 use std::hint::black_box;
 
 /// Window score, selection and compaction against burn's products, softmax and topk.
@@ -20,11 +20,17 @@ pub fn choice(setup: &Setup) {
             },
             spans: &[],
             seen: n,
+            oldest: 0,
+        };
+        let places = Places {
+            positions: positions.clone(),
+            seen: n,
+            window: None,
         };
         let entries = || (k.clone(), v.clone(), positions.clone());
         let mut kernels = || {
             timed(device, || {
-                let (sums, _) = ops::window_score(q.clone(), k.clone(), positions.clone(), n);
+                let (sums, _) = ops::window_score(q.clone(), k.clone(), &places, None);
                 let chosen = ops::choose(sums, positions.clone(), protected, setup.budget);
                 let (slots, _) = chosen.expect("no score is NaN");
                 black_box(ops::compact(entries(), slots, setup.budget + 1));
@@ -33,8 +39,7 @@ pub fn choice(setup: &Setup) {
         let on_cpu = ops::is_cpu(device);
         let mut plain = || {
             timed(device, || {
-                let attention =
-                    oracle::window_attention(q.clone(), k.clone(), positions.clone(), n);
+                let attention = oracle::window_attention(q.clone(), k.clone(), &places, None);
                 let sums = attention.sum_dim(3).mean_dim(2).reshape([1, KV_HEADS, n]);
                 let slots = match on_cpu {
                     true => {

@@ -19,18 +19,21 @@ pub fn run(input: &[u8]) {
 pub fn accepted(config: &ModelConfig) {
     config.validate("config").expect("a config that is valid");
     assert!(config.parameters() <= MOST_PARAMETERS);
-    assert!(config.layers <= 1024 && config.heads.is_multiple_of(config.kv_heads));
+    assert!(config.layers.len() <= 1024 && config.heads.is_multiple_of(config.kv_heads));
     assert!(
         config
             .eos_tokens
             .iter()
             .all(|&id| (id as usize) < config.vocab_size)
     );
-    let rope = Rope::new(config).facts();
-    assert_eq!(rope.frequencies.len(), config.head_dim / 2);
-    let finite = rope
-        .frequencies
-        .iter()
-        .all(|frequency| frequency.is_finite());
-    assert!(finite && rope.magnitude.is_finite(), "{config:?}");
+    let ropes = Rope::new(&config.layers);
+    for layer in 0..config.layers.len() {
+        let rope = ropes.facts(layer);
+        assert!(rope.frequencies.len() <= config.head_dim / 2);
+        let finite = rope
+            .frequencies
+            .iter()
+            .all(|frequency| frequency.is_finite());
+        assert!(finite && rope.magnitude.is_finite(), "{config:?}");
+    }
 }

@@ -24,8 +24,11 @@ mod tokenizer;
 use polykv_core::Error;
 use std::path::{Path, PathBuf};
 
-/// Every target by the name of its binary and of its corpus.
-pub const TARGETS: [(&str, fn(&[u8])); 13] = [
+/// The name of a target's binary and corpus, and what it does with an input.
+type Target = (&'static str, fn(&[u8]));
+
+/// Every target.
+pub const TARGETS: [Target; 13] = [
     ("companions", companions::run),
     ("config", config::run),
     ("gguf", gguf::run),

@@ -32,19 +32,19 @@ fn parsed(file: &PlanFile) {
     let again = again.expect("a plan that can be written");
     assert_eq!(again.layers, plan.layers);
     let cost = EntryCost {
-        layers: plan.layers.len(),
+        windows: vec![None; plan.layers.len()].into(),
         bytes: BYTES,
     };
     for prompt in PROMPTS {
-        match plan.resolve(prompt, cost) {
-            Ok(resolved) => check(&plan, &resolved, prompt, cost),
+        match plan.resolve(prompt, &cost) {
+            Ok(resolved) => check(&plan, &resolved, prompt, &cost),
             Err(error) => super::refused(&error),
         }
     }
 }
 
 /// A resolved plan spends its budget and no more, and gives each layer what its policy protects.
-fn check(plan: &Plan, resolved: &Resolved, prompt: usize, cost: EntryCost) {
+fn check(plan: &Plan, resolved: &Resolved, prompt: usize, cost: &EntryCost) {
     assert_eq!(resolved.layers.len(), plan.layers.len());
     for phase in Phase::BOTH {
         let full = plan

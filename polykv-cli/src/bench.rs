@@ -34,6 +34,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     })?;
     measuring.finish_and_clear();
     let name = args.model.as_ref().or(args.random_weights.as_ref());
+    let dtype = model.storage().name();
     let rows: Vec<Row> = measured
         .iter()
         .map(|rows| Row {
@@ -49,7 +50,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
             model: name.cloned().unwrap_or_default(),
             random_weights: args.random_weights.is_some(),
             device: spec.to_string(),
-            dtype: args.dtype.name(),
+            dtype,
             threads: machine::threads(),
             batch: args.batch,
             repeats: args.repeat,
@@ -152,12 +153,12 @@ fn subjects(
     batch: usize,
     tests: &[Test],
 ) -> polykv::Result<Vec<Subject>> {
-    let shape = model.cache_shape(batch);
+    let (shape, cost) = (model.cache_shape(batch), model.cache_cost(batch));
     let subject = |source: Source| {
         let name = source.name();
         let placed: Placed = source.plan(model.config())?;
         for test in tests {
-            placed.check(test.prompt(), shape)?;
+            placed.check(test.prompt(), &cost)?;
         }
         let cache = KvCache::new(placed.plan, shape, model.device())?;
         Ok(Subject {

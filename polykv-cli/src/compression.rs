@@ -5,7 +5,7 @@ use crate::registry::registry;
 use polykv::models::ModelConfig;
 use polykv::policy::{Policies, PolicySpec};
 use polykv::{
-    Allocator, At, Budget, Error, LayerShape, Phase, Plan, PlanFile, Policy, Result, Spans,
+    Allocator, At, Budget, EntryCost, Error, Phase, Plan, PlanFile, Policy, Result, Spans,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -134,7 +134,7 @@ impl Source {
     /// A plan for another model, or a budget beyond the model's context.
     pub fn plan(self, config: &ModelConfig) -> Result<Placed> {
         let (place, file, plan) = match self {
-            Self::Full => stated(Plan::full(config.layers)),
+            Self::Full => stated(Plan::full(config.layers.len())),
             Self::File { place, file, plan } => (place, *file, plan),
             Self::Uniform {
                 policy,
@@ -144,8 +144,8 @@ impl Source {
                 allow_full_extra,
             } => {
                 let mut plan = match policy {
-                    Some(policy) => Plan::uniform(config.layers, policy, budget, phases),
-                    None => Plan::full(config.layers),
+                    Some(policy) => Plan::uniform(config.layers.len(), policy, budget, phases),
+                    None => Plan::full(config.layers.len()),
                 };
                 plan.budget = budget;
                 plan.online = online;
@@ -154,7 +154,7 @@ impl Source {
             }
         };
         plan.check().at(&place)?;
-        file.check_model(config.layers, &config.fingerprint())
+        file.check_model(config.layers.len(), &config.fingerprint())
             .at(&place)?;
         if let Budget::Tokens(tokens) = plan.budget
             && tokens > config.max_positions
@@ -193,16 +193,15 @@ impl Placed {
     ///
     /// # Errors
     /// What [`Plan::resolve`] refuses.
-    pub fn check(&self, prompt: usize, shape: LayerShape) -> Result<()> {
-        self.check_protected(prompt, shape, &Spans::default())
+    pub fn check(&self, prompt: usize, cost: &EntryCost) -> Result<()> {
+        self.check_protected(prompt, cost, &Spans::default())
     }
 
     /// Whether the plan can be carried out for a prompt with spans that no policy may evict.
     ///
     /// # Errors
     /// What [`Plan::resolve`] refuses; a budget that the spans exceed.
-    pub fn check_protected(&self, prompt: usize, shape: LayerShape, spans: &Spans) -> Result<()> {
-        let cost = shape.cost(self.plan.layers.len());
+    pub fn check_protected(&self, prompt: usize, cost: &EntryCost, spans: &Spans) -> Result<()> {
         let resolved = self.plan.resolve(prompt, cost).at(&self.place)?;
         resolved.check_spans(spans).at(&self.place)
     }

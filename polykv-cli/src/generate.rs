@@ -26,7 +26,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let plan = source.plan(model.model.config())?;
     let ids = prompt::encode(&model, &args.prompt, &text)?;
     let spans = prompt::protected(&model, &args.prompt, &args.protection, &text, ids.len())?;
-    plan.check_protected(ids.len(), model.model.cache_shape(1), &spans)?;
+    plan.check_protected(ids.len(), &model.model.cache_cost(1), &spans)?;
     let Placed { file, plan, .. } = plan;
     let mut generator = Generator::new(model, plan)?;
     generator.protect(spans.clone());
@@ -55,7 +55,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let run = Run {
         model: &args.model.model,
         device: spec.to_string(),
-        dtype: args.model.dtype.name(),
+        dtype: generator.model().model.storage().name(),
         plan: &file,
         generation: &generation,
         cache: generator.cache(),

@@ -3,13 +3,8 @@
 
 #![cfg_attr(
     not(test),
-    warn(
-        clippy::expect_used,
-        clippy::print_stderr,
-        clippy::print_stdout,
-        clippy::unwrap_used,
-        missing_docs
-    )
+    deny(clippy::print_stderr, clippy::print_stdout),
+    warn(clippy::expect_used, clippy::unwrap_used, missing_docs)
 )]
 
 mod args;

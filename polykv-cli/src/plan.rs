@@ -1,5 +1,10 @@
 //! `polykv plan`: plan files as tables and data.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 mod diff;
 mod invert;
 mod memory;
@@ -95,7 +100,9 @@ fn drawing(path: &Path) -> Result<Draw> {
 
 fn as_json(plan: &PlanFile) -> serde_json::Result<String> {
     let mut value = serde_json::to_value(plan)?;
-    value["hash"] = plan.hash().into();
+    if let Some(fields) = value.as_object_mut() {
+        fields.insert("hash".into(), plan.hash().into());
+    }
     serde_json::to_string(&value)
 }
 

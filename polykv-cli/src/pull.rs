@@ -52,8 +52,19 @@ fn pull(name: &Pullable, revision: Option<&str>, verify: bool) -> polykv::Result
 fn list() -> String {
     let mut table = table(&["name", "model", "from"]);
     for alias in hub::ALIASES {
-        let from = format!("Python package {} {}", alias.package, alias.version);
+        let packages = alias.wheels.iter();
+        let packages = packages.map(|wheel| format!("{} {}", wheel.package, wheel.version));
+        let packages: Vec<_> = packages.collect();
+        let from = match &packages[..] {
+            [package] => format!("Python package {package}"),
+            [first, .., last] => {
+                format!("{} Python packages, {first} to {last}", packages.len())
+            }
+            [] => String::new(),
+        };
         table.add_row([alias.name, alias.description, &from]);
     }
-    table.to_string()
+    let terms = hub::ALIASES.iter();
+    let terms = terms.filter_map(|alias| Some(format!("\n\n{}: {}", alias.name, alias.terms?)));
+    table.to_string() + &terms.collect::<String>()
 }

@@ -1,6 +1,11 @@
 //! Splitting a total budget over layers. Every allocator of this crate is one file in `allocate/` and one line in the default
 //! [`Allocators`].
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 mod cake;
 mod calibrated;
 mod dynamic;
@@ -228,8 +233,10 @@ pub fn least_budget(policy: &dyn Policy) -> Result<usize> {
 /// `most(layer)`.
 fn by_claims(total: usize, layers: &[LayerStat], most: impl Fn(usize) -> usize) -> Vec<usize> {
     let least: Vec<usize> = layers.iter().map(|layer| layer.least).collect();
-    let most: Vec<usize> = (0..layers.len())
-        .map(|layer| least[layer].max(most(layer)))
+    let most: Vec<usize> = least
+        .iter()
+        .enumerate()
+        .map(|(layer, least)| most(layer).max(*least))
         .collect();
     // Layers without any claim share what is left.
     let claims: Vec<f64> = layers
@@ -289,16 +296,26 @@ mod tests {
         assert_eq!(Allocators::default().of_policy("snapkv").name(), "uniform");
     }
 
+    /// Claims of layers: a range of numbers, ties, and what is no number.
+    fn numbers() -> impl Strategy<Value = f64> {
+        prop_oneof![
+            6 => 0.0f64..50.0,
+            2 => Just(1.0),
+            1 => Just(0.0),
+            1 => prop::sample::select(vec![f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0, f64::MAX]),
+        ]
+    }
+
     proptest! {
         #[test]
         fn every_allocator_sums_exactly(
             total in 0usize..100_000,
             prompt in 1usize..5000,
-            layers in prop::collection::vec((1usize..64, 0.0f64..50.0), 1..80),
+            layers in prop::collection::vec((1usize..64, 1e-6f64..1e6, numbers()), 1..80),
         ) {
             let stats: Vec<LayerStat> = layers
                 .iter()
-                .map(|&(least, sensitivity)| LayerStat { share: 1.0, least, sensitivity })
+                .map(|&(least, share, sensitivity)| LayerStat { share, least, sensitivity })
                 .collect();
             for allocator in Allocators::default().iter() {
                 let budgets = allocator.split(total, prompt, &stats);
@@ -311,13 +328,13 @@ mod tests {
         fn budgets_of_layers_that_were_seen_sum_exactly(
             average in 1usize..500,
             entries in 1usize..600,
-            layers in prop::collection::vec((1usize..64, prop::collection::vec(0.0f32..1.0, 8)), 1..40),
+            layers in prop::collection::vec((1usize..64, prop::collection::vec(numbers(), 8)), 1..40),
         ) {
             let stats: Vec<LayerStat> = layers
                 .iter()
                 .map(|layer| LayerStat { share: 1.0, least: layer.0, sensitivity: 0.0 })
                 .collect();
-            let repeated = |values: &[f32]| values.iter().copied().cycle().take(entries).collect();
+            let repeated = |values: &[f64]| values.iter().map(|&value| value as f32).cycle().take(entries).collect();
             let notes: Vec<Note> = layers
                 .iter()
                 .map(|layer| Note { entries, rows: 1, values: repeated(&layer.1) })

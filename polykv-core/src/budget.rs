@@ -1,7 +1,14 @@
 //! Budgets for prompts of any length.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
+use crate::facts::most_entries;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
+use std::sync::Arc;
 
 /// How many entries per KV head the layers may keep in each phase. The number is fixed when a prompt is announced: while
 /// decoding, a ratio stays that part of the tokens up to the end of the prompt.
@@ -12,29 +19,45 @@ pub enum Budget {
     Tokens(usize),
     /// Entries over all layers, whatever the prompt's length; at least 1.
     Total(usize),
-    /// This part of all tokens up to the end of the prompt, in (0, 1].
+    /// This part of what all layers hold without eviction at the end of the prompt, in (0, 1]: of all tokens, in a layer with
+    /// a window of those in it.
     Ratio(f64),
     /// Bytes of keys and values over all layers; at least 1.
     Bytes(u64),
 }
 
-/// The memory of entries, by which [`Budget::Bytes`] becomes a number of entries.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// What a budget needs to know of a model's cache: the windows of its layers and the memory of an entry.
+#[derive(Clone, Debug, PartialEq)]
 pub struct EntryCost {
-    /// The number of the model's layers.
-    pub layers: usize,
+    /// The window of each of the model's layers, see [`LayerFacts::window`](crate::LayerFacts::window); `None` for a layer
+    /// that sees everything.
+    pub windows: Arc<[Option<usize>]>,
     /// Bytes of one entry in one layer: its key and value for every sequence and KV head.
     pub bytes: usize,
 }
 
+impl EntryCost {
+    /// The most entries per KV head that a layer ever holds: what its window holds beside the next token, `usize::MAX`
+    /// without a window.
+    pub fn most(&self, layer: usize) -> usize {
+        most_entries(self.windows.get(layer).copied().flatten())
+    }
+
+    /// The entries per KV head that all layers hold together after `tokens` tokens without eviction.
+    pub fn full(&self, tokens: usize) -> usize {
+        let layers = (0..self.windows.len()).map(|layer| self.most(layer).min(tokens));
+        layers.fold(0, usize::saturating_add)
+    }
+}
+
 impl Budget {
     /// The entries per KV head of all layers together, for a prompt of `prompt` tokens.
-    pub fn total(&self, prompt: usize, cost: EntryCost) -> usize {
+    pub fn total(&self, prompt: usize, cost: &EntryCost) -> usize {
         match *self {
-            Self::Tokens(tokens) => tokens.saturating_mul(cost.layers),
+            Self::Tokens(tokens) => tokens.saturating_mul(cost.windows.len()),
             Self::Total(total) => total,
-            Self::Ratio(ratio) => (ratio * prompt as f64 * cost.layers as f64).round() as usize,
-            Self::Bytes(bytes) => (bytes / cost.bytes.max(1) as u64) as usize,
+            Self::Ratio(ratio) => (ratio * cost.full(prompt) as f64).round() as usize,
+            Self::Bytes(bytes) => bytes.checked_div(cost.bytes.max(1) as u64).unwrap_or(0) as usize,
         }
     }
 
@@ -69,17 +92,27 @@ const MOST: usize = 1 << 40;
 mod tests {
     use super::*;
 
-    const COST: EntryCost = EntryCost {
-        layers: 30,
-        bytes: 1536,
-    };
-
     #[test]
     fn each_unit_counts_entries_over_all_layers() {
-        assert_eq!(Budget::Tokens(256).total(2000, COST), 7680);
-        assert_eq!(Budget::Total(2240).total(2000, COST), 2240);
-        assert_eq!(Budget::Ratio(0.25).total(2000, COST), 15_000);
-        assert_eq!(Budget::Bytes(1536 * 100 + 5).total(2000, COST), 100);
+        let cost = EntryCost {
+            windows: [None; 30].into(),
+            bytes: 1536,
+        };
+        assert_eq!(Budget::Tokens(256).total(2000, &cost), 7680);
+        assert_eq!(Budget::Total(2240).total(2000, &cost), 2240);
+        assert_eq!(Budget::Ratio(0.25).total(2000, &cost), 15_000);
+        assert_eq!(Budget::Bytes(1536 * 100 + 5).total(2000, &cost), 100);
+    }
+
+    #[test]
+    fn a_ratio_is_taken_of_what_windows_hold() {
+        let cost = EntryCost {
+            windows: [Some(513), Some(513), None].into(),
+            bytes: 1,
+        };
+        assert_eq!(cost.full(2000), 2 * 512 + 2000);
+        assert_eq!(Budget::Ratio(0.25).total(2000, &cost), 756);
+        assert_eq!(Budget::Ratio(1.0).total(100, &cost), 300);
     }
 
     #[test]

@@ -27,7 +27,9 @@ pub use shared::SharedPrefill;
 pub use spans::Spans;
 pub use untrimmed::Untrimmed;
 
+use crate::budget::EntryCost;
 use crate::facts::ModelFacts;
+use crate::ops::{self, Places};
 use crate::plan::Plan;
 use crate::shape::LayerShape;
 use crate::{Error, Result};
@@ -196,6 +198,12 @@ impl KvCache {
         self.facts = facts.clone();
     }
 
+    /// What the plan's budget needs to know of the model: the windows that [`KvCache::set_facts`] stated and the memory of an
+    /// entry.
+    pub fn cost(&self) -> EntryCost {
+        self.shape.cost(&self.facts.windows(self.layers.len()))
+    }
+
     /// The plan that the cache carries out.
     pub fn plan(&self) -> &Plan {
         &self.plan
@@ -311,6 +319,26 @@ impl KvCache {
         self.layers.iter().map(LayerCache::kv_bytes).sum()
     }
 
+    /// The causal attention of the last queries that a layer was given, over the entries that it holds: `q [batch, heads,
+    /// tokens, head_dim]` as the layer was given them → `[batch, kv_heads, group, tokens, entries]`.
+    ///
+    /// # Errors
+    /// A layer that does not exist or holds nothing.
+    pub fn attention(&self, layer: usize, q: Tensor<4>) -> Result<Tensor<5>> {
+        let cache = self.layers.get(layer);
+        let entries = cache.and_then(|cache| Some((cache.keys()?, cache.positions()?, cache)));
+        let Some((keys, positions, cache)) = entries else {
+            return Err(Error::Failed(format!("layer {layer} holds nothing")));
+        };
+        let places = Places {
+            positions,
+            seen: cache.seen(),
+            window: self.facts.layer(layer).window,
+        };
+        let (q, softcap) = (self.scaled(q), self.facts.softcap);
+        Ok(ops::window_attention(q, keys, &places, softcap))
+    }
+
     /// Queries multiplied so that logits scaled by 1/√head_dim are those of the model's own scale.
     fn scaled(&self, q: Tensor<4>) -> Tensor<4> {
         match self.facts.scale {
@@ -345,9 +373,11 @@ impl KvCache {
         })?;
         let before = cache.kv_bytes();
         let output = step(cache)?;
-        if cache.kv_bytes() != before {
-            self.peak_bytes = self.peak_bytes.max(self.kv_bytes() + before);
+        let (after, mut moving) = (cache.kv_bytes(), cache.take_moving());
+        if after != before {
+            moving = moving.max(before + after);
         }
+        self.peak_bytes = self.peak_bytes.max(self.kv_bytes() - after + moving);
         Ok(output)
     }
 }

@@ -4,7 +4,9 @@ mod fused;
 mod host;
 mod keys;
 
-use crate::ops::{self, AttentionBlock, Pool, Protect, Protected, Weight};
+use crate::ops::{self, AttentionBlock, Mask, Places, Pool, Protect, Protected, Weight};
+#[cfg(feature = "flex")]
+use crate::ops::{BlockType, BlockWeight};
 use crate::{Result, Storage};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use host::Inputs;
@@ -52,6 +54,7 @@ pub fn self_test(device: &Device) -> Result<Vec<Check>> {
 fn attention(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()> {
     let [q, k, v] = inputs.attention(device);
     let expected = inputs.attended();
+    let mask = Mask::default();
     let mut sums: Option<Tensor<3>> = None;
     let mut add = |block: &AttentionBlock| {
         let part = block.column_sums();
@@ -64,7 +67,7 @@ fn attention(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Resul
         });
         Ok(())
     };
-    let output = ops::attend(q.clone(), k.clone(), v.clone(), Some(&mut add))?;
+    let output = ops::attend(q.clone(), k.clone(), v.clone(), &mask, Some(&mut add))?;
     checks.push(compare("prompt attention", output, &expected.output)?);
     if let Some(sums) = sums {
         checks.push(compare("attention per key", sums, &expected.column_sums)?);
@@ -88,7 +91,7 @@ fn attention(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Resul
         row = Some(block.last_row());
         Ok(())
     };
-    let output = ops::attend(last.clone(), k.clone(), v, Some(&mut keep))?;
+    let output = ops::attend(last.clone(), k.clone(), v, &mask, Some(&mut keep))?;
     checks.push(compare("token attention", output, &expected.last_output)?);
     if let Some(row) = row {
         checks.push(compare(
@@ -97,8 +100,12 @@ fn attention(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Resul
             &expected.last_row,
         )?);
     }
-    let positions = inputs.positions(device);
-    let (sums, variances) = ops::window_score(latest, k, positions, Inputs::TOKENS);
+    let places = Places {
+        positions: inputs.positions(device),
+        seen: Inputs::TOKENS,
+        window: None,
+    };
+    let (sums, variances) = ops::window_score(latest, k, &places, None);
     checks.push(compare("window sums", sums, &expected.window[0])?);
     checks.push(compare("window variances", variances, &expected.window[1])?);
     Ok(())
@@ -114,13 +121,26 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
             Storage::F16 => ("product with f16 weights", weight.cast(DType::F16).into()),
             Storage::Bf16 => ("product with bf16 weights", weight.cast(DType::BF16).into()),
             Storage::Q8 => ("product with 8-bit weights", Weight::q8(weight)),
+            #[cfg(feature = "flex")]
+            Storage::Q4K => (
+                "product with 4-bit blocks",
+                blocks(BlockType::Q4_1, weight)?,
+            ),
+            #[cfg(feature = "flex")]
+            Storage::Native => (
+                "product with 8-bit blocks",
+                blocks(BlockType::Q8_0, weight)?,
+            ),
+            #[cfg(not(feature = "flex"))]
+            Storage::Q4K | Storage::Native => continue,
         };
         let mut check = compare(name, ops::linear(x.clone(), &stored), &expected)?;
         // What the formats round away, in sums of 96 products of up to 1 and in results of up to 8, is no error.
         let allowed = match storage {
             Storage::F32 => TOLERANCE,
             Storage::F16 => 1e-2,
-            Storage::Bf16 | Storage::Q8 => 8e-2,
+            Storage::Bf16 | Storage::Q8 | Storage::Native => 8e-2,
+            Storage::Q4K => 5e-1,
         };
         check.ok = check.max_error.is_some_and(|error| error <= allowed);
         checks.push(check);
@@ -128,13 +148,22 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
     let ones = Tensor::<1>::ones([Inputs::WIDTH], device);
     let normed = ops::rms_norm(x.clone(), ones, 1e-5);
     checks.push(compare("RMS norm", normed, &inputs.normed())?);
-    let found = ops::swiglu(x.clone(), x);
+    let found = ops::swiglu(x.clone(), x.clone());
     checks.push(compare("SwiGLU", found, &inputs.swiglu())?);
+    checks.push(compare("GeGLU", ops::geglu(x.clone(), x), &inputs.geglu())?);
     let [q, ..] = inputs.attention(device);
     let [cos, sin] = inputs.rotations(device);
     let rotated = ops::rotate(q, cos, sin);
     checks.push(compare("rotary embedding", rotated, &inputs.rotated())?);
     Ok(())
+}
+
+/// The weight in blocks.
+#[cfg(feature = "flex")]
+fn blocks(kind: BlockType, weight: Tensor<2>) -> Result<Weight> {
+    let shape = weight.dims();
+    let values: Vec<f32> = weight.try_into_vec_as().map_err(ops::read_error)?;
+    Ok(BlockWeight::quantize(kind, shape, &values)?.into())
 }
 
 fn choices(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()> {
@@ -146,6 +175,7 @@ fn choices(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<
         },
         spans: &[],
         seen: Inputs::TOKENS,
+        oldest: 0,
     };
     let scores = inputs.scores(device);
     let slots = ops::select(scores.clone(), positions.clone(), protected, Inputs::BUDGET)?;

@@ -18,13 +18,14 @@ pub struct ModelFacts {
     pub layers: Vec<LayerFacts>,
 }
 
-/// A rotary embedding (RoPE, arXiv 2104.09864) in the rotate-half layout: element `i` of a vector is rotated with element
-/// `i + head_dim / 2`.
+/// A rotary embedding (RoPE, arXiv 2104.09864) in the rotate-half layout: with `n` pairs, element `i` of a vector is rotated
+/// with element `i + n`. Elements from `2 n` on stay as they are; `n` is half of head_dim in most models, and 0 in layers
+/// without positions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RopeFacts {
-    /// The angle in radians per position for each of the `head_dim / 2` pairs of elements.
+    /// The angle in radians per position for each pair of elements, at most `head_dim / 2` of them.
     pub frequencies: Arc<[f64]>,
-    /// The factor that rotated vectors are multiplied by, 1 for most models.
+    /// The factor that rotated elements are multiplied by, 1 for most models.
     pub magnitude: f64,
 }
 
@@ -38,13 +39,31 @@ pub struct LayerFacts {
     /// not state it.
     pub output: Option<Weight>,
     /// How many tokens a query attends to, itself included and the latest before it, at least 1 (sliding-window attention);
-    /// `None` means all.
+    /// `None` means all. The layer's cache never holds more: after each token the entries that the next one sees, which are
+    /// one fewer.
     pub window: Option<usize>,
+}
+
+/// The most entries per KV head that a layer with this window holds between two tokens: those that the next token sees
+/// beside itself. A window of one token keeps its entry, which nothing sees.
+pub(crate) fn most_entries(window: Option<usize>) -> usize {
+    window.map_or(usize::MAX, |window| window.saturating_sub(1).max(1))
+}
+
+/// The first position that the token at `position` sees.
+pub(crate) fn first_seen(window: Option<usize>, position: usize) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
 }
 
 impl ModelFacts {
     pub(crate) fn layer(&self, layer: usize) -> LayerFacts {
         self.layers.get(layer).cloned().unwrap_or_default()
+    }
+
+    /// The window of each of `layers` layers.
+    pub(crate) fn windows(&self, layers: usize) -> Vec<Option<usize>> {
+        let window = |layer: usize| self.layers.get(layer).and_then(|facts| facts.window);
+        (0..layers).map(window).collect()
     }
 }
 
@@ -84,16 +103,28 @@ impl RopeFacts {
     }
 }
 
-/// Turns pairs of elements by `cos` and `sin`, `[rows, head_dim / 2]` each, one row per token or one for all.
+/// Turns pairs of elements by `cos` and `sin`, `[rows, pairs]` each, one row per token or one for all. Elements beyond the
+/// pairs stay.
 fn turn(x: Tensor<4>, rows: usize, cos: Vec<f64>, sin: Vec<f64>) -> Tensor<4> {
     let [_, _, _, head_dim] = x.dims();
-    let half = head_dim / 2;
+    let pairs = cos.len() / rows.max(1);
+    if pairs == 0 {
+        return x;
+    }
     let device: Device = x.device();
     let table = |values: Vec<f64>| {
         let values: Vec<f32> = values.into_iter().map(|x| x as f32).collect();
-        Tensor::<4>::from_data(TensorData::new(values, [1, 1, rows, half]), &device)
+        Tensor::<4>::from_data(TensorData::new(values, [1, 1, rows, pairs]), &device)
     };
-    ops::oracle::rotate(x, table(cos), table(sin))
+    let rotated = 2 * pairs;
+    let turned = ops::oracle::rotate(x.clone().narrow(3, 0, rotated), table(cos), table(sin));
+    match rotated < head_dim {
+        true => {
+            let rest = x.narrow(3, rotated, head_dim - rotated);
+            Tensor::cat(vec![turned, rest], 3)
+        }
+        false => turned,
+    }
 }
 
 #[cfg(all(test, feature = "flex"))]
@@ -125,6 +156,28 @@ mod tests {
         let rotated = turn(x.clone(), 5, cos, sin);
         assert!(worst(rotated.clone(), x.clone()) > 0.1);
         assert!(worst(rope().unrotate(rotated, 7), x) < 1e-5);
+    }
+
+    #[test]
+    fn elements_beyond_the_pairs_stay() {
+        let device = Device::flex();
+        let x = Tensor::<4>::random([1, 2, 3, 10], Distribution::Default, &device);
+        let [turned, rest] = [(0, 6), (6, 4)].map(|(first, count)| {
+            let part = |x: &Tensor<4>| x.clone().narrow(3, first, count);
+            (part(&x), part(&rope().unrotate(x.clone(), 7)))
+        });
+        assert!(worst(rope().unrotate(turned.0, 7), turned.1) == 0.0);
+        assert!(worst(rest.0, rest.1) == 0.0);
+        let none = RopeFacts {
+            frequencies: [].into(),
+            magnitude: 1.0,
+        };
+        for found in [
+            none.unrotate(x.clone(), 7),
+            none.unrotate_mean(x.clone(), 7, 9),
+        ] {
+            assert!(worst(found, x.clone()) == 0.0);
+        }
     }
 
     #[test]

@@ -1,5 +1,10 @@
 //! Reading files whose content is not trusted, and writing files that others may read at the same time.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 pub mod lines;
 
 use crate::error::{Error, Result};
@@ -89,7 +94,8 @@ pub fn text(place: impl std::fmt::Display, mut bytes: Vec<u8>) -> Result<String>
     }
     String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
-        let found = format!("byte 0x{:02x} at offset {at}", e.as_bytes()[at]);
+        let byte = e.as_bytes().get(at).copied().unwrap_or(0);
+        let found = format!("byte 0x{byte:02x} at offset {at}");
         Error::invalid(place, "content", found, "UTF-8 text")
     })
 }

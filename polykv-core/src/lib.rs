@@ -14,12 +14,8 @@
 #![warn(missing_docs)]
 #![cfg_attr(
     not(test),
-    warn(
-        clippy::expect_used,
-        clippy::print_stderr,
-        clippy::print_stdout,
-        clippy::unwrap_used
-    )
+    deny(clippy::print_stderr, clippy::print_stdout),
+    warn(clippy::expect_used, clippy::unwrap_used)
 )]
 
 pub mod allocate;
@@ -46,7 +42,7 @@ pub mod storage;
 pub mod testing;
 
 pub use allocate::Allocator;
-pub use budget::Budget;
+pub use budget::{Budget, EntryCost};
 pub use cache::{
     CacheEstimate, CacheReport, KvCache, LayerCache, Prompt, PromptCache, SharedPrefill, Spans,
     Untrimmed,

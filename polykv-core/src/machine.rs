@@ -66,6 +66,24 @@ pub fn use_huge_pages<T>(memory: &[T]) {
     let _ = memory;
 }
 
+/// Asks for huge pages below memory that is about to be written for the first time; see [`use_huge_pages`], which would copy
+/// it later. It does nothing on systems other than Linux.
+pub fn prefer_huge_pages<T>(memory: &mut [std::mem::MaybeUninit<T>]) {
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 4 << 10;
+        let start = (memory.as_ptr() as usize).next_multiple_of(PAGE);
+        let end = (memory.as_ptr() as usize + size_of_val(memory)) / PAGE * PAGE;
+        if start < end {
+            // SAFETY: the advice is about pages of which this memory is all, and changes nothing in them; what the system
+            // does not like it ignores.
+            unsafe { libc::madvise(start as *mut _, end - start, libc::MADV_HUGEPAGE) };
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = memory;
+}
+
 /// The number of threads that the CPU kernels use.
 pub fn threads() -> usize {
     rayon::current_num_threads()

@@ -19,6 +19,7 @@ mod fused;
 mod kernels;
 mod keys;
 mod linear;
+mod mask;
 pub mod oracle;
 mod order;
 mod pointwise;
@@ -38,15 +39,16 @@ pub use entries::{Entries, compact, move_last, replace, write};
 pub use fused::{NormQkv, OutputSwiglu, fuses_tokens, norm_qkv_rope, output_swiglu};
 pub use keys::{closest, key_cosines, key_norms, merge_into, spread_into};
 pub use linear::{linear, linears};
+pub use mask::{Mask, Places};
 pub use order::{drop_from_order, extend_order, pool};
-pub use pointwise::{rms_norm, rotate, swiglu};
+pub use pointwise::{geglu, rms_norm, rotate, swiglu};
 pub use pool::Pool;
 pub use protect::{Protect, Protected};
 pub use route::{is_cpu, is_cube};
 pub use tensor::{bytes, matmul, read_error, unit, unrounded_matmul};
+pub use weight::{BlockType, Q8_BLOCK, SharedBytes, Weight, q8_scheme};
 #[cfg(feature = "flex")]
-pub use weight::Q8Weight;
-pub use weight::{Q8_BLOCK, Weight, q8_scheme};
+pub use weight::{BlockWeight, Q8Weight};
 
 pub(crate) use choice::rest;
 pub(crate) use entries::grow;

@@ -4,9 +4,19 @@
 //! names, which [`PlanFile::build`] looks up in a [`Registry`](crate::Registry). [`Plan::resolve`] computes the budgets for
 //! one prompt.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 mod file;
 mod range;
 mod resolve;
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "an order holds each index of the layers once"
+)]
 mod shuffle;
 
 pub use file::{FileRule, MAX_FILE_BYTES, PlanFile, SCHEMA};
@@ -209,8 +219,7 @@ impl Plan {
     }
 
     fn check_shares(&self, phase: Phase) -> Result<()> {
-        let mut parts = 0;
-        let mut entries = 0;
+        let [mut parts, mut entries] = [false; 2];
         for (layer, rule) in self.rules(phase).enumerate() {
             let field = || format!("{phase} share of layer {layer}");
             match rule {
@@ -222,12 +231,12 @@ impl Plan {
                     Share::Entries(0) => {
                         return Err(Error::plan(field(), "0 entries", "at least 1"));
                     }
-                    Share::Part(_) => parts += 1,
-                    Share::Entries(_) => entries += 1,
+                    Share::Part(_) => parts = true,
+                    Share::Entries(_) => entries = true,
                 },
             }
         }
-        if parts > 0 && entries > 0 {
+        if parts && entries {
             let found = "tokens in some rules and shares in others";
             return Err(Error::plan(phase, found, "tokens in all rules or in none"));
         }

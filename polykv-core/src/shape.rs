@@ -1,5 +1,10 @@
 //! The shape of a layer's queries, keys and values.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use crate::budget::EntryCost;
 use crate::{Error, Result};
 use burn::tensor::DType;
@@ -22,14 +27,15 @@ pub struct LayerShape {
 impl LayerShape {
     /// The number of query heads per KV head.
     pub fn group(&self) -> usize {
-        self.heads / self.kv_heads
+        self.heads.checked_div(self.kv_heads).unwrap_or(0)
     }
 
-    /// The memory of an entry in a cache of `layers` layers of this shape.
+    /// The memory of an entry in a cache of layers of this shape, one per window of `windows`, see
+    /// [`EntryCost::windows`].
     #[must_use]
-    pub fn cost(&self, layers: usize) -> EntryCost {
+    pub fn cost(&self, windows: &[Option<usize>]) -> EntryCost {
         EntryCost {
-            layers,
+            windows: windows.into(),
             bytes: [
                 2,
                 self.batch,

@@ -1,5 +1,10 @@
 //! The number formats of weights and of cached keys and values.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use crate::ops;
 use crate::ops::Q8_BLOCK;
 use crate::{Error, Result};
@@ -20,11 +25,22 @@ pub enum Storage {
     Bf16,
     /// Weights in 8 bits with one f32 scale per [`Q8_BLOCK`] values of a row; keys and values in f16.
     Q8,
+    /// Weights in 4 bits as GGUF's type Q4_K has them, or Q4_1 where rows are no multiple of 256; keys and values in f16.
+    Q4K,
+    /// Weights as their file holds them, blocks of a GGUF file included: nothing is converted. Keys and values in f16.
+    Native,
 }
 
 impl Storage {
-    /// All formats, from the largest weights to the smallest.
-    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Bf16, Self::Q8];
+    /// All formats, from the largest weights to the smallest; at the end the one that depends on the file.
+    pub const ALL: [Self; 6] = [
+        Self::F32,
+        Self::F16,
+        Self::Bf16,
+        Self::Q8,
+        Self::Q4K,
+        Self::Native,
+    ];
 
     /// The name of the format on the command line.
     pub fn name(self) -> &'static str {
@@ -33,17 +49,26 @@ impl Storage {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::Q8 => "q8",
+            Self::Q4K => "q4k",
+            Self::Native => "native",
         }
     }
 
-    /// The type of the weights.
-    pub fn weights(self) -> DType {
+    /// The type of the tensors that hold the weights. `None` where they are no tensors of burn, or depend on the file.
+    pub fn weights(self) -> Option<DType> {
         match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
-            Self::Q8 => DType::QFloat(ops::q8_scheme()),
+            Self::F32 => Some(DType::F32),
+            Self::F16 => Some(DType::F16),
+            Self::Bf16 => Some(DType::BF16),
+            Self::Q8 => Some(DType::QFloat(ops::q8_scheme())),
+            Self::Q4K | Self::Native => None,
         }
+    }
+
+    /// Whether only the CPU computes with it.
+    fn is_for_cpu(self) -> bool {
+        self.weights()
+            .is_none_or(|dtype| matches!(dtype, DType::QFloat(_)))
     }
 
     /// The type in which keys and values are cached.
@@ -51,17 +76,27 @@ impl Storage {
         match self {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
-            Self::F16 | Self::Q8 => DType::F16,
+            Self::F16 | Self::Q8 | Self::Q4K | Self::Native => DType::F16,
         }
     }
 
-    /// Bytes of `count` weights.
-    pub fn weight_bytes(self, count: u64) -> u64 {
-        match self {
-            Self::F32 => 4 * count,
-            Self::F16 | Self::Bf16 => 2 * count,
-            Self::Q8 => count + 4 * count.div_ceil(Q8_BLOCK as u64),
-        }
+    /// Bytes of `count` weights; `None` where they depend on the file. Those of Q4_K are counted with rows that are a
+    /// multiple of 256.
+    pub fn weight_bytes(self, count: u64) -> Option<u64> {
+        Some(match self {
+            Self::F32 => count.saturating_mul(4),
+            Self::F16 | Self::Bf16 => count.saturating_mul(2),
+            Self::Q8 => {
+                let scales = count.div_ceil(Q8_BLOCK as u64);
+                count.saturating_add(scales.saturating_mul(4))
+            }
+            Self::Q4K => {
+                let kind = ops::BlockType::Q4K;
+                let blocks = count.div_ceil(kind.elements() as u64);
+                blocks.saturating_mul(kind.bytes() as u64)
+            }
+            Self::Native => return None,
+        })
     }
 
     /// Checks that the device can store and compute with this format.
@@ -71,14 +106,14 @@ impl Storage {
     /// names those that it has.
     pub fn check(self, device: &Device) -> Result<()> {
         let what = || format!("dtype {self}");
-        if self == Self::Q8 && !ops::is_cpu(device) {
-            let reason = "8-bit weights have kernels on the CPU only; allowed: f32, f16, bf16";
+        if self.is_for_cpu() && !ops::is_cpu(device) {
+            let reason = "quantised weights have kernels on the CPU only; allowed: f32, f16, bf16";
             return Err(Error::unsupported(what(), reason));
         }
         if device.supports_dtype(self.cache()) {
             return Ok(());
         }
-        let has = |storage: &&Self| **storage != Self::Q8 && device.supports_dtype(storage.cache());
+        let has = |storage: &&Self| !storage.is_for_cpu() && device.supports_dtype(storage.cache());
         let allowed: Vec<_> = Self::ALL.iter().filter(has).map(|s| s.name()).collect();
         let reason = format!(
             "the device {device:?} does not have it; allowed: {}",
@@ -120,8 +155,9 @@ mod tests {
 
     #[test]
     fn bytes_of_weights() {
-        let bytes = Storage::ALL.map(|storage| storage.weight_bytes(64));
-        assert_eq!(bytes, [256, 128, 128, 72]);
+        let bytes = Storage::ALL.map(|storage| storage.weight_bytes(512));
+        let [f32, half, q8, q4k] = [2048, 1024, 576, 288].map(Some);
+        assert_eq!(bytes, [f32, half, half, q8, q4k, None]);
     }
 
     #[cfg(feature = "flex")]

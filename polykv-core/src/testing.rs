@@ -23,8 +23,8 @@ mod reference;
 pub use check::{check, check_policy, variants};
 pub use compare::{Case, Difference, compare, kept};
 pub use inputs::{
-    DIM, GROUP, HEADS, HIDDEN, Inputs, KV_HEADS, Token, cache, facts, output_weight, rope, shape,
-    tensor, tokens,
+    DIM, GROUP, HEADS, HIDDEN, Inputs, KV_HEADS, Token, Windows, cache, facts, output_weight, rope,
+    shape, tensor, tokens,
 };
 pub use maths::{dot, max_difference, mean, norm, pooled, softmax, staged};
 pub use reference::{Entry, Head, Oracle, Reference};

@@ -3,7 +3,7 @@
 use crate::config::ModelConfig;
 use crate::layers::RopeTable;
 use burn::tensor::{Device, Int, Tensor};
-use polykv_core::{KvCache, LayerShape, PromptCache, Result, Storage};
+use polykv_core::{EntryCost, KvCache, LayerShape, PromptCache, Result, Storage};
 use std::fmt;
 use std::ops::Range;
 
@@ -17,6 +17,10 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
 
     /// The number formats of the weights and of the cache that goes with them.
     fn storage(&self) -> Storage;
+
+    /// Bytes of weight matrices that a decode step reads: all but an embedding table of which it looks up single rows, and
+    /// experts that a token does not choose.
+    fn bytes_per_token(&self) -> u64;
 
     /// Runs a prompt, `ids [batch, tokens]`. Each row of the batch continues at its own next position in the cache. Each layer
     /// is trimmed by its prefill rule after it has seen the whole prompt. Returns the logits of the last position,
@@ -91,6 +95,11 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
             head_dim: config.head_dim,
             dtype: self.storage().cache(),
         }
+    }
+
+    /// What a plan's budget needs to know of the model's cache for a batch of `batch` sequences.
+    fn cache_cost(&self, batch: usize) -> EntryCost {
+        self.cache_shape(batch).cost(&self.config().windows())
     }
 }
 

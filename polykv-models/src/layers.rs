@@ -4,19 +4,23 @@ mod attention;
 mod block;
 mod embedding;
 mod linear;
+mod loaded;
 mod matrix;
 mod mlp;
 mod rms_norm;
 mod rope;
+mod sparse_mlp;
 
 pub use attention::Attention;
-pub use block::Block;
+pub use block::{Block, FeedForward};
 pub use embedding::Embedding;
 pub use linear::Linear;
+pub use loaded::{LoadedWeights, Matrices};
 pub use matrix::{Loaded, Matrix};
-pub use mlp::Mlp;
+pub use mlp::{Activation, Mlp};
 pub use rms_norm::RmsNorm;
-pub use rope::{Rope, RopeTable};
+pub use rope::{Rope, RopeTable, Rotation};
+pub use sparse_mlp::SparseMlp;
 
 use burn::module::{Param, ParamId};
 use burn::tensor::{Device, Tensor};

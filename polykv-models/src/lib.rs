@@ -3,13 +3,8 @@
 
 #![cfg_attr(
     not(test),
-    warn(
-        clippy::expect_used,
-        clippy::print_stderr,
-        clippy::print_stdout,
-        clippy::unwrap_used,
-        missing_docs
-    )
+    deny(clippy::print_stderr, clippy::print_stdout),
+    warn(clippy::expect_used, clippy::unwrap_used, missing_docs)
 )]
 
 #[cfg(feature = "calibrate")]
@@ -26,6 +21,8 @@ mod digest;
 pub mod doors;
 #[cfg(feature = "eval")]
 pub mod eval;
+mod families;
+pub mod gemma;
 pub mod generate;
 pub mod gguf;
 #[cfg(feature = "hub")]
@@ -33,7 +30,10 @@ pub mod hub;
 pub mod layers;
 pub mod llama;
 pub mod load;
+mod parts;
+pub mod qwen2;
 pub mod qwen3;
+pub mod qwen3_moe;
 pub mod random;
 #[cfg(any(feature = "eval", feature = "calibrate"))]
 mod rows;

@@ -1,7 +1,14 @@
 //! From files to a model: a Hugging Face folder or a GGUF file.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
+mod adapt;
 mod ends;
 mod locate;
+mod own;
 pub mod safetensors;
 
 pub use crate::stored::Stored;
@@ -10,11 +17,11 @@ pub use locate::locate;
 use crate::causal_lm::CausalLm;
 #[cfg(feature = "chat")]
 use crate::chat::ChatTemplate;
-use crate::config::{Family, ModelConfig};
+use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer, Weights};
+use crate::families::with_layer;
 use crate::gguf::{self, GgufFile};
-use crate::llama::LlamaLayer;
-use crate::qwen3::Qwen3Layer;
+use crate::layers::LoadedWeights;
 use crate::random::check_fits;
 use crate::stored::{Fault, refuse_pointer};
 use crate::tokenizer::{Specials, Tokenizer};
@@ -50,7 +57,7 @@ impl LoadedModel {
     /// # Errors
     /// Another number of layers, with both numbers.
     pub fn check_layers(&self, plan: &Plan) -> Result<()> {
-        let layers = self.model.config().layers;
+        let layers = self.model.config().layers.len();
         match plan.layers.len() == layers {
             true => Ok(()),
             false => {
@@ -122,6 +129,22 @@ pub fn load_weights(path: &Path, storage: Storage, device: &Device) -> Result<Bo
     }
 }
 
+/// Bytes of a model's weights as its files hold them.
+///
+/// # Errors
+/// A file that is missing or malformed, and a config that is refused.
+pub fn own_bytes(path: &Path) -> Result<u64> {
+    let path = &locate(path)?;
+    let tensors = match path.is_dir() {
+        true => safetensors::read_folder(path)?.1,
+        false => {
+            let file = Arc::new(GgufFile::open(path)?);
+            gguf::tensors(&file, &file.config()?)?
+        }
+    };
+    Ok(tensors.iter().map(Stored::own_bytes).sum())
+}
+
 /// The shape of a model, without its weights: from the config.json of a folder or the header of a GGUF file.
 ///
 /// # Errors
@@ -141,13 +164,9 @@ fn folder_model(
     device: &Device,
 ) -> Result<Box<dyn CausalLm>> {
     let (place, tensors) = safetensors::read_folder(folder)?;
-    build(
-        config,
-        tensors,
-        &place.display().to_string(),
-        storage,
-        device,
-    )
+    let place = place.display().to_string();
+    let tensors = adapt::adapt(&config, tensors)?;
+    build(config, tensors, &place, storage, device)
 }
 
 fn gguf_model(
@@ -198,8 +217,8 @@ fn load_gguf(path: &Path, storage: Storage, device: &Device) -> Result<LoadedMod
     })
 }
 
-/// Builds a model from its config and its tensors, which have the names of Hugging Face checkpoints. `place` names
-/// their file in errors.
+/// Builds a model from its config and its tensors, which have the names of Hugging Face checkpoints: one per projection,
+/// and gains of norms that are factors as they stand. `place` names their file in errors.
 ///
 /// # Errors
 /// Tensors that are missing, too many, of the wrong shape or with values that are not finite once they are stored; a
@@ -213,31 +232,47 @@ pub fn build(
 ) -> Result<Box<dyn CausalLm>> {
     let tensors = check_head(&config, tensors, place)?;
     storage.check(device)?;
-    check_fits(place, &config, storage, device)?;
+    let needed = storage
+        .weight_bytes(config.parameters())
+        .unwrap_or_else(|| tensors.iter().map(Stored::own_bytes).sum());
+    check_fits(place, needed, storage, device)?;
+    let (named, tensors) = own::read(tensors, storage)?;
     let fault = Fault::default();
     let tensors = tensors
         .into_iter()
-        .map(|tensor| tensor.deferred(storage, &fault))
-        .map(|tensor| convert(tensor, storage, place, device))
+        .map(|tensor| {
+            let dtype = tensor.target(storage);
+            convert(
+                tensor.deferred(storage, &fault),
+                dtype,
+                storage,
+                place,
+                device,
+            )
+        })
         .collect::<Result<_>>()?;
-    let model = match config.family {
-        Family::Llama => build_family::<LlamaLayer>(config, tensors, place, storage, device),
-        Family::Qwen3 => build_family::<Qwen3Layer>(config, tensors, place, storage, device),
-    };
+    let family = config.family;
+    let model = with_layer!(
+        family,
+        build_family(config, named, tensors, place, storage, device)
+    );
     // What could not be read says more than the store that asked for it.
     model.map_err(|e| fault.take().unwrap_or(e))
 }
 
 fn build_family<L: Layer + 'static>(
     config: ModelConfig,
+    named: own::Named,
     tensors: Vec<PackTensor>,
     place: &str,
     storage: Storage,
     device: &Device,
 ) -> Result<Box<dyn CausalLm>> {
     let mut weights = Weights::<L>::new(&config, device);
-    apply(&mut weights, tensors, place)?;
-    Ok(Box::new(Decoder::new(config, weights, storage, device)))
+    let loaded = own::assign(&weights, named, place)?;
+    apply(&mut weights, tensors, &loaded, place)?;
+    let decoder = Decoder::new(config, weights, loaded, storage, device);
+    Ok(Box::new(decoder))
 }
 
 const HEAD: &str = "lm_head.weight";
@@ -273,7 +308,12 @@ fn check_head(config: &ModelConfig, mut tensors: Vec<Stored>, place: &str) -> Re
     }
 }
 
-fn apply<M: ModuleSnapshot>(module: &mut M, tensors: Vec<PackTensor>, place: &str) -> Result<()> {
+fn apply<M: ModuleSnapshot>(
+    module: &mut M,
+    tensors: Vec<PackTensor>,
+    loaded: &LoadedWeights,
+    place: &str,
+) -> Result<()> {
     // Matrices are enums while they are loaded, whose variants have no place in a tensor's name.
     let result = module.apply(tensors, None, None, true);
     let tensor = |name: &str| format!("tensor {name}");
@@ -305,8 +345,13 @@ fn apply<M: ModuleSnapshot>(module: &mut M, tensors: Vec<PackTensor>, place: &st
             }
         });
     }
-    if let Some((name, _)) = result.missing.first() {
-        let count = result.missing.len();
+    let missing: Vec<_> = result.missing.iter().map(|(name, _)| name).collect();
+    let missing: Vec<_> = missing
+        .into_iter()
+        .filter(|name| !loaded.has(name))
+        .collect();
+    if let Some(name) = missing.first() {
+        let count = missing.len();
         return Err(Error::invalid(
             place,
             tensor(name),
@@ -331,18 +376,15 @@ fn dims(shape: &Shape) -> String {
     format!("{:?}", shape.as_slice())
 }
 
-/// Defers the conversion to the moment when the tensor is uploaded. Only matrices are stored in fewer bits.
+/// Defers the conversion to `dtype` to the moment when the tensor is uploaded.
 fn convert(
     tensor: PackTensor,
+    dtype: DType,
     storage: Storage,
     place: &str,
     device: &Device,
 ) -> Result<PackTensor> {
     let shape = tensor.shape.clone();
-    let dtype = match shape.num_dims() {
-        2 => storage.weights(),
-        _ => DType::F32,
-    };
     if tensor.dtype == dtype {
         return Ok(tensor);
     }
@@ -351,7 +393,7 @@ fn convert(
         let convert = move |data: TensorData| data.convert_dtype(dtype);
         return Ok(bridge::map_data(tensor, name, dtype, shape, convert));
     }
-    let columns = shape[1];
+    let columns = shape.as_slice().last().copied().unwrap_or(0);
     if !columns.is_multiple_of(Q8_BLOCK) {
         let field = format!("columns of tensor {name}, for dtype {storage}");
         return Err(Error::invalid(

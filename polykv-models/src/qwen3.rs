@@ -3,7 +3,7 @@
 
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer};
-use crate::layers::{Attention, Block, Mlp, RmsNorm};
+use crate::layers::{Activation, Attention, Block, LoadedWeights, Mlp, RmsNorm};
 use burn::module::Module;
 use burn::tensor::Device;
 
@@ -24,27 +24,28 @@ pub struct Qwen3Layer {
 }
 
 impl Layer for Qwen3Layer {
-    fn new(config: &ModelConfig, device: &Device) -> Self {
+    fn new(config: &ModelConfig, _: usize, device: &Device) -> Self {
         let norm = || RmsNorm::new(config.hidden_size, config.rms_eps, device);
+        let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         Self {
             input_layernorm: norm(),
             self_attn: Attention::new(config, device).with_head_norms(config, device),
             post_attention_layernorm: norm(),
-            mlp: Mlp::new(config.hidden_size, config.intermediate_size, device),
+            mlp: Mlp::new(hidden, inner, Activation::Silu, device),
         }
     }
 
     fn block(&self) -> Block<'_> {
-        Block {
-            input_norm: &self.input_layernorm,
-            attention: &self.self_attn,
-            mlp_norm: &self.post_attention_layernorm,
-            mlp: &self.mlp,
-        }
+        Block::pre_norm(
+            &self.input_layernorm,
+            &self.self_attn,
+            &self.post_attention_layernorm,
+            &self.mlp,
+        )
     }
 
-    fn finish_loading(&mut self) {
-        self.self_attn.finish_loading();
-        self.mlp.finish_loading();
+    fn finish_loading(&mut self, loaded: &mut LoadedWeights) {
+        self.self_attn.finish_loading(loaded);
+        self.mlp.finish_loading(loaded);
     }
 }

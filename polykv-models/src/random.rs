@@ -1,19 +1,25 @@
 //! Models of an exact shape with seeded random weights, made on the device: speed and memory without a file.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use crate::causal_lm::CausalLm;
-use crate::config::{Family, ModelConfig};
+use crate::config::ModelConfig;
 use crate::decoder::{Decoder, Layer, Weights};
-use crate::llama::LlamaLayer;
-use crate::qwen3::Qwen3Layer;
+use crate::families::with_layer;
+use crate::layers::{LoadedWeights, Matrices};
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{Device, Distribution, Tensor};
-use polykv_core::ops::q8_scheme;
-use polykv_core::{Error, Result, Storage, machine, ops};
+use burn::tensor::{DType, Device, Distribution, Shape, Tensor};
+use polykv_core::ops::Weight;
+use polykv_core::{At, Error, Result, Storage, machine, ops};
+use std::collections::BTreeMap;
 
 /// The standard deviation that the published models were initialised with.
 const DEVIATION: f64 = 0.02;
 
-/// A model of an exact shape with normally distributed weights and norm gains of one. The same seed and device give the
+/// A model of an exact shape with normally distributed weights, norm gains of one and biases of zero. The same seed and device give the
 /// same weights. `name` stands for the model in errors.
 ///
 /// # Errors
@@ -28,38 +34,54 @@ pub fn random_weights(
 ) -> Result<Box<dyn CausalLm>> {
     config.validate(name)?;
     storage.check(device)?;
-    check_fits(name, &config, storage, device)?;
+    let Some(needed) = storage.weight_bytes(config.parameters()) else {
+        let reason = "random weights come from no file; allowed: all other formats";
+        return Err(Error::unsupported(format!("dtype {storage}"), reason));
+    };
+    check_fits(name, needed, storage, device)?;
     device.seed(seed);
-    Ok(match config.family {
-        Family::Llama => family::<LlamaLayer>(config, storage, device),
-        Family::Qwen3 => family::<Qwen3Layer>(config, storage, device),
-    })
+    let family = config.family;
+    with_layer!(family, random_family(config, storage, device))
 }
 
-fn family<L: Layer + 'static>(
+fn random_family<L: Layer + 'static>(
     config: ModelConfig,
     storage: Storage,
     device: &Device,
-) -> Box<dyn CausalLm> {
-    let weights = Weights::<L>::new(&config, device).map(&mut Fill { storage });
-    Box::new(Decoder::new(config, weights, storage, device))
+) -> Result<Box<dyn CausalLm>> {
+    let weights = Weights::<L>::new(&config, device);
+    let mut loaded = LoadedWeights::default();
+    if storage == Storage::Q4K {
+        let matrices: BTreeMap<_, _> = Matrices::of(&weights).into_iter().collect();
+        for (name, (id, shape)) in matrices {
+            let values: Tensor<2> = normal(shape.into(), device);
+            let values: Vec<f32> = values.try_into_vec_as().map_err(ops::read_error)?;
+            let weight = Weight::q4k(shape, &values).at(&name)?;
+            loaded.insert(id, name, weight);
+        }
+    }
+    let weights = weights.map(&mut Fill {
+        storage,
+        bias: false,
+        loaded: &loaded,
+    });
+    let decoder = Decoder::new(config, weights, loaded, storage, device);
+    Ok(Box::new(decoder))
+}
+
+fn normal<const D: usize>(shape: Shape, device: &Device) -> Tensor<D> {
+    Tensor::random(shape, Distribution::Normal(0.0, DEVIATION), device)
 }
 
 /// Refuses weights that the free memory cannot hold, on the CPU of a system that tells how much that is.
-pub(crate) fn check_fits(
-    name: &str,
-    config: &ModelConfig,
-    storage: Storage,
-    device: &Device,
-) -> Result<()> {
+pub(crate) fn check_fits(name: &str, needed: u64, storage: Storage, device: &Device) -> Result<()> {
     match machine::free_memory() {
-        Some(free) if ops::is_cpu(device) => check_memory(name, config, storage, free),
+        Some(free) if ops::is_cpu(device) => check_memory(name, needed, storage, free),
         _ => Ok(()),
     }
 }
 
-fn check_memory(name: &str, config: &ModelConfig, storage: Storage, free: u64) -> Result<()> {
-    let needed = storage.weight_bytes(config.parameters());
+fn check_memory(name: &str, needed: u64, storage: Storage, free: u64) -> Result<()> {
     if needed <= free {
         return Ok(());
     }
@@ -68,22 +90,32 @@ fn check_memory(name: &str, config: &ModelConfig, storage: Storage, free: u64) -
     Err(Error::invalid(name, "size of the weights", found, allowed))
 }
 
-/// Gives every weight that does not exist yet its values.
-struct Fill {
+/// Gives every weight that does not exist yet its values, unless another one takes its place.
+struct Fill<'a> {
     storage: Storage,
+    /// Whether the current weight is a bias.
+    bias: bool,
+    loaded: &'a LoadedWeights,
 }
 
-impl ModuleMapper for Fill {
+impl ModuleMapper for Fill<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.bias = name == "bias";
+    }
+
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let (shape, device) = (param.lazy_shape(), param.lazy_device());
-        // Only norms have one axis.
+        // Only norms and biases have one axis.
         let values = match D {
+            1 if self.bias => Tensor::zeros(shape, &device),
             1 => Tensor::ones(shape, &device),
+            _ if self.loaded.takes(&param.id) => return param,
             _ => {
-                let values = Tensor::random(shape, Distribution::Normal(0.0, DEVIATION), &device);
-                match self.storage {
-                    Storage::Q8 => values.quantize_dynamic(&q8_scheme()),
-                    storage => values.cast(storage.weights()),
+                let values = normal(shape, &device);
+                match self.storage.weights() {
+                    Some(DType::QFloat(scheme)) => values.quantize_dynamic(&scheme),
+                    Some(dtype) => values.cast(dtype),
+                    None => values,
                 }
             }
         };
@@ -99,8 +131,9 @@ mod tests {
     fn weights_beyond_the_free_memory_are_refused_with_both_numbers() {
         let config = ModelConfig::llama_3_1_8b();
         let needed = 8_030_261_248 * 4;
-        check_memory("llama-3.1-8b", &config, Storage::F32, needed).unwrap();
-        let error = check_memory("llama-3.1-8b", &config, Storage::F32, needed - 1).unwrap_err();
+        assert_eq!(Storage::F32.weight_bytes(config.parameters()), Some(needed));
+        check_memory("llama-3.1-8b", needed, Storage::F32, needed).unwrap();
+        let error = check_memory("llama-3.1-8b", needed, Storage::F32, needed - 1).unwrap_err();
         assert_eq!(
             error.to_string(),
             "llama-3.1-8b: size of the weights is 32121044992 bytes in f32; \
@@ -112,16 +145,31 @@ mod tests {
     #[test]
     fn a_seed_decides_the_weights() {
         use crate::PrefillOptions;
+        use crate::config::{Experts, Family, LayerConfig};
         use burn::tensor::{Int, TensorData};
         use polykv_core::{KvCache, Plan};
 
         let device = Device::flex();
+        let layer = LayerConfig::plain(1e4, 8);
         let config = |family| ModelConfig {
             family,
             vocab_size: 50,
             hidden_size: 32,
             intermediate_size: 48,
-            layers: 2,
+            layers: vec![
+                layer.clone(),
+                LayerConfig {
+                    rope: None,
+                    sparse: true,
+                    ..layer.clone()
+                },
+            ],
+            experts: Some(Experts {
+                count: 4,
+                used: 2,
+                intermediate_size: 24,
+                normalize: true,
+            }),
             heads: 4,
             kv_heads: 2,
             head_dim: 8,
@@ -137,7 +185,7 @@ mod tests {
             logits.try_into_vec_as::<f32>().unwrap()
         };
         // The device's seed is shared by all tests of the process, so this is the only one that draws.
-        for family in [Family::Llama, Family::Qwen3] {
+        for family in Family::ALL {
             let first = logits(family, 1);
             assert_eq!(first, logits(family, 1));
             assert_ne!(first, logits(family, 2));

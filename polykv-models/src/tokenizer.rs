@@ -1,5 +1,10 @@
 //! Text to token ids and back, from a tokenizer.json or from the vocabulary inside a GGUF file.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 mod bound;
 pub(crate) mod companions;
 mod gguf;
@@ -71,14 +76,14 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Builds the tokenizer of a GGUF file whose `tokenizer.ggml.model` is `gpt2` (byte-level BPE).
+    /// Builds the tokenizer of a GGUF file whose `tokenizer.ggml.model` is `gpt2` (byte-level BPE) or `llama`
+    /// (SentencePiece's BPE with byte fallback).
+    ///
     /// # Errors
-    /// Another tokenizer model or an unknown pre-tokenizer, by name; a vocabulary that is missing or malformed.
+    /// Another tokenizer model or an unknown pre-tokenizer, by name; a vocabulary that is missing, malformed or beyond the
+    /// limits.
     pub fn from_gguf(file: &GgufFile) -> Result<Self> {
-        let json = gguf::tokenizer_json(file)?;
-        let bytes = serde_json::to_vec(&json)
-            .map_err(|e| Error::invalid(file.place(), "tokenizer", e, "a vocabulary"))?;
-        Self::from_json(file.place(), &bytes)
+        Self::from_json(file.place(), &gguf::tokenizer_json(file)?)
     }
 
     /// A lower bound on the number of tokens in a text, computed from its length alone; 0 where no bound is known. With it a
@@ -112,19 +117,17 @@ impl Tokenizer {
         let vocab = parsing.get_vocab(true);
         let last = vocab.values().max().copied();
         // Normalizers and added tokens may drop text, and unknown words may become one token whatever their length.
-        let strips = |token: &limits::AddedToken| token.lstrip || token.rstrip;
         let exact = match parsing.get_model() {
             tokenizers::ModelWrapper::BPE(bpe) => {
-                parsing.get_normalizer().is_none()
+                listed.keeps_all_text()
                     && bpe.unk_token.is_none()
-                    && !listed.added_tokens.iter().any(strips)
                     && bound::keeps_all_bytes(bpe, parsing.get_pre_tokenizer(), &vocab)
             }
             _ => false,
         };
         let longest = vocab.keys().map(String::len).max().filter(|_| exact);
         let start = start(&parsing).map_err(refuse)?;
-        let vocab_size = last.map_or(0, |id| id as usize + 1);
+        let vocab_size = last.map_or(0, |id| (id as usize).saturating_add(1));
         if let Some(id) = start.iter().find(|&&id| id as usize >= vocab_size) {
             let field = "token of post_processor";
             return Err(Error::invalid(
@@ -299,7 +302,7 @@ fn start(tokenizer: &tokenizers::Tokenizer) -> std::result::Result<Vec<u32>, Str
         return Ok(Vec::new());
     }
     let at = whole.windows(plain.len()).position(|part| part == plain);
-    Ok(whole[..at.unwrap_or(0)].to_vec())
+    Ok(whole.into_iter().take(at.unwrap_or(0)).collect())
 }
 
 /// Runs a call into the tokenizers crate; its panics become errors like any other.

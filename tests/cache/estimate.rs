@@ -45,9 +45,9 @@ fn estimates_equal_what_the_cache_measures() {
     for plan in &plans {
         for (prompt, chunk) in [(1, 1), (45, 45), (60, 16)] {
             for steps in [0, 1, 2, 40] {
-                let cost = shape().cost(LAYERS);
+                let cost = shape().cost(&[None; LAYERS]);
                 // One token cannot be split by a ratio over three layers.
-                let Ok(found) = plan.estimate(prompt, steps, cost) else {
+                let Ok(found) = plan.estimate(prompt, steps, &cost) else {
                     assert_eq!(prompt, 1);
                     continue;
                 };

@@ -22,7 +22,7 @@ fn every_plan_of_the_project_can_be_carried_out() {
             .map(|(_, shape)| shape())
             .find(|config| Some(config.fingerprint()) == file.model)
             .unwrap_or_else(|| panic!("{place}: no known model"));
-        file.check_model(config.layers, &config.fingerprint())
+        file.check_model(config.layers.len(), &config.fingerprint())
             .unwrap();
         let shape = LayerShape {
             batch: 1,
@@ -31,12 +31,9 @@ fn every_plan_of_the_project_can_be_carried_out() {
             head_dim: config.head_dim,
             dtype: DType::F32,
         };
-        let resolved = plan
-            .resolve(config.max_positions, shape.cost(config.layers))
-            .unwrap();
-        let total = plan
-            .budget
-            .total(config.max_positions, shape.cost(config.layers));
+        let cost = shape.cost(&config.windows());
+        let resolved = plan.resolve(config.max_positions, &cost).unwrap();
+        let total = plan.budget.total(config.max_positions, &cost);
         for phase in Phase::BOTH.into_iter().filter(|phase| file.evicts(*phase)) {
             assert_eq!(resolved.total(phase), total, "{place}, {phase}");
         }

@@ -1,216 +1,15 @@
 //! Every policy under every allocator, on shapes, prompts and budgets of any size.
 
+#[path = "properties/windows.rs"]
+mod windows;
+
+use super::world::{Fill, World, allocators, expected, phases, plan};
 use crate::common::{all_variants, each_policy, written};
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device};
 use polykv::allocate::{Allocators, least_budget};
-use polykv::testing::{Case, compare, kept, max_difference};
-use polykv::{
-    Allocator, Budget, Error, ErrorKind, KvCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan,
-    Policy, RopeFacts, Rule, Spans,
-};
+use polykv::testing::{Case, Windows, compare, max_difference};
+use polykv::{Budget, ErrorKind, LayerShape, Phase, Plan, Rule, Spans};
 use proptest::prelude::*;
-use std::ops::Range;
-use std::sync::Arc;
-
-/// What queries, keys and values are.
-#[derive(Clone, Copy, Debug)]
-enum Fill {
-    /// Numbers between ±2.
-    Any,
-    /// Zeros: every score is a tie.
-    Zeros,
-    /// All tokens alike.
-    Same,
-    /// Numbers between ±2, one in 23 of another value.
-    With(f32),
-}
-
-/// A synthetic model and a prompt.
-#[derive(Clone, Copy, Debug)]
-struct World {
-    shape: LayerShape,
-    layers: usize,
-    prompt: usize,
-    chunk: usize,
-    steps: usize,
-    fill: Fill,
-    seed: u64,
-}
-
-/// What is left of a run: outputs of all calls, and entries per layer after the prompt and after every step.
-#[derive(Debug)]
-struct Run {
-    outputs: Vec<f32>,
-    lengths: Vec<Vec<usize>>,
-}
-
-fn hash(words: [u64; 6]) -> u64 {
-    words.iter().fold(0x9E37_79B9_7F4A_7C15, |x: u64, word| {
-        let x = (x ^ word).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        x ^ (x >> 29)
-    })
-}
-
-impl World {
-    fn new(layers: usize, prompt: usize, steps: usize) -> Self {
-        Self {
-            shape: LayerShape {
-                batch: 1,
-                heads: 4,
-                kv_heads: 2,
-                head_dim: 8,
-                dtype: DType::F32,
-            },
-            layers,
-            prompt,
-            chunk: prompt,
-            steps,
-            fill: Fill::Any,
-            seed: 1,
-        }
-    }
-
-    /// Queries (0), keys (1) or values (2) of a layer: `[batch, heads, tokens, head_dim]`.
-    fn part(&self, layer: usize, kind: u64, tokens: Range<usize>) -> Tensor<4> {
-        let heads = if kind == 0 {
-            self.shape.heads
-        } else {
-            self.shape.kv_heads
-        };
-        let dims = [self.shape.batch, heads, tokens.len(), self.shape.head_dim];
-        let mut values = Vec::new();
-        for row in 0..self.shape.batch * heads {
-            for token in tokens.clone() {
-                let token = if matches!(self.fill, Fill::Same) {
-                    0
-                } else {
-                    token
-                };
-                let number = |d: usize| {
-                    let words = [
-                        self.seed,
-                        layer as u64,
-                        kind,
-                        row as u64,
-                        token as u64,
-                        d as u64,
-                    ];
-                    let hash = hash(words);
-                    let number = (hash >> 40) as f32 / (1u64 << 22) as f32 - 2.0;
-                    match self.fill {
-                        Fill::Zeros => 0.0,
-                        Fill::With(other) if hash.is_multiple_of(23) => other,
-                        _ => number,
-                    }
-                };
-                values.extend((0..self.shape.head_dim).map(number));
-            }
-        }
-        Tensor::from_data(TensorData::new(values, dims), &Device::flex())
-    }
-
-    fn cache(&self, plan: Plan) -> Result<KvCache, Error> {
-        let device = Device::flex();
-        let mut cache = KvCache::new(plan, self.shape, &device)?;
-        let pairs = self.shape.head_dim / 2;
-        let width = self.shape.heads * self.shape.head_dim;
-        let mut layer = LayerFacts::default();
-        layer.rope = Some(RopeFacts {
-            frequencies: (0..pairs).map(|pair| 0.7f64.powi(pair as i32)).collect(),
-            magnitude: 1.0,
-        });
-        layer.output = Some(Tensor::<2>::ones([5, width], &device).into());
-        let mut facts = ModelFacts::default();
-        facts.layers = vec![layer; self.layers];
-        cache.set_facts(&facts);
-        Ok(cache)
-    }
-
-    fn run(&self, plan: Plan) -> Result<Run, Error> {
-        let mut cache = self.cache(plan)?;
-        let mut outputs = Vec::new();
-        let mut take = |output: Tensor<4>| outputs.extend(output.try_into_vec_as::<f32>().unwrap());
-        let mut prompt = cache.prompt(self.prompt)?;
-        for layer in 0..self.layers {
-            for start in (0..self.prompt).step_by(self.chunk) {
-                let range = start..self.prompt.min(start + self.chunk);
-                let [q, k, v] = [0, 1, 2].map(|kind| self.part(layer, kind, range.clone()));
-                take(prompt.attend(layer, q, k, v)?);
-            }
-            prompt.end_layer(layer)?;
-        }
-        prompt.finish()?;
-        let mut lengths = vec![self.lengths(&cache)];
-        for i in self.prompt..self.prompt + self.steps {
-            for layer in 0..self.layers {
-                let [q, k, v] = [0, 1, 2].map(|kind| self.part(layer, kind, i..i + 1));
-                take(cache.decode(layer, q, k, v)?);
-            }
-            lengths.push(self.lengths(&cache));
-        }
-        cache.report()?;
-        Ok(Run { outputs, lengths })
-    }
-
-    /// Entries per layer, the same in all rows and heads, each once and of what was seen.
-    fn lengths(&self, cache: &KvCache) -> Vec<usize> {
-        let length = |layer| {
-            let heads = kept(cache, layer).unwrap();
-            let last = heads.iter().flatten().max();
-            assert!(last.is_some_and(|&last| last < cache.seen()));
-            assert_eq!(heads.len(), self.shape.batch * self.shape.kv_heads);
-            assert!(heads.iter().all(|head| head.len() == heads[0].len()));
-            heads[0].len()
-        };
-        (0..self.layers).map(length).collect()
-    }
-}
-
-/// None, and every allocator that a plan can name.
-fn allocators() -> Vec<Option<Arc<dyn Allocator>>> {
-    let allocators = Allocators::default();
-    let online = allocators.iter().filter(|own| own.basis().is_online());
-    std::iter::once(None)
-        .chain(online.cloned().map(Some))
-        .collect()
-}
-
-/// The policy in all layers; none where the allocator does not go with it.
-fn plan(
-    world: &World,
-    policy: &Arc<dyn Policy>,
-    online: &Option<Arc<dyn Allocator>>,
-    budget: Budget,
-    phases: &[Phase],
-) -> Option<Plan> {
-    let mut plan = Plan::uniform(world.layers, policy.clone(), budget, phases);
-    plan.online = online.clone();
-    match plan.check() {
-        Ok(()) => Some(plan),
-        Err(error) => {
-            assert_eq!(error.kind(), ErrorKind::Plan, "{error}");
-            assert!(!policy.can_cut_in_steps() && online.is_some(), "{error}");
-            None
-        }
-    }
-}
-
-fn phases(index: usize) -> &'static [Phase] {
-    [&Phase::BOTH[..1], &Phase::BOTH[1..], &Phase::BOTH][index]
-}
-
-/// How many entries a layer of a budget of its own holds after each call.
-fn expected(world: &World, budget: usize, phases: &[Phase]) -> Vec<usize> {
-    let cut = |held: usize, phase| match phases.contains(&phase) {
-        true => held.min(budget),
-        false => held,
-    };
-    let mut all = vec![cut(world.prompt, Phase::Prefill)];
-    for _ in 0..world.steps {
-        all.push(cut(all[all.len() - 1] + 1, Phase::Decode));
-    }
-    all
-}
 
 #[test]
 fn prompts_of_few_tokens_run_under_every_policy_and_allocator() {
@@ -307,7 +106,7 @@ prop_compose! {
         seed in any::<u64>(),
     ) -> World {
         let shape = LayerShape { batch, heads: kv_heads * group, kv_heads, head_dim: 2 * pairs, dtype: DType::F32 };
-        World { shape, layers, prompt, chunk, steps, fill: Fill::Any, seed }
+        World { shape, layers, prompt, chunk, steps, fill: Fill::Any, seed, window: None }
     }
 }
 
@@ -372,7 +171,7 @@ proptest! {
     }
 
     /// Prompts and steps in any sizes, several rounds of them, rules that differ between layers and phases, protected
-    /// positions: the cache against the naive one.
+    /// positions, windows and a soft-cap: the cache against the naive one.
     #[test]
     fn any_sequence_of_prompts_and_steps_equals_the_reference(
         picks in prop::collection::vec((any::<prop::sample::Index>(), 0usize..4), 4),
@@ -381,8 +180,11 @@ proptest! {
         spans in prop::collection::vec((0usize..40, 1usize..4), 0..3),
         pyramid in any::<bool>(),
         seed in 0u64..1000,
+        windows in prop::collection::vec(prop::option::of(1usize..60), 2),
+        softcap in prop::option::of(0.5f64..20.0),
     ) {
         let variants = all_variants();
+        let windows = Windows { layers: windows, softcap };
         let spans = Spans::new(spans.into_iter().map(|(start, count)| start..start + count));
         let mut plan = Plan::full(2);
         let mut budget = 1;
@@ -399,8 +201,8 @@ proptest! {
         if pyramid {
             plan.online = Some(Allocators::default().get("pyramid").unwrap());
         }
-        let what = written(&plan);
-        let case = Case { plan, prompt, chunk, steps, rounds, spans, seed };
+        let what = format!("{windows:?}\n{}", written(&plan));
+        let case = Case { plan, prompt, chunk, steps, rounds, spans, seed, windows };
         match compare(&case, &Device::flex()) {
             Ok(found) => {
                 prop_assert!(found.output < 1e-5 && found.kept == 0, "{:?}: {}", found, what);

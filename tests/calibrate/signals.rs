@@ -82,7 +82,7 @@ fn full(model: &LoadedModel, example: &Example) -> Vec<Full> {
     let all: Vec<usize> = (0..tokens.len()).collect();
     let (mut x, rope) = (own.embed(model.ids(&tokens)), own.rope(0..tokens.len()));
     let mut layers = Vec::new();
-    for layer in 0..own.config().layers {
+    for layer in 0..own.config().layers.len() {
         x = own
             .layer(layer, x, &rope, &mut |q, k, v| {
                 let full = Full {

@@ -3,7 +3,7 @@
 use crate::host::{Vectors, numbers};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, s};
 
-/// Sizes that no tile divides; groups of 1 to 8, head sizes of 64 to 128.
+/// Sizes that no tile divides; groups of 1 to 9, head sizes of 64 to 256.
 #[derive(Clone, Copy)]
 pub struct Case {
     pub batch: usize,
@@ -25,7 +25,7 @@ pub const CASE: Case = Case {
     dtype: DType::F32,
 };
 
-pub const CASES: [Case; 7] = [
+pub const CASES: [Case; 8] = [
     CASE,
     Case {
         batch: 2,
@@ -50,6 +50,15 @@ pub const CASES: [Case; 7] = [
         dim: 128,
         tokens: 1,
         entries: 261,
+        ..CASE
+    },
+    // Gemma 3's heads.
+    Case {
+        heads: 4,
+        kv_heads: 1,
+        dim: 256,
+        tokens: 67,
+        entries: 140,
         ..CASE
     },
     // More queries than a cube takes, vectors of an odd size.
@@ -125,6 +134,19 @@ impl Case {
         let dims = [self.batch, self.kv_heads, self.entries];
         Tensor::from_data(TensorData::new(values.to_vec(), dims), device)
     }
+}
+
+/// Positions of which the last `tokens` are the latest before `seen`, the others earlier ones in no order.
+pub fn behind(heads: usize, entries: usize, tokens: usize, seen: usize) -> Vec<i64> {
+    let before = entries - tokens;
+    let old = shuffled(heads, before, seen - tokens);
+    let own = || (seen - tokens) as i64..seen as i64;
+    (0..heads)
+        .flat_map(|head| {
+            let old = old[head * before..(head + 1) * before].iter().copied();
+            old.chain(own()).collect::<Vec<_>>()
+        })
+        .collect()
 }
 
 /// Different positions below `seen` in no order, other ones for each head.

@@ -41,12 +41,13 @@ pub struct Attention {
     pub window: [Vec<f64>; 2],
 }
 
-/// Query `i` of `t` sees what `visible(batch, kv_head, i, slot)` allows.
+/// Query `i` of `t` sees what `visible(batch, kv_head, i, slot)` allows; logits pass a soft-cap if there is one.
 pub fn attention(
     batches: usize,
     q: &Vectors,
     k: &Vectors,
     v: &Vectors,
+    softcap: Option<f64>,
     visible: &dyn Fn(usize, usize, usize, usize) -> bool,
 ) -> Attention {
     let (group, n) = (q.heads / k.heads, k.tokens);
@@ -63,7 +64,11 @@ pub fn attention(
         let rows: Vec<Vec<f64>> = (0..q.tokens)
             .map(|i| {
                 let scores = (0..n).map(|j| match visible(batch, kv, i, j) {
-                    true => dot(q.row(batch, head, i), k.row(batch, kv, j)) / (q.dim as f64).sqrt(),
+                    true => {
+                        let product = dot(q.row(batch, head, i), k.row(batch, kv, j));
+                        let logit = product / (q.dim as f64).sqrt();
+                        softcap.map_or(logit, |cap| cap * (logit / cap).tanh())
+                    }
                     false => f64::NEG_INFINITY,
                 });
                 softmax(&scores.collect::<Vec<_>>())
@@ -106,7 +111,7 @@ impl Attention {
         for (head, rows) in self.rows.iter().enumerate() {
             for i in 0..count {
                 let query = tokens - count + i;
-                let average = 1.0 / (n - tokens + query + 1) as f64;
+                let average = 1.0 / rows[query].iter().filter(|p| **p > 0.0).count() as f64;
                 for j in (0..n).filter(|&j| rows[query][j] >= average) {
                     found[0][head / group * n + j] += ((bits * i) as f64).exp2();
                     found[1][head / group * n + j] += 1.0;
@@ -124,6 +129,9 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 
 fn softmax(scores: &[f64]) -> Vec<f64> {
     let most = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    if most == f64::NEG_INFINITY {
+        return vec![0.0; scores.len()];
+    }
     let exps: Vec<f64> = scores.iter().map(|s| (s - most).exp()).collect();
     let total: f64 = exps.iter().sum();
     exps.iter().map(|e| e / total).collect()

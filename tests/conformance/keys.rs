@@ -4,7 +4,7 @@
 use crate::case::shuffled;
 use crate::host::{self, Vectors, numbers};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, s};
-use polykv::ops::{self, AttentionBlock};
+use polykv::ops::{self, AttentionBlock, Mask};
 
 const BATCH: usize = 2;
 const KV_HEADS: usize = 2;
@@ -305,7 +305,7 @@ pub fn summed(name: &str, device: &Device) {
         let q = make(heads, tokens, 51);
         let (k, v) = (make(KV_HEADS, entries, 52), make(KV_HEADS, entries, 53));
         let causal = |_: usize, _: usize, i: usize, j: usize| j <= entries - tokens + i;
-        let wanted = host::attention(BATCH, &q, &k, &v, &causal);
+        let wanted = host::attention(BATCH, &q, &k, &v, None, &causal);
         let tensor = |x: &Vectors| {
             let dims = [BATCH, x.heads, x.tokens, dim];
             Tensor::<4>::from_data(TensorData::new(x.values.clone(), dims), device)
@@ -318,7 +318,13 @@ pub fn summed(name: &str, device: &Device) {
             sums = sums.clone().slice_assign(s![.., .., 0..seen], old + part);
             Ok(())
         };
-        let output = ops::attend_summed(tensor(&q), tensor(&k), tensor(&v), &mut observe);
+        let output = ops::attend_summed(
+            tensor(&q),
+            tensor(&k),
+            tensor(&v),
+            &Mask::default(),
+            &mut observe,
+        );
         agree(&format!("{what}: output"), output.unwrap(), &wanted.output);
         agree(&what, sums, &wanted.column_sums);
     }

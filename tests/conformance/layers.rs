@@ -95,12 +95,15 @@ pub fn elementwise(name: &str, device: &Device) {
         close(&format!("{name}: norm of {rows} x {dim}"), &found, &wanted);
         let up = tensor([rows, dim], 9, device);
         let wanted = oracle::swiglu(host(&x) * 4.0, host(&up));
-        let found = ops::swiglu(x * 4.0, up);
+        let found = ops::swiglu(x.clone() * 4.0, up.clone());
         close(
             &format!("{name}: SwiGLU of {rows} x {dim}"),
             &found,
             &wanted,
         );
+        let wanted = oracle::geglu(host(&x) * 4.0, host(&up));
+        let found = ops::geglu(x * 4.0, up);
+        close(&format!("{name}: GeGLU of {rows} x {dim}"), &found, &wanted);
     }
     for (batch, heads, tokens, dim) in [(1, 4, 1, 64), (2, 3, 9, 80), (1, 2, 5, 6)] {
         // Heads side by side, as projections give them, and a part of the tokens.
@@ -110,6 +113,15 @@ pub fn elementwise(name: &str, device: &Device) {
         let (cos, sin) = (table(11), table(12));
         let wanted = oracle::rotate(host(&x), host(&cos), host(&sin));
         let what = format!("{name}: rotation of {batch} x {heads} x {tokens} x {dim}");
+        close(&what, &ops::rotate(x, cos, sin), &wanted);
+    }
+    for rotated in [12, 16] {
+        let heads = tensor([2, 3, 9, 20], 10, device);
+        let x = heads.slice(s![.., .., .., 0..rotated]);
+        let table = |seed| tensor([1, 1, 9, rotated / 2], seed, device);
+        let (cos, sin) = (table(11), table(12));
+        let wanted = oracle::rotate(host(&x), host(&cos), host(&sin));
+        let what = format!("{name}: rotation of {rotated} of 20 elements");
         close(&what, &ops::rotate(x, cos, sin), &wanted);
     }
 }

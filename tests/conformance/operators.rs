@@ -1,9 +1,9 @@
 //! Every operator that has kernels, on every device, against f64 on the host.
 
-use crate::case::{CASE, CASES, Case, shuffled};
+use crate::case::{CASE, CASES, Case, behind, shuffled};
 use crate::host::{self, Vectors, numbers};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, s};
-use polykv::ops::{self, AttentionBlock, Protect, Protected};
+use polykv::ops::{self, AttentionBlock, Mask, Places, Protect, Protected};
 
 /// The largest differences found, by operator.
 struct Table<'a> {
@@ -43,71 +43,114 @@ impl Table<'_> {
     }
 }
 
+/// No mask, a soft-cap and a window together, and windows of one token and of more than there are.
+const MASKS: [(Option<usize>, Option<f64>); 4] = [
+    (None, None),
+    (Some(30), Some(2.0)),
+    (Some(1), None),
+    (Some(500), None),
+];
+
 pub fn attention(name: &str, device: &Device) {
     let mut table = Table {
         device: name,
         rows: Vec::new(),
     };
-    for case in CASES
-        .iter()
-        .filter(|case| device.supports_dtype(case.dtype))
-    {
-        let of = |what: &str| format!("{what}, {}", case.name());
-        let q = case.vectors(case.heads, case.tokens, 1, 2.0);
-        let k = case.vectors(case.kv_heads, case.entries, 2, 2.0);
-        let v = case.vectors(case.kv_heads, case.entries, 3, 1.0);
-        let hidden = case.entries - case.tokens;
-        let causal = |_: usize, _: usize, i: usize, j: usize| j <= hidden + i;
-        let wanted = host::attention(case.batch, &q, &k, &v, &causal);
-        let (queries, keys, values) = (
-            case.tensor(&q, device),
-            case.cached(&k, device),
-            case.cached(&v, device),
-        );
-        let mut sums = Tensor::<3>::zeros([case.batch, case.kv_heads, case.entries], device);
-        let (mut row, mut hits) = (None, None);
-        // As many queries as digits fit an f32.
-        let bits = (usize::BITS - (case.heads / case.kv_heads).leading_zeros()) as usize;
-        let looked_at = case.tokens.min(24 / bits);
-        let mut observe = |block: &AttentionBlock| {
-            let part = block.column_sums();
-            let seen = part.dims()[2];
-            let old = sums.clone().slice(s![.., .., 0..seen]);
-            sums = sums.clone().slice_assign(s![.., .., 0..seen], old + part);
-            row = Some(block.last_row());
-            let tokens = block.tokens();
-            hits = Some(block.hits(tokens - looked_at.min(tokens)..tokens, bits));
-            Ok(())
-        };
-        let (k2, v2) = (keys.clone(), values.clone());
-        let output = ops::attend(queries.clone(), k2, v2, Some(&mut observe)).unwrap();
-        table.add(&of("attention"), output, &wanted.output);
-        table.add(&of("column sums"), sums, &wanted.column_sums);
-        table.add(&of("last row"), row.unwrap(), &wanted.last_row);
-        let (digits, counts) = hits.unwrap();
-        let [wanted_digits, wanted_counts] =
-            wanted.hits(case.kv_heads, case.entries, looked_at, bits);
-        table.add(&of("hits"), counts, &wanted_counts);
-        table.add(&of("digits of hits"), digits, &wanted_digits);
-        let plain = ops::attend(queries.clone(), keys.clone(), values, None).unwrap();
-        table.add(&of("attention alone"), plain, &wanted.output);
-        let last = queries.clone().narrow(2, case.tokens - 1, 1);
-        let row = ops::attention_row(last, keys.clone());
-        table.add(&of("attention row"), row, &wanted.last_row);
-
-        let seen = case.entries + 9;
-        let places = shuffled(case.batch * case.kv_heads, case.entries, seen);
-        let visible = |batch: usize, head: usize, i: usize, j: usize| {
-            let at = (batch * case.kv_heads + head) * case.entries + j;
-            places[at] <= (seen - case.tokens + i) as i64
-        };
-        let wanted = host::attention(case.batch, &q, &k, &v, &visible);
-        let (sum, variance) =
-            ops::window_score(queries, keys, case.positions(&places, device), seen);
-        table.add(&of("window sums"), sum, &wanted.window[0]);
-        table.add(&of("window variances"), variance, &wanted.window[1]);
+    let cases = CASES.iter().enumerate();
+    let cases = cases.filter(|(_, case)| device.supports_dtype(case.dtype));
+    for (index, case) in cases {
+        // Every case without a mask and with both parts of one, the first with all.
+        let masks = if index == 0 { &MASKS[..] } else { &MASKS[..2] };
+        for &(window, softcap) in masks {
+            masked(&mut table, case, window, softcap, device);
+        }
     }
     table.finish();
+}
+
+fn masked(
+    table: &mut Table<'_>,
+    case: &Case,
+    window: Option<usize>,
+    softcap: Option<f64>,
+    device: &Device,
+) {
+    let of = |what: &str| match window {
+        None => format!("{what}, {}", case.name()),
+        Some(window) => format!("{what}, window {window}, {}", case.name()),
+    };
+    let q = case.vectors(case.heads, case.tokens, 1, 2.0);
+    let k = case.vectors(case.kv_heads, case.entries, 2, 2.0);
+    let v = case.vectors(case.kv_heads, case.entries, 3, 1.0);
+    let (hidden, seen) = (case.entries - case.tokens, case.entries + 9);
+    let heads = case.batch * case.kv_heads;
+    let first = (seen - case.tokens) as i64;
+    let in_window = |query: usize, position: i64| {
+        window.is_none_or(|window| position + window as i64 > first + query as i64)
+    };
+    let places = behind(heads, case.entries, case.tokens, seen);
+    let visible = |batch: usize, head: usize, i: usize, j: usize| {
+        let at = (batch * case.kv_heads + head) * case.entries + j;
+        j <= hidden + i && in_window(i, places[at])
+    };
+    let mask = Mask {
+        softcap,
+        places: window.map(|_| Places {
+            positions: case.positions(&places, device),
+            seen,
+            window,
+        }),
+    };
+    let wanted = host::attention(case.batch, &q, &k, &v, softcap, &visible);
+    let (queries, keys, values) = (
+        case.tensor(&q, device),
+        case.cached(&k, device),
+        case.cached(&v, device),
+    );
+    let mut sums = Tensor::<3>::zeros([case.batch, case.kv_heads, case.entries], device);
+    let (mut row, mut hits) = (None, None);
+    // As many queries as digits fit an f32.
+    let bits = (usize::BITS - (case.heads / case.kv_heads).leading_zeros()) as usize;
+    let looked_at = case.tokens.min(24 / bits);
+    let mut observe = |block: &AttentionBlock| {
+        let part = block.column_sums();
+        let seen = part.dims()[2];
+        let old = sums.clone().slice(s![.., .., 0..seen]);
+        sums = sums.clone().slice_assign(s![.., .., 0..seen], old + part);
+        row = Some(block.last_row());
+        let tokens = block.tokens();
+        hits = Some(block.hits(tokens - looked_at.min(tokens)..tokens, bits));
+        Ok(())
+    };
+    let (k2, v2) = (keys.clone(), values.clone());
+    let output = ops::attend(queries.clone(), k2, v2, &mask, Some(&mut observe)).unwrap();
+    table.add(&of("attention"), output, &wanted.output);
+    table.add(&of("column sums"), sums, &wanted.column_sums);
+    table.add(&of("last row"), row.unwrap(), &wanted.last_row);
+    let (digits, counts) = hits.unwrap();
+    let [wanted_digits, wanted_counts] = wanted.hits(case.kv_heads, case.entries, looked_at, bits);
+    table.add(&of("hits"), counts, &wanted_counts);
+    table.add(&of("digits of hits"), digits, &wanted_digits);
+    let plain = ops::attend(queries.clone(), keys.clone(), values, &mask, None).unwrap();
+    table.add(&of("attention alone"), plain, &wanted.output);
+    let last = queries.clone().narrow(2, case.tokens - 1, 1);
+    let row = ops::attention_row(last, keys.clone(), &mask);
+    table.add(&of("attention row"), row, &wanted.last_row);
+
+    let places = shuffled(heads, case.entries, seen);
+    let visible = |batch: usize, head: usize, i: usize, j: usize| {
+        let position = places[(batch * case.kv_heads + head) * case.entries + j];
+        position <= first + i as i64 && in_window(i, position)
+    };
+    let wanted = host::attention(case.batch, &q, &k, &v, softcap, &visible);
+    let places = Places {
+        positions: case.positions(&places, device),
+        seen,
+        window,
+    };
+    let (sum, variance) = ops::window_score(queries, keys, &places, softcap);
+    table.add(&of("window sums"), sum, &wanted.window[0]);
+    table.add(&of("window variances"), variance, &wanted.window[1]);
 }
 
 /// One query per head over as many entries as its KV head has, also where a GPU's cube of 128 keys ends.
@@ -134,7 +177,7 @@ pub fn lengths(name: &str, device: &Device) {
             let seen = |batch: usize, head: usize, _: usize, slot: usize| {
                 slot < lengths[batch * case.kv_heads + head]
             };
-            let wanted = host::attention(case.batch, &q, &k, &v, &seen);
+            let wanted = host::attention(case.batch, &q, &k, &v, None, &seen);
             let data = TensorData::new(
                 lengths.iter().map(|&length| length as i64).collect(),
                 [case.batch, case.kv_heads],
@@ -207,6 +250,8 @@ pub fn choices(name: &str, device: &Device) {
             },
             spans: if budget > 12 { &spans } else { &[] },
             seen,
+            // Within a span, behind the sinks.
+            oldest: if ordered { 0 } else { 22 },
         };
         let protected = match budget < 12 {
             true => Protected {
@@ -219,12 +264,13 @@ pub fn choices(name: &str, device: &Device) {
             false => protected,
         };
         let safe = |position: i64| {
-            position < protected.protect.sinks as i64
-                || position >= (seen - protected.protect.recent) as i64
-                || protected
-                    .spans
-                    .iter()
-                    .any(|span| span.contains(&(position as usize)))
+            position >= protected.oldest as i64
+                && (position < protected.protect.sinks as i64
+                    || position >= (seen - protected.protect.recent) as i64
+                    || protected
+                        .spans
+                        .iter()
+                        .any(|span| span.contains(&(position as usize))))
         };
         let of_heads = || scores.chunks(entries).zip(places.chunks(entries));
         let dims = [case.batch, case.kv_heads, entries];
@@ -273,6 +319,7 @@ fn not_a_number(device: &Device) {
         protect: Protect::default(),
         spans: &[],
         seen: 50,
+        oldest: 0,
     };
     let error = ops::select(scores.clone(), positions.clone(), nothing, 9).unwrap_err();
     assert!(error.to_string().contains("NaN"), "{error}");

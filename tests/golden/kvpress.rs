@@ -4,7 +4,7 @@ use crate::{Golden, common, fixture};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use polykv::models::layers::Rope;
 use polykv::models::load;
-use polykv::ops::{AttentionBlock, Protected, attend};
+use polykv::ops::{AttentionBlock, Mask, Protected, attend};
 use polykv::policy::{Appended, LayerView, State};
 use polykv::testing::max_difference;
 use polykv::{Budget, KvCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan, Storage};
@@ -51,7 +51,7 @@ fn press_facts(device: &Device) -> ModelFacts {
         let name = format!("model.layers.{layer}.self_attn.o_proj.weight");
         let (shape, values) = weights.floats(&name);
         let mut facts = LayerFacts::default();
-        facts.rope = Some(Rope::new(&config).facts());
+        facts.rope = Some(Rope::new(&config.layers).facts(0));
         facts.output = Some(Tensor::<2>::from_data(TensorData::new(values, shape), device).into());
         facts
     });
@@ -122,6 +122,7 @@ fn scores_equal_kvpress() {
                     queries.clone(),
                     keys.clone(),
                     values.clone(),
+                    &Mask::default(),
                     Some(&mut observe),
                 )
                 .unwrap();
@@ -139,8 +140,10 @@ fn scores_equal_kvpress() {
                     protect: policy.protect(20),
                     spans: &[],
                     seen: 61,
+                    oldest: 0,
                 },
                 facts: layer_facts,
+                softcap: None,
                 heads_agree: true,
                 stored_keys: keys,
                 stored_values: values,

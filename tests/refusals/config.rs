@@ -35,13 +35,16 @@ const FIELDS: &str = r#"
     rope_scaling low_freq_factor | -1 | above 0
     rope_scaling high_freq_factor | 0.5 | above low_freq_factor, 1
     rope_scaling original_max_position_embeddings | 0 | 1 to
-    rope_scaling rope_type | "longrope" | default, linear, llama3 and yarn
+    rope_scaling rope_type | "dynamic" | default, linear, llama3, yarn and longrope
     eos_token_id | [0, 320] | below vocab_size, 320
     architectures | ["OtherForCausalLM"] | LlamaForCausalLM
-    use_sliding_window | true | not supported
-    sliding_window | 64 | allowed are null, at least the context
-    rope_scaling partial_rotary_factor | 0.5 | not supported
-    rope_parameters | {"full_attention": {}, "other": {}} | one object full_attention
+    sliding_window | 0 | 1 to 67108864
+    sliding_window | -1 | a whole number
+    layer_types | ["full_attention"] | 3, num_hidden_layers
+    layer_types | ["full_attention", "full_attention", "sliding_attention"] | a number, since layer 2 is sliding_attention
+    layer_types | ["full_attention", "full_attention", "chunked_attention"] | full_attention and sliding_attention
+    rope_scaling partial_rotary_factor | 1.5 | above 0, up to 1
+    rope_parameters | {"full_attention": {}, "other": {}} | objects full_attention and sliding_attention
     hidden_act | "gelu" | not supported
     attention_bias | true | not supported
     quantization_config | {"bits": 4} | not supported
@@ -65,6 +68,7 @@ fn fields() {
         };
         let name = match row[0] {
             "rope_scaling rope_type" => "rope_scaling type",
+            "layer_types" if row[2].starts_with("a number") => "sliding_window",
             "architectures" => "architecture",
             other => other,
         };

@@ -83,10 +83,10 @@ pub fn rows() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=65_536)
 }
 
-/// Number formats by name; which of them work is for the model and the device to say. `auto` is f32.
+/// Number formats by name, auto for f32; which of them work is for the model and the device to say.
 pub fn dtypes() -> impl TypedValueParser<Value = Storage> {
     let names = ["auto"].into_iter().chain(Storage::ALL.map(Storage::name));
-    PossibleValuesParser::new(names).map(|name| name.parse().unwrap_or_default())
+    PossibleValuesParser::new(names).map(|name| name.parse().unwrap_or(Storage::F32))
 }
 
 /// The phases in which a policy evicts.

@@ -1,5 +1,10 @@
 //! run.json: what a run's numbers depend on, and how they came about.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 mod check;
 
 use super::protocol;
@@ -99,7 +104,7 @@ impl Record {
                 model_sha256,
                 model_shape: model.model.config().fingerprint(),
                 backend: device.backend().into(),
-                dtype: args.model.dtype.name().into(),
+                dtype: model.model.storage().name().into(),
                 plans: evaluator
                     .plans()
                     .iter()
@@ -184,12 +189,13 @@ impl Record {
 
     /// Seconds, samples, prompt tokens and new tokens over all sessions.
     pub fn work(&self) -> (f64, usize, usize, usize) {
-        self.sessions.iter().fold((0.0, 0, 0, 0), |sum, session| {
+        let none = (0.0, 0usize, 0usize, 0usize);
+        self.sessions.iter().fold(none, |sum, session| {
             (
                 sum.0 + session.seconds,
-                sum.1 + session.samples,
-                sum.2 + session.prompt_tokens,
-                sum.3 + session.new_tokens,
+                sum.1.saturating_add(session.samples),
+                sum.2.saturating_add(session.prompt_tokens),
+                sum.3.saturating_add(session.new_tokens),
             )
         })
     }

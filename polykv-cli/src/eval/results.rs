@@ -1,5 +1,10 @@
 //! The predictions of a run, in memory and, where a folder is given, in predictions.jsonl.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use super::record::{Record, Session};
 use crate::output::{self, console, eval as report, report as page};
 use polykv::models::eval::{Prediction, Summary};
@@ -149,9 +154,11 @@ impl Results {
         }
         if let Some(session) = self.record.sessions.last_mut() {
             session.seconds = round(self.begun.elapsed().as_secs_f64());
-            session.samples += 1;
-            session.prompt_tokens += predictions.first().map_or(0, |one| one.prompt_tokens);
-            session.new_tokens += predictions.iter().map(|one| one.new_tokens).sum::<usize>();
+            let prompt_tokens = predictions.first().map_or(0, |one| one.prompt_tokens);
+            let new_tokens = predictions.iter().map(|one| one.new_tokens).sum();
+            session.samples = session.samples.saturating_add(1);
+            session.prompt_tokens = session.prompt_tokens.saturating_add(prompt_tokens);
+            session.new_tokens = session.new_tokens.saturating_add(new_tokens);
         }
         if let Some((folder, file)) = &mut self.folder {
             file.append(&lines)?;
@@ -219,17 +226,17 @@ impl Known {
         let mut known = Self::default();
         for (group, of_sample) in lines.chunks(plans.len()).enumerate() {
             let sample = record.shard.nth(group, record.identity.samples);
-            let first = group * plans.len() + 1;
+            let first = group.saturating_mul(plans.len()).saturating_add(1);
             let mut read = Vec::new();
-            for ((index, line), plan) in of_sample.iter().enumerate().zip(plans) {
+            for ((number, line), plan) in (first..).zip(of_sample).zip(plans) {
                 let one: Prediction = serde_json::from_str(line).map_err(|e| {
                     let found = format!("no prediction ({e})");
-                    refuse(first + index, found, "lines that eval has written")
+                    refuse(number, found, "lines that eval has written")
                 })?;
                 if sample != Some(one.sample) || plan.info.name != one.plan {
                     let found = format!("sample {} ({}) under '{}'", one.sample, one.id, one.plan);
                     let allowed = "each sample of the run once, under each plan, in order";
-                    return Err(refuse(first + index, found, allowed));
+                    return Err(refuse(number, found, allowed));
                 }
                 read.push(one);
             }

@@ -21,8 +21,7 @@ pub fn page(run: &Run<'_>, tokens: &[Token], spans: &Spans) -> Result<String> {
     let cache = run.cache;
     let plan = cache.plan();
     let prompt = run.generation.prompt_tokens;
-    let cost = cache.shape().cost(plan.layers.len());
-    let layers = plan.resolve(prompt, cost)?.layers;
+    let layers = plan.resolve(prompt, &cache.cost())?.layers;
     let kv_heads = cache.shape().kv_heads;
     let kept: Vec<f64> = (0..layers.len())
         .map(|layer| tokens.iter().map(|token| token.heads[layer]).sum::<usize>() as f64)

@@ -1,5 +1,7 @@
 //! Bars on standard error, on a terminal only; elsewhere they are hidden.
 
+#[cfg(feature = "hub")]
+use super::console;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 #[cfg(feature = "hub")]
 use polykv::models::hub::Step;
@@ -44,6 +46,8 @@ impl Pull {
     /// Shows where the pull is.
     pub fn step(&mut self, step: Step) {
         match step {
+            // A standard error that is gone ends the command where something else is said.
+            Step::Terms(terms) => drop(console::note(terms)),
             Step::Downloading => self.spinner = Some(spinner("downloading the model")),
             Step::File { name, done, total } => {
                 self.clear_spinner();

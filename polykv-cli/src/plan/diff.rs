@@ -21,40 +21,39 @@ struct Difference {
 /// A plan file that is refused, or plans with different numbers of layers.
 pub fn text(a: &Path, b: &Path, json: bool) -> Result<String> {
     let plans = [super::read(a)?.0, super::read(b)?.0];
-    if plans[0].layers != plans[1].layers {
-        let allowed = format!("{}, as in {}", plans[0].layers, a.display());
-        return Err(Error::invalid(
-            b.display(),
-            "layers",
-            plans[1].layers,
-            allowed,
-        ));
+    let [plan, other] = &plans;
+    let all = plan.layers;
+    if other.layers != all {
+        let allowed = format!("{all}, as in {}", a.display());
+        return Err(Error::invalid(b.display(), "layers", other.layers, allowed));
     }
-    let found = differences(&plans[0], &plans[1]);
+    let found = differences(plan, other);
     let layers = |phase: Phase| -> usize {
         let of_phase = found.iter().filter(|one| one.phase == phase);
-        of_phase.map(|one| one.last - one.first + 1).sum()
+        of_phase
+            .map(|one| one.last.saturating_sub(one.first).saturating_add(1))
+            .sum()
     };
     let (prefill, decode) = (layers(Phase::Prefill), layers(Phase::Decode));
     if json {
         let object = serde_json::json!({
-            "a": plans[0].hash(),
-            "b": plans[1].hash(),
+            "a": plan.hash(),
+            "b": other.hash(),
             "budget": plans.each_ref().map(describe_budget),
-            "layers": plans[0].layers,
+            "layers": all,
             "differing": {"prefill": prefill, "decode": decode},
             "differences": found,
         });
         return Ok(object.to_string());
     }
     let mut lines = Vec::new();
-    let budgets = plans.each_ref().map(describe_budget);
-    if budgets[0] != budgets[1] {
-        lines.push(format!("budget: {} against {}", budgets[0], budgets[1]));
+    let [budget, against] = plans.each_ref().map(describe_budget);
+    if budget != against {
+        lines.push(format!("budget: {budget} against {against}"));
     }
     if !found.is_empty() {
-        let names = [a, b].map(|path| path.display().to_string());
-        let mut rows = table(&["phase", "layers", &names[0], &names[1]]);
+        let [a, b] = [a, b].map(|path| path.display().to_string());
+        let mut rows = table(&["phase", "layers", &a, &b]);
         for one in &found {
             let range = match one.first == one.last {
                 true => one.first.to_string(),
@@ -64,7 +63,6 @@ pub fn text(a: &Path, b: &Path, json: bool) -> Result<String> {
         }
         lines.push(rows.to_string());
     }
-    let all = plans[0].layers;
     lines.push(format!(
         "{prefill} of {all} layers differ in prefill, {decode} of {all} in decode"
     ));
@@ -84,7 +82,7 @@ fn differences(a: &PlanFile, b: &PlanFile) -> Vec<Difference> {
             match found.last_mut() {
                 Some(last)
                     if last.phase == phase
-                        && last.last + 1 == layer
+                        && last.last.checked_add(1) == Some(layer)
                         && last.a == a
                         && last.b == b =>
                 {

@@ -7,7 +7,7 @@ use polykv::models::ModelConfig;
 use polykv::models::config::SHAPES;
 use polykv::models::load;
 use polykv::{At, CacheEstimate, Error, LayerShape, Plan, Result};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::path::Path;
 
 /// FullKV and, if one is given, the plan: a table or one JSON object.
@@ -15,27 +15,28 @@ use std::path::Path;
 /// # Errors
 /// A model or a plan that is refused; more tokens than the model's context.
 pub fn text(args: &MemoryArgs) -> Result<String> {
-    let config = config(&args.model)?;
+    let (config, file) = config(&args.model)?;
+    let storage = args.dtype;
     let most = config.max_positions;
     if args.tokens > most {
         let found = format!("{} tokens", args.tokens);
         let allowed = format!("at most {most} tokens, the model's context");
         return Err(Error::invalid("prompt", "length", found, allowed));
     }
-    let new_tokens = args.new_tokens.min(most - args.tokens);
+    let new_tokens = args.new_tokens.min(most.saturating_sub(args.tokens));
     let cost = LayerShape {
         batch: args.batch,
         heads: config.heads,
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        dtype: args.dtype.cache(),
+        dtype: storage.cache(),
     }
-    .cost(config.layers);
+    .cost(&config.windows());
     let estimate = |plan: &Plan, place: &str| {
-        let estimate = plan.estimate(args.tokens, new_tokens, cost);
+        let estimate = plan.estimate(args.tokens, new_tokens, &cost);
         estimate.at(place)
     };
-    let full = estimate(&Plan::full(config.layers), "FullKV")?;
+    let full = estimate(&Plan::full(config.layers.len()), "FullKV")?;
     let source = Source::read(&args.compression)?;
     let plan = match source {
         Source::Full => None,
@@ -45,8 +46,21 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
             Some((name, file.hash(), estimate(&plan, &place)?))
         }
     };
-    let weights = args.dtype.weight_bytes(config.parameters());
+    let weights = match (storage.weight_bytes(config.parameters()), file) {
+        (Some(bytes), _) => bytes,
+        (None, Some(path)) => load::own_bytes(path)?,
+        (None, None) => {
+            let reason = "a published shape has no file";
+            return Err(Error::unsupported(format!("dtype {storage}"), reason));
+        }
+    };
     if args.json {
+        let plan = plan.as_ref().map(|(name, hash, estimate)| {
+            let mut fields = numbers(estimate);
+            fields.insert("name".into(), name.as_str().into());
+            fields.insert("hash".into(), hash.as_str().into());
+            fields
+        });
         let mut object = json!({
             "computed": true,
             "model": args.model,
@@ -54,14 +68,12 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
             "prompt_tokens": args.tokens,
             "new_tokens": new_tokens,
             "batch": args.batch,
-            "dtype": args.dtype.name(),
+            "dtype": storage.name(),
             "weight_bytes": weights,
             "full": numbers(&full),
         });
-        if let Some((name, hash, estimate)) = &plan {
-            object["plan"] = numbers(estimate);
-            object["plan"]["name"] = name.as_str().into();
-            object["plan"]["hash"] = hash.as_str().into();
+        if let (Some(fields), Some(plan)) = (object.as_object_mut(), plan) {
+            fields.insert("plan".into(), plan.into());
         }
         return Ok(object.to_string());
     }
@@ -77,36 +89,42 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
         config.fingerprint(),
         args.tokens,
         args.batch,
-        args.dtype,
+        storage,
         bytes(weights as usize),
     ))
 }
 
-/// An existing path goes before a published shape.
-fn config(model: &str) -> Result<ModelConfig> {
-    if !model.is_empty() && Path::new(model).exists() {
-        return load::config(Path::new(model));
+/// The shape and the path of its files. An existing path goes before a published shape.
+fn config(model: &str) -> Result<(ModelConfig, Option<&Path>)> {
+    let path = Path::new(model);
+    if !model.is_empty() && path.exists() {
+        return Ok((load::config(path)?, Some(path)));
     }
-    ModelConfig::named(model).ok_or_else(|| {
+    let config = ModelConfig::named(model).ok_or_else(|| {
         let names: Vec<_> = SHAPES.iter().map(|(name, _)| *name).collect();
         let allowed = format!(
             "a folder with config.json, a .gguf file, or {}",
             names.join(", ")
         );
         Error::invalid("command line", "--model", format!("'{model}'"), allowed)
-    })
+    })?;
+    Ok((config, None))
 }
 
-fn numbers(estimate: &CacheEstimate) -> Value {
+fn numbers(estimate: &CacheEstimate) -> Map<String, Value> {
     let (min, mean, max) = kept(estimate);
-    json!({
-        "steady_bytes": estimate.steady_bytes,
-        "peak_bytes": estimate.peak_bytes,
-        "kept_min": min,
-        "kept_mean": mean,
-        "kept_max": max,
-        "kept": estimate.kept,
-    })
+    let fields = [
+        ("steady_bytes", estimate.steady_bytes.into()),
+        ("peak_bytes", estimate.peak_bytes.into()),
+        ("kept_min", min.into()),
+        ("kept_mean", mean.into()),
+        ("kept_max", max.into()),
+        ("kept", estimate.kept.clone().into()),
+    ];
+    fields
+        .map(|(name, value)| (name.to_owned(), value))
+        .into_iter()
+        .collect()
 }
 
 fn cells(name: &str, estimate: &CacheEstimate, full: &CacheEstimate) -> [String; 5] {

@@ -57,7 +57,7 @@ impl Online for CakeAllocator {
         let [batch, kv_heads, _, window, entries] = attention.dims();
         let note = |claim: f64| Note {
             entries,
-            rows: batch * kv_heads,
+            rows: batch.saturating_mul(kv_heads),
             values: vec![claim as f32],
         };
         let old = entries.saturating_sub(window);
@@ -67,15 +67,20 @@ impl Online for CakeAllocator {
         // After a prompt the entries are in order of position.
         let attention = attention.narrow(4, 0, old);
         let logarithms = attention.clone().clamp_min(1e-30).log();
-        let entropy = (attention.clone() * logarithms).sum().neg();
+        let entropy = attention.clone().mul(logarithms).sum().neg();
         let mean = attention.clone().mean_dim(3);
-        let variance = (attention - mean).square().sum();
-        let variance = variance.div_scalar((window.max(2) - 1) as f32);
+        let variance = attention.sub(mean).square().sum();
+        let variance = variance.div_scalar(window.saturating_sub(1).max(1) as f32);
         let both: Vec<f32> = Tensor::cat(vec![entropy, variance], 0)
             .try_into_vec_as()
             .map_err(ops::read_error)?;
-        let claim =
-            f64::from(both[0].max(0.0)).powf(self.spatial) * f64::from(both[1]).powf(self.temporal);
+        let [entropy, variance] = both[..] else {
+            return Err(Error::Failed(
+                "the cake allocator's claim is no pair".into(),
+            ));
+        };
+        let claim = f64::from(entropy.max(0.0)).powf(self.spatial)
+            * f64::from(variance).powf(self.temporal);
         match claim.is_finite() {
             true => Ok(note(claim)),
             false => Err(Error::NotFinite(format!(
@@ -99,14 +104,16 @@ impl Online for CakeAllocator {
             .map(|(layer, note)| layer.least.max(note.entries));
         let total = match to_come {
             0 => total,
-            _ => total.min(room.sum()),
+            _ => total.min(room.fold(0, usize::saturating_add)),
         };
         let claimed = |(layer, note): (&LayerStat, &Note)| LayerStat {
             sensitivity: note.values.iter().copied().map(f64::from).sum(),
             ..*layer
         };
         let claimed: Vec<LayerStat> = layers.iter().zip(notes).map(claimed).collect();
-        by_claims(total, &claimed, |layer| notes[layer].entries)
+        by_claims(total, &claimed, |layer| {
+            notes.get(layer).map_or(0, |note| note.entries)
+        })
     }
 }
 

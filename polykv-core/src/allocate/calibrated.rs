@@ -24,7 +24,7 @@ impl Allocator for CalibratedAllocator {
     }
 
     fn split(&self, total: usize, prompt: usize, layers: &[LayerStat]) -> Vec<usize> {
-        let quarter = total / layers.len().max(1) / 4;
+        let quarter = total.checked_div(layers.len()).unwrap_or(0) / 4;
         let least: Vec<usize> = layers
             .iter()
             .map(|layer| layer.least.max(quarter))

@@ -49,7 +49,7 @@ impl Online for DynamicAllocator {
         normalise(&mut values, &read(mask)?);
         Ok(Note {
             entries,
-            rows: batch * kv_heads,
+            rows: batch.saturating_mul(kv_heads),
             values,
         })
     }
@@ -63,7 +63,8 @@ impl Online for DynamicAllocator {
     ) -> Vec<usize> {
         let both = layers.iter().zip(notes);
         if to_come > 0 {
-            let most = self.most * total.div_ceil(layers.len() + to_come);
+            let all = layers.len().saturating_add(to_come);
+            let most = self.most.saturating_mul(total.div_ceil(all.max(1)));
             return both
                 .map(|(layer, note)| layer.least.max(note.entries.min(most)))
                 .collect();
@@ -71,13 +72,15 @@ impl Online for DynamicAllocator {
         let rows = notes.first().map_or(1, |note| note.rows);
         let claimed: Vec<LayerStat> = layers
             .iter()
-            .zip(wins(notes, total * rows))
+            .zip(wins(notes, total.saturating_mul(rows)))
             .map(|(layer, wins)| LayerStat {
                 sensitivity: wins as f64,
                 ..*layer
             })
             .collect();
-        by_claims(total, &claimed, |layer| notes[layer].entries)
+        by_claims(total, &claimed, |layer| {
+            notes.get(layer).map_or(0, |note| note.entries)
+        })
     }
 }
 
@@ -115,8 +118,12 @@ fn wins(notes: &[Note], total: usize) -> Vec<usize> {
         all.select_nth_unstable_by(total, best_first);
         all.truncate(total);
     }
-    let mut wins = vec![0; notes.len()];
-    all.iter().for_each(|&(_, layer)| wins[layer] += 1);
+    let mut wins = vec![0usize; notes.len()];
+    for (_, layer) in all {
+        if let Some(wins) = wins.get_mut(layer) {
+            *wins = wins.saturating_add(1);
+        }
+    }
     wins
 }
 

@@ -38,7 +38,7 @@ impl Allocator for PyramidAllocator {
         }
         let most = (2.0 * rest - (rest / self.beta).floor()).min(room);
         // The mirror of the largest, so that the mean stays.
-        let step = 2.0 * (most - rest) / (count - 1) as f64;
+        let step = 2.0 * (most - rest) / count.saturating_sub(1) as f64;
         let budgets: Vec<f64> = (0..count)
             .map(|layer| window + most - layer as f64 * step)
             .collect();

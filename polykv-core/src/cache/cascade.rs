@@ -1,8 +1,14 @@
 //! Budgets that depend on what the layers do with the prompt: layers are cut in steps until all have had it.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use super::{KvCache, Spans};
 use crate::allocate::{self, Allocator, LayerStat, Note, Online};
-use crate::apportion::largest_remainder;
+use crate::apportion::{capped, largest_remainder};
+use crate::facts::most_entries;
 use crate::phase::Phase;
 use crate::plan::Resolved;
 use crate::{Error, Result};
@@ -14,6 +20,8 @@ pub(super) struct Cascade {
     allocator: Arc<dyn Allocator>,
     /// The least budget of each layer, per phase; `None` for a phase that keeps everything there.
     least: [Vec<Option<usize>>; 2],
+    /// The most entries that the window of each layer holds.
+    most: Vec<usize>,
     /// Entries of all layers together, per phase.
     totals: [usize; 2],
     /// What the allocator remembers of the layers so far.
@@ -32,11 +40,18 @@ impl Cascade {
         let Some(allocator) = allocator.filter(|allocator| allocator.online().is_some()) else {
             return Ok(None);
         };
+        let most: Vec<usize> = resolved
+            .layers
+            .iter()
+            .map(|layer| most_entries(layer.window))
+            .collect();
         let least = |phase| {
-            let layers = resolved.layers.iter().map(|layer| match layer.of(phase) {
-                Some(eviction) => Ok(Some(
-                    allocate::least_budget(&*eviction.policy)? + spans.count(),
-                )),
+            let layers = resolved.layers.iter().zip(&most);
+            let layers = layers.map(|(layer, &most)| match layer.of(phase) {
+                Some(eviction) => {
+                    let least = allocate::least_budget(&*eviction.policy)?;
+                    Ok(Some(least.saturating_add(spans.count()).min(most)))
+                }
                 None => Ok(None),
             });
             layers.collect::<Result<Vec<_>>>()
@@ -44,6 +59,7 @@ impl Cascade {
         Ok(Some(Self {
             allocator,
             least: [least(Phase::Prefill)?, least(Phase::Decode)?],
+            most,
             totals: Phase::BOTH.map(|phase| resolved.total(phase)),
             notes: Vec::new(),
             held: Vec::new(),
@@ -59,30 +75,32 @@ impl Cascade {
 
     /// Adds the next layer. Returns the entries that each layer so far may hold; `None` for one that keeps everything.
     pub fn add_layer(&mut self, note: Note) -> Result<&[Option<usize>]> {
-        self.held
-            .push(self.least[0][self.notes.len()].map(|_| note.entries));
+        let [least, _] = &self.least;
+        let evicts = least.get(self.notes.len()).copied().flatten();
+        self.held.push(evicts.map(|_| note.entries));
         self.notes.push(note);
         let wanted = self.budgets(Phase::Prefill)?;
         shrink(&mut self.held, &wanted);
         Ok(&self.held)
     }
 
-    /// Adds a layer that is like all others, for estimates without a model.
-    pub fn add_equal_layer(&mut self, entries: usize) -> Result<&[Option<usize>]> {
+    /// Adds a layer that is like all others after `tokens` tokens, but for its window, for estimates without a model.
+    pub fn add_equal_layer(&mut self, tokens: usize) -> Result<&[Option<usize>]> {
+        let entries = tokens.min(self.most.get(self.notes.len()).copied().unwrap_or(tokens));
         self.add_layer(Note {
             entries,
             rows: 1,
-            values: (0..entries).map(|rank| 1.0 / (1 + rank) as f32).collect(),
+            values: (1..=entries).map(|rank| 1.0 / rank as f32).collect(),
         })
     }
 
     /// The budgets of the layers so far in a phase.
     fn budgets(&self, phase: Phase) -> Result<Vec<Option<usize>>> {
-        let index = match phase {
-            Phase::Prefill => 0,
-            Phase::Decode => 1,
+        let ([prefill, decode], [prefill_total, decode_total]) = (&self.least, self.totals);
+        let (least, total) = match phase {
+            Phase::Prefill => (prefill, prefill_total),
+            Phase::Decode => (decode, decode_total),
         };
-        let least = &self.least[index];
         let seen = self.notes.len();
         let mut stats = Vec::new();
         let mut notes = Vec::new();
@@ -96,21 +114,33 @@ impl Cascade {
                 notes.push(note.clone());
             }
         }
-        let to_come = least[seen..].iter().flatten().count();
-        let total = self.totals[index];
-        let mut split = self
-            .online()?
-            .budgets(total, &stats, &notes, to_come)
-            .into_iter();
-        let budget = |least: &Option<usize>| least.and_then(|_| split.next());
-        Ok(least[..seen].iter().map(budget).collect())
+        let to_come = least.iter().skip(seen).flatten().count();
+        let split = self.online()?.budgets(total, &stats, &notes, to_come);
+        let evicts: Vec<Option<usize>> = least.iter().take(seen).copied().collect();
+        Ok(self.within_windows(&evicts, &split))
+    }
+
+    /// A budget for each layer that evicts, none for the others; what a window does not hold goes to the other layers.
+    fn within_windows(&self, evicts: &[Option<usize>], split: &[usize]) -> Vec<Option<usize>> {
+        let evicting = evicts
+            .iter()
+            .zip(&self.most)
+            .filter(|(evicts, _)| evicts.is_some());
+        let most: Vec<usize> = evicting.map(|(_, &most)| most).collect();
+        let mut split = capped(split, &most, 0).into_iter();
+        let budget = |evicts: &Option<usize>| evicts.and_then(|_| split.next());
+        evicts.iter().map(budget).collect()
     }
 
     /// The budgets of the decode phase once all layers have been added. If both phases evict in the same layers, the budgets
     /// are what the layers hold, and the rest of the total is split evenly: nothing is evicted while everything fits.
-    fn decode_budgets(&self) -> Result<Vec<Option<usize>>> {
-        let evicts = |phase: usize| self.least[phase].iter().map(Option::is_some);
-        if self.totals[0] != self.totals[1] || !evicts(0).eq(evicts(1)) {
+    pub fn decode_budgets(&self) -> Result<Vec<Option<usize>>> {
+        let [prefill, decode] = self
+            .least
+            .each_ref()
+            .map(|least| least.iter().map(Option::is_some));
+        let [total, decode_total] = self.totals;
+        if total != decode_total || !prefill.eq(decode) {
             return self.budgets(Phase::Decode);
         }
         let layers = self.held.iter().flatten().count();
@@ -119,14 +149,16 @@ impl Cascade {
             .iter()
             .flatten()
             .fold(0, |sum: usize, held| sum.saturating_add(*held));
-        let surplus = self.totals[0].saturating_sub(held);
-        let mut more = largest_remainder(surplus, &vec![1.0; layers]).into_iter();
-        let budget = |held: &Option<usize>| held.map(|held| held + more.next().unwrap_or(0));
-        Ok(self.held.iter().map(budget).collect())
+        let surplus = total.saturating_sub(held);
+        let more = largest_remainder(surplus, &vec![1.0; layers]);
+        let held = self.held.iter().flatten().zip(more);
+        let budgets: Vec<usize> = held.map(|(held, more)| held.saturating_add(more)).collect();
+        Ok(self.within_windows(&self.held, &budgets))
     }
 
     fn is_done(&self) -> bool {
-        self.notes.len() == self.least[0].len()
+        let [least, _] = &self.least;
+        self.notes.len() == least.len()
     }
 }
 
@@ -156,11 +188,12 @@ impl KvCache {
 /// Lowers what each layer holds to what it should hold. Evicted entries do not come back, so that a layer may hold less than
 /// it should by rounding; the layers after it get the difference.
 fn shrink(held: &mut [Option<usize>], wanted: &[Option<usize>]) {
-    let mut spare = 0;
+    let mut spare = 0usize;
     for (held, wanted) in held.iter_mut().zip(wanted) {
         if let (Some(held), Some(wanted)) = (held, wanted) {
-            let granted = (*held).min(wanted + spare);
-            spare = wanted + spare - granted;
+            let most = wanted.saturating_add(spare);
+            let granted = (*held).min(most);
+            spare = most.saturating_sub(granted);
             *held = granted;
         }
     }

@@ -15,13 +15,16 @@ impl Resolved {
     pub fn check_spans(&self, spans: &Spans) -> Result<()> {
         self.each(|phase, layer, eviction| {
             let Eviction { policy, budget } = eviction;
-            let least = spans.count_with(policy.protect(*budget));
+            let least = self.layers[layer].protected(eviction, spans, self.tokens);
             if least <= *budget {
                 return Ok(());
             }
+            let others = match spans.count() {
+                0 => String::new(),
+                count => format!("{count} protected positions and "),
+            };
             let allowed = format!(
-                "at least {least}, {} protected positions and what policy {} protects",
-                spans.count(),
+                "at least {least}, {others}what policy {} protects",
                 policy.name()
             );
             let field = format!("{phase} budget of layer {layer}");
@@ -42,12 +45,19 @@ impl Resolved {
 }
 
 impl ModelFacts {
-    /// Checks that the scale is finite and above 0, and that the policies of every layer get what they need of the model.
+    /// Checks that scale, soft-cap and windows are in range, and that the policies of every layer get what they need of the
+    /// model.
     pub(super) fn check(&self, resolved: &Resolved) -> Result<()> {
-        if let Some(scale) = self.scale
-            && !(scale.is_finite() && scale > 0.0)
-        {
-            return Err(Error::invalid("model", "scale", scale, "finite, above 0"));
+        for (name, value) in [("scale", self.scale), ("soft-cap", self.softcap)] {
+            if let Some(value) = value
+                && !(value.is_finite() && value > 0.0)
+            {
+                return Err(Error::invalid("model", name, value, "finite, above 0"));
+            }
+        }
+        if let Some(layer) = self.layers.iter().position(|facts| facts.window == Some(0)) {
+            let field = format!("window of layer {layer}");
+            return Err(Error::invalid("model", field, 0, "at least 1"));
         }
         resolved.each(|phase, layer, eviction| {
             let LayerFacts { rope, output, .. } = self.layer(layer);

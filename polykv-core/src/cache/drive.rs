@@ -28,15 +28,14 @@ impl KvCache {
 
     fn begin_prompt(&mut self, tokens: usize) -> Result<()> {
         let seen = self.seen().saturating_add(tokens);
-        let resolved = self
-            .plan
-            .resolve(seen, self.shape.cost(self.layers.len()))?;
+        let resolved = self.plan.resolve(seen, &self.cost())?;
         resolved.check_spans(&self.spans)?;
         self.facts.check(&resolved)?;
         let cascade = Cascade::of(self.plan.online.clone(), &resolved, &self.spans)?;
         for (index, rules) in resolved.layers.into_iter().enumerate() {
             let facts = self.facts.layer(index);
-            self.layers[index].begin(rules, facts, self.spans.clone(), tokens);
+            let spans = self.spans.clone();
+            self.layers[index].begin(rules, facts, self.facts.softcap, spans, tokens);
         }
         if let Some(cascade) = &cascade {
             let needs = cascade.online()?.needs();

@@ -1,9 +1,15 @@
 //! The memory of a cache, computed from a plan and a shape.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use super::Spans;
 use super::cascade::Cascade;
-use super::slots::slots_for;
+use super::slots::{PIECE, slots_for};
 use crate::budget::EntryCost;
+use crate::facts::most_entries;
 use crate::phase::Phase;
 use crate::plan::{LayerEvictions, Plan};
 use crate::{Error, Result};
@@ -30,33 +36,47 @@ impl Plan {
         &self,
         prompt: usize,
         new_tokens: usize,
-        cost: EntryCost,
+        cost: &EntryCost,
     ) -> Result<CacheEstimate> {
         let resolved = self.resolve(prompt, cost)?;
         let mut sizes = Sizes::default();
         let mut layers = vec![Layer::default(); resolved.layers.len()];
         let mut cascade = Cascade::of(self.online.clone(), &resolved, &Spans::default())?;
         for (index, rules) in resolved.layers.iter().enumerate() {
-            let append = |layer: &mut Layer| layer.append(rules, prompt, prompt);
-            sizes.step(&mut layers[index], append);
-            match &mut cascade {
-                None => sizes.step(&mut layers[index], |layer| {
-                    layer.trim(rules.budget(Phase::Prefill))
-                }),
-                Some(cascade) => {
-                    let granted = cascade.add_equal_layer(prompt)?;
-                    for (layer, &budget) in layers.iter_mut().zip(granted) {
-                        sizes.step(layer, |layer| layer.trim(budget));
-                    }
+            if let Some(layer) = layers.get_mut(index) {
+                sizes.step(layer, |layer| layer.append(rules, prompt, prompt));
+                sizes.pass_window(layer);
+                sizes.cut(layer, most_entries(rules.window));
+                if cascade.is_none() {
+                    sizes.cut(layer, rules.most(Phase::Prefill));
+                }
+            }
+            if let Some(cascade) = &mut cascade {
+                let granted = cascade.add_equal_layer(prompt)?;
+                for (layer, &budget) in layers.iter_mut().zip(granted) {
+                    sizes.cut(layer, budget.unwrap_or(usize::MAX));
                 }
             }
         }
+        let online = cascade.map(|cascade| cascade.decode_budgets());
+        let online = online.transpose()?.unwrap_or_default();
         for _ in 0..new_tokens {
-            for (layer, rules) in layers.iter_mut().zip(&resolved.layers) {
-                sizes.step(layer, |layer| {
-                    layer.append(rules, 1, 0);
-                    layer.trim(rules.budget(Phase::Decode));
-                });
+            for (index, rules) in resolved.layers.iter().enumerate() {
+                let Some(layer) = layers.get_mut(index) else {
+                    continue;
+                };
+                sizes.step(layer, |layer| layer.append(rules, 1, 0));
+                let budget = online.get(index).copied().flatten();
+                let most = rules.most(Phase::Decode);
+                let most = budget.map_or(most, |budget| budget.min(most));
+                match layer.len == most.saturating_add(1) {
+                    // One entry too many is overwritten in place.
+                    true => layer.len = most,
+                    false => {
+                        sizes.cut(layer, most_entries(rules.window));
+                        sizes.cut(layer, most);
+                    }
+                }
             }
         }
         let bytes = |slots: usize| {
@@ -89,9 +109,28 @@ impl Sizes {
     fn step(&mut self, layer: &mut Layer, change: impl FnOnce(&mut Layer)) {
         let before = layer.slots;
         change(layer);
-        self.slots = self.slots - before + layer.slots;
+        let others = self.slots.saturating_sub(before);
+        self.slots = others.saturating_add(layer.slots);
         let transient = if layer.slots == before { 0 } else { before };
-        self.peak = self.peak.max(self.slots + transient);
+        self.peak = self.peak.max(self.slots.saturating_add(transient));
+    }
+
+    /// A layer whose window the prompt has passed has moved its entries to the front of a copy.
+    fn pass_window(&mut self, layer: &Layer) {
+        if layer.len > layer.slots {
+            self.peak = self.peak.max(self.slots.saturating_add(layer.slots));
+        }
+    }
+
+    /// The best `most` entries move to a store with one more slot.
+    fn cut(&mut self, layer: &mut Layer, most: usize) {
+        if layer.len > most {
+            let before = layer.slots;
+            (layer.len, layer.slots) = (most, most.saturating_add(1));
+            let others = self.slots.saturating_sub(before);
+            self.slots = others.saturating_add(layer.slots);
+            self.peak = self.peak.max(self.slots.saturating_add(before));
+        }
     }
 }
 
@@ -103,18 +142,10 @@ struct Layer {
 
 impl Layer {
     fn append(&mut self, rules: &LayerEvictions, tokens: usize, expected: usize) {
-        if self.len + tokens > self.slots {
-            self.slots = slots_for(rules, self.len, tokens, expected);
+        let len = self.len.saturating_add(tokens);
+        if len > self.slots {
+            self.slots = slots_for(rules, self.len, tokens.min(PIECE), expected);
         }
-        self.len += tokens;
-    }
-
-    /// One entry too many is overwritten in place; more of them move to a new store.
-    fn trim(&mut self, budget: Option<usize>) {
-        let Some(budget) = budget.filter(|&budget| self.len > budget) else {
-            return;
-        };
-        self.slots = self.slots.min(budget + 1);
-        self.len = budget;
+        self.len = len;
     }
 }

@@ -1,6 +1,7 @@
 mod evict;
 mod nans;
 mod shared;
+mod window;
 
 pub(super) use nans::first_nan;
 
@@ -18,12 +19,13 @@ use crate::policy::{Appended, LayerView, Needs, Policy};
 use crate::shape::LayerShape;
 use crate::{Error, Result};
 use burn::tensor::{Device, Int, Tensor};
+use window::in_pieces;
 
 /// The cache of one layer, read-only outside of this crate; a [`KvCache`](super::KvCache) changes it.
 ///
 /// While decoding under a budget of `b` entries the layer has `b + 1` slots: the new token takes the free slot, attention
 /// runs over all entries, and the entry with the lowest score is overwritten by the newest. Tensors keep their shapes from
-/// then on.
+/// then on. A layer with a window holds what the next token sees and no more, under any budget.
 #[derive(Clone, Debug)]
 pub struct LayerCache {
     layer: usize,
@@ -31,6 +33,7 @@ pub struct LayerCache {
     device: Device,
     rules: Option<LayerEvictions>,
     facts: LayerFacts,
+    softcap: Option<f64>,
     spans: Spans,
     needs: Needs,
     /// Tokens of the announced prompt that have not been appended yet.
@@ -47,6 +50,8 @@ pub struct LayerCache {
     heads_agree: bool,
     /// Whether scores have been NaN since this was last asked.
     nans: Nans,
+    /// The most bytes of old and new keys and values side by side since this was last asked.
+    moving: usize,
 }
 
 impl LayerCache {
@@ -57,6 +62,7 @@ impl LayerCache {
             device: device.clone(),
             rules: None,
             facts: LayerFacts::default(),
+            softcap: None,
             spans: Spans::default(),
             needs: Needs::default(),
             expected: 0,
@@ -68,6 +74,7 @@ impl LayerCache {
             seen: 0,
             heads_agree: true,
             nans: Nans::Known(false),
+            moving: 0,
         }
     }
 
@@ -107,12 +114,18 @@ impl LayerCache {
             + self.scores.as_ref().map_or(0, ops::bytes)
     }
 
-    /// Bytes that the keys and values of all tokens would occupy without eviction.
+    /// Bytes that keys and values would occupy without eviction: those of all tokens, or of as many as the layer's window
+    /// holds.
     pub fn full_bytes(&self) -> usize {
         match &self.store {
-            Some(store) => store.kv_bytes() / store.capacity() * self.seen,
+            Some(store) => store.kv_bytes() / store.capacity() * self.seen.min(self.most_entries()),
             None => 0,
         }
+    }
+
+    /// The most bytes that keys and values occupied while they moved, old and new ones, since this was last asked.
+    pub(super) fn take_moving(&mut self) -> usize {
+        std::mem::take(&mut self.moving)
     }
 
     #[cfg(all(test, feature = "flex"))]
@@ -128,6 +141,7 @@ impl LayerCache {
         &mut self,
         rules: LayerEvictions,
         facts: LayerFacts,
+        softcap: Option<f64>,
         spans: Spans,
         tokens: usize,
     ) {
@@ -137,6 +151,7 @@ impl LayerCache {
         self.states.shared = rules.same_policy();
         self.rules = Some(rules);
         self.facts = facts;
+        self.softcap = softcap;
         self.spans = spans;
         self.announce(tokens);
     }
@@ -151,7 +166,8 @@ impl LayerCache {
             .rules
             .as_ref()
             .is_some_and(|rules| rules.decode.is_some());
-        let wanted = self.len().saturating_add(tokens);
+        let most = self.most_entries().saturating_add(1);
+        let wanted = self.len().saturating_add(tokens).min(most);
         if let Some(store) = self
             .store
             .as_mut()
@@ -176,13 +192,18 @@ impl LayerCache {
         let rules = self.rules()?;
         let tokens = self.check_shapes(&q, &k, &v)?;
         let (k, v) = (self.stored(k), self.stored(v));
-        let appended = self.append(&rules, &q, k, v, tokens);
-        self.states.append(&rules, &appended)?;
-        Ok(self.attend(&rules, q, false)?.0)
+        in_pieces(self.pieces(tokens), [q, k, v], &mut |[q, k, v]| {
+            let tokens = q.dims()[2];
+            self.make_room(tokens)?;
+            let appended = self.append(&rules, &q, k, v, tokens);
+            self.states.append(&rules, &appended)?;
+            Ok(self.attend(&rules, q, false)?.0)
+        })
     }
 
-    /// Evicts down to the prefill budget.
+    /// Drops what has left the window, and evicts down to the prefill budget.
     pub(super) fn end_prompt(&mut self) -> Result<()> {
+        self.leave_window()?;
         match self.rules()?.prefill {
             Some(eviction) if eviction.budget < self.len() => {
                 self.compact(Phase::Prefill, &eviction, None)
@@ -200,15 +221,25 @@ impl LayerCache {
         // A single entry is rounded where it is written.
         let appended = self.append(&rules, &q, k.clone(), v.clone(), 1);
         self.states.append(&rules, &appended)?;
-        let over = rules
+        let most = rules.most(Phase::Decode);
+        // What has left a full window needs no policy.
+        let eviction = rules
             .decode
             .as_ref()
-            .filter(|eviction| self.len() > eviction.budget);
+            .filter(|eviction| eviction.budget < self.most_entries());
+        let over = eviction.filter(|eviction| self.len() > eviction.budget);
         let (output, row) = self.attend(&rules, q, over.is_some())?;
-        if let Some(eviction) = over {
-            match self.len() == eviction.budget + 1 {
-                true => self.replace(eviction, row, k, v)?,
-                false => self.compact(Phase::Decode, eviction, row)?,
+        match (over, self.len().saturating_sub(most)) {
+            (_, 0) => {}
+            (Some(eviction), 1) => self.replace(eviction, row, k, v)?,
+            (None, 1) => self.replace_oldest(k, v),
+            (None, _) => self.leave_window()?,
+            (Some(eviction), _) => {
+                let len = self.len();
+                self.leave_window()?;
+                // The row is of the entries before.
+                let row = row.filter(|_| self.len() == len);
+                self.compact(Phase::Decode, eviction, row)?;
             }
         }
         Ok(output)
@@ -271,7 +302,11 @@ impl LayerCache {
         let capacity = slots_for(rules, before, tokens, self.expected);
         match &mut self.store {
             Some(store) if store.capacity() >= before + tokens => {}
-            Some(store) => store.resize(capacity),
+            Some(store) => {
+                let old = store.kv_bytes();
+                store.resize(capacity);
+                self.moving = self.moving.max(old + store.kv_bytes());
+            }
             None => self.store = Some(Store::new(self.shape, capacity, &self.device)),
         }
         if let Some(store) = &mut self.store {
@@ -307,9 +342,10 @@ impl LayerCache {
         let Some(store) = &self.store else {
             return Err(Error::Failed("attention over an empty cache".into()));
         };
+        let mask = self.mask();
         if q.dims()[2] == 1 {
             let (keys, values) = store.whole();
-            let (output, block) = ops::attend_first(q, keys, values, store.len());
+            let (output, block) = ops::attend_first(q, keys, values, store.len(), &mask);
             if self.needs.attention {
                 self.states.observe(rules, &block)?;
             }
@@ -317,7 +353,7 @@ impl LayerCache {
         }
         let (keys, values) = (store.keys(), store.values());
         if !want_row && !self.needs.attention {
-            return Ok((ops::attend(q, keys, values, None)?, None));
+            return Ok((ops::attend(q, keys, values, &mask, None)?, None));
         }
         let mut row = None;
         let states = &mut self.states;
@@ -326,8 +362,8 @@ impl LayerCache {
             states.observe(rules, block)
         };
         let output = match self.needs.column_sums {
-            true => ops::attend_summed(q, keys, values, &mut observe)?,
-            false => ops::attend(q, keys, values, Some(&mut observe))?,
+            true => ops::attend_summed(q, keys, values, &mask, &mut observe)?,
+            false => ops::attend(q, keys, values, &mask, Some(&mut observe))?,
         };
         Ok((output, row))
     }
@@ -351,6 +387,7 @@ impl LayerCache {
             budget,
             protected: self.protected(policy, budget),
             facts: &self.facts,
+            softcap: self.softcap,
             heads_agree: self.heads_agree,
             stored_keys: store.keys(),
             stored_values: store.values(),
@@ -367,6 +404,7 @@ impl LayerCache {
             protect,
             spans,
             seen: self.seen,
+            oldest: self.oldest(),
         }
     }
 }

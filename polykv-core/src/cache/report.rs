@@ -15,7 +15,8 @@ pub struct CacheReport {
     pub peak_bytes: usize,
     /// Bytes of positions, statistics and remembered queries.
     pub aux_bytes: usize,
-    /// Bytes that the keys and values of all tokens would occupy without eviction.
+    /// Bytes that keys and values would occupy without eviction: those of all tokens, in layers with a window of as many as
+    /// it holds.
     pub full_bytes: usize,
 }
 

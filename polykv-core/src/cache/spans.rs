@@ -1,5 +1,10 @@
 //! Positions that the caller of a cache protects from eviction.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use crate::policy::Protect;
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,7 +37,8 @@ impl Spans {
 
     /// The number of positions.
     pub fn count(&self) -> usize {
-        self.0.iter().map(Range::len).sum()
+        let counts = self.0.iter().map(Range::len);
+        counts.fold(0, usize::saturating_add)
     }
 
     /// Whether a position is among them.
@@ -43,12 +49,18 @@ impl Spans {
     /// How many entries these positions and what a policy protects are together, in a sequence so long that the latest
     /// positions which the policy protects lie behind the spans.
     pub fn count_with(&self, protect: Protect) -> usize {
-        let behind = |position: usize| position.max(protect.sinks);
+        self.count_from(0, protect)
+    }
+
+    /// [`Spans::count_with`], where positions below `first` do not count: they have left a layer's window.
+    pub(crate) fn count_from(&self, first: usize, protect: Protect) -> usize {
+        let behind = |position: usize| position.max(protect.sinks).max(first);
         let spans = self.0.iter();
-        let more: usize = spans
-            .map(|span| behind(span.end) - behind(span.start))
-            .sum();
-        protect.count().saturating_add(more)
+        let more = spans
+            .map(|span| behind(span.end).saturating_sub(behind(span.start)))
+            .fold(0, usize::saturating_add);
+        let sinks = protect.sinks.saturating_sub(first);
+        sinks.saturating_add(protect.recent).saturating_add(more)
     }
 
     /// What a policy protects and the spans, where a span that begins within the sinks extends them.

@@ -1,12 +1,12 @@
 //! Prompts that evict nothing.
 
 use super::prompt::{Drive, Prompt, PromptCache};
-use super::{KvCache, Stage};
+use super::{KvCache, LayerCache, Stage};
 use crate::Result;
 use crate::facts::ModelFacts;
 use burn::tensor::Tensor;
 
-/// A cache that takes in a prompt without evicting anything, whatever its plan says. The budgets stay those of the prompt
+/// A cache that takes in a prompt without evicting anything but what leaves a layer's window, whatever its plan says. The budgets stay those of the prompt
 /// before it; the first decode step afterwards brings the cache back to them.
 #[derive(Debug)]
 pub struct Untrimmed<'a>(&'a mut KvCache);
@@ -73,8 +73,8 @@ impl Drive for Untrimmed<'_> {
         self.0.attend(layer, q, k, v)
     }
 
-    fn end_layer(&mut self, _layer: usize) -> Result<()> {
-        Ok(())
+    fn end_layer(&mut self, layer: usize) -> Result<()> {
+        self.0.run(layer, LayerCache::leave_window)
     }
 
     fn end(&mut self) -> Result<()> {

@@ -24,8 +24,9 @@ pub struct BudgetSearch<'a> {
     pub singles: Vec<Losses>,
     /// The budgets to start from, in entries per KV head for each layer. Their sum does not change.
     pub budgets: &'a [usize],
-    /// The least budget that works with every candidate, and the prompt's length, which no budget exceeds.
-    pub limits: (usize, usize),
+    /// The least budget that works with every candidate, and the most entries that each layer holds of the prompt, which its
+    /// budget does not exceed.
+    pub limits: (usize, Vec<usize>),
     /// The seed of the screening.
     pub seed: u64,
 }
@@ -70,13 +71,13 @@ pub struct TriedBudgets {
 impl BudgetSearch<'_> {
     /// The lower and the higher budget of each layer in the screening, in entries per KV head.
     pub fn levels(&self) -> [Vec<usize>; 2] {
-        let (least, prompt) = self.limits;
+        let (least, most) = &self.limits;
         let level = |factor: f64| {
-            let of = |&budget: &usize| {
+            let of = |(&budget, &most): (&usize, &usize)| {
                 let entries = (budget as f64 * factor).round() as usize;
-                entries.clamp(least, prompt.max(least))
+                entries.max(*least).min(most)
             };
-            self.budgets.iter().map(of).collect()
+            self.budgets.iter().zip(most).map(of).collect()
         };
         [level(1.0 - STEP), level(1.0 + STEP)]
     }
@@ -135,7 +136,7 @@ impl BudgetSearch<'_> {
 
     /// Budgets a `part` of the way to those in proportion to √worth. No layer gets less than a quarter of its given budget.
     fn towards(&self, worth: &[f64], part: f64) -> Vec<usize> {
-        let (least, prompt) = self.limits;
+        let (least, most) = &self.limits;
         let total: usize = self.budgets.iter().sum();
         let roots: f64 = worth.iter().map(|worth| worth.sqrt()).sum();
         if roots <= 0.0 {
@@ -145,15 +146,14 @@ impl BudgetSearch<'_> {
             (1.0 - part) * budget as f64 + part * total as f64 * worth.sqrt() / roots
         };
         let weights: Vec<f64> = worth.iter().zip(self.budgets).map(weight).collect();
-        let floor = |&budget: &usize| least.max(budget / 4);
-        let floors: Vec<usize> = self.budgets.iter().map(floor).collect();
-        let most: Vec<usize> = floors.iter().map(|&least| least.max(prompt)).collect();
+        let floor = |(&budget, &most): (&usize, &usize)| most.min((*least).max(budget / 4));
+        let floors: Vec<usize> = self.budgets.iter().zip(most).map(floor).collect();
         // What raising layers to their floors costs is taken from the others in proportion.
         let above = weights.iter().zip(&floors);
         let above: Vec<f64> = above
             .map(|(weight, &floor)| (weight - floor as f64).max(0.0))
             .collect();
-        within(total, &above, &floors, &most)
+        within(total, &above, &floors, most)
     }
 }
 
@@ -180,7 +180,7 @@ mod tests {
         BudgetSearch {
             singles: vec![one(4.0, 8.0), one(5.0, 9.0), one(6.0, 10.0)],
             budgets,
-            limits: (4, 1000),
+            limits: (4, vec![1000; budgets.len()]),
             seed: 3,
         }
     }
@@ -231,7 +231,7 @@ mod tests {
         ) {
             let budgets: Vec<usize> = layers.iter().map(|layer| layer.0).collect();
             let worth: Vec<f64> = layers.iter().map(|layer| layer.1).collect();
-            let search = BudgetSearch { limits: (8, 500), ..search(&budgets) };
+            let search = BudgetSearch { limits: (8, vec![500; budgets.len()]), ..search(&budgets) };
             let found = search.towards(&worth, part);
             prop_assert_eq!(found.iter().sum::<usize>(), budgets.iter().sum::<usize>());
             for (found, budget) in found.iter().zip(&budgets) {
@@ -255,7 +255,7 @@ mod tests {
         let search = BudgetSearch {
             singles: vec![one(1.0), one(2.0)],
             budgets: &budgets,
-            limits: (4, 25),
+            limits: (4, vec![25; 3]),
             seed: 1,
         };
         assert_eq!(search.levels(), [vec![7, 13, 20], vec![13, 25, 25]]);

@@ -2,6 +2,7 @@ use super::report::{best, least_of_all};
 use super::{BudgetSignal, Data, Measured, PhaseReport, Profile, Report, SCHEMA, Settings};
 use crate::Result;
 use crate::allocate::{Allocator, Basis, LayerStat};
+use crate::apportion::capped;
 use crate::budget::{Budget, EntryCost};
 use crate::phase::Phase;
 use crate::policy::{Policy, PolicySpec};
@@ -13,7 +14,7 @@ use std::sync::Arc;
 pub struct Measurements<'a> {
     /// The fingerprint of the model.
     pub model: String,
-    /// The memory of an entry, and the number of the model's layers.
+    /// The windows of the model's layers and the memory of an entry.
     pub cost: EntryCost,
     /// The names and parameters of the candidates.
     pub specs: Vec<PolicySpec>,
@@ -52,7 +53,7 @@ impl Measurements<'_> {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_string(),
             model: self.model,
-            layers: self.cost.layers,
+            layers: self.cost.windows.len(),
             budget: self.budget,
             settings,
             candidates: self.specs,
@@ -63,18 +64,21 @@ impl Measurements<'_> {
         };
         let least = least_of_all(self.candidates)?;
         let length = report.settings.length;
-        let total = self.budget.total(length, self.cost);
+        let total = self.budget.total(length, &self.cost);
+        let most: Vec<usize> = (0..report.layers)
+            .map(|layer| self.cost.most(layer))
+            .collect();
         for &phase in self.phases {
-            let stat = |sensitivity| LayerStat {
+            let stat = |(sensitivity, &most): (f64, &usize)| LayerStat {
                 share: 1.0,
-                least,
+                least: least.min(most),
                 sensitivity,
             };
             let stats = sensitivity(&report, phase, self.budget_signal);
-            let stats: Vec<LayerStat> = stats.into_iter().map(stat).collect();
+            let stats: Vec<LayerStat> = stats.into_iter().zip(&most).map(stat).collect();
             let found = PhaseReport {
                 route: best(&report, self.candidates, phase, report.settings.route, 1.0),
-                budgets: self.allocator.split(total, length, &stats),
+                budgets: capped(&self.allocator.split(total, length, &stats), &most, length),
                 ..PhaseReport::default()
             };
             match phase {

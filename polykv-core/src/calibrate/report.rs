@@ -1,6 +1,6 @@
 use super::{Data, Direction, FoundBudgets, FoundRoute, PlanDraft, Profile, Signal, route};
 use crate::allocate::{Allocator, least_budget};
-use crate::budget::Budget;
+use crate::budget::{Budget, EntryCost};
 use crate::phase::Phase;
 use crate::plan::{Plan, Rule};
 use crate::policy::{Needs, Policies, Policy, PolicySpec};
@@ -194,14 +194,21 @@ impl Report {
         routes
     }
 
-    /// The least budget that works with every candidate, and the prompt's length, as [`BudgetSearch::limits`] has them.
+    /// The least budget that works with every candidate, and the most entries that each layer holds of the prompt, as
+    /// [`BudgetSearch::limits`] has them.
     ///
     /// # Errors
     /// A candidate that protects more than its budget under every budget.
     ///
     /// [`BudgetSearch::limits`]: super::BudgetSearch::limits
-    pub fn limits(&self, candidates: &[Arc<dyn Policy>]) -> Result<(usize, usize)> {
-        Ok((least_of_all(candidates)?, self.settings.length))
+    pub fn limits(
+        &self,
+        candidates: &[Arc<dyn Policy>],
+        cost: &EntryCost,
+    ) -> Result<(usize, Vec<usize>)> {
+        let most = |layer| cost.most(layer).min(self.settings.length);
+        let most = (0..self.layers).map(most).collect();
+        Ok((least_of_all(candidates)?, most))
     }
 
     /// Stores the results of the searches of a phase. Budgets that a search found replace those of the report.

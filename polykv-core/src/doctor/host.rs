@@ -199,6 +199,16 @@ impl Inputs {
         self.x.iter().map(silu_mul).collect()
     }
 
+    /// `gelu(x) · x`, GELU in its tanh form
+    pub fn geglu(&self) -> Vec<f64> {
+        let gelu_mul = |x: &f32| {
+            let x = f64::from(*x);
+            let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+            0.5 * x * (1.0 + inner.tanh()) * x
+        };
+        self.x.iter().map(gelu_mul).collect()
+    }
+
     /// The queries, rotated.
     pub fn rotated(&self) -> Vec<f64> {
         let half = Self::DIM / 2;

@@ -24,7 +24,7 @@ pub fn seal(json: &str) -> String {
 
 fn checksum(json: &str) -> String {
     let digest = Sha256::digest(json.as_bytes());
-    let bytes = digest[..8].iter();
+    let bytes = digest.iter().take(8);
     bytes.map(|byte| format!("{byte:02x}")).collect()
 }
 
@@ -51,20 +51,16 @@ pub fn read(path: &Path) -> Result<Vec<String>> {
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Vec::new(),
         other => other?,
     };
-    let whole = bytes.iter().rposition(|&byte| byte == b'\n');
-    let whole = &bytes[..whole.map_or(0, |end| end + 1)];
+    let last = bytes.iter().rposition(|&byte| byte == b'\n');
+    let end = last.map_or(0, |last| last.saturating_add(1));
+    let whole = bytes.get(..end).unwrap_or_default();
     let text = std::str::from_utf8(whole)
         .map_err(|_| Error::invalid(path.display(), "content", "not UTF-8", "lines of JSON"))?;
-    let lines = text.lines().enumerate();
-    let line = |(index, line)| {
+    let lines = (1usize..).zip(text.lines());
+    let line = |(number, line)| {
         unseal(line).map_err(|found| {
             let allowed = "a line with its checksum, as this version of polykv writes it";
-            Error::invalid(
-                path.display(),
-                format!("line {}", index + 1),
-                found,
-                allowed,
-            )
+            Error::invalid(path.display(), format!("line {number}"), found, allowed)
         })
     };
     lines.map(line).collect()

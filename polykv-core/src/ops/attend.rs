@@ -2,12 +2,14 @@
 
 use super::attention_block::{AttentionBlock, Observer};
 use super::kernels::{PromptOps, TokenOps, WindowOps, kernel};
+use super::mask::{Mask, Places};
 use super::oracle;
 use super::route::Route;
 use crate::Result;
 use burn::tensor::{Int, Tensor};
 
-/// Causal attention of the last `t` tokens over `n` entries: query `i` sees the first `n − t + i + 1` entries.
+/// Causal attention of the last `t` tokens over `n` entries: query `i` sees those of the first `n − t + i + 1` entries that
+/// `mask` lets it see.
 ///
 /// `q [batch, heads, t, d]`, `k` and `v [batch, kv_heads, n, d]` with `heads` a multiple of `kv_heads` and `n ≥ t`;
 /// the result is `[batch, heads, t, d]`. Logits are scaled by 1/√d. `observe` is called with the attention of each
@@ -22,9 +24,10 @@ pub fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
+    mask: &Mask,
     observe: Option<&mut Observer<'_>>,
 ) -> Result<Tensor<4>> {
-    run(q, k, v, observe, false)
+    run(q, k, v, mask, observe, false)
 }
 
 /// Causal attention of the last `t` tokens over `n` entries, with the shapes of [`attend`]. The column sums of each block are
@@ -39,19 +42,21 @@ pub fn attend_summed(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
+    mask: &Mask,
     observe: &mut Observer<'_>,
 ) -> Result<Tensor<4>> {
-    run(q, k, v, Some(observe), true)
+    run(q, k, v, mask, Some(observe), true)
 }
 
 fn run(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
+    mask: &Mask,
     observe: Option<&mut Observer<'_>>,
     summed: bool,
 ) -> Result<Tensor<4>> {
-    check(&q, &k, &v);
+    check(&q, &k, &v, mask);
     let (device, group) = (q.device(), q.dims()[1] / k.dims()[1]);
     let route = Route::of(&q).if_alike([k.dtype(), v.dtype()]);
     let route = route.for_rounds(&device, rounds(&q, &k));
@@ -59,25 +64,33 @@ fn run(
     let unseen = q.dims()[2] > 1 && observe.is_none() && route == Route::Gpu;
     if route == Route::Plain || unseen {
         let Some(observe) = observe else {
-            return oracle::attend(q, k, v, None);
+            return oracle::attend(q, k, v, mask, None);
         };
-        let mut look = |rows| observe(&AttentionBlock::of_probabilities(rows, group));
-        return oracle::attend(q, k, v, Some(&mut look));
+        let entries = k.dims()[2];
+        let mut look = |rows: Tensor<4>| {
+            // A block ends with the entry of its last query.
+            let mask = mask.before(entries - rows.dims()[3]);
+            observe(&AttentionBlock::of_probabilities(rows, group, mask))
+        };
+        return oracle::attend(q, k, v, mask, Some(&mut look));
     }
     let (output, block) = if q.dims()[2] == 1 {
         let entries = k.dims()[2];
-        attend_first(q, k, v, entries)
+        attend_first(q, k, v, entries, mask)
     } else if summed {
         let (q2, k2) = (q.clone(), k.clone());
-        let (output, log_sums, sums) = kernel!(PromptOps::attend_summed(q2, k2, v));
+        let (output, log_sums, sums) = kernel!(PromptOps::attend_summed(q2, k2, v, mask.kernel()));
         (
             output,
-            AttentionBlock::of_kernel(q, k, log_sums, Some(sums)),
+            AttentionBlock::of_kernel(q, k, log_sums, Some(sums), mask.clone()),
         )
     } else {
         let (q2, k2) = (q.clone(), k.clone());
-        let (output, log_sums) = kernel!(PromptOps::attend_prompt(q2, k2, v));
-        (output, AttentionBlock::of_kernel(q, k, log_sums, None))
+        let (output, log_sums) = kernel!(PromptOps::attend_prompt(q2, k2, v, mask.kernel()));
+        (
+            output,
+            AttentionBlock::of_kernel(q, k, log_sums, None, mask.clone()),
+        )
     };
     if let Some(observe) = observe {
         observe(&block)?;
@@ -86,7 +99,8 @@ fn run(
 }
 
 /// Attention of one query per head over the first `entries` (at least 1) of `k` and `v [batch, kv_heads, n, d]`: `q
-/// [batch, heads, 1, d]` → the output `[batch, heads, 1, d]` and the attention. The other entries are not read.
+/// [batch, heads, 1, d]` → the output `[batch, heads, 1, d]` and the attention. The other entries are not read. A mask has
+/// places of the first `entries` only.
 ///
 /// # Panics
 /// If the shapes do not fit, and for more entries than there are.
@@ -95,27 +109,30 @@ pub fn attend_first(
     k: Tensor<4>,
     v: Tensor<4>,
     entries: usize,
+    mask: &Mask,
 ) -> (Tensor<4>, AttentionBlock) {
-    check(&q, &k, &v);
-    let [_, kv_heads, all, _] = k.dims();
+    check(&q, &k, &v, &Mask::default());
+    let [batch, kv_heads, all, _] = k.dims();
     let group = q.dims()[1] / kv_heads;
     assert_eq!(q.dims()[2], 1, "one query per head");
     assert!((1..=all).contains(&entries), "{entries} entries of {all}");
+    mask.check([batch, kv_heads, entries], 1);
     let (output, row) = match Route::of(&q).if_alike([k.dtype(), v.dtype()]) {
         Route::Plain => {
             let (k, v) = match entries == all {
                 true => (k, v),
                 false => (k.narrow(2, 0, entries), v.narrow(2, 0, entries)),
             };
-            oracle::attend_token(q, k, v, None)
+            oracle::attend_token(q, k, v, None, mask)
         }
-        _ => kernel!(TokenOps::attend_token(q, k, v, entries)),
+        _ => kernel!(TokenOps::attend_token(q, k, v, entries, mask.kernel())),
     };
-    (output, AttentionBlock::of_probabilities(row, group))
+    let block = AttentionBlock::of_probabilities(row, group, mask.clone());
+    (output, block)
 }
 
-/// Shapes of queries, keys and values that fit each other.
-fn check(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) {
+/// Shapes of queries, keys, values and places that fit each other.
+fn check(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>, mask: &Mask) {
     let ([batch, heads, tokens, d], [_, kv_heads, entries, _]) = (q.dims(), k.dims());
     assert_eq!(k.dims(), [batch, kv_heads, entries, d], "keys for queries");
     assert_eq!(v.dims(), k.dims(), "a value per key");
@@ -127,6 +144,7 @@ fn check(q: &Tensor<4>, k: &Tensor<4>, v: &Tensor<4>) {
         tokens > 0 && tokens <= entries,
         "{tokens} queries for {entries} entries"
     );
+    mask.check([batch, kv_heads, entries], tokens);
 }
 
 /// How many rounds a unit of the GPU kernels takes at most: per key its products and sums by four elements, or per query
@@ -158,32 +176,31 @@ pub fn attend_lengths(
     v: Tensor<4>,
     lengths: Tensor<2, Int>,
 ) -> (Tensor<4>, Tensor<4>) {
-    check(&q, &k, &v);
+    check(&q, &k, &v, &Mask::default());
     let [batch, kv_heads, ..] = k.dims();
     assert_eq!(q.dims()[2], 1, "one query per head");
     assert_eq!(lengths.dims(), [batch, kv_heads], "a length per KV head");
     match Route::of(&q).if_alike([k.dtype(), v.dtype()]) {
-        Route::Plain => oracle::attend_token(q, k, v, Some(lengths)),
+        Route::Plain => oracle::attend_token(q, k, v, Some(lengths), &Mask::default()),
         _ => kernel!(TokenOps::attend_lengths(q, k, v, lengths)),
     }
 }
 
-/// Causal attention of the last `w` queries over entries in any slot order: a query sees the entries up to its own position.
-/// `seen` is the position after the last query.
+/// Causal attention of the last `w` queries over entries in any slot order: a query sees the entries up to its own position,
+/// of these the latest if there is a window. `softcap` is [`Mask::softcap`].
 ///
-/// `q [batch, heads, w, d]`, `k [batch, kv_heads, n, d]`, `positions [batch, kv_heads, n]` →
-/// `[batch, kv_heads, group, w, n]`.
+/// `q [batch, heads, w, d]`, `k [batch, kv_heads, n, d]` → `[batch, kv_heads, group, w, n]`.
 ///
 /// # Panics
-/// If the shapes do not fit, and for more queries than `seen` tokens.
+/// If the shapes do not fit, and for more queries than tokens that were seen.
 pub fn window_attention(
     q: Tensor<4>,
     k: Tensor<4>,
-    positions: Tensor<3, Int>,
-    seen: usize,
+    places: &Places,
+    softcap: Option<f64>,
 ) -> Tensor<5> {
-    check_window(&q, &k, &positions, seen);
-    oracle::window_attention(q, k, positions, seen)
+    check_places(&q, &k, places, softcap);
+    oracle::window_attention(q, k, places, softcap)
 }
 
 /// The sum and the variance of each entry's attention over the last `w` queries, each the mean over the query group: `[batch,
@@ -191,51 +208,63 @@ pub fn window_attention(
 /// [`window_attention`].
 ///
 /// # Panics
-/// If the shapes do not fit, and for more queries than `seen` tokens.
+/// If the shapes do not fit, and for more queries than tokens that were seen.
 pub fn window_score(
     q: Tensor<4>,
     k: Tensor<4>,
-    positions: Tensor<3, Int>,
-    seen: usize,
+    places: &Places,
+    softcap: Option<f64>,
 ) -> (Tensor<3>, Tensor<3>) {
-    check_window(&q, &k, &positions, seen);
-    match Route::of(&q) {
-        Route::Plain => oracle::window_score(q, k, positions, seen),
-        _ => kernel!(WindowOps::window_score(q, k, positions, seen)),
+    check_places(&q, &k, places, softcap);
+    if Route::of(&q) == Route::Plain {
+        return oracle::window_score(q, k, places, softcap);
     }
+    let Places {
+        positions,
+        seen,
+        window,
+    } = places.clone();
+    let softcap = softcap.map(|cap| cap as f32);
+    kernel!(WindowOps::window_score(
+        q, k, positions, seen, window, softcap
+    ))
 }
 
-fn check_window(q: &Tensor<4>, k: &Tensor<4>, positions: &Tensor<3, Int>, seen: usize) {
+fn check_places(q: &Tensor<4>, k: &Tensor<4>, places: &Places, softcap: Option<f64>) {
     let ([batch, heads, window, d], [_, kv_heads, entries, _]) = (q.dims(), k.dims());
     assert_eq!(k.dims(), [batch, kv_heads, entries, d], "keys for queries");
     assert!(
         kv_heads > 0 && heads.is_multiple_of(kv_heads),
         "{heads} query heads for {kv_heads} KV heads"
     );
-    let dims = [batch, kv_heads, entries];
-    assert_eq!(positions.dims(), dims, "a position per key");
-    assert!(
-        (1..=seen).contains(&window),
-        "{window} queries of {seen} tokens"
-    );
+    assert!(window > 0, "at least one query");
+    let mask = Mask {
+        softcap,
+        places: Some(places.clone()),
+    };
+    mask.check([batch, kv_heads, entries], window);
 }
 
-/// Attention of one query per head over all entries: `q [batch, heads, 1, d]`, `k [batch, kv_heads, n, d]` →
-/// `[batch, kv_heads, group, n]`.
+/// Attention of one query per head, the latest, over the entries that the mask lets it see: `q [batch, heads, 1, d]`, `k
+/// [batch, kv_heads, n, d]` → `[batch, kv_heads, group, n]`.
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub fn attention_row(q: Tensor<4>, k: Tensor<4>) -> Tensor<4> {
-    check(&q, &k, &k);
-    let [batch, heads, tokens, _] = q.dims();
-    let [_, kv_heads, entries, _] = k.dims();
-    assert_eq!(tokens, 1, "one query per head");
-    if Route::of(&q) != Route::Plain {
-        let (_, row): (Tensor<4>, _) = kernel!(TokenOps::attend_token(q, k.clone(), k, entries));
-        return row;
+pub fn attention_row(q: Tensor<4>, k: Tensor<4>, mask: &Mask) -> Tensor<4> {
+    check(&q, &k, &k, mask);
+    assert_eq!(q.dims()[2], 1, "one query per head");
+    let entries = k.dims()[2];
+    match Route::of(&q) {
+        Route::Plain => oracle::attention_row(q, k, None, mask),
+        _ => {
+            let (_, row): (Tensor<4>, _) = kernel!(TokenOps::attend_token(
+                q,
+                k.clone(),
+                k,
+                entries,
+                mask.kernel()
+            ));
+            row
+        }
     }
-    // All entries are visible, whatever their positions.
-    let positions = Tensor::zeros([batch, kv_heads, entries], &k.device());
-    let row = oracle::window_attention(q, k, positions, entries);
-    row.reshape([batch, kv_heads, heads / kv_heads, entries])
 }

@@ -1,6 +1,7 @@
 //! Statistics of the attention that was just computed, for policies.
 
 use super::kernels::{HitOps, PromptOps, TokenOps, kernel};
+use super::mask::Mask;
 use super::oracle;
 use crate::Result;
 use burn::tensor::{Tensor, s};
@@ -12,6 +13,7 @@ use std::ops::Range;
 #[derive(Clone, Debug)]
 pub struct AttentionBlock {
     source: Source,
+    mask: Mask,
     /// Computed once: plans and blends may ask for them several times.
     sums: OnceCell<Tensor<3>>,
 }
@@ -36,13 +38,17 @@ struct Kernel {
     log_sums: Tensor<3>,
 }
 
+/// How far below the average, as a logarithm, attention still counts as a hit: the rounding of scores in f32.
+const HIT_SLACK: f64 = 1e-6;
+
 /// A function that is called with the attention of each block of queries.
 pub type Observer<'a> = dyn FnMut(&AttentionBlock) -> Result<()> + 'a;
 
 impl AttentionBlock {
-    pub(super) fn of_probabilities(rows: Tensor<4>, group: usize) -> Self {
+    pub(super) fn of_probabilities(rows: Tensor<4>, group: usize, mask: Mask) -> Self {
         Self {
             source: Source::Probabilities { rows, group },
+            mask,
             sums: OnceCell::new(),
         }
     }
@@ -53,9 +59,11 @@ impl AttentionBlock {
         k: Tensor<4>,
         log_sums: Tensor<3>,
         sums: Option<Tensor<3>>,
+        mask: Mask,
     ) -> Self {
         Self {
             source: Source::Kernel(Kernel { q, k, log_sums }),
+            mask,
             sums: sums.map_or_else(OnceCell::new, OnceCell::from),
         }
     }
@@ -65,8 +73,8 @@ impl AttentionBlock {
         let sums = || match &self.source {
             Source::Probabilities { rows, group } => oracle::column_sums(rows.clone(), *group),
             Source::Kernel(from) => {
-                let (q, k) = (from.q.clone(), from.k.clone());
-                kernel!(PromptOps::column_sums(q, k, from.log_sums.clone()))
+                let (q, k, log_sums) = (from.q.clone(), from.k.clone(), from.log_sums.clone());
+                kernel!(PromptOps::column_sums(q, k, log_sums, self.mask.kernel()))
             }
         };
         self.sums.get_or_init(sums).clone()
@@ -109,14 +117,25 @@ impl AttentionBlock {
             queries.start < queries.end && queries.end <= tokens,
             "queries {queries:?} of {tokens}"
         );
+        let (entries, first, count) = (self.entries(), queries.start, queries.len());
         match &self.source {
             Source::Probabilities { rows, group } => {
-                oracle::attention_hits(rows.clone(), *group, queries, bits)
+                let device = rows.device();
+                let counts = self.mask.counts(entries, tokens, queries.clone(), &device);
+                oracle::attention_hits(rows.clone(), *group, queries, bits, counts)
             }
             Source::Kernel(from) => {
-                let (q, k, log_sums) = (from.q.clone(), from.k.clone(), from.log_sums.clone());
-                let (first, count) = (queries.start, queries.len());
-                kernel!(HitOps::attention_hits(q, k, log_sums, first, count, bits))
+                let (q, k) = (from.q.clone(), from.k.clone());
+                let ([batch, heads, ..], [_, kv_heads, ..]) = (q.dims(), k.dims());
+                let counts = self.mask.counts(entries, tokens, queries, &q.device());
+                let averages = counts.log().add_scalar(HIT_SLACK).unsqueeze_dim::<4>(2);
+                let least = from.log_sums.clone().narrow(2, first, count);
+                let least = least.reshape([batch, kv_heads, heads / kv_heads, count]);
+                let least = (least - averages).reshape([batch, heads, count]);
+                let mask = self.mask.kernel();
+                kernel!(HitOps::attention_hits(
+                    q, k, least, first, count, bits, mask
+                ))
             }
         }
     }
@@ -138,7 +157,9 @@ impl AttentionBlock {
             Source::Kernel(from) => {
                 let last = from.q.clone().narrow(2, from.q.dims()[2] - 1, 1);
                 let (k, v, entries) = (from.k.clone(), from.k.clone(), from.k.dims()[2]);
-                let (_, row): (Tensor<4>, _) = kernel!(TokenOps::attend_token(last, k, v, entries));
+                let mask = self.mask.kernel();
+                let (_, row): (Tensor<4>, _) =
+                    kernel!(TokenOps::attend_token(last, k, v, entries, mask));
                 row
             }
         }

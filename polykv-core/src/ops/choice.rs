@@ -2,12 +2,11 @@
 
 use super::kernels::{ChoiceOps, kernel};
 use super::oracle;
-use super::protect::{Guard, Protect, Protected};
+use super::protect::{Guard, Protected};
 use super::route::{Route, is_cpu};
 use super::tensor::read_error;
 use crate::{Error, Result};
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
-use std::ops::Range;
 
 /// Whether scores were NaN, as far as the host knows.
 #[derive(Clone, Debug)]
@@ -110,8 +109,7 @@ fn check_budget(
 ) -> Result<()> {
     let dims @ [_, _, entries] = scores.dims();
     assert_eq!(positions.dims(), dims, "a position per score");
-    let spans: usize = protected.spans.iter().map(Range::len).sum();
-    let mut count = protected.protect.count().saturating_add(spans);
+    let mut count = protected.count();
     // Plans promise more room than this; only others need to know how many of the protected are still there.
     if count > budget {
         let counts = protected.mask(positions.clone()).int().sum_dim(2);
@@ -143,11 +141,7 @@ pub(crate) fn rest(slots: &Tensor<3, Int>, entries: usize) -> Result<Tensor<3, I
     let all = Tensor::<1, Int>::arange(0..entries as i64, &device)
         .reshape([1, 1, entries])
         .expand(dims);
-    let nothing = Protected {
-        protect: Protect::default(),
-        spans: &[],
-        seen: entries,
-    };
+    let nothing = Protected::nothing(entries);
     // Nothing is NaN here.
     Ok(choose(free, all, nothing, entries - count)?.0)
 }

@@ -24,8 +24,10 @@ mod prompt;
 mod token;
 mod window;
 
+use crate::ops::kernels::{self, Window};
 use burn::backend::TensorMetadata;
 use burn::tensor::{DType, Shape};
+use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
@@ -89,6 +91,66 @@ fn length(at_run: usize, #[comptime] in_advance: usize, #[comptime] known: bool)
         length = in_advance.runtime();
     }
     length
+}
+
+/// [`kernels::Mask`] as kernels take it.
+struct Mask {
+    /// 0 where there is none.
+    softcap: f32,
+    capped: bool,
+    /// `[batch, kv_heads, n]`, if there is a window.
+    positions: Option<CubeTensor>,
+    /// How many tokens a query sees, and the position of the first query.
+    size: usize,
+    first: usize,
+}
+
+impl Mask {
+    /// For `tokens` queries.
+    fn of(mask: kernels::Mask<CubeBackend>, tokens: usize) -> Self {
+        let (positions, size, first) = match mask.window {
+            Window::None => (None, 0, 0),
+            Window::Latest {
+                positions,
+                size,
+                seen,
+            } => (Some(into_contiguous(positions)), size, seen - tokens),
+        };
+        Self {
+            softcap: mask.softcap.unwrap_or(0.0),
+            capped: mask.softcap.is_some(),
+            positions,
+            size,
+            first,
+        }
+    }
+
+    /// The type of the positions.
+    fn dtype(&self) -> DType {
+        let positions = self.positions.as_ref();
+        positions.map_or(DType::I32, |positions| positions.dtype)
+    }
+}
+
+/// `softcap · tanh(score / softcap)` if `capped`.
+#[cube]
+fn cap(score: f32, softcap: f32, #[comptime] capped: bool) -> f32 {
+    let mut result = score;
+    if comptime!(capped) {
+        result = (score / softcap).tanh() * softcap;
+    }
+    result
+}
+
+/// How many of `queries`, the first at `first`, still have the position in a window of `size` tokens.
+#[cube]
+fn in_window<I: Int>(position: I, size: usize, first: usize, queries: usize) -> usize {
+    let end = usize::cast_from(position) + size;
+    let mut seen_by = 0usize;
+    if end > first {
+        seen_by = min(end - first, queries);
+    }
+    seen_by
 }
 
 /// The largest number of queries up to `most` that a group divides into: what one cube takes at a time.

@@ -3,6 +3,7 @@
 //!
 //! The operators of a file are implemented at its top: tensors become slices there, and results tensors.
 
+mod blocks;
 pub(super) mod bridge;
 mod choice;
 mod columns;
@@ -11,6 +12,7 @@ mod gemv;
 mod hits;
 mod keys;
 mod lanes;
+mod mask;
 mod merge;
 mod order;
 mod pointwise;

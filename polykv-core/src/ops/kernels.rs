@@ -15,7 +15,7 @@ mod keys;
 #[cfg_attr(not(feature = "cube"), expect(unused_variables))]
 mod layers;
 
-pub use attention::{HIT_SLACK, HitOps, PromptOps, TokenOps, WindowOps};
+pub use attention::{HitOps, Mask, PromptOps, TokenOps, Window, WindowOps};
 pub use entries::{ChoiceOps, EntryOps, OrderOps};
 pub use keys::{KeyOps, MergeOps};
 pub use layers::{FusedOps, GemmOps, HeadNorms, OutputWeights, PointwiseOps, QkvWeights};
@@ -67,8 +67,11 @@ plain_input!(
     bool,
     f32,
     usize,
+    Option<usize>,
+    Option<f32>,
     Guard,
     Pool,
+    Mask<Dispatch>,
     QkvWeights<Dispatch>,
     OutputWeights<Dispatch>
 );

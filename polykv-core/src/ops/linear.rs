@@ -22,6 +22,8 @@ impl Weight {
             Self::Dense(tensor) => tensor.clone().select(0, ids).cast(DType::F32),
             #[cfg(feature = "flex")]
             Self::Q8(weight) => cpu::q8_rows(weight, ids),
+            #[cfg(feature = "flex")]
+            Self::Blocks(weight) => cpu::block_rows(weight, ids),
         }
     }
 
@@ -35,6 +37,8 @@ impl Weight {
             Self::Dense(tensor) => tensor.clone(),
             #[cfg(feature = "flex")]
             Self::Q8(weight) => cpu::q8_to_f32(weight),
+            #[cfg(feature = "flex")]
+            Self::Blocks(weight) => cpu::blocks_to_f32(weight),
         }
     }
 
@@ -43,7 +47,7 @@ impl Weight {
     fn is_like(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Dense(a), Self::Dense(b)) => a.dtype() == b.dtype(),
-            (Self::Q8(_), Self::Q8(_)) => true,
+            (Self::Q8(_), Self::Q8(_)) | (Self::Blocks(_), Self::Blocks(_)) => true,
             _ => false,
         }
     }
@@ -93,11 +97,33 @@ pub fn linears<const N: usize>(x: Tensor<2>, weights: [&Weight; N]) -> [Tensor<2
             Some(weight) => kernel!(GemmOps::gemv(x.clone(), weight.clone())),
             None => gemm(x.clone(), weight),
         }),
-        _ => weights.map(|weight| gemm(x.clone(), weight)),
+        _ => gemms(x, weights),
     }
 }
 
-/// By the backend's own product.
+/// Products of many rows with several weights.
+fn gemms<const N: usize>(x: Tensor<2>, weights: [&Weight; N]) -> [Tensor<2>; N] {
+    #[cfg(feature = "flex")]
+    {
+        let in_blocks = weights.iter().filter_map(|weight| match weight {
+            Weight::Blocks(weight) => Some(weight),
+            _ => None,
+        });
+        let in_blocks: Vec<_> = in_blocks.collect();
+        if in_blocks.len() == N
+            && let Ok(outputs) = cpu::block_gemm(x.clone(), &in_blocks).try_into()
+        {
+            return outputs;
+        }
+    }
+    weights.map(|weight| gemm(x.clone(), weight))
+}
+
+/// By the backend's own product, or that of weights in blocks.
 fn gemm(x: Tensor<2>, weight: &Weight) -> Tensor<2> {
+    #[cfg(feature = "flex")]
+    if let Weight::Blocks(weight) = weight {
+        return cpu::block_gemm(x, &[weight]).remove(0);
+    }
     product(x, weight.widened().transpose())
 }

@@ -5,9 +5,10 @@ pub mod choice;
 pub mod keys;
 pub mod pool;
 
+use super::mask::{Mask, Places};
 use super::tensor::product;
 use crate::Result;
-use burn::tensor::activation::{silu, softmax};
+use burn::tensor::activation::{gelu_approximate, silu, softmax};
 use burn::tensor::{Bool, Device, Int, IntDType, Tensor, TensorData, s};
 use std::ops::Range;
 
@@ -26,6 +27,7 @@ pub fn attend(
     q: Tensor<4>,
     k: Tensor<4>,
     v: Tensor<4>,
+    mask: &Mask,
     mut observer: Option<&mut BlockObserver<'_>>,
 ) -> Result<Tensor<4>> {
     let [batch, heads, tokens, d] = q.dims();
@@ -47,14 +49,23 @@ pub fn attend(
             q.clone()
                 .slice(s![.., .., start..end, ..])
                 .reshape([batch, kv_heads, group * rows, d]);
-        let mut scores = product(folded, part(&k).swap_dims(2, 3));
+        let mut scores = soft_capped(product(folded, part(&k).swap_dims(2, 3)), mask.softcap);
+        let shape = [batch, kv_heads, group, rows, visible];
+        let mut hide = |hidden: Tensor<5, Bool>| {
+            scores.inplace(|scores| {
+                scores
+                    .reshape(shape)
+                    .mask_fill(hidden.expand(shape), MASKED)
+                    .reshape([batch, kv_heads, group * rows, visible])
+            });
+        };
         if rows > 1 {
-            let mask = causal_mask(rows, visible, &device);
-            let shape = [batch, kv_heads, group, rows, visible];
-            scores = scores
-                .reshape(shape)
-                .mask_fill(mask.expand(shape), MASKED)
-                .reshape([batch, kv_heads, group * rows, visible]);
+            hide(causal_mask(rows, visible, &device));
+        }
+        if let Some((places, _)) = mask.window() {
+            let positions = places.positions.clone().narrow(2, 0, visible);
+            let last = places.seen - tokens + end;
+            hide(past(places, positions, last - rows..last));
         }
         let probabilities = softmax(scores, 3);
         if let Some(observer) = observer.as_mut() {
@@ -77,7 +88,21 @@ pub fn attend_token(
     k: Tensor<4>,
     v: Tensor<4>,
     lengths: Option<Tensor<2, Int>>,
+    mask: &Mask,
 ) -> (Tensor<4>, Tensor<4>) {
+    let dims = q.dims();
+    let row = attention_row(q, k, lengths, mask);
+    let output = product(row.clone(), v).reshape(dims);
+    (output, row)
+}
+
+/// The probabilities of [`attend_token`].
+pub fn attention_row(
+    q: Tensor<4>,
+    k: Tensor<4>,
+    lengths: Option<Tensor<2, Int>>,
+    mask: &Mask,
+) -> Tensor<4> {
     let [batch, heads, _, d] = q.dims();
     let [_, kv_heads, entries, _] = k.dims();
     let dims = [batch, kv_heads, heads / kv_heads, entries];
@@ -85,7 +110,7 @@ pub fn attend_token(
     let q = q
         .mul_scalar(1.0 / (d as f32).sqrt())
         .reshape([batch, kv_heads, heads / kv_heads, d]);
-    let mut scores = product(q, k.swap_dims(2, 3));
+    let mut scores = soft_capped(product(q, k.swap_dims(2, 3)), mask.softcap);
     if let Some(lengths) = lengths {
         let slots = Tensor::<1, Int>::arange(0..entries as i64, &device)
             .cast(IntDType::from(lengths.dtype()))
@@ -94,9 +119,37 @@ pub fn attend_token(
         let lengths = lengths.clamp_min(1).reshape([batch, kv_heads, 1, 1]);
         scores = scores.mask_fill(slots.greater_equal(lengths.expand(dims)), MASKED);
     }
-    let row = softmax(scores, 3);
-    let output = product(row.clone(), v).reshape([batch, heads, 1, d]);
-    (output, row)
+    if let Some((places, _)) = mask.window() {
+        let hidden = past(
+            places,
+            places.positions.clone(),
+            places.seen - 1..places.seen,
+        );
+        let hidden = hidden.reshape([batch, kv_heads, 1, entries]);
+        scores = scores.mask_fill(hidden.expand(dims), MASKED);
+    }
+    softmax(scores, 3)
+}
+
+/// `c · tanh(score / c)`.
+fn soft_capped<const D: usize>(scores: Tensor<D>, softcap: Option<f64>) -> Tensor<D> {
+    match softcap {
+        Some(cap) => scores.div_scalar(cap).tanh().mul_scalar(cap),
+        None => scores,
+    }
+}
+
+/// True where an entry at one of `positions [batch, kv_heads, n]` has left the window of a query at `queries`: `[batch,
+/// kv_heads, 1, queries, n]`.
+fn past(places: &Places, positions: Tensor<3, Int>, queries: Range<usize>) -> Tensor<5, Bool> {
+    let [batch, kv_heads, entries] = positions.dims();
+    let count = queries.len();
+    let shape = [batch, kv_heads, 1, count, entries];
+    let oldest: Vec<i64> = queries.map(|p| places.first_seen(p) as i64).collect();
+    let oldest = TensorData::new(oldest, [1, 1, 1, count, 1]);
+    let oldest = Tensor::<5, Int>::from_data(oldest, &positions.device());
+    let positions = positions.reshape([batch, kv_heads, 1, 1, entries]);
+    positions.expand(shape).lower(oldest.expand(shape))
 }
 
 /// Finite, since WGSL has no infinity literal; exp(MASKED − max) is 0 in f32.
@@ -118,16 +171,17 @@ pub fn column_sums(probabilities: Tensor<4>, group: usize) -> Tensor<3> {
         .reshape([batch, kv_heads, entries])
 }
 
-/// [`AttentionBlock::hits`](super::AttentionBlock::hits), from the block's probabilities.
+/// [`AttentionBlock::hits`](super::AttentionBlock::hits), from the block's probabilities and how many entries each of the
+/// queries sees, `[batch or 1, kv_heads or 1, queries]`.
 pub fn attention_hits(
     probabilities: Tensor<4>,
     group: usize,
     queries: Range<usize>,
     bits: usize,
+    counts: Tensor<3>,
 ) -> (Tensor<3>, Tensor<3>) {
     let [batch, kv_heads, rows, entries] = probabilities.dims();
     let (tokens, count) = (rows / group, queries.len());
-    let first = entries - tokens + queries.start + 1;
     let seen = entries - tokens + queries.end;
     let attention = probabilities
         .reshape([batch, kv_heads, group, tokens, entries])
@@ -137,7 +191,8 @@ pub fn attention_hits(
         let values: Vec<f32> = (0..count).map(f).collect();
         Tensor::<5>::from_data(TensorData::new(values, [1, 1, 1, count, 1]), &device)
     };
-    let average = column(&|i| 1.0 / (first + i) as f32);
+    let [batches, heads, _] = counts.dims();
+    let average = counts.recip().reshape([batches, heads, 1, count, 1]);
     let hits = attention
         .clone()
         .greater_equal(average.expand(attention.dims()));
@@ -152,9 +207,10 @@ pub fn attention_hits(
 pub fn window_attention(
     q: Tensor<4>,
     k: Tensor<4>,
-    positions: Tensor<3, Int>,
-    seen: usize,
+    places: &Places,
+    softcap: Option<f64>,
 ) -> Tensor<5> {
+    let (positions, seen) = (places.positions.clone(), places.seen);
     let [batch, heads, window, d] = q.dims();
     let [_, kv_heads, entries, _] = k.dims();
     let group = heads / kv_heads;
@@ -162,34 +218,46 @@ pub fn window_attention(
     let q = q
         .mul_scalar(1.0 / (d as f32).sqrt())
         .reshape([batch, kv_heads, group * window, d]);
-    let scores = product(q, k.swap_dims(2, 3)).reshape([batch, kv_heads, group, window, entries]);
-    if window == 1 {
-        return softmax(scores, 4);
+    let scores = soft_capped(product(q, k.swap_dims(2, 3)), softcap);
+    let dims = [batch, kv_heads, group, window, entries];
+    let mut scores = scores.reshape(dims);
+    let mut gone = None;
+    if window > 1 {
+        let shape = [batch, kv_heads, 1, window, entries];
+        let first = (seen - window) as i64;
+        let of_query = Tensor::<1, Int>::arange(first..seen as i64, &device)
+            .reshape([1, 1, 1, window, 1])
+            .expand(shape);
+        let of_entry = positions
+            .clone()
+            .reshape([batch, kv_heads, 1, 1, entries])
+            .expand(shape);
+        let later = of_entry.greater(of_query).expand(dims);
+        scores = scores.mask_fill(later, MASKED);
     }
-    let shape = [batch, kv_heads, 1, window, entries];
-    let first = (seen - window) as i64;
-    let of_query = Tensor::<1, Int>::arange(first..seen as i64, &device)
-        .reshape([1, 1, 1, window, 1])
-        .expand(shape);
-    let of_entry = positions
-        .reshape([batch, kv_heads, 1, 1, entries])
-        .expand(shape);
-    let hidden = of_entry
-        .greater(of_query)
-        .expand([batch, kv_heads, group, window, entries]);
-    softmax(scores.mask_fill(hidden, MASKED), 4)
+    if places.window.is_some() {
+        let past = past(places, positions, seen - window..seen).expand(dims);
+        scores = scores.mask_fill(past.clone(), MASKED);
+        gone = Some(past);
+    }
+    let attention = softmax(scores, 4);
+    match gone {
+        // A query whose window has no entry left pays no attention.
+        Some(gone) => attention.mask_fill(gone, 0.0),
+        None => attention,
+    }
 }
 
 /// [`window_score`](super::window_score).
 pub fn window_score(
     q: Tensor<4>,
     k: Tensor<4>,
-    positions: Tensor<3, Int>,
-    seen: usize,
+    places: &Places,
+    softcap: Option<f64>,
 ) -> (Tensor<3>, Tensor<3>) {
-    let [batch, kv_heads, entries] = positions.dims();
+    let [batch, kv_heads, entries] = places.positions.dims();
     let window = q.dims()[2];
-    let attention = window_attention(q, k, positions, seen);
+    let attention = window_attention(q, k, places, softcap);
     let mean = attention.clone().mean_dim(3);
     let squares = (attention - mean.clone()).square().sum_dim(3);
     let dims = [batch, kv_heads, entries];
@@ -203,6 +271,11 @@ pub fn window_score(
 /// [`swiglu`](super::swiglu).
 pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     silu(gate) * up
+}
+
+/// [`geglu`](super::geglu).
+pub fn geglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    gelu_approximate(gate) * up
 }
 
 /// [`rms_norm`](super::rms_norm).

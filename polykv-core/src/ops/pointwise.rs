@@ -5,6 +5,13 @@ use super::oracle;
 use super::route::Route;
 use burn::tensor::Tensor;
 
+/// √(8/π), the slope of the sigmoid in GELU's tanh form.
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(super) const GELU_SLOPE: f32 = 1.595_769;
+/// The weight of the cube in it.
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub(super) const GELU_CUBE: f32 = 0.044_715;
+
 /// The activation of SwiGLU (arXiv 2002.05202): silu(gate) · up, elementwise, for tensors of one shape.
 ///
 /// # Panics
@@ -14,6 +21,19 @@ pub fn swiglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
     match Route::of(&gate).if_f32(&up) {
         Route::Plain => oracle::swiglu(gate, up),
         _ => kernel!(PointwiseOps::swiglu(gate, up)),
+    }
+}
+
+/// The activation of GeGLU (arXiv 2002.05202): gelu(gate) · up with GELU's tanh form, x / (1 + exp(-√(8/π) (x + 0.044715
+/// x³))), elementwise, for tensors of one shape.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn geglu<const D: usize>(gate: Tensor<D>, up: Tensor<D>) -> Tensor<D> {
+    assert_eq!(gate.dims(), up.dims(), "gate and up have one shape");
+    match Route::of(&gate).if_f32(&up) {
+        Route::Plain => oracle::geglu(gate, up),
+        _ => kernel!(PointwiseOps::geglu(gate, up)),
     }
 }
 

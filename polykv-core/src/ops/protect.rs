@@ -28,26 +28,58 @@ pub struct Protected<'a> {
     pub spans: &'a [Range<usize>],
     /// The number of tokens of the sequence; the latest position is `seen - 1`.
     pub seen: usize,
+    /// The first position that the next token sees, 0 without a window; those before it are not protected.
+    pub oldest: usize,
 }
 
 impl Protected<'_> {
+    /// No protected positions in a sequence of `seen` tokens.
+    pub(crate) fn nothing(seen: usize) -> Self {
+        Self {
+            protect: Protect::default(),
+            spans: &[],
+            seen,
+            oldest: 0,
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.protect.count() == 0 && self.spans.is_empty()
     }
 
-    fn first_recent(&self) -> i64 {
-        self.seen.saturating_sub(self.protect.recent) as i64
+    fn first_recent(&self) -> usize {
+        let recent = self.seen.saturating_sub(self.protect.recent);
+        recent.max(self.oldest)
+    }
+
+    /// Protected ranges of positions before the latest ones.
+    fn ranges(&self) -> impl Iterator<Item = Range<usize>> {
+        let spans = std::iter::once(0..self.protect.sinks).chain(self.spans.iter().cloned());
+        spans
+            .map(|span| span.start.max(self.oldest)..span.end)
+            .filter(|span| !span.is_empty())
+    }
+
+    /// How many positions are protected at most.
+    pub(super) fn count(&self) -> usize {
+        let recent = self
+            .protect
+            .recent
+            .min(self.seen - self.oldest.min(self.seen));
+        let ranges = self.ranges().map(|range| range.len());
+        ranges.fold(recent, usize::saturating_add)
     }
 
     /// The same positions in the form that kernels take.
     pub(super) fn guard(&self) -> Guard {
         // Positions are below 2³¹, whatever a policy protects.
         let position = |at: usize| i32::try_from(at).unwrap_or(i32::MAX);
-        let spans = self.spans.iter();
+        let mut ranges = self.ranges().peekable();
+        let sinks = ranges.next_if(|first| first.start == 0);
         Guard {
-            sinks: position(self.protect.sinks),
-            recent: position(self.seen.saturating_sub(self.protect.recent)),
-            spans: spans
+            sinks: position(sinks.map_or(0, |sinks| sinks.end)),
+            recent: position(self.first_recent()),
+            spans: ranges
                 .map(|span| position(span.start)..position(span.end))
                 .collect(),
         }
@@ -56,13 +88,13 @@ impl Protected<'_> {
     /// A mask that is true where an entry is protected: `positions [batch, kv_heads, n]` → `[batch, kv_heads, n]`.
     pub fn mask(&self, positions: Tensor<3, Int>) -> Tensor<3, Bool> {
         let below = |end: usize| positions.clone().lower_elem(end.min(self.seen) as i64);
-        let from = |start: i64| positions.clone().greater_equal_elem(start);
+        let from = |start: usize| positions.clone().greater_equal_elem(start as i64);
         let mut mask = from(self.first_recent());
-        if self.protect.sinks > 0 {
-            mask = mask.bool_or(below(self.protect.sinks));
-        }
-        for span in self.spans {
-            mask = mask.bool_or(from(span.start as i64).bool_and(below(span.end)));
+        for span in self.ranges() {
+            mask = mask.bool_or(match span.start {
+                0 => below(span.end),
+                start => from(start).bool_and(below(span.end)),
+            });
         }
         mask
     }

@@ -1,21 +1,36 @@
 //! Weight matrices in the formats in which they are stored; what is computed with them stands in `linear`. A format of its
 //! own type goes into files beside `q8`, which says what it is, and `packed`, its layout.
 
+mod block_type;
+#[cfg(feature = "flex")]
+mod blocks;
 #[cfg(feature = "flex")]
 mod packed;
 mod q8;
+#[cfg(feature = "flex")]
+mod quantize;
+mod shared;
 
+pub use block_type::BlockType;
+#[cfg(feature = "flex")]
+pub(super) use block_type::six_bits;
+#[cfg(feature = "flex")]
+pub(super) use blocks::BlockRows;
+#[cfg(feature = "flex")]
+pub use blocks::BlockWeight;
 #[cfg(feature = "flex")]
 pub use packed::Q8Weight;
 #[cfg(feature = "flex")]
 pub(super) use packed::{Block, Blocks};
 pub use q8::{Q8_BLOCK, q8_scheme};
+pub use shared::SharedBytes;
 
 #[cfg(feature = "flex")]
 use super::flex::bridge::on_huge_pages;
 #[cfg(feature = "flex")]
 use super::route::is_cpu;
 use super::tensor;
+use crate::Result;
 use burn::tensor::{DType, Device, Tensor};
 
 /// A weight matrix `[out, in]`, ready to be read with every token.
@@ -28,6 +43,16 @@ pub enum Weight {
     /// In 8 bits with a scale per block of a row; on the CPU only.
     #[cfg(feature = "flex")]
     Q8(Q8Weight),
+    /// In blocks of one of ggml's types, as a file holds them; on the CPU only.
+    #[cfg(feature = "flex")]
+    Blocks(BlockWeight),
+}
+
+#[cfg(feature = "flex")]
+impl From<BlockWeight> for Weight {
+    fn from(weight: BlockWeight) -> Self {
+        Self::Blocks(weight)
+    }
 }
 
 impl From<Tensor<2>> for Weight {
@@ -63,12 +88,62 @@ impl Weight {
         Self::new(tensor.quantize_dynamic(&q8_scheme()))
     }
 
+    /// A weight `[out, in]` in blocks that lie row after row in `bytes`; row i is row `order[i]` of them, if there is an
+    /// order.
+    ///
+    /// # Errors
+    /// A shape that does not fit the blocks, and an order that does not name every row once; builds without the CPU backend.
+    pub fn in_blocks(
+        kind: BlockType,
+        shape: [usize; 2],
+        bytes: SharedBytes,
+        order: Option<Vec<u32>>,
+    ) -> Result<Self> {
+        #[cfg(feature = "flex")]
+        {
+            let weight = BlockWeight::new(kind, shape, bytes)?;
+            Ok(match order {
+                Some(order) => weight.with_order(order)?,
+                None => weight,
+            }
+            .into())
+        }
+        #[cfg(not(feature = "flex"))]
+        {
+            let _ = (shape, bytes, order);
+            Err(no_blocks(kind))
+        }
+    }
+
+    /// Rounds a weight `[out, in]` in f32 to 4 bits: to Q4_K, or to Q4_1 if `in` is no multiple of 256.
+    ///
+    /// # Errors
+    /// `in` that is no multiple of 32; another number of values than the shape has; numbers that are not finite or too
+    /// large; builds without the CPU backend.
+    pub fn q4k(shape: [usize; 2], values: &[f32]) -> Result<Self> {
+        let kind = match shape[1].is_multiple_of(BlockType::Q4K.elements()) {
+            true => BlockType::Q4K,
+            false => BlockType::Q4_1,
+        };
+        #[cfg(feature = "flex")]
+        {
+            Ok(BlockWeight::quantize(kind, shape, values)?.into())
+        }
+        #[cfg(not(feature = "flex"))]
+        {
+            let _ = values;
+            Err(no_blocks(kind))
+        }
+    }
+
     /// `[out, in]`
     pub fn shape(&self) -> [usize; 2] {
         match self {
             Self::Dense(tensor) => tensor.dims(),
             #[cfg(feature = "flex")]
             Self::Q8(weight) => weight.shape(),
+            #[cfg(feature = "flex")]
+            Self::Blocks(weight) => weight.shape(),
         }
     }
 
@@ -78,6 +153,8 @@ impl Weight {
             Self::Dense(tensor) => tensor::bytes(tensor),
             #[cfg(feature = "flex")]
             Self::Q8(weight) => weight.bytes(),
+            #[cfg(feature = "flex")]
+            Self::Blocks(weight) => weight.bytes(),
         }
     }
 
@@ -86,7 +163,7 @@ impl Weight {
         match self {
             Self::Dense(tensor) => tensor.device(),
             #[cfg(feature = "flex")]
-            Self::Q8(_) => Device::flex(),
+            Self::Q8(_) | Self::Blocks(_) => Device::flex(),
         }
     }
 
@@ -98,7 +175,13 @@ impl Weight {
                 read.then_some(tensor)
             }
             #[cfg(feature = "flex")]
-            Self::Q8(_) => None,
+            Self::Q8(_) | Self::Blocks(_) => None,
         }
     }
+}
+
+#[cfg(not(feature = "flex"))]
+fn no_blocks(kind: BlockType) -> crate::Error {
+    let reason = "this build has no CPU backend";
+    crate::Error::unsupported(format!("a weight in {kind}"), reason)
 }

@@ -131,8 +131,9 @@ impl PlanFile {
     /// A fingerprint of the content: the first 8 bytes of the SHA-256 of its YAML, as 16 hexadecimal digits.
     pub fn hash(&self) -> String {
         let digest = Sha256::digest(self.to_yaml().as_bytes());
-        digest[..8]
+        digest
             .iter()
+            .take(8)
             .map(|byte| format!("{byte:02x}"))
             .collect()
     }
@@ -241,12 +242,12 @@ impl PlanFile {
             let field = |name: &str| format!("{phase}[{index}].{name}");
             let range = &rule.layers;
             if range.last >= self.layers {
-                let allowed = format!("layers 0 to {}", self.layers - 1);
+                let allowed = format!("layers 0 to {}", self.layers.saturating_sub(1));
                 return Err(Error::plan(field("layers"), range, allowed));
             }
             let built = rule.build(policies, field)?;
             let slots = layers.iter_mut().enumerate();
-            for (layer, slot) in slots.take(range.last + 1).skip(range.first) {
+            for (layer, slot) in slots.skip(range.first).take(range.count()) {
                 if let Some((other, _)) = slot.replace((index, built.clone())) {
                     let found = format!("{range}, which repeats layer {layer} of {phase}[{other}]");
                     return Err(Error::plan(field("layers"), found, "each layer once"));
@@ -314,7 +315,7 @@ fn check_depth(text: &str) -> Result<()> {
     let mut depth = 0usize;
     let deepest = text.bytes().map(|byte| {
         match byte {
-            b'[' | b'{' => depth += 1,
+            b'[' | b'{' => depth = depth.saturating_add(1),
             b']' | b'}' => depth = depth.saturating_sub(1),
             _ => {}
         }
@@ -323,8 +324,8 @@ fn check_depth(text: &str) -> Result<()> {
     let flow = deepest.max().unwrap_or(0);
     // A block is nested deeper than its indentation only by several dashes in one line.
     let block = text.lines().map(|line| {
-        let indent = line.len() - line.trim_start_matches([' ', '-', '?']).len();
-        indent / 2
+        let text = line.trim_start_matches([' ', '-', '?']);
+        line.len().saturating_sub(text.len()) / 2
     });
     match flow.max(block.max().unwrap_or(0)) {
         found if found > MAX_DEPTH => {

@@ -25,7 +25,7 @@ impl LayerRange {
 
     /// The number of layers in the range.
     pub fn count(&self) -> usize {
-        (self.last - self.first).saturating_add(1)
+        self.last.saturating_sub(self.first).saturating_add(1)
     }
 }
 
@@ -43,7 +43,7 @@ impl LayerSet {
         let mut ranges: Vec<LayerRange> = Vec::new();
         for &layer in layers {
             match ranges.last_mut() {
-                Some(last) if last.last + 1 == layer => last.last = layer,
+                Some(last) if last.last.checked_add(1) == Some(layer) => last.last = layer,
                 _ => ranges.push(LayerRange {
                     first: layer,
                     last: layer,

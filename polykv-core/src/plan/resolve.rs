@@ -2,7 +2,10 @@
 
 use super::{Plan, Rule, Share};
 use crate::allocate::{self, Allocator, LayerStat, UniformAllocator};
+use crate::apportion::capped;
 use crate::budget::EntryCost;
+use crate::cache::Spans;
+use crate::facts::{first_seen, most_entries};
 use crate::phase::Phase;
 use crate::policy::Policy;
 use crate::{Error, Result};
@@ -26,6 +29,9 @@ pub struct LayerEvictions {
     pub prefill: Option<Eviction>,
     /// The eviction that happens after every generated token.
     pub decode: Option<Eviction>,
+    /// The layer's window, see [`LayerFacts::window`](crate::LayerFacts::window). What has left it goes before any policy is
+    /// asked, also in a phase without an eviction.
+    pub window: Option<usize>,
 }
 
 impl LayerEvictions {
@@ -40,6 +46,21 @@ impl LayerEvictions {
     /// The budget of one phase in entries per KV head; `None` if the layer keeps everything.
     pub fn budget(&self, phase: Phase) -> Option<usize> {
         self.of(phase).map(|eviction| eviction.budget)
+    }
+
+    /// The most entries per KV head that the layer holds after a phase: its budget, and what its window holds beside the next
+    /// token; `usize::MAX` if there is neither.
+    pub fn most(&self, phase: Phase) -> usize {
+        let budget = self.budget(phase).unwrap_or(usize::MAX);
+        budget.min(most_entries(self.window))
+    }
+
+    /// How many entries are protected at most once `tokens` tokens have been seen, by a policy under a budget and by `spans`:
+    /// what has left the window is not.
+    pub(crate) fn protected(&self, eviction: &Eviction, spans: &Spans, tokens: usize) -> usize {
+        let protect = eviction.policy.protect(eviction.budget);
+        let count = spans.count_from(first_seen(self.window, tokens), protect);
+        count.min(most_entries(self.window)).max(1)
     }
 
     /// Whether both phases evict, by the same policy with the same parameters.
@@ -57,6 +78,8 @@ impl LayerEvictions {
 pub struct Resolved {
     /// The evictions of each layer, from the first to the last.
     pub layers: Vec<LayerEvictions>,
+    /// The tokens up to the end of the prompt.
+    pub tokens: usize,
 }
 
 impl Resolved {
@@ -74,42 +97,51 @@ impl Plan {
     /// # Errors
     /// Layers that keep everything and do not fit in the budget, and a layer whose budget is less than what its policy
     /// protects; both of kind [`ErrorKind::Budget`](crate::ErrorKind::Budget).
-    pub fn resolve(&self, prompt: usize, cost: EntryCost) -> Result<Resolved> {
+    pub fn resolve(&self, prompt: usize, cost: &EntryCost) -> Result<Resolved> {
         let prefill = self.resolve_phase(Phase::Prefill, prompt, cost)?;
         let decode = self.resolve_phase(Phase::Decode, prompt, cost)?;
-        let both = prefill.into_iter().zip(decode);
-        Ok(Resolved {
+        let both = prefill.into_iter().zip(decode).enumerate();
+        let resolved = Resolved {
             layers: both
-                .map(|(prefill, decode)| LayerEvictions { prefill, decode })
+                .map(|(layer, (prefill, decode))| LayerEvictions {
+                    prefill,
+                    decode,
+                    window: cost.windows.get(layer).copied().flatten(),
+                })
                 .collect(),
-        })
+            tokens: prompt,
+        };
+        resolved.check_spans(&Spans::default())?;
+        Ok(resolved)
     }
 
     fn resolve_phase(
         &self,
         phase: Phase,
         prompt: usize,
-        cost: EntryCost,
+        cost: &EntryCost,
     ) -> Result<Vec<Option<Eviction>>> {
-        let evicting: Vec<(&Arc<dyn Policy>, Share)> = self
-            .rules(phase)
-            .filter_map(|rule| match rule {
-                Rule::Keep => None,
-                Rule::Evict { policy, share } => Some((policy, *share)),
-            })
-            .collect();
+        let mut evicting: Vec<(&Arc<dyn Policy>, Share)> = Vec::new();
+        let mut most = Vec::new();
+        for (layer, rule) in self.rules(phase).enumerate() {
+            if let Rule::Evict { policy, share } = rule {
+                evicting.push((policy, *share));
+                most.push(cost.most(layer));
+            }
+        }
         if evicting.is_empty() {
             return Ok(vec![None; self.layers.len()]);
         }
         let stats = evicting
             .iter()
-            .map(|(policy, share)| {
+            .zip(&most)
+            .map(|((policy, share), &most)| {
                 Ok(LayerStat {
                     share: match *share {
                         Share::Part(part) => part,
                         Share::Entries(_) => 1.0,
                     },
-                    least: allocate::least_budget(&***policy)?,
+                    least: allocate::least_budget(&***policy)?.min(most),
                     sensitivity: 0.0,
                 })
             })
@@ -120,34 +152,21 @@ impl Plan {
             None => &UniformAllocator,
         };
         let split = allocator.split(total, prompt, &stats);
-        let mut budgets = evicting
+        let budgets: Vec<usize> = evicting
             .iter()
             .zip(split)
             .map(|((_, share), split)| match *share {
                 Share::Part(_) => split,
                 Share::Entries(entries) => entries,
-            });
-        let mut resolved = Vec::with_capacity(self.layers.len());
-        for (layer, rule) in self.rules(phase).enumerate() {
-            let Rule::Evict { policy, .. } = rule else {
-                resolved.push(None);
-                continue;
-            };
-            let budget = budgets.next().unwrap_or(0);
-            let least = policy.protect(budget).count().max(1);
-            if budget < least {
-                return Err(Error::budget(
-                    format!("{phase} budget of layer {layer}"),
-                    budget,
-                    format!("at least {least}, what policy {} protects", policy.name()),
-                ));
-            }
-            resolved.push(Some(Eviction {
-                policy: policy.clone(),
-                budget,
-            }));
-        }
-        Ok(resolved)
+            })
+            .collect();
+        let mut budgets = capped(&budgets, &most, prompt).into_iter();
+        let evictions = self.rules(phase).map(|rule| {
+            let policy = rule.policy()?.clone();
+            let budget = budgets.next()?;
+            Some(Eviction { policy, budget })
+        });
+        Ok(evictions.collect())
     }
 
     /// The entries that the evicting layers of a phase have together.
@@ -157,10 +176,10 @@ impl Plan {
         evicting: &[(&Arc<dyn Policy>, Share)],
         stats: &[LayerStat],
         prompt: usize,
-        cost: EntryCost,
+        cost: &EntryCost,
     ) -> Result<usize> {
         let total = self.budget.total(prompt, cost);
-        let full = self.layers.len() - evicting.len();
+        let full = self.layers.len().saturating_sub(evicting.len());
         if self.allow_full_extra {
             // With full layers on top, the others still get only their own part of the total.
             let parts: f64 = stats.iter().map(|stat| stat.share).sum();
@@ -171,10 +190,17 @@ impl Plan {
             Share::Entries(entries) => entries,
         });
         let fixed = fixed.fold(0, usize::saturating_add);
-        let kept = full.saturating_mul(prompt);
+        let kept = self
+            .rules(phase)
+            .enumerate()
+            .map(|(layer, rule)| match rule {
+                Rule::Keep => cost.most(layer).min(prompt),
+                Rule::Evict { .. } => 0,
+            });
+        let kept = kept.fold(0, usize::saturating_add);
         let claimed = kept.saturating_add(fixed);
         match claimed <= total {
-            true => Ok(total - kept),
+            true => Ok(total.saturating_sub(kept)),
             false => Err(Error::budget(
                 format!("{phase}: entries of {full} full layers at {prompt} tokens and the others"),
                 claimed,

@@ -18,7 +18,10 @@ decode:
 ";
 
 fn cost(layers: usize) -> EntryCost {
-    EntryCost { layers, bytes: 1 }
+    EntryCost {
+        windows: vec![None; layers].into(),
+        bytes: 1,
+    }
 }
 
 fn file(text: &str) -> PlanFile {
@@ -42,7 +45,7 @@ fn refusal(from: &str, to: &str) -> String {
 #[test]
 fn budgets_follow_shares_and_tokens() {
     let plan = build(MIXED).unwrap();
-    let resolved = plan.resolve(1000, cost(4)).unwrap();
+    let resolved = plan.resolve(1000, &cost(4)).unwrap();
     let of = |phase| -> Vec<_> {
         let layers = resolved.layers.iter();
         layers.map(|layer| layer.budget(phase).unwrap()).collect()
@@ -58,7 +61,7 @@ fn a_total_need_be_no_multiple_of_the_layers() {
     let text = MIXED
         .replace("{tokens: 64}", "{total: 257}")
         .replace("tokens: 46", "tokens: 47");
-    let resolved = build(&text).unwrap().resolve(1000, cost(4)).unwrap();
+    let resolved = build(&text).unwrap().resolve(1000, &cost(4)).unwrap();
     assert_eq!(resolved.total(Phase::Prefill), 257);
     assert_eq!(resolved.total(Phase::Decode), 257);
     let error = build(&text.replace("total: 257", "total: 256"))
@@ -198,7 +201,7 @@ decode: [{layers: 0-3, policy: full}]
 ";
     let plan = build(text).unwrap();
     let budgets = |plan: &Plan, prompt| -> Result<Vec<_>> {
-        let resolved = plan.resolve(prompt, cost(4))?;
+        let resolved = plan.resolve(prompt, &cost(4))?;
         Ok(resolved
             .layers
             .iter()
@@ -223,7 +226,7 @@ decode: [{layers: 0-3, policy: full}]
 #[test]
 fn a_budget_below_the_protected_window_is_refused() {
     let plan = Plan::uniform(4, policy("snapkv"), Budget::Tokens(31), &[Phase::Prefill]);
-    let message = plan.resolve(1000, cost(4)).unwrap_err().to_string();
+    let message = plan.resolve(1000, &cost(4)).unwrap_err().to_string();
     assert!(message.contains("is 31; allowed: at least 32"), "{message}");
 }
 
@@ -273,7 +276,7 @@ proptest! {
     ) {
         let plan = with_shares(layers, &shares, Budget::Tokens(average), ["tova", "random"]);
         plan.check().unwrap();
-        let resolved = plan.resolve(prompt, cost(layers)).unwrap();
+        let resolved = plan.resolve(prompt, &cost(layers)).unwrap();
         prop_assert_eq!(resolved.total(Phase::Prefill), average * layers);
         prop_assert_eq!(resolved.total(Phase::Decode), average * layers);
     }
@@ -286,11 +289,11 @@ proptest! {
         bytes in 2000u64..5_000_000,
         shares in prop::collection::vec(0.5f64..2.0, 64),
     ) {
-        let entry = EntryCost { layers, bytes: 3 };
+        let entry = EntryCost { bytes: 3, ..cost(layers) };
         for budget in [Budget::Ratio(ratio), Budget::Bytes(bytes)] {
             let plan = with_shares(layers, &shares, budget, ["knorm", "knorm"]);
-            let total = plan.resolve(prompt, entry).unwrap().total(Phase::Prefill);
-            prop_assert_eq!(total, budget.total(prompt, entry));
+            let total = plan.resolve(prompt, &entry).unwrap().total(Phase::Prefill);
+            prop_assert_eq!(total, budget.total(prompt, &entry));
         }
     }
 }

@@ -135,6 +135,7 @@ impl Policy for Blend {
                 protect: member.policy.protect(part),
                 spans: &[],
                 seen: view.seen,
+                oldest: view.protected.oldest,
             };
             let view = LayerView {
                 budget: part,

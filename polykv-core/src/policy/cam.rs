@@ -110,7 +110,11 @@ impl Policy for Cam {
         };
         let chance = self.chance(&attention, view, split);
         let hashes = state.entries[0].clone().gather(2, split.evicted.clone());
-        let parts = hashes.lower(chance).float().div_scalar(self.window as f32);
+        let mut chosen = hashes.lower(chance);
+        if let Some(left) = &split.left {
+            chosen = chosen.bool_and(left.clone().bool_not());
+        }
+        let parts = chosen.float().div_scalar(self.window as f32);
         if evicted > 1 {
             let (values, positions) = (view.stored_values.clone(), view.positions.clone());
             let (evicted, kept) = (split.evicted.clone(), split.kept.clone());
@@ -182,7 +186,7 @@ mod oracle {
             let mean = recent.iter().sum::<f64>() / recent.len() as f64;
             let chance = Random { seed: self.seed };
             let mut new = old.to_vec();
-            for e in (0..old.len()).filter(|j| !kept.contains(j)) {
+            for e in (0..old.len()).filter(|j| !kept.contains(j) && head.sees(&old[*j])) {
                 let hash = chance.hash(head.layer(), head.head(), old[e].position);
                 if f64::from(hash) >= (attention[e] / mean).clamp(0.0, 1.0) {
                     continue;

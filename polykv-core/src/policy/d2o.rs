@@ -108,15 +108,13 @@ impl Policy for D2o {
         let dims = [batch, kv_heads, evicted];
         let (best, target) = ops::closest(keys.clone(), split.evicted.clone(), split.kept.clone());
 
-        let mean = best.clone().mean_dim(2).reshape([batch, kv_heads, 1, 1]);
-        let threshold = match state.sequence.pop() {
-            Some(old) => mean.mul_scalar(self.ema as f32) + old.mul_scalar((1.0 - self.ema) as f32),
-            None => mean,
-        };
-        state.sequence.push(threshold.clone());
+        let threshold = self.threshold(state, &best, split);
         let threshold = threshold.reshape([batch, kv_heads, 1]).expand(dims);
         let too_far = best.clone().lower(threshold);
-        let weight = best.exp().mask_fill(too_far, 0.0);
+        let mut weight = best.exp().mask_fill(too_far, 0.0);
+        if let Some(left) = &split.left {
+            weight = weight.mask_fill(left.clone(), 0.0);
+        }
 
         // All that goes into one entry is averaged at once: the order of the evicted does not matter.
         let totals = Tensor::<3>::full([batch, kv_heads, kept], E, &weight.device());
@@ -169,7 +167,7 @@ mod oracle {
                 let (a, b) = (&old[a].key, &old[b].key);
                 dot(a, b) / norm(a) / norm(b)
             };
-            let gone = (0..old.len()).filter(|j| !kept.contains(j));
+            let gone = (0..old.len()).filter(|j| !kept.contains(j) && head.sees(&old[*j]));
             let best = |e: usize| {
                 let all = kept.iter().map(|&k| (cosine(e, k), k));
                 let (u, target) =
@@ -180,6 +178,9 @@ mod oracle {
                 (e, u, target)
             };
             let best: Vec<(usize, f64, usize)> = gone.map(best).collect();
+            if best.is_empty() {
+                return old.to_vec();
+            }
             let mean = best.iter().map(|(_, u, _)| u).sum::<f64>() / best.len() as f64;
             let threshold = match memory.first() {
                 Some(old) => self.ema * mean + (1.0 - self.ema) * old,
@@ -205,5 +206,43 @@ mod oracle {
             }
             new
         }
+    }
+}
+
+impl D2o {
+    /// The threshold of each head after the mean over the cosines `best` of what is merged, `[batch, kv_heads, 1, 1]`.
+    /// `state.sequence` holds it, and where entries leave a window also whether a head has one yet, 1 or 0: what has left is
+    /// no part of the mean, and a head that merges nothing keeps what it has.
+    fn threshold(&self, state: &mut State, best: &Tensor<3>, split: &Split) -> Tensor<4> {
+        let [batch, kv_heads, _] = best.dims();
+        let flat = [batch, kv_heads, 1, 1];
+        let Some(left) = &split.left else {
+            let mean = best.clone().mean_dim(2).reshape(flat);
+            let threshold = match state.sequence.first() {
+                Some(old) => {
+                    let old = old.clone().mul_scalar((1.0 - self.ema) as f32);
+                    mean.mul_scalar(self.ema as f32) + old
+                }
+                None => mean,
+            };
+            state.sequence = vec![threshold.clone()];
+            return threshold;
+        };
+        let merged = left.clone().bool_not().float();
+        let count = merged.clone().sum_dim(2).reshape(flat);
+        let mean = (best.clone() * merged).sum_dim(2).reshape(flat) / count.clone().clamp_min(1.0);
+        let nothing = || count.zeros_like();
+        let (old, has_old) = match state.sequence.as_slice() {
+            [old, has_old] => (old.clone(), has_old.clone()),
+            [old] => (old.clone(), count.ones_like()),
+            _ => (nothing(), nothing()),
+        };
+        let part = has_old.clone().mul_scalar((1.0 - self.ema) as f32);
+        let new = old.clone() * part.clone() + mean * part.neg().add_scalar(1.0);
+        let none = count.equal_elem(0.0);
+        let threshold = new.mask_where(none.clone(), old);
+        let has_one = has_old.ones_like().mask_where(none, has_old);
+        state.sequence = vec![threshold.clone(), has_one];
+        threshold
     }
 }

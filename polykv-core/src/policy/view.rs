@@ -2,7 +2,7 @@
 
 use super::Phase;
 use crate::facts::LayerFacts;
-use crate::ops::{self, Pool, Protected};
+use crate::ops::{self, Mask, Places, Pool, Protected};
 use crate::shape::LayerShape;
 use crate::{Error, Result};
 use burn::tensor::{Bool, DType, Device, IndexingUpdateOp, Int, Tensor};
@@ -39,6 +39,9 @@ pub struct Split {
     pub kept: Tensor<3, Int>,
     /// Slots that go, `[batch, kv_heads, evicted]`, in the same order.
     pub evicted: Tensor<3, Int>,
+    /// True for those that go because the next token does not see them, `[batch, kv_heads, evicted]`: they have left the
+    /// layer's window and must not be merged. `None` if there are none.
+    pub left: Option<Tensor<3, Bool>>,
 }
 
 /// What is added to the keys and values of entries that stay.
@@ -71,6 +74,8 @@ pub struct LayerView<'a> {
     pub protected: Protected<'a>,
     /// What the model stated about the layer.
     pub facts: &'a LayerFacts,
+    /// The soft-cap of attention logits, see [`ModelFacts::softcap`](crate::ModelFacts::softcap).
+    pub softcap: Option<f64>,
     /// Whether all KV heads hold the same positions in the same slots.
     pub heads_agree: bool,
     /// The keys as they are stored, `[batch, kv_heads, entries, head_dim]` of type [`LayerShape::dtype`]; see
@@ -126,9 +131,14 @@ impl LayerView<'_> {
         if let Some(row) = &self.row {
             return Ok(row.clone());
         }
+        let mask = Mask {
+            softcap: self.softcap,
+            places: Some(self.places()),
+        };
         Ok(ops::attention_row(
             self.queries(1)?,
             self.stored_keys.clone(),
+            &mask,
         ))
     }
 
@@ -141,9 +151,18 @@ impl LayerView<'_> {
         Ok(ops::window_score(
             self.queries(window)?,
             self.stored_keys.clone(),
-            self.positions.clone(),
-            self.seen,
+            &self.places(),
+            self.softcap,
         ))
+    }
+
+    /// Where the entries and the queries stand.
+    pub fn places(&self) -> Places {
+        Places {
+            positions: self.positions.clone(),
+            seen: self.seen,
+            window: self.facts.window,
+        }
     }
 
     /// The causal attention of the last `window` queries over the entries,
@@ -155,8 +174,8 @@ impl LayerView<'_> {
         Ok(ops::window_attention(
             self.queries(window)?,
             self.stored_keys.clone(),
-            self.positions.clone(),
-            self.seen,
+            &self.places(),
+            self.softcap,
         ))
     }
 
@@ -173,7 +192,8 @@ impl LayerView<'_> {
     }
 
     /// True for the `count` entries that one stage of a policy takes, `[batch, kv_heads, entries]`: first those that
-    /// `protect` names, then those with the highest `scores`, leaving out those that `taken` marks.
+    /// `protect` names, then those with the highest `scores`, leaving out those that `taken` marks. Entries that have left the
+    /// layer's window come last.
     pub fn best(
         &self,
         scores: Tensor<3>,
@@ -182,10 +202,20 @@ impl LayerView<'_> {
         count: usize,
     ) -> Tensor<3, Bool> {
         let mut scores = scores.mask_fill(protect.mask(self.positions.clone()), f32::MAX);
+        if let Some(left) = self.left() {
+            scores = scores.mask_fill(left, f32::MIN);
+        }
         if let Some(taken) = taken {
             scores = scores.mask_fill(taken.clone(), f32::MIN);
         }
         ops::top(scores, self.positions.clone(), self.seen, count)
+    }
+
+    /// True for entries that the next token does not see, `[batch, kv_heads, entries]`: they have left the layer's window, stay
+    /// only where a head has no others, and are evicted first. `None` if there are none.
+    pub fn left(&self) -> Option<Tensor<3, Bool>> {
+        let oldest = self.protected.oldest;
+        (oldest > 0).then(|| self.positions.clone().lower_elem(oldest as i64))
     }
 
     /// Brings scores `[batch, kv_heads, entries]` from ascending positions into slot order.

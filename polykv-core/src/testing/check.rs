@@ -1,7 +1,7 @@
 //! What must hold for every policy.
 
 use super::compare::{Case, compare, kept};
-use super::inputs::{DIM, HEADS, Inputs, KV_HEADS, facts, shape, tensor};
+use super::inputs::{DIM, HEADS, Inputs, KV_HEADS, Windows, facts, shape, tensor};
 use super::maths::max_difference;
 use super::reference::Reference;
 use crate::allocate::least_budget;
@@ -51,7 +51,8 @@ pub fn check(policies: &Policies, name: &str, device: &Device) -> Result<(), Str
 /// - a NaN query that makes scores NaN, by the policy's definition if there is one, is an error of kind
 ///   [`ErrorKind::NotFinite`]: by the end of the prompt, and while decoding by [`KvCache::report`]; after a NaN query that does
 ///   not, as many entries stay as should;
-/// - if the policy has an [`Oracle`](super::Oracle), outputs and kept entries equal those of the naive cache.
+/// - if the policy has an [`Oracle`](super::Oracle), outputs and kept entries equal those of the naive cache, also where
+///   a layer has a window smaller or larger than the budget and logits have a soft-cap.
 ///
 /// # Errors
 /// The first check that fails, in words.
@@ -255,15 +256,36 @@ impl<'a> Check<'a> {
                 chunk,
                 ..Case::new(plan.clone())
             };
-            let difference = compare(&case, self.device).map_err(text)?;
-            if difference.output > self.tolerance || difference.kept > 0 {
-                return Err(format!(
-                    "outputs differ by {:.1e} from the reference, {} entries are kept by one of the two only",
-                    difference.output, difference.kept
-                ));
-            }
+            self.equals_reference(&case)?;
+        }
+        // A budget of two layers, of which one has a window that is smaller or larger than it.
+        for window in [self.budget / 2, self.budget + 9] {
+            let windows = Windows {
+                layers: vec![Some(window), None],
+                softcap: Some(1.5),
+            };
+            let case = Case {
+                prompt: self.prompt,
+                steps: self.steps,
+                chunk: chunks[chunks.len() - 1],
+                windows,
+                ..Case::new(plan.clone())
+            };
+            let same = self.equals_reference(&case);
+            same.map_err(|reason| format!("a window of {window} tokens: {reason}"))?;
         }
         Ok(())
+    }
+
+    fn equals_reference(&self, case: &Case) -> Result<(), String> {
+        let difference = compare(case, self.device).map_err(text)?;
+        match difference.output <= self.tolerance && difference.kept == 0 {
+            true => Ok(()),
+            false => Err(format!(
+                "outputs differ by {:.1e} from the reference, {} entries are kept by one of the two only",
+                difference.output, difference.kept
+            )),
+        }
     }
 
     fn chunks(&self) -> Result<(), String> {

@@ -1,6 +1,6 @@
 //! Comparison of a cache with the naive one.
 
-use super::inputs::{Inputs, Token, cache};
+use super::inputs::{Inputs, Token, Windows, cache, facts};
 use super::maths::max_difference;
 use super::reference::Reference;
 use crate::cache::Spans;
@@ -25,6 +25,8 @@ pub struct Case {
     pub spans: Spans,
     /// The seed of the queries, keys and values.
     pub seed: u64,
+    /// The windows of the layers and the soft-cap.
+    pub windows: Windows,
 }
 
 impl Case {
@@ -39,6 +41,7 @@ impl Case {
             rounds: 1,
             spans: Spans::default(),
             seed: 1,
+            windows: Windows::default(),
         }
     }
 
@@ -99,10 +102,11 @@ pub fn compare(case: &Case, device: &Device) -> Result<Difference> {
     let data: Vec<Inputs> = (0..layers).map(|layer| case.inputs(layer)).collect();
     let mut difference = Difference::default();
     let mut cache = cache(case.plan.clone(), device)?;
+    cache.set_facts(&case.windows.in_facts(facts(layers, device)));
     cache.protect(case.spans.clone());
     let mut references = (0..layers)
         .map(|layer| {
-            let mut reference = Reference::new(&case.plan, layer)?;
+            let mut reference = Reference::new(&case.plan, layer)?.with_windows(&case.windows);
             reference.protect(case.spans.clone());
             Ok(reference)
         })

@@ -16,6 +16,32 @@ pub const DIM: usize = 16;
 /// The number of elements of a hidden state.
 pub const HIDDEN: usize = 10;
 
+/// What the attention of the synthetic model's layers is beside causal. The default is nothing.
+#[derive(Clone, Debug, Default)]
+pub struct Windows {
+    /// The window of each layer, see [`LayerFacts::window`]; none for layers beyond the list's end.
+    pub layers: Vec<Option<usize>>,
+    /// The soft-cap, see [`ModelFacts::softcap`].
+    pub softcap: Option<f64>,
+}
+
+impl Windows {
+    /// The window of a layer.
+    pub fn of(&self, layer: usize) -> Option<usize> {
+        self.layers.get(layer).copied().flatten()
+    }
+
+    /// These facts with the windows and the soft-cap.
+    #[must_use]
+    pub fn in_facts(&self, mut facts: ModelFacts) -> ModelFacts {
+        for (layer, facts) in facts.layers.iter_mut().enumerate() {
+            facts.window = self.of(layer);
+        }
+        facts.softcap = self.softcap;
+        facts
+    }
+}
+
 const FREQUENCIES: [f64; DIM / 2] = [1.0, 0.5, 0.2, 0.1, 0.03, 0.01, 1e-3, 1e-9];
 
 /// The queries, keys or values of one token, `[heads][DIM]`.

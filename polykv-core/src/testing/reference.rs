@@ -1,6 +1,6 @@
 //! A naive cache in f64 on the host, with entries in order of position, written from the definitions alone.
 
-use super::inputs::{DIM, GROUP, KV_HEADS, Token, output_weight, rope, shape};
+use super::inputs::{DIM, GROUP, KV_HEADS, Token, Windows, output_weight, rope, shape};
 use super::maths::{dot, softmax};
 use crate::allocate::Basis;
 use crate::cache::Spans;
@@ -123,14 +123,28 @@ impl<'a> Head<'a> {
         &self.reference.queries[position][self.head * GROUP + member]
     }
 
-    /// The attention of this query over the entries, in order of position; 0 for entries at later positions.
+    /// Whether the next token sees an entry.
+    pub fn sees(&self, entry: &Entry) -> bool {
+        self.reference.sees(self.seen(), entry.position)
+    }
+
+    /// The attention of this query over the entries, in order of position; 0 for entries at later positions and for those that
+    /// have left its window.
     pub fn attention(&self, member: usize, position: usize) -> Vec<f64> {
         let query = self.query(member, position);
-        let logit = |entry: &Entry| match entry.position > position {
-            true => f64::NEG_INFINITY,
-            false => dot(query, &entry.key) / (DIM as f64).sqrt(),
+        let logit = |entry: &Entry| match self.reference.sees(position, entry.position) {
+            false => f64::NEG_INFINITY,
+            true => {
+                let logit = dot(query, &entry.key) / (DIM as f64).sqrt();
+                let cap = |cap: f64| cap * (logit / cap).tanh();
+                self.reference.windows.softcap.map_or(logit, cap)
+            }
         };
-        softmax(&self.entries().iter().map(logit).collect::<Vec<_>>())
+        let logits: Vec<f64> = self.entries().iter().map(logit).collect();
+        match logits.iter().all(|&logit| logit == f64::NEG_INFINITY) {
+            true => vec![0.0; logits.len()],
+            false => softmax(&logits),
+        }
     }
 
     /// The attention of the last `window` queries of head `member` of the group, or of all if there are fewer: a row each.
@@ -147,7 +161,7 @@ impl<'a> Head<'a> {
     }
 
     /// The indices of the `count` best entries, leaving out those of `taken`: first the protected ones, then those with the
-    /// highest scores; of equal scores the later position comes first.
+    /// highest scores; of equal scores the later position comes first. Entries that the next token does not see come last.
     pub fn best(
         &self,
         scores: &[f64],
@@ -157,15 +171,22 @@ impl<'a> Head<'a> {
         count: usize,
     ) -> Vec<usize> {
         let (entries, seen) = (self.entries(), self.seen());
+        let sees = |p: usize| self.reference.sees(seen, p);
         let safe = |p: usize| {
             p < protect.sinks || p.saturating_add(protect.recent) >= seen || spans.contains(p)
         };
         let free = (0..entries.len()).filter(|j| !taken.contains(j));
         let mut ranked: Vec<usize> = free.collect();
-        let key = |j: usize| (safe(entries[j].position), scores[j], entries[j].position);
+        let key = |j: usize| {
+            let position = entries[j].position;
+            ((sees(position), safe(position)), scores[j], position)
+        };
         ranked.sort_by(|&a, &b| {
             let (a, b) = (key(a), key(b));
-            b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)).then(b.2.cmp(&a.2))
+            match sees(a.2) || sees(b.2) {
+                true => b.0.cmp(&a.0).then(b.1.total_cmp(&a.1)).then(b.2.cmp(&a.2)),
+                false => b.2.cmp(&a.2),
+            }
         });
         ranked.truncate(count);
         ranked
@@ -177,6 +198,7 @@ impl<'a> Head<'a> {
 pub struct Reference {
     plan: Plan,
     layer: usize,
+    windows: Windows,
     spans: Spans,
     rules: LayerEvictions,
     heads: Vec<Vec<Entry>>,
@@ -201,6 +223,7 @@ impl Reference {
         Ok(Self {
             plan: plan.clone(),
             layer,
+            windows: Windows::default(),
             spans: Spans::default(),
             rules: LayerEvictions::default(),
             heads: vec![Vec::new(); KV_HEADS],
@@ -208,6 +231,15 @@ impl Reference {
             agree: true,
             memory: BTreeMap::new(),
         })
+    }
+
+    /// States the layers' windows and the soft-cap, before the first token.
+    #[must_use]
+    pub fn with_windows(self, windows: &Windows) -> Self {
+        Self {
+            windows: windows.clone(),
+            ..self
+        }
     }
 
     /// Protects positions from eviction; see [`KvCache::protect`](crate::KvCache::protect).
@@ -220,8 +252,10 @@ impl Reference {
     /// # Errors
     /// What [`Plan::resolve`] refuses.
     pub fn begin(&mut self, tokens: usize) -> Result<()> {
-        let cost = shape().cost(self.plan.layers.len());
-        let resolved = self.plan.resolve(self.queries.len() + tokens, cost)?;
+        let layers = 0..self.plan.layers.len();
+        let windows: Vec<_> = layers.map(|layer| self.windows.of(layer)).collect();
+        let cost = shape().cost(&windows);
+        let resolved = self.plan.resolve(self.queries.len() + tokens, &cost)?;
         self.rules = resolved.layers[self.layer].clone();
         Ok(())
     }
@@ -242,8 +276,9 @@ impl Reference {
             });
             let view = self.head(head, Phase::Decode, 0);
             let rows: Vec<Vec<f64>> = (0..GROUP).map(|g| view.attention(g, position)).collect();
+            let seen = |entry: &&Entry| self.sees(position, entry.position);
+            let average = 1.0 / self.heads[head].iter().filter(seen).count() as f64;
             let entries = &mut self.heads[head];
-            let average = 1.0 / entries.len() as f64;
             for (j, entry) in entries.iter_mut().enumerate() {
                 entry.sum += rows.iter().map(|row| row[j]).sum::<f64>() / GROUP as f64;
                 let hits = rows.iter().filter(|row| row[j] >= average).count();
@@ -293,11 +328,29 @@ impl Reference {
         scores.collect::<Result<_>>().map(Some)
     }
 
-    /// Evicts down to the budget of the phase, if it has one that is exceeded.
+    /// Whether the query at a position sees an entry at another one.
+    fn sees(&self, query: usize, position: usize) -> bool {
+        let window = self.windows.of(self.layer);
+        position <= query && window.is_none_or(|window| position + window > query)
+    }
+
+    /// Drops what the next token does not see, as long as all heads hold equally many: each keeps as many of its latest entries
+    /// as there can be in the window beside the next token, at least one.
+    fn leave_window(&mut self) {
+        if let Some(window) = self.windows.of(self.layer) {
+            for head in &mut self.heads {
+                let most = window.saturating_sub(1).max(1);
+                head.drain(..head.len().saturating_sub(most));
+            }
+        }
+    }
+
+    /// Drops what has left the layer's window, and evicts down to the budget of the phase, if it has one that is exceeded.
     ///
     /// # Errors
     /// Those of [`Reference::scores`].
     pub fn evict(&mut self, phase: Phase) -> Result<()> {
+        self.leave_window();
         let (Some(scores), Some(eviction)) = (self.scores(phase)?, self.rules.of(phase).cloned())
         else {
             return Ok(());

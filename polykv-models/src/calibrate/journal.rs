@@ -1,6 +1,11 @@
 //! What has been measured so far, in memory and, where a folder is given, line by line on disk: an interrupted calibration
 //! loses at most one example.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 mod shape;
 
 pub use shape::Shape;
@@ -70,7 +75,7 @@ impl Journal {
     ) -> Result<Self> {
         let mut journal = Self {
             file: None,
-            shape: Shape::new(options, model.model.config().layers, examples),
+            shape: Shape::new(options, model.model.config().layers.len(), examples),
             measured: BTreeMap::new(),
             losses: BTreeMap::new(),
         };
@@ -150,9 +155,9 @@ impl Journal {
     /// # Errors
     /// A line that does not fit the calibration, by its number.
     fn take_all(&mut self, path: &Path, lines: &[String]) -> Result<()> {
-        for (index, line) in lines.iter().enumerate().skip(1) {
+        for (number, line) in (1usize..).zip(lines).skip(1) {
             self.take(line).map_err(|(found, allowed)| {
-                let field = format!("line {}", index + 1);
+                let field = format!("line {number}");
                 Error::invalid(path.display(), field, found, allowed)
             })?;
         }
@@ -260,7 +265,7 @@ fn key(plan: &Plan) -> String {
 
 fn short(hash: Sha256) -> String {
     let digest = hash.finalize();
-    let bytes = digest[..8].iter();
+    let bytes = digest.iter().take(8);
     bytes.map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -6,9 +6,7 @@ use crate::rows;
 use burn::tensor::Tensor;
 use polykv_core::calibrate::{Measured, PhaseMeasured, signals};
 use polykv_core::device::run_on;
-use polykv_core::{
-    At, Budget, Error, KvCache, Phase, Plan, Policy, Prompt, Result, SharedPrefill, ops,
-};
+use polykv_core::{At, Budget, Error, KvCache, Phase, Plan, Policy, Prompt, Result, SharedPrefill};
 use std::sync::Arc;
 
 /// Measures what each policy costs in one layer alone: in each layer and phase it runs every candidate at the budget
@@ -51,7 +49,7 @@ impl<'a> Measurer<'a> {
         if candidates.is_empty() {
             return Err(Error::invalid("calibration", "policies", 0, "at least 1"));
         }
-        let layers = model.model.config().layers;
+        let layers = model.model.config().layers.len();
         let mut plans = Vec::new();
         for &phase in phases {
             for policy in candidates {
@@ -75,21 +73,19 @@ impl<'a> Measurer<'a> {
     /// # Errors
     /// A candidate that cannot run at the budget or that evicts nothing, by name and budget.
     pub fn check(&self, prompt: usize) -> Result<()> {
-        let cost = self
-            .model
-            .model
-            .cache_shape(1)
-            .cost(self.model.model.config().layers);
+        let cost = self.model.model.cache_cost(1);
         for (plan, candidate) in self.plans.iter().zip(self.candidates.iter().cycle()) {
             let place = format!("calibration of {}", candidate.key());
-            let resolved = plan.resolve(prompt, cost).at(place)?;
-            let first = resolved.layers.first();
-            let budget = first.and_then(|rules| {
+            let resolved = plan.resolve(prompt, &cost).at(place)?;
+            let budgets = resolved.layers.iter().filter_map(|rules| {
                 let prefill = rules.budget(Phase::Prefill);
                 prefill.or(rules.budget(Phase::Decode))
             });
-            if let Some(budget) = budget
-                && budget >= prompt
+            let budgets: Vec<usize> = budgets.collect();
+            let mut layers = budgets.iter().enumerate();
+            let idle = layers.all(|(layer, &budget)| budget >= prompt.min(cost.most(layer)));
+            if let Some(budget) = budgets.into_iter().max()
+                && idle
             {
                 let allowed = format!("below {prompt}, the tokens of the shortest prefix");
                 return Err(Error::invalid("calibration", "budget", budget, allowed));
@@ -113,7 +109,7 @@ impl<'a> Measurer<'a> {
     fn run(&self, example: &Example, progress: &mut dyn FnMut(usize)) -> Result<Measured> {
         let model = &self.model.model;
         let config = model.config();
-        let mut plans = vec![Plan::full(config.layers)];
+        let mut plans = vec![Plan::full(config.layers.len())];
         plans.extend(self.plans.iter().cloned());
         let mut shared = SharedPrefill::new(plans, model.cache_shape(1), model.device())?;
         model.prefill(
@@ -135,7 +131,7 @@ impl<'a> Measurer<'a> {
         let mut caches = caches
             .map(|(index, cache)| Continued::new(cache, self.phase(index), run.len()))
             .collect::<Result<Vec<_>>>()?;
-        for layer in 0..config.layers {
+        for layer in 0..config.layers.len() {
             progress(layer);
             let input = x.clone();
             let mut reference = None;
@@ -199,7 +195,7 @@ impl<'a> Measurer<'a> {
             Ok(Continued::Untrimmed(prompt.above(layer + 1)))
         });
         let mut continued = continued.collect::<Result<Vec<_>>>()?;
-        let count = self.model.model.config().layers;
+        let count = self.model.model.config().layers.len();
         layers(self.model, layer + 1..count, x, rope, &mut continued)
     }
 
@@ -239,12 +235,8 @@ impl<'a> Measurer<'a> {
 
 /// The mean entropy of the attention of the scored queries over all entries.
 fn entropy(full: &KvCache, layer: usize, q: Tensor<4>, example: &Example) -> Result<Tensor<1>> {
-    let cache = &full.layers()[layer];
-    let (Some(keys), Some(positions)) = (cache.keys(), cache.positions()) else {
-        return Err(Error::Failed("entropy of an empty cache".into()));
-    };
     // The cache knows the positions of its last queries, so all of the continuation's go in.
-    let attention = ops::window_attention(q, keys, positions, cache.seen());
+    let attention = full.attention(layer, q)?;
     let queries = example.queries();
     Ok(signals::mean_entropy(attention.narrow(
         3,

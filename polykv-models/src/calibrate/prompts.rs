@@ -46,7 +46,7 @@ impl<'a> CompressedPrompts<'a> {
         examples: &'a [Example],
         progress: &mut (dyn FnMut(usize) + Send),
     ) -> Result<Self> {
-        let full = Plan::full(model.model.config().layers);
+        let full = Plan::full(model.model.config().layers.len());
         let plans: Vec<Plan> = [full].iter().chain(plans).cloned().collect();
         check_memory(model, &plans, examples)?;
         let prompts = run_on(model.model.device(), || {
@@ -121,8 +121,7 @@ fn check_memory(model: &LoadedModel, plans: &[Plan], examples: &[Example]) -> Re
     let mut needed = 0;
     for example in examples {
         for plan in plans {
-            let cost = lm.cache_shape(1).cost(plan.layers.len());
-            let estimate = plan.estimate(example.prompt.len(), 0, cost)?;
+            let estimate = plan.estimate(example.prompt.len(), 0, &lm.cache_cost(1))?;
             needed += estimate.steady_bytes as u64;
         }
     }
@@ -162,7 +161,7 @@ fn continuation(
     let mut continued = continued
         .map(|cache| Continued::new(cache, phase, run.len()))
         .collect::<Result<Vec<_>>>()?;
-    let x = layers(model, 0..lm.config().layers, x, &rope, &mut continued)?;
+    let x = layers(model, 0..lm.config().layers.len(), x, &rope, &mut continued)?;
     continued.into_iter().try_for_each(Continued::finish)?;
     read(nll(model, example, x))
 }

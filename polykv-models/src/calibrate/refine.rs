@@ -76,7 +76,11 @@ impl<'a> Refinement<'a> {
     ///
     /// # Errors
     /// What the model refuses, NaN, and a journal that cannot be written.
-    pub fn budgets(&mut self, found: &FoundRoute, limits: (usize, usize)) -> Result<FoundBudgets> {
+    pub fn budgets(
+        &mut self,
+        found: &FoundRoute,
+        limits: (usize, Vec<usize>),
+    ) -> Result<FoundBudgets> {
         let (draft, phase, prefill) = (self.draft, self.phase, self.prefill);
         let singles = found.moves.iter().take(draft.candidates.len());
         let search = BudgetSearch {

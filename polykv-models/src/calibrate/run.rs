@@ -64,7 +64,7 @@ pub fn calibrate(
         .map(|candidate| candidate.spec.clone());
     let measurements = Measurements {
         model: config.fingerprint(),
-        cost: model.model.cache_shape(1).cost(config.layers),
+        cost: model.model.cache_cost(1),
         specs: specs.collect(),
         candidates: &policies,
         phases: &options.phases,
@@ -94,7 +94,10 @@ pub fn calibrate(
         };
         let found = refinement.route(report.routes(&policies, phase), options.refine)?;
         let budgets = match options.searches_budgets() {
-            true => Some(refinement.budgets(&found, report.limits(&policies)?)?),
+            true => {
+                let limits = report.limits(&policies, &model.model.cache_cost(1))?;
+                Some(refinement.budgets(&found, limits)?)
+            }
             false => None,
         };
         report.set_refined(phase, found, budgets);

@@ -12,6 +12,11 @@ pub(super) fn check_size(place: &str, field: &str, found: usize, most: usize) ->
     Ok(())
 }
 
+/// Called before anything is made per layer, too.
+pub(crate) fn check_layers(place: &str, found: usize) -> Result<()> {
+    check_size(place, "num_hidden_layers", found, 1024)
+}
+
 pub(super) fn check_tokens(place: &str, ids: &[u32], vocab_size: usize) -> Result<()> {
     let Some(id) = ids.iter().find(|&&id| id as usize >= vocab_size) else {
         return Ok(());

@@ -26,7 +26,7 @@ impl<'a> Fields<'a> {
         Error::invalid(self.place, format!("{}{key}", self.prefix), cut, allowed)
     }
 
-    fn missing(&self, key: &str) -> Error {
+    pub(super) fn missing(&self, key: &str) -> Error {
         Error::invalid(
             self.place,
             format!("{}{key}", self.prefix),
@@ -62,6 +62,36 @@ impl<'a> Fields<'a> {
 
     pub(super) fn required_number(&self, key: &str) -> Result<f64> {
         self.number(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A list of numbers.
+    pub(super) fn numbers(&self, key: &str) -> Result<Option<Vec<f64>>> {
+        self.list(key, "a list of numbers", Value::as_f64)
+    }
+
+    pub(super) fn required_numbers(&self, key: &str) -> Result<Vec<f64>> {
+        self.numbers(key)?.ok_or_else(|| self.missing(key))
+    }
+
+    /// A list of whole numbers.
+    pub(super) fn sizes(&self, key: &str) -> Result<Option<Vec<usize>>> {
+        self.list(key, "a list of whole numbers", |v| {
+            v.as_u64().and_then(|n| usize::try_from(n).ok())
+        })
+    }
+
+    /// A list of texts.
+    pub(super) fn texts(&self, key: &str) -> Result<Option<Vec<&'a str>>> {
+        self.list(key, "a list of texts", Value::as_str)
+    }
+
+    fn list<T>(
+        &self,
+        key: &str,
+        allowed: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<Vec<T>>> {
+        self.typed(key, allowed, |v| v.as_array()?.iter().map(&read).collect())
     }
 
     pub(super) fn flag(&self, key: &str) -> Result<Option<bool>> {

@@ -1,12 +1,43 @@
-//! How rotary frequencies are stretched for contexts longer than the original training.
+//! Rotary embeddings, and how their frequencies are stretched for contexts longer than the original training.
 
 use super::checks::{MAX_POSITIONS, check_positive, check_size};
-use super::fields::{Fields, shown};
 use polykv_core::{Error, Result};
-use serde_json::{Map, Value};
 
-/// The share of a head that is rotated; only whole heads are.
-pub(super) const PARTIAL: &str = "partial_rotary_factor";
+/// The rotary embedding (RoPE) of queries and keys in one layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the frequencies.
+    pub theta: f64,
+    /// How many elements of a head are rotated, from its first one; even. The others stay as they are.
+    pub rotated: usize,
+    /// How the frequencies are scaled for longer contexts.
+    pub scaling: RopeScaling,
+}
+
+impl RopeConfig {
+    /// An embedding that rotates all elements of a head and is not scaled.
+    #[must_use]
+    pub fn new(theta: f64, head_dim: usize) -> Self {
+        Self {
+            theta,
+            rotated: head_dim,
+            scaling: RopeScaling::None,
+        }
+    }
+
+    pub(super) fn validate(&self, place: &str) -> Result<()> {
+        self.scaling.validate(place, self.theta)?;
+        let pairs = self.rotated / 2;
+        match &self.scaling {
+            RopeScaling::LongRope { divisors, .. } if divisors.len() != pairs => {
+                let allowed = format!("{pairs}, one per rotated pair of a head");
+                let field = "number of rope factors";
+                Err(Error::invalid(place, field, divisors.len(), allowed))
+            }
+            _ => Ok(()),
+        }
+    }
+}
 
 /// A rule that maps the frequencies of the original training to those of the longer context.
 #[derive(Clone, Debug, PartialEq)]
@@ -47,6 +78,15 @@ pub enum RopeScaling {
         /// Whether the ends of the interpolated range are rounded outwards to whole pairs.
         truncate: bool,
     },
+    /// LongRoPE (Ding et al. 2024, arXiv 2402.13753): every frequency is divided by a factor of its own that was searched
+    /// for. Checkpoints hold factors for contexts up to that of the original training and for longer ones; which of
+    /// them are used follows from the model's context, see [`RopeScaling::longrope`].
+    LongRope {
+        /// The divisor of each frequency, fastest first.
+        divisors: Vec<f64>,
+        /// Multiplies cosines and sines, so attention scores grow by its square.
+        attention_factor: f64,
+    },
 }
 
 impl RopeScaling {
@@ -60,6 +100,49 @@ impl RopeScaling {
             beta_slow: 1.0,
             attention_factor: mscale(factor, 1.0),
             truncate: true,
+        }
+    }
+
+    /// LongRoPE of a model whose context is `max_positions` and was `original` in its first training: the long divisors if
+    /// the context is longer, else the short ones. Without a stated `attention_factor` it is √(1 + ln(s) / ln(original)) for
+    /// a context s times as long.
+    ///
+    /// The context decides once for all prompts, as in llama.cpp and vLLM, so that keys in a cache always agree.
+    /// Transformers decides anew for each sequence by its length so far, and computes a prompt again when it grows beyond
+    /// `original`; a cache that has been trimmed cannot do that.
+    #[must_use]
+    pub fn longrope(
+        [short, long]: [Vec<f64>; 2],
+        attention_factor: Option<f64>,
+        max_positions: usize,
+        original: usize,
+    ) -> Self {
+        let stretch = max_positions as f64 / original as f64;
+        let published = || match stretch > 1.0 {
+            true => (1.0 + stretch.ln() / (original as f64).ln()).sqrt(),
+            false => 1.0,
+        };
+        Self::LongRope {
+            divisors: if max_positions > original {
+                long
+            } else {
+                short
+            },
+            attention_factor: attention_factor.unwrap_or_else(published),
+        }
+    }
+
+    /// What cosines and sines are multiplied by; 1 for most rules.
+    #[must_use]
+    pub fn magnitude(&self) -> f64 {
+        match *self {
+            Self::Yarn {
+                attention_factor, ..
+            }
+            | Self::LongRope {
+                attention_factor, ..
+            } => attention_factor,
+            _ => 1.0,
         }
     }
 
@@ -107,6 +190,15 @@ impl RopeScaling {
         };
         match *self {
             Self::None => Ok(()),
+            Self::LongRope {
+                ref divisors,
+                attention_factor,
+            } => {
+                positive("attention_factor", attention_factor)?;
+                divisors
+                    .iter()
+                    .try_for_each(|&divisor| positive("factor of a pair", divisor))
+            }
             Self::Linear { factor } => positive("factor", factor),
             Self::Llama3 {
                 factor,
@@ -146,115 +238,9 @@ impl RopeScaling {
 }
 
 /// By how much YaRN enlarges cosines and sines for a context `factor` times as long.
-fn mscale(factor: f64, weight: f64) -> f64 {
+pub(super) fn mscale(factor: f64, weight: f64) -> f64 {
     if factor <= 1.0 {
         return 1.0;
     }
     0.1 * weight * factor.ln() + 1.0
-}
-
-/// Theta and scaling. Newer files hold both in `rope_parameters`, older ones beside each other.
-pub(super) fn read(json: &Fields, max_positions: usize) -> Result<(f64, RopeScaling)> {
-    let top_theta = json.number("rope_theta")?.unwrap_or(10_000.0);
-    let newer = json.object("rope_parameters")?;
-    let newer =
-        newer.map(|map| read_map(json.place, "rope_parameters", map, top_theta, max_positions));
-    let newer = newer.transpose()?;
-    let Some(map) = json.object("rope_scaling")? else {
-        return Ok(newer.unwrap_or((top_theta, RopeScaling::None)));
-    };
-    let theta = newer.as_ref().map_or(top_theta, |(theta, _)| *theta);
-    let older = read_map(json.place, "rope_scaling", map, theta, max_positions)?;
-    if newer.is_some_and(|newer| newer != older) {
-        let found = "not what rope_parameters say";
-        let allowed = "the same as rope_parameters, or only one of the two";
-        return Err(Error::invalid(json.place, "rope_scaling", found, allowed));
-    }
-    Ok(older)
-}
-
-/// The key that files with several kinds of layers give to those that see every token.
-const FULL_ATTENTION: &str = "full_attention";
-
-fn read_map(
-    place: &str,
-    field: &str,
-    map: &Map<String, Value>,
-    top_theta: f64,
-    max_positions: usize,
-) -> Result<(f64, RopeScaling)> {
-    // One object per kind of layer. Configs with other kinds than full attention are refused before.
-    if let Some(inner) = map.get(FULL_ATTENTION).and_then(Value::as_object)
-        && map.len() == 1
-    {
-        let field = format!("{field} {FULL_ATTENTION}");
-        return read_map(place, &field, inner, top_theta, max_positions);
-    }
-    if let Some((name, _)) = map.iter().find(|(_, value)| value.is_object()) {
-        let what = format!("{field} with an object {}", shown(name));
-        let reason = format!("{place}: allowed are plain values, or one object {FULL_ATTENTION}");
-        return Err(Error::unsupported(what, reason));
-    }
-    let prefix = format!("{field} ");
-    let rope = Fields {
-        place,
-        prefix: &prefix,
-        map,
-    };
-    if let Some(part) = rope.number(PARTIAL)?
-        && part != 1.0
-    {
-        let reason = format!("{place}: there is no code for it");
-        return Err(Error::unsupported(
-            format!("{prefix}{PARTIAL} {part}"),
-            reason,
-        ));
-    }
-    let theta = rope.number("rope_theta")?.unwrap_or(top_theta);
-    let kind = match rope.text("rope_type")? {
-        Some(kind) => kind,
-        None => rope.text("type")?.unwrap_or("default"),
-    };
-    let scaling = match kind {
-        "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear {
-            factor: rope.required_number("factor")?,
-        },
-        "llama3" => RopeScaling::Llama3 {
-            factor: rope.required_number("factor")?,
-            low_freq_factor: rope.required_number("low_freq_factor")?,
-            high_freq_factor: rope.required_number("high_freq_factor")?,
-            original_max_positions: rope.required("original_max_position_embeddings")?,
-        },
-        "yarn" => read_yarn(&rope, max_positions)?,
-        other => {
-            let reason = format!("{place}: allowed are default, linear, llama3 and yarn");
-            let what = format!("{prefix}type {}", shown(other));
-            return Err(Error::unsupported(what, reason));
-        }
-    };
-    Ok((theta, scaling))
-}
-
-/// Defaults as in transformers.
-fn read_yarn(rope: &Fields, max_positions: usize) -> Result<RopeScaling> {
-    let factor = rope.required_number("factor")?;
-    let weights = (rope.number("mscale")?, rope.number("mscale_all_dim")?);
-    let attention_factor = match (rope.number("attention_factor")?, weights) {
-        (Some(given), _) => given,
-        (None, (Some(part), Some(all))) if part != 0.0 && all != 0.0 => {
-            mscale(factor, part) / mscale(factor, all)
-        }
-        (None, _) => mscale(factor, 1.0),
-    };
-    Ok(RopeScaling::Yarn {
-        factor,
-        original_max_positions: rope
-            .size("original_max_position_embeddings")?
-            .unwrap_or(max_positions),
-        beta_fast: rope.number("beta_fast")?.unwrap_or(32.0),
-        beta_slow: rope.number("beta_slow")?.unwrap_or(1.0),
-        attention_factor,
-        truncate: rope.flag("truncate")?.unwrap_or(true),
-    })
 }

@@ -1,5 +1,10 @@
 //! Files of one JSON object per line.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use polykv_core::{Error, Result, files};
 use serde_json::{Map, Value};
 use std::io::{BufRead, BufReader, Read};
@@ -38,7 +43,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Line>> {
             return Err(Error::invalid(place, "line", number, MAX_LINES));
         }
         let mut bytes = Vec::new();
-        let limit = MAX_LINE_BYTES as u64 + 1;
+        let limit = (MAX_LINE_BYTES as u64).saturating_add(1);
         let read = reader.by_ref().take(limit).read_until(b'\n', &mut bytes);
         if read.map_err(|e| Error::io(path, e))? == 0 {
             break;

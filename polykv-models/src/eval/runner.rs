@@ -1,5 +1,6 @@
 //! Running a prompt for all plans, and what follows it for each.
 
+use super::named::{NamedPlan, PlanInfo};
 use super::{Scores, metrics};
 use crate::causal_lm::PrefillOptions;
 use crate::load::LoadedModel;
@@ -7,79 +8,10 @@ use crate::rows::{self, AttendRow};
 use crate::texts::draw::check_length;
 use crate::tokenizer::Specials;
 use burn::tensor::{Device, Tensor};
-use polykv_core::{
-    At, Budget, Error, KvCache, Phase, Plan, PlanFile, Prompt, Registry, Result, SharedPrefill, ops,
-};
-use serde::{Deserialize, Serialize};
+use polykv_core::{At, Error, KvCache, Plan, Prompt, Registry, Result, SharedPrefill, ops};
 
 /// Tokens per pass over a compressed cache.
 const PIECE: usize = 128;
-
-/// A plan under a name.
-#[derive(Clone, Debug)]
-pub struct NamedPlan {
-    /// The name of the plan in results.
-    pub name: String,
-    /// The fingerprint of the plan file, see [`PlanFile::hash`].
-    pub hash: String,
-    /// The plan as a file.
-    pub file: PlanFile,
-    /// The plan as values.
-    pub plan: Plan,
-}
-
-/// The facts about a plan that a summary needs, stored beside predictions.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[non_exhaustive]
-pub struct PlanInfo {
-    /// The name of the plan, see [`NamedPlan::name`].
-    pub name: String,
-    /// The fingerprint of the plan, see [`NamedPlan::hash`].
-    pub hash: String,
-    /// Whether one policy with the same parameters runs in all layers, in one phase or in both. Other plans are
-    /// compared with the best of these.
-    pub single: bool,
-    /// The budget; `None` if the plan keeps everything.
-    pub budget: Option<Budget>,
-}
-
-impl NamedPlan {
-    /// A plan with the fingerprint of the file that states it, its policies' names looked up in `registry`.
-    #[must_use]
-    pub fn new(name: impl Into<String>, plan: Plan, registry: &Registry) -> Self {
-        let file = PlanFile::of(&plan, registry);
-        Self {
-            name: name.into(),
-            hash: file.hash(),
-            file,
-            plan,
-        }
-    }
-
-    /// The facts about the plan that a summary needs.
-    #[must_use]
-    pub fn info(&self) -> PlanInfo {
-        let keys = |phase| {
-            let rules = self.plan.rules(phase);
-            let keys = rules.map(|rule| rule.policy().map(|policy| policy.key()));
-            keys.collect::<Vec<_>>()
-        };
-        let phases = Phase::BOTH.map(keys);
-        let first = phases.iter().flatten().flatten().next();
-        let single = first.is_some_and(|first| {
-            phases.iter().all(|keys| {
-                let full = keys.iter().all(Option::is_none);
-                full || keys.iter().all(|key| key.as_ref() == Some(first))
-            })
-        });
-        PlanInfo {
-            name: self.name.clone(),
-            hash: self.hash.clone(),
-            single,
-            budget: first.map(|_| self.plan.budget),
-        }
-    }
-}
 
 /// A model with the plans to compare.
 #[derive(Debug)]
@@ -109,7 +41,7 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// A plan for another model, and a name given twice.
     pub fn new(model: &'a LoadedModel, plans: Vec<NamedPlan>) -> Result<Self> {
-        let layers = model.model.config().layers;
+        let layers = model.model.config().layers.len();
         let full = NamedPlan::new("full", Plan::full(layers), &Registry::default());
         let mut all = vec![full];
         for plan in plans {
@@ -154,10 +86,9 @@ impl<'a> Evaluator<'a> {
     /// # Errors
     /// An error of [`Plan::resolve`], with the plan's name.
     pub fn check(&self, prompt_tokens: usize) -> Result<()> {
-        let shape = self.model.model.cache_shape(1);
+        let cost = self.model.model.cache_cost(1);
         for NamedPlan { name, plan, .. } in &self.plans {
-            let cost = shape.cost(plan.layers.len());
-            plan.resolve(prompt_tokens, cost).at(name)?;
+            plan.resolve(prompt_tokens, &cost).at(name)?;
         }
         Ok(())
     }
@@ -244,7 +175,7 @@ impl<'a> Evaluator<'a> {
         let (config, tokens) = (model.config(), x.dims()[1]);
         check_length(start, tokens, config.max_positions)?;
         let rope = model.rope(start..start + tokens);
-        read(model.head(rows::run(model, 0..config.layers, x, &rope, attend)?))
+        read(model.head(rows::run(model, 0..config.layers.len(), x, &rope, attend)?))
     }
 
     /// The logits of the next token after each of the caches: those that the prompt left, or what follows `after`, which

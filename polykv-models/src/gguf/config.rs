@@ -2,13 +2,12 @@
 
 use super::GgufFile;
 use super::value::quoted;
-use crate::config::once_each;
-use crate::config::{Family, ModelConfig};
+use crate::config::{Experts, Family, ModelConfig, check_layers, once_each};
 use polykv_core::{Error, Result};
 
 /// Texts of the tokens that end a turn, as llama.cpp knows them. Converters name one end token at most by number, so the
 /// others are looked up by text.
-const END_TOKENS: [&str; 16] = [
+const END_TOKENS: [&str; 19] = [
     "<|im_end|>",
     "<|eot_id|>",
     "<end_of_turn>",
@@ -16,6 +15,10 @@ const END_TOKENS: [&str; 16] = [
     "<|endoftext|>",
     "<|end_of_text|>",
     "<|eom_id|>",
+    // Where Qwen Coder goes on to another file.
+    "<|fim_pad|>",
+    "<|repo_name|>",
+    "<|file_sep|>",
     "<EOT>",
     "_<EOT>",
     "[EOT]",
@@ -28,43 +31,44 @@ const END_TOKENS: [&str; 16] = [
 ];
 
 impl GgufFile {
-    /// The model's shape from the `llama.*` or `qwen3.*` keys; other architectures and options are refused by name.
+    /// The model's shape from the keys of its architecture (`llama.*`, `gemma3.*` and so on); other architectures and
+    /// options are refused by name.
     ///
     /// A `rope_freqs.weight` tensor is recognised as Llama 3 scaling when its values follow that rule.
     pub fn config(&self) -> Result<ModelConfig> {
         let family = self.family()?;
         let key = |name: &str| key(family, name);
-        if self.uint(&key("expert_count"))?.is_some_and(|n| n > 0) {
-            return Err(Error::unsupported("a mixture of experts", self.place()));
-        }
         let heads = self.size(&key("attention.head_count"))?;
         let hidden_size = self.size(&key("embedding_length"))?;
         let head_dim = self.head_dim(family, hidden_size, heads)?;
-        let rope_theta = self.number(&key("rope.freq_base"))?.unwrap_or(10_000.0);
         let context = self.size(&key("context_length"))?;
-        self.refuse_window(family, context)?;
-        let rope_scaling = match self.tensor("rope_freqs.weight") {
-            Some(_) => self.llama3_scaling(rope_theta, head_dim)?,
-            None => self.rope_scaling(family, context)?,
-        };
+        let count = self.size(&key("block_count"))?;
+        check_layers(self.place(), count)?;
+        let rope = self.rope(family, head_dim, context)?;
+        let max_positions = rope.scaling.context(context);
         let config = ModelConfig {
             family,
             vocab_size: self.vocab_size()?,
             hidden_size,
             intermediate_size: self.size(&key("feed_forward_length"))?,
-            layers: self.size(&key("block_count"))?,
+            layers: self.layers(family, count, rope, max_positions)?,
+            experts: self.experts(family)?,
             heads,
             kv_heads: match self.uint(&key("attention.head_count_kv"))? {
                 Some(_) => self.size(&key("attention.head_count_kv"))?,
                 None => heads,
             },
             head_dim,
-            max_positions: rope_scaling.context(context),
+            max_positions,
             rms_eps: self
                 .number(&key("attention.layer_norm_rms_epsilon"))?
                 .unwrap_or(1e-5),
-            rope_theta,
-            rope_scaling,
+            attention_scale: match self.number(&key("attention.scale"))? {
+                Some(scale) => Some(scale),
+                None => gemma_27b_scale(family, count, hidden_size, heads),
+            },
+            attention_softcap: self.softcap(family, "attn_logit_softcapping", 50.0)?,
+            logit_softcap: self.softcap(family, "final_logit_softcapping", 30.0)?,
             tie_embeddings: self.tensor("output.weight").is_none(),
             bos_token: self.token("tokenizer.ggml.bos_token_id")?,
             eos_tokens: self.end_tokens()?,
@@ -73,32 +77,44 @@ impl GgufFile {
         Ok(config)
     }
 
-    /// A window that the context does not fit into would hide tokens from some layers; there is no code for it.
-    fn refuse_window(&self, family: Family, context: usize) -> Result<()> {
-        let key = key(family, "attention.sliding_window");
-        match self.uint(&key)? {
-            Some(window) if window > 0 && window < context as u64 => Err(Error::unsupported(
-                format!("{key} {window}"),
-                format!(
-                    "{}: allowed is a window of at least the context, {context}",
-                    self.place()
-                ),
-            )),
-            _ => Ok(()),
+    fn softcap(&self, family: Family, name: &str, gemma2: f64) -> Result<Option<f64>> {
+        let default = (family == Family::Gemma2).then_some(gemma2);
+        Ok(self.number(&key(family, name))?.or(default))
+    }
+
+    /// The experts of a family that has some; others are refused.
+    fn experts(&self, family: Family) -> Result<Option<Experts>> {
+        let key = |name: &str| key(family, name);
+        if family == Family::Qwen3Moe {
+            // llama.cpp divides the weights of the chosen experts by their sum, whatever the file says.
+            return Ok(Some(Experts {
+                count: self.size(&key("expert_count"))?,
+                used: self.size(&key("expert_used_count"))?,
+                intermediate_size: self.size(&key("expert_feed_forward_length"))?,
+                normalize: true,
+            }));
+        }
+        match self.uint(&key("expert_count"))? {
+            Some(count) if count > 0 => {
+                let what = format!("a mixture of experts in architecture {}", family.name());
+                Err(Error::unsupported(what, self.place()))
+            }
+            _ => Ok(None),
         }
     }
 
     fn family(&self) -> Result<Family> {
-        let allowed = "llama or qwen3";
-        match self.text("general.architecture")? {
-            Some("llama") => Ok(Family::Llama),
-            Some("qwen3") => Ok(Family::Qwen3),
-            Some(other) => Err(Error::unsupported(
-                format!("architecture {}", quoted(other)),
-                format!("{}: allowed are {allowed}", self.place()),
-            )),
-            None => Err(self.refuse("general.architecture", "missing", allowed)),
-        }
+        let allowed = Family::ALL.map(Family::name).join(", ");
+        let Some(found) = self.text("general.architecture")? else {
+            return Err(self.refuse("general.architecture", "missing", &allowed));
+        };
+        let known = Family::ALL.into_iter();
+        let mut named = known.filter(|family| family.name() == found);
+        named.next().ok_or_else(|| {
+            let what = format!("architecture {}", quoted(found));
+            let reason = format!("{}: allowed are {allowed}", self.place());
+            Error::unsupported(what, reason)
+        })
     }
 
     pub(super) fn size(&self, key: &str) -> Result<usize> {
@@ -114,7 +130,7 @@ impl GgufFile {
             .transpose()
     }
 
-    /// Key, value and rotary widths may be given apart; only equal ones are implemented.
+    /// Keys and values may have widths of their own; only equal ones are implemented.
     fn head_dim(&self, family: Family, hidden: usize, heads: usize) -> Result<usize> {
         let heads_key = key(family, "attention.head_count");
         let even = hidden
@@ -125,14 +141,12 @@ impl GgufFile {
             Some(_) => self.size(&length_key)?,
             None => even,
         };
-        for name in ["attention.value_length", "rope.dimension_count"] {
-            let key = key(family, name);
-            if let Some(found) = self.uint(&key)?
-                && found != head_dim as u64
-            {
-                let reason = format!("{}: the head size is {head_dim}", self.place());
-                return Err(Error::unsupported(format!("{key} {found}"), reason));
-            }
+        let value_key = key(family, "attention.value_length");
+        if let Some(found) = self.uint(&value_key)?
+            && found != head_dim as u64
+        {
+            let reason = format!("{}: the head size is {head_dim}", self.place());
+            return Err(Error::unsupported(format!("{value_key} {found}"), reason));
         }
         Ok(head_dim)
     }
@@ -143,7 +157,9 @@ impl GgufFile {
             .value("tokenizer.ggml.tokens")
             .and_then(|v| v.as_array())
             .map(<[_]>::len);
-        let rows = self.tensor("token_embd.weight").map(|t| t.shape[0]);
+        let rows = self
+            .tensor("token_embd.weight")
+            .and_then(|t| t.shape.first().copied());
         match (rows, tokens) {
             (Some(rows), Some(tokens)) if tokens > rows => Err(self.refuse(
                 "tokenizer.ggml.tokens",
@@ -157,7 +173,7 @@ impl GgufFile {
 
     fn end_tokens(&self) -> Result<Vec<u32>> {
         let mut ids = Vec::new();
-        for kind in ["eos", "eot", "eom"] {
+        for kind in ["eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep"] {
             ids.extend(self.token(&format!("tokenizer.ggml.{kind}_token_id"))?);
         }
         if let Some(tokens) = self.texts("tokenizer.ggml.tokens")? {
@@ -167,6 +183,16 @@ impl GgufFile {
         }
         Ok(once_each(ids))
     }
+}
+
+/// The factor before the softmax of the largest Gemmas, which files do not state: llama.cpp knows them by their number of
+/// layers. Their heads are narrower than hidden_size / heads, and the scale follows the latter.
+fn gemma_27b_scale(family: Family, layers: usize, hidden: usize, heads: usize) -> Option<f64> {
+    let large = matches!(
+        (family, layers),
+        (Family::Gemma2, 46) | (Family::Gemma3, 62)
+    );
+    large.then(|| 1.0 / (hidden.checked_div(heads).unwrap_or(hidden) as f64).sqrt())
 }
 
 /// The name of an architecture's key; ggml's names of architectures are ours of families.
@@ -187,7 +213,7 @@ mod tests {
         assert_eq!((config.rms_eps, config.max_positions), (1e-5, 128));
         assert_eq!(config.eos_tokens, [258, 256]);
         assert!(config.tie_embeddings);
-        assert_eq!(config.rope_scaling, RopeScaling::None);
+        assert_eq!(config.rope().scaling, RopeScaling::None);
     }
 
     #[test]
@@ -200,6 +226,7 @@ mod tests {
             "<|endoftext|>",
             "<|end_of_text|>",
             "<|eom_id|>",
+            "<|file_sep|>",
             "<EOT>",
             "[EOT]",
             "<|return|>",
@@ -215,28 +242,11 @@ mod tests {
             let file = tiny_llama().replace("tokenizer.ggml.tokens", &tokens(end));
             assert_eq!(file.open().config().unwrap().eos_tokens, [258, 7], "{end}");
         }
-        for kind in ["eot", "eom"] {
+        for kind in ["eot", "eom", "fim_pad"] {
             let key = format!("tokenizer.ggml.{kind}_token_id");
             let file = tiny_llama().replace("tokenizer.ggml.tokens", &tokens("x"));
             let file = file.value(&key, &Value::Uint(9)).open();
             assert_eq!(file.config().unwrap().eos_tokens, [258, 9], "{kind}");
-        }
-    }
-
-    #[test]
-    fn a_window_is_refused_unless_it_holds_the_context() {
-        let key = "llama.attention.sliding_window";
-        let with = |window| {
-            tiny_llama()
-                .value(key, &Value::Uint(window))
-                .open()
-                .config()
-        };
-        let message = with(64).unwrap_err().to_string();
-        assert!(message.contains(&format!("{key} 64")), "{message}");
-        assert!(message.contains("the context, 128"), "{message}");
-        for window in [0, 128] {
-            assert_eq!(with(window).unwrap().max_positions, 128);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The number formats of ggml and their conversion to f32. All are little-endian, in blocks along a row.
 
-use super::k_quants::{half_at, q4_k_block, q5_k_block, q6_k_block};
-use half::bf16;
+use half::{bf16, f16};
+use polykv_core::ops::BlockType;
 
 /// The types that [`to_f32`] converts, for errors.
 pub(super) const CONVERTIBLE: &str =
@@ -103,6 +103,12 @@ impl GgmlType {
         self.row().1
     }
 
+    /// The type of the blocks, of those that products read as they are.
+    pub fn block_type(self) -> Option<BlockType> {
+        let named = |kind: &BlockType| kind.name() == self.name();
+        BlockType::ALL.into_iter().find(named)
+    }
+
     /// The number of elements in a block.
     pub fn block_elements(self) -> usize {
         self.row().2
@@ -112,105 +118,36 @@ impl GgmlType {
     pub fn block_bytes(self) -> usize {
         self.row().3
     }
+
+    /// The bytes of so many elements; `None` if they are no whole number of blocks.
+    pub(super) fn bytes(self, elements: usize) -> Option<usize> {
+        let whole = elements.is_multiple_of(self.block_elements());
+        whole.then(|| elements / self.block_elements() * self.block_bytes())
+    }
 }
 
 /// Converts whole blocks to f32; `None` when the type has no conversion. A partial block at the end is left out.
 pub fn to_f32(ggml_type: GgmlType, bytes: &[u8]) -> Option<Vec<f32>> {
-    // One instance of the loop per type, so that each conversion is inlined.
     Some(match ggml_type {
-        GgmlType::F32 => convert(ggml_type, bytes, f32_block),
-        GgmlType::F16 => convert(ggml_type, bytes, f16_block),
-        GgmlType::BF16 => convert(ggml_type, bytes, bf16_block),
-        GgmlType::Q8_0 => convert(ggml_type, bytes, q8_0_block),
-        GgmlType::Q4_0 => convert(ggml_type, bytes, q4_0_block),
-        GgmlType::Q4_1 => convert(ggml_type, bytes, q4_1_block),
-        GgmlType::Q5_0 => convert(ggml_type, bytes, q5_0_block),
-        GgmlType::Q5_1 => convert(ggml_type, bytes, q5_1_block),
-        GgmlType::Q4_K => convert(ggml_type, bytes, q4_k_block),
-        GgmlType::Q5_K => convert(ggml_type, bytes, q5_k_block),
-        GgmlType::Q6_K => convert(ggml_type, bytes, q6_k_block),
-        _ => return None,
+        GgmlType::F32 => convert(bytes, f32::from_le_bytes),
+        GgmlType::F16 => convert(bytes, |raw| f16::from_le_bytes(raw).to_f32()),
+        GgmlType::BF16 => convert(bytes, |raw| bf16::from_le_bytes(raw).to_f32()),
+        _ => {
+            let kind = ggml_type.block_type()?;
+            let mut output = vec![0.0; bytes.len() / kind.bytes() * kind.elements()];
+            kind.decode(bytes, &mut output);
+            output
+        }
     })
 }
 
-fn convert(ggml_type: GgmlType, bytes: &[u8], block: impl Fn(&[u8], &mut [f32])) -> Vec<f32> {
-    let (elements, size) = (ggml_type.block_elements(), ggml_type.block_bytes());
-    let mut out = vec![0.0; bytes.len() / size * elements];
-    for (out, raw) in out.chunks_exact_mut(elements).zip(bytes.chunks_exact(size)) {
-        block(raw, out);
-    }
-    out
-}
-
-/// One IEEE single.
-fn f32_block(raw: &[u8], out: &mut [f32]) {
-    out[0] = f32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]);
-}
-
-/// One IEEE half.
-fn f16_block(raw: &[u8], out: &mut [f32]) {
-    out[0] = half_at(raw, 0);
-}
-
-/// One bfloat16: the upper half of an IEEE single.
-fn bf16_block(raw: &[u8], out: &mut [f32]) {
-    out[0] = bf16::from_le_bytes([raw[0], raw[1]]).to_f32();
-}
-
-/// `d: f16, q: [i8; 32]`; number i is `d * q[i]`.
-fn q8_0_block(raw: &[u8], out: &mut [f32]) {
-    let d = half_at(raw, 0);
-    for (x, q) in out.iter_mut().zip(&raw[2..]) {
-        *x = d * f32::from(*q as i8);
-    }
-}
-
-/// `d: f16, q: [u8; 16]`; number i is `d * (low nibble of q[i] - 8)`, number i + 16 the same of the high nibble.
-fn q4_0_block(raw: &[u8], out: &mut [f32]) {
-    let d = half_at(raw, 0);
-    let (low, high) = out.split_at_mut(16);
-    for ((x, y), q) in low.iter_mut().zip(high).zip(&raw[2..]) {
-        *x = d * f32::from((q & 15) as i8 - 8);
-        *y = d * f32::from((q >> 4) as i8 - 8);
-    }
-}
-
-/// `d: f16, m: f16, q: [u8; 16]`; number i is `d * low nibble of q[i] + m`, number i + 16 the same of the high nibble.
-fn q4_1_block(raw: &[u8], out: &mut [f32]) {
-    let (d, m) = (half_at(raw, 0), half_at(raw, 2));
-    let (low, high) = out.split_at_mut(16);
-    for ((x, y), q) in low.iter_mut().zip(high).zip(&raw[4..]) {
-        *x = d * f32::from(q & 15) + m;
-        *y = d * f32::from(q >> 4) + m;
-    }
-}
-
-/// `d: f16, h: u32, q: [u8; 16]`; as Q4_0, with bit i of h as the fifth bit of number i, less 16.
-fn q5_0_block(raw: &[u8], out: &mut [f32]) {
-    let d = half_at(raw, 0);
-    five_bits(&raw[2..], out, |q| d * (f32::from(q) - 16.0));
-}
-
-/// `d: f16, m: f16, h: u32, q: [u8; 16]`; as Q4_1, with bit i of h as the fifth bit of number i.
-fn q5_1_block(raw: &[u8], out: &mut [f32]) {
-    let (d, m) = (half_at(raw, 0), half_at(raw, 2));
-    five_bits(&raw[4..], out, |q| d * f32::from(q) + m);
-}
-
-/// `h: u32, q: [u8; 16]`: low nibbles of q first, then its high ones, each with its bit of h above.
-fn five_bits(raw: &[u8], out: &mut [f32], number: impl Fn(u8) -> f32) {
-    let (high_bits, nibbles) = raw.split_at(4);
-    let fifth = |i: usize| (high_bits[i / 8] >> (i % 8) & 1) << 4;
-    for (i, q) in nibbles.iter().enumerate() {
-        out[i] = number(q & 15 | fifth(i));
-        out[i + 16] = number(q >> 4 | fifth(i + 16));
-    }
+fn convert<const N: usize>(bytes: &[u8], number: impl Fn([u8; N]) -> f32) -> Vec<f32> {
+    bytes.as_chunks().0.iter().map(|raw| number(*raw)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use half::f16;
 
     #[test]
     fn plain_formats() {

@@ -72,11 +72,12 @@ impl<'a> Layout<'a> {
         };
         self.end = end;
         self.last = format!("tensor {}", quoted(&tensor.name));
-        let range = self.start + start..self.start + end;
+        let range = self.start.saturating_add(start)..self.start.saturating_add(end);
         self.gap(range.end);
         let info = TensorInfo {
             shape: tensor.shape,
             ggml_type: tensor.ggml_type,
+            part: 0,
             range,
         };
         Ok((tensor.name, info))
@@ -86,7 +87,7 @@ impl<'a> Layout<'a> {
     pub fn finish(self) -> Result<Vec<(String, Range<usize>)>> {
         let end = match self.end {
             0 => self.header,
-            end => self.start + end,
+            end => self.start.saturating_add(end),
         };
         let padded = end.next_multiple_of(self.alignment);
         if (end..=padded).contains(&self.file_size) {

@@ -14,7 +14,7 @@ const MAX_HEADER_BYTES: usize = 256 << 20;
 /// Array elements in the whole header. The largest vocabularies with merges and scores have about 1.5 million.
 const MAX_ELEMENTS: usize = 1 << 22;
 /// Tensors, and metadata values. A model of 1,024 layers has some 11,000 tensors.
-const MAX_ENTRIES: usize = 1 << 16;
+pub(super) const MAX_ENTRIES: usize = 1 << 16;
 const MAX_NESTING: usize = 64;
 const MAX_KEY_BYTES: usize = 65_535;
 const MAX_NAME_BYTES: usize = 64;
@@ -119,7 +119,7 @@ struct Cursor<'a, R> {
 
 impl<R: Read> Cursor<'_, R> {
     fn remaining(&self) -> usize {
-        self.end - self.at
+        self.end.saturating_sub(self.at)
     }
 
     fn fill(&mut self, bytes: &mut [u8], field: &str) -> Result<()> {
@@ -132,7 +132,7 @@ impl<R: Read> Cursor<'_, R> {
         self.source
             .read_exact(bytes)
             .map_err(|e| Error::io(Path::new(self.place), e))?;
-        self.at += length;
+        self.at = self.at.saturating_add(length);
         Ok(())
     }
 
@@ -159,13 +159,18 @@ impl<R: Read> Cursor<'_, R> {
 
     /// A count of things that take at least `least` bytes each.
     fn count(&mut self, field: &str, least: usize) -> Result<usize> {
-        self.count_to(field, self.remaining().saturating_sub(8) / least)
+        self.count_to(field, self.most(least))
     }
 
     /// A count of tensors or metadata values.
     fn entries(&mut self, field: &str, least: usize) -> Result<usize> {
-        let most = self.remaining().saturating_sub(8) / least;
-        self.count_to(field, most.min(MAX_ENTRIES))
+        self.count_to(field, self.most(least).min(MAX_ENTRIES))
+    }
+
+    /// How many things of at least `least` bytes can follow their count.
+    fn most(&self, least: usize) -> usize {
+        let left = self.remaining().saturating_sub(8);
+        left.checked_div(least).unwrap_or(0)
     }
 
     fn count_to(&mut self, field: &str, most: usize) -> Result<usize> {
@@ -212,7 +217,7 @@ impl<R: Read> Cursor<'_, R> {
                 [b] => return Err(Error::invalid(self.place, quoted(key), b, "0 or 1")),
             },
             8 => Value::String(self.string(field, MAX_HEADER_BYTES)?),
-            9 => self.list(key, depth + 1)?,
+            9 => self.list(key, depth.saturating_add(1))?,
             10 => Value::Uint(self.u64(field)?),
             11 => Value::Int(i64::from_le_bytes(self.array(field)?)),
             12 => Value::Float(f64::from_le_bytes(self.array(field)?)),
@@ -288,19 +293,21 @@ impl<R: Read> Cursor<'_, R> {
             Error::unsupported(what, self.place)
         })?;
         let block = ggml_type.block_elements();
-        if !shape[0].is_multiple_of(block) {
+        let row = shape.first().copied().unwrap_or(0);
+        if !row.is_multiple_of(block) {
             let allowed = format!("a multiple of {block} for {}", ggml_type.name());
             return Err(Error::invalid(
                 self.place,
                 field("row length"),
-                shape[0],
+                row,
                 allowed,
             ));
         }
         let bytes = shape
             .iter()
             .try_fold(1usize, |product, dim| product.checked_mul(*dim))
-            .and_then(|elements| (elements / block).checked_mul(ggml_type.block_bytes()));
+            .and_then(|elements| elements.checked_div(block))
+            .and_then(|blocks| blocks.checked_mul(ggml_type.block_bytes()));
         let Some(bytes) = bytes else {
             let found = format!("{shape:?}");
             return Err(Error::invalid(

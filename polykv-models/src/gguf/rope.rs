@@ -2,12 +2,65 @@
 
 use super::GgufFile;
 use super::config::key;
-use super::value::quoted;
-use crate::config::{Family, RopeScaling};
+use super::value::{quoted, widen};
+use crate::config::{Family, RopeConfig, RopeScaling};
 use polykv_core::{Error, Result};
 
 impl GgufFile {
-    pub(super) fn rope_scaling(&self, family: Family, max_positions: usize) -> Result<RopeScaling> {
+    /// The rotary embedding of layers that see every token.
+    pub(super) fn rope(
+        &self,
+        family: Family,
+        head_dim: usize,
+        context: usize,
+    ) -> Result<RopeConfig> {
+        let theta = self.number(&key(family, "rope.freq_base"))?;
+        let theta = theta.unwrap_or(10_000.0);
+        let rotated_key = key(family, "rope.dimension_count");
+        let rotated = match self.uint(&rotated_key)? {
+            Some(_) => self.size(&rotated_key)?,
+            None => head_dim,
+        };
+        if rotated != head_dim && family != Family::Phi3 {
+            let reason = format!("{}: the head size is {head_dim}", self.place());
+            return Err(Error::unsupported(
+                format!("{rotated_key} {rotated}"),
+                reason,
+            ));
+        }
+        let has = |name: &str| self.tensor(name).is_some();
+        let scaling = match () {
+            () if has("rope_freqs.weight") => self.llama3_scaling(theta, head_dim)?,
+            () if has(LONG) || has(SHORT) => self.longrope(family, context)?,
+            () => self.rope_scaling(family, context)?,
+        };
+        Ok(RopeConfig {
+            theta,
+            rotated,
+            scaling,
+        })
+    }
+
+    /// LongRoPE, whose divisors are tensors of their own. Converters write the published attention factor.
+    fn longrope(&self, family: Family, context: usize) -> Result<RopeScaling> {
+        let original = self.size(&key(family, "rope.scaling.original_context_length"))?;
+        let divisors = |name| -> Result<Vec<f64>> {
+            let values = self.read_f32(name)?;
+            Ok(values.into_iter().map(widen).collect())
+        };
+        let factors = [divisors(SHORT)?, divisors(LONG)?];
+        let stated = self.number(&key(family, "rope.scaling.attn_factor"))?;
+        let scaling = |factor| RopeScaling::longrope(factors.clone(), factor, context, original);
+        let published = scaling(None);
+        // The file holds an f32.
+        let differs = |stated: &f64| (stated / published.magnitude() - 1.0).abs() > 1e-6;
+        Ok(match stated.filter(differs) {
+            Some(stated) => scaling(Some(stated)),
+            None => published,
+        })
+    }
+
+    fn rope_scaling(&self, family: Family, max_positions: usize) -> Result<RopeScaling> {
         let (type_key, factor_key) = (
             key(family, "rope.scaling.type"),
             key(family, "rope.scaling.factor"),
@@ -55,8 +108,9 @@ impl GgufFile {
     /// The file holds only the divisors of the frequencies; the published parameters that give them are found by trial.
     pub(super) fn llama3_scaling(&self, theta: f64, head_dim: usize) -> Result<RopeScaling> {
         let shape = self.tensor("rope_freqs.weight").map(|freqs| &freqs.shape);
-        if shape.is_none_or(|shape| *shape != [head_dim / 2]) {
-            let allowed = format!("[{}], half the head size", head_dim / 2);
+        let pairs = head_dim / 2;
+        if shape.is_none_or(|shape| *shape != [pairs]) {
+            let allowed = format!("[{pairs}], half the head size");
             let found = format!("{:?}", shape.map_or(&[][..], Vec::as_slice));
             return Err(self.refuse("tensor rope_freqs.weight", found, &allowed));
         }
@@ -86,6 +140,9 @@ impl GgufFile {
         })
     }
 }
+
+const LONG: &str = "rope_factors_long.weight";
+const SHORT: &str = "rope_factors_short.weight";
 
 /// What Llama 3 scaling divides one rotary frequency (radians per position) by.
 fn llama3_divisor(frequency: f64, factor: f64, low: f64, high: f64, original: f64) -> f64 {
@@ -117,7 +174,8 @@ mod tests {
         let file = set(4.0).value(key, &Value::Uint(32)).open();
         let expected = RopeScaling::yarn(4.0, 32);
         let config = file.config().unwrap();
-        assert_eq!((config.rope_scaling, config.max_positions), (expected, 128));
+        assert_eq!(config.rope().scaling, expected);
+        assert_eq!(config.max_positions, 128);
         // A context length that stayed that of the training.
         let config = set(4.0).open().config().unwrap();
         assert_eq!(config.max_positions, 512);

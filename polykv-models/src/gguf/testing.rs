@@ -27,9 +27,13 @@ impl Gguf {
         self
     }
 
-    pub fn replace(mut self, key: &str, value: &Value) -> Self {
+    pub fn without(mut self, key: &str) -> Self {
         self.values.retain(|(k, _)| k != key);
-        self.value(key, value)
+        self
+    }
+
+    pub fn replace(self, key: &str, value: &Value) -> Self {
+        self.without(key).value(key, value)
     }
 
     pub fn f32_tensor(self, name: &str, shape: &[u64], data: &[f32]) -> Self {
@@ -86,7 +90,7 @@ impl Gguf {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("tiny.gguf");
         std::fs::write(&path, self.bytes()).unwrap();
-        // The mapping outlives the removed folder.
+        // The open file outlives the removed folder.
         GgufFile::open(&path).unwrap()
     }
 }

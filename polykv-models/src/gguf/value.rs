@@ -85,7 +85,9 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// The number format.
     pub ggml_type: GgmlType,
-    /// Its bytes in the file.
+    /// Which part of a split file holds it, from 0; 0 in a file that was not split.
+    pub part: usize,
+    /// Its bytes in that part.
     pub range: Range<usize>,
 }
 

@@ -153,7 +153,8 @@ impl Client {
 
     /// How long a file of so many bytes may take, with all repetitions.
     pub(super) fn time_for(&self, bytes: u64) -> Duration {
-        self.patience + Duration::from_secs(bytes / self.slowest)
+        let seconds = bytes.checked_div(self.slowest).unwrap_or(0);
+        self.patience.saturating_add(Duration::from_secs(seconds))
     }
 
     /// What the hub says of a file, without its contents.

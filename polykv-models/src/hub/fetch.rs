@@ -36,12 +36,13 @@ pub(super) fn fetch(
         limit,
         start: Instant::now(),
     };
-    let mut repeats = 0;
+    let mut repeats = 0u32;
     loop {
         match transfer.attempt(folder, progress) {
             Err(Trouble::Lost(_)) if repeats < REPEATS => {
-                std::thread::sleep(client.pause * 2u32.pow(repeats));
-                repeats += 1;
+                let pause = client.pause.saturating_mul(2u32.saturating_pow(repeats));
+                std::thread::sleep(pause);
+                repeats = repeats.saturating_add(1);
             }
             result => return result,
         }
@@ -183,7 +184,7 @@ impl Transfer<'_> {
                     _ => break,
                 }
             }
-            done += count as u64;
+            done = done.saturating_add(count as u64);
             if done > most {
                 part.remove()?;
                 return Err(too_large(remote, format!("{done} bytes or more"), most).into());

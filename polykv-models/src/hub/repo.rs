@@ -2,6 +2,7 @@
 
 use super::plain::{MAX_NAME, is_plain};
 use super::record::{Record, refuse_link};
+use crate::gguf::parts::{PartName, first_name};
 use polykv_core::{Error, Result};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -22,7 +23,8 @@ pub struct Repo {
 
 impl Repo {
     /// Parses ORG/NAME or ORG/NAME:FILE.gguf, at the branch main; `None` if `spec` has another form. Names become parts
-    /// of paths and addresses, so only letters, digits and a few signs are allowed.
+    /// of paths and addresses, so only letters, digits and a few signs are allowed. Any part of a split GGUF file stands
+    /// for all of it.
     pub fn parse(spec: &str) -> Option<Self> {
         let (id, file) = match spec.split_once(':') {
             Some((id, file)) => (id, Some(file)),
@@ -39,7 +41,7 @@ impl Repo {
         known.then(|| Self {
             org: org.to_string(),
             name: name.to_string(),
-            file: file.map(str::to_string),
+            file: file.map(first_name),
             revision: MAIN.to_string(),
         })
     }
@@ -70,9 +72,19 @@ impl Repo {
         format!("{}/{}", self.org, self.name)
     }
 
-    /// The GGUF file, if the model is one.
+    /// The GGUF file, if the model is one; of a split file the first part.
     pub fn file(&self) -> Option<&str> {
         self.file.as_deref()
+    }
+
+    /// The files of a model that is a GGUF file: the file, or all of its parts.
+    pub(super) fn files(&self) -> Vec<String> {
+        let file = self.file.iter();
+        file.flat_map(|file| match PartName::parse(file) {
+            Some(part) => part.all().collect(),
+            None => vec![file.clone()],
+        })
+        .collect()
     }
 
     /// The branch, tag or commit.
@@ -114,8 +126,16 @@ impl Repo {
     /// A link in its place in the cache; a record that is none.
     pub(super) fn cached(&self, cache: &Path) -> Result<Option<PathBuf>> {
         let there = match self.read_record(cache)? {
-            Some(record) => record.is_there(&self.folder(cache))?,
-            None => false,
+            // What an earlier version pulled may be one part alone.
+            Some(record)
+                if self
+                    .files()
+                    .iter()
+                    .all(|file| record.files.contains_key(file)) =>
+            {
+                record.is_there(&self.folder(cache))?
+            }
+            _ => false,
         };
         Ok(there.then(|| self.path(cache)))
     }

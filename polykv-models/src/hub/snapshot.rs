@@ -46,8 +46,11 @@ pub(super) fn pull(
     // Before anything is asked for: what would be refused at the end of a long download.
     let old = repo.read_record(cache)?.unwrap_or_default();
     let first = repo.file().unwrap_or("config.json");
+    let files = repo.files();
     let folder = repo.folder(cache);
-    refuse_foreign(&folder, first, &old)?;
+    for name in std::iter::once(first).chain(files.iter().map(String::as_str)) {
+        refuse_foreign(&folder, name, &old)?;
+    }
     let cached = repo.cached(cache)?;
     progress(Step::Downloading);
     let remote = Remote {
@@ -159,8 +162,9 @@ impl Staging {
             let remote = Remote { repo, pin, file };
             self.get(client, remote, limit, progress)
         };
-        if let Some(file) = repo.file() {
-            return get(file, MAX_WEIGHTS);
+        let files = repo.files();
+        if !files.is_empty() {
+            return files.iter().try_for_each(|file| get(file, MAX_WEIGHTS));
         }
         for (file, limit) in REQUIRED {
             get(file, limit)?;
@@ -232,9 +236,10 @@ impl Staging {
     /// the pull's own, and only at the end that they are whole.
     fn publish(mut self, cache: &Path, repo: &Repo) -> Result<()> {
         let (folder, path) = (repo.folder(cache), repo.record(cache));
-        let wanted = |name: &str| {
-            repo.file()
-                .map_or(!name.ends_with(".gguf"), |file| file == name)
+        let files = repo.files();
+        let wanted = |name: &str| match files.is_empty() {
+            true => !name.ends_with(".gguf"),
+            false => files.iter().any(|file| file == name),
         };
         let mut new = self.record.files.clone();
         new.retain(|name, _| wanted(name));

@@ -88,7 +88,7 @@ fn a_built_in_model_is_verified_by_its_sum() {
         assert!(message.contains("polykv pull smollm2-135m"), "{message}");
     };
     message("not in the cache");
-    let path = dir.path().join(alias.file_name());
+    let path = dir.path().join(alias.file);
     std::fs::write(&path, "abd").unwrap();
     message("sha256 is");
     std::fs::write(&path, "abc").unwrap();
@@ -117,12 +117,14 @@ fn the_cache_folder_follows_the_environment() {
 
 #[test]
 fn the_table_is_well_formed() {
+    let is_sum = |sum: &str| sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit());
     for alias in ALIASES {
-        for sum in [alias.sha256, alias.wheel_sha256] {
-            assert!(sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit()));
+        assert!(is_sum(alias.sha256) && !alias.wheels.is_empty());
+        for wheel in alias.wheels {
+            assert!(is_sum(wheel.sha256));
+            assert!(wheel.file.ends_with(".whl") && !wheel.file.contains('/'));
         }
-        assert!(alias.wheel.ends_with(".whl") && !alias.wheel.contains('/'));
-        assert!(alias.bytes > 0 && alias.file_name().ends_with(".gguf"));
-        assert!(!alias.name.contains('/'));
+        assert!(alias.bytes > 0 && alias.file.ends_with(".gguf"));
+        assert!(!alias.name.contains('/') && !alias.file.contains('/'));
     }
 }

@@ -1,4 +1,4 @@
-use super::{Linear, RmsNorm, RopeTable, linear};
+use super::{Linear, LoadedWeights, RmsNorm, Rotation, linear};
 use crate::config::ModelConfig;
 use burn::module::Module;
 use burn::tensor::{Device, Tensor};
@@ -20,6 +20,7 @@ pub struct Attention {
     pub q_norm: Option<RmsNorm>,
     /// The RMS norm over each head of the keys, before the rotary embedding; absent in most families.
     pub k_norm: Option<RmsNorm>,
+    head_dim: usize,
 }
 
 impl Attention {
@@ -35,6 +36,19 @@ impl Attention {
             o_proj: Linear::new(queries, hidden, device),
             q_norm: None,
             k_norm: None,
+            head_dim,
+        }
+    }
+
+    /// Adds biases to queries, keys and values.
+    #[must_use]
+    pub fn with_qkv_biases(self, config: &ModelConfig, device: &Device) -> Self {
+        let biased = |heads| Linear::with_bias(config.hidden_size, heads * config.head_dim, device);
+        Self {
+            q_proj: biased(config.heads),
+            k_proj: biased(config.kv_heads),
+            v_proj: biased(config.kv_heads),
+            ..self
         }
     }
 
@@ -47,11 +61,11 @@ impl Attention {
     }
 
     /// The rotated queries `[batch, heads, tokens, head_dim]`, the rotated keys and the values `[batch, kv_heads,
-    /// tokens, head_dim]` of `x [batch, tokens, hidden]` at the positions of `rope`.
-    pub fn qkv(&self, x: Tensor<3>, rope: &RopeTable) -> [Tensor<4>; 3] {
-        let head_dim = rope.head_dim();
-        let [q, k, v, _] = self.weights();
-        let [q, k, v] = linear::project_all(x, [q, k, v]).map(|x| {
+    /// tokens, head_dim]` of `x [batch, tokens, hidden]`.
+    pub fn qkv(&self, x: Tensor<3>, rotation: &Rotation) -> [Tensor<4>; 3] {
+        let head_dim = self.head_dim;
+        let projections = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let [q, k, v] = linear::forward_all(x, projections).map(|x| {
             let [batch, tokens, wide] = x.dims();
             x.reshape([batch, tokens, wide / head_dim, head_dim])
         });
@@ -59,7 +73,7 @@ impl Attention {
             Some([of_q, of_k]) => (of_q.forward(q), of_k.forward(k)),
             None => (q, k),
         };
-        let rotated = |x: Tensor<4>| rope.rotate(x.swap_dims(1, 2));
+        let rotated = |x: Tensor<4>| rotation.rotate(x.swap_dims(1, 2));
         [rotated(q), rotated(k), v.swap_dims(1, 2)]
     }
 
@@ -77,6 +91,18 @@ impl Attention {
         Some([self.q_norm.as_ref()?, self.k_norm.as_ref()?])
     }
 
+    /// Width of a head.
+    pub(super) fn head_dim(&self) -> usize {
+        self.head_dim
+    }
+
+    /// Whether a projection has a bias.
+    pub(super) fn has_biases(&self) -> bool {
+        [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj]
+            .iter()
+            .any(|linear| linear.bias.is_some())
+    }
+
     /// The projections to queries, keys and values, and the output projection.
     pub(super) fn weights(&self) -> [&Weight; 4] {
         [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj]
@@ -84,10 +110,10 @@ impl Attention {
     }
 
     /// Ends the loading of all projections; see [`Matrix::finish_loading`](super::Matrix::finish_loading).
-    pub fn finish_loading(&mut self) {
+    pub fn finish_loading(&mut self, loaded: &mut LoadedWeights) {
         let keys = [&mut self.k_proj, &mut self.v_proj];
         for linear in [&mut self.q_proj, &mut self.o_proj].into_iter().chain(keys) {
-            linear.weight.finish_loading();
+            linear.weight.finish_loading(loaded);
         }
     }
 }

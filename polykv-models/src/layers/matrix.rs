@@ -1,3 +1,4 @@
+use super::LoadedWeights;
 use burn::module::{Module, Param};
 use burn::tensor::{Device, Tensor};
 use polykv_core::ops::Weight;
@@ -26,11 +27,12 @@ impl Matrix {
         Self::Loading(super::parameter([outputs, inputs], device))
     }
 
-    /// Ends loading. The loaded tensor is dropped, so that a weight that takes another layout exists only once.
-    pub fn finish_loading(&mut self) {
+    /// Ends loading, with the weight that `loaded` has for the parameter, or else what was loaded into it. The loaded tensor
+    /// is dropped, so that a weight that takes another layout exists only once.
+    pub fn finish_loading(&mut self, loaded: &mut LoadedWeights) {
         if let Self::Loading(parameter) = self {
             let unused = super::parameter([0, 0], &parameter.lazy_device());
-            let weight = Weight::new(std::mem::replace(parameter, unused).into_value());
+            let weight = loaded.take(std::mem::replace(parameter, unused));
             *self = Self::Loaded(Loaded { weight });
         }
     }
@@ -64,7 +66,9 @@ mod tests {
         ] {
             let mut matrix = Matrix::Loading(Param::initialized(ParamId::new(), stored));
             assert_eq!(matrix.num_params(), 3 * 64);
-            matrix.finish_loading();
+            let mut loaded = LoadedWeights::default();
+            matrix.finish_loading(&mut loaded);
+            assert_eq!(loaded.bytes(), matrix.weight().bytes() as u64);
             assert_eq!(matrix.num_params(), 0);
             assert_eq!(matrix.weight().shape(), [3, 64]);
             let apart = matrix.weight().to_f32().not_equal(wanted).any();

@@ -33,9 +33,11 @@ pub(super) fn end_tokens(
         let bytes = read_capped(&texts, MAX_TOKENIZER_CONFIG_BYTES)?;
         let json: Value = serde_json::from_slice(&bytes)
             .map_err(|e| Error::invalid(texts.display(), "content", e, "a JSON object"))?;
-        let token = &json["eos_token"];
-        let token = token.as_str().or_else(|| token["content"].as_str());
-        ids.extend(token.and_then(|token| tokenizer.token_id(token)));
+        let token = json.get("eos_token");
+        let content = token.and_then(|token| token.get("content"));
+        let text = |value: Option<&'_ Value>| value.and_then(Value::as_str).map(str::to_owned);
+        let token = text(token).or_else(|| text(content));
+        ids.extend(token.and_then(|token| tokenizer.token_id(&token)));
     }
     Ok(once_each(ids))
 }

@@ -1,6 +1,7 @@
 //! From the path that a user gives as the model to a folder or a GGUF file.
 
 use super::safetensors::has_weights;
+use crate::gguf::parts::first_name;
 use polykv_core::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -8,10 +9,10 @@ use std::path::{Path, PathBuf};
 const SHOWN: usize = 4;
 
 /// The checkpoint folder or the GGUF file that a path stands for. A folder that has no safetensors weights and exactly
-/// one GGUF file stands for that file.
+/// one GGUF file, whole or split into parts, stands for that file.
 ///
 /// # Errors
-/// A folder with several GGUF files and no weights else; a single file of a checkpoint in place of its folder.
+/// A folder with several GGUF models and no weights else; a single file of a checkpoint in place of its folder.
 pub fn locate(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return match extension(path) {
@@ -34,7 +35,13 @@ pub fn locate(path: &Path) -> Result<PathBuf> {
             files.push(file);
         }
     }
-    files.sort();
+    // Of the parts of a split file, one stands for all.
+    let set = |file: &PathBuf| {
+        let name = file.file_name().map(|name| name.to_string_lossy());
+        name.map(|name| first_name(&name))
+    };
+    files.sort_by_cached_key(|file| (set(file), file.clone()));
+    files.dedup_by_key(|file| set(file));
     match files.as_slice() {
         [] => Ok(path.to_owned()),
         [file] => Ok(file.clone()),
@@ -46,7 +53,7 @@ pub fn locate(path: &Path) -> Result<PathBuf> {
             let allowed = "one, or the path of one of them as the model";
             Err(Error::invalid(
                 path.display(),
-                "number of GGUF files",
+                "number of GGUF models",
                 found,
                 allowed,
             ))

@@ -42,7 +42,8 @@ fn search<const N: usize>(
     let pieces = bytes.par_chunks(PIECE).enumerate();
     let (index, piece) = pieces.find_first(|(_, piece)| largest(piece) >= limit)?;
     let at = values(piece).iter().position(|b| magnitude(b) >= limit)?;
-    Some((index * (PIECE / N) + at, value(values(piece)[at])))
+    let before = index.saturating_mul(PIECE.checked_div(N)?);
+    Some((before.saturating_add(at), value(*values(piece).get(at)?)))
 }
 
 fn values<const N: usize>(piece: &[u8]) -> &[[u8; N]] {

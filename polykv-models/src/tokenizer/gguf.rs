@@ -1,102 +1,191 @@
 //! The vocabulary of a GGUF file as a tokenizer.json, so that both sources take one way into the tokenizers crate.
 
+mod bpe;
+mod sentencepiece;
+
 use crate::gguf::GgufFile;
 use polykv_core::{Error, Result};
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
+use serde_json::{Value, json};
+use std::borrow::Cow;
+use std::collections::HashSet;
 
+const MODEL: &str = "tokenizer.ggml.model";
 const TOKENS: &str = "tokenizer.ggml.tokens";
 const TYPES: &str = "tokenizer.ggml.token_type";
-const MERGES: &str = "tokenizer.ggml.merges";
 const BOS: &str = "tokenizer.ggml.bos_token_id";
 
 /// ggml's numbers for kinds of tokens.
+const NORMAL: u64 = 1;
+const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
+const BYTE: u64 = 6;
 
-/// As published in the tokenizer.json of Llama 3.
-const LLAMA3_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// As published in the tokenizer.json of Qwen 2.
-const QWEN2_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// What `tokenizer.ggml.pre` stands for.
-struct Pre {
-    pre_tokenizer: Value,
+/// A tokenizer.json, of which vocabulary and merges are written straight from the file's texts.
+#[derive(Serialize)]
+struct Json<'a> {
+    version: &'static str,
+    added_tokens: Vec<Value>,
     normalizer: Value,
+    pre_tokenizer: Value,
+    post_processor: Value,
+    decoder: Value,
+    model: Model<'a>,
+}
+
+#[derive(Serialize)]
+struct Model<'a> {
+    r#type: &'static str,
+    byte_fallback: bool,
     /// Whether a word that is a token is taken whole, whatever the merges say.
     ignore_merges: bool,
+    #[serde(serialize_with = "numbered")]
+    vocab: &'a [Cow<'a, str>],
+    merges: Vec<(&'a str, &'a str)>,
+}
+
+/// What one kind of tokenizer puts around the vocabulary.
+struct Parts<'a> {
+    normalizer: Value,
+    pre_tokenizer: Value,
+    decoder: Value,
+    byte_fallback: bool,
+    ignore_merges: bool,
+    merges: Vec<(&'a str, &'a str)>,
     /// Whether the published tokenizer puts a begin token before a text, for files that do not say.
     add_bos: bool,
 }
 
-/// Fails when a key is missing or malformed, or names a model or pre-tokenizer that is not known.
-pub(super) fn tokenizer_json(file: &GgufFile) -> Result<Value> {
-    let refuse = |field: &str, found: String, allowed: &str| {
-        Err(Error::invalid(file.place(), field, found, allowed))
-    };
-    match file.text("tokenizer.ggml.model")? {
-        Some("gpt2") => {}
+/// Tokens with their kinds, in the order of their ids.
+struct Vocabulary<'a> {
+    tokens: Vec<Cow<'a, str>>,
+    kinds: Vec<u64>,
+}
+
+/// The bytes of a tokenizer.json.
+///
+/// # Errors
+/// A key that is missing or malformed; a tokenizer model or a pre-tokenizer that is not known, by name.
+pub(super) fn tokenizer_json(file: &GgufFile) -> Result<Vec<u8>> {
+    let sentencepiece = match file.text(MODEL)? {
+        Some("gpt2") => false,
+        Some("llama") => true,
         found => {
-            let what = format!("tokenizer.ggml.model {found:?}");
-            let reason = format!("{}: only gpt2 (byte-level BPE) can be read", file.place());
+            let what = format!("{MODEL} {found:?}");
+            let reason = format!(
+                "{}: allowed are gpt2 (byte-level BPE) and llama (SentencePiece's BPE)",
+                file.place()
+            );
             return Err(Error::unsupported(what, reason));
         }
+    };
+    let mut vocabulary = Vocabulary::read(file, sentencepiece)?;
+    if sentencepiece {
+        sentencepiece::respell(&mut vocabulary);
     }
-    let pre = pre_tokenizer(file)?;
-    let Some(tokens) = file.texts(TOKENS)? else {
-        return refuse(TOKENS, "missing".into(), "an array of texts");
+    vocabulary.check_names(file)?;
+    let parts = match sentencepiece {
+        true => sentencepiece::parts(file, &vocabulary)?,
+        false => bpe::parts(file)?,
     };
-    let types = match file.uints(TYPES)? {
-        Some(types) => types,
-        None => vec![1; tokens.len()],
+    let json = Json {
+        version: "1.0",
+        added_tokens: added_tokens(file, &vocabulary, sentencepiece)?,
+        normalizer: parts.normalizer,
+        pre_tokenizer: parts.pre_tokenizer,
+        post_processor: post_processor(file, &vocabulary.tokens, parts.add_bos)?,
+        decoder: parts.decoder,
+        model: Model {
+            r#type: "BPE",
+            byte_fallback: parts.byte_fallback,
+            ignore_merges: parts.ignore_merges,
+            vocab: &vocabulary.tokens,
+            merges: parts.merges,
+        },
     };
-    if types.len() != tokens.len() {
-        let allowed = format!("{}, as many as there are tokens", tokens.len());
-        return refuse(TYPES, format!("an array of {}", types.len()), &allowed);
+    serde_json::to_vec(&json)
+        .map_err(|e| Error::invalid(file.place(), "tokenizer", e, "a vocabulary"))
+}
+
+impl<'a> Vocabulary<'a> {
+    fn read(file: &'a GgufFile, kinds_needed: bool) -> Result<Self> {
+        let missing = |field: &str, allowed: &str| {
+            Error::invalid(file.place(), field, "missing", allowed.to_owned())
+        };
+        let tokens = file
+            .texts(TOKENS)?
+            .ok_or_else(|| missing(TOKENS, "an array of texts"))?;
+        let kinds = match file.uints(TYPES)? {
+            Some(kinds) => kinds,
+            // Without them control tokens and byte tokens cannot be told from text.
+            None if kinds_needed => return Err(missing(TYPES, "an array of whole numbers")),
+            None => vec![NORMAL; tokens.len()],
+        };
+        same_length(file, TYPES, kinds.len(), tokens.len())?;
+        Ok(Self {
+            tokens: tokens.into_iter().map(Cow::Borrowed).collect(),
+            kinds,
+        })
     }
 
-    let mut vocab = Map::new();
-    let mut added = Vec::new();
-    for (id, (token, kind)) in tokens.iter().zip(&types).enumerate() {
-        if vocab.insert((*token).to_owned(), id.into()).is_some() {
-            return refuse(TOKENS, format!("{token:?} twice"), "each token once");
-        }
-        if matches!(*kind, CONTROL | USER_DEFINED) {
-            added.push(json!({
-                "id": id, "content": token, "special": *kind == CONTROL,
-                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-            }));
-        }
+    fn iter(&self) -> impl Iterator<Item = (&str, u64)> {
+        let kinds = self.kinds.iter().copied();
+        self.tokens.iter().map(|token| &**token).zip(kinds)
     }
-    let mut merges = Vec::new();
-    for merge in file.texts(MERGES)?.unwrap_or_default() {
-        match merge.split_once(' ') {
-            Some((a, b)) if !a.is_empty() && !b.is_empty() => merges.push(json!([a, b])),
-            _ => {
-                return refuse(
-                    MERGES,
-                    format!("{merge:?}"),
-                    "two tokens with a space between",
-                );
+
+    fn check_names(&self, file: &GgufFile) -> Result<()> {
+        let mut seen = HashSet::with_capacity(self.tokens.len());
+        match self.tokens.iter().find(|token| !seen.insert(&***token)) {
+            None => Ok(()),
+            Some(token) => {
+                let found = format!("{token:?} twice");
+                Err(Error::invalid(
+                    file.place(),
+                    TOKENS,
+                    found,
+                    "each token once",
+                ))
             }
         }
     }
-    Ok(json!({
-        "version": "1.0",
-        "added_tokens": added,
-        "normalizer": pre.normalizer,
-        "pre_tokenizer": pre.pre_tokenizer,
-        "post_processor": post_processor(file, &tokens, pre.add_bos)?,
-        "decoder": byte_level(true),
-        "model": {
-            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-            "ignore_merges": pre.ignore_merges, "vocab": vocab, "merges": merges,
-        },
-    }))
+}
+
+/// # Errors
+/// A list that does not have one entry for each token.
+fn same_length(file: &GgufFile, field: &str, found: usize, tokens: usize) -> Result<()> {
+    if found == tokens {
+        return Ok(());
+    }
+    let found = format!("an array of {found}");
+    let allowed = format!("{tokens}, as many as there are tokens");
+    Err(Error::invalid(file.place(), field, found, allowed))
+}
+
+/// The tokens that are found in a text before anything else. Control tokens and the unknown token are special: plain text
+/// does not become one of them.
+fn added_tokens(
+    file: &GgufFile,
+    vocabulary: &Vocabulary,
+    sentencepiece: bool,
+) -> Result<Vec<Value>> {
+    // As in the tokenizer.json of Phi-3: white space behind its control tokens goes.
+    let strip = sentencepiece && file.text("general.architecture")? == Some("phi3");
+    let keep = ["<unk>", "<s>", "<|endoftext|>"];
+    let added = vocabulary.iter().enumerate();
+    let added = added.filter(|(_, (_, kind))| matches!(*kind, UNKNOWN | CONTROL | USER_DEFINED));
+    let json = added.map(|(id, (token, kind))| {
+        json!({
+            "id": id, "content": token, "special": kind != USER_DEFINED,
+            "single_word": false, "lstrip": false, "rstrip": strip && !keep.contains(&token),
+            "normalized": false,
+        })
+    });
+    Ok(json.collect())
 }
 
 /// The begin token before a text, where the file asks for it.
-fn post_processor(file: &GgufFile, tokens: &[&str], by_default: bool) -> Result<Value> {
+fn post_processor(file: &GgufFile, tokens: &[Cow<str>], by_default: bool) -> Result<Value> {
     let add = file.flag("tokenizer.ggml.add_bos_token")?;
     let (true, Some(id)) = (add.unwrap_or(by_default), file.uint(BOS)?) else {
         return Ok(Value::Null);
@@ -111,57 +200,17 @@ fn post_processor(file: &GgufFile, tokens: &[&str], by_default: bool) -> Result<
         "type": "TemplateProcessing",
         "single": [begin, text("A", 0)],
         "pair": [begin, text("A", 0), text("B", 1)],
-        "special_tokens": {*token: {"id": token, "ids": [id], "tokens": [token]}},
+        "special_tokens": {&**token: {"id": token, "ids": [id], "tokens": [token]}},
     }))
 }
 
-fn pre_tokenizer(file: &GgufFile) -> Result<Pre> {
-    let plain = |pre_tokenizer| Pre {
-        pre_tokenizer,
-        normalizer: Value::Null,
-        ignore_merges: false,
-        add_bos: false,
-    };
-    Ok(
-        match file.text("tokenizer.ggml.pre")?.unwrap_or("default") {
-            "default" | "gpt-2" => plain(byte_level(true)),
-            "smollm" => plain(json!({
-                "type": "Sequence",
-                "pretokenizers": [{"type": "Digits", "individual_digits": true}, byte_level(true)],
-            })),
-            "llama-bpe" | "llama3" | "llama-v3" => Pre {
-                ignore_merges: true,
-                add_bos: true,
-                ..plain(split(LLAMA3_SPLIT))
-            },
-            "qwen2" => Pre {
-                normalizer: json!({"type": "NFC"}),
-                ..plain(split(QWEN2_SPLIT))
-            },
-            other => {
-                let reason = format!(
-                    "{}: allowed are smollm, default, gpt-2, llama-bpe, llama3 and qwen2",
-                    file.place()
-                );
-                return Err(Error::unsupported(
-                    format!("tokenizer.ggml.pre {other:?}"),
-                    reason,
-                ));
-            }
-        },
-    )
+/// Texts as a map from each to its place in the list.
+fn numbered<S: Serializer>(
+    tokens: &[Cow<str>],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_map(tokens.iter().enumerate().map(|(id, token)| (token, id)))
 }
 
-fn byte_level(use_regex: bool) -> Value {
-    json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex})
-}
-
-fn split(regex: &str) -> Value {
-    json!({
-        "type": "Sequence",
-        "pretokenizers": [
-            {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": false},
-            byte_level(false),
-        ],
-    })
-}
+#[cfg(test)]
+mod tests;

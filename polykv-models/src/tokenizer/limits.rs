@@ -13,9 +13,9 @@ use std::fmt;
 const MAX_TOKEN_BYTES: usize = 2048;
 const MAX_ADDED_TOKENS: usize = 100_000;
 /// Tokens of a vocabulary and merges, each of which takes some hundred bytes of memory. The largest published vocabularies
-/// have 260,000 tokens.
+/// have 260,000 tokens and 514,000 merges.
 const MAX_VOCAB: usize = 1 << 20;
-const MAX_MERGES: usize = 1 << 21;
+pub(super) const MAX_MERGES: usize = 1 << 21;
 /// Steps of the normalizer, the pre-tokenizer, the post-processor or the decoder.
 const MAX_STEPS: usize = 64;
 /// Bytes that the replacements of a normalizer or decoder, one after the other, may make of one byte.
@@ -51,9 +51,18 @@ pub(super) struct AddedToken {
     pub id: u32,
     pub content: String,
     #[serde(default)]
-    pub lstrip: bool,
+    lstrip: bool,
     #[serde(default)]
-    pub rstrip: bool,
+    rstrip: bool,
+}
+
+impl Listed {
+    /// Whether every byte of a text is in one of its tokens: no added token swallows the white space beside it, and what the
+    /// normalizer puts in place of a text is no shorter.
+    pub fn keeps_all_text(&self) -> bool {
+        let strips = |token: &AddedToken| token.lstrip || token.rstrip;
+        !self.added_tokens.iter().any(strips) && never_shrinks(&self.normalizer)
+    }
 }
 
 #[derive(Default, Deserialize)]
@@ -224,6 +233,23 @@ fn growth(step: &Value) -> std::result::Result<usize, String> {
     Ok(whole.saturating_mul(factor))
 }
 
+fn never_shrinks(step: &Value) -> bool {
+    let text = |pointer: &str| step.pointer(pointer).and_then(Value::as_str);
+    match text("/type") {
+        None => step.is_null(),
+        Some("Prepend") => true,
+        Some("Replace") => {
+            let texts = (text("/pattern/String"), text("/content"));
+            matches!(texts, (Some(from), Some(to)) if to.len() >= from.len())
+        }
+        Some("Sequence") => {
+            let steps = step.get("normalizers").and_then(Value::as_array);
+            steps.is_some_and(|steps| steps.iter().all(never_shrinks))
+        }
+        Some(_) => false,
+    }
+}
+
 /// The longest text that a character map of SentencePiece puts in place of another: after a table of which the first four
 /// bytes tell the size, the texts follow, each with a zero behind it.
 fn longest_of_map(base64: &str) -> std::result::Result<usize, String> {
@@ -239,7 +265,7 @@ fn longest_of_map(base64: &str) -> std::result::Result<usize, String> {
     Ok(longest.unwrap_or_default().max(1))
 }
 
-/// The keys of a map, or what a list holds.
+/// The keys of a map, or what a list holds. Nothing is kept of them: vocabularies have hundreds of thousands.
 #[derive(Default)]
 struct Entries {
     count: usize,
@@ -249,8 +275,8 @@ struct Entries {
 
 impl<'de> Deserialize<'de> for Entries {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        struct Keys;
-        impl<'de> Visitor<'de> for Keys {
+        struct Texts;
+        impl<'de> Visitor<'de> for Texts {
             type Value = Entries;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -262,9 +288,9 @@ impl<'de> Deserialize<'de> for Entries {
                 mut map: A,
             ) -> std::result::Result<Entries, A::Error> {
                 let mut found = Entries::default();
-                while let Some((key, _)) = map.next_entry::<String, IgnoredAny>()? {
-                    found.count += 1;
-                    found.longest = found.longest.max(key.len());
+                while let Some((key, _)) = map.next_entry::<Entries, IgnoredAny>()? {
+                    found.count = found.count.saturating_add(1);
+                    found.longest = found.longest.max(key.longest);
                 }
                 Ok(found)
             }
@@ -274,20 +300,38 @@ impl<'de> Deserialize<'de> for Entries {
                 mut list: A,
             ) -> std::result::Result<Entries, A::Error> {
                 let mut found = Entries::default();
-                while let Some(item) = list.next_element::<Value>()? {
-                    found.count += 1;
-                    walk(&item, &mut |value| {
-                        found.longest = found.longest.max(value.as_str().map_or(0, str::len));
-                    });
+                while let Some(inner) = list.next_element::<Entries>()? {
+                    found.count = found.count.saturating_add(1);
+                    found.longest = found.longest.max(inner.longest);
                 }
                 Ok(found)
+            }
+
+            fn visit_str<E>(self, text: &str) -> std::result::Result<Entries, E> {
+                Ok(Entries {
+                    count: 0,
+                    longest: text.len(),
+                })
+            }
+
+            // The scores beside the tokens of a Unigram vocabulary.
+            fn visit_f64<E>(self, _: f64) -> std::result::Result<Entries, E> {
+                Ok(Entries::default())
+            }
+
+            fn visit_i64<E>(self, _: i64) -> std::result::Result<Entries, E> {
+                Ok(Entries::default())
+            }
+
+            fn visit_u64<E>(self, _: u64) -> std::result::Result<Entries, E> {
+                Ok(Entries::default())
             }
 
             fn visit_unit<E>(self) -> std::result::Result<Entries, E> {
                 Ok(Entries::default())
             }
         }
-        deserializer.deserialize_any(Keys)
+        deserializer.deserialize_any(Texts)
     }
 }
 

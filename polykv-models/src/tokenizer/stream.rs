@@ -45,10 +45,9 @@ impl<'a> Stream<'a> {
     pub fn push(&mut self, id: u32) -> Result<Option<String>> {
         self.window.push(id);
         let text = self.tokenizer.decode(&self.window, self.skip_special)?;
-        let certain = text.trim_end_matches(UNFINISHED).len();
-        let open = text.len() - certain;
-        let new = self.take_new(&text[..certain]);
-        if open == 0 {
+        let certain = text.trim_end_matches(UNFINISHED);
+        let new = self.take_new(certain);
+        if certain.len() == text.len() {
             self.advance()?;
         } else if self.window.len() >= MAX_WINDOW {
             let rest = self.take_new(&text);
@@ -84,7 +83,8 @@ impl<'a> Stream<'a> {
         let common = text.chars().zip(self.done.chars()).take_while(same);
         let common: usize = common.map(|(c, _)| c.len_utf8()).sum();
         // A run of byte tokens that is no UTF-8 as a whole has one mark for each of its bytes.
-        common + (self.done.len() - common) * UNFINISHED.len_utf8()
+        let rest = self.done.len().saturating_sub(common);
+        common.saturating_add(rest.saturating_mul(UNFINISHED.len_utf8()))
     }
 
     /// After a complete text only the tokens since the last one stay, as context of the next.

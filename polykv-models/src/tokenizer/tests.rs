@@ -2,6 +2,11 @@ use super::*;
 use crate::gguf::Value;
 use crate::gguf::testing::{Gguf, tiny_llama};
 
+fn tiny_json() -> serde_json::Value {
+    let bytes = gguf::tokenizer_json(&tiny_llama().open()).unwrap();
+    serde_json::from_slice(&bytes).unwrap()
+}
+
 fn tiny() -> Tokenizer {
     Tokenizer::from_gguf(&tiny_llama().open()).unwrap()
 }
@@ -47,7 +52,7 @@ fn ids_against_embedding_rows() {
 
 /// A tokenizer.json with a token added behind its vocabulary, and files beside it.
 fn folder(token: serde_json::Value, files: &[(&str, &str)]) -> tempfile::TempDir {
-    let mut json = gguf::tokenizer_json(&tiny_llama().open()).unwrap();
+    let mut json = tiny_json();
     json["added_tokens"].as_array_mut().unwrap().push(token);
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
@@ -128,7 +133,7 @@ fn bad_files() {
     refusal("{}");
     refusal("{\"version\": \"9\"}");
     refusal(&"[".repeat(100_000));
-    let json = gguf::tokenizer_json(&tiny_llama().open()).unwrap();
+    let json = tiny_json();
     let text = json.to_string();
     refusal(&text[..text.len() / 2]);
     let mut moved = json;
@@ -138,7 +143,7 @@ fn bad_files() {
 
 #[test]
 fn truncation_and_padding_are_dropped() {
-    let mut json = gguf::tokenizer_json(&tiny_llama().open()).unwrap();
+    let mut json = tiny_json();
     json["truncation"] = serde_json::json!({"direction": "Right", "max_length": 2,
         "strategy": "LongestFirst", "stride": 0});
     json["padding"] = serde_json::json!({"strategy": {"Fixed": 1_000_000_000_000u64},
@@ -173,7 +178,7 @@ fn the_begin_token_is_told_and_not_added() {
 
 #[test]
 fn a_post_processor_may_add_begin_and_end() {
-    let mut json = gguf::tokenizer_json(&tiny_llama().open()).unwrap();
+    let mut json = tiny_json();
     let special = |id: u32| serde_json::json!({"id": "t", "ids": [id], "tokens": ["t"]});
     let template = |id| {
         let token = serde_json::json!({"SpecialToken": {"id": "t", "type_id": 0}});
@@ -208,7 +213,7 @@ fn long_runs_are_encoded() {
 #[test]
 fn gguf_refusals_name_the_key() {
     let cases = [
-        ("tokenizer.ggml.model", Value::String("llama".into())),
+        ("tokenizer.ggml.model", Value::String("bert".into())),
         ("tokenizer.ggml.pre", Value::String("falcon3".into())),
         ("tokenizer.ggml.tokens", Value::Uint(3)),
         (
@@ -225,7 +230,19 @@ fn gguf_refusals_name_the_key() {
         let message = Tokenizer::from_gguf(&file).err().unwrap().to_string();
         assert!(message.contains(key), "{message}");
     }
-    for pre in ["default", "gpt-2", "llama-bpe", "llama3", "qwen2"] {
+    let known = [
+        "default",
+        "gpt-2",
+        "llama-bpe",
+        "llama3",
+        "dbrx",
+        "smaug-bpe",
+        "qwen2",
+        "deepseek-r1-qwen",
+        "gpt-4o",
+        "tekken",
+    ];
+    for pre in known {
         let file = tiny_llama().replace("tokenizer.ggml.pre", &Value::String(pre.into()));
         let tokenizer = Tokenizer::from_gguf(&file.open()).unwrap();
         let ids = tokenizer.encode("he is 12345 ", Specials::AsText).unwrap();

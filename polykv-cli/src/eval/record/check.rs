@@ -21,7 +21,7 @@ impl Record {
         between("number of shards", self.shard.count, 1, MOST_SAMPLES)?;
         for (index, plan) in run.plans.iter().enumerate() {
             let name = &plan.info.name;
-            let mut others = run.plans[..index].iter();
+            let mut others = run.plans.iter().take(index);
             if others.any(|other| other.info.name == *name) {
                 let found = format!("'{name}' twice");
                 return Err(Error::invalid("run", "plans", found, "names that differ"));

@@ -5,9 +5,24 @@ use crate::allocate::{Note, Online};
 use crate::ops;
 use crate::phase::Phase;
 use crate::plan::Eviction;
-use crate::policy::{Merge, Policy, Split};
+use crate::policy::{LayerView, Merge, Policy, Split};
 use crate::{Error, Result};
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Bool, Int, Tensor};
+
+/// Scores under which entries that have left the layer's window go before all others.
+fn left_last(scores: Tensor<3>, view: &LayerView<'_>) -> Tensor<3> {
+    match view.left() {
+        Some(left) => scores.mask_fill(left, f32::MIN),
+        None => scores,
+    }
+}
+
+/// Which of the entries in `slots [batch, kv_heads, count]` have left the layer's window, if any can have.
+fn left_of(view: &LayerView<'_>, slots: &Tensor<3, Int>) -> Option<Tensor<3, Bool>> {
+    let oldest = Some(view.protected.oldest).filter(|&oldest| oldest > 0)?;
+    let positions = view.positions.clone().gather(2, slots.clone());
+    Some(positions.lower_elem(oldest as i64))
+}
 
 impl LayerCache {
     /// Keeps the best entries under the budget, in order of position, with one free slot.
@@ -20,15 +35,17 @@ impl LayerCache {
         let Eviction { policy, budget } = eviction;
         let budget = *budget;
         let view = self.view(phase, &**policy, budget, row)?;
-        let scores = policy.score(self.states.of(phase), &view)?;
+        let scores = left_last(policy.score(self.states.of(phase), &view)?, &view);
         let (positions, protected) = (view.positions.clone(), view.protected);
         let chosen = ops::choose(scores, positions, protected, budget);
         let (slots, nans) = chosen.map_err(|error| self.refused(phase, error))?;
         let mut merge = None;
         if policy.merges() {
+            let evicted = self.order.rest(&slots, self.len())?;
             let split = Split {
                 kept: slots.clone(),
-                evicted: self.order.rest(&slots, self.len())?,
+                left: left_of(&view, &evicted),
+                evicted,
             };
             let mut state = self.states.of(phase).clone();
             merge = policy.merge(&mut state, &view, &split)?;
@@ -49,6 +66,7 @@ impl LayerCache {
 
     /// What an allocator remembers of the whole layer. Keeps the scores for [`LayerCache::cut_to`].
     pub(in crate::cache) fn describe_to(&mut self, online: &dyn Online) -> Result<Note> {
+        self.leave_window()?;
         let rules = self.rules()?;
         let (phase, eviction) = match (&rules.prefill, &rules.decode) {
             (Some(eviction), _) => (Phase::Prefill, Some(eviction)),
@@ -62,7 +80,7 @@ impl LayerCache {
             });
         };
         let view = self.view(phase, &**policy, *budget, None)?;
-        let scores = policy.score(self.states.of(phase), &view)?;
+        let scores = left_last(policy.score(self.states.of(phase), &view)?, &view);
         let note = online.note(&view, &scores)?;
         drop(view);
         self.scores = (phase == Phase::Prefill).then_some(scores);
@@ -106,9 +124,16 @@ impl LayerCache {
     /// Keeps the entries in `slots`, with one free slot beside them.
     fn keep(&mut self, policy: &dyn Policy, slots: Tensor<3, Int>, budget: usize) {
         self.heads_agree &= policy.same_for_all_heads();
+        self.keep_slots(slots, budget + 1);
+    }
+
+    /// Keeps the entries in `slots` and the statistics about them, in storage for `capacity`.
+    pub(super) fn keep_slots(&mut self, slots: Tensor<3, Int>, capacity: usize) {
         self.states.keep(&slots);
         if let Some(store) = &mut self.store {
-            store.keep(slots, budget + 1);
+            let before = store.kv_bytes();
+            store.keep(slots, capacity);
+            self.moving = self.moving.max(before + store.kv_bytes());
         }
         self.order.reset();
     }
@@ -132,7 +157,7 @@ impl LayerCache {
         let policy = &eviction.policy;
         // The view must be gone before the store is written: only unshared tensors are written in place.
         let view = self.view(Phase::Decode, &**policy, len - 1, row)?;
-        let scores = policy.score(self.states.of(Phase::Decode), &view)?;
+        let scores = left_last(policy.score(self.states.of(Phase::Decode), &view)?, &view);
         let (victim, nans) = ops::drop_lowest(scores, view.positions.clone(), view.protected);
         let (mut key, mut value) = (key, value);
         match policy.merges() {
@@ -140,6 +165,7 @@ impl LayerCache {
             true => {
                 let split = Split {
                     kept: self.order.without(&victim, len, self.shape),
+                    left: left_of(&view, &victim),
                     evicted: victim.clone(),
                 };
                 let mut state = self.states.of(Phase::Decode).clone();
@@ -159,6 +185,13 @@ impl LayerCache {
         }
         self.remember_nans(nans);
         self.heads_agree &= policy.same_for_all_heads();
+        self.overwrite(victim, key, value);
+        Ok(())
+    }
+
+    /// Moves the newest entry, with its statistics, into the slot `victim [batch, kv_heads, 1]`.
+    pub(super) fn overwrite(&mut self, victim: Tensor<3, Int>, key: Tensor<4>, value: Tensor<4>) {
+        let len = self.len();
         self.states.replace(&victim);
         if self.needs.position_order {
             self.order.replace(victim.clone(), len, self.shape);
@@ -166,7 +199,6 @@ impl LayerCache {
         if let Some(store) = &mut self.store {
             store.replace(victim, key, value, self.seen - 1);
         }
-        Ok(())
     }
 
     fn merge(&mut self, merge: Option<Merge>) {

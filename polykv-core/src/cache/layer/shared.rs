@@ -2,6 +2,7 @@
 //! policies remember.
 
 use super::LayerCache;
+use super::window::in_pieces;
 use crate::cache::queries::Queries;
 use crate::ops::{self, AttentionBlock};
 use crate::phase::Phase;
@@ -20,11 +21,15 @@ impl LayerCache {
         followers: impl Iterator<Item = &'a LayerCache>,
     ) -> Self {
         let mut leader = Self::new(layer, shape, device);
-        leader.rules = Some(LayerEvictions::default());
         for follower in followers {
             leader.needs = leader.needs.union(follower.needs);
             leader.facts = follower.facts.clone();
+            leader.softcap = follower.softcap;
         }
+        leader.rules = Some(LayerEvictions {
+            window: leader.facts.window,
+            ..LayerEvictions::default()
+        });
         leader.announce(tokens);
         leader
     }
@@ -51,17 +56,34 @@ impl LayerCache {
         let rules = self.rules()?;
         let tokens = self.check_shapes(&q, &k, &v)?;
         let (k, v) = (self.stored(k), self.stored(v));
-        let appended = self.append(&rules, &q, k, v, tokens);
+        in_pieces(self.pieces(tokens), [q, k, v], &mut |piece| {
+            self.attend_piece(&rules, followers, piece)
+        })
+    }
+
+    fn attend_piece(
+        &mut self,
+        rules: &LayerEvictions,
+        followers: &mut [&mut LayerCache],
+        [q, k, v]: [Tensor<4>; 3],
+    ) -> Result<Tensor<4>> {
+        let tokens = q.dims()[2];
+        if let Some(kept) = self.make_room(tokens)? {
+            let followers = followers.iter_mut();
+            followers.for_each(|follower| follower.states.keep(&kept));
+        }
+        let appended = self.append(rules, &q, k, v, tokens);
         for follower in followers.iter_mut() {
             let rules = follower.rules()?;
             follower.states.append(&rules, &appended)?;
         }
+        let mask = self.mask();
         let (keys, values) = match &self.store {
             Some(store) => (store.keys(), store.values()),
             None => return Err(Error::Failed("attention over an empty cache".into())),
         };
         if !self.needs.attention {
-            return ops::attend(q, keys, values, None);
+            return ops::attend(q, keys, values, &mask, None);
         }
         let mut observe = |block: &AttentionBlock| {
             followers.iter_mut().try_for_each(|follower| {
@@ -70,8 +92,8 @@ impl LayerCache {
             })
         };
         match self.needs.column_sums {
-            true => ops::attend_summed(q, keys, values, &mut observe),
-            false => ops::attend(q, keys, values, Some(&mut observe)),
+            true => ops::attend_summed(q, keys, values, &mask, &mut observe),
+            false => ops::attend(q, keys, values, &mask, Some(&mut observe)),
         }
     }
 
@@ -83,5 +105,6 @@ impl LayerCache {
         self.queries = latest.map(Queries::of).unwrap_or_default();
         self.seen = leader.seen;
         self.expected = 0;
+        self.moving = leader.moving;
     }
 }

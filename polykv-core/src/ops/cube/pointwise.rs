@@ -1,7 +1,8 @@
-//! What lies between the products of a layer: RMS norm, rotary embedding, the gate of SwiGLU.
+//! What lies between the products of a layer: RMS norm, rotary embedding, the gates of SwiGLU and GeGLU.
 
 use super::{dense, empty, width};
 use crate::ops::kernels::PointwiseOps;
+use crate::ops::pointwise::{GELU_CUBE, GELU_SLOPE};
 use burn::backend::TensorMetadata;
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
@@ -21,7 +22,11 @@ impl PointwiseOps for CubeBackend {
     }
 
     fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
-        swiglu(gate, up)
+        gated(gate, up, false)
+    }
+
+    fn geglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+        gated(gate, up, true)
     }
 }
 
@@ -253,7 +258,8 @@ fn rotate_word<N: Size>(
     output[to + words] = second * cos + first * sin;
 }
 
-fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
+/// `silu(gate) · up`, or with `gelu` GELU in its tanh form in place of SiLU.
+fn gated(gate: CubeTensor, up: CubeTensor, gelu: bool) -> CubeTensor {
     let [gate, up] = [gate, up].map(into_contiguous);
     let output = empty(&gate, gate.shape(), DType::F32);
     let count = gate.shape().num_elements();
@@ -265,7 +271,7 @@ fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
     debug_assert_eq!(up.shape(), gate.shape());
     // SAFETY: units beyond `count` words end; three contiguous tensors of one shape have so many.
     unsafe {
-        swiglu_kernel::launch_unchecked(
+        gated_kernel::launch_unchecked(
             &client,
             grid((count / width).div_ceil(UNITS)),
             CubeDim::new_1d(UNITS as u32),
@@ -274,22 +280,29 @@ fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
             up.into_buffer_arg(),
             output.clone().into_buffer_arg(),
             count / width,
+            gelu,
         );
     }
     output
 }
 
 #[cube(launch_unchecked)]
-fn swiglu_kernel<N: Size>(
+fn gated_kernel<N: Size>(
     gate: &[Vector<f32, N>],
     up: &[Vector<f32, N>],
     output: &mut [Vector<f32, N>],
     count: usize,
+    #[comptime] gelu: bool,
 ) {
     let i = place() * UNITS + UNIT_POS_X as usize;
     if i >= count {
         terminate!();
     }
     let gate = gate[i];
-    output[i] = gate / (Vector::new(1.0f32) + (-gate).exp()) * up[i];
+    let x = if gelu {
+        Vector::new(GELU_SLOPE) * (gate + Vector::new(GELU_CUBE) * gate * gate * gate)
+    } else {
+        gate
+    };
+    output[i] = gate / (Vector::new(1.0f32) + (-x).exp()) * up[i];
 }

@@ -1,7 +1,7 @@
 //! Causal attention of many queries by online softmax, and the sums of its columns. No row of scores ever exists.
 
-use super::{HIDDEN, dense, empty, length, unrolls, width};
-use crate::ops::kernels::PromptOps;
+use super::{HIDDEN, Mask, cap, dense, empty, in_window, length, unrolls, width};
+use crate::ops::kernels::{self, PromptOps};
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
@@ -12,26 +12,35 @@ use cubecl::prelude::*;
 
 /// Queries per cube, or keys where columns are summed.
 const UNITS: usize = 64;
-/// Keys that a cube holds at a time.
-const TILE: usize = 16;
+/// Keys that a cube holds at a time: as many as fit 16 KiB of shared memory beside their values.
+fn tile_keys(dim: usize) -> usize {
+    (2048 / dim.max(1)).clamp(1, 16)
+}
 
 impl PromptOps for CubeBackend {
-    fn attend_prompt(q: CubeTensor, k: CubeTensor, v: CubeTensor) -> (CubeTensor, CubeTensor) {
+    fn attend_prompt(
+        q: CubeTensor,
+        k: CubeTensor,
+        v: CubeTensor,
+        mask: kernels::Mask<Self>,
+    ) -> (CubeTensor, CubeTensor) {
         let (q, k, v) = (into_contiguous(q), dense(k), dense(v));
         let [batch, heads, tokens, dim] = q.shape().dims::<4>();
+        let mask = Mask::of(mask, tokens);
         let kv_heads = k.shape()[1];
         let width = width(&[&k, &v]);
         let output = empty(&q, [batch, heads, tokens, dim], DType::F32);
         let log_sums = empty(&q, [batch, heads, tokens], DType::F32);
         let client = q.client.clone();
         let known = unrolls(&client);
-        let dtype = dtype_to_storage_type(k.dtype);
+        let dtypes = [k.dtype, mask.dtype()].map(dtype_to_storage_type);
         let tiles = tokens.div_ceil(UNITS) as u32;
+        let tile = tile_keys(dim);
         debug_assert_eq!(k.shape(), v.shape());
         debug_assert_eq!(k.dtype, v.dtype);
         debug_assert!(tokens <= k.shape()[2] && heads.is_multiple_of(kv_heads));
-        // SAFETY: keys and values are read at rows cut to `n − 1`, queries at rows cut to the last; only units with a
-        // query write, to its row. Shared memory has a tile's words.
+        // SAFETY: keys, values and positions are read at rows cut to `n − 1`, queries at rows cut to the last; only units
+        // with a query write, to its row. Shared memory has a tile's words; positions are only compared.
         unsafe {
             attend_kernel::launch_unchecked(
                 &client,
@@ -43,14 +52,20 @@ impl PromptOps for CubeBackend {
                 v.into_tensor_arg(),
                 output.clone().into_tensor_arg(),
                 log_sums.clone().into_tensor_arg(),
+                mask.positions.map(CubeTensor::into_buffer_arg).into(),
                 1.0 / (dim as f32).sqrt(),
+                mask.softcap,
+                mask.size,
+                mask.first,
                 heads / kv_heads,
-                TILE,
+                tile,
                 dim / width,
+                mask.capped,
+                tile,
                 dim / width,
                 width,
                 known,
-                dtype,
+                dtypes,
             );
         }
         (output, log_sums)
@@ -60,22 +75,29 @@ impl PromptOps for CubeBackend {
         q: CubeTensor,
         k: CubeTensor,
         v: CubeTensor,
+        mask: kernels::Mask<Self>,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
         let (q, k) = (into_contiguous(q), dense(k));
-        let (output, log_sums) = Self::attend_prompt(q.clone(), k.clone(), v);
-        let sums = Self::column_sums(q, k, log_sums.clone());
+        let (output, log_sums) = Self::attend_prompt(q.clone(), k.clone(), v, mask.clone());
+        let sums = Self::column_sums(q, k, log_sums.clone(), mask);
         (output, log_sums, sums)
     }
 
-    fn column_sums(q: CubeTensor, k: CubeTensor, log_sums: CubeTensor) -> CubeTensor {
+    fn column_sums(
+        q: CubeTensor,
+        k: CubeTensor,
+        log_sums: CubeTensor,
+        mask: kernels::Mask<Self>,
+    ) -> CubeTensor {
         let (q, k, log_sums) = (into_contiguous(q), dense(k), into_contiguous(log_sums));
-        let [_, heads, _, dim] = q.shape().dims::<4>();
+        let [_, heads, tokens, dim] = q.shape().dims::<4>();
+        let mask = Mask::of(mask, tokens);
         let [batch, kv_heads, n, _] = k.shape().dims::<4>();
         let width = width(&[&k]);
         let sums = empty(&q, [batch, kv_heads, n], DType::F32);
         let client = q.client.clone();
         let known = unrolls(&client);
-        let dtype = dtype_to_storage_type(k.dtype);
+        let dtypes = [k.dtype, mask.dtype()].map(dtype_to_storage_type);
         debug_assert_eq!(
             log_sums.shape().num_elements(),
             batch * heads * q.shape()[2]
@@ -93,13 +115,18 @@ impl PromptOps for CubeBackend {
                 k.into_tensor_arg(),
                 log_sums.into_tensor_arg(),
                 sums.clone().into_tensor_arg(),
+                mask.positions.map(CubeTensor::into_buffer_arg).into(),
                 1.0 / (dim as f32).sqrt(),
+                mask.softcap,
+                mask.size,
+                mask.first,
                 heads / kv_heads,
                 dim / width,
+                mask.capped,
                 dim / width,
                 width,
                 known,
-                dtype,
+                dtypes,
             );
         }
         sums
@@ -108,23 +135,29 @@ impl PromptOps for CubeBackend {
 
 /// One unit per query; keys and values pass through shared memory.
 #[cube(launch_unchecked)]
-fn attend_kernel<E: Float, N: Size>(
+fn attend_kernel<E: Float, I: Int, N: Size>(
     q: &Tensor<Vector<f32, N>>,
     k: &Tensor<Vector<E, N>>,
     v: &Tensor<Vector<E, N>>,
     output: &mut Tensor<Vector<f32, N>>,
     log_sums: &mut Tensor<f32>,
+    positions: ComptimeOption<&[I]>,
     scale: f32,
+    softcap: f32,
+    size: usize,
+    first_position: usize,
     group: usize,
     tile_keys: usize,
     steps: usize,
+    #[comptime] capped: bool,
+    #[comptime] tile_size: usize,
     #[comptime] words: usize,
     #[comptime] width: usize,
     #[comptime] known: bool,
-    #[define(E)] _dtype: ElemType,
+    #[define(E, I)] _dtypes: [ElemType; 2],
 ) {
     let steps = length(steps, words, known);
-    let tile_keys = length(tile_keys, TILE, known);
+    let tile_keys = length(tile_keys, tile_size, known);
     let unit = UNIT_POS_X as usize;
     let block = CUBE_POS_X as usize;
     let first = CUBE_POS_Y as usize * UNITS;
@@ -136,8 +169,8 @@ fn attend_kernel<E: Float, N: Size>(
     let row = block * tokens + min(i, tokens - 1);
     let visible = n - tokens + i + 1;
     let end = min(n - tokens + first + UNITS, n);
-    let mut keys = Shared::<[Vector<f32, N>]>::new_slice(comptime!(TILE * words));
-    let mut values = Shared::<[Vector<f32, N>]>::new_slice(comptime!(TILE * words));
+    let mut keys = Shared::<[Vector<f32, N>]>::new_slice(comptime!(tile_size * words));
+    let mut values = Shared::<[Vector<f32, N>]>::new_slice(comptime!(tile_size * words));
     let mut query = Array::<Vector<f32, N>>::new(words);
     let mut result = Array::<Vector<f32, N>>::new(words);
     for w in 0..steps {
@@ -149,13 +182,13 @@ fn attend_kernel<E: Float, N: Size>(
     let (key_step, value_step) = (k.stride(2) / width, v.stride(2) / width);
     let mut most = f32::new(HIDDEN);
     let mut total = 0.0f32;
-    let mut scores = Array::<f32>::new(TILE);
-    let tiles = (end + TILE - 1) / TILE;
+    let mut scores = Array::<f32>::new(tile_size);
+    let tiles = (end + tile_keys - 1) / tile_keys;
     for tile in 0..tiles {
-        let start = tile * TILE;
+        let start = tile * tile_keys;
         sync_cube();
         let mut at = unit;
-        while at < comptime!(TILE * words) {
+        while at < comptime!(tile_size * words) {
             // Beyond the end any key does, its score is hidden.
             let j = min(start + at / words, n - 1);
             let w = at % words;
@@ -175,7 +208,14 @@ fn attend_kernel<E: Float, N: Size>(
             for lane in 0..width {
                 score += products.extract(lane);
             }
+            score = cap(score, softcap, capped);
             if start + s >= visible {
+                score = HIDDEN;
+            }
+            let at = (batch * k.shape(1) + head) * n + min(start + s, n - 1);
+            let seen_by: ComptimeOption<usize> =
+                positions.map(|all| in_window::<I>(all[at], size, first_position, tokens));
+            if i >= seen_by.unwrap_or(tokens) {
                 score = HIDDEN;
             }
             scores[s] = score;
@@ -205,18 +245,23 @@ fn attend_kernel<E: Float, N: Size>(
 
 /// One unit per key, which stays in its registers while the queries that see it pass.
 #[cube(launch_unchecked)]
-fn columns_kernel<E: Float, N: Size>(
+fn columns_kernel<E: Float, I: Int, N: Size>(
     q: &Tensor<Vector<f32, N>>,
     k: &Tensor<Vector<E, N>>,
     log_sums: &Tensor<f32>,
     sums: &mut Tensor<f32>,
+    positions: ComptimeOption<&[I]>,
     scale: f32,
+    softcap: f32,
+    size: usize,
+    first_position: usize,
     group: usize,
     steps: usize,
+    #[comptime] capped: bool,
     #[comptime] words: usize,
     #[comptime] width: usize,
     #[comptime] known: bool,
-    #[define(E)] _dtype: ElemType,
+    #[define(E, I)] _dtypes: [ElemType; 2],
 ) {
     let steps = length(steps, words, known);
     let kv = CUBE_POS_X as usize;
@@ -236,9 +281,12 @@ fn columns_kernel<E: Float, N: Size>(
     if j > hidden {
         first = j - hidden;
     }
+    let seen_by: ComptimeOption<usize> =
+        positions.map(|all| in_window::<I>(all[kv * n + j], size, first_position, tokens));
+    let last = seen_by.unwrap_or(tokens);
     let mut sum = 0.0f32;
     for g in 0..group {
-        for i in first..tokens {
+        for i in first..last {
             let row = (kv * group + g) * tokens + i;
             let mut products = Vector::<f32, N>::new(0.0f32);
             for w in 0..steps {
@@ -249,7 +297,7 @@ fn columns_kernel<E: Float, N: Size>(
             for lane in 0..width {
                 score += products.extract(lane);
             }
-            sum += (score - log_sums[row]).exp();
+            sum += (cap(score, softcap, capped) - log_sums[row]).exp();
         }
     }
     sums[kv * n + j] = sum / f32::cast_from(group);

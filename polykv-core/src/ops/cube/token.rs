@@ -1,8 +1,8 @@
 //! Attention of one token per sequence. Keys are split over cubes; a second kernel joins the parts. Each key and value
 //! is read once for the queries of its group, or for eight of them at a time.
 
-use super::{HIDDEN, dense, empty, length, share, unrolls, width};
-use crate::ops::kernels::TokenOps;
+use super::{HIDDEN, Mask, cap, dense, empty, in_window, length, share, unrolls, width};
+use crate::ops::kernels::{self, TokenOps, Window};
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
@@ -20,13 +20,14 @@ impl TokenOps for CubeBackend {
         k: CubeTensor,
         v: CubeTensor,
         entries: usize,
+        mask: kernels::Mask<Self>,
     ) -> (CubeTensor, CubeTensor) {
         debug_assert!(entries <= k.shape()[2] && entries <= v.shape()[2]);
         let [k, v] = [k, v].map(|mut all| {
             all.meta.shape[2] = entries;
             all
         });
-        attend(q, k, v, None)
+        attend(q, k, v, None, Mask::of(mask, 1))
     }
 
     fn attend_lengths(
@@ -35,17 +36,24 @@ impl TokenOps for CubeBackend {
         v: CubeTensor,
         lengths: CubeTensor,
     ) -> (CubeTensor, CubeTensor) {
-        attend(q, k, v, Some(into_contiguous(lengths)))
+        let none = kernels::Mask {
+            softcap: None,
+            window: Window::None,
+        };
+        let lengths = into_contiguous(lengths);
+        attend(q, k, v, Some(lengths), Mask::of(none, 1))
     }
 }
 
 /// `q [batch, heads, 1, d]`, `k`, `v [batch, kv_heads, n, d]` → the output like `q` and the probabilities `[batch,
-/// kv_heads, group, n]`; of each KV head the first `lengths [batch, kv_heads]` keys if they are given.
+/// kv_heads, group, n]`; of each KV head the first `lengths [batch, kv_heads]` keys if they are given, or those that the
+/// mask lets the query see.
 fn attend(
     q: CubeTensor,
     k: CubeTensor,
     v: CubeTensor,
     lengths: Option<CubeTensor>,
+    mask: Mask,
 ) -> (CubeTensor, CubeTensor) {
     let (q, k, v) = (into_contiguous(q), dense(k), dense(v));
     let [batch, heads, _, dim] = q.shape().dims::<4>();
@@ -64,7 +72,7 @@ fn attend(
     let output = empty(&q, [batch, heads, 1, dim], DType::F32);
     let client = q.client.clone();
     let integer = lengths.as_ref().map_or(DType::I32, |lengths| lengths.dtype);
-    let [dtype, integer] = [k.dtype, integer].map(dtype_to_storage_type);
+    let [dtype, integer, place] = [k.dtype, integer, mask.dtype()].map(dtype_to_storage_type);
     let lengths = || lengths.clone().map(CubeTensor::into_buffer_arg);
     debug_assert_eq!(k.shape(), v.shape());
     debug_assert_eq!(k.dtype, v.dtype);
@@ -86,15 +94,20 @@ fn attend(
             row.clone().into_tensor_arg(),
             parts.clone().into_tensor_arg(),
             stats.clone().into_tensor_arg(),
+            mask.positions.map(CubeTensor::into_buffer_arg).into(),
             1.0 / (dim as f32).sqrt(),
+            mask.softcap,
+            mask.size,
+            mask.first,
             words,
+            mask.capped,
             group,
             part,
             words,
             width,
             units,
             unrolls(&client),
-            [dtype, integer],
+            [dtype, integer, place],
         );
         join_kernel::launch_unchecked(
             &client,
@@ -122,7 +135,7 @@ fn attend(
 /// relative to the part's largest score, `stats` that score and the exponentials' sum, `row` the exponentials. Keys from
 /// the head's length on are left alone; compiled without lengths, the kernel has no trace of them.
 #[cube(launch_unchecked)]
-fn part_kernel<E: Float, I: Int, N: Size>(
+fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
     q: &Tensor<Vector<f32, N>>,
     k: &Tensor<Vector<E, N>>,
     v: &Tensor<Vector<E, N>>,
@@ -130,15 +143,20 @@ fn part_kernel<E: Float, I: Int, N: Size>(
     row: &mut Tensor<f32>,
     parts: &mut Tensor<Vector<f32, N>>,
     stats: &mut Tensor<f32>,
+    positions: ComptimeOption<&[P]>,
     scale: f32,
+    softcap: f32,
+    size: usize,
+    position: usize,
     steps: usize,
+    #[comptime] capped: bool,
     #[comptime] group: usize,
     #[comptime] part: usize,
     #[comptime] words: usize,
     #[comptime] width: usize,
     #[comptime] units: usize,
     #[comptime] known: bool,
-    #[define(E, I)] _dtypes: [ElemType; 2],
+    #[define(E, I, P)] _dtypes: [ElemType; 3],
 ) {
     let steps = length(steps, words, known);
     let unit = UNIT_POS_X as usize;
@@ -197,6 +215,11 @@ fn part_kernel<E: Float, I: Int, N: Size>(
                 products[g] += key * queries[g * words + w];
             }
         }
+        let place = block / blocks * n + first + j;
+        let seen_by: ComptimeOption<usize> =
+            positions.map(|all| in_window::<P>(all[place], size, position, n));
+        // There is one query: more than 0 mean that it sees the key.
+        let seen_by = seen_by.unwrap_or(n);
         #[unroll]
         for g in 0..part {
             let product = products[g];
@@ -204,6 +227,10 @@ fn part_kernel<E: Float, I: Int, N: Size>(
             #[unroll]
             for lane in 0..width {
                 score += product.extract(lane);
+            }
+            score = cap(score, softcap, capped);
+            if seen_by == 0usize {
+                score = HIDDEN;
             }
             scores[g * CHUNK + j] = score;
             best[g] = max(best[g], score);

@@ -1,7 +1,7 @@
 //! What the last queries of a prompt pay attention to. The scores of the window, `group · w` rows per KV head, are
 //! computed once and lie on the device until two short kernels have read them.
 
-use super::{HIDDEN, dense, empty, length, unrolls, width};
+use super::{HIDDEN, cap, dense, empty, in_window, length, unrolls, width};
 use crate::ops::kernels::WindowOps;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -19,6 +19,8 @@ impl WindowOps for CubeBackend {
         k: CubeTensor,
         positions: CubeTensor,
         seen: usize,
+        sliding: Option<usize>,
+        softcap: Option<f32>,
     ) -> (CubeTensor, CubeTensor) {
         let (q, k, positions) = (dense(q), dense(k), into_contiguous(positions));
         let [batch, heads, window, dim] = q.shape().dims::<4>();
@@ -50,9 +52,13 @@ impl WindowOps for CubeBackend {
                 positions.into_tensor_arg(),
                 scores.clone().into_tensor_arg(),
                 1.0 / (dim as f32).sqrt(),
+                softcap.unwrap_or(0.0),
                 seen - window,
+                sliding.unwrap_or(0),
                 window,
                 dim / width,
+                softcap.is_some(),
+                sliding.is_some(),
                 dim / width,
                 width,
                 known,
@@ -91,9 +97,13 @@ fn scores_kernel<E: Float, I: Int, N: Size>(
     positions: &Tensor<I>,
     scores: &mut Tensor<f32>,
     scale: f32,
+    softcap: f32,
     first: usize,
+    size: usize,
     window: usize,
     steps: usize,
+    #[comptime] capped: bool,
+    #[comptime] slides: bool,
     #[comptime] words: usize,
     #[comptime] width: usize,
     #[comptime] known: bool,
@@ -112,6 +122,10 @@ fn scores_kernel<E: Float, I: Int, N: Size>(
         key[w] = Vector::<f32, N>::cast_from(k[at + w]) * Vector::new(scale);
     }
     let position = usize::cast_from(positions[kv * n + j]);
+    let mut last = window;
+    if comptime!(slides) {
+        last = in_window::<I>(positions[kv * n + j], size, first, window);
+    }
     let head = CUBE_POS_Z as usize;
     let heads = CUBE_COUNT_Z as usize;
     let start = kv / kv_heads * q.stride(0) + (kv % kv_heads * heads + head) * q.stride(1);
@@ -126,14 +140,15 @@ fn scores_kernel<E: Float, I: Int, N: Size>(
         for lane in 0..width {
             score += products.extract(lane);
         }
-        if position > first + i {
+        score = cap(score, softcap, capped);
+        if position > first + i || i >= last {
             score = HIDDEN;
         }
         scores[((kv * heads + head) * window + i) * n + j] = score;
     }
 }
 
-/// One cube per row: the log-sum-exp of its scores.
+/// One cube per row: the log-sum-exp of its scores, larger than any score where all of them are hidden.
 #[cube(launch_unchecked)]
 fn log_sums_kernel(scores: &Tensor<f32>, log_sums: &mut Tensor<f32>, n: usize) {
     let row = CUBE_POS_X as usize;
@@ -164,7 +179,11 @@ fn log_sums_kernel(scores: &Tensor<f32>, log_sums: &mut Tensor<f32>, n: usize) {
         for u in 0..UNITS {
             total += all_totals[u] * (all_most[u] - most).exp();
         }
-        log_sums[row] = most + total.ln();
+        let mut log_sum = most + total.ln();
+        if most <= HIDDEN {
+            log_sum = -HIDDEN;
+        }
+        log_sums[row] = log_sum;
     }
 }
 

@@ -1,5 +1,6 @@
 //! Sums over the columns of a prompt's attention, from what the attention left.
 
+use super::mask::Mask;
 use super::simd::{Level, Vector, dispatch, exp};
 use super::tiles::{KEYS, ROWS, Tile, pack_all, scores};
 use super::view::Heads;
@@ -7,7 +8,13 @@ use rayon::prelude::*;
 
 /// Attention received per key: sum over the queries, mean over the query group. `log_sums` is what
 /// [`attend`](super::prefill::attend) returned for the same `q` and `k`. Returns `[batch, kv_heads, n]`.
-pub fn column_sums(level: Level, q: &Heads<'_>, k: &Heads<'_>, log_sums: &[f32]) -> Vec<f32> {
+pub fn column_sums(
+    level: Level,
+    q: &Heads<'_>,
+    k: &Heads<'_>,
+    log_sums: &[f32],
+    mask: &Mask,
+) -> Vec<f32> {
     let keys = pack_all(k);
     let group = q.heads / k.heads;
     let tiles = k.tokens.div_ceil(KEYS);
@@ -23,7 +30,7 @@ pub fn column_sums(level: Level, q: &Heads<'_>, k: &Heads<'_>, log_sums: &[f32])
         };
         let keys = &keys[kv][index * KEYS * k.dim..(index + 1) * KEYS * k.dim];
         dispatch!(level, fn tile_columns(
-            at: Columns, q: &Heads<'_>, keys: &[f32], log_sums: &[f32], sums: &mut [f32],
+            at: Columns, q: &Heads<'_>, keys: &[f32], log_sums: &[f32], mask: &Mask, sums: &mut [f32],
         ));
     });
     sums.chunks_exact(tiles * KEYS)
@@ -48,19 +55,27 @@ fn tile_columns<V: Vector>(
     q: &Heads<'_>,
     keys: &[f32],
     log_sums: &[f32],
+    mask: &Mask,
     sums: &mut [f32],
 ) {
-    // Earlier queries see none of these keys.
+    let kv = at.batch * (q.heads / at.group) + at.kv_head;
+    // Earlier queries see none of these keys, and later ones neither if they have left the window.
     let first_query = at.start.saturating_sub(at.hidden) / ROWS * ROWS;
+    let end = match mask.sight(kv, 0) {
+        Some(sight) => sight.queries(at.start / KEYS, q.tokens),
+        None => q.tokens,
+    };
     for g in 0..at.group {
         let head = at.kv_head * at.group + g;
-        for first in (first_query..q.tokens).step_by(ROWS) {
+        for first in (first_query..end).step_by(ROWS) {
             let tile = Tile {
                 batch: at.batch,
                 head,
                 first,
                 rows: ROWS.min(q.tokens - first),
                 visible: at.hidden + first + 1,
+                softcap: mask.softcap,
+                sight: mask.sight(kv, first),
             };
             let scores = scores::<V>(tile, &tile.pack(q), keys, at.start);
             for (r, row) in scores.iter().enumerate().take(tile.rows) {

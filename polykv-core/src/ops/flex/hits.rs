@@ -2,26 +2,31 @@
 
 use super::bridge::{elements, inner_dense, tensor, widened};
 use super::lanes::Lanes;
+use super::mask::{Mask, cap};
 use super::simd::{LANES, Level, Vector, dispatch};
 use super::view::Heads;
-use crate::ops::kernels::{HIT_SLACK, HitOps};
+use crate::ops::kernels::{self, HitOps};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
+use std::ops::Range;
 
 impl HitOps for Flex {
     fn attention_hits(
         q: FlexTensor,
         k: FlexTensor,
-        log_sums: FlexTensor,
+        least: FlexTensor,
         first: usize,
         count: usize,
         bits: usize,
+        mask: kernels::Mask<Self>,
     ) -> (FlexTensor, FlexTensor) {
-        let (q, k, log_sums) = (inner_dense(q), widened(k), log_sums.to_contiguous());
+        let (q, k, least) = (inner_dense(q), widened(k), least.to_contiguous());
         let (q, k) = (Heads::of(&q), Heads::of(&k));
-        let log_sums = elements(&log_sums);
-        let (digits, counts) = hits(Level::best(), &q, &k, log_sums, first, count, bits);
+        let mask = Mask::of(mask, q.tokens);
+        let queries = first..first + count;
+        let least = elements(&least);
+        let (digits, counts) = hits(Level::best(), &q, &k, least, queries, bits, &mask);
         let dims = [k.batch, k.heads, k.tokens - q.tokens + first + count];
         (tensor(digits, dims), tensor(counts, dims))
     }
@@ -30,18 +35,19 @@ impl HitOps for Flex {
 /// Keys that one task looks at.
 const KEYS: usize = 256;
 
-/// For the `count` queries from `first` on: the digits and the counts, `[batch, kv_heads, seen]` each.
+/// For `queries`, with the least score of each that is a hit, `[batch, heads, queries]`: the digits and the counts,
+/// `[batch, kv_heads, seen]` each.
 pub fn hits(
     level: Level,
     q: &Heads<'_>,
     k: &Heads<'_>,
-    log_sums: &[f32],
-    first: usize,
-    count: usize,
+    least: &[f32],
+    queries: Range<usize>,
     bits: usize,
+    mask: &Mask,
 ) -> (Vec<f32>, Vec<f32>) {
     let hidden = k.tokens - q.tokens;
-    let seen = hidden + first + count;
+    let seen = hidden + queries.end;
     let group = q.heads / k.heads;
     let mut digits = vec![0.0; k.batch * k.heads * seen];
     let mut counts = digits.clone();
@@ -65,7 +71,7 @@ pub fn hits(
                     batch: kv / k.heads,
                     head: kv % k.heads * group,
                     kv_head: kv % k.heads,
-                    queries: first..first + count,
+                    queries: queries.clone(),
                     keys: start..start + digits.len(),
                 },
                 group,
@@ -73,7 +79,7 @@ pub fn hits(
                 bits,
             };
             dispatch!(level, fn part_hits(
-                at: Part, q: &Heads<'_>, k: &Heads<'_>, log_sums: &[f32],
+                at: Part, q: &Heads<'_>, k: &Heads<'_>, least: &[f32], mask: &Mask,
                 digits: &mut [f32], counts: &mut [f32],
             ));
         });
@@ -94,7 +100,8 @@ fn part_hits<V: Vector>(
     mut at: Part,
     q: &Heads<'_>,
     k: &Heads<'_>,
-    log_sums: &[f32],
+    least: &[f32],
+    mask: &Mask,
     digits: &mut [f32],
     counts: &mut [f32],
 ) {
@@ -105,11 +112,13 @@ fn part_hits<V: Vector>(
     let mut found = vec![[0.0; LANES]; keys.len() * blocks];
     for _ in 0..at.group {
         at.lanes.products::<V>(q, k, &mut rows);
-        let mut least = vec![[f32::MAX; LANES]; blocks];
-        let logs = (at.lanes.batch * q.heads + at.lanes.head) * q.tokens;
-        for (i, query) in queries.clone().enumerate() {
-            let visible = (at.hidden + query + 1) as f32;
-            least[i / LANES][i % LANES] = log_sums[logs + query] - visible.ln() - HIT_SLACK;
+        if let Some(softcap) = mask.softcap {
+            cap::<V>(rows.as_flattened_mut(), softcap);
+        }
+        let mut bars = vec![[f32::MAX; LANES]; blocks];
+        let head = (at.lanes.batch * q.heads + at.lanes.head) * queries.len();
+        for i in 0..queries.len() {
+            bars[i / LANES][i % LANES] = least[head + i];
         }
         for (rows, found) in rows
             .chunks_exact(blocks)
@@ -117,7 +126,7 @@ fn part_hits<V: Vector>(
         {
             for block in 0..blocks {
                 for i in 0..LANES {
-                    let hit = rows[block][i] >= least[block][i];
+                    let hit = rows[block][i] >= bars[block][i];
                     found[block][i] += if hit { 1.0 } else { 0.0 };
                 }
             }
@@ -128,6 +137,8 @@ fn part_hits<V: Vector>(
     for i in 0..queries.len() {
         powers[i / LANES][i % LANES] = ((at.bits * i) as f32).exp2();
     }
+    let kv = at.lanes.batch * k.heads + at.lanes.kv_head;
+    let sight = mask.sight(kv, queries.start);
     let results = digits.iter_mut().zip(counts);
     let found = keys.zip(found.chunks_exact_mut(blocks));
     for ((key, found), (digits, counts)) in found.zip(results) {
@@ -135,6 +146,11 @@ fn part_hits<V: Vector>(
         let late = key.saturating_sub(at.hidden + queries.start);
         for i in 0..late.min(queries.len()) {
             found[i / LANES][i % LANES] = 0.0;
+        }
+        if let Some(sight) = &sight {
+            for i in sight.queries_of_key(key, queries.len())..queries.len() {
+                found[i / LANES][i % LANES] = 0.0;
+            }
         }
         let (mut all, mut weighted) = (V::splat(0.0), V::splat(0.0));
         for block in 0..blocks {

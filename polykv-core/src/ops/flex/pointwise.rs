@@ -5,6 +5,7 @@ use super::bridge::{elements, inner_dense, tensor};
 use super::simd::{Level, Vector, dispatch, dot, exp, fma};
 use super::view::Heads;
 use crate::ops::kernels::PointwiseOps;
+use crate::ops::pointwise::{GELU_CUBE, GELU_SLOPE};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::TensorData;
@@ -29,14 +30,36 @@ impl PointwiseOps for Flex {
         let output = swiglu(Level::best(), elements(&gate), elements(&up));
         FlexTensor::from_data(TensorData::new(output, gate.layout().shape().clone()))
     }
+
+    fn geglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+        let (gate, up) = (gate.to_contiguous(), up.to_contiguous());
+        let output = geglu(Level::best(), elements(&gate), elements(&up));
+        FlexTensor::from_data(TensorData::new(output, gate.layout().shape().clone()))
+    }
 }
 
 /// `silu(gate) · up`; same length in and out.
 pub fn swiglu(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
-    let mut output = vec![0.0; gate.len()];
-    let block = |((output, gate), up): ((&mut [f32], &[f32]), &[f32])| {
+    gated(gate, up, |output, gate, up| {
         dispatch!(level, fn swiglu_of(output: &mut [f32], gate: &[f32], up: &[f32]));
-    };
+    })
+}
+
+/// `gelu(gate) · up` in GELU's tanh form; same length in and out.
+pub fn geglu(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
+    gated(gate, up, |output, gate, up| {
+        dispatch!(level, fn geglu_of(output: &mut [f32], gate: &[f32], up: &[f32]));
+    })
+}
+
+/// The chunks of gate and up, in parallel.
+fn gated(
+    gate: &[f32],
+    up: &[f32],
+    of_chunk: impl Fn(&mut [f32], &[f32], &[f32]) + Sync,
+) -> Vec<f32> {
+    let mut output = vec![0.0; gate.len()];
+    let block = |((output, gate), up): ((&mut [f32], &[f32]), &[f32])| of_chunk(output, gate, up);
     output
         .par_chunks_mut(CHUNK)
         .zip(gate.par_chunks(CHUNK))
@@ -49,6 +72,14 @@ pub fn swiglu(level: Level, gate: &[f32], up: &[f32]) -> Vec<f32> {
 fn swiglu_of<V: Vector>(output: &mut [f32], gate: &[f32], up: &[f32]) {
     for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
         *output = gate / (1.0 + exp::<V>(-gate)) * up;
+    }
+}
+
+#[inline(always)]
+fn geglu_of<V: Vector>(output: &mut [f32], gate: &[f32], up: &[f32]) {
+    for ((output, gate), up) in output.iter_mut().zip(gate).zip(up) {
+        let x = GELU_SLOPE * (gate + GELU_CUBE * gate * gate * gate);
+        *output = gate / (1.0 + exp::<V>(-x)) * up;
     }
 }
 

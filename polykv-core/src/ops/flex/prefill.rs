@@ -3,20 +3,27 @@
 
 use super::bridge::{elements, inner_dense, tensor, widened};
 use super::columns;
+use super::mask::Mask;
 use super::simd::{Level, Vector, dispatch, exp, exp_sum, fma, max};
 use super::tiles::{HIDDEN, KEYS, ROWS, Scores, Tile, WIDTH, pack_all, scores};
 use super::view::Heads;
-use crate::ops::kernels::PromptOps;
+use crate::ops::kernels::{self, PromptOps};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
 use std::borrow::Cow;
 
 impl PromptOps for Flex {
-    fn attend_prompt(q: FlexTensor, k: FlexTensor, v: FlexTensor) -> (FlexTensor, FlexTensor) {
+    fn attend_prompt(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        mask: kernels::Mask<Self>,
+    ) -> (FlexTensor, FlexTensor) {
         let (q, k, v) = (inner_dense(q), widened(k), widened(v));
         let (q, k, v) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
-        let (output, log_sums) = attend(Level::best(), &q, &k, &v);
+        let mask = Mask::of(mask, q.tokens);
+        let (output, log_sums) = attend(Level::best(), &q, &k, &v, &mask);
         // The kernel writes [batch, tokens, heads, head_dim], which the output projection wants.
         let output = tensor(output, [q.batch, q.tokens, q.heads, q.dim]).transpose(1, 2);
         (output, tensor(log_sums, [q.batch, q.heads, q.tokens]))
@@ -26,19 +33,27 @@ impl PromptOps for Flex {
         q: FlexTensor,
         k: FlexTensor,
         v: FlexTensor,
+        mask: kernels::Mask<Self>,
     ) -> (FlexTensor, FlexTensor, FlexTensor) {
         let (q, k, v) = (inner_dense(q), widened(k), widened(v));
         let (q, k, v) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
-        let (output, log_sums, sums) = attend_summed(Level::best(), &q, &k, &v);
+        let mask = Mask::of(mask, q.tokens);
+        let (output, log_sums, sums) = attend_summed(Level::best(), &q, &k, &v, &mask);
         let output = tensor(output, [q.batch, q.tokens, q.heads, q.dim]).transpose(1, 2);
         let log_sums = tensor(log_sums, [q.batch, q.heads, q.tokens]);
         (output, log_sums, tensor(sums, [k.batch, k.heads, k.tokens]))
     }
 
-    fn column_sums(q: FlexTensor, k: FlexTensor, log_sums: FlexTensor) -> FlexTensor {
+    fn column_sums(
+        q: FlexTensor,
+        k: FlexTensor,
+        log_sums: FlexTensor,
+        mask: kernels::Mask<Self>,
+    ) -> FlexTensor {
         let (q, k, log_sums) = (inner_dense(q), widened(k), log_sums.to_contiguous());
         let (q, k) = (Heads::of(&q), Heads::of(&k));
-        let sums = columns::column_sums(Level::best(), &q, &k, elements(&log_sums));
+        let mask = Mask::of(mask, q.tokens);
+        let sums = columns::column_sums(Level::best(), &q, &k, elements(&log_sums), &mask);
         tensor(sums, [k.batch, k.heads, k.tokens])
     }
 }
@@ -51,6 +66,7 @@ struct Prompt<'a> {
     hidden: usize,
     group: usize,
     kv_heads: usize,
+    mask: &'a Mask,
     keys: Vec<Vec<f32>>,
     values: Vec<Cow<'a, [f32]>>,
     /// `[batch, t, heads, dim]`
@@ -63,6 +79,7 @@ impl<'a> Prompt<'a> {
     fn new(
         level: Level,
         [q, k, v]: [&'a Heads<'a>; 3],
+        mask: &'a Mask,
         output: &mut [f32],
         log_sums: &mut [f32],
     ) -> Self {
@@ -72,6 +89,7 @@ impl<'a> Prompt<'a> {
             hidden: k.tokens - q.tokens,
             group: q.heads / k.heads,
             kv_heads: k.heads,
+            mask,
             keys: pack_all(k),
             values: (0..v.batch * v.heads)
                 .into_par_iter()
@@ -85,18 +103,20 @@ impl<'a> Prompt<'a> {
     /// The queries from `first` on, as many as a tile has. No two calls for the same ones may overlap.
     fn tile(&self, batch: usize, head: usize, first: usize, columns: Option<&mut Columns>) {
         let q = self.q;
+        let kv = batch * self.kv_heads + head / self.group;
         let tile = Tile {
             batch,
             head,
             first,
             rows: ROWS.min(q.tokens - first),
             visible: self.hidden + first + 1,
+            softcap: self.mask.softcap,
+            sight: self.mask.sight(kv, first),
         };
-        let kv = batch * self.kv_heads + head / self.group;
         let (keys, values) = (&self.keys[kv][..], &self.values[kv][..]);
         let result = &mut vec![0.0; ROWS * q.dim][..];
         let logs = dispatch!(self.level, fn tile_attention(
-            tile: Tile, q: &Heads<'_>, keys: &[f32], values: &[f32], result: &mut [f32],
+            tile: Tile<'_>, q: &Heads<'_>, keys: &[f32], values: &[f32], result: &mut [f32],
             columns: Option<&mut Columns>,
         ) -> [f32; ROWS]);
         for r in 0..tile.rows {
@@ -114,10 +134,16 @@ impl<'a> Prompt<'a> {
 
 /// `q [batch, heads, t, dim]` over `k`, `v [batch, kv_heads, n, dim]`, aligned at the end. Returns
 /// `[batch, t, heads, dim]` and per query the log-sum-exp of its scores, `[batch, heads, t]`.
-pub fn attend(level: Level, q: &Heads<'_>, k: &Heads<'_>, v: &Heads<'_>) -> (Vec<f32>, Vec<f32>) {
+pub fn attend(
+    level: Level,
+    q: &Heads<'_>,
+    k: &Heads<'_>,
+    v: &Heads<'_>,
+    mask: &Mask,
+) -> (Vec<f32>, Vec<f32>) {
     let mut output = vec![0.0; q.batch * q.tokens * q.heads * q.dim];
     let mut log_sums = vec![0.0; q.batch * q.heads * q.tokens];
-    let prompt = Prompt::new(level, [q, k, v], &mut output, &mut log_sums);
+    let prompt = Prompt::new(level, [q, k, v], mask, &mut output, &mut log_sums);
     let blocks = q.tokens.div_ceil(ROWS);
     // The longest tiles first, so that no thread is left with one at the end.
     let tiles = (0..q.batch * q.heads * blocks).into_par_iter().rev();
@@ -140,10 +166,11 @@ pub fn attend_summed(
     q: &Heads<'_>,
     k: &Heads<'_>,
     v: &Heads<'_>,
+    mask: &Mask,
 ) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let mut output = vec![0.0; q.batch * q.tokens * q.heads * q.dim];
     let mut log_sums = vec![0.0; q.batch * q.heads * q.tokens];
-    let prompt = Prompt::new(level, [q, k, v], &mut output, &mut log_sums);
+    let prompt = Prompt::new(level, [q, k, v], mask, &mut output, &mut log_sums);
     let blocks = q.tokens.div_ceil(ROWS);
     let size = blocks.div_ceil(PARTS).max(PART);
     let parts = blocks.div_ceil(size);
@@ -179,7 +206,8 @@ pub fn attend_summed(
 
 /// Sums over the queries of the tiles that one thread goes through.
 struct Columns {
-    /// The exponentials of a tile's scores, and what was the largest score when they were taken.
+    /// Tiles of keys by index, the exponentials of their scores, and what was the largest score when they were taken.
+    tiles: Vec<usize>,
     rows: Vec<Scores>,
     tops: Vec<[f32; ROWS]>,
     /// Per key.
@@ -191,6 +219,7 @@ impl Columns {
     fn new(keys: usize) -> Self {
         let tiles = keys.div_ceil(KEYS);
         Self {
+            tiles: Vec::with_capacity(tiles),
             rows: Vec::with_capacity(tiles),
             tops: Vec::with_capacity(tiles),
             sums: vec![0.0; tiles * KEYS],
@@ -200,8 +229,9 @@ impl Columns {
     /// Adds the `rows` queries of a tile, of which the largest scores and the totals are known now.
     #[inline(always)]
     fn add<V: Vector>(&mut self, rows: usize, most: [f32; ROWS], totals: [f32; ROWS]) {
-        let sums = self.sums.as_chunks_mut::<KEYS>().0;
-        for ((scores, tops), sums) in self.rows.iter().zip(&self.tops).zip(sums) {
+        let all = self.sums.as_chunks_mut::<KEYS>().0;
+        for ((scores, tops), &tile) in self.rows.iter().zip(&self.tops).zip(&self.tiles) {
+            let sums = &mut all[tile];
             let mut weights = [0.0; ROWS];
             for r in 0..rows {
                 weights[r] = exp::<V>(tops[r] - most[r]) / totals[r];
@@ -212,6 +242,7 @@ impl Columns {
                 }
             }
         }
+        self.tiles.clear();
         self.rows.clear();
         self.tops.clear();
     }
@@ -219,7 +250,7 @@ impl Columns {
 
 #[inline(always)]
 fn tile_attention<V: Vector>(
-    tile: Tile,
+    tile: Tile<'_>,
     q: &Heads<'_>,
     keys: &[f32],
     values: &[f32],
@@ -235,6 +266,11 @@ fn tile_attention<V: Vector>(
         .zip(values.chunks(KEYS * dim))
         .take(tile.last_visible().div_ceil(KEYS));
     for (index, (keys, values)) in tiles.enumerate() {
+        if let Some(sight) = &tile.sight
+            && sight.is_past(index)
+        {
+            continue;
+        }
         let start = index * KEYS;
         let mut scores = scores::<V>(tile, &queries, keys, start);
         let mut decay = [0.0; ROWS];
@@ -245,6 +281,7 @@ fn tile_attention<V: Vector>(
             totals[r] = totals[r] * decay[r] + exp_sum::<V>(&mut scores[r], top);
         }
         if let Some(columns) = &mut columns {
+            columns.tiles.push(index);
             columns.rows.push(scores);
             columns.tops.push(most);
         }

@@ -1,5 +1,8 @@
 //! Every kernel at every level that this processor has, on odd shapes and strided views, against plain tensors.
 
+mod blocks;
+#[cfg(target_os = "linux")]
+mod guard;
 mod layers;
 mod scores;
 mod slots;
@@ -7,10 +10,10 @@ mod slots;
 use super::bridge::{elements, float};
 use super::simd::Level;
 use super::view::Heads;
-use super::{columns, hits, keys, merge, order, prefill, token, window};
-use crate::ops::oracle;
+use super::{columns, hits, keys, mask, merge, order, prefill, token, window};
+use crate::ops::{self, Mask, Places, oracle};
 use burn::backend::flex::FlexTensor;
-use burn::tensor::{DType, Device, Distribution, Tensor, TensorData, bf16, f16};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor, TensorData, bf16, f16, s};
 
 /// Queries, keys and values `[batch, heads, tokens, dim]`, as models make them: views with tokens before heads.
 struct Case {
@@ -22,8 +25,8 @@ struct Case {
     dim: usize,
 }
 
-/// Head sizes 64 to 128, groups of 1 to 8, sizes that no tile divides.
-const CASES: [Case; 6] = [
+/// Head sizes 64 to 256, groups of 1 to 8, sizes that no tile divides.
+const CASES: [Case; 7] = [
     Case {
         batch: 1,
         heads: 9,
@@ -72,6 +75,14 @@ const CASES: [Case; 6] = [
         entries: 64,
         dim: 7,
     },
+    Case {
+        batch: 1,
+        heads: 4,
+        kv_heads: 1,
+        tokens: 67,
+        entries: 131,
+        dim: 256,
+    },
 ];
 
 fn random(batch: usize, heads: usize, tokens: usize, dim: usize) -> Tensor<4> {
@@ -87,6 +98,60 @@ impl Case {
             random(self.batch, self.kv_heads, self.entries, self.dim),
         ]
     }
+}
+
+/// Positions of entries of which the last `tokens` are the queries' own, the others in no order and with gaps; and the
+/// position after the last query.
+fn places(case: &Case) -> (Vec<i64>, usize) {
+    let before = case.entries - case.tokens;
+    let seen = before + 9 + case.tokens;
+    let of_head = |head: usize| {
+        let mut old: Vec<i64> = (0..before as i64 + 9).collect();
+        old.sort_by_key(|&p| (p * 7919 + head as i64 * 31) % 1009);
+        old.truncate(before);
+        old.into_iter()
+            .chain((seen - case.tokens) as i64..seen as i64)
+    };
+    (
+        (0..case.batch * case.kv_heads).flat_map(of_head).collect(),
+        seen,
+    )
+}
+
+fn integers(values: &[i64], case: &Case) -> Tensor<3, Int> {
+    let entries = values.len() / case.batch / case.kv_heads;
+    let dims = [case.batch, case.kv_heads, entries];
+    Tensor::from_data(TensorData::new(values.to_vec(), dims), &Device::flex())
+}
+
+/// No mask, a soft-cap, windows of several sizes, and both: as operators and as kernels take them.
+fn masks(case: &Case) -> Vec<(Mask, mask::Mask)> {
+    let (positions, seen) = places(case);
+    let n = case.entries;
+    let make = |window: Option<usize>, softcap: Option<f64>| {
+        let of_operator = Mask {
+            softcap,
+            places: window.map(|_| Places {
+                positions: integers(&positions, case),
+                seen,
+                window,
+            }),
+        };
+        let first = seen - case.tokens;
+        let of_kernel = mask::Mask {
+            softcap: softcap.map(|cap| cap as f32),
+            window: window.map(|size| mask::Window::new(positions.clone(), n, size, first)),
+        };
+        (of_operator, of_kernel)
+    };
+    vec![
+        make(None, None),
+        make(None, Some(2.0)),
+        make(Some(1), None),
+        make(Some(40), None),
+        make(Some(100), Some(2.0)),
+        make(Some(n + 20), None),
+    ]
 }
 
 fn flex<const D: usize>(tensor: &Tensor<D>) -> FlexTensor {
@@ -112,40 +177,35 @@ fn prompt_attention_and_column_sums_equal_the_oracle() {
     for case in &CASES {
         let [q, k, v] = case.tensors();
         let group = case.heads / case.kv_heads;
-        let mut sums =
-            Tensor::<3>::zeros([case.batch, case.kv_heads, case.entries], &Device::flex());
-        let mut add = |rows| {
-            let part = oracle::column_sums(rows, group);
-            let seen = part.dims()[2];
-            let missing = case.entries - seen;
-            let [batch, kv_heads, _] = part.dims();
-            let padded = match missing {
-                0 => part,
-                _ => Tensor::cat(
-                    vec![
-                        part,
-                        Tensor::zeros([batch, kv_heads, missing], &Device::flex()),
-                    ],
-                    2,
-                ),
+        let of_kernel = [flex(&q), flex(&k), flex(&v)];
+        let [q2, k2, v2] = of_kernel.each_ref().map(Heads::of);
+        for (plain, mask) in masks(case) {
+            let dims = [case.batch, case.kv_heads, case.entries];
+            let mut sums = Tensor::<3>::zeros(dims, &Device::flex());
+            let mut add = |rows| {
+                let part = oracle::column_sums(rows, group);
+                let seen = part.dims()[2];
+                let old = sums.clone().slice(s![.., .., 0..seen]);
+                sums = sums.clone().slice_assign(s![.., .., 0..seen], old + part);
+                Ok(())
             };
-            sums = sums.clone() + padded;
-            Ok(())
-        };
-        let wanted = oracle::attend(q.clone(), k.clone(), v.clone(), Some(&mut add)).unwrap();
-        let wanted = values(wanted.swap_dims(1, 2));
-        let sums = values(sums);
-        let (q, k, v) = (flex(&q), flex(&k), flex(&v));
-        let (q, k, v) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
-        for level in Level::available() {
-            let what = format!("{level:?}, group {group}, dim {}", case.dim);
-            let (found, log_sums) = prefill::attend(level, &q, &k, &v);
-            assert_close(&found, &wanted, 2e-5, &what);
-            let found = columns::column_sums(level, &q, &k, &log_sums);
-            assert_close(&found, &sums, 2e-5, &what);
-            let (summed, logs, found) = prefill::attend_summed(level, &q, &k, &v);
-            assert_eq!((summed, logs), prefill::attend(level, &q, &k, &v), "{what}");
-            assert_close(&found, &sums, 2e-5, &what);
+            let (q, k, v) = (q.clone(), k.clone(), v.clone());
+            let wanted = oracle::attend(q, k, v, &plain, Some(&mut add)).unwrap();
+            let (wanted, sums) = (values(wanted.swap_dims(1, 2)), values(sums));
+            let window = plain.places.and_then(|places| places.window);
+            for level in Level::available() {
+                let what = format!(
+                    "{level:?}, group {group}, dim {}, window {window:?}, cap {:?}",
+                    case.dim, mask.softcap
+                );
+                let (found, log_sums) = prefill::attend(level, &q2, &k2, &v2, &mask);
+                assert_close(&found, &wanted, 2e-5, &what);
+                let columns = columns::column_sums(level, &q2, &k2, &log_sums, &mask);
+                assert_close(&columns, &sums, 2e-5, &what);
+                let (summed, logs, columns) = prefill::attend_summed(level, &q2, &k2, &v2, &mask);
+                assert_eq!((summed, logs), (found, log_sums), "{what}");
+                assert_close(&columns, &sums, 2e-5, &what);
+            }
         }
     }
 }
@@ -160,21 +220,18 @@ fn token_attention_equals_the_oracle() {
                 ..*case
             };
             let [q, k, v] = case.tensors();
-            let mut row = None;
-            let mut keep = |rows| {
-                row = Some(rows);
-                Ok(())
-            };
-            let wanted =
-                values(oracle::attend(q.clone(), k.clone(), v.clone(), Some(&mut keep)).unwrap());
-            let row = values(row.unwrap());
-            let (q, k, v) = (flex(&q), flex(&k), flex(&v));
-            let (q, k, v) = (Heads::of(&q), Heads::<f32>::of(&k), Heads::of(&v));
-            for level in Level::available() {
-                let what = format!("{level:?}, {entries} entries, dim {}", case.dim);
-                let (output, probabilities) = token::attend(level, &q, &k, &v, None);
-                assert_close(&output, &wanted, 2e-5, &what);
-                assert_close(&probabilities, &row, 2e-5, &what);
+            let of_kernel = [flex(&q), flex(&k), flex(&v)];
+            let [q2, k2, v2] = of_kernel.each_ref().map(Heads::<f32>::of);
+            for (plain, mask) in masks(&case) {
+                let (wanted, row) =
+                    oracle::attend_token(q.clone(), k.clone(), v.clone(), None, &plain);
+                let (wanted, row) = (values(wanted), values(row));
+                for level in Level::available() {
+                    let what = format!("{level:?}, {entries} entries, dim {}", case.dim);
+                    let (output, probabilities) = token::attend(level, &q2, &k2, &v2, None, &mask);
+                    assert_close(&output, &wanted, 2e-5, &what);
+                    assert_close(&probabilities, &row, 2e-5, &what);
+                }
             }
         }
     }
@@ -197,14 +254,16 @@ fn token_attention_over_lengths_equals_the_oracle() {
                 .collect();
             let data = TensorData::new(lengths.clone(), [case.batch, case.kv_heads]);
             let on_device = Tensor::from_data(data, &Device::flex());
+            let none = Mask::default();
             let (wanted, wanted_row) =
-                oracle::attend_token(q.clone(), k.clone(), v.clone(), Some(on_device));
+                oracle::attend_token(q.clone(), k.clone(), v.clone(), Some(on_device), &none);
             let (wanted, wanted_row) = (values(wanted), values(wanted_row));
+            let mask = mask::Mask::default();
             let (q, k, v) = (flex(&q), flex(&k), flex(&v));
             let (q, k, v) = (Heads::of(&q), Heads::<f32>::of(&k), Heads::of(&v));
             for level in Level::available() {
                 let what = format!("{level:?}, {lengths:?} of {entries}, dim {}", case.dim);
-                let (output, row) = token::attend(level, &q, &k, &v, Some(&lengths));
+                let (output, row) = token::attend(level, &q, &k, &v, Some(&lengths), &mask);
                 assert_close(&output, &wanted, 2e-5, &what);
                 assert_close(&row, &wanted_row, 2e-5, &what);
             }
@@ -222,7 +281,8 @@ fn half_precision_caches_give_what_their_values_in_f32_give() {
             let wide = |t: &Tensor<4>| t.clone().cast(DType::F32);
             for tokens in [1, case.tokens] {
                 let q = q.clone().narrow(2, case.tokens - tokens, tokens);
-                let run = |k, v| values(crate::ops::attend(q.clone(), k, v, None).unwrap());
+                let run =
+                    |k, v| values(ops::attend(q.clone(), k, v, &Mask::default(), None).unwrap());
                 let (found, wanted) = (run(k.clone(), v.clone()), run(wide(&k), wide(&v)));
                 assert_close(
                     &found,
@@ -231,21 +291,19 @@ fn half_precision_caches_give_what_their_values_in_f32_give() {
                     &format!("{dtype:?}, {tokens} tokens"),
                 );
                 let window = |k| {
-                    let positions = Tensor::<1, burn::tensor::Int>::arange(
-                        0..case.entries as i64,
-                        &Device::flex(),
-                    );
+                    let positions =
+                        Tensor::<1, Int>::arange(0..case.entries as i64, &Device::flex());
                     let positions = positions.reshape([1, 1, case.entries]).expand([
                         case.batch,
                         case.kv_heads,
                         case.entries,
                     ]);
-                    values(crate::ops::window_attention(
-                        q.clone(),
-                        k,
+                    let places = Places {
                         positions,
-                        case.entries,
-                    ))
+                        seen: case.entries,
+                        window: None,
+                    };
+                    values(ops::window_attention(q.clone(), k, &places, None))
                 };
                 assert_close(&window(k.clone()), &window(wide(&k)), 1e-6, "window");
             }

@@ -1,5 +1,6 @@
 //! Tiles of queries and keys whose products stay in registers.
 
+use super::mask::{Sight, cap};
 use super::simd::{Vector, fma};
 use super::view::Heads;
 use rayon::prelude::*;
@@ -55,7 +56,7 @@ pub fn pack_all(k: &Heads<'_>) -> Vec<Vec<f32>> {
 
 /// A tile of consecutive queries of one head.
 #[derive(Clone, Copy)]
-pub struct Tile {
+pub struct Tile<'a> {
     pub batch: usize,
     pub head: usize,
     /// First query and how many, at most `ROWS`.
@@ -63,9 +64,12 @@ pub struct Tile {
     pub rows: usize,
     /// Keys that the first query sees; each later one sees one more.
     pub visible: usize,
+    pub softcap: Option<f32>,
+    /// The window of the first query, if there is one.
+    pub sight: Option<Sight<'a>>,
 }
 
-impl Tile {
+impl Tile<'_> {
     /// For rows that are no queries: nothing is hidden.
     pub fn of_all() -> Self {
         Self {
@@ -74,6 +78,8 @@ impl Tile {
             first: 0,
             rows: ROWS,
             visible: usize::MAX / 2,
+            softcap: None,
+            sight: None,
         }
     }
 
@@ -100,7 +106,7 @@ pub type Scores = [[f32; KEYS]; ROWS];
 
 #[inline(always)]
 pub fn scores<V: Vector>(
-    tile: Tile,
+    tile: Tile<'_>,
     queries: &[[f32; ROWS]],
     keys: &[f32],
     start: usize,
@@ -113,6 +119,12 @@ pub fn scores<V: Vector>(
         for r in 0..ROWS {
             scores[r][part * WIDTH..(part + 1) * WIDTH].copy_from_slice(&sums[r]);
         }
+    }
+    if let Some(softcap) = tile.softcap {
+        cap::<V>(scores.as_flattened_mut(), softcap);
+    }
+    if let Some(sight) = &tile.sight {
+        sight.hide(start / KEYS, &mut scores);
     }
     if start + KEYS > tile.visible {
         for (r, row) in scores.iter_mut().enumerate() {

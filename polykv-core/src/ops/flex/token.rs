@@ -3,9 +3,10 @@
 
 use super::PARALLEL_BYTES;
 use super::bridge::{inner_dense, integers, tensor};
+use super::mask::{Mask, cap};
 use super::simd::{Element, LANES, Level, Vector, dispatch, dot, dots, exp_sum, fma, max};
 use super::view::Heads;
-use crate::ops::kernels::TokenOps;
+use crate::ops::kernels::{self, TokenOps};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, bf16, f16};
@@ -17,9 +18,10 @@ impl TokenOps for Flex {
         k: FlexTensor,
         v: FlexTensor,
         entries: usize,
+        mask: kernels::Mask<Self>,
     ) -> (FlexTensor, FlexTensor) {
         let (k, v) = (k.narrow(2, 0, entries), v.narrow(2, 0, entries));
-        run(q, k, v, None)
+        run(q, k, v, None, &Mask::of(mask, 1))
     }
 
     fn attend_lengths(
@@ -29,7 +31,7 @@ impl TokenOps for Flex {
         lengths: FlexTensor,
     ) -> (FlexTensor, FlexTensor) {
         let lengths = lengths.to_contiguous();
-        run(q, k, v, Some(&integers(&lengths)))
+        run(q, k, v, Some(&integers(&lengths)), &Mask::default())
     }
 }
 
@@ -39,12 +41,13 @@ fn run(
     k: FlexTensor,
     v: FlexTensor,
     lengths: Option<&[i64]>,
+    mask: &Mask,
 ) -> (FlexTensor, FlexTensor) {
     let (q, k, v) = (inner_dense(q), inner_dense(k), inner_dense(v));
     match k.dtype() {
-        DType::F16 => attend_stored::<f16>(&q, &k, &v, lengths),
-        DType::BF16 => attend_stored::<bf16>(&q, &k, &v, lengths),
-        _ => attend_stored::<f32>(&q, &k, &v, lengths),
+        DType::F16 => attend_stored::<f16>(&q, &k, &v, lengths, mask),
+        DType::BF16 => attend_stored::<bf16>(&q, &k, &v, lengths, mask),
+        _ => attend_stored::<f32>(&q, &k, &v, lengths, mask),
     }
 }
 
@@ -53,9 +56,10 @@ fn attend_stored<E: Element>(
     k: &FlexTensor,
     v: &FlexTensor,
     lengths: Option<&[i64]>,
+    mask: &Mask,
 ) -> (FlexTensor, FlexTensor) {
     let (q, k, v) = (Heads::of(q), Heads::<E>::of(k), Heads::<E>::of(v));
-    let (output, row) = attend(Level::best(), &q, &k, &v, lengths);
+    let (output, row) = attend(Level::best(), &q, &k, &v, lengths, mask);
     let group = q.heads / k.heads;
     (
         tensor(output, [q.batch, q.heads, 1, q.dim]),
@@ -72,6 +76,7 @@ pub fn attend<E: Element>(
     k: &Heads<'_, E>,
     v: &Heads<'_, E>,
     lengths: Option<&[i64]>,
+    mask: &Mask,
 ) -> (Vec<f32>, Vec<f32>) {
     let group = q.heads / k.heads;
     let kv_heads = k.batch * k.heads;
@@ -94,7 +99,7 @@ pub fn attend<E: Element>(
             count: step.min(seen - first),
         };
         dispatch!(level, fn part_attention<E: Element>(
-            at: Part, q: &Heads<'_>, k: &Heads<'_, E>, v: &Heads<'_, E>,
+            at: Part, q: &Heads<'_>, k: &Heads<'_, E>, v: &Heads<'_, E>, mask: &Mask,
         ) -> Partial)
     };
     let parts: Vec<Partial> = match small {
@@ -147,6 +152,7 @@ fn part_attention<V: Vector, E: Element>(
     q: &Heads<'_>,
     k: &Heads<'_, E>,
     v: &Heads<'_, E>,
+    mask: &Mask,
 ) -> Partial {
     let (n, dim) = (at.count, q.dim);
     let mut part = Partial {
@@ -156,6 +162,14 @@ fn part_attention<V: Vector, E: Element>(
         output: vec![0.0; at.group * dim],
     };
     part_scores::<V, E>(at, q, k, &mut part.row);
+    if let Some(softcap) = mask.softcap {
+        cap::<V>(&mut part.row, softcap);
+    }
+    if let Some(sight) = mask.sight(at.batch * k.heads + at.kv_head, 0) {
+        for g in 0..at.group {
+            sight.hide_keys(at.first, &mut part.row[g * n..(g + 1) * n]);
+        }
+    }
     // Loops instead of closures here and below: a closure is compiled without the features of its caller.
     for g in 0..at.group {
         let row = &mut part.row[g * n..(g + 1) * n];

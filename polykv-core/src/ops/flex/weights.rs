@@ -1,34 +1,48 @@
 //! Weights of every storage format on the CPU: the products of few rows with them, and their values in f32.
 
 use super::CHUNK;
+use super::blocks;
 use super::bridge::{elements, flex, float, float_back, inner_dense, integers, tensor, widened};
 use super::gemv::{self, Rows};
 use super::simd::{LANES, Level, Vector, dispatch};
 use super::view::Matrix;
-use crate::ops::weight::{Block, Blocks, Q8Weight, Weight};
+use crate::ops::weight::{Block, BlockRows, BlockType, BlockWeight, Blocks, Q8Weight, Weight};
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{DType, Int, Tensor, bf16, f16};
 use rayon::prelude::*;
+
+/// Rows of a weight in blocks that are unpacked at once.
+const TILE_ROWS: usize = 512;
 
 /// `x [rows, in]` in f32 times the transposes of weights of one format `[out, in]`, the results side by side: `[rows, Σ
 /// out]`.
 pub fn gemv<const N: usize>(x: Tensor<2>, weights: [&Weight; N]) -> Tensor<2> {
     let x = float(x);
-    let blocks: Vec<Blocks<'_>> = weights
+    let in_blocks: Vec<BlockRows<'_>> = weights
+        .iter()
+        .filter_map(|weight| match weight {
+            Weight::Blocks(weight) => Some(weight.blocks()),
+            _ => None,
+        })
+        .collect();
+    if !in_blocks.is_empty() {
+        return products(x, &in_blocks);
+    }
+    let q8: Vec<Blocks<'_>> = weights
         .iter()
         .filter_map(|weight| match weight {
             Weight::Q8(weight) => Some(weight.blocks()),
-            Weight::Dense(_) => None,
+            _ => None,
         })
         .collect();
-    if !blocks.is_empty() {
-        return products(x, &blocks);
+    if !q8.is_empty() {
+        return products(x, &q8);
     }
     let dense: Vec<FlexTensor> = weights
         .iter()
         .filter_map(|weight| match weight {
             Weight::Dense(tensor) => Some(inner_dense(float(tensor.clone()))),
-            Weight::Q8(_) => None,
+            _ => None,
         })
         .collect();
     match dense.first().map(FlexTensor::dtype) {
@@ -50,6 +64,34 @@ fn products<W: Rows>(x: FlexTensor, weights: &[W]) -> Tensor<2> {
     float_back(tensor(output, [rows, width]))
 }
 
+/// `x [rows, in]` of many rows in f32 times the transposes of weights in blocks: `[rows, out]` each. Where the processor has
+/// no fast products of 8-bit integers, tiles of a weight are unpacked to f32 one after the other, so that it never exists as
+/// a whole.
+pub fn block_gemm(x: Tensor<2>, weights: &[&BlockWeight]) -> Vec<Tensor<2>> {
+    let [rows, columns] = x.dims();
+    let dense = float(x.clone()).to_contiguous();
+    let views: Vec<_> = weights.iter().map(|weight| weight.blocks()).collect();
+    match blocks::gemm(elements(&dense), columns, &views) {
+        Some(outputs) => {
+            let outputs = outputs.into_iter().zip(views);
+            outputs
+                .map(|(output, weight)| float_back(tensor(output, [rows, weight.rows])))
+                .collect()
+        }
+        None => weights
+            .iter()
+            .map(|weight| tiled_gemm(x.clone(), weight))
+            .collect(),
+    }
+}
+
+/// By burn's product with one tile after the other.
+pub fn tiled_gemm(x: Tensor<2>, weight: &BlockWeight) -> Tensor<2> {
+    let all: Vec<usize> = (0..weight.shape()[0]).collect();
+    let tile = |rows: &[usize]| x.clone().matmul(decode_rows(weight, rows).transpose());
+    Tensor::cat(all.chunks(TILE_ROWS).map(tile).collect(), 1)
+}
+
 /// A tensor in f16 or bf16 as f32.
 pub fn widen(weight: Tensor<2>) -> Tensor<2> {
     float_back(widened(float(weight)))
@@ -63,37 +105,63 @@ pub fn q8_to_f32(weight: &Q8Weight) -> Tensor<2> {
 
 /// The given rows of an 8-bit weight as f32.
 pub fn q8_rows(weight: &Q8Weight, rows: Tensor<1, Int>) -> Tensor<2> {
+    widen_rows(weight, &indices(rows))
+}
+
+/// All values of a weight in blocks as f32.
+pub fn blocks_to_f32(weight: &BlockWeight) -> Tensor<2> {
+    let all: Vec<usize> = (0..weight.shape()[0]).collect();
+    decode_rows(weight, &all)
+}
+
+/// The given rows of a weight in blocks as f32.
+pub fn block_rows(weight: &BlockWeight, rows: Tensor<1, Int>) -> Tensor<2> {
+    decode_rows(weight, &indices(rows))
+}
+
+fn indices(rows: Tensor<1, Int>) -> Vec<usize> {
     let rows = flex(rows).int().to_contiguous();
-    let rows: Vec<usize> = integers(&rows).iter().map(|&row| row as usize).collect();
-    widen_rows(weight, &rows)
+    integers(&rows).iter().map(|&row| row as usize).collect()
 }
 
 fn widen_rows(weight: &Q8Weight, rows: &[usize]) -> Tensor<2> {
-    let blocks = weight.blocks();
-    let output = row_values(Level::best(), &blocks, rows);
-    float_back(tensor(output, [rows.len(), blocks.columns()]))
+    let (level, weight) = (Level::best(), weight.blocks());
+    each_row(weight.columns(), rows, |row, output| {
+        let blocks = weight.row(row);
+        dispatch!(level, fn scaled(output: &mut [f32], blocks: &[Block]));
+    })
 }
 
-/// The given rows of 8-bit weights as f32, `[rows.len(), columns]`.
-fn row_values(level: Level, weight: &Blocks<'_>, rows: &[usize]) -> Vec<f32> {
-    let columns = weight.columns();
+fn decode_rows(weight: &BlockWeight, rows: &[usize]) -> Tensor<2> {
+    let (level, weight) = (Level::best(), weight.blocks());
+    let kind = weight.kind;
+    each_row(weight.columns, rows, |row, output| {
+        let blocks = weight.row(row);
+        dispatch!(level, fn decoded(output: &mut [f32], kind: BlockType, blocks: &[u8]));
+    })
+}
+
+/// `[rows.len(), columns]`, each row filled from its index.
+fn each_row(columns: usize, rows: &[usize], fill: impl Fn(usize, &mut [f32]) + Sync) -> Tensor<2> {
     let mut output = vec![0.0; rows.len() * columns];
-    let block = |(row, output): (&usize, &mut [f32])| {
-        let blocks = weight.row(*row);
-        dispatch!(level, fn scaled(output: &mut [f32], blocks: &[Block]));
-    };
+    let fill = |(row, output): (&usize, &mut [f32])| fill(*row, output);
     match output.len() < CHUNK {
         true => rows
             .iter()
             .zip(output.chunks_exact_mut(columns))
-            .for_each(block),
+            .for_each(fill),
         false => rows
             .par_iter()
             .zip(output.par_chunks_exact_mut(columns))
             .with_min_len(CHUNK.div_ceil(columns))
-            .for_each(block),
+            .for_each(fill),
     }
-    output
+    float_back(tensor(output, [rows.len(), columns]))
+}
+
+#[inline(always)]
+fn decoded<V: Vector>(output: &mut [f32], kind: BlockType, blocks: &[u8]) {
+    kind.decode(blocks, output);
 }
 
 #[inline(always)]

@@ -3,6 +3,7 @@
 
 use super::bridge::{inner_dense, integers, tensor, widened};
 use super::lanes::Lanes;
+use super::mask::cap;
 use super::simd::{LANES, Level, Vector, dispatch, exp, larger};
 use super::tiles::HIDDEN;
 use super::view::Heads;
@@ -10,6 +11,7 @@ use crate::ops::kernels::WindowOps;
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use rayon::prelude::*;
+use std::ops::Range;
 
 impl WindowOps for Flex {
     fn window_score(
@@ -17,33 +19,61 @@ impl WindowOps for Flex {
         k: FlexTensor,
         positions: FlexTensor,
         seen: usize,
+        window: Option<usize>,
+        softcap: Option<f32>,
     ) -> (FlexTensor, FlexTensor) {
         let (q, k) = (inner_dense(q), widened(k));
         let (q, k) = (Heads::of(&q), Heads::of(&k));
         let positions = positions.to_contiguous();
-        let (sums, variances) = score(Level::best(), &q, &k, &integers(&positions), seen);
+        let places = Places {
+            positions: &integers(&positions),
+            seen,
+            window,
+        };
+        let (sums, variances) = score(Level::best(), &q, &k, places, softcap);
         let dims = [k.batch, k.heads, k.tokens];
         (tensor(sums, dims), tensor(variances, dims))
     }
 }
 
-/// `q [batch, heads, w, dim]`, `k [batch, kv_heads, n, dim]`, `positions [batch * kv_heads * n]` → per key the sum over
-/// the window and the variance over it, means over the query group, `[batch, kv_heads, n]` each.
+/// See [`Places`](crate::ops::Places); positions `[batch * kv_heads * n]`.
+#[derive(Clone, Copy)]
+pub struct Places<'a> {
+    pub positions: &'a [i64],
+    pub seen: usize,
+    pub window: Option<usize>,
+}
+
+impl Places<'_> {
+    /// Which of the last `queries` see the entry at a position.
+    fn queries(&self, position: i64, queries: usize) -> Range<usize> {
+        let first = (self.seen - queries) as i64;
+        let index = |query: i64| query.clamp(0, queries as i64) as usize;
+        let window = self.window.and_then(|window| i64::try_from(window).ok());
+        let end = window.map_or(queries, |window| {
+            index(position.saturating_add(window).saturating_sub(first))
+        });
+        index(position.saturating_sub(first))..end
+    }
+}
+
+/// `q [batch, heads, w, dim]`, `k [batch, kv_heads, n, dim]` → per key the sum over the last `w` queries and the variance
+/// over them, means over the query group, `[batch, kv_heads, n]` each.
 pub fn score(
     level: Level,
     q: &Heads<'_>,
     k: &Heads<'_>,
-    positions: &[i64],
-    seen: usize,
+    places: Places<'_>,
+    softcap: Option<f32>,
 ) -> (Vec<f32>, Vec<f32>) {
     let (n, window, group) = (k.tokens, q.tokens, q.heads / k.heads);
-    let first = (seen - window) as i64;
     let heads: Vec<Moments> = (0..q.batch * q.heads)
         .into_par_iter()
         .with_max_len(1)
         .map(|i| {
             let kv = i / group;
-            let positions = positions[kv * n..(kv + 1) * n].iter().enumerate();
+            let positions = places.positions[kv * n..(kv + 1) * n].iter().enumerate();
+            let seen_by = positions.map(|(slot, &at)| (slot, places.queries(at, window)));
             let at = Window {
                 lanes: Lanes {
                     batch: i / q.heads,
@@ -52,10 +82,8 @@ pub fn score(
                     queries: 0..window,
                     keys: 0..n,
                 },
-                late: positions
-                    .filter(|(_, position)| **position > first)
-                    .map(|(slot, position)| (slot, (position - first) as usize))
-                    .collect(),
+                partly: seen_by.filter(|(_, by)| by.len() < window).collect(),
+                softcap,
             };
             let at = &at;
             dispatch!(level, fn head_moments(at: &Window, q: &Heads<'_>, k: &Heads<'_>) -> Moments)
@@ -80,8 +108,9 @@ pub fn score(
 /// The window's queries of one head.
 struct Window {
     lanes: Lanes,
-    /// Slots that not all queries see, each with how many do not.
-    late: Vec<(usize, usize)>,
+    /// Slots that not all queries see, each with those that do.
+    partly: Vec<(usize, Range<usize>)>,
+    softcap: Option<f32>,
 }
 
 /// Of a head's probabilities, per key: the mean over the queries and the sum of squared deviations from it.
@@ -96,8 +125,11 @@ fn head_moments<V: Vector>(at: &Window, q: &Heads<'_>, k: &Heads<'_>) -> Moments
     let blocks = at.lanes.blocks();
     let mut rows = vec![[0.0; LANES]; n * blocks];
     at.lanes.products::<V>(q, k, &mut rows);
-    for &(slot, hidden) in &at.late {
-        for query in 0..hidden {
+    if let Some(softcap) = at.softcap {
+        cap::<V>(rows.as_flattened_mut(), softcap);
+    }
+    for (slot, seen_by) in &at.partly {
+        for query in (0..seen_by.start.min(window)).chain(seen_by.end..window) {
             rows[slot * blocks + query / LANES][query % LANES] = HIDDEN;
         }
     }
@@ -133,7 +165,8 @@ fn head_moments<V: Vector>(at: &Window, q: &Heads<'_>, k: &Heads<'_>) -> Moments
     moments
 }
 
-/// Replaces the scores of a block of queries, `rows [n][blocks][LANES]`, by exponentials and returns their sums.
+/// Replaces the scores of a block of queries, `rows [n][blocks][LANES]`, by exponentials and returns their sums, infinite
+/// for a query that sees nothing.
 #[inline(always)]
 fn exponentials<V: Vector>(rows: &mut [[f32; LANES]], block: usize, blocks: usize) -> [f32; LANES] {
     let mut most = [HIDDEN; LANES];
@@ -147,6 +180,11 @@ fn exponentials<V: Vector>(rows: &mut [[f32; LANES]], block: usize, blocks: usiz
         for i in 0..LANES {
             row[i] = exp::<V>(row[i] - most[i]);
             totals[i] += row[i];
+        }
+    }
+    for i in 0..LANES {
+        if most[i] <= HIDDEN {
+            totals[i] = f32::INFINITY;
         }
     }
     totals

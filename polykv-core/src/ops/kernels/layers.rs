@@ -44,6 +44,10 @@ pub trait PointwiseOps: Backend {
     /// See [`swiglu`](crate::ops::swiglu).
     #[fusion(meta = |gate, _up| gate.clone())]
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// See [`geglu`](crate::ops::geglu).
+    #[fusion(meta = |gate, _up| gate.clone())]
+    fn geglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// Several operators at once, for what is done for every token: there the host's time for an operation is longer than the

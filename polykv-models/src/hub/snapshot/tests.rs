@@ -117,6 +117,46 @@ fn a_gguf_file_comes_alone_and_beside_the_model() {
 }
 
 #[test]
+fn every_part_of_a_split_gguf_file_comes() {
+    let names = ["x-00001-of-00002.gguf", "x-00002-of-00002.gguf"];
+    let mut files = tiny();
+    files.insert(names[0].to_string(), b"GGUF".to_vec());
+    let server = HubServer::new(files.clone());
+    let dir = tempfile::tempdir().unwrap();
+    let repos = names.map(|name| Repo::parse(&format!("{REPO}:{name}")).unwrap());
+    let message = pull_from(&server, dir.path(), &repos[0]).unwrap_err();
+    assert!(message.to_string().contains(names[1]), "{message}");
+    assert!(repos[1].cached(dir.path()).unwrap().is_none());
+
+    files.insert(names[1].to_string(), b"GGUF more".to_vec());
+    server.set_files(files);
+    for repo in &repos {
+        let path = pull_from(&server, dir.path(), repo).unwrap();
+        assert_eq!(path, model().folder(dir.path()).join(names[0]));
+        assert_eq!(
+            std::fs::read(path.with_file_name(names[1])).unwrap(),
+            b"GGUF more"
+        );
+        assert_eq!(repo.cached(dir.path()).unwrap(), Some(path.clone()));
+        assert_eq!(repo.verify(dir.path()).unwrap(), Some(path));
+    }
+    std::fs::remove_file(model().folder(dir.path()).join(names[1])).unwrap();
+    assert!(repos[0].cached(dir.path()).unwrap().is_none());
+
+    // What a pull of one part alone recorded.
+    let dir = tempfile::tempdir().unwrap();
+    let path = pull_from(&server, dir.path(), &repos[0]).unwrap();
+    let record = repos[0].record(dir.path());
+    let mut old = Record::read(&record).unwrap().unwrap();
+    old.files.remove(names[1]);
+    old.write(&record).unwrap();
+    std::fs::remove_file(path.with_file_name(names[1])).unwrap();
+    assert!(repos[0].cached(dir.path()).unwrap().is_none());
+    pull_from(&server, dir.path(), &repos[0]).unwrap();
+    assert!(repos[0].cached(dir.path()).unwrap().is_some());
+}
+
+#[test]
 fn shards_come_by_the_index() {
     let mut files = tiny();
     let weights = files.remove("model.safetensors").unwrap();

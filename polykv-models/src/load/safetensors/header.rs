@@ -49,7 +49,7 @@ pub fn read(file: &WeightFile) -> Result<Vec<Entry>> {
         let found = format!("{length} bytes");
         return Err(Error::invalid(place, "size of the header", found, allowed));
     }
-    let data = LENGTH_BYTES + length;
+    let data = LENGTH_BYTES.saturating_add(length);
     if data > file.size() {
         let found = format!("{} bytes, with a header of {length}", file.size());
         return Err(unreadable(&found));
@@ -83,8 +83,8 @@ pub fn read(file: &WeightFile) -> Result<Vec<Entry>> {
             name,
             dtype: info.dtype,
             shape: info.shape,
-            offset: data + start as u64,
-            bytes: end - start,
+            offset: data.saturating_add(start as u64),
+            bytes: end.saturating_sub(start),
         })
     };
     tensors.into_iter().map(entry).collect()

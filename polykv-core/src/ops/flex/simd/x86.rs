@@ -1,5 +1,9 @@
 //! The registers of x86 processors.
 
+mod bytes;
+
+pub use bytes::{Avx2Bytes, VnniBytes};
+
 use super::vector::{LANES, Vector};
 use burn::tensor::{bf16, f16};
 use std::arch::x86_64::*;

@@ -2,16 +2,6 @@
 
 use super::*;
 use crate::ops::Pool;
-use burn::tensor::{Int, s};
-
-fn integers(values: &[i64], case: &Case) -> Tensor<3, Int> {
-    let dims = [
-        case.batch,
-        case.kv_heads,
-        values.len() / case.batch / case.kv_heads,
-    ];
-    Tensor::from_data(TensorData::new(values.to_vec(), dims), &Device::flex())
-}
 
 /// Slots in another order for each head.
 fn shuffled(case: &Case) -> Vec<i64> {
@@ -35,18 +25,31 @@ fn window_scores_equal_the_oracle() {
             let window = window.min(case.tokens);
             let [q, k, _] = case.tensors();
             let q = q.narrow(2, case.tokens - window, window);
-            let places = shuffled(case);
-            let positions = integers(&places, case);
-            let (sums, variances) =
-                oracle::window_score(q.clone(), k.clone(), positions, case.entries);
-            let (sums, variances) = (values(sums), values(variances));
-            let (q, k) = (flex(&q), flex(&k));
-            let (q, k) = (Heads::of(&q), Heads::of(&k));
-            for level in Level::available() {
-                let what = format!("{level:?}, window {window}, dim {}", case.dim);
-                let found = window::score(level, &q, &k, &places, case.entries);
-                assert_close(&found.0, &sums, 1e-5, &what);
-                assert_close(&found.1, &variances, 1e-5, &what);
+            let positions = shuffled(case);
+            let (q, k) = (q.clone(), k.clone());
+            let (q2, k2) = (flex(&q), flex(&k));
+            let (q2, k2) = (Heads::of(&q2), Heads::of(&k2));
+            for (sliding, softcap) in [(None, None), (Some(30), None), (Some(3), Some(2.0f32))] {
+                let places = Places {
+                    positions: integers(&positions, case),
+                    seen: case.entries,
+                    window: sliding,
+                };
+                let softcap64 = softcap.map(f64::from);
+                let (sums, variances) =
+                    oracle::window_score(q.clone(), k.clone(), &places, softcap64);
+                let (sums, variances) = (values(sums), values(variances));
+                let places = window::Places {
+                    positions: &positions,
+                    seen: case.entries,
+                    window: sliding,
+                };
+                for level in Level::available() {
+                    let what = format!("{level:?}, {window} of {sliding:?}, dim {}", case.dim);
+                    let found = window::score(level, &q2, &k2, places, softcap);
+                    assert_close(&found.0, &sums, 1e-5, &what);
+                    assert_close(&found.1, &variances, 1e-5, &what);
+                }
             }
         }
     }
@@ -59,34 +62,48 @@ fn hits_equal_the_oracle() {
         let group = case.heads / case.kv_heads;
         let bits = (usize::BITS - group.leading_zeros()) as usize;
         let count = case.tokens.min(24 / bits);
-        for first in [0, (case.tokens - count) / 2, case.tokens - count] {
-            let queries = first..first + count;
-            // The oracle hands queries over in blocks: here those up to the last that is looked at are one.
-            let upto = first + count;
-            let hidden = case.entries - case.tokens;
-            let seen = hidden + upto;
-            let part = q.clone().narrow(2, first, count);
-            let mut wanted = None;
-            let mut look = |rows| {
-                wanted = Some(oracle::attention_hits(rows, group, 0..count, bits));
-                Ok(())
-            };
-            let keys = k.clone().slice(s![.., .., 0..seen, ..]);
-            let vectors = v.clone().slice(s![.., .., 0..seen, ..]);
-            oracle::attend(part, keys, vectors, Some(&mut look)).unwrap();
-            let (digits, counts) = wanted.unwrap();
-            let (digits, counts) = (values(digits), values(counts));
-            let (q, k, v) = (flex(&q), flex(&k), flex(&v));
-            let (q, k, v) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
-            for level in Level::available() {
-                let what = format!(
-                    "{level:?}, {queries:?} of {}, dim {}",
-                    case.tokens, case.dim
-                );
-                let (_, logs) = prefill::attend(level, &q, &k, &v);
-                let found = hits::hits(level, &q, &k, &logs, first, count, bits);
-                assert_eq!(found.0, digits, "{what}");
-                assert_eq!(found.1, counts, "{what}");
+        let of_kernel = [flex(&q), flex(&k), flex(&v)];
+        let [q2, k2, v2] = of_kernel.each_ref().map(Heads::of);
+        for (plain, mask) in masks(case) {
+            for first in [0, (case.tokens - count) / 2, case.tokens - count] {
+                let queries = first..first + count;
+                // The oracle hands queries over in blocks: here those up to the last that is looked at are one.
+                let after = case.tokens - first - count;
+                let seen = case.entries - after;
+                let plain = plain.before(after);
+                let part = q.clone().narrow(2, first, count);
+                let counts = plain.counts(seen, count, 0..count, &Device::flex());
+                let mut wanted = None;
+                let mut look = |rows| {
+                    let counts = counts.clone();
+                    wanted = Some(oracle::attention_hits(rows, group, 0..count, bits, counts));
+                    Ok(())
+                };
+                let keys = k.clone().slice(s![.., .., 0..seen, ..]);
+                let vectors = v.clone().slice(s![.., .., 0..seen, ..]);
+                oracle::attend(part, keys, vectors, &plain, Some(&mut look)).unwrap();
+                let (digits, counted) = wanted.unwrap();
+                let (digits, counted) = (values(digits), values(counted));
+                let dims = [case.batch, case.kv_heads, group, count];
+                let averages = counts.clone().unsqueeze_dim::<4>(2).expand(dims);
+                let averages = values(averages.log());
+                for level in Level::available() {
+                    let what = format!(
+                        "{level:?}, {queries:?} of {}, dim {}",
+                        case.tokens, case.dim
+                    );
+                    let (_, logs) = prefill::attend(level, &q2, &k2, &v2, &mask);
+                    let logs = logs
+                        .chunks_exact(case.tokens)
+                        .flat_map(|head| &head[queries.clone()]);
+                    let least = logs
+                        .zip(&averages)
+                        .map(|(log, average)| log - average - 1e-6);
+                    let least: Vec<f32> = least.collect();
+                    let found = hits::hits(level, &q2, &k2, &least, queries.clone(), bits, &mask);
+                    assert_eq!(found.0, digits, "{what}");
+                    assert_eq!(found.1, counted, "{what}");
+                }
             }
         }
     }

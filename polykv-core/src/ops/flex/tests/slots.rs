@@ -117,7 +117,13 @@ fn wrong_lengths_count_as_the_nearest_right_ones() {
     let attend = |lengths: [i64; 2]| {
         let lengths = || Tensor::<2, Int>::from_data([lengths], &Device::flex());
         let (q, k, v) = (q.clone(), k.clone(), v.clone());
-        let plain = oracle::attend_token(q.clone(), k.clone(), v.clone(), Some(lengths()));
+        let plain = oracle::attend_token(
+            q.clone(),
+            k.clone(),
+            v.clone(),
+            Some(lengths()),
+            &Mask::default(),
+        );
         let found = ops::attend_lengths(q, k, v, lengths());
         [found, plain].map(|(output, row)| (values(output), values(row)))
     };
@@ -132,5 +138,11 @@ fn wrong_lengths_count_as_the_nearest_right_ones() {
 #[should_panic(expected = "a value per key")]
 fn shapes_that_do_not_fit_are_refused() {
     let (k, _, _) = entries();
-    let _ = ops::attend(random(1, 4, 1, 8), k, random(1, 2, N - 1, 8), None);
+    let _ = ops::attend(
+        random(1, 4, 1, 8),
+        k,
+        random(1, 2, N - 1, 8),
+        &Mask::default(),
+        None,
+    );
 }
