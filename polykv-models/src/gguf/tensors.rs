@@ -168,14 +168,10 @@ pub fn unpermute_rope_rows(
             allowed,
         ));
     }
-    let mut out = Vec::with_capacity(data.len());
-    for head in data.chunks_exact(head_dim.saturating_mul(inner)) {
-        for side in 0..2 {
-            let rows = head.chunks_exact(inner).skip(side).step_by(2);
-            rows.for_each(|row| out.extend_from_slice(row));
-        }
-    }
-    Ok(out)
+    let rows: Vec<&[f32]> = data.chunks_exact(inner).collect();
+    let ordered = rope_row_order(heads, head_dim).into_iter();
+    let ordered = ordered.filter_map(|row| rows.get(row as usize));
+    Ok(ordered.flat_map(|row| row.iter().copied()).collect())
 }
 
 #[cfg(test)]
