@@ -1,4 +1,5 @@
-//! Activations in 8 bits: a scale for each run of 32 numbers along a row.
+//! Activations in 16 bits: a scale for each run of 32 numbers along a row. Each number is 256 times a byte and another
+//! byte, since the processors' dot products take bytes; the first byte alone is the number in 8 bits.
 
 use crate::ops::flex::simd::{LANES, Level, Vector, dispatch};
 use crate::ops::route::MOST_GEMV_ROWS;
@@ -10,12 +11,16 @@ pub const RUN: usize = 32;
 /// Numbers of a chunk: what the kernels take in one step.
 pub const CHUNK: usize = 256;
 
-/// 256 numbers of a row in 8 bits, and what the scales of weights are multiplied with.
+/// The largest magnitude in 16 bits: 127 times 256, so that the first byte does not overflow where it is rounded.
+const MOST: f32 = 32_512.0;
+
+/// 256 numbers of a row in 16 bits, and what the scales of weights are multiplied with.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub struct Chunk {
-    pub values: [[i8; 64]; 4],
-    /// The scales of the eight runs, then their sums: the scale times the sum of the values.
+    pub high: [[i8; 64]; 4],
+    pub low: [[i8; 64]; 4],
+    /// Of each of the eight runs the scale and the sum: the scale times the sum of the values.
     pub scales_and_sums: [f32; LANES],
     /// The scales of the sixteen half runs.
     pub half_scales: [f32; LANES],
@@ -23,7 +28,7 @@ pub struct Chunk {
     pub half_sums: [f32; LANES],
 }
 
-/// Rows of activations `[rows, columns]` in 8 bits, filled up with zeros to whole chunks.
+/// Rows of activations `[rows, columns]` in 16 bits, filled up with zeros to whole chunks.
 pub struct Activations {
     chunks: Vec<Chunk>,
     /// Chunks per row.
@@ -33,7 +38,7 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// Rounds each run to 8 bits, at most half a step of its largest magnitude / 127 off.
+    /// Rounds each run to 16 bits, at most half a step of its largest magnitude / 32,512 off.
     pub fn of(level: Level, x: &[f32], columns: usize) -> Self {
         let width = columns.div_ceil(CHUNK);
         let rows = x.len() / columns.max(1);
@@ -76,7 +81,8 @@ impl Activations {
 
 impl Chunk {
     const ZERO: Self = Self {
-        values: [[0; 64]; 4],
+        high: [[0; 64]; 4],
+        low: [[0; 64]; 4],
         scales_and_sums: [0.0; LANES],
         half_scales: [0.0; LANES],
         half_sums: [0.0; LANES],
@@ -87,28 +93,29 @@ impl Chunk {
 fn round<V: Vector>(x: &[f32], chunks: &mut [Chunk]) {
     for (x, chunk) in x.chunks(CHUNK).zip(chunks) {
         let (runs, _) = x.as_chunks::<RUN>();
-        let values = chunk.values.as_flattened_mut().as_chunks_mut::<RUN>().0;
-        for (run, (x, values)) in runs.iter().zip(values).enumerate() {
-            let (scale, [low, high]) = round_run(x, values);
-            chunk.scales_and_sums[run] = scale;
-            chunk.scales_and_sums[run + 8] = scale * (low + high) as f32;
+        let high = chunk.high.as_flattened_mut().as_chunks_mut::<RUN>().0;
+        let low = chunk.low.as_flattened_mut().as_chunks_mut::<RUN>().0;
+        for (run, (x, (high, low))) in runs.iter().zip(high.iter_mut().zip(low)).enumerate() {
+            let (scale, sums) = round_run(x, high, low);
+            chunk.scales_and_sums[2 * run] = scale;
+            chunk.scales_and_sums[2 * run + 1] = scale * (sums[0] + sums[1]) as f32;
             chunk.half_scales[2 * run] = scale;
             chunk.half_scales[2 * run + 1] = scale;
-            chunk.half_sums[2 * run] = scale * low as f32;
-            chunk.half_sums[2 * run + 1] = scale * high as f32;
+            chunk.half_sums[2 * run] = scale * sums[0] as f32;
+            chunk.half_sums[2 * run + 1] = scale * sums[1] as f32;
         }
     }
 }
 
-/// Writes the numbers of a run in 8 bits and returns their scale and the sums of both halves.
+/// Writes the numbers of a run in 16 bits and returns their scale and the sums of both halves.
 #[inline(always)]
-fn round_run(x: &[f32; RUN], values: &mut [i8; RUN]) -> (f32, [i32; 2]) {
+fn round_run(x: &[f32; RUN], high: &mut [i8; RUN], low: &mut [i8; RUN]) -> (f32, [i32; 2]) {
     // As bits, so that NaN is above all numbers and makes the scale one.
     let mut most = 0;
     for x in x {
         most = x.abs().to_bits().max(most);
     }
-    let scale = f32::from_bits(most) / 127.0;
+    let scale = f32::from_bits(most) / MOST;
     // The inverse of a scale below the normal numbers would be infinite.
     let inverse = if scale < f32::MIN_POSITIVE {
         0.0
@@ -119,8 +126,10 @@ fn round_run(x: &[f32; RUN], values: &mut [i8; RUN]) -> (f32, [i32; 2]) {
     for (half, sum) in sums.iter_mut().enumerate() {
         for i in half * RUN / 2..(half + 1) * RUN / 2 {
             // Adding 1.5 · 2²³ rounds to the nearest integer, which the sum's last bits hold.
-            let rounded = (x[i] * inverse + 12_582_912.0).to_bits() as i8;
-            values[i] = rounded;
+            let rounded = (x[i] * inverse + 12_582_912.0).to_bits() as i16;
+            // The byte below is signed: the one above is rounded to the nearest.
+            low[i] = rounded as i8;
+            high[i] = (rounded.wrapping_add(128) >> 8) as i8;
             *sum += i32::from(rounded);
         }
     }

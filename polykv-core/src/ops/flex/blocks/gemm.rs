@@ -1,5 +1,6 @@
 //! Products of many rows of activations with weights in blocks, by the dot products of AVX-512 VNNI: tiles of 16 rows of
-//! the weight are laid out so that each lane of a register belongs to one of them. The integers are those of the GEMV.
+//! the weight are laid out so that each lane of a register belongs to one of them. Activations have 8 bits: the first of the
+//! two bytes that the GEMV takes.
 
 use super::activations::{Activations, RUN};
 use super::gemv::dispatch_layout;
@@ -103,12 +104,15 @@ impl RowBlock {
             let chunks = x.row(row);
             for run in 0..runs {
                 let (chunk, at) = (&chunks[run / 8], run % 8);
-                let runs_of_chunk = chunk.values.as_flattened().as_chunks::<RUN>().0;
-                values[run * count + i] = runs_of_chunk[at];
-                let scale = chunk.scales_and_sums[at];
-                let sum = chunk.scales_and_sums[at + 8];
-                let halves = &chunk.half_sums[2 * at..][..2];
-                scales[run * count + i] = [scale, sum, halves[0], halves[1]];
+                let of_run = chunk.high.as_flattened().as_chunks::<RUN>().0[at];
+                let scale = 256.0 * chunk.scales_and_sums[2 * at];
+                let [low, high] = [0, RUN / 2].map(|half| {
+                    let half = &of_run[half..][..RUN / 2];
+                    half.iter().map(|&x| i32::from(x)).sum::<i32>()
+                });
+                values[run * count + i] = of_run;
+                let [sum, low, high] = [low + high, low, high].map(|sum| scale * sum as f32);
+                scales[run * count + i] = [scale, sum, low, high];
             }
         }
         Self {
@@ -143,7 +147,7 @@ impl Tile {
                                 let scale = of_chunk[2 * run + half];
                                 (scale, factor * scale)
                             }
-                            None => (of_chunk[run], of_chunk[run + 8]),
+                            None => (of_chunk[2 * run], of_chunk[2 * run + 1]),
                         };
                         let place = &mut scales[2 * (8 * i + run) + half];
                         (place[0][lane], place[1][lane]) = (scale, offset);

@@ -83,8 +83,12 @@ fn dots<B: Bytes, T: Layout, const N: usize>(row: &[u8], x: [&[Chunk]; N]) -> [f
         add::<B, T, N>(&mut sums, chunk, x, i, 8);
     }
     if !rest.is_empty() {
-        let runs = rest.len() / T::BYTES * (T::ELEMENTS / 32);
-        add::<B, T, N>(&mut sums, rest, x, whole, runs);
+        // What is left of common widths is compiled as whole chunks are: of 576 columns 64, of 640 and 896 columns 128.
+        match rest.len() / T::BYTES * (T::ELEMENTS / 32) {
+            2 => add::<B, T, N>(&mut sums, rest, x, whole, 2),
+            4 => add::<B, T, N>(&mut sums, rest, x, whole, 4),
+            runs => add::<B, T, N>(&mut sums, rest, x, whole, runs),
+        }
     }
     let mut totals = [0.0; N];
     for n in 0..N {
@@ -110,14 +114,15 @@ fn add<B: Bytes, T: Layout, const N: usize>(
     for pair in 0..runs.div_ceil(2) {
         let numbers = T::numbers::<B>(chunk, pair, runs);
         for n in 0..N {
+            let x = &x[n][index];
             let products = if T::WIDE {
-                numbers.dot::<true>(&x[n][index].values[pair])
+                numbers.dot::<true>(&x.high[pair], &x.low[pair])
             } else {
-                numbers.dot::<false>(&x[n][index].values[pair])
+                numbers.dot::<false>(&x.high[pair], &x.low[pair])
             };
             let scale = match T::HALVES {
                 Some(_) => B::spread_four(scaled[n], 4 * pair),
-                None => B::spread_two(scaled[n], 2 * pair),
+                None => B::spread_two(scaled[n], 4 * pair),
             };
             sums[n].products = products.mul_add(scale, sums[n].products);
         }
@@ -128,7 +133,7 @@ fn add<B: Bytes, T: Layout, const N: usize>(
 #[derive(Clone, Copy)]
 struct Sums<V> {
     products: V,
-    /// What the offsets of the weight add, in the upper eight lanes; anything in the others.
+    /// What the offsets of the weight add, in the odd lanes; anything in the others.
     offsets: V,
 }
 
@@ -157,9 +162,9 @@ impl<V: Vector> Sums<V> {
 
     #[inline(always)]
     fn total(self) -> f32 {
-        const UPPER: [f32; 16] = [
-            0., 0., 0., 0., 0., 0., 0., 0., 1., 1., 1., 1., 1., 1., 1., 1.,
+        const ODD: [f32; 16] = [
+            0., 1., 0., 1., 0., 1., 0., 1., 0., 1., 0., 1., 0., 1., 0., 1.,
         ];
-        self.offsets.mul_add(V::load(&UPPER), self.products).sum()
+        self.offsets.mul_add(V::load(&ODD), self.products).sum()
     }
 }

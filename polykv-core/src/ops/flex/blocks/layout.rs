@@ -16,8 +16,8 @@ pub trait Layout {
     /// offset for each 32.
     const HALVES: Option<f32> = None;
 
-    /// The scales and the offsets of the eight runs of a chunk, of which the first `runs` are there; or the sixteen scales
-    /// of the half runs.
+    /// Of each of the eight runs of a chunk the scale and the offset, zeros beyond the first `runs`; or the sixteen scales of
+    /// the half runs.
     fn scales<B: Bytes>(chunk: &[u8], runs: usize) -> B::Floats;
 
     /// The integers of the runs `2 * pair` and `2 * pair + 1`; zeros where a run is beyond `runs`.
@@ -39,6 +39,12 @@ fn half(bytes: &[u8], start: usize) -> u16 {
     u16::from_le_bytes(*at(bytes, start))
 }
 
+/// A pair of halves that are the same.
+#[inline(always)]
+fn twice(half: u16) -> u32 {
+    u32::from(half) << 16 | u32::from(half)
+}
+
 #[inline(always)]
 fn product<V: Vector>(a: V, b: V) -> V {
     a.mul_add(b, V::splat(0.0))
@@ -47,26 +53,26 @@ fn product<V: Vector>(a: V, b: V) -> V {
 /// The scales of blocks of 32 with one half each; the offsets are `factor` times them.
 #[inline(always)]
 fn scales_alone<T: Layout, B: Bytes>(chunk: &[u8], runs: usize, factor: f32) -> B::Floats {
-    let mut all = [0; LANES];
+    let mut all = [0; LANES / 2];
     for i in 0..8 {
         if i < runs {
-            all[i] = half(chunk, i * T::BYTES);
-            all[i + 8] = all[i];
+            all[i] = twice(half(chunk, i * T::BYTES));
         }
     }
     let mut factors = [1.0; LANES];
-    factors[8..].fill(factor);
+    for factors in factors.as_chunks_mut::<2>().0 {
+        factors[1] = factor;
+    }
     product(B::halves(all), B::Floats::load(&factors))
 }
 
 /// The scales and the offsets of blocks of 32 that begin with a half of either.
 #[inline(always)]
 fn scales_and_offsets<T: Layout, B: Bytes>(chunk: &[u8], runs: usize) -> B::Floats {
-    let mut all = [0; LANES];
+    let mut all = [0; LANES / 2];
     for i in 0..8 {
         if i < runs {
-            all[i] = half(chunk, i * T::BYTES);
-            all[i + 8] = half(chunk, i * T::BYTES + 2);
+            all[i] = u32::from_le_bytes(*at(chunk, i * T::BYTES));
         }
     }
     B::halves(all)
@@ -188,13 +194,15 @@ impl Layout for Q8_0 {
 /// Scales and minima of the eight runs of a block with two halves and six-bit integers, for Q4_K and Q5_K.
 #[inline(always)]
 fn scales_and_minima<B: Bytes>(block: &[u8]) -> B::Floats {
-    let mut factors = [half(block, 0); LANES];
     // The minimum is subtracted: the sign bit of its factor.
-    factors[8..].fill(half(block, 2) ^ 0x8000);
-    product(
-        B::halves(factors),
-        B::Floats::load_i8(bytemuck::cast_ref(&six_bits(&block[4..16]))),
-    )
+    let factors = u32::from_le_bytes(*at(block, 0)) ^ 0x8000_0000;
+    let all = six_bits(&block[4..16]);
+    let mut pairs = [0; LANES];
+    for i in 0..8 {
+        pairs[2 * i] = all[i] as i8;
+        pairs[2 * i + 1] = all[i + 8] as i8;
+    }
+    product(B::halves([factors; LANES / 2]), B::Floats::load_i8(&pairs))
 }
 
 pub struct Q4K;
@@ -241,7 +249,7 @@ impl Layout for Q6K {
 
     #[inline(always)]
     fn scales<B: Bytes>(block: &[u8], _: usize) -> B::Floats {
-        let d = B::halves([half(block, 208); LANES]);
+        let d = B::halves([twice(half(block, 208)); LANES / 2]);
         product(
             d,
             B::Floats::load_i8(bytemuck::cast_ref(at::<LANES>(block, 192))),

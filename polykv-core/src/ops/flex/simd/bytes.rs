@@ -78,15 +78,15 @@ pub trait Bytes: Copy {
     /// 16 times the two bits from `first` on of `bits` (for the first 32 numbers) or those from `first + 2` on (for the
     /// others) more.
     fn with_two_bits_of(self, bits: &[u8; 32], first: u32) -> Self;
-    /// Sums of products of four neighbours each, as floats: exact. `WIDE` says that numbers reach 128 and more, for which
-    /// AVX2 has no short way.
-    fn dot<const WIDE: bool>(self, x: &[i8; BYTES]) -> Self::Floats;
-    /// Eight times lane `at`, then eight times the next.
+    /// Sums of products of four neighbours each with 256 times `high` and `low`, exact integers as floats. `WIDE` says that
+    /// numbers reach 128 and more, for which AVX2 has no short way.
+    fn dot<const WIDE: bool>(self, high: &[i8; BYTES], low: &[i8; BYTES]) -> Self::Floats;
+    /// Eight times lane `at`, then eight times the one after the next; `at` is a multiple of four.
     fn spread_two(scales: Self::Floats, at: usize) -> Self::Floats;
     /// Four times each of four lanes from `at` on.
     fn spread_four(scales: Self::Floats, at: usize) -> Self::Floats;
-    /// Sixteen halves by their bits.
-    fn halves(bits: [u16; LANES]) -> Self::Floats;
+    /// Sixteen halves by their bits, the first of each pair in the lower 16.
+    fn halves(pairs: [u32; LANES / 2]) -> Self::Floats;
 }
 
 /// What every processor has.
@@ -144,11 +144,14 @@ impl Bytes for PlainBytes {
     }
 
     #[inline(always)]
-    fn dot<const WIDE: bool>(self, x: &[i8; BYTES]) -> Plain {
+    fn dot<const WIDE: bool>(self, high: &[i8; BYTES], low: &[i8; BYTES]) -> Plain {
         let mut sums = [0.0; LANES];
         for (i, sum) in sums.iter_mut().enumerate() {
-            let product = |j: usize| i32::from(self.0[4 * i + j]) * i32::from(x[4 * i + j]);
-            *sum = (0..4).map(product).sum::<i32>() as f32;
+            let product = |j: usize| {
+                let x = 256 * i32::from(high[j]) + i32::from(low[j]);
+                i32::from(self.0[j]) * x
+            };
+            *sum = (4 * i..4 * i + 4).map(product).sum::<i32>() as f32;
         }
         Plain::load(&sums)
     }
@@ -156,7 +159,7 @@ impl Bytes for PlainBytes {
     #[inline(always)]
     fn spread_two(scales: Plain, at: usize) -> Plain {
         let scales = scales.lanes();
-        Plain::load(&std::array::from_fn(|i| scales[at + i / 8]))
+        Plain::load(&std::array::from_fn(|i| scales[at + i / 8 * 2]))
     }
 
     #[inline(always)]
@@ -166,7 +169,8 @@ impl Bytes for PlainBytes {
     }
 
     #[inline(always)]
-    fn halves(bits: [u16; LANES]) -> Plain {
-        Plain::load_f16(&bits.map(burn::tensor::f16::from_bits))
+    fn halves(pairs: [u32; LANES / 2]) -> Plain {
+        let half = |i: usize| burn::tensor::f16::from_bits((pairs[i / 2] >> (i % 2 * 16)) as u16);
+        Plain::load_f16(&std::array::from_fn(half))
     }
 }

@@ -57,9 +57,9 @@ fn cases() -> impl Iterator<Item = (usize, BlockType, [usize; 2])> {
     })
 }
 
-/// Products and the sums of their magnitudes in f64, of the decoded weight with the activations in 8 bits: `[rows,
-/// outputs]`.
-fn exact(x: &[f32], weight: &BlockWeight) -> Vec<(f64, f64)> {
+/// Products and the sums of their magnitudes in f64, of the decoded weight with the activations in 16 bits, or with the
+/// upper 8 of them: `[rows, outputs]`.
+fn exact(x: &[f32], weight: &BlockWeight, bits: u32) -> Vec<(f64, f64)> {
     let [outputs, columns] = weight.shape();
     let wide = values(Weight::from(weight.clone()).to_f32());
     let x = Activations::of(Level::Baseline, x, columns);
@@ -69,7 +69,10 @@ fn exact(x: &[f32], weight: &BlockWeight) -> Vec<(f64, f64)> {
             let (mut sum, mut size) = (0.0, 0.0);
             for (i, w) in w.iter().enumerate() {
                 let chunk = &x.row(row)[i / 256];
-                let value = f64::from(chunk.values.as_flattened()[i % 256]);
+                let [high, low] =
+                    [&chunk.high, &chunk.low].map(|bytes| bytes.as_flattened()[i % 256]);
+                let value = 256 * i32::from(high) + if bits == 16 { i32::from(low) } else { 0 };
+                let value = f64::from(value);
                 let product = f64::from(*w) * value * f64::from(chunk.half_scales[i % 256 / 16]);
                 (sum, size) = (sum + product, size + product.abs());
             }
@@ -96,7 +99,7 @@ fn products_equal_those_with_decoded_weights() {
     for (count, kind, shape) in cases() {
         let x = numbers(count * shape[1], 2);
         let weight = block_weight(kind, shape);
-        let wanted = exact(&x, &weight);
+        let wanted = exact(&x, &weight, 16);
         let mut of_levels = Vec::new();
         for level in Level::available() {
             let found = gemv::multiply(level, &x, &[weight.blocks()]);
@@ -125,20 +128,22 @@ fn activations_lose_at_most_half_a_step_per_run() {
         let rounded = Activations::of(level, &x, 96);
         for (row, x) in x.chunks_exact(96).enumerate() {
             let chunk = &rounded.row(row)[0];
-            let values = chunk.values.as_flattened();
+            let [high, low] = [&chunk.high, &chunk.low].map(|bytes| bytes.as_flattened());
+            let value = |i: usize| 256 * i32::from(high[i]) + i32::from(low[i]);
             for (run, x) in x.chunks_exact(32).enumerate() {
-                let scale = chunk.scales_and_sums[run];
+                let scale = chunk.scales_and_sums[2 * run];
                 let most = x.iter().fold(0.0f32, |most, x| most.max(x.abs()));
-                assert_eq!(scale, most / 127.0);
-                for (value, x) in values[32 * run..].iter().zip(x) {
-                    let off = (f32::from(*value) * scale - x).abs();
+                assert_eq!(scale, most / 32_512.0);
+                let values: Vec<i32> = (32 * run..32 * run + 32).map(value).collect();
+                for (value, x) in values.iter().zip(x) {
+                    let off = (*value as f32 * scale - x).abs();
                     assert!(
                         off <= 0.501 * scale,
                         "{level:?}: {x} became {value} of {scale}"
                     );
                 }
-                let sum: i32 = values[32 * run..][..32].iter().map(|&v| i32::from(v)).sum();
-                assert_eq!(chunk.scales_and_sums[run + 8], scale * sum as f32);
+                let sum: i32 = values.iter().sum();
+                assert_eq!(chunk.scales_and_sums[2 * run + 1], scale * sum as f32);
             }
         }
     }
@@ -161,9 +166,9 @@ fn what_is_not_finite_stays_so() {
     }
 }
 
-/// A prompt's products have the integers of the GEMV and round sums in another order.
+/// A prompt's products have the first bytes of the activations and round sums in another order.
 #[test]
-fn prompts_equal_tokens() {
+fn products_of_prompts_equal_those_with_decoded_weights() {
     for (count, kind, shape) in [
         (9, BlockType::Q4_0, [5, 32]),
         (130, BlockType::Q4_1, [33, 576]),
@@ -176,7 +181,7 @@ fn prompts_equal_tokens() {
     ] {
         let x = numbers(count * shape[1], 4);
         let weight = block_weight(kind, shape);
-        let wanted = exact(&x, &weight);
+        let wanted = exact(&x, &weight, 8);
         let what = format!("{kind}, {count} rows, {shape:?}");
         match products::gemm(&x, shape[1], &[weight.blocks()]) {
             Some(found) => assert_exact(&found[0], &wanted, &what),

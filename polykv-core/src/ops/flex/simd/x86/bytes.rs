@@ -104,18 +104,20 @@ impl Bytes for VnniBytes {
     }
 
     #[inline(always)]
-    fn dot<const WIDE: bool>(self, x: &[i8; BYTES]) -> Avx512 {
-        // SAFETY: AVX-512 F and VNNI are there; 64 bytes are read from an array of 64, of any alignment.
+    fn dot<const WIDE: bool>(self, high: &[i8; BYTES], low: &[i8; BYTES]) -> Avx512 {
+        // SAFETY: AVX-512 F and VNNI are there; 64 bytes are read from each array of 64, of any alignment.
         unsafe {
-            let x = _mm512_loadu_si512(x.as_ptr().cast());
-            let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), self.0, x);
+            let high = _mm512_loadu_si512(high.as_ptr().cast());
+            let low = _mm512_loadu_si512(low.as_ptr().cast());
+            let sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), self.0, high);
+            let sums = _mm512_dpbusd_epi32(_mm512_slli_epi32::<8>(sums), self.0, low);
             Avx512(_mm512_cvtepi32_ps(sums))
         }
     }
 
     #[inline(always)]
     fn spread_two(scales: Avx512, at: usize) -> Avx512 {
-        let (a, b) = (at as i32, at as i32 + 1);
+        let (a, b) = (at as i32, at as i32 + 2);
         // SAFETY: AVX-512 F is there; only registers are read, and lanes are taken modulo 16.
         Avx512(unsafe {
             let from = _mm512_set_epi32(b, b, b, b, b, b, b, b, a, a, a, a, a, a, a, a);
@@ -135,40 +137,21 @@ impl Bytes for VnniBytes {
     }
 
     #[inline(always)]
-    fn halves(bits: [u16; LANES]) -> Avx512 {
+    fn halves(pairs: [u32; LANES / 2]) -> Avx512 {
         // SAFETY: AVX-512 F is there; only registers are read.
-        Avx512(unsafe { _mm512_cvtph_ps(sixteen(bits)) })
+        Avx512(unsafe { _mm512_cvtph_ps(register(pairs)) })
     }
 }
 
-/// Sixteen numbers in a register, without a detour through memory.
+/// Eight numbers in a register, without a detour through memory.
 ///
 /// # Safety
 /// AVX must be there.
 #[inline(always)]
-unsafe fn sixteen(bits: [u16; LANES]) -> __m256i {
-    let at = |i: usize| bits[i] as i16;
+unsafe fn register(words: [u32; LANES / 2]) -> __m256i {
+    let [a, b, c, d, e, f, g, h]: [i32; LANES / 2] = bytemuck::cast(words);
     // SAFETY: AVX is there, says the caller; only registers are read.
-    unsafe {
-        _mm256_setr_epi16(
-            at(0),
-            at(1),
-            at(2),
-            at(3),
-            at(4),
-            at(5),
-            at(6),
-            at(7),
-            at(8),
-            at(9),
-            at(10),
-            at(11),
-            at(12),
-            at(13),
-            at(14),
-            at(15),
-        )
-    }
+    unsafe { _mm256_setr_epi32(a, b, c, d, e, f, g, h) }
 }
 
 /// Two registers of AVX2. Every use is inside a function that `dispatch_dots` compiles with AVX2, FMA and F16C and calls
@@ -252,23 +235,31 @@ impl Bytes for Avx2Bytes {
     }
 
     #[inline(always)]
-    fn dot<const WIDE: bool>(self, x: &[i8; BYTES]) -> Avx2 {
+    fn dot<const WIDE: bool>(self, high: &[i8; BYTES], low: &[i8; BYTES]) -> Avx2 {
         #[inline(always)]
-        fn of<const WIDE: bool>(numbers: __m256i, x: &[i8; 32]) -> __m256 {
-            // SAFETY: AVX2 is there; 32 bytes are read from an array of 32, of any alignment.
+        fn of<const WIDE: bool>(numbers: __m256i, high: &[i8; 32], low: &[i8; 32]) -> __m256 {
+            // SAFETY: AVX2 is there; 32 bytes are read from each array of 32, of any alignment.
             unsafe {
-                let x = _mm256_loadu_si256(x.as_ptr().cast());
+                let high = _mm256_loadu_si256(high.as_ptr().cast());
+                let low = _mm256_loadu_si256(low.as_ptr().cast());
                 let sums = if WIDE {
-                    wide_dot(numbers, x)
+                    let sums = _mm256_slli_epi32::<8>(wide_dot(numbers, high));
+                    _mm256_add_epi32(sums, wide_dot(numbers, low))
                 } else {
-                    // Two products of a number below 64 and one of at most 127 stay below 2^15.
-                    _mm256_madd_epi16(_mm256_maddubs_epi16(numbers, x), _mm256_set1_epi16(1))
+                    // Two products of a number below 64 and one of at most 128 stay below 2^15; their factors are one byte.
+                    let high = _mm256_maddubs_epi16(numbers, high);
+                    let low = _mm256_maddubs_epi16(numbers, low);
+                    let high = _mm256_madd_epi16(high, _mm256_set1_epi16(256));
+                    _mm256_add_epi32(high, _mm256_madd_epi16(low, _mm256_set1_epi16(1)))
                 };
                 _mm256_cvtepi32_ps(sums)
             }
         }
-        let x = x.as_chunks::<32>().0;
-        Avx2([of::<WIDE>(self.0[0], &x[0]), of::<WIDE>(self.0[1], &x[1])])
+        let (high, low) = (high.as_chunks::<32>().0, low.as_chunks::<32>().0);
+        Avx2([
+            of::<WIDE>(self.0[0], &high[0], &low[0]),
+            of::<WIDE>(self.0[1], &high[1], &low[1]),
+        ])
     }
 
     #[inline(always)]
@@ -278,7 +269,7 @@ impl Bytes for Avx2Bytes {
             let of = |at: usize| {
                 _mm256_permutevar8x32_ps(scales.0[at / 8], _mm256_set1_epi32(at as i32))
             };
-            Avx2([of(at), of(at + 1)])
+            Avx2([of(at), of(at + 2)])
         }
     }
 
@@ -296,10 +287,10 @@ impl Bytes for Avx2Bytes {
     }
 
     #[inline(always)]
-    fn halves(bits: [u16; LANES]) -> Avx2 {
+    fn halves(pairs: [u32; LANES / 2]) -> Avx2 {
         // SAFETY: AVX2 and F16C are there; only registers are read.
         unsafe {
-            let all = sixteen(bits);
+            let all = register(pairs);
             let high = _mm256_extracti128_si256::<1>(all);
             Avx2([
                 _mm256_cvtph_ps(_mm256_castsi256_si128(all)),
