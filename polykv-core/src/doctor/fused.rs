@@ -1,4 +1,4 @@
-//! The fused operators for one token on GPUs, compared with the single operators that the self-test checks by themselves.
+//! The fused operators for one token, compared with the single operators that the self-test checks by themselves.
 
 use super::host::Inputs;
 use super::{Check, compare};

@@ -8,6 +8,7 @@ pub(super) mod bridge;
 mod choice;
 mod columns;
 mod entries;
+pub(super) mod fused;
 mod gemv;
 mod hits;
 mod keys;

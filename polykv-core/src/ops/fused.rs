@@ -1,6 +1,8 @@
-//! Several operators of a transformer layer as one, for one token per sequence on GPUs: there the host's time for an
-//! operation is longer than the device's.
+//! Several operators of a transformer layer as one, for one token per sequence: there the host's time for an operation is
+//! longer than a GPU's, and a good part of a CPU's.
 
+#[cfg(feature = "flex")]
+use super::flex::fused as cpu;
 use super::kernels::{self, FusedOps, HeadNorms, kernel};
 use super::route::{MOST_GEMV_ROWS, Route};
 use super::weight::Weight;
@@ -37,7 +39,8 @@ pub struct OutputSwiglu<'a> {
 }
 
 /// Whether there are kernels for [`norm_qkv_rope`] and [`output_swiglu`] of `x [batch, tokens, hidden]` with these
-/// weights: on GPUs for one token of few sequences, with weights of one type that is a tensor's.
+/// weights: for one token of few sequences, on the CPU with any weights, on GPUs with weights of one type that is a
+/// tensor's.
 pub fn fuses_tokens(x: &Tensor<3>, weights: &[&Weight]) -> bool {
     let [batch, tokens, _] = x.dims();
     let types = || {
@@ -46,7 +49,13 @@ pub fn fuses_tokens(x: &Tensor<3>, weights: &[&Weight]) -> bool {
             .map(|weight| weight.dense().map(Tensor::dtype))
     };
     let alike = || types().all(|dtype| dtype.is_some() && types().next() == Some(dtype));
-    tokens == 1 && batch <= MOST_GEMV_ROWS && Route::of(x) == Route::Gpu && alike()
+    tokens == 1
+        && batch <= MOST_GEMV_ROWS
+        && match Route::of(x) {
+            Route::Cpu => true,
+            Route::Gpu => alike(),
+            Route::Plain => false,
+        }
 }
 
 /// The queries, keys and values of one token, `[batch, heads, 1, d]` each, from the layer's input `x [batch, 1, hidden]`: an
@@ -76,6 +85,10 @@ pub fn norm_qkv_rope(
     }
     for norm in weights.head_norms.iter().flatten() {
         assert_eq!(norm.dims(), [head]);
+    }
+    #[cfg(feature = "flex")]
+    if Route::of(&x) == Route::Cpu {
+        return cpu::norm_qkv_rope(x, weights, cos, sin);
     }
     let [q, k, v] = weights.projections.map(primitive);
     let weights_of_kernel = kernels::QkvWeights {
@@ -113,6 +126,10 @@ pub fn output_swiglu(x: Tensor<3>, attended: Tensor<4>, weights: OutputSwiglu<'_
     assert_eq!(weights.gate.shape(), [inner, hidden]);
     assert_eq!(weights.up.shape(), [inner, hidden]);
     assert_eq!(weights.down.shape(), [hidden, inner]);
+    #[cfg(feature = "flex")]
+    if Route::of(&x) == Route::Cpu {
+        return cpu::output_swiglu(x, attended, weights);
+    }
     let [projection, gate, up, down] = all.map(primitive);
     let weights_of_kernel = kernels::OutputWeights {
         projection,

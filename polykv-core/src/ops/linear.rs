@@ -41,16 +41,6 @@ impl Weight {
             Self::Blocks(weight) => cpu::blocks_to_f32(weight),
         }
     }
-
-    /// Whether one call of a CPU kernel can read both.
-    #[cfg(feature = "flex")]
-    fn is_like(&self, other: &Self) -> bool {
-        match (self, other) {
-            (Self::Dense(a), Self::Dense(b)) => a.dtype() == b.dtype(),
-            (Self::Q8(_), Self::Q8(_)) | (Self::Blocks(_), Self::Blocks(_)) => true,
-            _ => false,
-        }
-    }
 }
 
 /// `x [rows, in]` in f32 times the transpose of `weight [out, in]` → `[rows, out]` in f32.
@@ -77,22 +67,7 @@ pub fn linears<const N: usize>(x: Tensor<2>, weights: [&Weight; N]) -> [Tensor<2
     match Route::of(&x) {
         // burn's product of few rows runs on one thread of the CPU; that of many is as fast as it gets.
         #[cfg(feature = "flex")]
-        Route::Cpu if gemv && weights.iter().all(|other| weights[0].is_like(other)) => {
-            let mut start = 0;
-            let outputs = weights.map(|weight| weight.shape()[0]);
-            let all = cpu::gemv(x, weights);
-            outputs.map(|width| {
-                start += width;
-                match N {
-                    1 => all.clone(),
-                    _ => all
-                        .clone()
-                        .slice(burn::tensor::s![.., start - width..start]),
-                }
-            })
-        }
-        #[cfg(feature = "flex")]
-        Route::Cpu if gemv => weights.map(|weight| linear(x.clone(), weight)),
+        Route::Cpu if gemv => cpu::gemv(x, weights),
         Route::Gpu if gemv => weights.map(|weight| match weight.dense() {
             Some(weight) => kernel!(GemmOps::gemv(x.clone(), weight.clone())),
             None => gemm(x.clone(), weight),

@@ -83,7 +83,7 @@ impl<'a> Block<'a> {
         rotation: &Rotation,
         attend: impl FnOnce(Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>>,
     ) -> Result<Tensor<3>> {
-        // One token on a GPU: the same, in two operators.
+        // One token: the same, in two operators.
         if let Some(fused) = self.fused(&x, rotation) {
             let [q, k, v] = self.fused_qkv(x.clone(), &fused);
             return Ok(self.fused_output(x, attend(q, k, v)?, &fused));

@@ -59,6 +59,10 @@ fn gated(
     of_chunk: impl Fn(&mut [f32], &[f32], &[f32]) + Sync,
 ) -> Vec<f32> {
     let mut output = vec![0.0; gate.len()];
+    if gate.len() <= CHUNK {
+        of_chunk(&mut output, gate, up);
+        return output;
+    }
     let block = |((output, gate), up): ((&mut [f32], &[f32]), &[f32])| of_chunk(output, gate, up);
     output
         .par_chunks_mut(CHUNK)
@@ -90,6 +94,10 @@ pub fn rms_norm(level: Level, x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
     let block = |(output, x): (&mut [f32], &[f32])| {
         dispatch!(level, fn normed(output: &mut [f32], x: &[f32], weight: &[f32], eps: f32));
     };
+    if x.len() <= step {
+        block((&mut output, x));
+        return output;
+    }
     output
         .par_chunks_mut(step)
         .zip(x.par_chunks(step))

@@ -42,6 +42,20 @@ impl<'a, E: Element> Heads<'a, E> {
 }
 
 impl<'a> Heads<'a> {
+    /// One token per sequence, whose heads of `dim` numbers follow each other.
+    pub fn of_tokens(data: &'a [f32], batch: usize, dim: usize) -> Self {
+        let heads = data.len() / (batch * dim);
+        Self {
+            data,
+            start: 0,
+            strides: [heads * dim, dim, dim],
+            batch,
+            heads,
+            tokens: 1,
+            dim,
+        }
+    }
+
     /// All vectors of a head, one after the other.
     pub fn dense(&self, batch: usize, head: usize) -> Cow<'a, [f32]> {
         if self.tokens == 0 || self.strides[2] == self.dim {

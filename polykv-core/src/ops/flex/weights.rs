@@ -14,54 +14,75 @@ use rayon::prelude::*;
 /// Rows of a weight in blocks that are unpacked at once.
 const TILE_ROWS: usize = 512;
 
-/// `x [rows, in]` in f32 times the transposes of weights of one format `[out, in]`, the results side by side: `[rows, Σ
-/// out]`.
-pub fn gemv<const N: usize>(x: Tensor<2>, weights: [&Weight; N]) -> Tensor<2> {
-    let x = float(x);
-    let in_blocks: Vec<BlockRows<'_>> = weights
-        .iter()
-        .filter_map(|weight| match weight {
-            Weight::Blocks(weight) => Some(weight.blocks()),
-            _ => None,
-        })
-        .collect();
-    if !in_blocks.is_empty() {
-        return products(x, &in_blocks);
+/// `x [rows, in]` in f32 of few rows times the transposes of weights `[out, in]`: `[rows, out]` each.
+pub fn gemv<const N: usize>(x: Tensor<2>, weights: [&Weight; N]) -> [Tensor<2>; N] {
+    let rows = x.dims()[0];
+    let x = float(x).to_contiguous();
+    products(elements(&x), weights).map(|output| {
+        let width = output.len() / rows;
+        float_back(tensor(output, [rows, width]))
+    })
+}
+
+/// The same of slices. Weights of one format are handed to the threads at once.
+pub fn products<const N: usize>(x: &[f32], weights: [&Weight; N]) -> [Vec<f32>; N] {
+    let in_blocks: Option<Vec<BlockRows<'_>>> = all(&weights, |weight| match weight {
+        Weight::Blocks(weight) => Some(weight.blocks()),
+        _ => None,
+    });
+    if let Some(weights) = in_blocks {
+        return of_format(x, &weights);
     }
-    let q8: Vec<Blocks<'_>> = weights
-        .iter()
-        .filter_map(|weight| match weight {
-            Weight::Q8(weight) => Some(weight.blocks()),
-            _ => None,
-        })
-        .collect();
-    if !q8.is_empty() {
-        return products(x, &q8);
+    let q8: Option<Vec<Blocks<'_>>> = all(&weights, |weight| match weight {
+        Weight::Q8(weight) => Some(weight.blocks()),
+        _ => None,
+    });
+    if let Some(weights) = q8 {
+        return of_format(x, &weights);
     }
-    let dense: Vec<FlexTensor> = weights
-        .iter()
-        .filter_map(|weight| match weight {
-            Weight::Dense(tensor) => Some(inner_dense(float(tensor.clone()))),
-            _ => None,
-        })
-        .collect();
-    match dense.first().map(FlexTensor::dtype) {
-        Some(DType::F16) => products(x, &matrices::<f16>(&dense)),
-        Some(DType::BF16) => products(x, &matrices::<bf16>(&dense)),
-        _ => products(x, &matrices::<f32>(&dense)),
+    let dtype = weights.iter().find_map(|weight| match weight {
+        Weight::Dense(tensor) => Some(tensor.dtype()),
+        _ => None,
+    });
+    let dense: Option<Vec<FlexTensor>> = all(&weights, |weight| match weight {
+        Weight::Dense(tensor) if Some(tensor.dtype()) == dtype => {
+            Some(inner_dense(float(tensor.clone())))
+        }
+        _ => None,
+    });
+    match (dense, dtype) {
+        (Some(dense), Some(DType::F16)) => of_format(x, &matrices::<f16>(&dense)),
+        (Some(dense), Some(DType::BF16)) => of_format(x, &matrices::<bf16>(&dense)),
+        (Some(dense), _) => of_format(x, &matrices::<f32>(&dense)),
+        (None, _) => weights.map(|weight| {
+            let [output] = products(x, [weight]);
+            output
+        }),
     }
+}
+
+/// What `view` finds in all weights, or nothing.
+fn all<'a, T>(weights: &[&'a Weight], view: impl Fn(&'a Weight) -> Option<T>) -> Option<Vec<T>> {
+    weights.iter().map(|weight| view(weight)).collect()
 }
 
 fn matrices<E: super::simd::Element>(weights: &[FlexTensor]) -> Vec<Matrix<'_, E>> {
     weights.iter().map(Matrix::of).collect()
 }
 
-fn products<W: Rows>(x: FlexTensor, weights: &[W]) -> Tensor<2> {
-    let x = x.to_contiguous();
-    let rows = x.layout().shape()[0];
-    let output = gemv::multiply(Level::best(), elements(&x), weights);
-    let width = output.len() / rows;
-    float_back(tensor(output, [rows, width]))
+fn of_format<W: Rows, const N: usize>(x: &[f32], weights: &[W]) -> [Vec<f32>; N] {
+    let mut output = gemv::multiply(Level::best(), x, weights);
+    if N == 1 {
+        return std::array::from_fn(|_| std::mem::take(&mut output));
+    }
+    let width: usize = weights.iter().map(W::rows).sum();
+    let mut start = 0;
+    std::array::from_fn(|i| {
+        let part = start..start + weights[i].rows();
+        start = part.end;
+        let rows = output.chunks_exact(width);
+        rows.flat_map(|row| &row[part.clone()]).copied().collect()
+    })
 }
 
 /// `x [rows, in]` of many rows in f32 times the transposes of weights in blocks: `[rows, out]` each. Where the processor has
