@@ -94,11 +94,17 @@ fn gemms<const N: usize>(x: Tensor<2>, weights: [&Weight; N]) -> [Tensor<2>; N] 
     weights.map(|weight| gemm(x.clone(), weight))
 }
 
-/// By the backend's own product, or that of weights in blocks.
+/// By the backend's own product, or that of weights of few bits.
 fn gemm(x: Tensor<2>, weight: &Weight) -> Tensor<2> {
     #[cfg(feature = "flex")]
     if let Weight::Blocks(weight) = weight {
         return cpu::block_gemm(x, &[weight]).remove(0);
+    }
+    #[cfg(feature = "flex")]
+    if let Weight::Q8(weight) = weight
+        && let Some(output) = cpu::q8_gemm(x.clone(), weight)
+    {
+        return output;
     }
     product(x, weight.widened().transpose())
 }

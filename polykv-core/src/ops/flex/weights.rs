@@ -86,7 +86,7 @@ fn of_format<W: Rows, const N: usize>(x: &[f32], weights: &[W]) -> [Vec<f32>; N]
 }
 
 /// `x [rows, in]` of many rows in f32 times the transposes of weights in blocks: `[rows, out]` each. Where the processor has
-/// no fast products of 8-bit integers, tiles of a weight are unpacked to f32 one after the other, so that it never exists as
+/// no fast dot products of bf16 or of bytes, tiles of a weight are unpacked to f32 one after the other, so that it never exists as
 /// a whole.
 pub fn block_gemm(x: Tensor<2>, weights: &[&BlockWeight]) -> Vec<Tensor<2>> {
     let [rows, columns] = x.dims();
@@ -104,6 +104,16 @@ pub fn block_gemm(x: Tensor<2>, weights: &[&BlockWeight]) -> Vec<Tensor<2>> {
             .map(|weight| tiled_gemm(x.clone(), weight))
             .collect(),
     }
+}
+
+/// `x [rows, in]` of many rows in f32 times the transpose of a weight in 8 bits: `[rows, out]`. `None` where unpacking the
+/// weight to f32 is as fast.
+pub fn q8_gemm(x: Tensor<2>, weight: &Q8Weight) -> Option<Tensor<2>> {
+    let rows = x.dims()[0];
+    let x = float(x).to_contiguous();
+    let weight = weight.blocks();
+    let output = blocks::q8_gemm(elements(&x), weight)?;
+    Some(float_back(tensor(output, [rows, weight.rows])))
 }
 
 /// By burn's product with one tile after the other.

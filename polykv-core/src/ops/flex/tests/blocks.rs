@@ -57,29 +57,33 @@ fn cases() -> impl Iterator<Item = (usize, BlockType, [usize; 2])> {
     })
 }
 
-/// Products and the sums of their magnitudes in f64, of the decoded weight with the activations in 16 bits, or with the
-/// upper 8 of them: `[rows, outputs]`.
-fn exact(x: &[f32], weight: &BlockWeight, bits: u32) -> Vec<(f64, f64)> {
-    let [outputs, columns] = weight.shape();
-    let wide = values(Weight::from(weight.clone()).to_f32());
-    let x = Activations::of(Level::Baseline, x, columns);
+/// Products of rounded activations with a weight, and the sums of the magnitudes of their terms, in f64: `[rows, outputs]`.
+fn exact(x: &[f32], weight: &Weight) -> Vec<(f64, f64)> {
+    let columns = weight.shape()[1];
+    let wide = values(weight.to_f32());
     let mut products = Vec::new();
-    for row in 0..x.rows() {
-        for w in wide.chunks_exact(columns).take(outputs) {
-            let (mut sum, mut size) = (0.0, 0.0);
-            for (i, w) in w.iter().enumerate() {
-                let chunk = &x.row(row)[i / 256];
-                let [high, low] =
-                    [&chunk.high, &chunk.low].map(|bytes| bytes.as_flattened()[i % 256]);
-                let value = 256 * i32::from(high) + if bits == 16 { i32::from(low) } else { 0 };
-                let value = f64::from(value);
-                let product = f64::from(*w) * value * f64::from(chunk.half_scales[i % 256 / 16]);
-                (sum, size) = (sum + product, size + product.abs());
-            }
-            products.push((sum, size));
+    for x in x.chunks_exact(columns) {
+        for w in wide.chunks_exact(columns) {
+            let terms = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x));
+            products.push(terms.fold((0.0, 0.0), |(sum, size), term| {
+                (sum + term, size + term.abs())
+            }));
         }
     }
     products
+}
+
+/// Activations in 16 bits, or with the upper 8 of them.
+fn in_bits(x: &[f32], columns: usize, bits: u32) -> Vec<f32> {
+    let rounded = Activations::of(Level::Baseline, x, columns);
+    let number = |i: usize| {
+        let chunk = &rounded.row(i / columns)[i % columns / 256];
+        let [high, low] =
+            [&chunk.high, &chunk.low].map(|bytes| bytes.as_flattened()[i % columns % 256]);
+        let value = 256 * i32::from(high) + if bits == 16 { i32::from(low) } else { 0 };
+        value as f32 * chunk.half_scales[i % columns % 256 / 16]
+    };
+    (0..x.len()).map(number).collect()
 }
 
 /// The integers are exact; what is rounded are a scale, a product and a sum per run. Numbers with an offset are larger
@@ -87,10 +91,14 @@ fn exact(x: &[f32], weight: &BlockWeight, bits: u32) -> Vec<(f64, f64)> {
 const ROUNDING: f64 = 4e-6;
 
 fn assert_exact(found: &[f32], wanted: &[(f64, f64)], what: &str) {
+    assert_close_to(found, wanted, ROUNDING, what);
+}
+
+fn assert_close_to(found: &[f32], wanted: &[(f64, f64)], rounding: f64, what: &str) {
     assert_eq!(found.len(), wanted.len(), "{what}");
     for (&found, (wanted, size)) in found.iter().zip(wanted) {
         let off = (f64::from(found) - wanted).abs() / size;
-        assert!(off <= ROUNDING, "{what}: {found} for {wanted}, {off:.1e}");
+        assert!(off <= rounding, "{what}: {found} for {wanted}, {off:.1e}");
     }
 }
 
@@ -99,7 +107,7 @@ fn products_equal_those_with_decoded_weights() {
     for (count, kind, shape) in cases() {
         let x = numbers(count * shape[1], 2);
         let weight = block_weight(kind, shape);
-        let wanted = exact(&x, &weight, 16);
+        let wanted = exact(&in_bits(&x, shape[1], 16), &weight.clone().into());
         let mut of_levels = Vec::new();
         for level in Level::available() {
             let found = gemv::multiply(level, &x, &[weight.blocks()]);
@@ -166,7 +174,7 @@ fn what_is_not_finite_stays_so() {
     }
 }
 
-/// A prompt's products have the first bytes of the activations and round sums in another order.
+/// A prompt's products have the first bytes of the activations, or bf16, and round sums in another order.
 #[test]
 fn products_of_prompts_equal_those_with_decoded_weights() {
     for (count, kind, shape) in [
@@ -181,11 +189,36 @@ fn products_of_prompts_equal_those_with_decoded_weights() {
     ] {
         let x = numbers(count * shape[1], 4);
         let weight = block_weight(kind, shape);
-        let wanted = exact(&x, &weight, 8);
         let what = format!("{kind}, {count} rows, {shape:?}");
-        match products::gemm(&x, shape[1], &[weight.blocks()]) {
-            Some(found) => assert_exact(&found[0], &wanted, &what),
-            None => println!("{what}: no VNNI"),
+        #[cfg(target_arch = "x86_64")]
+        {
+            use products::gemm::{Bf16, Vnni, multiply_by};
+            let stored = [weight.blocks()];
+            let in_bytes = in_bits(&x, shape[1], 8);
+            let in_bf16: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+            let found = [
+                (
+                    multiply_by::<Vnni, _>(&x, shape[1], &stored),
+                    in_bytes,
+                    ROUNDING,
+                ),
+                (
+                    multiply_by::<Bf16, _>(&x, shape[1], &stored),
+                    in_bf16,
+                    4.0 * ROUNDING,
+                ),
+            ];
+            for (found, rounded, rounding) in found {
+                match found {
+                    Some(found) => assert_close_to(
+                        &found[0],
+                        &exact(&rounded, &weight.clone().into()),
+                        rounding,
+                        &what,
+                    ),
+                    None => println!("{what}: no such instructions"),
+                }
+            }
         }
         // Tiles in f32 do not round activations.
         let x = Tensor::from_data(TensorData::new(x, [count, shape[1]]), &Device::flex());
@@ -270,4 +303,28 @@ fn shapes_that_do_not_fit_are_refused() {
         assert!(weight().with_order(order).is_err());
     }
     assert!(weight().with_order(vec![2, 0, 1]).is_ok());
+}
+
+/// Weights in 8 bits are multiplied with prompts in bf16 where the processor can.
+#[test]
+fn prompts_with_weights_in_8_bits() {
+    for (count, shape) in [(9, [5, 32]), (130, [33, 576]), (300, [100, 320])] {
+        let x = numbers(count * shape[1], 9);
+        let w = Tensor::<2>::from_data(
+            TensorData::new(numbers(shape[0] * shape[1], 10), shape),
+            &Device::flex(),
+        );
+        let weight = Weight::q8(w);
+        let Weight::Q8(packed) = &weight else {
+            panic!("{weight:?} is not in 8 bits");
+        };
+        let what = format!("{count} rows, {shape:?}");
+        let Some(found) = products::q8_gemm(&x, packed.blocks()) else {
+            println!("{what}: no such instructions");
+            continue;
+        };
+        let rounded: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+        let wanted = exact(&rounded, &weight);
+        assert_close_to(&found, &wanted, 16.0 * ROUNDING, &what);
+    }
 }
