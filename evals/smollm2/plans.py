@@ -105,7 +105,7 @@ def calibrate(args, work, ratio, folder, known):
         if options[-1] == "--refine":
             options = [*options, str(args.refine)]
         measured, kept = work / "calibrations" / group, work / "calibrations" / f"plan-{name}"
-        command = [args.binary, "calibrate", "-m", args.model, "--device", args.device, "--data", *args.calibration_text,
+        command = [args.binary, "calibrate", "-m", args.model, "--device", args.device, "--dtype", "f32", "--data", *args.calibration_text,
                    "--examples", args.examples, "--evidence", args.evidence, "--length", args.calibration_length,
                    "--continuation", args.calibration_continuation, "--seed", CALIBRATION_SEED, "--budget-ratio", ratio,
                    "--phase", args.phase, "--policies", ",".join(policies), *options, "--resume", "--out", measured]

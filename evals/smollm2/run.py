@@ -59,7 +59,7 @@ def evaluate(args, work, plans, batch, task, name, more=()):
     if task == "text":
         options = [*options, "--continuation", args.continuation]
     out = work / f"{name}-{batch}"
-    command = [args.binary, "eval", "-m", args.model, "--device", args.device, *options, *more, "--length", args.length,
+    command = [args.binary, "eval", "-m", args.model, "--device", args.device, "--dtype", "f32", *options, *more, "--length", args.length,
                "--seed", TEST_SEED + batch, *(part for plan in plans for part in ("--plan", plan)), "--out", out]
     run_once(command, out, inputs)
     return out

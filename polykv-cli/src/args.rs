@@ -16,9 +16,9 @@ pub use values::{Phases, Setting};
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use polykv::DeviceSpec;
 use polykv::models::chat::Argument;
 use polykv::policy::Policies;
-use polykv::{DeviceSpec, Storage};
 use std::path::PathBuf;
 
 /// Runs language models with a KV cache that each layer compresses in its own way.
@@ -105,10 +105,10 @@ pub struct ModelArgs {
     /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
-    /// How weights and cache are stored: auto is f32, native computes with the blocks of a GGUF file as they are; q8, q4k and
-    /// native are for the CPU and go with an f16 cache
+    /// How weights and cache are stored: native computes with the blocks of a GGUF file as they are; q8, q4k and native are
+    /// for the CPU and go with an f16 cache; auto is native for a file with blocks on the CPU, else f32
     #[arg(long, default_value = "auto", value_parser = values::dtypes())]
-    pub dtype: Storage,
+    pub dtype: Dtype,
     /// Use only what is on this machine
     #[arg(long)]
     pub offline: bool,

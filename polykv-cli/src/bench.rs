@@ -125,7 +125,7 @@ fn model(args: &BenchArgs, device: &burn::tensor::Device) -> polykv::Result<Box<
         && let Some(config) = ModelConfig::named(name)
     {
         let making = progress::spinner("making weights");
-        let model = random::random_weights(name, config, args.seed, args.dtype, device);
+        let model = random::random_weights(name, config, args.seed, args.dtype.or_f32(), device);
         making.finish_and_clear();
         return model;
     }
@@ -135,7 +135,10 @@ fn model(args: &BenchArgs, device: &burn::tensor::Device) -> polykv::Result<Box<
         args.offline,
     )?;
     let loading = progress::spinner("loading the model");
-    let model = load::load_weights(&path, args.dtype, device);
+    let model = args
+        .dtype
+        .of(&path, device)
+        .and_then(|storage| load::load_weights(&path, storage, device));
     loading.finish_and_clear();
     model
 }

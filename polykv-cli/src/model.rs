@@ -28,7 +28,7 @@ pub fn open_at(args: &ModelArgs) -> Result<(DeviceSpec, PathBuf, LoadedModel)> {
     args.dtype.check(&device)?;
     let path = path(&args.model, args.revision.as_deref(), args.offline)?;
     let loading = progress::spinner("loading the model");
-    let model = load::load_as(&path, args.dtype, &device)?;
+    let model = load::load_as(&path, args.dtype.of(&path, &device)?, &device)?;
     loading.finish_and_clear();
     Ok((spec, path, model))
 }

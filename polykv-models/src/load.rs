@@ -29,7 +29,7 @@ use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
 use burn_store::burn_pack::Tensor as PackTensor;
 use burn_store::{ApplyError, ModuleSnapshot, bridge};
 use polykv_core::files::read_capped_text;
-use polykv_core::ops::{Q8_BLOCK, q8_scheme};
+use polykv_core::ops::{Q8_BLOCK, is_cpu, q8_scheme};
 use polykv_core::{Error, Plan, Result, Storage};
 use std::path::Path;
 use std::sync::Arc;
@@ -134,15 +134,34 @@ pub fn load_weights(path: &Path, storage: Storage, device: &Device) -> Result<Bo
 /// # Errors
 /// A file that is missing or malformed, and a config that is refused.
 pub fn own_bytes(path: &Path) -> Result<u64> {
+    Ok(stored(path)?.iter().map(Stored::own_bytes).sum())
+}
+
+/// The number format that suits a model's files and a device: on the CPU [`Storage::Native`] for a file with weights in
+/// blocks, in all other cases f32.
+///
+/// # Errors
+/// A file that is missing or malformed, and a config that is refused.
+pub fn preferred(path: &Path, device: &Device) -> Result<Storage> {
+    let in_blocks = |tensor: &Stored| tensor.is_in_blocks(Storage::Native);
+    Ok(
+        match is_cpu(device) && stored(path)?.iter().any(in_blocks) {
+            true => Storage::Native,
+            false => Storage::F32,
+        },
+    )
+}
+
+/// The tensors of a folder or a GGUF file, without their values.
+fn stored(path: &Path) -> Result<Vec<Stored>> {
     let path = &locate(path)?;
-    let tensors = match path.is_dir() {
-        true => safetensors::read_folder(path)?.1,
+    match path.is_dir() {
+        true => Ok(safetensors::read_folder(path)?.1),
         false => {
             let file = Arc::new(GgufFile::open(path)?);
-            gguf::tensors(&file, &file.config()?)?
+            gguf::tensors(&file, &file.config()?)
         }
-    };
-    Ok(tensors.iter().map(Stored::own_bytes).sum())
+    }
 }
 
 /// The shape of a model, without its weights: from the config.json of a folder or the header of a GGUF file.

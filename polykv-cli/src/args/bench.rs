@@ -2,7 +2,7 @@
 
 use super::values;
 use clap::{ArgGroup, Args, ValueEnum};
-use polykv::{DeviceSpec, Storage};
+use polykv::DeviceSpec;
 use std::path::PathBuf;
 
 /// Each test runs under FullKV and under every plan that is given.
@@ -21,10 +21,10 @@ pub struct BenchArgs {
     /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
-    /// How weights and cache are stored: auto is f32, native computes with the blocks of a GGUF file as they are; q8, q4k and
-    /// native are for the CPU and go with an f16 cache
+    /// How weights and cache are stored: native computes with the blocks of a GGUF file as they are; q8, q4k and native are
+    /// for the CPU and go with an f16 cache; auto is native for a file with blocks on the CPU, else f32
     #[arg(long, default_value = "auto", value_parser = values::dtypes())]
-    pub dtype: Storage,
+    pub dtype: Dtype,
     /// Use only what is on this machine
     #[arg(long, conflicts_with = "random_weights")]
     pub offline: bool,

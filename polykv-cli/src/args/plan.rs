@@ -2,7 +2,6 @@
 
 use super::{CompressionArgs, values};
 use clap::{Args, Subcommand, ValueEnum};
-use polykv::Storage;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -79,10 +78,10 @@ pub struct MemoryArgs {
     /// Sequences side by side
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::at_least_one())]
     pub batch: usize,
-    /// How weights and cache are stored: auto is f32, native computes with the blocks of a GGUF file as they are; q8, q4k and
-    /// native are for the CPU and go with an f16 cache
+    /// How weights and cache are stored: native computes with the blocks of a GGUF file as they are; q8, q4k and native are
+    /// for the CPU and go with an f16 cache; auto is native for a file with blocks on the CPU, else f32
     #[arg(long, default_value = "auto", value_parser = values::dtypes())]
-    pub dtype: Storage,
+    pub dtype: Dtype,
     #[command(flatten)]
     pub compression: CompressionArgs,
     /// Print one JSON object instead

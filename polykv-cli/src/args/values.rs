@@ -1,14 +1,17 @@
 //! Values with names: lists come from the registries, so that a new policy needs no line here.
 
 use crate::registry::registry;
+use burn::tensor::Device;
 use clap::ValueEnum;
 use clap::builder::{PossibleValue, PossibleValuesParser, RangedU64ValueParser, TypedValueParser};
 use polykv::allocate::Basis;
 use polykv::models::config::SHAPES;
 #[cfg(feature = "hub")]
 use polykv::models::hub::{self, ALIASES, Alias, Repo};
+use polykv::models::load;
 use polykv::policy::{Params, Policies, PolicyEntry};
 use polykv::{Allocator, Phase, Storage};
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -83,10 +86,48 @@ pub fn rows() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=65_536)
 }
 
-/// Number formats by name, auto for f32; which of them work is for the model and the device to say.
-pub fn dtypes() -> impl TypedValueParser<Value = Storage> {
+/// How weights and cache are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// As suits file and device.
+    Auto,
+    Of(Storage),
+}
+
+impl Dtype {
+    /// # Errors
+    /// A format that the device does not have.
+    pub fn check(self, device: &Device) -> polykv::Result<()> {
+        match self {
+            Self::Auto => Ok(()),
+            Self::Of(storage) => storage.check(device),
+        }
+    }
+
+    /// The format for a model's files on a device.
+    ///
+    /// # Errors
+    /// Files that cannot be read or are refused.
+    pub fn of(self, path: &Path, device: &Device) -> polykv::Result<Storage> {
+        match self {
+            Self::Auto => load::preferred(path, device),
+            Self::Of(storage) => Ok(storage),
+        }
+    }
+
+    /// The format where there is no file.
+    pub fn or_f32(self) -> Storage {
+        match self {
+            Self::Auto => Storage::F32,
+            Self::Of(storage) => storage,
+        }
+    }
+}
+
+/// Number formats by name, and auto; which of them work is for the model and the device to say.
+pub fn dtypes() -> impl TypedValueParser<Value = Dtype> {
     let names = ["auto"].into_iter().chain(Storage::ALL.map(Storage::name));
-    PossibleValuesParser::new(names).map(|name| name.parse().unwrap_or(Storage::F32))
+    PossibleValuesParser::new(names).map(|name| name.parse().map_or(Dtype::Auto, Dtype::Of))
 }
 
 /// The phases in which a policy evicts.

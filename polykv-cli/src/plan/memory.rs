@@ -6,7 +6,7 @@ use crate::output::{bytes, table};
 use polykv::models::ModelConfig;
 use polykv::models::config::SHAPES;
 use polykv::models::load;
-use polykv::{At, CacheEstimate, Error, LayerShape, Plan, Result};
+use polykv::{At, CacheEstimate, DeviceSpec, Error, LayerShape, Plan, Result};
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -16,7 +16,13 @@ use std::path::Path;
 /// A model or a plan that is refused; more tokens than the model's context.
 pub fn text(args: &MemoryArgs) -> Result<String> {
     let (config, file) = config(&args.model)?;
-    let storage = args.dtype;
+    let storage = match file {
+        Some(path) => match DeviceSpec::Cpu.open() {
+            Ok(cpu) => args.dtype.of(path, &cpu)?,
+            Err(_) => args.dtype.or_f32(),
+        },
+        None => args.dtype.or_f32(),
+    };
     let most = config.max_positions;
     if args.tokens > most {
         let found = format!("{} tokens", args.tokens);
