@@ -58,7 +58,10 @@ impl LayerCache {
         let zeros =
             [store.keys(), store.values()].map(|t| t.cast(DType::F32).mul_scalar(0.0).sum());
         let [keys, values] = zeros;
-        let sum: Vec<f32> = keys.add(values).try_into_vec_as().map_err(ops::read_error)?;
+        let sum: Vec<f32> = keys
+            .add(values)
+            .try_into_vec_as()
+            .map_err(ops::read_error)?;
         if sum.iter().all(|sum| sum.is_finite()) {
             return Ok(None);
         }
