@@ -5,6 +5,7 @@ FOLDER (fuzz/seeds if not given) gets one folder per target, and a NAME.dict for
 """
 
 import json
+import random
 import re
 import struct
 import sys
@@ -392,6 +393,17 @@ def companions_seeds():
     yield "list", pieces(json.dumps(config | {"chat_template": named}), "{}")
 
 
+# Targets whose inputs may be recipes: 0xff, then bytes that choose what a file is made of (src/draw.rs).
+RECIPES = ("gguf", "hub", "template", "tokenizer")
+
+
+def recipes(count=24):
+    yield "recipe", b"\xff"
+    for index in range(count):
+        draw = random.Random(index)
+        yield f"recipe-{index}", b"\xff" + draw.randbytes(draw.randrange(64, 768))
+
+
 SEEDS = {
     "companions": companions_seeds, "config": config_seeds, "gguf": gguf_seeds, "hub": hub_seeds, "journal": journal_seeds,
     "plan": PLANS.items, "profile": profile_seeds, "run": run_seeds, "safetensors": safetensors_seeds,
@@ -408,6 +420,9 @@ def main():
             content = content if isinstance(content, bytes) else content.encode()
             (folder / target / name).write_bytes(content)
             words |= set(re.findall(rb"[A-Za-z_<|][\w.|>-]{1,30}", content))
+        if target in RECIPES:
+            for name, content in recipes():
+                (folder / target / name).write_bytes(content)
         lines = (f'"{word.decode()}"' for word in sorted(words))
         (folder / f"{target}.dict").write_text("\n".join(lines) + "\n")
 

@@ -26,7 +26,7 @@ pub fn run(input: &[u8]) {
         Err(error) => super::refused(&error),
     }
     match Tokenizer::from_json_file(&path) {
-        Ok(tokenizer) => tokenizer::accepted(tokenizer),
+        Ok(tokenizer) => tokenizer::accepted(tokenizer, &[]),
         Err(error) => super::refused(&error),
     }
 }

@@ -1,11 +1,15 @@
 //! What a hub answers to a pull, and the record of an earlier one.
 
+mod recipe;
+
+use super::Draw;
 use polykv_models::doors;
 use polykv_models::hub::Repo;
+use recipe::Hub;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Stands between two answers.
@@ -13,51 +17,95 @@ const BORDER: &[u8] = b"\n%%%\n";
 /// Bytes that are put in place of `%PORT%`, so that a redirect can lead back here.
 const PORT: &[u8] = b"%PORT%";
 
-/// The answers to come, in order; then none: connections are closed.
-static ANSWERS: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+/// Where the answers come from.
+enum Script {
+    /// These, in order; then none: connections are closed.
+    Answers(Vec<Vec<u8>>),
+    Hub(Hub),
+}
+
+static SCRIPT: Mutex<Script> = Mutex::new(Script::Answers(Vec::new()));
 /// Requests that one input may cause: of a pull with its repetitions there are fewer.
 static LEFT: AtomicUsize = AtomicUsize::new(0);
 const MOST_REQUESTS: usize = 400;
 /// One input at a time.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// The first piece is the record of an earlier pull, the second a file that it may have left; then the answers follow.
+const SPECS: [&str; 2] = ["org/name", "org/name:x.gguf"];
+
 pub fn run(input: &[u8]) {
-    let turn = TURN
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
-    let [record, file, answers] = super::pieces(input);
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let port = port();
-    *ANSWERS.lock().unwrap() = split(answers)
-        .map(|answer| with_port(answer, port))
-        .collect();
-    LEFT.store(MOST_REQUESTS, Ordering::SeqCst);
     let folder = super::Folder::new();
-    if !record.is_empty() {
-        folder.write("org--name/main/.pulled.json", record);
-        folder.write("org--name/main/config.json", file);
+    LEFT.store(MOST_REQUESTS, Ordering::SeqCst);
+    match Draw::of(input) {
+        Some(draw) => hub(draw, &folder, port),
+        None => answers(input, &folder, port),
     }
-    let cache = folder.path();
-    let endpoint = format!("http://127.0.0.1:{port}");
-    for spec in ["org/name", "org/name:x.gguf"] {
-        let repo = Repo::parse(spec).expect("a name of ours");
-        match doors::pull(&endpoint, cache, &repo) {
-            Ok(path) => {
-                assert!(path.starts_with(cache) && path.exists(), "{path:?}");
-                // Pulled just now, or found there at the commit that the hub names.
-                let _ = doors::verify(cache, &repo);
-            }
-            // A connection that was lost is no refusal.
-            Err(error) => assert!(error.to_string().len() <= super::LONGEST_MESSAGE, "{error}"),
-        }
-    }
-    let outside = std::fs::read_dir(cache).expect("the cache").flatten();
+    let outside = std::fs::read_dir(folder.path())
+        .expect("the cache")
+        .flatten();
     let outside = outside
         .filter(|entry| entry.file_name() != "org--name")
         .count();
     assert_eq!(outside, 0, "files beside the model's folder");
     assert!(LEFT.load(Ordering::SeqCst) > 0, "requests without end");
     drop(turn);
+}
+
+/// The first piece is the record of an earlier pull, the second a file that it may have left; then the answers follow.
+fn answers(input: &[u8], folder: &super::Folder, port: u16) {
+    let [record, file, answers] = super::pieces(input);
+    let answers = split(answers).map(|answer| with_port(answer, port));
+    *script() = Script::Answers(answers.collect());
+    if !record.is_empty() {
+        folder.write("org--name/main/.pulled.json", record);
+        folder.write("org--name/main/config.json", file);
+    }
+    for spec in SPECS {
+        // What another pull left may be spoilt.
+        let _ = pulled(spec, folder, port);
+    }
+}
+
+/// Each model is pulled three times: lost connections are gone on with, and a hub moves on.
+fn hub(draw: Draw<'_>, folder: &super::Folder, port: u16) {
+    *script() = Script::Hub(Hub::new(draw, port));
+    for spec in SPECS {
+        for _ in 0..3 {
+            let Some(path) = pulled(spec, folder, port) else {
+                continue;
+            };
+            let repo = Repo::parse(spec).expect("a name of ours");
+            let verified = doors::verify(folder.path(), &repo);
+            assert!(verified.is_ok_and(|found| found.is_some()), "{path:?}");
+            if let Script::Hub(hub) = &*script() {
+                hub.check(&path);
+            }
+        }
+    }
+}
+
+/// The path of a model, if the hub let it be pulled.
+fn pulled(spec: &str, folder: &super::Folder, port: u16) -> Option<std::path::PathBuf> {
+    let (repo, cache) = (Repo::parse(spec).expect("a name of ours"), folder.path());
+    match doors::pull(&format!("http://127.0.0.1:{port}"), cache, &repo) {
+        Ok(path) => {
+            assert!(path.starts_with(cache) && path.exists(), "{path:?}");
+            // Pulled just now, or found there at the commit that the hub names.
+            let _ = doors::verify(cache, &repo);
+            Some(path)
+        }
+        // A connection that was lost is no refusal.
+        Err(error) => {
+            assert!(error.to_string().len() <= super::LONGEST_MESSAGE, "{error}");
+            None
+        }
+    }
+}
+
+fn script() -> std::sync::MutexGuard<'static, Script> {
+    SCRIPT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn split(mut answers: &[u8]) -> impl Iterator<Item = &[u8]> {
@@ -112,21 +160,15 @@ fn port() -> u16 {
 fn serve(mut stream: TcpStream) -> std::io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
     let mut lines = BufReader::new(stream.try_clone()?.take(1 << 14));
-    let mut line = String::new();
-    while lines.read_line(&mut line)? > 2 {
-        line.clear();
-    }
+    let mut request = String::new();
+    while lines.read_line(&mut request)? > 2 {}
     let left = LEFT.load(Ordering::SeqCst).saturating_sub(1);
     LEFT.store(left, Ordering::SeqCst);
-    let answer = {
-        let mut answers = ANSWERS.lock().unwrap();
-        match answers.is_empty() {
-            true => None,
-            false => Some(answers.remove(0)),
-        }
+    let answer = match &mut *script() {
+        Script::Answers(answers) if answers.is_empty() => Vec::new(),
+        Script::Answers(answers) => answers.remove(0),
+        Script::Hub(hub) => hub.answer(&request),
     };
-    if let Some(answer) = answer {
-        stream.write_all(&answer)?;
-    }
+    stream.write_all(&answer)?;
     stream.shutdown(Shutdown::Both)
 }

@@ -9,6 +9,7 @@
 
 mod companions;
 mod config;
+mod draw;
 mod gguf;
 mod hub;
 mod journal;
@@ -21,6 +22,7 @@ mod shards;
 mod template;
 mod tokenizer;
 
+use draw::Draw;
 use polykv_core::Error;
 use std::path::{Path, PathBuf};
 

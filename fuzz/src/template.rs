@@ -1,8 +1,18 @@
 //! A chat template.
 
+mod recipe;
+mod words;
+
+pub use recipe::source;
+
+use super::Draw;
 use polykv_models::chat::{ChatTemplate, Message};
 
 pub fn run(input: &[u8]) {
+    if let Some(mut draw) = Draw::of(input) {
+        let source = source(&mut draw);
+        return rendered(&ChatTemplate::new("template", &source, "<s>", "</s>"));
+    }
     let Ok(source) = std::str::from_utf8(input) else {
         return;
     };

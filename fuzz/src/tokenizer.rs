@@ -1,5 +1,8 @@
 //! tokenizer.json, and text through it.
 
+mod recipe;
+
+use super::Draw;
 use polykv_models::tokenizer::{Specials, Tokenizer};
 
 /// Short texts of each kind that makes tokenizers stumble.
@@ -15,15 +18,20 @@ const TEXTS: [&str; 7] = [
 
 pub fn run(input: &[u8]) {
     let folder = super::Folder::new();
-    let path = folder.write("tokenizer.json", input);
+    let (content, texts) = match Draw::of(input) {
+        Some(mut draw) => recipe::tokenizer(&mut draw),
+        None => (input.to_vec(), Vec::new()),
+    };
+    let path = folder.write("tokenizer.json", &content);
     match Tokenizer::from_json_file(&path) {
-        Ok(tokenizer) => accepted(tokenizer),
+        Ok(tokenizer) => accepted(tokenizer, &texts),
         Err(error) => super::refused(&error),
     }
 }
 
-/// What holds for every tokenizer that was accepted, whatever file it came from.
-pub fn accepted(tokenizer: Tokenizer) {
+/// What holds for every tokenizer that was accepted, whatever file it came from; `texts` are tried beside those of every
+/// input.
+pub fn accepted(tokenizer: Tokenizer, texts: &[String]) {
     let rows = tokenizer.vocab_size();
     let start = tokenizer.start();
     assert!(start.iter().all(|&id| (id as usize) < rows));
@@ -32,7 +40,8 @@ pub fn accepted(tokenizer: Tokenizer) {
         Err(error) => return super::refused(&error),
     };
     let long = "a b\u{e9} ".repeat(60);
-    for text in TEXTS.into_iter().chain([long.as_str()]) {
+    let texts = texts.iter().map(String::as_str);
+    for text in TEXTS.into_iter().chain([long.as_str()]).chain(texts) {
         let [parsed, literal] =
             [Specials::Parse, Specials::AsText].map(|specials| tokenizer.encode(text, specials));
         // A model of another kind may know no token for a text: an error, but of no file.

@@ -3,6 +3,11 @@
 //! A prompt runs through a [`Prompt`], layer by layer; afterwards [`KvCache::decode`] takes one token per sequence and
 //! layer.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 mod cascade;
 mod check;
 mod drive;
@@ -159,7 +164,7 @@ impl KvCache {
                 None => return refused("layer", layer, format!("below {}", cache.layers.len())),
             }
         }
-        let Some(first) = picks.first().map(|&pick| &caches[pick]) else {
+        let Some(first) = picks.first().and_then(|&pick| caches.get(pick)) else {
             return refused("picks", 0, "at least 1".into());
         };
         let mut cache = Self {
@@ -231,7 +236,9 @@ impl KvCache {
 
     /// The position of each row's next token.
     pub fn next_positions(&self) -> Vec<usize> {
-        self.first.iter().map(|first| first + self.seen()).collect()
+        let seen = self.seen();
+        let next = |first: &usize| first.saturating_add(seen);
+        self.first.iter().map(next).collect()
     }
 
     /// Announces a prompt of `tokens` tokens per row. This fixes the budget of every layer, where ratios are taken of all
@@ -263,9 +270,11 @@ impl KvCache {
         self.check_ready("decode")?;
         let q = self.scaled(q);
         let output = self.run(layer, |cache| cache.decode(q, k, v))?;
-        let cache = &self.layers[layer];
-        let last = layer + 1 == self.layers.len();
-        if cache.has_known_nans() || last && cache.seen().is_multiple_of(CHECK_EVERY) {
+        let last = layer.saturating_add(1) == self.layers.len();
+        let due = self.layers.get(layer).is_some_and(|cache| {
+            cache.has_known_nans() || last && cache.seen().is_multiple_of(CHECK_EVERY)
+        });
+        if due {
             self.check()?;
         }
         Ok(output)
@@ -274,11 +283,16 @@ impl KvCache {
     /// Allocates slots for `tokens` more tokens per row in the layers that keep everything while decoding, so that they need
     /// not grow. Layers with a decode budget have their slots already.
     pub fn reserve(&mut self, tokens: usize) {
-        for layer in 0..self.layers.len() {
-            let before = self.layers[layer].kv_bytes();
-            self.layers[layer].reserve(tokens);
-            if self.layers[layer].kv_bytes() != before {
-                self.peak_bytes = self.peak_bytes.max(self.kv_bytes() + before);
+        let mut all = self.kv_bytes();
+        for layer in &mut self.layers {
+            let before = layer.kv_bytes();
+            layer.reserve(tokens);
+            let after = layer.kv_bytes();
+            if after != before {
+                // Old and new ones exist side by side.
+                let both = all.saturating_add(after);
+                self.peak_bytes = self.peak_bytes.max(both);
+                all = both.saturating_sub(before);
             }
         }
     }
@@ -300,6 +314,20 @@ impl KvCache {
                 Err(Error::NotFinite(reason))
             }
         }
+    }
+
+    /// What explains logits that are not finite: the first layer whose keys or values are not, with the likely cause. `None`
+    /// where all of them are finite. Waits for the device.
+    ///
+    /// # Errors
+    /// A device that cannot be read.
+    pub fn not_finite(&self) -> Result<Option<String>> {
+        for layer in &self.layers {
+            if let Some(found) = layer.not_finite()? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
 
     /// The entries that the cache holds and their memory, measured from its tensors.
@@ -375,9 +403,10 @@ impl KvCache {
         let output = step(cache)?;
         let (after, mut moving) = (cache.kv_bytes(), cache.take_moving());
         if after != before {
-            moving = moving.max(before + after);
+            moving = moving.max(before.saturating_add(after));
         }
-        self.peak_bytes = self.peak_bytes.max(self.kv_bytes() - after + moving);
+        let others = self.kv_bytes().saturating_sub(after);
+        self.peak_bytes = self.peak_bytes.max(others.saturating_add(moving));
         Ok(output)
     }
 }

@@ -3,6 +3,11 @@
 //! Templates come with models and are programs, so one is parsed and run only when a prompt needs it, on a thread of its
 //! own and within stated bounds of syntax, steps, memory, depth and output; see `docs/chat-templates.md` for the numbers.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 mod argument;
 mod encode;
 mod engine;
@@ -123,7 +128,7 @@ impl ChatTemplate {
         count: usize,
     ) -> Result<usize> {
         let now = self.now();
-        let leading = &messages[..count.min(messages.len())];
+        let leading = messages.get(..count).unwrap_or(messages);
         let all = self.render_at(now, messages, true)?;
         let starts = self.render_at(now, leading, false).is_ok_and(|text| {
             let holds = |message: &Message| text.contains(message.content.trim());

@@ -2,6 +2,11 @@
 //! plan on its compressed cache. Samples come from a seed or from files, and nothing here depends on time: the same
 //! samples, model and plans give the same numbers.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 mod fidelity;
 mod fit;
 mod lines;
@@ -28,8 +33,8 @@ pub use runner::{Evaluator, Prompted};
 pub use summary::{Difference, Group, PlanSummary, SetSummary, Summary, TaskSummary};
 pub use windows::WindowOptions;
 
-use polykv_core::Result;
 use polykv_core::device::run_on;
+use polykv_core::{Error, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -140,6 +145,18 @@ pub fn evaluate(
     })
 }
 
+/// One of a task's samples.
+///
+/// # Errors
+/// A number that none of them has.
+fn sample_of<T>(samples: &[T], sample: usize) -> Result<&T> {
+    let missing = || {
+        let allowed = format!("below {}", samples.len());
+        Error::invalid("evaluation", "sample", sample, allowed)
+    };
+    samples.get(sample).ok_or_else(missing)
+}
+
 /// A hash of parts that each may have any length.
 pub(crate) fn fingerprint<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
@@ -148,8 +165,9 @@ pub(crate) fn fingerprint<'a>(parts: impl Iterator<Item = &'a [u8]>) -> String {
         hash.update(part);
     }
     let digest = hash.finalize();
-    digest[..8]
+    digest
         .iter()
+        .take(8)
         .map(|byte| format!("{byte:02x}"))
         .collect()
 }

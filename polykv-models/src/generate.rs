@@ -203,7 +203,9 @@ impl Generator {
                 break;
             }
             let values: Vec<f32> = logits.try_into_vec_as().map_err(ops::read_error)?;
-            let token = sampler.sample(&values, &history)?;
+            let token = sampler
+                .sample(&values, &history)
+                .map_err(|error| explained(error, &self.cache))?;
             first.get_or_insert_with(Instant::now);
             if self.model.eos_tokens.contains(&token) {
                 finish = Finish::Stop;
@@ -237,6 +239,14 @@ impl Generator {
             cache,
             activation_peak_bytes,
         })
+    }
+}
+
+/// An error of the logits, with what the cache tells of its cause.
+fn explained(error: Error, cache: &KvCache) -> Error {
+    match cache.not_finite() {
+        Ok(Some(cause)) => Error::NotFinite(format!("{error}; {cause}")),
+        _ => error,
     }
 }
 

@@ -1,5 +1,10 @@
 //! Tensors in which checkpoints hold several projections, and the projections in them.
 
+#![cfg_attr(
+    not(test),
+    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
+)]
+
 use crate::config::{Experts, ModelConfig};
 use polykv_core::{Error, Result};
 use std::ops::Range;
@@ -28,8 +33,8 @@ pub(crate) fn parts(
         .strip_suffix(".weight")
         .and_then(|name| name.rsplit_once('.'));
     let (queries, keys) = (
-        config.heads * config.head_dim,
-        config.kv_heads * config.head_dim,
+        config.heads.saturating_mul(config.head_dim),
+        config.kv_heads.saturating_mul(config.head_dim),
     );
     let inner = config.intermediate_size;
     let rows = match split {
@@ -51,11 +56,12 @@ pub(crate) fn parts(
             return Ok(vec![Part {
                 name,
                 shape: shape.to_vec(),
-                elements: 0..shape.iter().product(),
+                elements: 0..shape.iter().copied().fold(1, usize::saturating_mul),
             }]);
         }
     };
-    let total: usize = rows.iter().map(|(_, rows)| rows).sum();
+    let total = rows.iter().map(|(_, rows)| *rows);
+    let total = total.fold(0, usize::saturating_add);
     let columns = match *shape {
         [found, columns] if found == total => columns,
         _ => {
@@ -64,9 +70,9 @@ pub(crate) fn parts(
             return Err(Error::invalid(place, field, format!("{shape:?}"), allowed));
         }
     };
-    let mut start = 0;
+    let mut start = 0_usize;
     let part = |(name, rows): (String, usize)| {
-        let elements = start..start + rows * columns;
+        let elements = start..start.saturating_add(rows.saturating_mul(columns));
         start = elements.end;
         Part {
             name,
@@ -99,11 +105,11 @@ fn experts(
             return Err(Error::invalid(place, field, format!("{shape:?}"), allowed));
         }
     };
-    let size = outputs * inputs;
+    let size = outputs.saturating_mul(inputs);
     let part = |expert: usize| Part {
         name: format!("{module}.{expert}.{projection}.weight"),
         shape: vec![outputs, inputs],
-        elements: expert * size..(expert + 1) * size,
+        elements: expert.saturating_mul(size)..expert.saturating_add(1).saturating_mul(size),
     };
     Ok((0..count).map(part).collect())
 }

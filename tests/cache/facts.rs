@@ -3,8 +3,7 @@
 use super::protocol::{give, ones, refused, step, two_layers};
 use super::{BOTH, data, decode, plan, prefill};
 use crate::common::{each_policy, policy};
-use burn::tensor::Device;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Tensor};
 use polykv::testing::{Inputs, facts, kept, max_difference, shape};
 use polykv::{
     Budget, ErrorKind, KvCache, LayerShape, ModelFacts, Phase, Plan, PromptCache, SharedPrefill,
@@ -169,6 +168,34 @@ fn nan_scores_name_the_layer_and_the_policy_and_stop_the_cache() {
         &["layer 1"],
     );
     assert_eq!(fresh().report().unwrap().kept, [4.0, 4.0]);
+}
+
+/// Numbers beyond those that a half-precision cache can hold say so, with the type, the layer and what to do.
+#[test]
+fn what_is_too_large_for_a_cache_in_f16_is_named_with_its_cause() {
+    let plan = || Plan::uniform(1, policy("tova", "{}"), Budget::Tokens(4), &BOTH);
+    for (dtype, parts) in [
+        (
+            DType::F16,
+            ["layer 0", "f16, which ends at 65504: try f32 or bf16"],
+        ),
+        (DType::F32, ["layer 0", "are not finite"]),
+    ] {
+        let shape = LayerShape { dtype, ..shape() };
+        let mut cache = KvCache::new(plan(), shape, &Device::flex()).unwrap();
+        let large = |heads| {
+            ones(heads, 9).mul_scalar(match dtype {
+                DType::F16 => 1e5,
+                _ => f32::INFINITY,
+            })
+        };
+        let mut prompt = cache.prompt(9).unwrap();
+        let ended = prompt
+            .attend(0, ones(6, 9), large(2), large(2))
+            .and_then(|_| prompt.end_layer(0))
+            .and_then(|()| prompt.finish().map(drop));
+        refused(ended.unwrap_err(), ErrorKind::NotFinite, &parts);
+    }
 }
 
 #[test]

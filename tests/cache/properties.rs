@@ -7,6 +7,7 @@ use super::world::{Fill, World, allocators, expected, phases, plan};
 use crate::common::{all_variants, each_policy, written};
 use burn::tensor::{DType, Device};
 use polykv::allocate::{Allocators, least_budget};
+use polykv::policy::{Params, Policies};
 use polykv::testing::{Case, Windows, compare, max_difference};
 use polykv::{Budget, ErrorKind, LayerShape, Phase, Plan, Rule, Spans};
 use proptest::prelude::*;
@@ -42,6 +43,33 @@ fn prompts_of_few_tokens_run_under_every_policy_and_allocator() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// What a policy remembers of a window or a history takes the room of what was seen, not of what it could hold.
+#[test]
+fn the_largest_parameters_take_no_room_of_their_own() {
+    let policies = Policies::default();
+    for entry in policies.iter() {
+        let build = |params: &Params| policies.build(&entry.name, params);
+        let defaults = build(&Params::new()).unwrap().params();
+        for name in defaults.names().filter(|name| *name != "seed") {
+            if defaults.get::<usize>(name).is_none() {
+                continue;
+            }
+            // Kernels are odd.
+            let largest = [1 << 20, (1 << 20) - 1].map(|value| Params::new().with(name, value));
+            let policy = largest.iter().find_map(|params| build(params).ok());
+            let policy = policy.unwrap_or_else(|| panic!("{} {name}", entry.name));
+            let budget = Budget::Tokens(least_budget(&*policy).unwrap().max(12));
+            let world = World::new(2, 24, 6);
+            let plan = plan(&world, &policy, &None, budget, &Phase::BOTH).unwrap();
+            let what = written(&plan);
+            let run = world
+                .run(plan)
+                .unwrap_or_else(|error| panic!("{error}: {what}"));
+            assert!(run.aux_bytes < 1 << 18, "{}: {what}", run.aux_bytes);
         }
     }
 }

@@ -42,6 +42,8 @@ pub struct World {
 pub struct Run {
     pub outputs: Vec<f32>,
     pub lengths: Vec<Vec<usize>>,
+    /// Bytes of what the policies remember in the end.
+    pub aux_bytes: usize,
 }
 
 fn hash(words: [u64; 6]) -> u64 {
@@ -163,8 +165,12 @@ impl World {
             }
             lengths.push(self.lengths(&cache));
         }
-        cache.report()?;
-        Ok(Run { outputs, lengths })
+        let aux_bytes = cache.report()?.aux_bytes;
+        Ok(Run {
+            outputs,
+            lengths,
+            aux_bytes,
+        })
     }
 
     /// Entries per layer, the same in all rows and heads, each once and of what was seen.

@@ -172,6 +172,12 @@ fn what_cannot_be_measured_is_refused_first() {
     refused(&format!("-m {model} -p 0 -n 0"), 3, &["0 in both"]);
     refused(&format!("-m {model} -n 0 -d 4"), 3, &["0 beside --depth"]);
     refused(&format!("-m {model} -p 513"), 3, &["pp513", "at most 512"]);
+    refused(&format!("-m {model} -b 65537"), 2, &["65537", "--batch"]);
+    refused(
+        &format!("-m {model} -p 18446744073709551615 -n 0"),
+        3,
+        &["18446744073709551615", "at most 512"],
+    );
     refused(
         &format!("-m {model} --policy full --budget 9"),
         2,

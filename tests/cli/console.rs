@@ -2,7 +2,8 @@
 
 use super::{LONG, text, write};
 use crate::cli_support::{
-    command, generate, generate_args, generate_json, polykv, polykv_with, run, tiny_model,
+    command, copy_of_tiny_model, generate, generate_args, generate_json, path_str, polykv,
+    polykv_with, run, tiny_model,
 };
 use std::io::Read;
 use std::path::Path;
@@ -61,6 +62,51 @@ fn a_reader_that_goes_away_ends_the_answer_at_once_and_quietly() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
 }
 
+/// Nobody reads the numbers: that is a failure of the command, not a panic.
+#[test]
+fn nobody_at_standard_error_is_a_failure() {
+    let mut command = generating(&["-p", "hi", "-n", "2"]);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(4));
+}
+
+/// What a model writes goes to a pipe as it is, and to a terminal without what a terminal obeys.
+#[cfg(target_os = "linux")]
+#[test]
+fn answers_cannot_write_to_the_terminal() {
+    let model = copy_of_tiny_model();
+    let path = model.path().join("tokenizer.json");
+    let mut tokenizer: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let escape = serde_json::json!(
+        {"type": "Replace", "pattern": {"Regex": "[a-zA-Z]"}, "content": "\u{1b}"});
+    let decoders = serde_json::json!([escape, tokenizer["decoder"]]);
+    tokenizer["decoder"] = serde_json::json!({"type": "Sequence", "decoders": decoders});
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    let args = generate_args(model.path(), &["-p", "hi", "-n", "24", "--no-stats"]);
+    let piped = polykv(&args).stdout;
+    assert!(piped.contains('\u{1b}'), "{piped:?}");
+    let words: Vec<String> = args.iter().map(|word| format!("'{word}'")).collect();
+    let line = format!(
+        "'{}' {} 2>/dev/null",
+        env!("CARGO_BIN_EXE_polykv"),
+        words.join(" ")
+    );
+    // It runs a command on a terminal of its own.
+    let Ok(shown) = Command::new("script")
+        .args(["-qec", &line, "/dev/null"])
+        .output()
+    else {
+        eprintln!("skipped: no `script` here");
+        return;
+    };
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    assert!(shown.contains('\u{fffd}'), "{shown:?}");
+    assert!(!shown.contains('\u{1b}'), "{shown:?}");
+}
+
 #[test]
 fn names_of_plans_cannot_write_to_the_terminal() {
     let dir = tempfile::tempdir().unwrap();
@@ -97,6 +143,7 @@ fn texts_may_begin_with_a_dash() {
     }
     generate(&["-p", "hi", "-n", "1", "--stop", "-", "--stop", "--"]);
     generate(&["-p", "hi", "-n", "1", "--answer-prefix", "- "]);
+    generate(&["-p", "hi", "-n", "1", "--system", "- be brief"]);
 }
 
 #[test]
@@ -106,6 +153,64 @@ fn byte_order_marks_are_dropped_and_utf_16_is_named() {
     let marked = write(&dir, "marked.txt", &format!("\u{feff}{LONG}"));
     let tokens = |file: &str| generate_json(&["-f", file, "-n", "2"])["prompt_tokens"].clone();
     assert_eq!(tokens(&plain), tokens(&marked));
+    let piped = |text: &str| {
+        let args = generate_args(&tiny_model(), &["--json", "-p", "-", "-n", "2"]);
+        let answer = polykv_with(&args, text.as_bytes(), Path::new(CACHE));
+        let json: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+        json["prompt_tokens"].clone()
+    };
+    assert_eq!(piped(&format!("\u{feff}{LONG}")), tokens(&plain));
+    let plan =
+        "schema: 1\nlayers: 3\nbudget: {tokens: 24}\nprefill: [{layers: 0-2, policy: tova}]\n";
+    let shown = |mark: &str| {
+        let plan = write(&dir, "plan.yaml", &format!("{mark}{plan}"));
+        let answer = polykv(&["plan", "show", &plan]);
+        assert_eq!(answer.code, 0, "{}", answer.stderr);
+        answer.stdout
+    };
+    assert_eq!(shown("\u{feff}"), shown(""));
+    // What an evaluation reads: a text, and lines of prompts.
+    let model = tiny_model();
+    let eval = |args: &[&str], name: &str, content: &str| {
+        let scores = ["", "\u{feff}"].map(|mark| {
+            let file = write(&dir, name, &format!("{mark}{content}"));
+            let start = ["eval", "--device", "cpu", "--json", "-m", path_str(&model)];
+            let answer = polykv(&[&start, args, &[&file]].concat());
+            assert_eq!(answer.code, 0, "{}", answer.stderr);
+            let json: serde_json::Value = serde_json::from_str(&answer.stdout).unwrap();
+            json["questions"].clone()
+        });
+        assert_eq!(scores[0], scores[1], "{name}");
+        assert!(scores[0].is_string(), "{name}");
+    };
+    let ppl = [
+        "--task",
+        "ppl",
+        "--length",
+        "40",
+        "--continuation",
+        "8",
+        "--limit",
+        "1",
+        "--text",
+    ];
+    eval(&ppl, "text.txt", &LONG.repeat(3));
+    let prompts = [
+        "--task",
+        "prompts",
+        "--map",
+        "prompt=p,answers=a",
+        "--metric",
+        "f1",
+        "--max-new-tokens",
+        "2",
+        "--data",
+    ];
+    eval(
+        &prompts,
+        "lines.jsonl",
+        "{\"p\": \"A lamp.\", \"a\": \"lamp\"}\n",
+    );
     let utf16: Vec<u8> = "\u{feff}hi"
         .encode_utf16()
         .flat_map(u16::to_le_bytes)
@@ -149,6 +254,50 @@ fn more_threads_than_anybody_has_are_refused() {
         answer.stderr
     );
     assert!(started.elapsed() < Duration::from_secs(10));
+}
+
+/// A tokenizer that makes nothing of a text does not let a text be written without end.
+#[test]
+fn a_tokenizer_that_drops_text_ends() {
+    let model = copy_of_tiny_model();
+    let path = model.path().join("tokenizer.json");
+    let mut tokenizer: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    tokenizer["normalizer"] = serde_json::json!(
+        {"type": "Replace", "pattern": {"Regex": "[^0-9<|>]+"}, "content": ""});
+    std::fs::write(&path, tokenizer.to_string()).unwrap();
+    for task in ["needle", "ruler"] {
+        let mut eval = command(
+            &[
+                "eval", "--device", "cpu", "--task", task, "--length", "128", "--limit", "1",
+            ],
+            Path::new(CACHE),
+        );
+        let mut child = eval
+            .args(
+                ["--only", "niah_single_2"]
+                    .iter()
+                    .filter(|_| task == "ruler"),
+            )
+            .args(["-m", path_str(model.path())])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let started = Instant::now();
+        let ended = loop {
+            match child.try_wait().unwrap() {
+                Some(status) => break status.code(),
+                None if started.elapsed() > Duration::from_secs(30) => {
+                    child.kill().unwrap();
+                    break None;
+                }
+                None => std::thread::sleep(Duration::from_millis(50)),
+            }
+        };
+        assert!(matches!(ended, Some(0 | 3)), "{task}: {ended:?}");
+    }
 }
 
 /// A budget that everything fits in evicts nothing, whoever splits it.

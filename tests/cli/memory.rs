@@ -78,6 +78,11 @@ fn memory_of_what_cannot_run_is_refused() {
         ("-m qwen3-8b -n 0", 2, ["0", "1.."]),
         ("-m qwen3-8b -n 9 --policy tova", 2, ["tova", "--budget"]),
         (
+            "-m qwen3-8b -n 9 -b 18446744073709551615",
+            3,
+            ["bytes", "18446744073709551615"],
+        ),
+        (
             "-m qwen3-8b -n 99 --policy snapkv --budget 8",
             3,
             ["is 8", "at least 32"],

@@ -44,6 +44,13 @@ impl<'a> Variants<'a> {
         input
     }
 
+    /// A recipe of random bytes.
+    pub fn recipe(&mut self) -> Vec<u8> {
+        let length = 64 + self.below(704);
+        let bytes = (0..length).map(|_| u8::try_from(self.below(256)).unwrap());
+        std::iter::once(0xff).chain(bytes).collect()
+    }
+
     fn range(&mut self, length: usize) -> std::ops::Range<usize> {
         let start = self.below(length);
         let most = (length - start).min(64);

@@ -229,6 +229,45 @@ fn content_is_checked_before_the_model_is_loaded() {
     }
 }
 
+/// Each file that is read is a regular one: others are refused at once, not waited for or read without end.
+#[cfg(unix)]
+#[test]
+fn data_that_never_end_or_never_begin() {
+    let dir = tempfile::tempdir().unwrap();
+    files(dir.path());
+    let source = "ruler/scripts/data/synthetic";
+    std::fs::write(dir.path().join(source).join("niah.py"), "").unwrap();
+    let longbench = "--task longbench --data @longbench";
+    let ruler = "--task ruler --template @ruler --haystack @words.txt";
+    let prompts = "--task prompts --map prompt=p,answers=a --metric f1 --data @a.jsonl";
+    for (file, args) in [
+        ("longbench/config/dataset2prompt.json", longbench),
+        ("longbench/config/dataset2maxlen.json", longbench),
+        ("a.jsonl", prompts),
+        ("ruler/scripts/data/synthetic/constants.py", ruler),
+        ("short.txt", "--task ppl --text @short.txt"),
+    ] {
+        let path = dir.path().join(file);
+        for kind in ["a device", "a FIFO"] {
+            std::fs::remove_file(&path).unwrap();
+            match kind {
+                "a device" => std::os::unix::fs::symlink("/dev/zero", &path).unwrap(),
+                _ => {
+                    let made = std::process::Command::new("mkfifo").arg(&path).status();
+                    assert!(made.unwrap().success());
+                }
+            }
+            let start = ["eval", "--device", "cpu", "-m", "/nonexistent"];
+            let mut all: Vec<String> = start.map(String::from).to_vec();
+            all.extend(args.split(' ').map(|arg| match arg.strip_prefix('@') {
+                Some(name) => path_str(&dir.path().join(name)).into(),
+                None => arg.into(),
+            }));
+            check(file, 3, &[file, kind, "a regular file"], &polykv(&all));
+        }
+    }
+}
+
 #[test]
 fn usage() {
     for row in rows(USAGE) {

@@ -158,6 +158,32 @@ fn numbers_that_are_none() {
     }
 }
 
+/// Without a policy that would notice, it is the logits that are none.
+#[test]
+fn numbers_beyond_f16_name_type_layer_and_cause() {
+    let model = copy_of_tiny_model();
+    weights::edit(model.path(), |header, data| {
+        let range = &header["model.layers.1.self_attn.v_proj.weight"]["data_offsets"];
+        let at = |end: usize| range[end].as_u64().unwrap() as usize;
+        for weight in data[at(0)..at(1)].chunks_exact_mut(4) {
+            // The weights fit f16, but not their products.
+            weight.copy_from_slice(&60_000.0f32.to_le_bytes());
+        }
+    });
+    let answer = |dtype: &str| {
+        let args = ["-p", "Hello there", "-n", "2", "--dtype", dtype];
+        polykv(&generate_args(model.path(), &args))
+    };
+    let parts = [
+        "NaN",
+        "layer 1",
+        "f16, which ends at 65504",
+        "try f32 or bf16",
+    ];
+    check("f16", 4, &parts, &answer("f16"));
+    assert_eq!(answer("f32").code, 0);
+}
+
 /// Arguments, what the error says.
 const GRAMMAR: &str = "
     generat | generat | generate

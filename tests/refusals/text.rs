@@ -1,7 +1,7 @@
 //! Tokenizers, chat templates and GGUF files.
 
 use super::{check, edit_json, refused, refused_file, rows};
-use crate::cli_support::{copy_of_tiny_model, generate_args, polykv};
+use crate::cli_support::{copy_of_tiny_model, generate_args, path_str, polykv};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -73,6 +73,18 @@ fn a_template_is_needed_for_chat_only() {
         &["-p", "Hello", "-n", "1", "--raw"],
     ));
     assert_eq!(raw.code, 0, "{}", raw.stderr);
+    let text = model.path().join("text.txt");
+    std::fs::write(&text, "the quiet lamp under the bridge ".repeat(20)).unwrap();
+    let text = format!(
+        "--task ppl --length 20 --continuation 4 --limit 1 --text {}",
+        text.display()
+    );
+    for (command, args) in [("eval", text.as_str()), ("bench", "-p 4 -n 1 -d 2 -r 1")] {
+        let mut all = vec![command, "--device", "cpu", "-m", path_str(model.path())];
+        all.extend(args.split(' '));
+        let answer = polykv(&all);
+        assert_eq!(answer.code, 0, "{command}: {}", answer.stderr);
+    }
 }
 
 #[test]

@@ -1,10 +1,5 @@
 //! Budgets that depend on what the layers do with the prompt: layers are cut in steps until all have had it.
 
-#![cfg_attr(
-    not(test),
-    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
-)]
-
 use super::{KvCache, Spans};
 use crate::allocate::{self, Allocator, LayerStat, Note, Online};
 use crate::apportion::{capped, largest_remainder};

@@ -3,7 +3,7 @@
 use super::Spans;
 use crate::facts::{LayerFacts, ModelFacts};
 use crate::phase::Phase;
-use crate::plan::{Eviction, Resolved};
+use crate::plan::{Eviction, LayerEvictions, Resolved};
 use crate::{Error, Result};
 
 impl Resolved {
@@ -13,9 +13,9 @@ impl Resolved {
     /// A budget that is too small, of kind [`ErrorKind::Budget`](crate::ErrorKind::Budget). The error names the layer, its
     /// budget and the least budget.
     pub fn check_spans(&self, spans: &Spans) -> Result<()> {
-        self.each(|phase, layer, eviction| {
+        self.each(|phase, layer, rules, eviction| {
             let Eviction { policy, budget } = eviction;
-            let least = self.layers[layer].protected(eviction, spans, self.tokens);
+            let least = rules.protected(eviction, spans, self.tokens);
             if least <= *budget {
                 return Ok(());
             }
@@ -32,11 +32,14 @@ impl Resolved {
         })
     }
 
-    fn each(&self, mut check: impl FnMut(Phase, usize, &Eviction) -> Result<()>) -> Result<()> {
+    fn each(
+        &self,
+        mut check: impl FnMut(Phase, usize, &LayerEvictions, &Eviction) -> Result<()>,
+    ) -> Result<()> {
         for (layer, rules) in self.layers.iter().enumerate() {
             for phase in Phase::BOTH {
                 if let Some(eviction) = rules.of(phase) {
-                    check(phase, layer, eviction)?;
+                    check(phase, layer, rules, eviction)?;
                 }
             }
         }
@@ -59,7 +62,7 @@ impl ModelFacts {
             let field = format!("window of layer {layer}");
             return Err(Error::invalid("model", field, 0, "at least 1"));
         }
-        resolved.each(|phase, layer, eviction| {
+        resolved.each(|phase, layer, _, eviction| {
             let LayerFacts { rope, output, .. } = self.layer(layer);
             let needs = eviction.policy.needs();
             let missing = match () {

@@ -12,8 +12,9 @@ impl KvCache {
     pub(super) fn enter(&mut self, tokens: usize) -> Result<()> {
         self.check_ready("a prompt")?;
         let seen = self.seen();
-        if let Some(layer) = self.layers.iter().position(|layer| layer.seen() != seen) {
-            let found = format!("after {} tokens", self.layers[layer].seen());
+        let mut others = self.layers.iter().enumerate();
+        if let Some((layer, other)) = others.find(|(_, layer)| layer.seen() != seen) {
+            let found = format!("after {} tokens", other.seen());
             let allowed = format!("after {seen}, as others, or KvCache::clear");
             return Err(Error::order(
                 "cache",
@@ -32,10 +33,11 @@ impl KvCache {
         resolved.check_spans(&self.spans)?;
         self.facts.check(&resolved)?;
         let cascade = Cascade::of(self.plan.online.clone(), &resolved, &self.spans)?;
-        for (index, rules) in resolved.layers.into_iter().enumerate() {
+        let rules = resolved.layers.into_iter().enumerate();
+        for (layer, (index, rules)) in self.layers.iter_mut().zip(rules) {
             let facts = self.facts.layer(index);
             let spans = self.spans.clone();
-            self.layers[index].begin(rules, facts, self.facts.softcap, spans, tokens);
+            layer.begin(rules, facts, self.facts.softcap, spans, tokens);
         }
         if let Some(cascade) = &cascade {
             let needs = cascade.online()?.needs();

@@ -1,10 +1,5 @@
 //! The memory of a cache, computed from a plan and a shape.
 
-#![cfg_attr(
-    not(test),
-    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
-)]
-
 use super::Spans;
 use super::cascade::Cascade;
 use super::slots::{PIECE, slots_for};

@@ -107,18 +107,25 @@ impl LayerCache {
 
     /// Bytes of positions, statistics and remembered queries.
     pub fn aux_bytes(&self) -> usize {
-        self.store.as_ref().map_or(0, Store::position_bytes)
-            + self.order.bytes()
-            + self.queries.bytes()
-            + self.states.bytes()
-            + self.scores.as_ref().map_or(0, ops::bytes)
+        [
+            self.store.as_ref().map_or(0, Store::position_bytes),
+            self.order.bytes(),
+            self.queries.bytes(),
+            self.states.bytes(),
+            self.scores.as_ref().map_or(0, ops::bytes),
+        ]
+        .into_iter()
+        .fold(0, usize::saturating_add)
     }
 
     /// Bytes that keys and values would occupy without eviction: those of all tokens, or of as many as the layer's window
     /// holds.
     pub fn full_bytes(&self) -> usize {
         match &self.store {
-            Some(store) => store.kv_bytes() / store.capacity() * self.seen.min(self.most_entries()),
+            Some(store) => {
+                let entry = store.kv_bytes().checked_div(store.capacity()).unwrap_or(0);
+                entry.saturating_mul(self.seen.min(self.most_entries()))
+            }
             None => 0,
         }
     }
@@ -301,11 +308,11 @@ impl LayerCache {
         let values = v.clone();
         let capacity = slots_for(rules, before, tokens, self.expected);
         match &mut self.store {
-            Some(store) if store.capacity() >= before + tokens => {}
+            Some(store) if store.capacity() >= before.saturating_add(tokens) => {}
             Some(store) => {
                 let old = store.kv_bytes();
                 store.resize(capacity);
-                self.moving = self.moving.max(old + store.kv_bytes());
+                self.moving = self.moving.max(old.saturating_add(store.kv_bytes()));
             }
             None => self.store = Some(Store::new(self.shape, capacity, &self.device)),
         }
@@ -317,7 +324,7 @@ impl LayerCache {
             self.queries.remember(q, self.needs.queries);
         }
         let first = self.seen;
-        self.seen += tokens;
+        self.seen = first.saturating_add(tokens);
         self.expected = self.expected.saturating_sub(tokens);
         Appended {
             layer: self.layer,

@@ -73,5 +73,6 @@ impl Order {
 }
 
 fn slots(first: usize, count: usize, device: &Device) -> Tensor<3, Int> {
-    Tensor::<1, Int>::arange(first as i64..(first + count) as i64, device).reshape([1, 1, count])
+    let end = first.saturating_add(count);
+    Tensor::<1, Int>::arange(first as i64..end as i64, device).reshape([1, 1, count])
 }

@@ -122,7 +122,7 @@ impl<C: PromptCache> Prompt<C> {
         v: Tensor<4>,
     ) -> Result<Tensor<4>> {
         self.check_layer(layer)?;
-        let given = self.given + q.dims()[2];
+        let given = self.given.saturating_add(q.dims()[2]);
         if given > self.tokens {
             let allowed = format!("{}, as announced", self.tokens);
             let field = format!("tokens of layer {layer}");
@@ -146,7 +146,7 @@ impl<C: PromptCache> Prompt<C> {
             return Err(Error::order("prompt", field, self.given, allowed));
         }
         self.cache.end_layer(layer)?;
-        self.layer += 1;
+        self.layer = layer.saturating_add(1);
         self.given = 0;
         Ok(())
     }

@@ -34,33 +34,38 @@ impl Queries {
         // A part of `new` would hold all of it in memory.
         let added_queries = match added == tokens {
             true => new.clone(),
-            false => new.clone().narrow(2, tokens - added, added),
+            false => new.clone().narrow(2, tokens.saturating_sub(added), added),
         };
-        let fits = |buffer: &Tensor<4>| self.len + tokens <= buffer.dims()[2];
+        let fits = |buffer: &Tensor<4>| self.len.saturating_add(tokens) <= buffer.dims()[2];
         if kept > 0 && self.buffer.as_ref().is_some_and(fits) {
-            let slots = self.len..self.len + added;
+            let slots = self.len..self.len.saturating_add(added);
+            self.len = slots.end;
             if let Some(buffer) = &mut self.buffer {
                 buffer.inplace(|t| t.slice_assign(s![.., .., slots, ..], added_queries));
             }
-            self.len += added;
             return;
         }
         // Room grows with what has arrived: `count` may be far more than a sequence will ever hold.
-        let capacity = (2 * (kept + added)).max(16).min(count + (count / 4).max(1));
+        let len = kept.saturating_add(added);
+        let most = count.saturating_add((count / 4).max(1));
+        let capacity = len.saturating_mul(2).max(16).min(most);
         let room = Tensor::zeros([batch, heads, capacity, d], &new.device());
-        let mut room = room.slice_assign(s![.., .., kept..kept + added, ..], added_queries);
+        let mut room = room.slice_assign(s![.., .., kept..len, ..], added_queries);
         if let Some(old) = self.latest(kept) {
             room = room.slice_assign(s![.., .., 0..kept, ..], old);
         }
         self.buffer = Some(room);
-        self.len = kept + added;
+        self.len = len;
     }
 
     /// The last `count` queries, or all if there are fewer; `None` if there are none.
     pub fn latest(&self, count: usize) -> Option<Tensor<4>> {
         let count = count.min(self.len);
         match &self.buffer {
-            Some(buffer) if count > 0 => Some(buffer.clone().narrow(2, self.len - count, count)),
+            Some(buffer) if count > 0 => {
+                let start = self.len.saturating_sub(count);
+                Some(buffer.clone().narrow(2, start, count))
+            }
             _ => None,
         }
     }

@@ -78,7 +78,7 @@ impl SharedPrefill {
     fn note_peak(&mut self) {
         let budgets: usize = self.caches.iter().map(KvCache::kv_bytes).sum();
         let leader = self.leader.as_ref().map_or(0, LayerCache::kv_bytes);
-        self.peak_bytes = self.peak_bytes.max(budgets + leader);
+        self.peak_bytes = self.peak_bytes.max(budgets.saturating_add(leader));
     }
 }
 
@@ -123,16 +123,22 @@ impl Drive for SharedPrefill {
         k: Tensor<4>,
         v: Tensor<4>,
     ) -> Result<Tensor<4>> {
-        let q = self.caches[0].scaled(q);
+        let q = match self.caches.first() {
+            Some(cache) => cache.scaled(q),
+            None => q,
+        };
         let tokens = self.tokens.unwrap_or(0);
         let leader = self.leader.take().unwrap_or_else(|| {
-            let followers = self.caches.iter().map(|cache| &cache.layers[layer]);
+            let followers = self
+                .caches
+                .iter()
+                .filter_map(|cache| cache.layers.get(layer));
             LayerCache::leader(layer, self.shape, &self.device, tokens, followers)
         });
-        let caches = self.caches.iter_mut().enumerate();
+        let caches = self.caches.iter_mut().zip(&self.origins).enumerate();
         let mut followers: Vec<&mut LayerCache> = caches
-            .filter(|(index, _)| self.origins[*index][layer] == *index)
-            .map(|(_, cache)| &mut cache.layers[layer])
+            .filter(|(index, (_, origins))| origins.get(layer) == Some(index))
+            .filter_map(|(_, (cache, _))| cache.layers.get_mut(layer))
             .collect();
         let output = self
             .leader
@@ -148,10 +154,13 @@ impl Drive for SharedPrefill {
                 "layer {layer} ends without a prompt"
             )));
         };
-        for index in 0..self.caches.len() {
-            let origin = self.origins[index][layer];
-            let cut = (origin < index).then(|| self.caches[origin].layers[layer].clone());
-            let cache = &mut self.caches[index];
+        for (index, origins) in self.origins.iter().enumerate() {
+            let Some((before, [cache, ..])) = self.caches.split_at_mut_checked(index) else {
+                continue;
+            };
+            // None where the cache is the first with its rules.
+            let origin = origins.get(layer).and_then(|&origin| before.get(origin));
+            let cut = origin.and_then(|cache| cache.layers.get(layer)).cloned();
             // Two steps, so that the cache's own peak is what it would be alone.
             cache.run(layer, |cache| {
                 cache.copy_entries(&leader);

@@ -1,10 +1,5 @@
 //! Positions that the caller of a cache protects from eviction.
 
-#![cfg_attr(
-    not(test),
-    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
-)]
-
 use crate::policy::Protect;
 use std::ops::Range;
 use std::sync::Arc;

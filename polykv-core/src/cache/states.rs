@@ -62,7 +62,7 @@ impl States {
     }
 
     pub fn bytes(&self) -> usize {
-        self.prefill.bytes() + self.decode.bytes()
+        self.prefill.bytes().saturating_add(self.decode.bytes())
     }
 
     /// The policies that evict, each with its state.

@@ -38,7 +38,7 @@ impl Store {
 
     /// Bytes of keys and values, free slots included.
     pub fn kv_bytes(&self) -> usize {
-        ops::bytes(&self.keys) + ops::bytes(&self.values)
+        ops::bytes(&self.keys).saturating_add(ops::bytes(&self.values))
     }
 
     /// Bytes of the positions.
@@ -100,15 +100,16 @@ impl Store {
         if tokens == 1 {
             let (slot, entries) = (self.len, self.extract());
             self.set(ops::write(entries, slot, keys, values, first_position));
-            self.len += 1;
+            self.len = slot.saturating_add(1);
             return;
         }
-        let slots = self.len..self.len + tokens;
+        let slots = self.len..self.len.saturating_add(tokens);
         let device = self.positions.device();
         let first = first_position as i64;
-        let new = Tensor::<1, Int>::arange(first..first + tokens as i64, &device)
+        let new = Tensor::<1, Int>::arange(first..first.saturating_add(tokens as i64), &device)
             .reshape([1, 1, tokens])
             .expand([batch, kv_heads, tokens]);
+        self.len = slots.end;
         let range = slots.clone();
         self.keys
             .inplace(|t| t.slice_assign(s![.., .., range, ..], keys));
@@ -117,7 +118,6 @@ impl Store {
             .inplace(|t| t.slice_assign(s![.., .., range, ..], values));
         self.positions
             .inplace(|t| t.slice_assign(s![.., .., slots], new));
-        self.len += tokens;
     }
 
     /// A slot of every head, `[batch, kv_heads, 1]`.
@@ -145,12 +145,12 @@ impl Store {
     ) {
         let entries = self.extract();
         self.set(ops::replace(entries, victim, key, value, position));
-        self.len -= 1;
+        self.len = self.len.saturating_sub(1);
     }
 
     /// Copies of the last entry's key and value, `[batch, kv_heads, 1, head_dim]` each.
     pub fn last(&self) -> (Tensor<4>, Tensor<4>) {
-        let slot = self.slot(self.len - 1);
+        let slot = self.slot(self.len.saturating_sub(1));
         let last = |tensor: &Tensor<4>| ops::take(tensor.clone(), slot.clone());
         (last(&self.keys), last(&self.values))
     }
@@ -166,7 +166,7 @@ impl Store {
                 Some(slots) => ops::take(tensor.clone(), slots.clone()),
                 None => tensor.clone().narrow(2, 0, count),
             };
-            let sum = (old.cast(DType::F32) + delta).cast(dtype);
+            let sum = old.cast(DType::F32).add(delta).cast(dtype);
             tensor.inplace(|t| match slots.clone() {
                 Some(slots) => ops::put(t, slots, sum),
                 None => t.slice_assign(s![.., .., 0..count, ..], sum),

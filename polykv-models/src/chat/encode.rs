@@ -33,40 +33,50 @@ pub(super) fn split<'a>(
     let (mut marked, mut rest) = (marked, rendered);
     loop {
         let next = next_mark(marked, marks);
-        let literal = next.map_or(marked, |(at, _)| &marked[..at]);
-        rest.strip_prefix(literal)?;
-        let (template, after) = rest.split_at(literal.len());
-        pieces.push(Piece::Template(template));
-        let Some((at, index)) = next else {
+        let literal = next.as_ref().map_or(marked, |next| next.before);
+        let after = rest.strip_prefix(literal)?;
+        pieces.push(Piece::Template(rest.get(..literal.len())?));
+        let Some(next) = next else {
             return after.is_empty().then_some(pieces);
         };
-        marked = &marked[at + marks[index].len()..];
-        let following = next_mark(marked, marks).map_or(marked, |(at, _)| &marked[..at]);
-        let content = messages[index].content.as_str();
+        marked = next.after;
+        let following = next_mark(marked, marks).map_or(marked, |next| next.before);
+        let content = messages.get(next.index)?.content.as_str();
         let forms = [
             content,
             content.trim(),
             content.trim_start(),
             content.trim_end(),
         ];
-        let form = forms.into_iter().find(|form| {
-            after
-                .strip_prefix(form)
-                .is_some_and(|tail| tail.starts_with(following))
+        let (form, tail) = forms.into_iter().find_map(|form| {
+            let tail = after.strip_prefix(form)?;
+            tail.starts_with(following).then_some((form, tail))
         })?;
         pieces.push(Piece::Content(form));
-        rest = &after[form.len()..];
+        rest = tail;
     }
 }
 
-/// Byte position and message index of the first mark.
-fn next_mark(text: &str, marks: &[String]) -> Option<(usize, usize)> {
+/// A mark in a text.
+struct Mark<'t> {
+    before: &'t str,
+    /// Of its message.
+    index: usize,
+    after: &'t str,
+}
+
+/// The first mark.
+fn next_mark<'t>(text: &'t str, marks: &[String]) -> Option<Mark<'t>> {
     // The number in the mark is read instead of searching for every mark.
     let prefix = marks.first()?.strip_suffix("0\u{E001}")?;
-    let at = text.find(prefix)?;
-    let number = &text[at + prefix.len()..];
-    let index: usize = number[..number.find('\u{E001}')?].parse().ok()?;
-    (index < marks.len()).then_some((at, index))
+    let (before, number) = text.split_once(prefix)?;
+    let (number, after) = number.split_once('\u{E001}')?;
+    let index = number.parse().ok().filter(|index| *index < marks.len())?;
+    Some(Mark {
+        before,
+        index,
+        after,
+    })
 }
 
 pub(super) fn spells_special(tokenizer: &Tokenizer, messages: &[Message]) -> Result<bool> {

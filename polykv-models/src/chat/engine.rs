@@ -6,7 +6,7 @@
 //! - Depth is bounded by [`limit`], which every value passes before something walks it.
 //! - What is left of recursion (macros, nested blocks, values of the largest depth) fits the thread's own stack.
 
-use super::fuel::refused;
+use super::fuel::{pay, refused};
 use super::guard::{self, LIMIT, MODULO, STORE};
 use super::{filters, json, methods};
 use minijinja::syntax::SyntaxConfig;
@@ -76,7 +76,7 @@ fn render_here(
     let extra = u64::try_from(text)
         .unwrap_or(u64::MAX)
         .saturating_mul(STEPS_PER_BYTE);
-    let steps = STEPS + extra.min(MAX_TEXT_STEPS);
+    let steps = STEPS.saturating_add(extra.min(MAX_TEXT_STEPS));
     let env = environment(steps, text, now);
     let rendered = env.and_then(|env| {
         let template = env.template_from_named_str("chat template", &source)?;
@@ -138,8 +138,9 @@ fn limit(state: &State, value: Value, heaviest: usize) -> Result<Value, Error> {
     let value = match value.kind() {
         ValueKind::Iterable => {
             let most = heaviest / ITEM_BYTES;
-            let items: Result<Vec<Value>, Error> =
-                value.try_iter()?.checked().take(most + 1).collect();
+            let items = value.try_iter()?.checked();
+            // One too many, so that it is refused below.
+            let items: Result<Vec<Value>, Error> = items.take(most.saturating_add(1)).collect();
             Value::from(items?)
         }
         ValueKind::Seq | ValueKind::Map => value,
@@ -147,8 +148,7 @@ fn limit(state: &State, value: Value, heaviest: usize) -> Result<Value, Error> {
     };
     let mut left = heaviest;
     weigh(&value, MAX_DEPTH, &mut left)?;
-    let steps = u64::try_from((heaviest - left) / 64).unwrap_or(u64::MAX);
-    state.consume_fuel(steps)?;
+    pay(state, heaviest.saturating_sub(left))?;
     Ok(value)
 }
 
@@ -156,7 +156,8 @@ fn limit(state: &State, value: Value, heaviest: usize) -> Result<Value, Error> {
 fn weigh(value: &Value, depth: usize, left: &mut usize) -> Result<(), Error> {
     let text = value.as_str().map_or(0, str::len);
     let heavy = || refused("a value is too large".into());
-    *left = left.checked_sub(ITEM_BYTES + text).ok_or_else(heavy)?;
+    let weight = ITEM_BYTES.saturating_add(text);
+    *left = left.checked_sub(weight).ok_or_else(heavy)?;
     let kind = value.kind();
     if !matches!(kind, ValueKind::Seq | ValueKind::Map | ValueKind::Iterable) {
         return Ok(());
@@ -217,7 +218,7 @@ struct Capped {
 
 impl Write for Capped {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if data.len() > self.most - self.bytes.len() {
+        if data.len() > self.most.saturating_sub(self.bytes.len()) {
             self.full = true;
             return Err(io::Error::other("output limit"));
         }

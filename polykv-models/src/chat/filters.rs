@@ -114,10 +114,11 @@ pub(super) fn pad(text: &str, width: usize, with: char, side: Side) -> String {
     let before = match side {
         Side::Left => 0,
         Side::Right => missing,
-        Side::Both => missing / 2 + (missing & width & 1),
+        Side::Both => (missing / 2).saturating_add(missing & width & 1),
     };
+    let after = missing.saturating_sub(before);
     let run = |count: usize| with.to_string().repeat(count);
-    format!("{}{text}{}", run(before), run(missing - before))
+    format!("{}{text}{}", run(before), run(after))
 }
 
 /// `truncate(length=255, killwords=false, end='...', leeway=5)`.
@@ -168,7 +169,7 @@ fn indent(
     let first = first.or(named.get("first")?).unwrap_or_default();
     let blank = named.get::<Option<bool>>("blank")?.unwrap_or_default();
     named.assert_all_used()?;
-    let lines = text.matches('\n').count() + 1;
+    let lines = text.matches('\n').count().saturating_add(1);
     pay(state, lines.saturating_mul(with.len()))?;
     let mut out = String::with_capacity(text.len());
     for (index, line) in text.split('\n').enumerate() {

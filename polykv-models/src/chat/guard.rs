@@ -12,7 +12,7 @@ mod expression;
 mod lexer;
 mod statement;
 
-use lexer::{Kind, Token};
+use lexer::{Kind, Token, before};
 use statement::Blocks;
 
 /// The filter that weighs a value.
@@ -37,24 +37,22 @@ pub(super) const MAX_TAG_TOKENS: usize = 4096;
 /// What is not Jinja, or beyond the limits above.
 pub(super) fn rewrite(source: &str) -> Result<String, String> {
     let source = source.replace("\r\n", "\n").replace('\r', "\n");
-    let mut out = String::with_capacity(2 * source.len());
+    let mut out = String::with_capacity(source.len().saturating_mul(2));
     let mut blocks = Blocks::default();
     let mut rest = source.as_str();
-    while let Some((at, kind)) = next_tag(rest) {
-        let (text, tag) = rest.split_at(at);
+    while let Some((text, tag, kind)) = next_tag(rest) {
         out.push_str(text);
-        let taken = match kind {
+        let after = match kind {
             '#' => comment(tag, &mut out),
             '%' => match raw(tag) {
-                Some((inner, length)) => {
-                    let (start, text) = tag[..length].split_at(inner);
+                Some((start, text, after)) => {
                     out.push_str(start);
                     // Of the two, only minijinja takes the line's end behind this tag away.
                     if text.starts_with('\n') && !start.ends_with("-%}") {
                         out.push('\n');
                     }
                     out.push_str(text);
-                    Ok(length)
+                    Ok(after)
                 }
                 None => lexed(tag, "%}", &mut out, |tokens| {
                     statement::rewrite(tokens, &mut blocks)
@@ -62,54 +60,58 @@ pub(super) fn rewrite(source: &str) -> Result<String, String> {
             },
             _ => lexed(tag, "}}", &mut out, expression::printed),
         };
-        let at_line = |e| {
-            let before = &source[..source.len() - tag.len()];
-            format!("{e} (line {})", 1 + before.matches('\n').count())
-        };
-        rest = &tag[taken.map_err(at_line)?..];
+        rest = after.map_err(|e| {
+            let lines = before(&source, tag).matches('\n').count();
+            format!("{e} (line {})", lines.saturating_add(1))
+        })?;
     }
     out.push_str(rest);
     Ok(out)
 }
 
-/// Byte position of the next tag and the second character of its mark.
-fn next_tag(text: &str) -> Option<(usize, char)> {
-    let marks = text.match_indices('{');
-    marks
-        .filter_map(|(at, _)| Some((at, text[at + 1..].chars().next()?)))
-        .find(|(_, kind)| matches!(kind, '{' | '%' | '#'))
+/// What stands before the next tag, what begins with it, and the second character of its mark.
+fn next_tag(text: &str) -> Option<(&str, &str, char)> {
+    text.match_indices('{').find_map(|(at, _)| {
+        let (before, tag) = text.split_at_checked(at)?;
+        let kind = tag.chars().nth(1)?;
+        matches!(kind, '{' | '%' | '#').then_some((before, tag, kind))
+    })
 }
 
-/// Writes the tag at the start of `tag` out again; gives its length.
-fn lexed(
-    tag: &str,
+/// The mark that opens a tag, the sign behind it for white space, and what follows.
+fn opened(tag: &str) -> (&str, &str, &str) {
+    let (open, inner) = tag.split_at_checked(2).unwrap_or((tag, ""));
+    let (sign, inner) = control(inner);
+    (open, sign, inner)
+}
+
+/// The sign that strips or keeps white space around a tag, and what follows it.
+fn control(text: &str) -> (&str, &str) {
+    let rest = text.strip_prefix(['-', '+']).unwrap_or(text);
+    (before(text, rest), rest)
+}
+
+/// Writes the tag at the start of `tag` out again; gives what follows it.
+fn lexed<'t>(
+    tag: &'t str,
     close: &str,
     out: &mut String,
     rewrite: impl FnOnce(&[Token<'_>]) -> Result<String, String>,
-) -> Result<usize, String> {
-    let (open, inner) = tag.split_at(2);
-    let start = control(inner);
-    let (tokens, end) = lexer::tokens(&inner[start.len()..], close)?;
+) -> Result<&'t str, String> {
+    let (open, start, inner) = opened(tag);
+    let (tokens, last) = lexer::tokens(inner, close)?;
     let text = rewrite(&tokens)?;
-    let last = &inner[start.len() + end..];
-    let stop = control(last);
+    let (stop, last) = control(last);
     for part in [open, start, " ", &text, " ", stop, close] {
         out.push_str(part);
     }
-    Ok(tag.len() - last.len() + stop.len() + close.len())
+    Ok(last.strip_prefix(close).unwrap_or(last))
 }
 
-/// The sign that strips or keeps white space around a tag.
-fn control(text: &str) -> &str {
-    let signed = text.starts_with(['-', '+']);
-    &text[..usize::from(signed)]
-}
-
-fn comment(tag: &str, out: &mut String) -> Result<usize, String> {
-    let start = control(&tag[2..]);
-    let body = &tag[2 + start.len()..];
-    let end = body.find("#}").ok_or("a comment without an end")?;
-    let stop = match body[..end].chars().last() {
+fn comment<'t>(tag: &'t str, out: &mut String) -> Result<&'t str, String> {
+    let (_, start, body) = opened(tag);
+    let (body, after) = body.split_once("#}").ok_or("a comment without an end")?;
+    let stop = match body.chars().last() {
         Some('-') => "-",
         Some('+') => "+",
         _ => "",
@@ -117,53 +119,53 @@ fn comment(tag: &str, out: &mut String) -> Result<usize, String> {
     for part in ["{#", start, " ", stop, "#}"] {
         out.push_str(part);
     }
-    Ok(2 + start.len() + end + 2)
+    Ok(after)
 }
 
-/// Lengths of the first tag and of the whole of the raw block at the start of `tag`, if there is one.
-fn raw(tag: &str) -> Option<(usize, usize)> {
-    let inner = basic_tag(tag, "raw")?;
-    let mut at = inner;
-    loop {
-        at += tag[at..].find("{%")?;
-        match basic_tag(&tag[at..], "endraw") {
-            Some(length) => return Some((inner, at + length)),
-            None => at += 2,
-        }
-    }
+/// The first tag, the text with the last one, and what follows the raw block at the start of `tag`, if there is one.
+fn raw(tag: &str) -> Option<(&str, &str, &str)> {
+    let body = basic_tag(tag, "raw")?;
+    let mut tags = body.match_indices("{%");
+    let after = tags.find_map(|(at, _)| basic_tag(body.get(at..)?, "endraw"))?;
+    Some((before(tag, body), before(body, after), after))
 }
 
-/// Length of a tag that holds nothing but `name`.
-fn basic_tag(tag: &str, name: &str) -> Option<usize> {
+/// What follows a tag that holds nothing but `name`.
+fn basic_tag<'t>(tag: &'t str, name: &str) -> Option<&'t str> {
     let white = |c: char| c.is_ascii_whitespace();
     let inner = tag.strip_prefix("{%")?;
     let inner = inner.strip_prefix(['-', '+']).unwrap_or(inner);
     let rest = inner.trim_start_matches(white).strip_prefix(name)?;
     let rest = rest.trim_start_matches(white);
     let rest = rest.strip_prefix(['-', '+']).unwrap_or(rest);
-    Some(tag.len() - rest.strip_prefix("%}")?.len())
+    rest.strip_prefix("%}")
 }
 
 /// Reads the tokens of one tag.
 struct Reader<'a, 't> {
-    tokens: &'t [Token<'a>],
-    at: usize,
+    rest: &'t [Token<'a>],
     depth: usize,
 }
 
 impl<'a, 't> Reader<'a, 't> {
     fn new(tokens: &'t [Token<'a>]) -> Self {
-        let (at, depth) = (0, 0);
-        Self { tokens, at, depth }
+        Self {
+            rest: tokens,
+            depth: 0,
+        }
     }
 
     fn peek(&self) -> Option<Token<'a>> {
-        self.tokens.get(self.at).copied()
+        self.rest.first().copied()
+    }
+
+    fn step(&mut self) {
+        self.rest = self.rest.get(1..).unwrap_or_default();
     }
 
     fn next(&mut self, wanted: &str) -> Result<Token<'a>, String> {
         let token = self.peek().ok_or(format!("expected {wanted}"))?;
-        self.at += 1;
+        self.step();
         Ok(token)
     }
 
@@ -175,7 +177,9 @@ impl<'a, 't> Reader<'a, 't> {
 
     fn takes(&mut self, text: &str) -> bool {
         let sees = self.sees(text);
-        self.at += usize::from(sees);
+        if sees {
+            self.step();
+        }
         sees
     }
 
@@ -189,7 +193,7 @@ impl<'a, 't> Reader<'a, 't> {
     fn name(&mut self) -> Result<&'a str, String> {
         match self.peek() {
             Some(token) if token.kind == Kind::Name => {
-                self.at += 1;
+                self.step();
                 Ok(token.text)
             }
             _ => Err(self.unexpected("a name")),
@@ -216,14 +220,15 @@ impl<'a, 't> Reader<'a, 't> {
         &mut self,
         read: impl FnOnce(&mut Self) -> Result<T, String>,
     ) -> Result<T, String> {
-        self.depth += 1;
+        let outer = self.depth;
+        self.depth = outer.saturating_add(1);
         if self.depth > MAX_NESTING {
             return Err(format!(
                 "an expression is nested more than {MAX_NESTING} deep"
             ));
         }
         let read = read(self)?;
-        self.depth -= 1;
+        self.depth = outer;
         Ok(read)
     }
 }

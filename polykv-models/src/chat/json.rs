@@ -94,18 +94,24 @@ struct Writer<'a, 's, 'e> {
 }
 
 impl Writer<'_, '_, '_> {
-    /// Takes the steps for what was written since the last time.
+    /// Bytes that were written since the last time.
+    fn unpaid(&self) -> usize {
+        self.out.len().saturating_sub(self.looked)
+    }
+
+    /// Takes the steps for them.
     fn pay(&mut self) -> Result<(), Error> {
-        let steps = (self.out.len() - self.looked) / BYTES_PER_STEP;
+        let steps = self.unpaid() / BYTES_PER_STEP;
         self.looked = self.out.len();
         self.state
             .consume_fuel(u64::try_from(steps).unwrap_or(u64::MAX))
     }
 
     fn value(&mut self, value: &Value, level: usize) -> Result<(), Error> {
-        if self.out.len() - self.looked >= BYTES_PER_LOOK {
+        if self.unpaid() >= BYTES_PER_LOOK {
             self.pay()?;
         }
+        let inner = level.saturating_add(1);
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self
@@ -117,8 +123,8 @@ impl Writer<'_, '_, '_> {
                 let mut first = true;
                 self.out.push('[');
                 for item in value.try_iter()?.checked() {
-                    self.separate(&mut first, level + 1);
-                    self.value(&item?, level + 1)?;
+                    self.separate(&mut first, inner);
+                    self.value(&item?, inner)?;
                 }
                 self.close(first, level, ']');
             }
@@ -131,10 +137,10 @@ impl Writer<'_, '_, '_> {
                 let mut first = true;
                 self.out.push('{');
                 for (key, item) in pairs {
-                    self.separate(&mut first, level + 1);
+                    self.separate(&mut first, inner);
                     self.name(&key)?;
                     self.out.push_str(&self.key);
-                    self.value(&item, level + 1)?;
+                    self.value(&item, inner)?;
                 }
                 self.close(first, level, '}');
             }

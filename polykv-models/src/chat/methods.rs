@@ -45,13 +45,12 @@ fn text_method(
                 return Err(refused(format!("{method}: an empty separator")));
             }
             let last = method == "rpartition";
-            let at = if last {
-                text.rfind(mark)
-            } else {
-                text.find(mark)
+            let cut = match last {
+                true => text.rsplit_once(mark),
+                false => text.split_once(mark),
             };
-            let parts = match at {
-                Some(at) => [&text[..at], mark, &text[at + mark.len()..]],
+            let parts = match cut {
+                Some((before, after)) => [before, mark, after],
                 None if last => ["", "", text],
                 None => [text, "", ""],
             };
@@ -60,7 +59,7 @@ fn text_method(
         "rsplit" => {
             let (mark, most): (Option<&str>, Option<i64>) = from_args(args)?;
             let most = usize::try_from(most.unwrap_or(-1)).unwrap_or(usize::MAX - 1);
-            pay(state, ITEM_BYTES * text.len().min(most))?;
+            pay(state, ITEM_BYTES.saturating_mul(text.len().min(most)))?;
             rsplit(text, mark, most)?
         }
         "removeprefix" => {
@@ -89,18 +88,19 @@ fn text_method(
             let (width,): (usize,) = from_args(args)?;
             let width = checked_width(width)?;
             let digits = text.strip_prefix(['-', '+']).unwrap_or(text);
-            let sign = &text[..text.len() - digits.len()];
+            let sign = text.strip_suffix(digits).unwrap_or_default();
             let width = width.saturating_sub(sign.len());
             Value::from(format!("{sign}{}", pad(digits, width, '0', Side::Right)))
         }
         "index" | "rindex" => {
             let (part,): (&str,) = from_args(args)?;
-            let at = match method {
-                "index" => text.find(part),
-                _ => text.rfind(part),
+            let cut = match method {
+                "index" => text.split_once(part),
+                _ => text.rsplit_once(part),
             };
-            let at = at.ok_or_else(|| refused(format!("{method}: substring not found")))?;
-            Value::from(text[..at].chars().count())
+            let missing = || refused(format!("{method}: substring not found"));
+            let (before, _) = cut.ok_or_else(missing)?;
+            Value::from(before.chars().count())
         }
         "casefold" => {
             let () = from_args(args)?;
@@ -143,15 +143,13 @@ fn rsplit(text: &str, mark: Option<&str>, most: usize) -> Result<Value, Error> {
             let mut parts = Vec::new();
             let mut rest = text.trim_end();
             while !rest.is_empty() {
-                let at = rest.rfind(char::is_whitespace);
-                let at = at.filter(|_| parts.len() < most);
-                let Some(at) = at else {
+                let cut = rest.rsplit_once(char::is_whitespace);
+                let Some((before, last)) = cut.filter(|_| parts.len() < most) else {
                     parts.push(rest);
                     break;
                 };
-                let space = rest[at..].chars().next().map_or(1, char::len_utf8);
-                parts.push(&rest[at + space..]);
-                rest = rest[..at].trim_end();
+                parts.push(last);
+                rest = before.trim_end();
             }
             parts
         }
@@ -190,9 +188,10 @@ pub(super) fn modulo(state: &State, left: &Value, right: &Value) -> Result<Value
         if b == 0 {
             return Err(zero());
         }
-        let rest = a.wrapping_rem(b);
+        // The least number divided by -1 would overflow, and leaves nothing.
+        let rest = a.checked_rem(b).unwrap_or_default();
         let rest = if rest != 0 && (rest < 0) != (b < 0) {
-            rest + b
+            rest.saturating_add(b)
         } else {
             rest
         };
@@ -250,11 +249,10 @@ fn check_format(state: &State, text: &str, open: char, args: &[Value]) -> Result
             ('%', None) => spec,
             (_, _) => spec.split_once('}').map_or(spec, |(spec, _)| spec),
         };
-        let end = spec.find(|c: char| !"0123456789.+-# *".contains(c));
-        let spec = if open == '%' {
-            &spec[..end.unwrap_or(spec.len())]
-        } else {
-            spec
+        let other = |c: char| !"0123456789.+-# *".contains(c);
+        let spec = match open {
+            '%' => spec.split(other).next().unwrap_or_default(),
+            _ => spec,
         };
         let mut runs = spec.split(|c: char| !c.is_ascii_digit());
         if spec.contains('*') && open == '%' || runs.any(|run| run.len() > MAX_WIDTH_DIGITS) {

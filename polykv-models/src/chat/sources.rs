@@ -47,7 +47,8 @@ impl ChatTemplate {
         let companions = Companions::read(folder)?;
         let tokens = companions.named_tokens();
         let beside = folder.join("chat_template.jinja");
-        if let Some(bytes) = companions::read_up_to(&beside, MAX_SOURCE_BYTES as u64 + 1)? {
+        let most = (MAX_SOURCE_BYTES as u64).saturating_add(1);
+        if let Some(bytes) = companions::read_up_to(&beside, most)? {
             let place = beside.display().to_string();
             let oversized = bytes.len() > MAX_SOURCE_BYTES;
             let template = match String::from_utf8(bytes) {

@@ -1,7 +1,7 @@
 //! How far a plan's next-token distributions are from FullKV's.
 
 use super::windows::{self, Window, WindowOptions};
-use super::{Evaluator, Prediction, SampleInfo, Task, metrics};
+use super::{Evaluator, Prediction, SampleInfo, Task, metrics, sample_of};
 use crate::LoadedModel;
 use polykv_core::{KvCache, Result};
 
@@ -88,7 +88,7 @@ impl Task for Fidelity {
     }
 
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
-        let window = &self.windows[sample];
+        let window = sample_of(&self.windows, sample)?;
         let mut prompted = evaluator.prefill(&window.prefix)?;
         let held = prompted.held()?;
         let distances = self.compare(

@@ -28,15 +28,15 @@ impl Frame<'_> {
         let text = format!("{}{}", parts.context, parts.question);
         let ids = self.model.tokenizer.encode(&text, Specials::AsText)?;
         let begin = self.model.tokenizer.start().len();
-        let most = limits.text.unwrap_or(usize::MAX);
-        let mut left = most.min(begin + ids.len());
-        let mut framed = match left < begin + ids.len() {
+        let tokens = begin.saturating_add(ids.len());
+        let mut left = tokens.min(limits.text.unwrap_or(usize::MAX));
+        let mut framed = match left < tokens {
             true => self.cut(parts, &ids, left)?,
             false => whole,
         };
         // What the template adds, and how a text is split anew where it was cut, is only known from the result.
         while framed.tokens() > limits.all {
-            let excess = framed.tokens() - limits.all;
+            let excess = framed.tokens().saturating_sub(limits.all);
             left = left.saturating_sub(excess.max(2));
             framed = self.cut(parts, &ids, left)?;
         }
@@ -51,9 +51,11 @@ impl Frame<'_> {
             let found = format!("{left} tokens");
             return Err(Error::invalid("prompt", "room", found, "more tokens"));
         }
+        // Begin tokens may be more than half of it.
         let first = half.saturating_sub(tokenizer.start().len());
-        let first = tokenizer.decode(&ids[..first], true)?;
-        let last = tokenizer.decode(&ids[ids.len() - half..], true)?;
+        let first = tokenizer.decode(ids.get(..first).unwrap_or(ids), true)?;
+        let last = ids.len().saturating_sub(half);
+        let last = tokenizer.decode(ids.get(last..).unwrap_or(ids), true)?;
         let text = format!("{first}{last}");
         let question = match self.question_after {
             true => parts.question,
@@ -78,7 +80,7 @@ impl Frame<'_> {
 
 impl Framed {
     fn tokens(&self) -> usize {
-        self.prompt.len() + self.after.len()
+        self.prompt.len().saturating_add(self.after.len())
     }
 }
 

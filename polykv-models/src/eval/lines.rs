@@ -1,10 +1,5 @@
 //! Files of one JSON object per line.
 
-#![cfg_attr(
-    not(test),
-    warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
-)]
-
 use polykv_core::{Error, Result, files};
 use serde_json::{Map, Value};
 use std::io::{BufRead, BufReader, Read};

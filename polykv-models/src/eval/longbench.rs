@@ -8,11 +8,11 @@ pub(super) use rules::{new_tokens, rule, rule_of, uses_chat};
 use super::fit::Limits;
 use super::lines::{self, Line};
 use super::question::{Question, Rule, fingerprint_of, infos};
-use super::{Evaluator, Prediction, SampleInfo, Task};
+use super::{Evaluator, Prediction, SampleInfo, Task, sample_of};
 use crate::LoadedModel;
 use crate::texts::draw::check_counts;
 use crate::texts::frame::{Frame, Parts};
-use polykv_core::{Error, Result};
+use polykv_core::{Error, Result, files};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -182,7 +182,7 @@ impl Task for LongBench {
     }
 
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
-        self.questions[sample].run(sample, evaluator)
+        sample_of(&self.questions, sample)?.run(sample, evaluator)
     }
 }
 
@@ -282,18 +282,12 @@ impl Config {
         let read = |name: &str| {
             let path = config.join(name);
             let place = path.display();
-            let bytes = match std::fs::metadata(&path) {
-                Ok(found) if found.len() > MAX_CONFIG_BYTES => {
-                    let allowed = format!("at most {MAX_CONFIG_BYTES}");
-                    return Err(Error::invalid(place, "bytes", found.len(), allowed));
-                }
-                Ok(_) => std::fs::read(&path).map_err(|e| Error::io(&path, e))?,
-                Err(_) => {
-                    let allowed = "LongBench's own file: folder LongBench/config of its repository, THUDM/LongBench";
-                    return Err(Error::invalid(place, "file", "missing", allowed));
-                }
-            };
-            serde_json::from_slice(&bytes).map_err(|e| {
+            if !path.exists() {
+                let allowed = "LongBench's own file: folder LongBench/config of its repository, THUDM/LongBench";
+                return Err(Error::invalid(place, "file", "missing", allowed));
+            }
+            let text = files::read_capped_text(&path, MAX_CONFIG_BYTES)?;
+            serde_json::from_str(&text).map_err(|e| {
                 let found = format!("not one ({e})");
                 Error::invalid(place, "content", found, "a JSON object by task")
             })

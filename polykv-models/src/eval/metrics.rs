@@ -60,10 +60,10 @@ pub fn kl(reference: &[f32], other: &[f32]) -> Result<f64> {
 /// NaN or no logit at all.
 pub fn most_likely(logits: &[f32]) -> Result<u32> {
     check(logits)?;
-    let mut best = 0;
-    for (id, logit) in logits.iter().enumerate() {
-        if *logit > logits[best] {
-            best = id;
+    let (mut best, mut most) = (0, f32::NEG_INFINITY);
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > most {
+            (best, most) = (id, logit);
         }
     }
     Ok(best as u32)
@@ -84,12 +84,8 @@ pub fn mean(values: &[f64]) -> f64 {
 /// The first run of decimal digits in a text.
 #[must_use]
 pub fn first_number(text: &str) -> Option<&str> {
-    let start = text.find(|c: char| c.is_ascii_digit())?;
-    let rest = &text[start..];
-    let end = rest
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(rest.len());
-    Some(&rest[..end])
+    let mut runs = text.split(|c: char| !c.is_ascii_digit());
+    runs.find(|run| !run.is_empty())
 }
 
 /// Log-sum-exp: the logarithm of the sum of the exponentials.

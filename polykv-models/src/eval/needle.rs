@@ -1,7 +1,7 @@
 //! A number hidden in a long text, and the question for it.
 
 use super::windows::id;
-use super::{Evaluator, Prediction, SampleInfo, Task, fingerprint, id_bytes, metrics};
+use super::{Evaluator, Prediction, SampleInfo, Task, fingerprint, id_bytes, metrics, sample_of};
 use crate::LoadedModel;
 use crate::texts::draw::{check_counts, check_length};
 use crate::texts::haystack::Haystack;
@@ -127,7 +127,8 @@ impl Sample {
         seed: u64,
     ) -> Result<Self> {
         let mut rng = StdRng::seed_from_u64(seed);
-        let place = PLACES[rng.random_range(0..PLACES.len())];
+        let place = PLACES.get(rng.random_range(0..PLACES.len()));
+        let place = place.copied().unwrap_or_default();
         let number = rng.random_range(100_000..1_000_000u32).to_string();
         let encode = |text: &str| model.tokenizer.encode(text, Specials::AsText);
         let lead_in = encode(&format!("The special magic number for {place} is "))?;
@@ -161,11 +162,12 @@ impl Sample {
 
     /// Tokens that may be run after the prompt.
     fn more(&self) -> usize {
-        self.after.len() + self.longest_answer()
+        self.after.len().saturating_add(self.longest_answer())
     }
 
     fn longest_answer(&self) -> usize {
-        self.lead_in.len() + self.answer.len() + SPARE
+        let answer = self.lead_in.len().saturating_add(self.answer.len());
+        answer.saturating_add(SPARE)
     }
 
     /// Per plan the mean over the number's tokens, the lead-in before them.
@@ -178,8 +180,11 @@ impl Sample {
     ) -> Result<Vec<f64>> {
         let tokens = [&self.lead_in[..], &self.answer].concat();
         let nlls = evaluator.nlls(nexts, caches, &tokens, decode)?;
-        let mean = |nlls: &Vec<f64>| metrics::mean(&nlls[self.lead_in.len()..]);
-        Ok(nlls.iter().map(mean).collect())
+        let of_answer = |nlls: &Vec<f64>| {
+            let nlls = nlls.get(self.lead_in.len()..);
+            metrics::mean(nlls.unwrap_or_default())
+        };
+        Ok(nlls.iter().map(of_answer).collect())
     }
 }
 
@@ -214,7 +219,7 @@ impl Task for Needle {
     }
 
     fn run(&self, index: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
-        let sample = &self.samples[index];
+        let sample = sample_of(&self.samples, index)?;
         let mut prompted = evaluator.prefill(&sample.prompt)?;
         let held = prompted.held()?;
         let nexts = evaluator.after(&mut prompted, &sample.after)?;

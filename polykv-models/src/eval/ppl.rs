@@ -1,7 +1,7 @@
 //! Perplexity of a text's continuation after its prefix was compressed.
 
 use super::windows::{self, Window, WindowOptions};
-use super::{Evaluator, Prediction, SampleInfo, Task, metrics};
+use super::{Evaluator, Prediction, SampleInfo, Task, metrics, sample_of};
 use crate::LoadedModel;
 use polykv_core::{Error, Result};
 
@@ -49,7 +49,7 @@ impl Task for Ppl {
     }
 
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
-        let window = &self.windows[sample];
+        let window = sample_of(&self.windows, sample)?;
         let mut prompted = evaluator.prefill(&window.prefix)?;
         let held = prompted.held()?;
         let nexts = vec![prompted.next; held.len()];
@@ -58,7 +58,10 @@ impl Task for Ppl {
         let plans = evaluator.plans().iter().zip(held).zip(nlls);
         Ok(plans
             .map(|((candidate, mut scores), nlls)| {
-                scores.insert("nll".into(), metrics::mean(&nlls[1..]));
+                scores.insert(
+                    "nll".into(),
+                    metrics::mean(nlls.get(1..).unwrap_or_default()),
+                );
                 Prediction {
                     task: self.name().into(),
                     metric: "perplexity".into(),

@@ -4,7 +4,7 @@ use super::lines::{self, Line};
 use super::longbench::{self, PromptOptions, at};
 use super::metrics::Metric;
 use super::question::{Question, Rule, fingerprint_of, infos};
-use super::{Evaluator, Prediction, SampleInfo, Task};
+use super::{Evaluator, Prediction, SampleInfo, Task, sample_of};
 use crate::LoadedModel;
 use crate::texts::frame::{Frame, Parts};
 use crate::tokenizer::Specials;
@@ -133,7 +133,7 @@ impl PromptFiles {
                 let only = &options.prompts.only;
                 let count = counts.entry(sample.task.clone()).or_default();
                 if (only.is_empty() || only.contains(&sample.task)) && *count < most {
-                    *count += 1;
+                    *count = count.saturating_add(1);
                     samples.push((line, sample));
                 }
             }
@@ -181,7 +181,7 @@ impl Task for Prompts {
     }
 
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
-        self.questions[sample].run(sample, evaluator)
+        sample_of(&self.questions, sample)?.run(sample, evaluator)
     }
 }
 

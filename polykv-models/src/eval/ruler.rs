@@ -1,16 +1,36 @@
 //! RULER (Hsieh et al. 2024, arXiv 2404.06654): 13 synthetic tasks at any length.
 
 mod builtin;
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "made of lists that are not empty, at sizes that the prompt's length bounds"
+)]
 mod niah;
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "made of lists that are not empty, at sizes that the prompt's length bounds"
+)]
 mod qa;
 mod source;
 mod texts;
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "made of lists that are not empty, at sizes that the prompt's length bounds"
+)]
 mod tracking;
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "made of lists that are not empty, at sizes that the prompt's length bounds"
+)]
 mod words;
 
 use super::metrics::Metric;
 use super::question::{Question, Rule, fingerprint_of, infos};
-use super::{Evaluator, Prediction, SampleInfo, Task};
+use super::{Evaluator, Prediction, SampleInfo, Task, sample_of};
 use crate::LoadedModel;
 use crate::texts::draw::{check_counts, check_length};
 use crate::texts::frame::{Frame, Parts};
@@ -37,6 +57,9 @@ const NAMES: [&str; 13] = [
     "qa_1",
     "qa_2",
 ];
+
+/// Sentences, words and the like have a token each, but for words that are left out by rounding.
+const MOST_PER_TOKEN: usize = 16;
 
 /// Options of RULER.
 #[derive(Clone, Debug)]
@@ -205,8 +228,10 @@ impl Task for Ruler {
     }
 
     fn sets(&self) -> Vec<(String, Vec<String>)> {
-        let of =
-            |range: std::ops::Range<usize>| NAMES[range].iter().map(ToString::to_string).collect();
+        let of = |range: std::ops::Range<usize>| {
+            let names = NAMES.get(range).unwrap_or_default().iter();
+            names.map(ToString::to_string).collect()
+        };
         [
             ("retrieval", of(0..8)),
             ("multi-hop tracing", of(8..9)),
@@ -219,7 +244,7 @@ impl Task for Ruler {
     }
 
     fn run(&self, sample: usize, evaluator: &Evaluator<'_>) -> Result<Vec<Prediction>> {
-        self.questions[sample].run(sample, evaluator)
+        sample_of(&self.questions, sample)?.run(sample, evaluator)
     }
 }
 
@@ -249,7 +274,8 @@ impl Maker<'_> {
                 question: &draft.question,
                 lead_in: &lead_in,
             })?;
-            let tokens = framed.prompt.len() + framed.after.len() + rule.max_new_tokens;
+            let prompt = framed.prompt.len().saturating_add(framed.after.len());
+            let tokens = prompt.saturating_add(rule.max_new_tokens);
             Ok((tokens, framed, draft.answers))
         };
         let least = self.least();
@@ -259,17 +285,21 @@ impl Maker<'_> {
             let allowed = format!("at least {}, the shortest prompt and its answer", best.0);
             return Err(Error::invalid(place, "length", self.length, allowed));
         }
-        // Sizes are bounded by what a doubled size shows, then halved in between.
-        let (mut fits, mut step) = (least, 16);
-        let mut too_much = None;
-        while too_much.is_none_or(|bound| bound - fits > 1) {
-            let size = match too_much {
-                Some(bound) => fits + (bound - fits) / 2,
-                None => fits + step,
+        // Sizes are bounded by what a doubled size shows, then halved in between. Without a limit, a tokenizer that drops
+        // text would let them grow for good.
+        let most = self.length.saturating_mul(MOST_PER_TOKEN);
+        let (mut fits, mut step) = (least, 16_usize);
+        let mut too_much: Option<usize> = None;
+        loop {
+            let room = too_much.map(|bound| bound.saturating_sub(fits));
+            let size = match room {
+                Some(0 | 1) => break,
+                Some(room) => fits.saturating_add(room / 2),
+                None => fits.saturating_add(step),
             };
-            step *= 2;
+            step = step.saturating_mul(2);
             match make(size)? {
-                found if found.0 <= self.length => (fits, best) = (size, found),
+                found if found.0 <= self.length && size <= most => (fits, best) = (size, found),
                 _ => too_much = Some(size),
             }
         }

@@ -1,7 +1,7 @@
 //! Running a prompt for all plans, and what follows it for each.
 
 use super::named::{NamedPlan, PlanInfo};
-use super::{Scores, metrics};
+use super::{Scores, metrics, sample_of};
 use crate::causal_lm::PrefillOptions;
 use crate::load::LoadedModel;
 use crate::rows::{self, AttendRow};
@@ -119,7 +119,7 @@ impl<'a> Evaluator<'a> {
         let seen = same_length(caches.iter().map(|cache| cache.seen()))?;
         let x = self.embed(tokens).reshape([tokens.len() as i32, 1, -1]);
         let logits = self.together(x, seen, &mut |cache, layer, q, k, v| {
-            caches[cache].decode(layer, q, k, v)
+            of(caches, cache)?.decode(layer, q, k, v)
         })?;
         let rows = logits.chunks_exact(self.model.model.config().vocab_size);
         Ok(rows.map(<[f32]>::to_vec).collect())
@@ -141,10 +141,14 @@ impl<'a> Evaluator<'a> {
         let at_once = rows::at_once(tokens.len().min(PIECE));
         for (group, caches) in caches.chunks_mut(at_once).enumerate() {
             for (piece, tokens) in tokens.chunks(PIECE).enumerate() {
-                let logits = self.untrimmed(caches, tokens, start + piece * PIECE)?;
-                for (row, logits) in logits.chunks_exact(vocab).enumerate() {
-                    let (cache, token) = (row / tokens.len(), row % tokens.len());
-                    each(group * at_once + cache, piece * PIECE + token, logits)?;
+                let first = piece.saturating_mul(PIECE);
+                let logits = self.untrimmed(caches, tokens, start.saturating_add(first))?;
+                let of_caches = logits.chunks_exact(vocab.saturating_mul(tokens.len()));
+                for (cache, logits) in of_caches.enumerate() {
+                    let cache = group.saturating_mul(at_once).saturating_add(cache);
+                    for (token, logits) in logits.chunks_exact(vocab).enumerate() {
+                        each(cache, first.saturating_add(token), logits)?;
+                    }
                 }
             }
         }
@@ -159,8 +163,9 @@ impl<'a> Evaluator<'a> {
             .map(|cache| Prompt::new(cache.untrimmed(), tokens.len()))
             .collect::<Result<Vec<_>>>()?;
         let logits = self.together(x, start, &mut |cache, layer, q, k, v| {
-            let output = prompts[cache].attend(layer, q, k, v)?;
-            prompts[cache].end_layer(layer)?;
+            let prompt = of(&mut prompts, cache)?;
+            let output = prompt.attend(layer, q, k, v)?;
+            prompt.end_layer(layer)?;
             Ok(output)
         })?;
         for prompt in prompts {
@@ -174,7 +179,7 @@ impl<'a> Evaluator<'a> {
         let model = &*self.model.model;
         let (config, tokens) = (model.config(), x.dims()[1]);
         check_length(start, tokens, config.max_positions)?;
-        let rope = model.rope(start..start + tokens);
+        let rope = model.rope(start..start.saturating_add(tokens));
         read(model.head(rows::run(model, 0..config.layers.len(), x, &rope, attend)?))
     }
 
@@ -187,8 +192,8 @@ impl<'a> Evaluator<'a> {
         let Prompted { next, caches } = prompted;
         let mut nexts = vec![next.clone(); caches.len()];
         self.feed(caches, after, &mut |cache, token, row| {
-            if token + 1 == after.len() {
-                nexts[cache] = row.to_vec();
+            if token.saturating_add(1) == after.len() {
+                *of(&mut nexts, cache)? = row.to_vec();
             }
             Ok(())
         })?;
@@ -215,7 +220,7 @@ impl<'a> Evaluator<'a> {
         for made in 1..=most {
             open.retain(|(_, _, token)| !stops.contains(token));
             for (_, plan, token) in &open {
-                answers[*plan].push(*token);
+                of(&mut answers, *plan)?.push(*token);
             }
             if open.is_empty() || made == most {
                 break;
@@ -260,7 +265,7 @@ impl<'a> Evaluator<'a> {
         let one = |next: &Vec<f32>| Ok(vec![metrics::nll(next, first)?]);
         let mut nlls = nexts.iter().map(one).collect::<Result<Vec<_>>>()?;
         // The last token is not run: nothing is asked about what comes after it.
-        let run = &tokens[..rest.len()];
+        let run = tokens.get(..rest.len()).unwrap_or_default();
         if decode {
             let mut running: Vec<&mut KvCache> = caches.iter_mut().collect();
             for (&token, &wanted) in run.iter().zip(rest) {
@@ -273,7 +278,8 @@ impl<'a> Evaluator<'a> {
             return Ok(nlls);
         }
         self.feed(caches, run, &mut |cache, token, row| {
-            nlls[cache].push(metrics::nll(row, rest[token])?);
+            let wanted = *sample_of(rest, token)?;
+            of(&mut nlls, cache)?.push(metrics::nll(row, wanted)?);
             Ok(())
         })?;
         Ok(nlls)
@@ -307,6 +313,16 @@ impl Prompted {
         };
         self.caches.iter_mut().map(of).collect()
     }
+}
+
+/// What belongs to a cache.
+///
+/// # Errors
+/// A number that no cache has.
+fn of<T>(list: &mut [T], cache: usize) -> Result<&mut T> {
+    let count = list.len();
+    list.get_mut(cache)
+        .ok_or_else(|| Error::invalid("evaluation", "cache", cache, format!("below {count}")))
 }
 
 /// # Errors

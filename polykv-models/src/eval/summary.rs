@@ -265,7 +265,7 @@ fn means(predictions: &[&Prediction]) -> Scores {
         for (name, score) in &one.scores {
             let (sum, count) = sums.entry(name).or_default();
             *sum += score;
-            *count += 1;
+            *count = count.saturating_add(1);
         }
     }
     let mut means: Scores = sums

@@ -41,7 +41,7 @@ pub(super) fn cut(model: &LoadedModel, text: &str, options: &WindowOptions) -> R
     ])?;
     for &length in &options.lengths {
         check_length(length, options.continuation, context)?;
-        let whole = length + options.continuation;
+        let whole = length.saturating_add(options.continuation);
         if whole > tokens.len() {
             let found = format!("{} tokens", tokens.len());
             let allowed = format!(
@@ -52,14 +52,18 @@ pub(super) fn cut(model: &LoadedModel, text: &str, options: &WindowOptions) -> R
         }
     }
     let windows = options.lengths.iter().flat_map(|&length| {
-        let whole = length + options.continuation;
-        starts(tokens.len() - whole + 1, options.limit, options.seed)
-            .into_iter()
-            .map(|start| Window {
-                prefix: tokens[start..start + length].to_vec(),
-                continuation: tokens[start + length..start + whole].to_vec(),
+        let whole = length.saturating_add(options.continuation);
+        let count = tokens.len().saturating_sub(whole).saturating_add(1);
+        let starts = starts(count, options.limit, options.seed).into_iter();
+        let tokens = tokens.as_slice();
+        starts.filter_map(move |start| {
+            let window = tokens.get(start..start.saturating_add(whole))?;
+            let (prefix, continuation) = window.split_at_checked(length)?;
+            Some(Window {
+                prefix: prefix.to_vec(),
+                continuation: continuation.to_vec(),
             })
-            .collect::<Vec<_>>()
+        })
     });
     Ok(windows.collect())
 }

@@ -54,5 +54,6 @@ pub fn sentence(rng: &mut impl Rng) -> String {
 }
 
 fn pick(rng: &mut impl Rng, list: &[&'static str]) -> &'static str {
-    list[rng.random_range(0..list.len())]
+    let drawn = list.get(rng.random_range(0..list.len()));
+    drawn.copied().unwrap_or_default()
 }

@@ -32,10 +32,12 @@ impl Haystack {
         lead_in: &[u32],
     ) -> Result<(Vec<u32>, Vec<u32>)> {
         let mut sentences = Vec::new();
-        let mut count = 0;
+        let mut count = 0_usize;
         while count < self.length {
             let sentence = format!(" {}", filler::sentence(rng));
-            count += model.tokenizer.encode(&sentence, Specials::AsText)?.len();
+            let tokens = model.tokenizer.encode(&sentence, Specials::AsText)?.len();
+            // A tokenizer may drop all of it.
+            count = count.saturating_add(tokens.max(1));
             sentences.push(sentence.trim_start().to_string());
         }
         let frame = Frame {

@@ -75,7 +75,7 @@ impl LayerCache {
         let Some(Eviction { policy, budget }) = eviction else {
             return Ok(Note {
                 entries: self.len(),
-                rows: self.shape.batch * self.shape.kv_heads,
+                rows: self.shape.batch.saturating_mul(self.shape.kv_heads),
                 values: Vec::new(),
             });
         };
@@ -124,7 +124,7 @@ impl LayerCache {
     /// Keeps the entries in `slots`, with one free slot beside them.
     fn keep(&mut self, policy: &dyn Policy, slots: Tensor<3, Int>, budget: usize) {
         self.heads_agree &= policy.same_for_all_heads();
-        self.keep_slots(slots, budget + 1);
+        self.keep_slots(slots, budget.saturating_add(1));
     }
 
     /// Keeps the entries in `slots` and the statistics about them, in storage for `capacity`.
@@ -133,7 +133,7 @@ impl LayerCache {
         if let Some(store) = &mut self.store {
             let before = store.kv_bytes();
             store.keep(slots, capacity);
-            self.moving = self.moving.max(before + store.kv_bytes());
+            self.moving = self.moving.max(before.saturating_add(store.kv_bytes()));
         }
         self.order.reset();
     }
@@ -156,7 +156,8 @@ impl LayerCache {
         let len = self.len();
         let policy = &eviction.policy;
         // The view must be gone before the store is written: only unshared tensors are written in place.
-        let view = self.view(Phase::Decode, &**policy, len - 1, row)?;
+        let stay = len.saturating_sub(1);
+        let view = self.view(Phase::Decode, &**policy, stay, row)?;
         let scores = left_last(policy.score(self.states.of(Phase::Decode), &view)?, &view);
         let (victim, nans) = ops::drop_lowest(scores, view.positions.clone(), view.protected);
         let (mut key, mut value) = (key, value);
@@ -197,7 +198,7 @@ impl LayerCache {
             self.order.replace(victim.clone(), len, self.shape);
         }
         if let Some(store) = &mut self.store {
-            store.replace(victim, key, value, self.seen - 1);
+            store.replace(victim, key, value, self.seen.saturating_sub(1));
         }
     }
 

@@ -6,6 +6,9 @@ use crate::ops::{self, Nans};
 use crate::phase::Phase;
 use burn::tensor::{DType, Tensor};
 
+/// Why numbers that are finite in f32 are not.
+const OVERFLOW: &str = "keys and values are stored as f16, which ends at 65504: try f32 or bf16";
+
 impl LayerCache {
     /// Whether scores are known to have been NaN, without waiting for the device.
     pub(in crate::cache) fn has_known_nans(&self) -> bool {
@@ -21,7 +24,7 @@ impl LayerCache {
         self.nans = match (self.take_nans(), nans) {
             (Nans::Known(false), new) => new,
             (old, Nans::Known(false)) => old,
-            (Nans::OnDevice(old), Nans::OnDevice(new)) => Nans::OnDevice(old + new),
+            (Nans::OnDevice(old), Nans::OnDevice(new)) => Nans::OnDevice(old.add(new)),
             _ => Nans::Known(true),
         };
     }
@@ -36,11 +39,39 @@ impl LayerCache {
             .collect();
         names.dedup();
         let cause = match self.shape.dtype {
-            DType::F16 => "keys and values are stored as f16, which ends at 65504: try f32 or bf16",
+            DType::F16 => OVERFLOW,
             _ => "its queries, keys or values are not finite",
         };
         let (layer, names) = (self.layer, names.join(" or "));
         format!("layer {layer}: a score of policy {names} is NaN; likely cause: {cause}")
+    }
+
+    /// What to say of keys and values that are not finite; `None` where all are. Waits for the device.
+    ///
+    /// # Errors
+    /// A device that cannot be read.
+    pub(in crate::cache) fn not_finite(&self) -> Result<Option<String>> {
+        let Some(store) = &self.store else {
+            return Ok(None);
+        };
+        // What is not finite times zero is NaN.
+        let zeros =
+            [store.keys(), store.values()].map(|t| t.cast(DType::F32).mul_scalar(0.0).sum());
+        let [keys, values] = zeros;
+        let sum: Vec<f32> = keys
+            .add(values)
+            .try_into_vec_as()
+            .map_err(ops::read_error)?;
+        if sum.iter().all(|sum| sum.is_finite()) {
+            return Ok(None);
+        }
+        let cause = match self.shape.dtype {
+            DType::F16 => OVERFLOW,
+            _ => "the weights or the layers before",
+        };
+        let layer = self.layer;
+        let text = format!("layer {layer}: keys or values are not finite; likely cause: {cause}");
+        Ok(Some(text))
     }
 }
 
@@ -77,5 +108,6 @@ pub(in crate::cache) fn first_nan(layers: &mut [LayerCache]) -> Result<Option<St
             }
         }
     }
-    Ok(found.map(|index| layers[index].nan_reason()))
+    let first = found.and_then(|index| layers.get(index));
+    Ok(first.map(LayerCache::nan_reason))
 }

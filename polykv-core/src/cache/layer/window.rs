@@ -44,7 +44,7 @@ impl LayerCache {
             None => tokens,
         };
         let starts = (0..tokens).step_by(piece.max(1));
-        starts.map(move |start| start..tokens.min(start + piece))
+        starts.map(move |start| start..tokens.min(start.saturating_add(piece)))
     }
 
     /// Drops what no token to come sees, so that `tokens` more entries fit into the slots of the layer's window; the slots that
@@ -54,7 +54,8 @@ impl LayerCache {
             return Ok(None);
         };
         let (capacity, most) = (store.capacity(), self.most_entries());
-        let full = capacity >= most.saturating_add(PIECE) && capacity < self.len() + tokens;
+        let full =
+            capacity >= most.saturating_add(PIECE) && capacity < self.len().saturating_add(tokens);
         match full {
             true => self.keep_latest(most, capacity).map(Some),
             false => Ok(None),
@@ -65,7 +66,7 @@ impl LayerCache {
     pub(in crate::cache) fn leave_window(&mut self) -> Result<()> {
         let most = self.most_entries();
         match self.len() > most {
-            true => self.keep_latest(most, most + 1).map(|_| ()),
+            true => self.keep_latest(most, most.saturating_add(1)).map(|_| ()),
             false => Ok(()),
         }
     }

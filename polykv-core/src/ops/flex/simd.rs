@@ -218,3 +218,28 @@ pub fn max(values: &[f32]) -> f32 {
 pub fn larger(a: f32, b: f32) -> f32 {
     if a > b { a } else { b }
 }
+
+#[cfg(all(test, target_arch = "x86_64"))]
+mod tests {
+    /// A processor that lacks a feature which a function is compiled with runs into an instruction that it does not know.
+    #[test]
+    fn every_feature_that_is_compiled_with_is_asked_for() {
+        for source in [include_str!("simd.rs"), include_str!("simd/bytes.rs")] {
+            let mut enabled = source
+                .split("target_feature(enable = \"")
+                .skip(1)
+                .peekable();
+            assert!(enabled.peek().is_some());
+            for features in enabled {
+                for feature in features.split('"').next().unwrap().split(',') {
+                    let asked = format!("is_x86_feature_detected!(\"{feature}\")");
+                    let simd = include_str!("simd.rs");
+                    assert!(
+                        simd.contains(&asked) || source.contains(&asked),
+                        "{feature} is not asked for"
+                    );
+                }
+            }
+        }
+    }
+}

@@ -103,7 +103,7 @@ impl<'a> Reader<'a, '_> {
                 _ if self.sees("not") => "not in",
                 _ => break,
             };
-            self.at += 1;
+            self.step();
             if sign == "not in" {
                 self.expect("in")?;
             }
@@ -166,7 +166,7 @@ impl<'a> Reader<'a, '_> {
 
     fn one_of(&mut self, signs: &[&'static str]) -> Option<&'static str> {
         let sign = signs.iter().find(|sign| self.sees(sign))?;
-        self.at += 1;
+        self.step();
         Some(*sign)
     }
 
@@ -251,7 +251,7 @@ impl<'a> Reader<'a, '_> {
             (Kind::Text, text) => {
                 let mut whole = unescape(text)?;
                 while let Some(next) = self.peek().filter(|next| next.kind == Kind::Text) {
-                    self.at += 1;
+                    self.step();
                     whole += &unescape(next.text)?;
                 }
                 Ok(Part::new(quoted(&whole), Form::Constant))
@@ -317,7 +317,7 @@ impl<'a> Reader<'a, '_> {
                         kind: Kind::Number,
                         text,
                     }) => {
-                        self.at += 1;
+                        self.step();
                         text
                     }
                     _ => self.name()?,
@@ -370,9 +370,9 @@ impl<'a> Reader<'a, '_> {
         let text = self.nested(|reader| {
             reader.items(")", |reader| {
                 let splat = reader.one_of(&["**", "*"]).unwrap_or_default();
-                let keyword = match reader.tokens.get(reader.at..reader.at + 2) {
-                    Some([name, sign]) if name.kind == Kind::Name && sign.text == "=" => {
-                        reader.at += 2;
+                let keyword = match reader.rest {
+                    [name, sign, rest @ ..] if name.kind == Kind::Name && sign.text == "=" => {
+                        reader.rest = rest;
                         format!("{}=", name.text)
                     }
                     _ => String::new(),

@@ -20,11 +20,11 @@ pub struct Token<'a> {
 const LONG_SIGNS: [&str; 6] = ["//", "**", "==", "!=", ">=", "<="];
 const SIGNS: &str = "+-*/%.,:~|=><()[]{}";
 
-/// The tokens up to the end of the tag, and the byte position of that end, its sign for white space included.
+/// The tokens up to the end of the tag, and what follows them: that end with its sign for white space.
 ///
 /// # Errors
 /// A tag without an end; characters that begin no token; too many tokens.
-pub fn tokens<'a>(source: &'a str, close: &str) -> Result<(Vec<Token<'a>>, usize), String> {
+pub fn tokens<'a>(source: &'a str, close: &str) -> Result<(Vec<Token<'a>>, &'a str), String> {
     let mut tokens = Vec::new();
     let mut open = 0_usize;
     let mut rest = source;
@@ -32,7 +32,7 @@ pub fn tokens<'a>(source: &'a str, close: &str) -> Result<(Vec<Token<'a>>, usize
         rest = rest.trim_start();
         let unsigned = rest.strip_prefix(['-', '+']).unwrap_or(rest);
         if open == 0 && (rest.starts_with(close) || unsigned.starts_with(close)) {
-            return Ok((tokens, source.len() - rest.len()));
+            return Ok((tokens, rest));
         }
         let Some(first) = rest.chars().next() else {
             return Err(format!("a tag without its end {close}"));
@@ -41,75 +41,84 @@ pub fn tokens<'a>(source: &'a str, close: &str) -> Result<(Vec<Token<'a>>, usize
             return Err(format!("a tag of more than {MAX_TAG_TOKENS} tokens"));
         }
         match first {
-            '(' | '[' | '{' => open += 1,
+            '(' | '[' | '{' => open = open.saturating_add(1),
             ')' | ']' | '}' => open = open.checked_sub(1).ok_or(format!("unexpected {first}"))?,
             _ => {}
         }
-        let (kind, length) = match first {
-            '\'' | '"' => (Kind::Text, text_length(rest, first)?),
+        let (kind, after) = match first {
+            '\'' | '"' => (Kind::Text, behind_text(rest, first)?),
             '0'..='9' => {
                 let after_dot = tokens.last().is_some_and(|t: &Token<'_>| t.text == ".");
-                (Kind::Number, number_length(rest, after_dot))
+                (Kind::Number, behind_number(rest, after_dot))
             }
             c if c.is_ascii_alphabetic() || c == '_' => {
-                let other = |c: char| !c.is_ascii_alphanumeric() && c != '_';
-                (Kind::Name, rest.find(other).unwrap_or(rest.len()))
+                let part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                (Kind::Name, rest.trim_start_matches(part))
             }
             c if SIGNS.contains(c) || c == '!' => {
-                let long = LONG_SIGNS.iter().find(|sign| rest.starts_with(**sign));
-                match (long, c) {
-                    (Some(sign), _) => (Kind::Sign, sign.len()),
-                    (None, '!') => return Err("unexpected !".into()),
-                    (None, _) => (Kind::Sign, 1),
+                let long = LONG_SIGNS.iter().find_map(|sign| rest.strip_prefix(sign));
+                match (long, rest.strip_prefix(c)) {
+                    (None, _) if c == '!' => return Err("unexpected !".into()),
+                    (long, short) => (Kind::Sign, long.or(short).unwrap_or_default()),
                 }
             }
             other => return Err(format!("unexpected {other:?}")),
         };
-        let (text, after) = rest.split_at(length);
+        let text = before(rest, after);
         tokens.push(Token { kind, text });
         rest = after;
     }
 }
 
-fn text_length(rest: &str, quote: char) -> Result<usize, String> {
+/// What stands before the last part of a text.
+pub fn before<'a>(whole: &'a str, last: &str) -> &'a str {
+    let length = whole.len().saturating_sub(last.len());
+    whole.get(..length).unwrap_or(whole)
+}
+
+/// What follows the text in quotes at the start.
+fn behind_text(text: &str, quote: char) -> Result<&str, String> {
+    let mut chars = text.chars();
+    chars.next();
     let mut escaped = false;
-    for (at, c) in rest.char_indices().skip(1) {
+    while let Some(c) = chars.next() {
         match c {
             _ if escaped => escaped = false,
             '\\' => escaped = true,
-            c if c == quote => return Ok(at + 1),
+            c if c == quote => return Ok(chars.as_str()),
             _ => {}
         }
     }
     Err("a text without its closing quote".into())
 }
 
-fn number_length(rest: &str, after_dot: bool) -> usize {
-    let run = |text: &str, part: fn(char) -> bool| {
-        text.find(|c| !part(c) && c != '_').unwrap_or(text.len())
-    };
-    let digits = |text: &str| run(text, |c| c.is_ascii_digit());
+/// What follows the number at the start.
+fn behind_number(text: &str, after_dot: bool) -> &str {
+    fn behind(text: &str, part: fn(char) -> bool) -> &str {
+        text.trim_start_matches(|c| part(c) || c == '_')
+    }
+    let digits = |text| behind(text, |c| c.is_ascii_digit());
+    let starts_digit = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
     if ["0x", "0X", "0o", "0O", "0b", "0B"]
         .iter()
-        .any(|p| rest.starts_with(p))
+        .any(|p| text.starts_with(p))
     {
-        return run(rest, |c| c.is_ascii_alphanumeric());
+        return behind(text, |c| c.is_ascii_alphanumeric());
     }
-    let mut length = digits(rest);
+    let mut rest = digits(text);
     if after_dot {
-        return length;
+        return rest;
     }
-    let starts_digit = |text: &str| text.starts_with(|c: char| c.is_ascii_digit());
-    if let Some(fraction) = rest[length..].strip_prefix('.').filter(|f| starts_digit(f)) {
-        length += 1 + digits(fraction);
+    if let Some(fraction) = rest.strip_prefix('.').filter(|f| starts_digit(f)) {
+        rest = digits(fraction);
     }
-    if let Some(exponent) = rest[length..].strip_prefix(['e', 'E']) {
+    if let Some(exponent) = rest.strip_prefix(['e', 'E']) {
         let unsigned = exponent.strip_prefix(['+', '-']).unwrap_or(exponent);
         if starts_digit(unsigned) {
-            length += 1 + (exponent.len() - unsigned.len()) + digits(unsigned);
+            rest = digits(unsigned);
         }
     }
-    length
+    rest
 }
 
 /// What a text in quotes stands for, as Python reads it.
@@ -117,7 +126,9 @@ fn number_length(rest: &str, after_dot: bool) -> usize {
 /// # Errors
 /// Escapes that are cut off, name no character or name it by its Unicode name.
 pub fn unescape(quoted: &str) -> Result<String, String> {
-    let mut chars = quoted[1..quoted.len() - 1].chars();
+    let mut chars = quoted.chars();
+    chars.next();
+    chars.next_back();
     let mut out = String::new();
     let mut high: Option<u32> = None;
     while let Some(c) = chars.next() {
@@ -129,8 +140,8 @@ pub fn unescape(quoted: &str) -> Result<String, String> {
         match (high.take(), code) {
             (None, 0xD800..=0xDBFF) => high = Some(code),
             (Some(first), 0xDC00..=0xDFFF) => {
-                let whole = 0x10000 + ((first - 0xD800) << 10) + (code - 0xDC00);
-                out.extend(char::from_u32(whole));
+                let units = [first, code].map(|unit| unit as u16);
+                out.extend(char::decode_utf16(units).flatten());
             }
             (None, _) => match char::from_u32(code) {
                 Some(c) => out.push(c),
@@ -163,13 +174,13 @@ fn escape(chars: &mut std::str::Chars<'_>, out: &mut String) -> Result<Option<u3
         'U' => return hex(8),
         'N' => return Err("\\N{…} in a text".into()),
         '0'..='7' => {
-            let mut code = u32::from(c) - u32::from('0');
+            let mut code = c.to_digit(8).unwrap_or_default();
             for _ in 0..2 {
                 let Some(digit) = chars.as_str().chars().next().and_then(|c| c.to_digit(8)) else {
                     break;
                 };
                 chars.next();
-                code = 8 * code + digit;
+                code = code.saturating_mul(8).saturating_add(digit);
             }
             code
         }

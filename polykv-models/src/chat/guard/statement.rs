@@ -21,7 +21,7 @@ impl Blocks {
             return Err(format!("more than {MAX_ELIFS} elif branches"));
         }
         self.0.last_mut().map_or(Ok(()), |branches| {
-            *branches += 1;
+            *branches = branches.saturating_add(1);
             Ok(())
         })
     }
@@ -146,15 +146,18 @@ impl Reader<'_, '_> {
                 (Kind::Name, _) => {}
                 (_, ",") => {}
                 (_, ".") if dots => dotted = true,
-                (_, "(") => open += 1,
-                (_, ")") if open > 0 => open -= 1,
+                (_, "(") => open = open.saturating_add(1),
+                (_, ")") => match open.checked_sub(1) {
+                    Some(left) => open = left,
+                    None => break,
+                },
                 _ => break,
             }
             if open > 4 {
                 return Err("names to assign to are nested more than 4 deep".into());
             }
             text += token.text;
-            self.at += 1;
+            self.step();
         }
         match text.is_empty() {
             true => Err(self.unexpected("a name")),

@@ -1,6 +1,7 @@
 use super::*;
 use crate::LoadedModel;
 use crate::testing::tiny;
+use crate::tokenizer::Tokenizer;
 
 fn text(model: &LoadedModel, ids: &[u32]) -> String {
     model.tokenizer.decode(ids, true).unwrap()
@@ -69,5 +70,38 @@ fn what_is_too_long_loses_its_middle() {
         );
         let message = frame.fit(parts, limits(None, 1)).unwrap_err().to_string();
         assert!(message.contains("room is"), "{message}");
+    }
+}
+
+/// A file may ask for more begin tokens than the text has tokens.
+#[test]
+fn begin_tokens_may_be_most_of_a_prompt() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let begin = serde_json::json!({"SpecialToken": {"id": "<s>", "type_id": 0}});
+    let text = |id: &str| serde_json::json!({"Sequence": {"id": id, "type_id": 0}});
+    let file = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "normalizer": null, "pre_tokenizer": null, "decoder": null,
+        "added_tokens": [{"id": 2, "content": "<s>", "special": true, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false}],
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "<s>": 2}, "merges": []},
+        "post_processor": {"type": "TemplateProcessing", "single": [begin, text("A")], "pair": [text("A"), text("B")],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": vec![2; 30], "tokens": vec!["<s>"; 30]}}},
+    });
+    std::fs::write(&path, file.to_string()).unwrap();
+    let mut model = tiny(512);
+    model.tokenizer = Tokenizer::from_json_file(&path).unwrap();
+    assert_eq!(model.tokenizer.start().len(), 30);
+    let parts = Parts {
+        context: "abab",
+        question: "",
+        lead_in: &[],
+    };
+    for all in [31, 20, 4, 1] {
+        let limits = Limits { text: None, all };
+        match frame(&model, true, false).fit(parts, limits) {
+            Ok(framed) => assert!(framed.prompt.len() <= all && framed.truncated, "{framed:?}"),
+            Err(error) => assert!(error.is_refusal(), "{error}"),
+        }
     }
 }

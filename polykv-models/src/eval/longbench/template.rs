@@ -30,34 +30,34 @@ impl Template {
         let mut plain = String::new();
         let mut rest = text;
         while let Some(at) = rest.find(['{', '}']) {
-            plain.push_str(&rest[..at]);
-            rest = &rest[at..];
-            if let Some(after) = rest.strip_prefix("{{").or(rest.strip_prefix("}}")) {
-                plain.push_str(&rest[..1]);
+            let (text, tag) = rest.split_at(at);
+            plain.push_str(text);
+            let doubled = [("{{", '{'), ("}}", '}')];
+            let doubled = doubled.map(|(two, one)| Some((one, tag.strip_prefix(two)?)));
+            if let Some((brace, after)) = doubled.into_iter().flatten().next() {
+                plain.push(brace);
                 rest = after;
                 continue;
             }
-            let end = rest.find('}').filter(|_| rest.starts_with('{'));
-            let end = end.ok_or_else(|| refuse("a template with a brace alone"))?;
+            let field = tag.strip_prefix('{').and_then(|tag| tag.split_once('}'));
+            let (field, after) = field.ok_or_else(|| refuse("a template with a brace alone"))?;
             pieces.push(Piece::Text(std::mem::take(&mut plain)));
-            pieces.push(match &rest[1..end] {
+            pieces.push(match field {
                 "context" => Piece::Context,
                 "input" => Piece::Input,
                 other => return Err(refuse(&format!("a template with {{{other}}}"))),
             });
-            rest = &rest[end + 1..];
+            rest = after;
         }
         pieces.push(Piece::Text(plain + rest));
-        let places: Vec<usize> = (0..pieces.len())
-            .filter(|&at| pieces[at] == Piece::Context)
-            .collect();
-        let [at] = places[..] else {
-            return Err(refuse(&format!(
-                "a template with {} of {{context}}",
-                places.len()
-            )));
+        let count = pieces.iter().filter(|piece| **piece == Piece::Context);
+        let count = count.count();
+        let place = pieces.iter().position(|piece| *piece == Piece::Context);
+        let (1, Some(at)) = (count, place) else {
+            let found = format!("a template with {count} of {{context}}");
+            return Err(refuse(&found));
         };
-        let after = pieces.split_off(at + 1);
+        let after = pieces.split_off(at.saturating_add(1));
         Ok(Self {
             before: pieces,
             after,

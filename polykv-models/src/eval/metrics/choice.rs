@@ -21,7 +21,7 @@ pub fn classification(prediction: &str, truth: &str, classes: &[String]) -> f64 
         {
             named.remove(first);
         }
-        at += 1;
+        at = at.saturating_add(1);
     }
     match named.contains(&truth) {
         true => 1.0 / named.len() as f64,
@@ -60,7 +60,7 @@ fn numbers(text: &str) -> Vec<&str> {
 /// The number that directly follows the first `word` that a number follows.
 fn number_after<'a>(text: &'a str, word: &str) -> Option<&'a str> {
     text.match_indices(word).find_map(|(at, word)| {
-        let rest = &text[at + word.len()..];
+        let rest = text.get(at..)?.strip_prefix(word)?;
         let first = numbers(rest).into_iter().next()?;
         rest.starts_with(first).then_some(first)
     })

@@ -30,22 +30,23 @@ pub fn ratio(a: &str, b: &str) -> f64 {
         return 1.0;
     }
     let blocks = Blocks::new(&a, &b);
-    let mut common = 0;
+    let mut common = 0_usize;
     let mut spans = vec![(0, a.len(), 0, b.len())];
     while let Some((a_from, a_to, b_from, b_to)) = spans.pop() {
         let (i, j, size) = blocks.longest(a_from, a_to, b_from, b_to);
         if size == 0 {
             continue;
         }
-        common += size;
+        common = common.saturating_add(size);
         if a_from < i && b_from < j {
             spans.push((a_from, i, b_from, j));
         }
-        if i + size < a_to && j + size < b_to {
-            spans.push((i + size, a_to, j + size, b_to));
+        let (i, j) = (i.saturating_add(size), j.saturating_add(size));
+        if i < a_to && j < b_to {
+            spans.push((i, a_to, j, b_to));
         }
     }
-    2.0 * common as f64 / (a.len() + b.len()) as f64
+    2.0 * common as f64 / (a.len() as f64 + b.len() as f64)
 }
 
 struct Blocks<'a> {
@@ -62,7 +63,7 @@ impl<'a> Blocks<'a> {
             places.entry(c).or_default().push(j);
         }
         if b.len() >= POPULAR_FROM {
-            let most = b.len() / 100 + 1;
+            let most = (b.len() / 100).saturating_add(1);
             places.retain(|_, found| found.len() <= most);
         }
         Self { a, b, places }
@@ -77,33 +78,40 @@ impl<'a> Blocks<'a> {
         b_from: usize,
         b_to: usize,
     ) -> (usize, usize, usize) {
-        let (mut first_a, mut first_b, mut size) = (a_from, b_from, 0);
+        let (mut first_a, mut first_b, mut size) = (a_from, b_from, 0_usize);
         // Lengths of the blocks that end at the character of `a` before, by their end in `b`.
         let mut ending: HashMap<usize, usize> = HashMap::new();
-        for i in a_from..a_to {
+        for (i, c) in self.a.iter().enumerate().take(a_to).skip(a_from) {
             let mut next = HashMap::new();
-            let places = self.places.get(&self.a[i]).map_or(&[][..], Vec::as_slice);
+            let places = self.places.get(c).map_or(&[][..], Vec::as_slice);
             let inside =
                 places.partition_point(|j| *j < b_from)..places.partition_point(|j| *j < b_to);
             for &j in places.get(inside).unwrap_or_default() {
                 let before = j.checked_sub(1).and_then(|j| ending.get(&j));
-                let length = before.copied().unwrap_or(0) + 1;
+                let length = before.copied().unwrap_or(0).saturating_add(1);
                 next.insert(j, length);
                 if length > size {
-                    (first_a, first_b, size) = (i + 1 - length, j + 1 - length, length);
+                    let start = |end: usize| end.saturating_add(1).saturating_sub(length);
+                    (first_a, first_b, size) = (start(i), start(j), length);
                 }
             }
             ending = next;
         }
         // Popular characters may still lengthen a block.
-        while first_a > a_from && first_b > b_from && self.a[first_a - 1] == self.b[first_b - 1] {
-            (first_a, first_b, size) = (first_a - 1, first_b - 1, size + 1);
-        }
-        while first_a + size < a_to
-            && first_b + size < b_to
-            && self.a[first_a + size] == self.b[first_b + size]
+        let same = |i: usize, j: usize| self.a.get(i) == self.b.get(j);
+        let before = |at: usize, from: usize| at.checked_sub(1).filter(|at| *at >= from);
+        while let (Some(i), Some(j)) = (before(first_a, a_from), before(first_b, b_from))
+            && same(i, j)
         {
-            size += 1;
+            (first_a, first_b, size) = (i, j, size.saturating_add(1));
+        }
+        let behind = |first: usize, size: usize, to: usize| {
+            Some(first.saturating_add(size)).filter(|at| *at < to)
+        };
+        while let (Some(i), Some(j)) = (behind(first_a, size, a_to), behind(first_b, size, b_to))
+            && same(i, j)
+        {
+            size = size.saturating_add(1);
         }
         (first_a, first_b, size)
     }

@@ -53,27 +53,34 @@ fn sentences(text: &str) -> Vec<Vec<&str>> {
 /// The words of that longest common subsequence which the package finds: from the end, preferring to drop words of
 /// `other`.
 fn common_subsequence<'a>(words: &[&'a str], other: &[&str]) -> Vec<&'a str> {
-    let width = other.len() + 1;
-    let mut table = vec![0u32; (words.len() + 1) * width];
-    for i in 1..=words.len() {
-        for j in 1..=other.len() {
-            table[i * width + j] = match words[i - 1] == other[j - 1] {
-                true => table[(i - 1) * width + j - 1] + 1,
-                false => table[(i - 1) * width + j].max(table[i * width + j - 1]),
+    // Lengths for the first so many words of both; a row for each word after the first row of zeros.
+    let mut above = vec![0_u32; other.len().saturating_add(1)];
+    let mut table = Vec::with_capacity(words.len().saturating_add(1));
+    for word in words {
+        let mut row = Vec::with_capacity(above.len());
+        let mut left = 0_u32;
+        row.push(left);
+        for (second, (before, over)) in other.iter().zip(above.iter().zip(above.iter().skip(1))) {
+            left = match word == second {
+                true => before.saturating_add(1),
+                false => left.max(*over),
             };
+            row.push(left);
         }
+        table.push(std::mem::replace(&mut above, row));
     }
+    table.push(above);
+    let length = |i: usize, j: usize| table.get(i).and_then(|row| row.get(j)).copied();
     let mut found = Vec::new();
     let (mut i, mut j) = (words.len(), other.len());
-    while i > 0 && j > 0 {
-        if words[i - 1] == other[j - 1] {
-            found.push(words[i - 1]);
-            i -= 1;
-            j -= 1;
-        } else if table[(i - 1) * width + j] > table[i * width + j - 1] {
-            i -= 1;
-        } else {
-            j -= 1;
+    while let (Some(up), Some(left)) = (i.checked_sub(1), j.checked_sub(1)) {
+        match words.get(up).filter(|word| Some(*word) == other.get(left)) {
+            Some(word) => {
+                found.push(*word);
+                (i, j) = (up, left);
+            }
+            None if length(up, j) > length(i, left) => i = up,
+            None => j = left,
         }
     }
     found

@@ -60,19 +60,18 @@ pub fn segment(text: &str) -> Vec<&str> {
 /// Letters, a sign and digits are one word in the crate, where the Python package leaves only a full stop or a percent
 /// sign with its number.
 fn apart(word: &str) -> Vec<&str> {
-    let sign = word.find(['+', '#', '&', '_', '%', '-']);
-    let Some((at, tail)) = sign.map(|at| (at, &word[at + 1..])) else {
+    let Some((head, tail)) = word.split_once(['+', '#', '&', '_', '%', '-']) else {
         return vec![word];
     };
-    let head = &word[..at];
     let digits = tail.trim_end_matches('%');
     let run = |text: &str, of: fn(&u8) -> bool| !text.is_empty() && text.bytes().all(|c| of(&c));
     if !run(head, u8::is_ascii_alphanumeric) || !run(digits, u8::is_ascii_digit) {
         return vec![word];
     }
-    match word.as_bytes()[at] {
-        b'%' => vec![&word[..=at], tail],
-        _ => vec![head, &word[at..=at], tail],
+    let signed = word.strip_suffix(tail).unwrap_or(word);
+    match signed.strip_prefix(head).unwrap_or(signed) {
+        "%" => vec![signed, tail],
+        sign => vec![head, sign, tail],
     }
 }
 
@@ -114,15 +113,16 @@ fn normalize(text: &str) -> String {
 fn f1_of<T: Eq + Hash>(prediction: &[T], truth: &[T]) -> f64 {
     let mut left: HashMap<&T, usize> = HashMap::new();
     for word in truth {
-        *left.entry(word).or_default() += 1;
+        let count = left.entry(word).or_default();
+        *count = count.saturating_add(1);
     }
-    let mut common = 0;
+    let mut common = 0_u32;
     for word in prediction {
         if let Some(count) = left.get_mut(word)
             && *count > 0
         {
-            *count -= 1;
-            common += 1;
+            *count = count.saturating_sub(1);
+            common = common.saturating_add(1);
         }
     }
     if common == 0 {

@@ -7,7 +7,7 @@ mod sets;
 use super::RulerSource;
 use super::builtin;
 use super::texts::{Texts, Wording};
-use polykv_core::{Error, Result};
+use polykv_core::{Error, Result, files};
 use python::Python;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -89,18 +89,10 @@ fn folder(given: &Path) -> Result<PathBuf> {
 }
 
 fn read(path: &Path, what: &str) -> Result<String> {
-    let place = path.display();
-    let size = match std::fs::metadata(path) {
-        Ok(found) => found.len(),
-        Err(_) => return Err(Error::invalid(place, "file", "missing", what)),
-    };
-    if size > MAX_BYTES {
-        let allowed = format!("at most {MAX_BYTES}");
-        return Err(Error::invalid(place, "bytes", size, allowed));
+    match path.exists() {
+        true => files::read_capped_text(path, MAX_BYTES),
+        false => Err(Error::invalid(path.display(), "file", "missing", what)),
     }
-    let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
-    String::from_utf8(bytes)
-        .map_err(|_| Error::invalid(place, "content", "no UTF-8 text", "UTF-8 text"))
 }
 
 fn read_json(path: &Path, what: &str) -> Result<Value> {

@@ -107,12 +107,14 @@ fn draw(
     if by_plan.iter().any(|of_plan| of_plan.len() != full.len()) {
         return None;
     }
-    let samples = (0..full.len()).filter(|&at| wanted(full[at])).map(|at| {
-        let of_plan =
-            |predictions: &Vec<&Prediction>| match predictions[at].sample == full[at].sample {
-                true => predictions[at].scores.get(name).copied(),
-                false => None,
-            };
+    let samples = full.iter().enumerate().filter(|(_, one)| wanted(one));
+    let samples = samples.map(|(at, one)| {
+        let of_plan = |predictions: &Vec<&Prediction>| {
+            let same = predictions
+                .get(at)
+                .filter(|other| other.sample == one.sample)?;
+            same.scores.get(name).copied()
+        };
         by_plan.iter().map(of_plan).collect::<Option<Vec<f64>>>()
     });
     Resampled::new(&samples.collect::<Option<Vec<_>>>()?, score, task)
@@ -130,19 +132,24 @@ struct Measure<'a> {
 }
 
 impl Measure<'_> {
+    fn score(&self, plan: usize) -> f64 {
+        self.scores.get(plan).copied().unwrap_or(f64::NAN)
+    }
+
     fn better(&self, a: usize, b: usize) -> bool {
         match self.lower {
-            true => self.scores[a] < self.scores[b],
-            false => self.scores[a] > self.scores[b],
+            true => self.score(a) < self.score(b),
+            false => self.score(a) > self.score(b),
         }
     }
 
     /// The best plan of one policy at a plan's budget, of equal ones the first.
     fn best_single(&self, plan: usize) -> Option<usize> {
-        let at_budget = |other: &usize| self.plans[*other].budget == self.plans[plan].budget;
-        let singles = (0..self.plans.len()).filter(|&other| self.plans[other].single);
+        let budget = &self.plans.get(plan)?.budget;
+        let plans = self.plans.iter().enumerate();
+        let singles = plans.filter(|(_, other)| other.single && other.budget == *budget);
         singles
-            .filter(at_budget)
+            .map(|(other, _)| other)
             .reduce(|best, other| match self.better(other, best) {
                 true => other,
                 false => best,
@@ -154,7 +161,7 @@ impl Measure<'_> {
         let best = self
             .best_single(plan)
             .filter(|&best| self.better(0, best))?;
-        let [plan, best, full] = [plan, best, 0].map(|plan| self.scores[plan]);
+        let [plan, best, full] = [plan, best, 0].map(|plan| self.score(plan));
         Some((plan - best) / (full - best))
     }
 
@@ -163,10 +170,12 @@ impl Measure<'_> {
         let best = self.best_single(plan).filter(|&best| best != plan);
         let others = [Some(0), best].into_iter().flatten();
         others
-            .map(|other| Difference {
-                to: self.plans[other].name.clone(),
-                difference: self.scores[plan] - self.scores[other],
-                interval: interval(&self.tasks, plan, other),
+            .filter_map(|other| {
+                Some(Difference {
+                    to: self.plans.get(other)?.name.clone(),
+                    difference: self.score(plan) - self.score(other),
+                    interval: interval(&self.tasks, plan, other),
+                })
             })
             .collect()
     }

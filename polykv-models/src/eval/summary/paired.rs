@@ -31,7 +31,7 @@ impl Resampled {
         for _ in 0..RESAMPLES {
             let mut sums = vec![0.0; plans];
             for _ in samples {
-                let drawn = &samples[rng.random_range(0..samples.len())];
+                let drawn = samples.get(rng.random_range(0..samples.len()))?;
                 sums.iter_mut()
                     .zip(drawn)
                     .for_each(|(sum, score)| *sum += score);
@@ -57,10 +57,14 @@ pub(super) fn interval(
         return None;
     }
     let difference = |draw: usize| {
-        let of_task = |task: &&Resampled| task.scores[plan][draw] - task.scores[other][draw];
-        tasks.iter().map(of_task).sum::<f64>() / tasks.len() as f64
+        let score = |task: &Resampled, plan: usize| task.scores.get(plan)?.get(draw).copied();
+        let of_task = |task: &&Resampled| Some(score(task, plan)? - score(task, other)?);
+        let sum: Option<f64> = tasks.iter().map(of_task).sum();
+        Some(sum? / tasks.len() as f64)
     };
-    let mut differences: Vec<f64> = (0..RESAMPLES).map(difference).collect();
+    let mut differences = (0..RESAMPLES)
+        .map(difference)
+        .collect::<Option<Vec<f64>>>()?;
     let mut end = |rank: usize| *differences.select_nth_unstable_by(rank, f64::total_cmp).1;
     Some([end(TAIL - 1), end(RESAMPLES - TAIL)])
 }

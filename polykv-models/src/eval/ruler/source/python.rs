@@ -22,14 +22,13 @@ impl Python {
 
     /// The entry of TASKS under a name.
     pub fn wording(&self, task: &str) -> Result<Wording> {
-        let start = self.find(&format!(r#"['"]{task}['"]\s*:\s*\{{"#), task, &self.text)?;
-        let entry = &self.text[start..];
+        let entry = self.behind(&format!(r#"['"]{task}['"]\s*:\s*\{{"#), task, &self.text)?;
         let literal = |field: &str| {
-            let at = self.find(&format!(r#"['"]{field}['"]\s*:\s*"#), field, entry)?;
-            self.literal(field, &entry[at..])
+            let value = self.behind(&format!(r#"['"]{field}['"]\s*:\s*"#), field, entry)?;
+            self.literal(field, value)
         };
-        let at = self.find(r#"['"]tokens_to_generate['"]\s*:\s*"#, "tokens", entry)?;
-        let digits = entry[at..].split(|c: char| !c.is_ascii_digit()).next();
+        let tokens = self.behind(r#"['"]tokens_to_generate['"]\s*:\s*"#, "tokens", entry)?;
+        let digits = tokens.split(|c: char| !c.is_ascii_digit()).next();
         let new_tokens = digits.and_then(|digits| digits.parse().ok());
         let template = literal("template")?;
         if template.matches("{context}").count() != 1 {
@@ -46,27 +45,25 @@ impl Python {
 
     /// The first text that is assigned to a variable.
     pub fn string(&self, variable: &str) -> Result<String> {
-        let at = self.find(
-            &format!(r#"(?m)^\s*{variable}\s*=\s*['"]"#),
-            variable,
-            &self.text,
-        )?;
-        self.literal(variable, &self.text[at - 1..])
+        let pattern = format!(r#"(?m)^\s*{variable}\s*=\s*(?<end>)['"]"#);
+        self.literal(variable, self.behind(&pattern, variable, &self.text)?)
     }
 
-    /// The end of a pattern's first match.
-    fn find(&self, pattern: &str, what: &str, text: &str) -> Result<usize> {
+    /// What follows a pattern's first match, or the group `end` in it.
+    fn behind<'t>(&self, pattern: &str, what: &str, text: &'t str) -> Result<&'t str> {
         let pattern = Regex::new(pattern).map_err(|e| Error::Failed(e.to_string()))?;
-        let found = pattern.find(text).map(|found| found.end());
-        found.ok_or_else(|| self.lacks(what))
+        let found = pattern.captures(text);
+        let end = found.and_then(|found| Some(found.name("end").or(found.get(0))?.end()));
+        let rest = end.and_then(|end| text.get(end..));
+        rest.ok_or_else(|| self.lacks(what))
     }
 
     /// The string literal that a text starts with.
     fn literal(&self, what: &str, text: &str) -> Result<String> {
         let quotes = [r#"""""#, "'''", "\"", "'"];
-        let quote = quotes.into_iter().find(|quote| text.starts_with(quote));
-        let quote = quote.ok_or_else(|| self.lacks(what))?;
-        let mut rest = &text[quote.len()..];
+        let mut opened = quotes.into_iter();
+        let opened = opened.find_map(|quote| Some((quote, text.strip_prefix(quote)?)));
+        let (quote, mut rest) = opened.ok_or_else(|| self.lacks(what))?;
         let mut value = String::new();
         while !rest.starts_with(quote) {
             let mut chars = rest.chars();
