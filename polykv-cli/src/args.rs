@@ -105,8 +105,8 @@ pub struct ModelArgs {
     /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
-    /// How weights and cache are stored: auto is f32, native computes with the blocks of a GGUF file as they are; q8, q4k and
-    /// native are for the CPU and go with an f16 cache
+    /// How weights and cache are stored: auto is f32, native computes with the blocks of a GGUF file as they are; q8 is for the
+    /// CPU, and q8, q4k and native go with an f16 cache
     #[arg(long, default_value = "auto", value_parser = values::dtypes())]
     pub dtype: Storage,
     /// Use only what is on this machine

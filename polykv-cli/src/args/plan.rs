@@ -79,8 +79,8 @@ pub struct MemoryArgs {
     /// Sequences side by side
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::at_least_one())]
     pub batch: usize,
-    /// How weights and cache are stored: auto is f32, native computes with the blocks of a GGUF file as they are; q8, q4k and
-    /// native are for the CPU and go with an f16 cache
+    /// How weights and cache are stored: auto is f32, native computes with the blocks of a GGUF file as they are; q8 is for the
+    /// CPU, and q8, q4k and native go with an f16 cache
     #[arg(long, default_value = "auto", value_parser = values::dtypes())]
     pub dtype: Storage,
     #[command(flatten)]
