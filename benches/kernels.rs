@@ -1,13 +1,15 @@
-//! The CPU kernels beside what plain tensor operations give, in one run; the last lines are the ratios.
+//! The CPU kernels beside what plain tensor operations give, in one run, and on GPUs the GEMV of weights in blocks beside that
+//! of the same weights as a tensor; the last lines are the ratios.
 //!
 //! ```sh
-//! cargo bench --workspace --bench kernels
+//! cargo bench --workspace --bench kernels                          # add --features wgpu or cuda for GPUs
 //! ```
 
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use criterion::Criterion;
+use polykv::DeviceSpec;
 use polykv::device::run_on;
-use polykv::ops::{self, AttentionBlock, Mask, Weight, oracle};
+use polykv::ops::{self, AttentionBlock, BlockType, BlockWeight, Mask, Weight, oracle};
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -94,7 +96,48 @@ fn attention_pairs() -> Vec<Pair> {
 /// In 4 bits, as Q4_1 since 576 is no multiple of 256.
 fn blocks(weight: &Tensor<2>) -> Weight {
     let values: Vec<f32> = weight.clone().try_into_vec_as().unwrap();
-    Weight::q4k(weight.dims(), &values).unwrap()
+    Weight::q4k(weight.dims(), &values, &Device::flex()).unwrap()
+}
+
+/// On a GPU the products of one row with blocks and with the same weight in f32, and in f16 where there is that type: reading
+/// a number of the result ends each.
+fn block_pairs(name: &str, device: &Device) -> Vec<Pair> {
+    let [outputs, inputs] = [4096, 2048];
+    let random = |dims| Tensor::<2>::random(dims, Distribution::Default, device);
+    let (x, dense) = (random([1, inputs]), random([outputs, inputs]));
+    let values: Vec<f32> = dense.clone().try_into_vec_as().unwrap();
+    let product = |weight: Weight| {
+        let x = x.clone();
+        move || {
+            let first = ops::linear(x.clone(), &weight).slice([0..1, 0..1]);
+            black_box(first.into_data());
+        }
+    };
+    let mut pairs = Vec::new();
+    for kind in [BlockType::Q8_0, BlockType::Q4_1, BlockType::Q4K] {
+        let blocks = BlockWeight::quantize(kind, [outputs, inputs], &values).unwrap();
+        let blocks = Weight::on_device(blocks, device).unwrap();
+        for dtype in [DType::F32, DType::F16] {
+            if device.supports_dtype(dtype) {
+                pairs.push(pair(
+                    format!("{name}: {kind} for {dtype:?}, 1 row of {inputs} with {outputs}"),
+                    product(blocks.clone()),
+                    product(dense.clone().cast(dtype).into()),
+                ));
+            }
+        }
+    }
+    pairs
+}
+
+fn gpu_pairs() -> Vec<Pair> {
+    let specs = [("wgpu", DeviceSpec::Wgpu(0)), ("cuda", DeviceSpec::Cuda(0))];
+    let devices = specs
+        .into_iter()
+        .filter_map(|(name, spec)| Some((name, spec.open().ok()?)));
+    devices
+        .flat_map(|(name, device)| block_pairs(name, &device))
+        .collect()
 }
 
 /// SmolLM2's output head, norm and rotary embedding.
@@ -182,7 +225,8 @@ fn run() {
     // `cargo test --benches` runs everything once and has no use for ratios.
     let measuring = std::env::args().any(|arg| arg == "--bench");
     let mut lines = Vec::new();
-    for pair in attention_pairs().into_iter().chain(layer_pairs()) {
+    let pairs = attention_pairs().into_iter().chain(layer_pairs());
+    for pair in pairs.chain(gpu_pairs()) {
         criterion.bench_function(&format!("{}/kernel", pair.name), |b| {
             b.iter(|| (pair.kernel)())
         });

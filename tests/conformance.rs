@@ -5,6 +5,10 @@
 
 #![cfg(feature = "flex")]
 
+#[path = "formats/block_model.rs"]
+mod block_model;
+#[path = "conformance/blocks.rs"]
+mod blocks;
 #[path = "conformance/case.rs"]
 mod case;
 mod common;
@@ -18,6 +22,8 @@ mod layers;
 mod operators;
 #[path = "conformance/order.rs"]
 mod order;
+#[path = "formats/writer.rs"]
+mod writer;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use common::{each_policy, plan, policy, uniform};
@@ -72,6 +78,21 @@ fn operators_of_layers_agree_with_plain_tensors() {
         layers::elementwise(&name, &device);
         layers::fused(&name, &device);
     }
+}
+
+#[test]
+fn weights_in_blocks_agree_with_the_host() {
+    for (name, device) in devices() {
+        blocks::rows(&name, &device);
+        blocks::products(&name, &device);
+        blocks::activations(&name, &device);
+    }
+}
+
+#[test]
+fn a_model_in_blocks_agrees_with_the_cpu() {
+    let folder = tempfile::tempdir().unwrap();
+    blocks::model(&devices(), folder.path());
 }
 
 /// On the CPU tests/cache.rs does this with more variants.

@@ -3,6 +3,8 @@
 
 #![cfg(feature = "flex")]
 
+#[path = "formats/block_model.rs"]
+mod block_model;
 #[path = "formats/blocks.rs"]
 mod blocks;
 #[path = "formats/ends.rs"]

@@ -157,6 +157,35 @@ fn rows_of_no_whole_number_of_blocks_are_refused_by_name() {
     }
 }
 
+/// A copy of a fixture whose numbers are in bf16.
+#[cfg(feature = "wgpu")]
+fn in_bf16(name: &str) -> tempfile::TempDir {
+    use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+
+    let folder = tempfile::tempdir().unwrap();
+    let config = std::fs::read(fixture(name).join("config.json")).unwrap();
+    std::fs::write(folder.path().join("config.json"), config).unwrap();
+    let bytes = std::fs::read(fixture(name).join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let rounded = tensors.iter().map(|(name, view)| {
+        assert_eq!(view.dtype(), Dtype::F32);
+        let numbers = view.data().as_chunks::<4>().0.iter();
+        let bytes =
+            numbers.flat_map(|x| half::bf16::from_f32(f32::from_le_bytes(*x)).to_le_bytes());
+        (name, view.shape().to_vec(), bytes.collect::<Vec<u8>>())
+    });
+    let rounded: Vec<_> = rounded.collect();
+    let views = rounded.iter().map(|(name, shape, bytes)| {
+        (
+            name,
+            TensorView::new(Dtype::BF16, shape.clone(), bytes).unwrap(),
+        )
+    });
+    let bytes = safetensors::serialize(views, None).unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+    folder
+}
+
 /// What the machine's GPU, or software Vulkan, has of the formats.
 #[cfg(feature = "wgpu")]
 #[test]
@@ -171,12 +200,30 @@ fn wgpu_stores_what_it_has_and_refuses_the_rest_by_name() {
     };
     let load =
         |storage, device: &Device| load::load_weights(&fixture("tiny-llama31"), storage, device);
-    for storage in [Storage::Bf16, Storage::Q8, Storage::Q4K, Storage::Native] {
+    for storage in [Storage::Bf16, Storage::Q8] {
         let error = load(storage, &device).unwrap_err().to_string();
         for part in [format!("dtype {storage}"), "f32".into()] {
             assert!(error.contains(&part), "{error}");
         }
     }
+    let exact = load(Storage::F32, &Device::flex()).unwrap();
+    let layers = exact.config().layers.len();
+    let (wanted, _) = run(&*exact, Plan::full(layers));
+    for storage in [Storage::Q4K, Storage::Native] {
+        let (found, _) = run(&*load(storage, &device).unwrap(), Plan::full(layers));
+        let apart = distance(&found, &wanted);
+        println!("wgpu, {storage}: {apart:.1e}");
+        assert!(apart <= *range(storage).end(), "{storage}: {apart}");
+    }
+    // Numbers in a type that WGSL does not have become f32.
+    assert!(!device.supports_dtype(DType::BF16));
+    let folder = in_bf16("tiny-llama31");
+    let [(found, _), (wanted, _)] = [&device, &Device::flex()].map(|device| {
+        let model = load::load_weights(folder.path(), Storage::Native, device).unwrap();
+        run(&*model, Plan::full(layers))
+    });
+    let apart = distance(&found, &wanted);
+    assert!(apart <= *range(Storage::F16).end(), "{apart}");
     match device.supports_dtype(DType::F16) {
         false => {
             let error = load(Storage::F16, &device).unwrap_err().to_string();
@@ -184,8 +231,6 @@ fn wgpu_stores_what_it_has_and_refuses_the_rest_by_name() {
         }
         true => {
             let model = load(Storage::F16, &device).unwrap();
-            let exact = load(Storage::F32, &Device::flex()).unwrap();
-            let layers = exact.config().layers.len();
             let mut plan = common::uniform(layers, "tova", Budget::Tokens(40), &BOTH);
             let mut plans = vec![plan.clone()];
             for online in ["cake", "dynamic"] {

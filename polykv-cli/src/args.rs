@@ -12,7 +12,7 @@ pub use eval::{EvalArgs, EvalCommand, MergeArgs, SampleArgs, Shard, TaskName};
 pub use plan::{Kept, MemoryArgs, PlanAction, PlanArgs};
 #[cfg(feature = "hub")]
 pub use values::Pullable;
-pub use values::{Phases, Setting};
+pub use values::{Dtype, Phases, Setting};
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -105,8 +105,8 @@ pub struct ModelArgs {
     /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
-    /// How weights and cache are stored: native computes with the blocks of a GGUF file as they are; q8, q4k and native are
-    /// for the CPU and go with an f16 cache; auto is native for a file with blocks on the CPU, else f32
+    /// How weights and cache are stored: native computes with the blocks of a GGUF file as they are; q8 is for the CPU; q8, q4k
+    /// and native go with an f16 cache; auto is native for a file with blocks on the CPU, else f32
     #[arg(long, default_value = "auto", value_parser = values::dtypes())]
     pub dtype: Dtype,
     /// Use only what is on this machine

@@ -5,7 +5,7 @@ mod host;
 mod keys;
 
 use crate::ops::{self, AttentionBlock, Mask, Places, Pool, Protect, Protected, Weight};
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "cube"))]
 use crate::ops::{BlockType, BlockWeight};
 use crate::{Result, Storage};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
@@ -121,17 +121,17 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
             Storage::F16 => ("product with f16 weights", weight.cast(DType::F16).into()),
             Storage::Bf16 => ("product with bf16 weights", weight.cast(DType::BF16).into()),
             Storage::Q8 => ("product with 8-bit weights", Weight::q8(weight)),
-            #[cfg(feature = "flex")]
+            #[cfg(any(feature = "flex", feature = "cube"))]
             Storage::Q4K => (
                 "product with 4-bit blocks",
                 blocks(BlockType::Q4_1, weight)?,
             ),
-            #[cfg(feature = "flex")]
+            #[cfg(any(feature = "flex", feature = "cube"))]
             Storage::Native => (
                 "product with 8-bit blocks",
                 blocks(BlockType::Q8_0, weight)?,
             ),
-            #[cfg(not(feature = "flex"))]
+            #[cfg(not(any(feature = "flex", feature = "cube")))]
             Storage::Q4K | Storage::Native => continue,
         };
         let mut check = compare(name, ops::linear(x.clone(), &stored), &expected)?;
@@ -158,12 +158,12 @@ fn layers(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<(
     Ok(())
 }
 
-/// The weight in blocks.
-#[cfg(feature = "flex")]
+/// The weight in blocks, on its device.
+#[cfg(any(feature = "flex", feature = "cube"))]
 fn blocks(kind: BlockType, weight: Tensor<2>) -> Result<Weight> {
-    let shape = weight.dims();
+    let (shape, device) = (weight.dims(), weight.device());
     let values: Vec<f32> = weight.try_into_vec_as().map_err(ops::read_error)?;
-    Ok(BlockWeight::quantize(kind, shape, &values)?.into())
+    Weight::on_device(BlockWeight::quantize(kind, shape, &values)?, &device)
 }
 
 fn choices(inputs: &Inputs, device: &Device, checks: &mut Vec<Check>) -> Result<()> {

@@ -46,9 +46,13 @@ pub use pool::Pool;
 pub use protect::{Protect, Protected};
 pub use route::{is_cpu, is_cube};
 pub use tensor::{bytes, matmul, read_error, unit, unrounded_matmul};
-pub use weight::{BlockType, Q8_BLOCK, SharedBytes, Weight, q8_scheme};
+#[cfg(any(feature = "flex", feature = "cube"))]
+pub use weight::BlockWeight;
+#[cfg(feature = "cube")]
+pub use weight::GpuBlocks;
 #[cfg(feature = "flex")]
-pub use weight::{BlockWeight, Q8Weight};
+pub use weight::Q8Weight;
+pub use weight::{BlockType, Q8_BLOCK, SharedBytes, Weight, q8_scheme};
 
 pub(crate) use choice::rest;
 pub(crate) use entries::grow;

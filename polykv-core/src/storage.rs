@@ -25,9 +25,11 @@ pub enum Storage {
     Bf16,
     /// Weights in 8 bits with one f32 scale per [`Q8_BLOCK`] values of a row; keys and values in f16.
     Q8,
-    /// Weights in 4 bits as GGUF's type Q4_K has them, or Q4_1 where rows are no multiple of 256; keys and values in f16.
+    /// Weights in 4 bits as GGUF's type Q4_K has them, or Q4_1 where rows are no multiple of 256; keys and values in f16, or
+    /// in f32 where the device has no f16.
     Q4K,
-    /// Weights as their file holds them, blocks of a GGUF file included: nothing is converted. Keys and values in f16.
+    /// Weights as their file holds them, blocks of a GGUF file included: nothing is converted but numbers in a type that the
+    /// device does not have, to f32. Keys and values in f16, or in f32 where the device has no f16.
     Native,
 }
 
@@ -65,18 +67,30 @@ impl Storage {
         }
     }
 
-    /// Whether only the CPU computes with it.
-    fn is_for_cpu(self) -> bool {
-        self.weights()
-            .is_none_or(|dtype| matches!(dtype, DType::QFloat(_)))
-    }
-
-    /// The type in which keys and values are cached.
+    /// The type in which keys and values are cached where the device has it, see [`Storage::cache_on`].
     pub fn cache(self) -> DType {
         match self {
             Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
             Self::F16 | Self::Q8 | Self::Q4K | Self::Native => DType::F16,
+        }
+    }
+
+    /// The type in which keys and values are cached on a device. Beside weights in blocks it is f32 where the device has no
+    /// f16: blocks need no such type.
+    pub fn cache_on(self, device: &Device) -> DType {
+        match self {
+            Self::Q4K | Self::Native => Self::or_f32(self.cache(), device),
+            _ => self.cache(),
+        }
+    }
+
+    /// The type of numbers itself, or f32 where the device does not have it: in which [`Storage::Native`] stores a matrix that
+    /// is no blocks.
+    pub fn or_f32(dtype: DType, device: &Device) -> DType {
+        match device.supports_dtype(dtype) {
+            true => dtype,
+            false => DType::F32,
         }
     }
 
@@ -105,21 +119,28 @@ impl Storage {
     /// A format that the device does not have, of kind [`ErrorKind::Unsupported`](crate::ErrorKind::Unsupported). The error
     /// names those that it has.
     pub fn check(self, device: &Device) -> Result<()> {
-        let what = || format!("dtype {self}");
-        if self.is_for_cpu() && !ops::is_cpu(device) {
-            let reason = "quantised weights have kernels on the CPU only; allowed: f32, f16, bf16";
-            return Err(Error::unsupported(what(), reason));
-        }
-        if device.supports_dtype(self.cache()) {
+        if self.has_kernels(device) && device.supports_dtype(self.cache_on(device)) {
             return Ok(());
         }
-        let has = |storage: &&Self| !storage.is_for_cpu() && device.supports_dtype(storage.cache());
+        let has = |storage: &&Self| {
+            storage.has_kernels(device) && device.supports_dtype(storage.cache_on(device))
+        };
         let allowed: Vec<_> = Self::ALL.iter().filter(has).map(|s| s.name()).collect();
-        let reason = format!(
-            "the device {device:?} does not have it; allowed: {}",
-            allowed.join(", ")
-        );
-        Err(Error::unsupported(what(), reason))
+        let reason = match self.has_kernels(device) {
+            true => format!("the device {device:?} does not have it"),
+            false => format!("the device {device:?} has no kernels for such weights"),
+        };
+        let reason = format!("{reason}; allowed: {}", allowed.join(", "));
+        Err(Error::unsupported(format!("dtype {self}"), reason))
+    }
+
+    /// Whether the device can compute with weights of the format, if it has the types of numbers.
+    fn has_kernels(self, device: &Device) -> bool {
+        match self {
+            Self::F32 | Self::F16 | Self::Bf16 => true,
+            Self::Q8 => ops::is_cpu(device),
+            Self::Q4K | Self::Native => ops::is_cpu(device) || ops::is_cube(device),
+        }
     }
 }
 

@@ -93,7 +93,7 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
-            dtype: self.storage().cache(),
+            dtype: self.storage().cache_on(self.device()),
         }
     }
 

@@ -255,14 +255,14 @@ pub fn build(
         .weight_bytes(config.parameters())
         .unwrap_or_else(|| tensors.iter().map(Stored::own_bytes).sum());
     check_fits(place, needed, storage, device)?;
-    let (named, tensors) = own::read(tensors, storage)?;
+    let (named, tensors) = own::read(tensors, storage, device)?;
     let fault = Fault::default();
     let tensors = tensors
         .into_iter()
         .map(|tensor| {
-            let dtype = tensor.target(storage);
+            let dtype = tensor.target(storage, device);
             convert(
-                tensor.deferred(storage, &fault),
+                tensor.deferred(storage, device, &fault),
                 dtype,
                 storage,
                 place,

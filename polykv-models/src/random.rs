@@ -56,7 +56,7 @@ fn random_family<L: Layer + 'static>(
         for (name, (id, shape)) in matrices {
             let values: Tensor<2> = normal(shape.into(), device);
             let values: Vec<f32> = values.try_into_vec_as().map_err(ops::read_error)?;
-            let weight = Weight::q4k(shape, &values).at(&name)?;
+            let weight = Weight::q4k(shape, &values, device).at(&name)?;
             loaded.insert(id, name, weight);
         }
     }

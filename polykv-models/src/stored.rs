@@ -11,7 +11,7 @@ mod finite;
 pub(crate) use file::{WeightFile, refuse_pointer};
 
 use crate::parts::Part;
-use burn::tensor::{Bytes, DType, Shape, TensorData};
+use burn::tensor::{Bytes, DType, Device, Shape, TensorData};
 use burn_store::bridge;
 use burn_store::burn_pack::{Error as PackError, Tensor as PackTensor};
 use finite::first_lost;
@@ -140,9 +140,9 @@ impl Stored {
     }
 
     /// How the tensor is stored once loaded: only matrices take fewer bits. Those in blocks come from f32.
-    pub(crate) fn target(&self, storage: Storage) -> DType {
+    pub(crate) fn target(&self, storage: Storage, device: &Device) -> DType {
         match (self.shape.num_dims(), &self.own) {
-            (2, Own::Numbers(own)) if storage == Storage::Native => *own,
+            (2, Own::Numbers(own)) if storage == Storage::Native => Storage::or_f32(*own, device),
             (2, _) => storage.weights().unwrap_or(DType::F32),
             _ => DType::F32,
         }
@@ -187,7 +187,7 @@ impl Stored {
     ///
     /// # Errors
     /// Scales that are not finite; rows that are no whole number of blocks.
-    pub(crate) fn in_blocks(&self, bytes: SharedBytes) -> Result<Weight> {
+    pub(crate) fn in_blocks(&self, bytes: SharedBytes, device: &Device) -> Result<Weight> {
         let [rows, columns] = self.shape.dims();
         let Own::Blocks(own) = &self.own else {
             return Err(self.refuse_blocks());
@@ -199,7 +199,8 @@ impl Stored {
             let field = format!("scale in row {row} of tensor {}", self.name);
             return Err(Error::invalid(&self.place, field, value, "finite numbers"));
         }
-        let weight = Weight::in_blocks(own.kind, [rows, columns], bytes, own.order.clone());
+        let order = own.order.clone();
+        let weight = Weight::in_blocks(own.kind, [rows, columns], bytes, order, device);
         weight.map_err(|e| self.named(e))
     }
 
@@ -207,10 +208,10 @@ impl Stored {
     ///
     /// # Errors
     /// A file that cannot be read or has changed; numbers that are not finite; rows that are no whole number of blocks.
-    pub(crate) fn rounded(&self, storage: Storage) -> Result<Weight> {
-        let values = self.checked(storage)?.convert_dtype(DType::F32);
+    pub(crate) fn rounded(&self, storage: Storage, device: &Device) -> Result<Weight> {
+        let values = self.checked(storage, device)?.convert_dtype(DType::F32);
         let values = values.as_slice().map_err(read_error)?;
-        Weight::q4k(self.shape.dims(), values).map_err(|e| self.named(e))
+        Weight::q4k(self.shape.dims(), values, device).map_err(|e| self.named(e))
     }
 
     fn refuse_blocks(&self) -> Error {
@@ -229,16 +230,17 @@ impl Stored {
 
     /// The tensor in the form of burn's store, read and checked when its data are drawn. An error at that time is noted
     /// in `fault`.
-    pub(crate) fn deferred(self, storage: Storage, fault: &Fault) -> PackTensor {
+    pub(crate) fn deferred(self, storage: Storage, device: &Device, fault: &Fault) -> PackTensor {
         let (name, shape, fault) = (self.name.clone(), self.shape.clone(), fault.clone());
+        let device = device.clone();
         bridge::deferred(name, self.dtype, shape, None, move || {
-            self.checked(storage).map_err(|e| fault.note(e))
+            self.checked(storage, &device).map_err(|e| fault.note(e))
         })
     }
 
-    fn checked(&self, storage: Storage) -> Result<TensorData> {
+    fn checked(&self, storage: Storage, device: &Device) -> Result<TensorData> {
         let data = self.data()?;
-        let Some((at, value)) = first_lost(&data, self.target(storage)) else {
+        let Some((at, value)) = first_lost(&data, self.target(storage, device)) else {
             return Ok(data);
         };
         let allowed = match value.is_finite() {

@@ -1,6 +1,6 @@
 //! The flags of `polykv bench`.
 
-use super::values;
+use super::{Dtype, values};
 use clap::{ArgGroup, Args, ValueEnum};
 use polykv::DeviceSpec;
 use std::path::PathBuf;
@@ -21,8 +21,8 @@ pub struct BenchArgs {
     /// auto, cpu, wgpu or cuda, the last two with an index if wanted: cuda:1
     #[arg(long, default_value = "auto")]
     pub device: DeviceSpec,
-    /// How weights and cache are stored: native computes with the blocks of a GGUF file as they are; q8, q4k and native are
-    /// for the CPU and go with an f16 cache; auto is native for a file with blocks on the CPU, else f32
+    /// How weights and cache are stored: native computes with the blocks of a GGUF file as they are; q8 is for the CPU; q8, q4k
+    /// and native go with an f16 cache; auto is native for a file with blocks on the CPU, else f32
     #[arg(long, default_value = "auto", value_parser = values::dtypes())]
     pub dtype: Dtype,
     /// Use only what is on this machine

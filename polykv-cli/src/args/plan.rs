@@ -1,6 +1,6 @@
 //! What `polykv plan` takes.
 
-use super::{CompressionArgs, values};
+use super::{CompressionArgs, Dtype, values};
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -78,8 +78,8 @@ pub struct MemoryArgs {
     /// Sequences side by side
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::at_least_one())]
     pub batch: usize,
-    /// How weights and cache are stored: native computes with the blocks of a GGUF file as they are; q8, q4k and native are
-    /// for the CPU and go with an f16 cache; auto is native for a file with blocks on the CPU, else f32
+    /// How weights and cache are stored: native computes with the blocks of a GGUF file as they are; q8 is for the CPU; q8, q4k
+    /// and native go with an f16 cache; auto is native for a file with blocks on the CPU, else f32
     #[arg(long, default_value = "auto", value_parser = values::dtypes())]
     pub dtype: Dtype,
     #[command(flatten)]

@@ -10,6 +10,7 @@
     reason = "the language of kernels is a part of Rust, and its macro makes arguments of its own"
 )]
 
+mod blocks;
 mod choice;
 mod entries;
 mod fused;

@@ -8,6 +8,8 @@
 // In a build in which no backend implements an operator, the dispatcher reads no argument.
 #[cfg_attr(not(any(feature = "flex", feature = "cube")), expect(unused_variables))]
 mod attention;
+#[cfg(feature = "cube")]
+mod blocks;
 #[cfg_attr(not(any(feature = "flex", feature = "cube")), expect(unused_variables))]
 mod entries;
 #[cfg_attr(not(any(feature = "flex", feature = "cube")), expect(unused_variables))]
@@ -16,12 +18,15 @@ mod keys;
 mod layers;
 
 pub use attention::{HitOps, Mask, PromptOps, TokenOps, Window, WindowOps};
+#[cfg(feature = "cube")]
+pub use blocks::BlockOps;
 pub use entries::{ChoiceOps, EntryOps, OrderOps};
 pub use keys::{KeyOps, MergeOps};
 pub use layers::{FusedOps, GemmOps, HeadNorms, OutputWeights, PointwiseOps, QkvWeights};
 
 use super::pool::Pool;
 use super::protect::Guard;
+use super::weight::BlockType;
 use burn::backend::{Dispatch, DispatchTensor};
 use burn::tensor::Tensor;
 use burn::tensor::kind::Basic;
@@ -71,6 +76,7 @@ plain_input!(
     Option<f32>,
     Guard,
     Pool,
+    BlockType,
     Mask<Dispatch>,
     QkvWeights<Dispatch>,
     OutputWeights<Dispatch>

@@ -24,6 +24,8 @@ impl Weight {
             Self::Q8(weight) => cpu::q8_rows(weight, ids),
             #[cfg(feature = "flex")]
             Self::Blocks(weight) => cpu::block_rows(weight, ids),
+            #[cfg(feature = "cube")]
+            Self::GpuBlocks(weight) => weight.rows(ids),
         }
     }
 
@@ -39,6 +41,8 @@ impl Weight {
             Self::Q8(weight) => cpu::q8_to_f32(weight),
             #[cfg(feature = "flex")]
             Self::Blocks(weight) => cpu::blocks_to_f32(weight),
+            #[cfg(feature = "cube")]
+            Self::GpuBlocks(weight) => weight.to_f32(),
         }
     }
 }
@@ -96,15 +100,16 @@ fn gemms<const N: usize>(x: Tensor<2>, weights: [&Weight; N]) -> [Tensor<2>; N] 
 
 /// By the backend's own product, or that of weights of few bits.
 fn gemm(x: Tensor<2>, weight: &Weight) -> Tensor<2> {
-    #[cfg(feature = "flex")]
-    if let Weight::Blocks(weight) = weight {
-        return cpu::block_gemm(x, &[weight]).remove(0);
+    match weight {
+        #[cfg(feature = "flex")]
+        Weight::Blocks(weight) => cpu::block_gemm(x, &[weight]).remove(0),
+        #[cfg(feature = "cube")]
+        Weight::GpuBlocks(weight) => weight.multiply(x),
+        #[cfg(feature = "flex")]
+        Weight::Q8(q8) => match cpu::q8_gemm(x.clone(), q8) {
+            Some(output) => output,
+            None => product(x, weight.widened().transpose()),
+        },
+        weight => product(x, weight.widened().transpose()),
     }
-    #[cfg(feature = "flex")]
-    if let Weight::Q8(weight) = weight
-        && let Some(output) = cpu::q8_gemm(x.clone(), weight)
-    {
-        return output;
-    }
-    product(x, weight.widened().transpose())
 }

@@ -84,6 +84,19 @@ pub fn is_cube(device: &Device) -> bool {
     Route::on(device) == Route::Gpu
 }
 
+/// The most bytes that a tensor on the device may have: what a kernel reads through one binding.
+#[cfg(feature = "cube")]
+pub(super) fn most_tensor_bytes(device: &Device) -> usize {
+    match device.as_dispatch() {
+        DispatchDevice::Cube(cube) => {
+            let most = cube.client().properties().memory.max_page_size;
+            usize::try_from(most).unwrap_or(usize::MAX)
+        }
+        #[allow(unreachable_patterns, reason = "with no other backend")]
+        _ => usize::MAX,
+    }
+}
+
 /// Whether burn's own products of f32 on the device round their factors to TF32, 10 bits of mantissa.
 pub(super) fn rounds_products(device: &Device) -> bool {
     match device.as_dispatch() {

@@ -2,12 +2,14 @@
 //! own type goes into files beside `q8`, which says what it is, and `packed`, its layout.
 
 mod block_type;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "cube"))]
 mod blocks;
+#[cfg(feature = "cube")]
+mod gpu_blocks;
 #[cfg(feature = "flex")]
 mod packed;
 mod q8;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "cube"))]
 mod quantize;
 mod shared;
 
@@ -16,8 +18,10 @@ pub use block_type::BlockType;
 pub(super) use block_type::six_bits;
 #[cfg(feature = "flex")]
 pub(super) use blocks::BlockRows;
-#[cfg(feature = "flex")]
+#[cfg(any(feature = "flex", feature = "cube"))]
 pub use blocks::BlockWeight;
+#[cfg(feature = "cube")]
+pub use gpu_blocks::GpuBlocks;
 #[cfg(feature = "flex")]
 pub use packed::Q8Weight;
 #[cfg(feature = "flex")]
@@ -29,6 +33,8 @@ pub use shared::SharedBytes;
 use super::flex::bridge::on_huge_pages;
 #[cfg(feature = "flex")]
 use super::route::is_cpu;
+#[cfg(feature = "cube")]
+use super::route::is_cube;
 use super::tensor;
 use crate::Result;
 use burn::tensor::{DType, Device, Tensor};
@@ -43,9 +49,12 @@ pub enum Weight {
     /// In 8 bits with a scale per block of a row; on the CPU only.
     #[cfg(feature = "flex")]
     Q8(Q8Weight),
-    /// In blocks of one of ggml's types, as a file holds them; on the CPU only.
+    /// In blocks of one of ggml's types, as a file holds them; on the CPU.
     #[cfg(feature = "flex")]
     Blocks(BlockWeight),
+    /// The same on a GPU.
+    #[cfg(feature = "cube")]
+    GpuBlocks(GpuBlocks),
 }
 
 #[cfg(feature = "flex")]
@@ -89,29 +98,30 @@ impl Weight {
     }
 
     /// A weight `[out, in]` in blocks that lie row after row in `bytes`; row i is row `order[i]` of them, if there is an
-    /// order.
+    /// order. The CPU reads the bytes where they are, GPUs get a copy.
     ///
     /// # Errors
-    /// A shape that does not fit the blocks, and an order that does not name every row once; builds without the CPU backend.
+    /// A shape that does not fit the blocks, and an order that does not name every row once; a device without kernels.
     pub fn in_blocks(
         kind: BlockType,
         shape: [usize; 2],
         bytes: SharedBytes,
         order: Option<Vec<u32>>,
+        device: &Device,
     ) -> Result<Self> {
-        #[cfg(feature = "flex")]
+        #[cfg(any(feature = "flex", feature = "cube"))]
         {
             let weight = BlockWeight::new(kind, shape, bytes)?;
-            Ok(match order {
+            let weight = match order {
                 Some(order) => weight.with_order(order)?,
                 None => weight,
-            }
-            .into())
+            };
+            Self::on_device(weight, device)
         }
-        #[cfg(not(feature = "flex"))]
+        #[cfg(not(any(feature = "flex", feature = "cube")))]
         {
             let _ = (shape, bytes, order);
-            Err(no_blocks(kind))
+            Err(no_blocks(kind, device))
         }
     }
 
@@ -119,20 +129,35 @@ impl Weight {
     ///
     /// # Errors
     /// `in` that is no multiple of 32; another number of values than the shape has; numbers that are not finite or too
-    /// large; builds without the CPU backend.
-    pub fn q4k(shape: [usize; 2], values: &[f32]) -> Result<Self> {
+    /// large; a device without kernels.
+    pub fn q4k(shape: [usize; 2], values: &[f32], device: &Device) -> Result<Self> {
         let kind = match shape[1].is_multiple_of(BlockType::Q4K.elements()) {
             true => BlockType::Q4K,
             false => BlockType::Q4_1,
         };
-        #[cfg(feature = "flex")]
+        #[cfg(any(feature = "flex", feature = "cube"))]
         {
-            Ok(BlockWeight::quantize(kind, shape, values)?.into())
+            Self::on_device(BlockWeight::quantize(kind, shape, values)?, device)
         }
-        #[cfg(not(feature = "flex"))]
+        #[cfg(not(any(feature = "flex", feature = "cube")))]
         {
             let _ = values;
-            Err(no_blocks(kind))
+            Err(no_blocks(kind, device))
+        }
+    }
+
+    /// A weight in blocks on the device that is to compute with it.
+    ///
+    /// # Errors
+    /// A device without kernels for blocks.
+    #[cfg(any(feature = "flex", feature = "cube"))]
+    pub fn on_device(weight: BlockWeight, device: &Device) -> Result<Self> {
+        match () {
+            #[cfg(feature = "flex")]
+            () if is_cpu(device) => Ok(Self::Blocks(weight)),
+            #[cfg(feature = "cube")]
+            () if is_cube(device) => Ok(Self::GpuBlocks(GpuBlocks::new(&weight, device))),
+            () => Err(no_blocks(weight.kind(), device)),
         }
     }
 
@@ -144,6 +169,8 @@ impl Weight {
             Self::Q8(weight) => weight.shape(),
             #[cfg(feature = "flex")]
             Self::Blocks(weight) => weight.shape(),
+            #[cfg(feature = "cube")]
+            Self::GpuBlocks(weight) => weight.shape(),
         }
     }
 
@@ -155,6 +182,8 @@ impl Weight {
             Self::Q8(weight) => weight.bytes(),
             #[cfg(feature = "flex")]
             Self::Blocks(weight) => weight.bytes(),
+            #[cfg(feature = "cube")]
+            Self::GpuBlocks(weight) => weight.bytes(),
         }
     }
 
@@ -164,10 +193,12 @@ impl Weight {
             Self::Dense(tensor) => tensor.device(),
             #[cfg(feature = "flex")]
             Self::Q8(_) | Self::Blocks(_) => Device::flex(),
+            #[cfg(feature = "cube")]
+            Self::GpuBlocks(weight) => weight.device(),
         }
     }
 
-    /// The tensor, if the weight is one of a type that the GPU kernels read.
+    /// The tensor, if the weight is one of a type that the GPU kernels of tensors read.
     pub(super) fn dense(&self) -> Option<&Tensor<2>> {
         match self {
             Self::Dense(tensor) => {
@@ -176,12 +207,13 @@ impl Weight {
             }
             #[cfg(feature = "flex")]
             Self::Q8(_) | Self::Blocks(_) => None,
+            #[cfg(feature = "cube")]
+            Self::GpuBlocks(_) => None,
         }
     }
 }
 
-#[cfg(not(feature = "flex"))]
-fn no_blocks(kind: BlockType) -> crate::Error {
-    let reason = "this build has no CPU backend";
+fn no_blocks(kind: BlockType, device: &Device) -> crate::Error {
+    let reason = format!("the device {device:?} has no kernels for it");
     crate::Error::unsupported(format!("a weight in {kind}"), reason)
 }

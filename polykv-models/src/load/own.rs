@@ -3,7 +3,8 @@
 use crate::layers::{LoadedWeights, Matrices};
 use crate::stored::Stored;
 use burn::module::Module;
-use polykv_core::ops::{SharedBytes, Weight};
+use burn::tensor::Device;
+use polykv_core::ops::{self, SharedBytes, Weight};
 use polykv_core::{Error, Result, Storage, machine};
 use rayon::prelude::*;
 use std::collections::HashMap;
@@ -16,16 +17,24 @@ pub(super) type Named = HashMap<String, Weight>;
 ///
 /// # Errors
 /// A file that cannot be read or has changed; numbers that are not finite; rows that are no whole number of blocks.
-pub(super) fn read(tensors: Vec<Stored>, storage: Storage) -> Result<(Named, Vec<Stored>)> {
+pub(super) fn read(
+    tensors: Vec<Stored>,
+    storage: Storage,
+    device: &Device,
+) -> Result<(Named, Vec<Stored>)> {
     let (own, rest): (Vec<_>, Vec<_>) = tensors
         .into_iter()
         .partition(|tensor| tensor.is_in_blocks(storage));
     let weights = match storage {
-        Storage::Native => as_they_are(&own)?,
-        // One tensor in f32 at a time.
+        Storage::Native if ops::is_cpu(device) => as_they_are(&own, device)?,
+        // The host holds one tensor at a time, that of a file or one in f32.
+        Storage::Native => own
+            .iter()
+            .map(|tensor| copied(tensor, device))
+            .collect::<Result<_>>()?,
         _ => own
             .iter()
-            .map(|tensor| tensor.rounded(storage))
+            .map(|tensor| tensor.rounded(storage, device))
             .collect::<Result<_>>()?,
     };
     let names = own.into_iter().map(|tensor| tensor.name);
@@ -33,7 +42,7 @@ pub(super) fn read(tensors: Vec<Stored>, storage: Storage) -> Result<(Named, Vec
 }
 
 /// All in one region, so that even small tensors lie on huge pages: a processor reads all of it for every token.
-fn as_they_are(tensors: &[Stored]) -> Result<Vec<Weight>> {
+fn as_they_are(tensors: &[Stored], device: &Device) -> Result<Vec<Weight>> {
     let total: u64 = tensors.iter().map(Stored::own_bytes).sum();
     let mut bytes = Vec::new();
     bytes
@@ -50,8 +59,15 @@ fn as_they_are(tensors: &[Stored]) -> Result<Vec<Weight>> {
     let owner = Arc::new(bytes);
     let tensors = tensors.par_iter().zip(ranges);
     tensors
-        .map(|(tensor, range)| tensor.in_blocks(SharedBytes::new(owner.clone(), range)?))
+        .map(|(tensor, range)| tensor.in_blocks(SharedBytes::new(owner.clone(), range)?, device))
         .collect()
+}
+
+/// On a device with memory of its own.
+fn copied(tensor: &Stored, device: &Device) -> Result<Weight> {
+    let mut bytes = Vec::new();
+    tensor.append_blocks(&mut bytes)?;
+    tensor.in_blocks(bytes.into(), device)
 }
 
 /// The weights by the parameters of the model whose place they take.

@@ -8,11 +8,11 @@ use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-const UNITS: usize = 128;
+pub const UNITS: usize = 128;
 /// Units of a group.
-const LANES: usize = 32;
+pub const LANES: usize = 32;
 /// Weight rows of a cube whose groups take two each.
-const PAIRS: usize = UNITS / LANES;
+pub const PAIRS: usize = UNITS / LANES;
 
 /// How a launch reads.
 struct Shape {
@@ -276,6 +276,20 @@ fn multiply_cube<E: Float, N: Size>(
     multiply_rows::<E, N>(
         x, weight, first, weight, second, sums, words, rows, width, depth,
     );
+    put(residual, output, row, outputs, sums, rows);
+}
+
+/// Writes the sums of a group's two rows, the first of which is `row`, plus the residual if there is one.
+#[cube]
+pub fn put(
+    residual: ComptimeOption<&[f32]>,
+    output: &mut Tensor<f32>,
+    row: usize,
+    outputs: usize,
+    sums: &mut Shared<[f32]>,
+    #[comptime] rows: usize,
+) {
+    let unit = UNIT_POS_X as usize;
     let lane = unit % LANES;
     if lane < 2usize && row + lane < outputs {
         #[unroll]
@@ -347,6 +361,20 @@ fn multiply_rows<E: Float, N: Size>(
         }
         w += LANES;
     }
+    gather::<N>(&of_a, &of_b, sums, rows, width);
+}
+
+/// Adds up what the lanes of each group have of two weight rows, to where [`multiply_rows`] has its results.
+#[cube]
+pub fn gather<N: Size>(
+    of_a: &Array<Vector<f32, N>>,
+    of_b: &Array<Vector<f32, N>>,
+    sums: &mut Shared<[f32]>,
+    #[comptime] rows: usize,
+    #[comptime] width: usize,
+) {
+    let unit = UNIT_POS_X as usize;
+    let lane = unit % LANES;
     #[unroll]
     for r in 0..rows {
         let (parts_a, parts_b) = (of_a[r], of_b[r]);

@@ -61,13 +61,13 @@ pub fn rms_norm(x: CubeTensor, weight: CubeTensor, eps: f32) -> CubeTensor {
 }
 
 /// Enough cubes for `count`, each with the number [`place`].
-fn grid(count: usize) -> CubeCount {
+pub fn grid(count: usize) -> CubeCount {
     let across = count.clamp(1, 32768);
     CubeCount::Static(across as u32, count.div_ceil(across) as u32, 1)
 }
 
 #[cube]
-fn place() -> usize {
+pub fn place() -> usize {
     CUBE_POS_Y as usize * CUBE_COUNT_X as usize + CUBE_POS_X as usize
 }
 

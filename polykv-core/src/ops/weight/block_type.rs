@@ -75,6 +75,12 @@ impl BlockType {
         }
     }
 
+    /// The words of 32 bits of a block on GPUs: its bytes, filled up.
+    #[cfg(feature = "cube")]
+    pub(crate) fn words(self) -> usize {
+        self.bytes().div_ceil(4)
+    }
+
     /// The numbers of whole blocks as f32, into a slice of their length: what is left over on either side stays as it is.
     #[inline(always)]
     pub fn decode(self, blocks: &[u8], output: &mut [f32]) {
