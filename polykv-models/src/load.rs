@@ -143,13 +143,16 @@ pub fn own_bytes(path: &Path) -> Result<u64> {
 /// # Errors
 /// A file that is missing or malformed, and a config that is refused.
 pub fn preferred(path: &Path, device: &Device) -> Result<Storage> {
+    let path = &locate(path)?;
+    // A folder's config.json is enough to know that it has no blocks.
+    if path.is_dir() || !is_cpu(device) {
+        return Ok(Storage::F32);
+    }
     let in_blocks = |tensor: &Stored| tensor.is_in_blocks(Storage::Native);
-    Ok(
-        match is_cpu(device) && stored(path)?.iter().any(in_blocks) {
-            true => Storage::Native,
-            false => Storage::F32,
-        },
-    )
+    Ok(match stored(path)?.iter().any(in_blocks) {
+        true => Storage::Native,
+        false => Storage::F32,
+    })
 }
 
 /// The tensors of a folder or a GGUF file, without their values.
