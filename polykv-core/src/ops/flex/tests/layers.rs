@@ -126,7 +126,12 @@ fn prompts_and_rows_read_weights_of_every_storage_type() {
         let found = linear(x.clone(), &stored);
         assert_eq!(found.dtype(), DType::F32);
         let wanted = x.clone().matmul(wide.clone().transpose());
-        assert_close(&values(found), &values(wanted), 1e-5, &what);
+        // Prompts may be rounded to bf16 for weights in 8 bits; `blocks` has the exact products.
+        let tolerance = match stored {
+            Weight::Q8(_) => 0.03,
+            _ => 1e-5,
+        };
+        assert_close(&values(found), &values(wanted), tolerance, &what);
         let found = stored.rows(ids.clone());
         let wanted = wide.clone().select(0, ids.clone());
         assert_close(&values(found), &values(wanted), 0.0, &what);
