@@ -8,8 +8,9 @@ use super::{
 };
 use burn::tensor::Device;
 use polykv::models::chat::Message;
+use polykv::models::load::load_as;
 use polykv::models::tokenizer::Specials;
-use polykv::models::{Generator, LoadedModel, load_as};
+use polykv::models::{Generator, LoadedModel};
 use polykv::{Plan, Storage};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -99,8 +100,11 @@ fn qwen_equals_transformers_and_llama_cpp() {
     let Some(path) = file() else { return };
     let golden = Golden::read("qwen25");
     let model = loaded(&path);
-    // <|im_end|> by its key, <|endoftext|> by its text.
-    assert_eq!(model.eos_tokens, [END_OF_TURN, 151_643]);
+    // <|im_end|> by its key; by their texts <|endoftext|>, <|fim_pad|>, <|repo_name|> and <|file_sep|>.
+    assert_eq!(
+        model.eos_tokens,
+        [END_OF_TURN, 151_643, 151_662, 151_663, 151_664]
+    );
     check_chats(&model, &golden);
     check_logits(&model, &golden, 5e-3);
     check_perplexity(&model, &golden, 5e-3);
