@@ -40,6 +40,16 @@ pub fn keep_freed_memory() {
     }
 }
 
+/// Returns the memory that the process has freed to the system, for the time after something large: reading a vocabulary of
+/// 152,000 tokens leaves more than 100 MB behind. It does nothing on systems other than Linux with the GNU C library.
+pub fn release_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: `malloc_trim` takes any number and touches only memory that is not allocated.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Moves memory that will be read many times to huge pages. A processor that reads all weights for every token then reads a
 /// quarter to a third more bytes per second. The memory is copied once. It does nothing on systems other than Linux 6.1 and
 /// later.

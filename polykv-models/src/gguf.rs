@@ -86,6 +86,11 @@ impl GgufFile {
             .map_or(self.place(), WeightFile::place)
     }
 
+    /// Drops the metadata of the tokenizer: tens of megabytes of short texts.
+    pub(crate) fn forget_vocabulary(&mut self) {
+        self.values.retain(|key, _| !key.starts_with("tokenizer."));
+    }
+
     /// The keys of all metadata values, sorted.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.values.keys().map(String::as_str)

@@ -30,7 +30,7 @@ use burn_store::burn_pack::Tensor as PackTensor;
 use burn_store::{ApplyError, ModuleSnapshot, bridge};
 use polykv_core::files::read_capped_text;
 use polykv_core::ops::{Q8_BLOCK, is_cpu, q8_scheme};
-use polykv_core::{Error, Plan, Result, Storage};
+use polykv_core::{Error, Plan, Result, Storage, machine};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -215,6 +215,8 @@ fn load_folder(folder: &Path, storage: Storage, device: &Device) -> Result<Loade
     let tokenizer = tokenizer.fit(config.vocab_size)?;
     #[cfg(feature = "chat")]
     let chat = ChatTemplate::from_folder(folder)?;
+    // What reading a vocabulary took would lie beside the weights.
+    machine::release_freed_memory();
     Ok(LoadedModel {
         eos_tokens: ends::end_tokens(folder, &config, &tokenizer)?,
         tokenizer,
@@ -225,11 +227,14 @@ fn load_folder(folder: &Path, storage: Storage, device: &Device) -> Result<Loade
 }
 
 fn load_gguf(path: &Path, storage: Storage, device: &Device) -> Result<LoadedModel> {
-    let file = Arc::new(GgufFile::open(path)?);
+    let mut file = GgufFile::open(path)?;
     let config = file.config()?;
-    let tokenizer = Tokenizer::from_gguf(&file)?.fit(config.vocab_size)?;
     #[cfg(feature = "chat")]
     let chat = ChatTemplate::from_gguf(&file)?;
+    let tokenizer = Tokenizer::take_from(&mut file)?.fit(config.vocab_size)?;
+    // What reading a vocabulary took would lie beside the weights.
+    machine::release_freed_memory();
+    let file = Arc::new(file);
     Ok(LoadedModel {
         tokenizer,
         #[cfg(feature = "chat")]

@@ -9,6 +9,7 @@ mod bound;
 pub(crate) mod companions;
 mod gguf;
 mod limits;
+mod shared;
 mod stream;
 
 pub use stream::Stream;
@@ -17,6 +18,7 @@ use crate::gguf::GgufFile;
 use crate::stored::refuse_pointer;
 use companions::Companions;
 use polykv_core::{Error, Result, files};
+use shared::SharedTokenizer;
 use std::collections::HashSet;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -37,9 +39,9 @@ pub enum Specials {
 /// A tokenizer that never adds tokens of its own (but see [`Tokenizer::start`]), never truncates and never pads.
 pub struct Tokenizer {
     place: String,
-    parsing: tokenizers::Tokenizer,
+    parsing: SharedTokenizer,
     /// The same tokenizer, blind to special tokens in its input.
-    literal: tokenizers::Tokenizer,
+    literal: SharedTokenizer,
     special_ids: HashSet<u32>,
     start: Vec<u32>,
     vocab_size: usize,
@@ -86,6 +88,13 @@ impl Tokenizer {
         Self::from_json(file.place(), &gguf::tokenizer_json(file)?)
     }
 
+    /// Like [`Self::from_gguf`], but the file has no vocabulary afterwards: while the tokenizer is built, there is one less.
+    pub(crate) fn take_from(file: &mut GgufFile) -> Result<Self> {
+        let json = gguf::tokenizer_json(file)?;
+        file.forget_vocabulary();
+        Self::from_json(file.place(), &json)
+    }
+
     /// A lower bound on the number of tokens in a text, computed from its length alone; 0 where no bound is known. With it a
     /// text that is far beyond a model's context is refused before it is tokenized.
     pub fn least_tokens(&self, text: &str) -> usize {
@@ -96,7 +105,7 @@ impl Tokenizer {
     fn from_json(place: &str, bytes: &[u8]) -> Result<Self> {
         let refuse = |e: String| Error::invalid(place, "content", e, "a tokenizer.json");
         let listed = limits::check(place, bytes)?;
-        let mut parsing = guarded(|| tokenizers::Tokenizer::from_bytes(bytes)).map_err(refuse)?;
+        let mut parsing = guarded(|| SharedTokenizer::from_bytes(bytes)).map_err(refuse)?;
         // A file may ask for either; both would change prompts without a word.
         guarded(|| parsing.with_truncation(None).map(|_| ())).map_err(refuse)?;
         parsing.with_padding(None);
@@ -117,7 +126,7 @@ impl Tokenizer {
         let vocab = parsing.get_vocab(true);
         let last = vocab.values().max().copied();
         // Normalizers and added tokens may drop text, and unknown words may become one token whatever their length.
-        let exact = match parsing.get_model() {
+        let exact = match parsing.get_model().model() {
             tokenizers::ModelWrapper::BPE(bpe) => {
                 listed.keeps_all_text()
                     && bpe.unk_token.is_none()
@@ -162,7 +171,7 @@ impl Tokenizer {
         if tokens.is_empty() {
             return;
         }
-        let plain = |literal: &tokenizers::Tokenizer, id: u32, text: &str| {
+        let plain = |literal: &SharedTokenizer, id: u32, text: &str| {
             let found = guarded(|| literal.encode_fast(text, false));
             found.is_ok_and(|found| found.get_ids().contains(&id))
         };
@@ -281,7 +290,7 @@ impl Tokenizer {
 }
 
 /// Makes a token special in the crate's sense, and keeps how it was matched.
-fn make_special(tokenizer: &mut tokenizers::Tokenizer, id: u32, text: &str) {
+fn make_special(tokenizer: &mut SharedTokenizer, id: u32, text: &str) {
     let known = tokenizer.get_added_tokens_decoder().remove(&id);
     let known = known.filter(|token| token.content == text);
     let token = known.unwrap_or_else(|| tokenizers::AddedToken::from(text, true));
@@ -293,7 +302,7 @@ fn make_special(tokenizer: &mut tokenizers::Tokenizer, id: u32, text: &str) {
 }
 
 /// What the file's post-processor puts before a text.
-fn start(tokenizer: &tokenizers::Tokenizer) -> std::result::Result<Vec<u32>, String> {
+fn start(tokenizer: &SharedTokenizer) -> std::result::Result<Vec<u32>, String> {
     let ids = |specials| {
         guarded(|| tokenizer.encode_fast("a", specials)).map(|found| found.get_ids().to_vec())
     };

@@ -24,6 +24,24 @@ fn round_trip_and_merges() {
 }
 
 #[test]
+fn both_readings_share_one_vocabulary() {
+    let tokenizer = tiny().fit(261).unwrap();
+    let [parsing, literal] =
+        [&tokenizer.parsing, &tokenizer.literal].map(|one| one.get_model().model());
+    assert!(std::ptr::eq(parsing, literal));
+}
+
+#[test]
+fn a_vocabulary_that_is_taken_makes_the_same_tokenizer() {
+    let mut file = tiny_llama().open();
+    let taken = Tokenizer::take_from(&mut file).unwrap();
+    assert!(Tokenizer::from_gguf(&file).is_err());
+    let text = "hello<|im_end|>";
+    let ids = |tokenizer: &Tokenizer| tokenizer.encode(text, Specials::Parse).unwrap();
+    assert_eq!(ids(&taken), ids(&tiny()));
+}
+
+#[test]
 fn special_text_cannot_become_a_special_token() {
     let tokenizer = tiny();
     let text = "a<|im_end|>b<tool>";
