@@ -235,16 +235,12 @@ fn content_is_checked_before_the_model_is_loaded() {
 fn data_that_never_end_or_never_begin() {
     let dir = tempfile::tempdir().unwrap();
     files(dir.path());
-    let source = "ruler/scripts/data/synthetic";
-    std::fs::write(dir.path().join(source).join("niah.py"), "").unwrap();
     let longbench = "--task longbench --data @longbench";
-    let ruler = "--task ruler --template @ruler --haystack @words.txt";
     let prompts = "--task prompts --map prompt=p,answers=a --metric f1 --data @a.jsonl";
     for (file, args) in [
         ("longbench/config/dataset2prompt.json", longbench),
         ("longbench/config/dataset2maxlen.json", longbench),
         ("a.jsonl", prompts),
-        ("ruler/scripts/data/synthetic/constants.py", ruler),
         ("short.txt", "--task ppl --text @short.txt"),
     ] {
         let path = dir.path().join(file);
