@@ -23,6 +23,8 @@ mod properties;
 mod protect;
 #[path = "cache/protocol.rs"]
 mod protocol;
+#[path = "cache/session.rs"]
+mod session;
 #[path = "cache/shared.rs"]
 mod shared;
 #[path = "cache/windows.rs"]

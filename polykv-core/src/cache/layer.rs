@@ -1,9 +1,11 @@
 mod evict;
 mod nans;
+mod session;
 mod shared;
 mod window;
 
 pub(super) use nans::first_nan;
+pub(super) use session::Resumed;
 
 use super::order::Order;
 use super::queries::Queries;

@@ -35,6 +35,22 @@ impl States {
             .try_for_each(|(rule, state)| rule.policy.observe(state, block))
     }
 
+    /// The state that is kept for one phase; if both share one, it is that of the prefill.
+    pub fn own(&self, phase: Phase) -> &State {
+        match phase {
+            Phase::Prefill => &self.prefill,
+            Phase::Decode => &self.decode,
+        }
+    }
+
+    /// Replaces the state that is kept for one phase.
+    pub fn set(&mut self, phase: Phase, state: State) {
+        match phase {
+            Phase::Prefill => self.prefill = state,
+            Phase::Decode => self.decode = state,
+        }
+    }
+
     pub fn of(&self, phase: Phase) -> &State {
         match phase {
             Phase::Decode if !self.shared => &self.decode,

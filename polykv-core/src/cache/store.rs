@@ -28,6 +28,21 @@ impl Store {
         }
     }
 
+    /// Storage for `capacity` entries that holds these.
+    pub fn of(entries: Entries, capacity: usize) -> Self {
+        let len = entries.2.dims()[2];
+        let (keys, values, positions) = match capacity > len {
+            true => ops::grow(entries, capacity),
+            false => entries,
+        };
+        Self {
+            keys,
+            values,
+            positions,
+            len,
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }
