@@ -23,6 +23,8 @@ mod memory;
 mod plan;
 #[path = "cli/runs.rs"]
 mod runs;
+#[path = "cli/session.rs"]
+mod session;
 
 use cli_support::{
     copy_of_tiny_model, generate, generate_args, generate_json, path_str, polykv, polykv_with,

@@ -79,6 +79,8 @@ pub struct GenerateArgs {
     pub protection: ProtectionArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub session: SessionArgs,
     /// Print one JSON object instead of text and statistics
     #[arg(long, help_heading = "Output")]
     pub json: bool,
@@ -176,6 +178,17 @@ pub struct ProtectionArgs {
     /// Never evict the system message; its tokens are charged to the budget
     #[arg(long, requires = "system")]
     pub protect_system: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Session")]
+pub struct SessionArgs {
+    /// Go on from this file of --save-session: the prompt comes after what it holds, under its plan
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
+    /// Write the cache and the tokens so far into this file, to go on with --session
+    #[arg(long, value_name = "FILE")]
+    pub save_session: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
