@@ -84,5 +84,5 @@ macro_rules! corpora {
 }
 
 corpora! {
-    companions config gguf hub journal plan profile run safetensors samples shards template tokenizer
+    companions config gguf hub journal plan profile run safetensors samples session shards template tokenizer
 }
