@@ -411,7 +411,7 @@ def session_seeds():
             layer[phase] = states.get(phase, state())
         described = {
             "version": 1, "model": "m", "plan": plan, "rules": "", "attention": "scale of the head, soft-cap none", "batch": 1,
-            "heads": 2, "kv_heads": 1, "head_dim": 4, "dtype": "f32", "seen": seen, "first": [0], "spans": [], "pending": [3],
+            "heads": 2, "kv_heads": 1, "head_dim": 4, "dtype": "f32", "seen": seen, "first": [0], "shift": 0, "spans": [], "pending": [3],
             "layers": [layer | {"window": None}, layer | {"window": 6}],
         } | more
         lines, data = ["tokens U32 1 9"], struct.pack("<9I", *range(9))
@@ -425,7 +425,8 @@ def session_seeds():
                 count = 1
                 for dim in shape:
                     count *= dim
-                data += struct.pack("<4I", *positions) if name == "positions" else floats(count)
+                fixed = {"positions": struct.pack("<4I", *positions), "behind": struct.pack("<4f", -2, 1, 2, 2)}
+                data += fixed.get(name) or floats(count)
         return pieces(json.dumps(described), "\n".join(lines), data)
 
     sums = ("prefill.entries.0", (1, 1, entries))
@@ -447,6 +448,7 @@ def session_seeds():
     yield "blend", seed("policy: blend", {"prefill": state(members=[state(entries=1), state()])},
                         [("prefill.members.0.entries.0", (1, 1, entries))], queries=1)
     yield "cam", seed("policy: cam, params: {sinks: 1, window: 2}", one, [sums], queries=2, ordered=True)
+    yield "packed", seed("policy: tova", tensors=[("behind", (1, 1, entries))], queries=1, shift=2)
     header = json.dumps({"__metadata__": {"polykv-session": json.dumps({"version": 2})}}).encode()
     yield "version", b"!" + struct.pack("<Q", len(header)) + header
 

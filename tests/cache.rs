@@ -15,6 +15,8 @@ mod harness;
 mod machine;
 #[path = "cache/online.rs"]
 mod online;
+#[path = "cache/pack.rs"]
+mod pack;
 #[path = "cache/plans.rs"]
 mod plans;
 #[path = "cache/properties.rs"]

@@ -4,6 +4,8 @@ mod cli_support;
 
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "cli/beyond.rs"]
+mod beyond;
 #[path = "cli/calibrate.rs"]
 mod calibrate;
 #[path = "cli/compression.rs"]

@@ -327,6 +327,32 @@ fn sessions_go_on_on_every_device() {
     }
 }
 
+/// Keys that move to consecutive positions give what they give on the CPU.
+#[test]
+fn packed_keys_agree_with_the_cpu() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
+    let mut wanted: Option<Run> = None;
+    for (name, device) in devices() {
+        let model = load::load_weights(&folder, Storage::F32, &device).unwrap();
+        let plan = uniform(3, "snapkv", Budget::Tokens(36), &BOTH);
+        let mut cache = KvCache::new(plan, model.cache_shape(1), &device).unwrap();
+        prefill(&*model, &mut cache, 0..50);
+        let mut logits = Vec::new();
+        for at in 50..56 {
+            cache.pack().unwrap();
+            assert_eq!(cache.next_positions(), [36]);
+            let step = model.decode(ids(at..at + 1, &device), &mut cache);
+            logits.push(read(step.unwrap()));
+        }
+        let kept = (0..3).map(|layer| kept(&cache, layer).unwrap()).collect();
+        let found = Run { logits, kept };
+        match &wanted {
+            Some(wanted) => assert_same(&found, wanted, &format!("{name}, packed")),
+            None => wanted = Some(found),
+        }
+    }
+}
+
 /// The block of each family on each device, with everything kept and with eviction.
 #[test]
 fn a_model_of_each_family_agrees_with_the_cpu() {

@@ -22,6 +22,8 @@ mod shards;
 mod template;
 mod tokenizer;
 
+pub use session::take as take_session;
+
 use polykv_core::Error;
 use std::path::{Path, PathBuf};
 

@@ -24,13 +24,24 @@ const WINDOWS: [Option<usize>; 2] = [None, Some(6)];
 const MOST_BYTES: usize = 1 << 16;
 
 pub fn run(input: &[u8]) {
-    let content = match input.strip_prefix(b"!") {
-        Some(file) => file.to_vec(),
-        None => file(input),
-    };
-    match Session::from_bytes("session", content) {
+    match Session::from_bytes("session", content(input)) {
         Ok(session) => read(&session),
         Err(error) => super::refused(&error),
+    }
+}
+
+/// Takes up the session of an input, which most of those that fuzzing starts from must be.
+///
+/// # Errors
+/// What is refused.
+pub fn take(input: &[u8]) -> Result<KvCache> {
+    cache(&Session::from_bytes("session", content(input))?)
+}
+
+fn content(input: &[u8]) -> Vec<u8> {
+    match input.strip_prefix(b"!") {
+        Some(file) => file.to_vec(),
+        None => file(input),
     }
 }
 
@@ -120,6 +131,7 @@ fn read(session: &Session) {
     // Numbers may grow beyond all bounds, and a budget may be too small for what follows.
     let _ = decode(&mut loaded);
     let _ = prompt(&mut loaded);
+    let _ = loaded.pack();
     let _ = decode(&mut loaded);
 }
 

@@ -233,6 +233,10 @@ pub struct SamplingArgs {
     /// Tokens of the prompt per pass through a layer; bounds the memory for activations
     #[arg(long, value_name = "N", default_value = "512", value_parser = values::at_least_one())]
     pub chunk: usize,
+    /// What happens at the end of the model's context, with a budget: packed moves the keys that are kept to consecutive
+    /// positions and goes on [default: the generation ends]
+    #[arg(long, value_name = "HOW")]
+    pub beyond_context: Option<BeyondContext>,
     /// End at this text, which is not printed; may be repeated
     #[arg(
         long,
@@ -241,6 +245,12 @@ pub struct SamplingArgs {
         value_parser = clap::builder::NonEmptyStringValueParser::new()
     )]
     pub stop: Vec<String>,
+}
+
+/// How a generation goes on beyond the model's context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BeyondContext {
+    Packed,
 }
 
 #[cfg(feature = "hub")]

@@ -24,7 +24,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     for path in [&args.show_kept, &args.session.save_session] {
         path.as_deref().map_or(Ok(()), kept::check_path)?;
     }
-    let (spec, path, model) = model::open_at(&args.model)?;
+    let (spec, path, model) = model::open(&args.model)?;
     let model = model::with_template_arguments(model, &args.prompt.template_arg)?;
     let identity = match args.session.is_given() {
         true => session::identity(&path, &model)?,
@@ -123,5 +123,6 @@ fn options(args: &GenerateArgs) -> GenerateOptions {
         },
         stop: given.stop.clone(),
         chunk: given.chunk,
+        packed: given.beyond_context.is_some(),
     }
 }

@@ -9,6 +9,7 @@ mod drive;
 mod estimate;
 mod layer;
 mod order;
+mod pack;
 mod prompt;
 mod queries;
 mod report;
@@ -65,6 +66,8 @@ pub struct KvCache {
     spans: Spans,
     /// The position of each row's first token.
     first: Vec<usize>,
+    /// How far the positions of the next tokens have been moved down, see [`KvCache::pack`].
+    shift: usize,
     stage: Stage,
     /// The budgets of a prompt that is running, if they depend on what the layers do with it.
     cascade: Option<Cascade>,
@@ -98,6 +101,7 @@ impl KvCache {
             facts: ModelFacts::default(),
             spans: Spans::default(),
             first: vec![0; shape.batch],
+            shift: 0,
             stage: Stage::Ready,
             cascade: None,
             peak_bytes: 0,
@@ -182,6 +186,7 @@ impl KvCache {
             .map(|layer| LayerCache::new(layer, self.shape, &self.device))
             .collect();
         self.spans = Spans::default();
+        self.shift = 0;
         self.stage = Stage::Ready;
         self.cascade = None;
         self.peak_bytes = 0;
@@ -231,9 +236,10 @@ impl KvCache {
         self.layers.iter().map(LayerCache::seen).max().unwrap_or(0)
     }
 
-    /// The position of each row's next token.
+    /// The position of each row's next token, for which its query and key are rotated.
     pub fn next_positions(&self) -> Vec<usize> {
-        self.first.iter().map(|first| first + self.seen()).collect()
+        let next = self.seen() - self.shift;
+        self.first.iter().map(|first| first + next).collect()
     }
 
     /// Announces a prompt of `tokens` tokens per row. This fixes the budget of every layer, where ratios are taken of all

@@ -1,6 +1,7 @@
 //! Text generation: prefill, then one token after the other.
 
 use crate::causal_lm::PrefillOptions;
+use crate::config::{ModelConfig, RopeScaling};
 use crate::load::LoadedModel;
 use crate::sample::{Sampler, SamplingParams};
 use crate::stop::StopMatcher;
@@ -24,6 +25,9 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Tokens of the prompt per pass through a layer; see [`PrefillOptions::chunk`].
     pub chunk: usize,
+    /// Whether the sequence goes on when it reaches the end of the model's context: keys that are kept move to consecutive
+    /// positions, see [`KvCache::pack`].
+    pub packed: bool,
 }
 
 impl Default for GenerateOptions {
@@ -33,6 +37,7 @@ impl Default for GenerateOptions {
             sampling: SamplingParams::default(),
             stop: Vec::new(),
             chunk: PrefillOptions::CHUNK,
+            packed: false,
         }
     }
 }
@@ -261,6 +266,12 @@ impl Generator {
                 .chain(prompt.iter().copied())
                 .collect(),
         };
+        if options.packed {
+            check_packs(model.config())?;
+            self.cache.set_facts(&model.facts());
+            self.cache.check_packs()?;
+            make_room(&mut self.cache, fed.len(), model.config().max_positions)?;
+        }
         let mut history = [self.tokens.as_slice(), &fed].concat();
         let started = Instant::now();
         let mut wanted = ControlFlow::Continue(());
@@ -305,7 +316,16 @@ impl Generator {
                 finish = Finish::Stop;
                 break;
             }
-            let at_end = self.cache.seen() >= model.config().max_positions;
+            let context = model.config().max_positions;
+            if options.packed {
+                make_room(&mut self.cache, 1, context)?;
+            }
+            // Without a budget nothing was freed.
+            let at_end = self
+                .cache
+                .next_positions()
+                .iter()
+                .any(|&next| next >= context);
             if at_end || tokens.len() == options.max_new_tokens {
                 break;
             }
@@ -329,6 +349,31 @@ impl Generator {
             cache,
             activation_peak_bytes,
         })
+    }
+}
+
+/// Checks that keys of the model can be moved to other positions.
+///
+/// # Errors
+/// A model whose frequencies depend on how long the context is.
+fn check_packs(config: &ModelConfig) -> Result<()> {
+    let layers = config.layers.iter();
+    let mut scalings = layers.filter_map(|layer| layer.rope.as_ref().map(|rope| &rope.scaling));
+    match scalings.any(|scaling| matches!(scaling, RopeScaling::LongRope { .. })) {
+        false => Ok(()),
+        true => Err(Error::unsupported(
+            "generating beyond the model's context",
+            "its rotary frequencies (longrope) depend on the length",
+        )),
+    }
+}
+
+/// Moves keys to consecutive positions if `tokens` more would not fit the context.
+fn make_room(cache: &mut KvCache, tokens: usize, context: usize) -> Result<()> {
+    let next = cache.next_positions().into_iter().max().unwrap_or(0);
+    match next > 0 && next.saturating_add(tokens) > context {
+        true => cache.pack(),
+        false => Ok(()),
     }
 }
 
@@ -389,5 +434,25 @@ impl<'a> Output<'a> {
             self.wanted = on_event(Event::Text(&text));
         }
         self.text.push_str(&text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_that_depend_on_the_length_are_refused() {
+        let check = |name: &str| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+            let text = std::fs::read_to_string(folder.join(name).join("config.json")).unwrap();
+            check_packs(&ModelConfig::from_hf_json(name, &text).unwrap())
+        };
+        check("tiny-llama31").unwrap();
+        let error = check("tiny-phi3").unwrap_err();
+        assert!(
+            error.is_refusal() && error.to_string().contains("longrope"),
+            "{error}"
+        );
     }
 }

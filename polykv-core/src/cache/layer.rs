@@ -1,5 +1,6 @@
 mod evict;
 mod nans;
+mod pack;
 mod session;
 mod shared;
 mod window;
@@ -48,6 +49,8 @@ pub struct LayerCache {
     /// The scores of the entries, `[batch, kv_heads, entries]`, while the layer may be cut by them again.
     scores: Option<Tensor<3>>,
     seen: usize,
+    /// How far the positions of the next tokens have been moved down.
+    shift: usize,
     /// Whether all KV heads hold the same positions in the same slots.
     heads_agree: bool,
     /// Whether scores have been NaN since this was last asked.
@@ -74,6 +77,7 @@ impl LayerCache {
             states: States::default(),
             scores: None,
             seen: 0,
+            shift: 0,
             heads_agree: true,
             nans: Nans::Known(false),
             moving: 0,
@@ -315,6 +319,7 @@ impl LayerCache {
             store.append(k, v, self.seen);
         }
         self.order.append(tokens);
+        self.states.append_behind(tokens, self.shift);
         if self.needs.queries > 0 {
             self.queries.remember(q, self.needs.queries);
         }

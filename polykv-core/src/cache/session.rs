@@ -90,8 +90,14 @@ impl Session {
         }
         let mut layers = Vec::new();
         for (layer, described) in meta.layers.iter().enumerate() {
-            let seen = meta.seen;
-            layers.push(LayerData::take(&mut reader, layer, described, shape, seen)?);
+            let given = [meta.seen, meta.shift];
+            layers.push(LayerData::take(
+                &mut reader,
+                layer,
+                described,
+                shape,
+                given,
+            )?);
         }
         reader.check_taken()?;
         let info = SessionInfo {
@@ -184,6 +190,7 @@ impl KvCache {
             dtype: dtype_name(self.shape.dtype)?.into(),
             seen: self.seen(),
             first: self.first.clone(),
+            shift: self.shift,
             spans: ranges(self.spans.ranges()),
             pending: info.pending.clone(),
             layers: layers
@@ -264,6 +271,7 @@ impl KvCache {
                 meta,
                 data,
                 seen: session.meta.seen,
+                shift: session.meta.shift,
                 rules,
                 facts: self.facts.layer(index),
                 softcap: self.facts.softcap,
@@ -273,6 +281,7 @@ impl KvCache {
         }
         self.layers = layers;
         self.first.clone_from(&meta.first);
+        self.shift = meta.shift;
         self.spans = Spans::new(meta.spans.iter().map(|[start, end]| *start..*end));
         self.stage = Stage::Ready;
         self.cascade = None;

@@ -87,6 +87,13 @@ impl Store {
         }
     }
 
+    /// Overwrites the keys of all entries, `[batch, kv_heads, entries, head_dim]` of the type that is stored.
+    pub fn set_keys(&mut self, keys: Tensor<4>) {
+        let entries = 0..self.len;
+        self.keys
+            .inplace(|t| t.slice_assign(s![.., .., entries, ..], keys));
+    }
+
     /// Moves the entries into storage for `capacity` entries.
     pub fn resize(&mut self, capacity: usize) {
         let entries = (self.keys(), self.values(), self.positions());

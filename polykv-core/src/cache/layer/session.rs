@@ -23,6 +23,7 @@ pub(in crate::cache) struct Resumed<'a> {
     pub meta: &'a LayerMeta,
     pub data: &'a LayerData,
     pub seen: usize,
+    pub shift: usize,
     pub rules: LayerEvictions,
     pub facts: LayerFacts,
     pub softcap: Option<f64>,
@@ -57,6 +58,9 @@ impl LayerCache {
         if let Some(queries) = queries {
             writer.add(name("queries"), queries)?;
         }
+        if let Some(behind) = self.states.behind() {
+            writer.add(name("behind"), behind)?;
+        }
         for phase in Phase::BOTH {
             state::add(writer, &name(&phase.to_string()), self.states.own(phase))?;
         }
@@ -88,6 +92,7 @@ impl LayerCache {
         self.begin(from.rules, from.facts, from.softcap, Spans::new(spans), 0);
         self.add_needs(from.needs);
         self.seen = from.seen;
+        self.shift = from.shift;
 
         let queries = self.needs.queries.min(self.seen);
         let field = format!("queries of layer {layer}");
@@ -127,6 +132,10 @@ impl LayerCache {
         let positions = numbers(data.positions.iter().map(|&p| i64::from(p)).collect());
         if meta.ordered {
             self.order = Order::of(numbers(data.order()));
+        }
+        if let Some(behind) = &data.behind {
+            self.states
+                .set_behind(state::tensor(reader, behind, &self.device)?);
         }
         if let Some(queries) = &data.queries {
             self.queries = Queries::of(state::tensor(reader, queries, &self.device)?);

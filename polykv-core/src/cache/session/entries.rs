@@ -18,12 +18,14 @@ pub struct LayerData {
     /// `[batch, kv_heads, entries]`, row-major.
     pub positions: Vec<u32>,
     pub queries: Option<Incoming>,
+    /// How far entries lie behind their positions, if keys were moved.
+    pub behind: Option<Incoming>,
     pub prefill: StateData,
     pub decode: StateData,
 }
 
 impl LayerData {
-    /// Takes the tensors of layer `layer` after `seen` tokens.
+    /// Takes the tensors of layer `layer` after `seen` tokens, whose latest positions were moved down by `shift`.
     ///
     /// # Errors
     /// Tensors that are missing, of another shape or type, or not finite; positions that repeat or were never seen; more entries
@@ -33,7 +35,7 @@ impl LayerData {
         layer: usize,
         meta: &LayerMeta,
         shape: LayerShape,
-        seen: usize,
+        [seen, shift]: [usize; 2],
     ) -> Result<Self> {
         let name = |what: &str| format!("layer.{layer}.{what}");
         let LayerShape {
@@ -67,6 +69,16 @@ impl LayerData {
                 Some(reader.take(&name("queries"), Some(DType::F32), &dims)?)
             }
         };
+        let behind = match shift {
+            0 => None,
+            _ => Some(take_behind(
+                reader,
+                &name("behind"),
+                shape,
+                entries,
+                [seen, shift],
+            )?),
+        };
         let mut state = |phase: Phase| {
             let prefix = name(&phase.to_string());
             StateData::take(reader, &prefix, meta.state(phase), shape, entries)
@@ -79,6 +91,7 @@ impl LayerData {
             values,
             positions,
             queries,
+            behind,
         })
     }
 
@@ -107,6 +120,31 @@ impl LayerData {
             slots.into_iter().map(|(_, slot)| slot)
         };
         self.heads().flat_map(order).collect()
+    }
+}
+
+/// # Errors
+/// What is no offset that moving keys gives.
+fn take_behind(
+    reader: &mut Reader,
+    name: &str,
+    shape: LayerShape,
+    entries: usize,
+    [seen, shift]: [usize; 2],
+) -> Result<Incoming> {
+    let dims = [shape.batch, shape.kv_heads, entries].map(Some);
+    let behind = reader.take(name, Some(DType::F32), &dims)?;
+    let data = reader.data(&behind)?;
+    let (offsets, _) = data.bytes().as_chunks::<4>();
+    let mut offsets = offsets.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    let (least, most) = (-(seen as f32), shift as f32);
+    match offsets.find(|&offset| offset.fract() != 0.0 || offset > most || offset < least) {
+        None => Ok(behind),
+        Some(offset) => {
+            let field = format!("number in tensor {name}");
+            let allowed = format!("a whole number, at most {shift}");
+            Err(Error::invalid(reader.place(), field, offset, allowed))
+        }
     }
 }
 

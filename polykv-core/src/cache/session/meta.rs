@@ -1,6 +1,7 @@
 //! What a session's file says in words: the JSON text in its header.
 
 use super::LIMIT;
+use crate::cache::pack::FARTHEST;
 use crate::phase::Phase;
 use crate::plan::PlanFile;
 use crate::policy::State;
@@ -47,6 +48,8 @@ pub struct Meta {
     pub seen: usize,
     /// The position of each row's first token.
     pub first: Vec<usize>,
+    /// How far the positions of the next tokens have been moved down.
+    pub shift: usize,
     /// Positions that are protected from the next prompt on.
     pub spans: Vec<[usize; 2]>,
     /// Token ids that are still to be fed: none, or one per row.
@@ -213,6 +216,7 @@ impl Meta {
                 return Err(Error::shape(place, field, found, allowed));
             }
         }
+        check_range(place, "shift", self.shift, 0, self.seen.min(FARTHEST))?;
         let most = MOST_TOKENS.saturating_sub(self.seen);
         for first in &self.first {
             check_range(place, "first position", *first, 0, most)?;
