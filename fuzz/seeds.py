@@ -404,10 +404,71 @@ def recipes(count=24):
         yield f"recipe-{index}", b"\xff" + draw.randbytes(draw.randrange(64, 768))
 
 
+def session_seeds():
+    seen, entries = 9, 4
+
+    def floats(count):
+        return struct.pack(f"<{count}f", *((i * 7 % 11) / 8 for i in range(count)))
+
+    def state(**more):
+        return {"entries": 0, "rows": 0, "sequence": 0, "counts": [], "members": []} | more
+
+    def seed(rule, states=None, tensors=(), queries=0, ordered=False, phases=("prefill", "decode"), **more):
+        states, budget = states or {}, entries
+        plan = f"{{schema: 1, layers: 2, budget: {{tokens: {budget}}}" + "".join(
+            f", {phase}: [{{layers: 0-1, {rule}}}]" for phase in phases) + "}"
+        layer = {"capacity": entries + 1, "spans": [], "ordered": ordered, "heads_agree": True, "queries": queries}
+        for phase in ("prefill", "decode"):
+            layer[f"{phase}_budget"] = budget if phase in phases else None
+            layer[phase] = states.get(phase, state())
+        described = {
+            "version": 1, "model": "m", "plan": plan, "rules": "", "attention": "scale of the head, soft-cap none", "batch": 1,
+            "heads": 2, "kv_heads": 1, "head_dim": 4, "dtype": "f32", "seen": seen, "first": [0], "shift": 0, "spans": [], "pending": [3],
+            "layers": [layer | {"window": None}, layer | {"window": 6}],
+        } | more
+        lines, data = ["tokens U32 1 9"], struct.pack("<9I", *range(9))
+        positions = [8, 1, 5, 7] if ordered else [1, 5, 7, 8]
+        for index in range(2):
+            own = [("keys", (1, 1, entries, 4)), ("values", (1, 1, entries, 4)), ("positions", (1, 1, entries))]
+            own += [("queries", (1, 2, queries, 4))] if queries else []
+            for name, shape in own + list(tensors):
+                kind = "U32" if name == "positions" else "F32"
+                lines.append(f"layer.{index}.{name} {kind} " + " ".join(map(str, shape)))
+                count = 1
+                for dim in shape:
+                    count *= dim
+                fixed = {"positions": struct.pack("<4I", *positions), "behind": struct.pack("<4f", -2, 1, 2, 2)}
+                data += fixed.get(name) or floats(count)
+        return pieces(json.dumps(described), "\n".join(lines), data)
+
+    sums = ("prefill.entries.0", (1, 1, entries))
+    one = {"prefill": state(entries=1)}
+    yield "full", seed("policy: full", phases=())
+    yield "h2o", seed("policy: h2o", one, [sums])
+    yield "decode", seed("policy: h2o", {"decode": state(entries=1)}, [("decode.entries.0", (1, 1, entries))], phases=("decode",))
+    yield "tova", seed("policy: tova", queries=1, spans=[[0, 1]], first=[7])
+    yield "snapkv", seed("policy: snapkv, params: {window: 2, kernel: 3}", queries=2)
+    yield "lagkv", seed("policy: lagkv, params: {lag: 2, sinks: 1}", ordered=True)
+    yield "scissorhands", seed("policy: scissorhands, params: {history: 9, recent: 3}",
+                               {"prefill": state(entries=1, rows=1, counts=[9, 0, 0])},
+                               [sums, ("prefill.rows.0", (1, 1, entries, 1))])
+    yield "expected", seed("policy: expected-attention, params: {sinks: 1}",
+                           {"prefill": state(sequence=2, counts=[8])},
+                           [("prefill.sequence.0", (1, 2, 1, 4)), ("prefill.sequence.1", (1, 2, 4, 4))])
+    yield "d2o", seed("policy: d2o, params: {sinks: 1}", {"prefill": state(entries=1, sequence=2)},
+                      [sums, ("prefill.sequence.0", (1, 1, 1, 1)), ("prefill.sequence.1", (1, 1, 1, 1))])
+    yield "blend", seed("policy: blend", {"prefill": state(members=[state(entries=1), state()])},
+                        [("prefill.members.0.entries.0", (1, 1, entries))], queries=1)
+    yield "cam", seed("policy: cam, params: {sinks: 1, window: 2}", one, [sums], queries=2, ordered=True)
+    yield "packed", seed("policy: tova", tensors=[("behind", (1, 1, entries))], queries=1, shift=2)
+    header = json.dumps({"__metadata__": {"polykv-session": json.dumps({"version": 2})}}).encode()
+    yield "version", b"!" + struct.pack("<Q", len(header)) + header
+
+
 SEEDS = {
     "companions": companions_seeds, "config": config_seeds, "gguf": gguf_seeds, "hub": hub_seeds, "journal": journal_seeds,
     "plan": PLANS.items, "profile": profile_seeds, "run": run_seeds, "safetensors": safetensors_seeds,
-    "samples": sample_seeds, "shards": shards_seeds, "template": TEMPLATES.items, "tokenizer": tokenizer_seeds,
+    "samples": sample_seeds, "session": session_seeds, "shards": shards_seeds, "template": TEMPLATES.items, "tokenizer": tokenizer_seeds,
 }
 
 

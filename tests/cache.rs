@@ -15,6 +15,8 @@ mod harness;
 mod machine;
 #[path = "cache/online.rs"]
 mod online;
+#[path = "cache/pack.rs"]
+mod pack;
 #[path = "cache/plans.rs"]
 mod plans;
 #[path = "cache/properties.rs"]
@@ -23,6 +25,8 @@ mod properties;
 mod protect;
 #[path = "cache/protocol.rs"]
 mod protocol;
+#[path = "cache/session.rs"]
+mod session;
 #[path = "cache/shared.rs"]
 mod shared;
 #[path = "cache/windows.rs"]

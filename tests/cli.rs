@@ -4,6 +4,8 @@ mod cli_support;
 
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "cli/beyond.rs"]
+mod beyond;
 #[path = "cli/calibrate.rs"]
 mod calibrate;
 #[path = "cli/compression.rs"]
@@ -23,6 +25,8 @@ mod memory;
 mod plan;
 #[path = "cli/runs.rs"]
 mod runs;
+#[path = "cli/session.rs"]
+mod session;
 
 use cli_support::{
     copy_of_tiny_model, generate, generate_args, generate_json, path_str, polykv, polykv_with,

@@ -32,7 +32,8 @@ use polykv::models::{CausalLm, PrefillOptions, load};
 use polykv::policy::Policies;
 use polykv::testing::{Case, check, compare, kept, max_difference};
 use polykv::{
-    Budget, DeviceSpec, KvCache, Phase, Plan, PromptCache, SharedPrefill, Spans, Storage,
+    Budget, DeviceSpec, KvCache, Phase, Plan, PlanFile, PromptCache, Registry, Session,
+    SessionInfo, SharedPrefill, Spans, Storage,
 };
 use std::ops::Range;
 use std::path::Path;
@@ -292,6 +293,83 @@ fn a_model_agrees_with_the_cpu_under_every_policy_and_allocator() {
         if *device != "cpu" {
             let wanted = run(&*models[0], mixed, spans);
             assert_same(&found, &wanted, &format!("{device}, protected"));
+        }
+    }
+}
+
+/// A sequence goes on from its session bit for bit, and on another device as on its own.
+#[test]
+fn sessions_go_on_on_every_device() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
+    let devices = devices();
+    let models: Vec<_> = devices
+        .iter()
+        .map(|(_, device)| load::load_weights(&folder, Storage::F32, device).unwrap())
+        .collect();
+    for (name, plan) in plans() {
+        let info = SessionInfo {
+            model: "tiny".into(),
+            plan: PlanFile::of(&plan, &Registry::default()),
+            tokens: Vec::new(),
+            pending: Vec::new(),
+        };
+        let mut sessions = Vec::new();
+        for ((device, _), model) in devices.iter().zip(&models) {
+            let empty = || {
+                let shape = model.cache_shape(1);
+                let mut cache = KvCache::new(plan.clone(), shape, model.device()).unwrap();
+                cache.set_facts(&model.facts());
+                cache
+            };
+            let mut cache = empty();
+            let first = prefill(&**model, &mut cache, PROMPT);
+            let content = cache.to_session(&info).unwrap();
+            let session = Session::from_bytes("session", content).unwrap();
+            let mut loaded = empty();
+            loaded.load(&session, "tiny").unwrap();
+            sessions.push(session);
+            let wanted = go_on(&**model, &mut cache, first.clone());
+            let found = go_on(&**model, &mut loaded, first.clone());
+            let bits = |run: &Run| {
+                run.logits
+                    .concat()
+                    .into_iter()
+                    .map(f32::to_bits)
+                    .collect::<Vec<_>>()
+            };
+            assert!(bits(&found) == bits(&wanted), "{device}, {name}");
+            assert_eq!(found.kept, wanted.kept, "{device}, {name}");
+            // The first device's.
+            let mut moved = empty();
+            moved.load(&sessions[0], "tiny").unwrap();
+            let found = go_on(&**model, &mut moved, first);
+            assert_same(&found, &wanted, &format!("{device}, {name}, moved"));
+        }
+    }
+}
+
+/// Keys that move to consecutive positions give what they give on the CPU.
+#[test]
+fn packed_keys_agree_with_the_cpu() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
+    let mut wanted: Option<Run> = None;
+    for (name, device) in devices() {
+        let model = load::load_weights(&folder, Storage::F32, &device).unwrap();
+        let plan = uniform(3, "snapkv", Budget::Tokens(36), &BOTH);
+        let mut cache = KvCache::new(plan, model.cache_shape(1), &device).unwrap();
+        prefill(&*model, &mut cache, 0..50);
+        let mut logits = Vec::new();
+        for at in 50..56 {
+            cache.pack().unwrap();
+            assert_eq!(cache.next_positions(), [36]);
+            let step = model.decode(ids(at..at + 1, &device), &mut cache);
+            logits.push(read(step.unwrap()));
+        }
+        let kept = (0..3).map(|layer| kept(&cache, layer).unwrap()).collect();
+        let found = Run { logits, kept };
+        match &wanted {
+            Some(wanted) => assert_same(&found, wanted, &format!("{name}, packed")),
+            None => wanted = Some(found),
         }
     }
 }

@@ -66,6 +66,25 @@ fn check(target: &str, what: &str, input: &[u8]) {
     }
 }
 
+/// Changes of a session that no cache takes up would reach little.
+#[test]
+fn sessions_of_the_corpus_are_taken_up() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/session");
+    let names = [
+        "blend", "cam", "d2o", "decode", "expected", "full", "h2o", "lagkv",
+    ];
+    let more = ["packed", "scissorhands", "snapkv", "tova"];
+    for name in names.into_iter().chain(more) {
+        let input = std::fs::read(folder.join(name)).unwrap();
+        let taken = targets::take_session(&input);
+        assert_eq!(
+            taken.map(|cache| cache.seen()).map_err(|e| e.to_string()),
+            Ok(9),
+            "{name}"
+        );
+    }
+}
+
 /// The most memory that this process ever had, in bytes, where the system tells.
 fn peak_memory() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
@@ -89,5 +108,5 @@ macro_rules! corpora {
 }
 
 corpora! {
-    companions config gguf hub journal plan profile run safetensors samples shards template tokenizer
+    companions config gguf hub journal plan profile run safetensors samples session shards template tokenizer
 }

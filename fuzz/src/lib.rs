@@ -18,9 +18,12 @@ mod profile;
 mod run;
 mod safetensors;
 mod samples;
+mod session;
 mod shards;
 mod template;
 mod tokenizer;
+
+pub use session::take as take_session;
 
 use draw::Draw;
 use polykv_core::Error;
@@ -30,7 +33,7 @@ use std::path::{Path, PathBuf};
 type Target = (&'static str, fn(&[u8]));
 
 /// Every target.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 14] = [
     ("companions", companions::run),
     ("config", config::run),
     ("gguf", gguf::run),
@@ -41,6 +44,7 @@ pub const TARGETS: [Target; 13] = [
     ("run", run::run),
     ("safetensors", safetensors::run),
     ("samples", samples::run),
+    ("session", session::run),
     ("shards", shards::run),
     ("template", template::run),
     ("tokenizer", tokenizer::run),

@@ -79,6 +79,8 @@ pub struct GenerateArgs {
     pub protection: ProtectionArgs,
     #[command(flatten)]
     pub sampling: SamplingArgs,
+    #[command(flatten)]
+    pub session: SessionArgs,
     /// Print one JSON object instead of text and statistics
     #[arg(long, help_heading = "Output")]
     pub json: bool,
@@ -179,6 +181,17 @@ pub struct ProtectionArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Session")]
+pub struct SessionArgs {
+    /// Go on from this file of --save-session: the prompt comes after what it holds, under its plan
+    #[arg(long, value_name = "FILE")]
+    pub session: Option<PathBuf>,
+    /// Write the cache and the tokens so far into this file, to go on with --session
+    #[arg(long, value_name = "FILE")]
+    pub save_session: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
 #[command(next_help_heading = "Generation")]
 pub struct SamplingArgs {
     /// Most tokens to generate
@@ -220,6 +233,10 @@ pub struct SamplingArgs {
     /// Tokens of the prompt per pass through a layer; bounds the memory for activations
     #[arg(long, value_name = "N", default_value = "512", value_parser = values::at_least_one())]
     pub chunk: usize,
+    /// What happens at the end of the model's context, with a budget: packed moves the keys that are kept to consecutive
+    /// positions and goes on [default: the generation ends]
+    #[arg(long, value_name = "HOW")]
+    pub beyond_context: Option<BeyondContext>,
     /// End at this text, which is not printed; may be repeated
     #[arg(
         long,
@@ -228,6 +245,12 @@ pub struct SamplingArgs {
         value_parser = clap::builder::NonEmptyStringValueParser::new()
     )]
     pub stop: Vec<String>,
+}
+
+/// How a generation goes on beyond the model's context.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum BeyondContext {
+    Packed,
 }
 
 #[cfg(feature = "hub")]

@@ -18,7 +18,7 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
         Objective::Evidence => Vec::new(),
         Objective::Text | Objective::Both => data::read(&args.examples.data)?,
     };
-    let (device, path, model) = model::open_at(&args.model)?;
+    let (device, path, model) = model::open(&args.model)?;
     options.journal = Some(JournalOptions {
         folder: args.out.clone(),
         resume: args.resume,

@@ -37,7 +37,7 @@ fn evaluated(args: &EvalArgs) -> anyhow::Result<()> {
         .map(Source::read)
         .collect::<Result<Vec<_>>>()?;
     let samples = samples::Samples::read(&args.samples)?;
-    let (spec, path, model) = model::open_at(&args.model)?;
+    let (spec, path, model) = model::open(&args.model)?;
     let model = model::with_template_arguments(model, &args.samples.template_arg)?;
     let evaluator = Evaluator::new(&model, named(plans, model.model.config())?)?;
     let task = samples.task(&args.samples, &model)?;

@@ -4,8 +4,9 @@ use crate::args::GenerateArgs;
 use crate::compression::{Placed, Source};
 use crate::kept::{self, Snapshot};
 use crate::output::{self, Run, console, progress, stats};
-use crate::{model, prompt};
+use crate::{model, prompt, session};
 use anyhow::Context;
+use polykv::Spans;
 use polykv::models::generate::Event;
 use polykv::models::sample::SamplingParams;
 use polykv::models::{GenerateOptions, Generator};
@@ -18,26 +19,48 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let options = options(args);
     options.sampling.validate()?;
     let source = Source::read(&args.compression)?;
+    let session = session::read(args)?;
     let text = prompt::read(&args.prompt)?;
-    args.show_kept.as_deref().map_or(Ok(()), kept::check_path)?;
-    let (spec, model) = model::open(&args.model)?;
+    for path in [&args.show_kept, &args.session.save_session] {
+        path.as_deref().map_or(Ok(()), kept::check_path)?;
+    }
+    let (spec, path, model) = model::open(&args.model)?;
     let model = model::with_template_arguments(model, &args.prompt.template_arg)?;
+    let identity = match args.session.is_given() {
+        true => session::identity(&path, &model)?,
+        false => String::new(),
+    };
 
-    let plan = source.plan(model.model.config())?;
-    let ids = prompt::encode(&model, &args.prompt, &text)?;
-    let spans = prompt::protected(&model, &args.prompt, &args.protection, &text, ids.len())?;
-    plan.check_protected(ids.len(), &model.model.cache_cost(1), &spans)?;
-    let Placed { file, plan, .. } = plan;
-    let mut generator = Generator::new(model, plan)?;
-    generator.protect(spans.clone());
+    let (mut generator, file, ids, spans) = match &session {
+        Some(session) => {
+            let Placed { file, plan, .. } = session.plan(args, source, model.model.config())?;
+            let pending = session.pending();
+            let ids = prompt::encode_next(&model, &args.prompt, &text, pending)?;
+            let generator = session.resume(model, plan, &identity)?;
+            (generator, file, ids, Spans::default())
+        }
+        None => {
+            let plan = source.plan(model.model.config())?;
+            let ids = prompt::encode(&model, &args.prompt, &text)?;
+            let spans =
+                prompt::protected(&model, &args.prompt, &args.protection, &text, ids.len())?;
+            plan.check_protected(ids.len(), &model.model.cache_cost(1), &spans)?;
+            let Placed { file, plan, .. } = plan;
+            let mut generator = Generator::new(model, plan)?;
+            generator.protect(spans.clone());
+            (generator, file, ids, spans)
+        }
+    };
+    let mut prompted = 0;
     let mut snapshot = None;
     let mut written = Ok(());
     let mut prefill = progress::Prefill::default();
     let generation = generator.generate(&ids, &options, &mut |event| {
         match event {
             Event::Prefill { done, total } => prefill.step(done, total),
-            Event::Prompt(cache) if args.show_kept.is_some() => {
-                snapshot = Some(Snapshot::of(cache))
+            Event::Prompt(cache) => {
+                prompted = cache.seen();
+                snapshot = args.show_kept.as_ref().map(|_| Snapshot::of(cache));
             }
             Event::Text(piece) if !args.json => written = console::write(piece),
             _ => {}
@@ -52,6 +75,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let generation = generation?;
     written.context("standard output")?;
 
+    let saved = match &args.session.save_session {
+        Some(path) => Some(generator.save(path, &file, &identity)?),
+        None => None,
+    };
     let run = Run {
         model: &args.model.model,
         device: spec.to_string(),
@@ -59,9 +86,12 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         plan: &file,
         generation: &generation,
         cache: generator.cache(),
+        session: session.as_ref().map(session::Resumed::report),
+        saved,
     };
     if let (Some(path), Some(snapshot)) = (&args.show_kept, snapshot) {
-        let tokens = kept::tokens(&generator.model().tokenizer, &ids, &snapshot.read()?)?;
+        let ids = generator.tokens().get(..prompted).unwrap_or_default();
+        let tokens = kept::tokens(&generator.model().tokenizer, ids, &snapshot.read()?)?;
         let page = output::kept::page(&run, &tokens, &spans)?;
         output::write_whole(path, page)?;
     }
@@ -93,5 +123,6 @@ fn options(args: &GenerateArgs) -> GenerateOptions {
         },
         stop: given.stop.clone(),
         chunk: given.chunk,
+        packed: given.beyond_context.is_some(),
     }
 }

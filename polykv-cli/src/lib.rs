@@ -24,6 +24,7 @@ mod prompt;
 #[cfg(feature = "hub")]
 mod pull;
 mod registry;
+mod session;
 
 use args::{Cli, Command};
 use clap::Parser;

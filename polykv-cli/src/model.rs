@@ -10,19 +10,11 @@ use polykv::models::{LoadedModel, load};
 use polykv::{DeviceSpec, Error, Result};
 use std::path::PathBuf;
 
-/// Opens the device, fetches the model if need be and loads it.
-///
-/// # Errors
-/// What is missing or refused.
-pub fn open(args: &ModelArgs) -> Result<(DeviceSpec, LoadedModel)> {
-    open_at(args).map(|(spec, _, model)| (spec, model))
-}
-
 /// Opens the device, fetches the model if need be and loads it. Returns the path of its files as well.
 ///
 /// # Errors
 /// What is missing or refused.
-pub fn open_at(args: &ModelArgs) -> Result<(DeviceSpec, PathBuf, LoadedModel)> {
+pub fn open(args: &ModelArgs) -> Result<(DeviceSpec, PathBuf, LoadedModel)> {
     let (spec, device) = device(args.device)?;
     // Before a model is downloaded and read.
     args.dtype.check(&device)?;

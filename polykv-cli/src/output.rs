@@ -16,6 +16,7 @@ use polykv::models::Generation;
 use polykv::policy::Params;
 use polykv::{Budget, Error, KvCache, Phase, PlanFile, Result};
 pub use polykv_core::files::write_whole;
+use serde::Serialize;
 use std::path::Path;
 
 /// A finished generation and where it ran.
@@ -27,6 +28,28 @@ pub struct Run<'a> {
     pub plan: &'a PlanFile,
     pub generation: &'a Generation,
     pub cache: &'a KvCache,
+    /// The session that this goes on from.
+    pub session: Option<ResumedSession>,
+    /// Bytes of the session that was written.
+    pub saved: Option<usize>,
+}
+
+/// What a session gave to the sequence.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct ResumedSession {
+    /// Tokens that it had been given.
+    pub tokens: usize,
+    pub reuse: Reuse,
+}
+
+/// What of the tokens before a session went on is still there.
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reuse {
+    /// Everything that attention can see.
+    Exact,
+    /// What the policies kept.
+    Compressed,
 }
 
 /// Text without line breaks and other control characters, which files and servers may put into messages.

@@ -72,15 +72,7 @@ fn read_all(place: &str, source: impl Read) -> Result<String> {
 /// template.
 pub fn encode(model: &LoadedModel, args: &PromptArgs, text: &str) -> Result<Vec<u32>> {
     let tokenizer = &model.tokenizer;
-    let (least, most) = (
-        tokenizer.least_tokens(text),
-        model.model.config().max_positions,
-    );
-    if least > most {
-        let found = format!("at least {least} tokens");
-        let allowed = format!("at most {most} tokens, the model's context");
-        return Err(Error::invalid("prompt", "length", found, allowed));
-    }
+    check_fits(model, text)?;
     let mut ids = match &model.chat {
         Some(chat) if !args.raw => chat.encode(tokenizer, &messages(args, text), true)?,
         _ if args.system.is_some() => {
@@ -97,6 +89,49 @@ pub fn encode(model: &LoadedModel, args: &PromptArgs, text: &str) -> Result<Vec<
         ids.extend(tokenizer.encode(prefix, Specials::AsText)?);
     }
     Ok(ids)
+}
+
+/// Token ids of a prompt that follows `pending`, the last token of an answer: a turn in the chat template if the model has one,
+/// unless it is to be fed as it is.
+///
+/// # Errors
+/// A text that cannot fit the model's context; a template that does not render.
+pub fn encode_next(
+    model: &LoadedModel,
+    args: &PromptArgs,
+    text: &str,
+    pending: Option<u32>,
+) -> Result<Vec<u32>> {
+    let tokenizer = &model.tokenizer;
+    check_fits(model, text)?;
+    let mut ids = match &model.chat {
+        Some(chat) if !args.raw => {
+            let ids = chat.follow_up(tokenizer, text)?;
+            // The answer has ended by itself if its last token is what ends it.
+            let ended = usize::from(pending.is_some() && ids.first().copied() == pending);
+            ids.get(ended..).unwrap_or_default().to_vec()
+        }
+        _ => tokenizer.encode(text, Specials::AsText)?,
+    };
+    if let Some(prefix) = &args.answer_prefix {
+        ids.extend(tokenizer.encode(prefix, Specials::AsText)?);
+    }
+    Ok(ids)
+}
+
+/// # Errors
+/// A text that cannot fit the model's context.
+fn check_fits(model: &LoadedModel, text: &str) -> Result<()> {
+    let (least, most) = (
+        model.tokenizer.least_tokens(text),
+        model.model.config().max_positions,
+    );
+    if least > most {
+        let found = format!("at least {least} tokens");
+        let allowed = format!("at most {most} tokens, the model's context");
+        return Err(Error::invalid("prompt", "length", found, allowed));
+    }
+    Ok(())
 }
 
 fn messages(args: &PromptArgs, text: &str) -> Vec<Message> {

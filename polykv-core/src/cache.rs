@@ -14,9 +14,11 @@ mod drive;
 mod estimate;
 mod layer;
 mod order;
+mod pack;
 mod prompt;
 mod queries;
 mod report;
+mod session;
 mod shared;
 mod slots;
 mod spans;
@@ -28,6 +30,7 @@ pub use estimate::CacheEstimate;
 pub use layer::LayerCache;
 pub use prompt::{Prompt, PromptCache};
 pub use report::CacheReport;
+pub use session::{Session, SessionInfo};
 pub use shared::SharedPrefill;
 pub use spans::Spans;
 pub use untrimmed::Untrimmed;
@@ -68,6 +71,8 @@ pub struct KvCache {
     spans: Spans,
     /// The position of each row's first token.
     first: Vec<usize>,
+    /// How far the positions of the next tokens have been moved down, see [`KvCache::pack`].
+    shift: usize,
     stage: Stage,
     /// The budgets of a prompt that is running, if they depend on what the layers do with it.
     cascade: Option<Cascade>,
@@ -101,6 +106,7 @@ impl KvCache {
             facts: ModelFacts::default(),
             spans: Spans::default(),
             first: vec![0; shape.batch],
+            shift: 0,
             stage: Stage::Ready,
             cascade: None,
             peak_bytes: 0,
@@ -185,6 +191,7 @@ impl KvCache {
             .map(|layer| LayerCache::new(layer, self.shape, &self.device))
             .collect();
         self.spans = Spans::default();
+        self.shift = 0;
         self.stage = Stage::Ready;
         self.cascade = None;
         self.peak_bytes = 0;
@@ -234,9 +241,9 @@ impl KvCache {
         self.layers.iter().map(LayerCache::seen).max().unwrap_or(0)
     }
 
-    /// The position of each row's next token.
+    /// The position of each row's next token, for which its query and key are rotated.
     pub fn next_positions(&self) -> Vec<usize> {
-        let seen = self.seen();
+        let seen = self.seen().saturating_sub(self.shift);
         let next = |first: &usize| first.saturating_add(seen);
         self.first.iter().map(next).collect()
     }

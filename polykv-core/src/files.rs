@@ -6,6 +6,7 @@
 )]
 
 pub mod lines;
+pub mod safetensors;
 
 use crate::error::{Error, Result};
 use std::fs::{File, FileType, OpenOptions};

@@ -44,8 +44,8 @@ pub mod testing;
 pub use allocate::Allocator;
 pub use budget::{Budget, EntryCost};
 pub use cache::{
-    CacheEstimate, CacheReport, KvCache, LayerCache, Prompt, PromptCache, SharedPrefill, Spans,
-    Untrimmed,
+    CacheEstimate, CacheReport, KvCache, LayerCache, Prompt, PromptCache, Session, SessionInfo,
+    SharedPrefill, Spans, Untrimmed,
 };
 pub use device::DeviceSpec;
 pub use error::{At, Error, ErrorKind, Result};

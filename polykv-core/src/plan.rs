@@ -29,6 +29,7 @@ use crate::budget::Budget;
 use crate::phase::Phase;
 use crate::policy::Policy;
 use crate::{Error, Result};
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 
 /// The most layers that a plan may have.
@@ -195,6 +196,27 @@ impl Plan {
         for (layer, rule) in self.layers.iter_mut().zip(rules) {
             *layer.rule_mut(phase) = rule;
         }
+    }
+
+    /// A fingerprint of what the plan does, whatever the name and the wording of the file that states it: the first 8 bytes
+    /// of the SHA-256 of its budget, its allocator and every rule with all parameters, as 16 hexadecimal digits.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        let online = self.online.as_ref().map(|allocator| allocator.name());
+        let extra = self.allow_full_extra;
+        hash.update(format!("{:?} {online:?} {extra}\n", self.budget));
+        for phase in Phase::BOTH {
+            for rule in self.rules(phase) {
+                let text = match rule {
+                    Rule::Keep => "keep\n".to_string(),
+                    Rule::Evict { policy, share } => format!("{share:?} {}\n", policy.key()),
+                };
+                hash.update(text);
+            }
+        }
+        let digest = hash.finalize();
+        let digits = digest.iter().take(8).map(|byte| format!("{byte:02x}"));
+        digits.collect()
     }
 
     /// Checks what can be checked without a prompt or a model.

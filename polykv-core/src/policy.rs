@@ -152,6 +152,18 @@ pub trait Policy: Send + Sync + fmt::Debug {
     /// Anything that keeps the policy from scoring; the caller of the cache gets it.
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>>;
 
+    /// Whether the policy can go on from `state`, which was read from a [`Session`](crate::Session) after `seen` tokens and may
+    /// be forged. Statistics per entry are known to have one number or row per entry; `like` is what [`Policy::append`] makes
+    /// of the latest token alone. The default wants the same tensors, whose shapes differ in the number of entries only, and
+    /// as many [`State::counts`], each at most `seen`. Policies whose statistics change their number or shape say here what
+    /// they can have.
+    ///
+    /// # Errors
+    /// A state that the policy never has. The text says what it has instead of what.
+    fn accepts(&self, state: &State, like: &State, seen: usize) -> std::result::Result<(), String> {
+        state.check_like(like, seen)
+    }
+
     /// Whether evicted entries change those that stay. If so, [`Policy::merge`] is called at every eviction.
     fn merges(&self) -> bool {
         false

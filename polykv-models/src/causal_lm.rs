@@ -3,7 +3,7 @@
 use crate::config::ModelConfig;
 use crate::layers::RopeTable;
 use burn::tensor::{Device, Int, Tensor};
-use polykv_core::{EntryCost, KvCache, LayerShape, PromptCache, Result, Storage};
+use polykv_core::{EntryCost, KvCache, LayerShape, ModelFacts, PromptCache, Result, Storage};
 use std::fmt;
 use std::ops::Range;
 
@@ -17,6 +17,10 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
 
     /// The number formats of the weights and of the cache that goes with them.
     fn storage(&self) -> Storage;
+
+    /// What the model states about itself for its cache. A prompt states it by itself; a cache that goes on from a
+    /// [`Session`](polykv_core::Session) is told before.
+    fn facts(&self) -> ModelFacts;
 
     /// Bytes of weight matrices that a decode step reads: all but an embedding table of which it looks up single rows, and
     /// experts that a token does not choose.

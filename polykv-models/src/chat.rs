@@ -12,6 +12,7 @@ mod argument;
 mod encode;
 mod engine;
 mod filters;
+mod follow_up;
 mod fuel;
 mod guard;
 mod json;

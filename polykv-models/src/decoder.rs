@@ -144,7 +144,7 @@ impl<L: Layer> Decoder<L> {
         let [_, tokens] = ids.dims();
         let starts = cache.next_positions();
         self.check_length(starts.iter().copied().max().unwrap_or(0), tokens)?;
-        cache.set_facts(&self.facts());
+        cache.set_facts(&CausalLm::facts(self));
         let mut prompt = Prompt::new(cache, tokens)?;
         let mut chunks = Vec::new();
         for first in (0..tokens).step_by(options.chunk.max(1)) {
@@ -173,22 +173,6 @@ impl<L: Layer> Decoder<L> {
 
     fn rope_of_rows(&self, first: &[usize], tokens: usize) -> RopeTable {
         self.rope.table_of_rows(first, tokens, &self.device)
-    }
-
-    fn facts(&self) -> ModelFacts {
-        let layers = self.weights.model.layers.iter().enumerate();
-        let layer = |(index, layer): (usize, &L)| {
-            let mut facts = LayerFacts::default();
-            facts.rope = Some(self.rope.facts(index));
-            facts.output = Some(layer.output_weight().clone());
-            facts.window = self.config.layers[index].window;
-            facts
-        };
-        let mut facts = ModelFacts::default();
-        facts.scale = self.config.attention_scale;
-        facts.softcap = self.config.attention_softcap;
-        facts.layers = layers.map(layer).collect();
-        facts
     }
 
     fn check_length(&self, start: usize, tokens: usize) -> Result<()> {
@@ -227,6 +211,22 @@ impl<L: Layer> CausalLm for Decoder<L> {
 
     fn storage(&self) -> Storage {
         self.storage
+    }
+
+    fn facts(&self) -> ModelFacts {
+        let layers = self.weights.model.layers.iter().enumerate();
+        let layer = |(index, layer): (usize, &L)| {
+            let mut facts = LayerFacts::default();
+            facts.rope = Some(self.rope.facts(index));
+            facts.output = Some(layer.output_weight().clone());
+            facts.window = self.config.layers[index].window;
+            facts
+        };
+        let mut facts = ModelFacts::default();
+        facts.scale = self.config.attention_scale;
+        facts.softcap = self.config.attention_softcap;
+        facts.layers = layers.map(layer).collect();
+        facts
     }
 
     fn bytes_per_token(&self) -> u64 {

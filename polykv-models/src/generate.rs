@@ -1,13 +1,17 @@
 //! Text generation: prefill, then one token after the other.
 
 use crate::causal_lm::PrefillOptions;
+use crate::config::{ModelConfig, RopeScaling};
 use crate::load::LoadedModel;
 use crate::sample::{Sampler, SamplingParams};
 use crate::stop::StopMatcher;
 use polykv_core::device::run_on;
-use polykv_core::{CacheReport, Error, KvCache, Plan, Result, Spans, ops};
+use polykv_core::{
+    CacheReport, Error, KvCache, Plan, PlanFile, Result, Session, SessionInfo, Spans, ops,
+};
 use serde::Serialize;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Options of a generation.
@@ -21,6 +25,9 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// Tokens of the prompt per pass through a layer; see [`PrefillOptions::chunk`].
     pub chunk: usize,
+    /// Whether the sequence goes on when it reaches the end of the model's context: keys that are kept move to consecutive
+    /// positions, see [`KvCache::pack`].
+    pub packed: bool,
 }
 
 impl Default for GenerateOptions {
@@ -30,6 +37,7 @@ impl Default for GenerateOptions {
             sampling: SamplingParams::default(),
             stop: Vec::new(),
             chunk: PrefillOptions::CHUNK,
+            packed: false,
         }
     }
 }
@@ -54,7 +62,7 @@ pub struct Generation {
     pub text: String,
     /// New tokens, an end token excluded.
     pub tokens: Vec<u32>,
-    /// Tokens of the prompt.
+    /// Tokens of the prompt; the last token of an answer before it counts among them.
     pub prompt_tokens: usize,
     /// Why the generation ended.
     pub finish: Finish,
@@ -108,6 +116,10 @@ pub type OnEvent<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + Send + 'a;
 pub struct Generator {
     model: LoadedModel,
     cache: KvCache,
+    /// The tokens that the cache was given.
+    tokens: Vec<u32>,
+    /// The last token of an answer, which the cache has not been given yet.
+    pending: Option<u32>,
 }
 
 impl Generator {
@@ -118,7 +130,66 @@ impl Generator {
     pub fn new(model: LoadedModel, plan: Plan) -> Result<Self> {
         model.check_layers(&plan)?;
         let cache = KvCache::new(plan, model.model.cache_shape(1), model.model.device())?;
-        Ok(Self { model, cache })
+        Ok(Self {
+            model,
+            cache,
+            tokens: Vec::new(),
+            pending: None,
+        })
+    }
+
+    /// A generator that goes on from a session under `plan`, which must be the one of the session. `identity` names the model,
+    /// its weights and their number format, as for [`Generator::save`].
+    ///
+    /// # Errors
+    /// A session of several sequences or without its token ids, ids beyond the vocabulary, and what [`KvCache::load`]
+    /// refuses.
+    pub fn resume(
+        model: LoadedModel,
+        plan: Plan,
+        session: &Session,
+        identity: &str,
+    ) -> Result<Self> {
+        let mut generator = Self::new(model, plan)?;
+        let device = generator.model.model.device().clone();
+        generator.cache.set_facts(&generator.model.model.facts());
+        run_on(&device, || generator.cache.load(session, identity))?;
+        let info = session.info();
+        let [tokens] = info.tokens.as_slice() else {
+            let found = format!("of {} sequences", info.tokens.len());
+            return Err(Error::invalid(
+                "session",
+                "token ids",
+                found,
+                "of one sequence",
+            ));
+        };
+        let vocab = generator.model.model.config().vocab_size;
+        let mut ids = tokens.iter().chain(&info.pending);
+        if let Some(id) = ids.find(|&&id| id as usize >= vocab) {
+            let allowed = format!("below {vocab}");
+            return Err(Error::invalid("session", "token id", id, allowed));
+        }
+        generator.tokens.clone_from(tokens);
+        generator.pending = info.pending.first().copied();
+        Ok(generator)
+    }
+
+    /// Writes the sequence so far to a session's file, from which [`Generator::resume`] goes on; see [`KvCache::save`].
+    /// `plan` is what states the plan, `identity` what identifies the model, its weights and their number format. Returns the
+    /// bytes of the file.
+    ///
+    /// # Errors
+    /// What [`KvCache::save`] refuses.
+    pub fn save(&mut self, path: &Path, plan: &PlanFile, identity: &str) -> Result<usize> {
+        let info = SessionInfo {
+            model: identity.to_string(),
+            plan: plan.clone(),
+            tokens: vec![self.tokens.clone()],
+            pending: self.pending.into_iter().collect(),
+        };
+        let device = self.model.model.device().clone();
+        run_on(&device, || self.cache.save(path, &info))
     }
 
     /// The model.
@@ -131,6 +202,17 @@ impl Generator {
         &self.cache
     }
 
+    /// The tokens that the cache was given so far, in order.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// The last token of the answer before, which is fed before the next prompt: it was chosen, and the cache has not been
+    /// given it. An end token counts too. `None` at the start.
+    pub fn pending(&self) -> Option<u32> {
+        self.pending
+    }
+
     /// Sets the positions that no policy evicts; see [`KvCache::protect`].
     pub fn protect(&mut self, spans: Spans) {
         self.cache.protect(spans);
@@ -139,10 +221,12 @@ impl Generator {
     /// Removes the sequence so far and the protected positions; the next prompt starts at position 0.
     pub fn clear(&mut self) {
         self.cache.clear();
+        self.tokens.clear();
+        self.pending = None;
     }
 
-    /// Runs the token ids of `prompt` after the sequence so far, then generates. The cache keeps the state after the
-    /// last token, so that another turn can follow.
+    /// Runs the token ids of `prompt` after the sequence so far, then generates. The cache keeps the state before the last
+    /// token, which goes before the next prompt, so that another turn can follow.
     ///
     /// # Errors
     /// An empty prompt, one beyond the model's context, ids beyond its vocabulary, a plan that cannot be carried out
@@ -174,7 +258,21 @@ impl Generator {
             ));
         }
         let mut sampler = Sampler::new(options.sampling.clone())?;
-        let mut history = prompt.to_vec();
+        let fed = match prompt {
+            [] => Vec::new(),
+            prompt => self
+                .pending
+                .into_iter()
+                .chain(prompt.iter().copied())
+                .collect(),
+        };
+        if options.packed {
+            check_packs(model.config())?;
+            self.cache.set_facts(&model.facts());
+            self.cache.check_packs()?;
+            make_room(&mut self.cache, fed.len(), model.config().max_positions)?;
+        }
+        let mut history = [self.tokens.as_slice(), &fed].concat();
         let started = Instant::now();
         let mut wanted = ControlFlow::Continue(());
         let mut progress = |done, total| {
@@ -187,7 +285,9 @@ impl Generator {
             progress: Some(&mut progress),
             ..PrefillOptions::default()
         };
-        let mut logits = model.prefill(self.model.ids(prompt), &mut self.cache, &mut prefill)?;
+        let mut logits = model.prefill(self.model.ids(&fed), &mut self.cache, &mut prefill)?;
+        self.tokens.extend_from_slice(&fed);
+        self.pending = None;
         let activation_peak_bytes = prefill.activation_peak_bytes;
         if wanted.is_continue() {
             wanted = on_event(Event::Prompt(&self.cache));
@@ -207,6 +307,7 @@ impl Generator {
                 .sample(&values, &history)
                 .map_err(|error| explained(error, &self.cache))?;
             first.get_or_insert_with(Instant::now);
+            self.pending = Some(token);
             if self.model.eos_tokens.contains(&token) {
                 finish = Finish::Stop;
                 break;
@@ -217,11 +318,22 @@ impl Generator {
                 finish = Finish::Stop;
                 break;
             }
-            let at_end = self.cache.seen() >= model.config().max_positions;
+            let context = model.config().max_positions;
+            if options.packed {
+                make_room(&mut self.cache, 1, context)?;
+            }
+            // Without a budget nothing was freed.
+            let at_end = self
+                .cache
+                .next_positions()
+                .iter()
+                .any(|&next| next >= context);
             if at_end || tokens.len() == options.max_new_tokens {
                 break;
             }
             logits = model.decode(self.model.ids(&[token]), &mut self.cache)?;
+            self.tokens.push(token);
+            self.pending = None;
         }
         // Waits for the device: a NaN score is an error of this generation, and time ends when all is computed.
         let cache = self.cache.report()?;
@@ -230,7 +342,7 @@ impl Generator {
         let steps = tokens.len() + usize::from(finish == Finish::Stop && !output.stopped);
         Ok(Generation {
             text: output.finish(on_event)?,
-            prompt_tokens: prompt.len(),
+            prompt_tokens: fed.len(),
             finish,
             ttft: first - started,
             decode_time: ended - first,
@@ -247,6 +359,31 @@ fn explained(error: Error, cache: &KvCache) -> Error {
     match cache.not_finite() {
         Ok(Some(cause)) => Error::NotFinite(format!("{error}; {cause}")),
         _ => error,
+    }
+}
+
+/// Checks that keys of the model can be moved to other positions.
+///
+/// # Errors
+/// A model whose frequencies depend on how long the context is.
+fn check_packs(config: &ModelConfig) -> Result<()> {
+    let layers = config.layers.iter();
+    let mut scalings = layers.filter_map(|layer| layer.rope.as_ref().map(|rope| &rope.scaling));
+    match scalings.any(|scaling| matches!(scaling, RopeScaling::LongRope { .. })) {
+        false => Ok(()),
+        true => Err(Error::unsupported(
+            "generating beyond the model's context",
+            "its rotary frequencies (longrope) depend on the length",
+        )),
+    }
+}
+
+/// Moves keys to consecutive positions if `tokens` more would not fit the context.
+fn make_room(cache: &mut KvCache, tokens: usize, context: usize) -> Result<()> {
+    let next = cache.next_positions().into_iter().max().unwrap_or(0);
+    match next > 0 && next.saturating_add(tokens) > context {
+        true => cache.pack(),
+        false => Ok(()),
     }
 }
 
@@ -307,5 +444,25 @@ impl<'a> Output<'a> {
             self.wanted = on_event(Event::Text(&text));
         }
         self.text.push_str(&text);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_that_depend_on_the_length_are_refused() {
+        let check = |name: &str| {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
+            let text = std::fs::read_to_string(folder.join(name).join("config.json")).unwrap();
+            check_packs(&ModelConfig::from_hf_json(name, &text).unwrap())
+        };
+        check("tiny-llama31").unwrap();
+        let error = check("tiny-phi3").unwrap_err();
+        assert!(
+            error.is_refusal() && error.to_string().contains("longrope"),
+            "{error}"
+        );
     }
 }

@@ -74,7 +74,7 @@ impl World {
     }
 
     /// Queries (0), keys (1) or values (2) of a layer: `[batch, heads, tokens, head_dim]`.
-    fn part(&self, layer: usize, kind: u64, tokens: Range<usize>) -> Tensor<4> {
+    pub fn part(&self, layer: usize, kind: u64, tokens: Range<usize>) -> Tensor<4> {
         let heads = if kind == 0 {
             self.shape.heads
         } else {
@@ -112,7 +112,7 @@ impl World {
         Tensor::from_data(TensorData::new(values, dims), &Device::flex())
     }
 
-    fn cache(&self, plan: Plan) -> Result<KvCache, Error> {
+    pub fn cache(&self, plan: Plan) -> Result<KvCache, Error> {
         let device = Device::flex();
         let mut cache = KvCache::new(plan, self.shape, &device)?;
         let pairs = self.shape.head_dim / 2;

@@ -1,6 +1,6 @@
 //! The object of `generate --json`. Scripts depend on it: fields may be added, never renamed or dropped.
 
-use super::Run;
+use super::{ResumedSession, Run};
 use polykv::models::Finish;
 use serde::Serialize;
 
@@ -18,6 +18,11 @@ pub struct Json<'a> {
     device: &'a str,
     dtype: &'a str,
     plan_hash: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<ResumedSession>,
+    /// Bytes of the session that was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session_bytes: Option<usize>,
     /// The most memory that the process has held, where the system tells.
     #[serde(skip_serializing_if = "Option::is_none")]
     process_peak_bytes: Option<usize>,
@@ -65,6 +70,8 @@ impl Run<'_> {
             device: &self.device,
             dtype: self.dtype,
             plan_hash: self.plan.hash(),
+            session: self.session,
+            session_bytes: self.saved,
             process_peak_bytes: process_peak_bytes(),
         }
     }

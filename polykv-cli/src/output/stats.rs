@@ -1,7 +1,7 @@
 //! The block of statistics after a generation.
 
 use super::json::process_peak_bytes;
-use super::{Run, bytes, describe_budget, describe_params, trimmed};
+use super::{Reuse, Run, bytes, describe_budget, describe_params, trimmed};
 use polykv::models::Finish;
 use polykv::plan::FileRule;
 use polykv::{Phase, PlanFile};
@@ -41,6 +41,7 @@ pub fn block(run: &Run<'_>, rules: bool) -> String {
             ),
         ),
     ];
+    lines.extend(session(run).map(|facts| ("session", facts)));
     if kv.kept_min() < kv.kept_max() {
         lines.push(("layers", by_layer(&kv.kept)));
     }
@@ -86,6 +87,20 @@ pub fn block(run: &Run<'_>, rules: bool) -> String {
         .map(|(name, facts)| format!("{name:<8}{facts}"))
         .collect();
     lines.join("\n")
+}
+
+/// What the sequence goes on from, and what was written.
+fn session(run: &Run<'_>) -> Option<String> {
+    let resumed = run.session.map(|session| {
+        let reuse = match session.reuse {
+            Reuse::Exact => "exact: all of them are there",
+            Reuse::Compressed => "compressed: what their policies kept",
+        };
+        format!("goes on after {} tokens, {reuse}", session.tokens)
+    });
+    let saved = run.saved.map(|saved| format!("{} saved", bytes(saved)));
+    let parts: Vec<_> = resumed.into_iter().chain(saved).collect();
+    (!parts.is_empty()).then(|| parts.join("; "))
 }
 
 fn plan(plan: &PlanFile) -> String {

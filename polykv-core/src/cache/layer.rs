@@ -1,9 +1,12 @@
 mod evict;
 mod nans;
+mod pack;
+mod session;
 mod shared;
 mod window;
 
 pub(super) use nans::first_nan;
+pub(super) use session::Resumed;
 
 use super::order::Order;
 use super::queries::Queries;
@@ -46,6 +49,8 @@ pub struct LayerCache {
     /// The scores of the entries, `[batch, kv_heads, entries]`, while the layer may be cut by them again.
     scores: Option<Tensor<3>>,
     seen: usize,
+    /// How far the positions of the next tokens have been moved down.
+    shift: usize,
     /// Whether all KV heads hold the same positions in the same slots.
     heads_agree: bool,
     /// Whether scores have been NaN since this was last asked.
@@ -72,6 +77,7 @@ impl LayerCache {
             states: States::default(),
             scores: None,
             seen: 0,
+            shift: 0,
             heads_agree: true,
             nans: Nans::Known(false),
             moving: 0,
@@ -320,6 +326,7 @@ impl LayerCache {
             store.append(k, v, self.seen);
         }
         self.order.append(tokens);
+        self.states.append_behind(tokens, self.shift);
         if self.needs.queries > 0 {
             self.queries.remember(q, self.needs.queries);
         }

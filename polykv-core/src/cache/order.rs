@@ -13,6 +13,11 @@ impl Order {
         self.0.as_ref()
     }
 
+    /// This order, `[batch, kv_heads, entries]`.
+    pub fn of(order: Tensor<3, Int>) -> Self {
+        Self(Some(order))
+    }
+
     pub fn reset(&mut self) {
         self.0 = None;
     }

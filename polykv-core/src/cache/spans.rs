@@ -36,6 +36,11 @@ impl Spans {
         counts.fold(0, usize::saturating_add)
     }
 
+    /// The ranges, in ascending order and apart.
+    pub(super) fn ranges(&self) -> &[Range<usize>] {
+        &self.0
+    }
+
     /// Whether a position is among them.
     pub fn contains(&self, position: usize) -> bool {
         self.0.iter().any(|span| span.contains(&position))

@@ -13,6 +13,9 @@ pub(super) struct States {
     prefill: State,
     decode: State,
     pub shared: bool,
+    /// How far each entry's rotary position lies behind the position that the layer counts, `[batch, kv_heads, entries]`;
+    /// nothing while that is nowhere.
+    behind: State,
 }
 
 impl States {
@@ -35,6 +38,40 @@ impl States {
             .try_for_each(|(rule, state)| rule.policy.observe(state, block))
     }
 
+    /// The state that is kept for one phase; if both share one, it is that of the prefill.
+    pub fn own(&self, phase: Phase) -> &State {
+        match phase {
+            Phase::Prefill => &self.prefill,
+            Phase::Decode => &self.decode,
+        }
+    }
+
+    /// Replaces the state that is kept for one phase.
+    pub fn set(&mut self, phase: Phase, state: State) {
+        match phase {
+            Phase::Prefill => self.prefill = state,
+            Phase::Decode => self.decode = state,
+        }
+    }
+
+    /// How far entries lie behind, if any do.
+    pub fn behind(&self) -> Option<Tensor<3>> {
+        self.behind.entries.first().cloned()
+    }
+
+    pub fn set_behind(&mut self, behind: Tensor<3>) {
+        self.behind.entries = vec![behind];
+    }
+
+    /// Appends entries that lie `shift` behind, if any do.
+    pub fn append_behind(&mut self, tokens: usize, shift: usize) {
+        if let Some(behind) = self.behind.entries.first() {
+            let [batch, kv_heads, _] = behind.dims();
+            let new = Tensor::full([batch, kv_heads, tokens], shift as f32, &behind.device());
+            self.behind.extend_with(new);
+        }
+    }
+
     pub fn of(&self, phase: Phase) -> &State {
         match phase {
             Phase::Decode if !self.shared => &self.decode,
@@ -53,16 +90,19 @@ impl States {
     pub fn keep(&mut self, slots: &Tensor<3, Int>) {
         self.prefill.keep(slots);
         self.decode.keep(slots);
+        self.behind.keep(slots);
     }
 
     /// Follows the move of the last entry into the slot `victim [batch, kv_heads, 1]`.
     pub fn replace(&mut self, victim: &Tensor<3, Int>) {
         self.prefill.replace(victim);
         self.decode.replace(victim);
+        self.behind.replace(victim);
     }
 
     pub fn bytes(&self) -> usize {
-        self.prefill.bytes().saturating_add(self.decode.bytes())
+        let own = self.prefill.bytes().saturating_add(self.decode.bytes());
+        own.saturating_add(self.behind.bytes())
     }
 
     /// The policies that evict, each with its state.

@@ -28,6 +28,21 @@ impl Store {
         }
     }
 
+    /// Storage for `capacity` entries that holds these.
+    pub fn of(entries: Entries, capacity: usize) -> Self {
+        let len = entries.2.dims()[2];
+        let (keys, values, positions) = match capacity > len {
+            true => ops::grow(entries, capacity),
+            false => entries,
+        };
+        Self {
+            keys,
+            values,
+            positions,
+            len,
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }
@@ -70,6 +85,13 @@ impl Store {
             true => self.positions.clone(),
             false => self.positions.clone().slice(s![.., .., 0..self.len]),
         }
+    }
+
+    /// Overwrites the keys of all entries, `[batch, kv_heads, entries, head_dim]` of the type that is stored.
+    pub fn set_keys(&mut self, keys: Tensor<4>) {
+        let entries = 0..self.len;
+        self.keys
+            .inplace(|t| t.slice_assign(s![.., .., entries, ..], keys));
     }
 
     /// Moves the entries into storage for `capacity` entries.

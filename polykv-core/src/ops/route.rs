@@ -106,6 +106,7 @@ pub(super) fn rounds_products(device: &Device) -> bool {
             let tf32 = cubecl::tf32::elem_type_native();
             cube.client().properties().supports_type(tf32)
         }
+        #[allow(unreachable_patterns, reason = "with no other backend")]
         _ => false,
     }
 }

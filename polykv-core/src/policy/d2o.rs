@@ -96,6 +96,26 @@ impl Policy for D2o {
         true
     }
 
+    fn accepts(&self, state: &State, like: &State, seen: usize) -> std::result::Result<(), String> {
+        // What a sequence has depends on what was merged so far.
+        let wanted = like.entries.first().map(|sums| {
+            let [batch, kv_heads, _] = sums.dims();
+            [batch, kv_heads, 1, 1]
+        });
+        let other = |tensor: &Tensor<4>| Some(tensor.dims()) != wanted;
+        if state.sequence.len() > 2 || state.sequence.iter().any(other) {
+            let found: Vec<_> = state.sequence.iter().map(Tensor::dims).collect();
+            return Err(format!(
+                "thresholds {found:?} instead of at most two of {wanted:?}"
+            ));
+        }
+        let rest = State {
+            sequence: Vec::new(),
+            ..state.clone()
+        };
+        rest.check_like(like, seen)
+    }
+
     fn merge(
         &self,
         state: &mut State,

@@ -74,6 +74,54 @@ impl State {
             .for_each(|member| member.replace(victim));
     }
 
+    /// Checks that there are the tensors of `like`, of the same types and shapes but for the number of entries, and as many
+    /// counts, each at most `most`.
+    ///
+    /// # Errors
+    /// What differs, in words.
+    pub fn check_like(&self, like: &Self, most: usize) -> std::result::Result<(), String> {
+        let entries = |state: &Self| {
+            let shape = |tensor: &Tensor<3>| {
+                let [batch, kv_heads, _] = tensor.dims();
+                format!("{:?} {:?}", tensor.dtype(), [batch, kv_heads])
+            };
+            state.entries.iter().map(shape).collect::<Vec<_>>()
+        };
+        let rows = |state: &Self| {
+            let shape = |tensor: &Tensor<4>| {
+                let [batch, kv_heads, _, width] = tensor.dims();
+                format!("{:?} {:?}", tensor.dtype(), [batch, kv_heads, width])
+            };
+            state.rows.iter().map(shape).collect::<Vec<_>>()
+        };
+        let sequence = |state: &Self| {
+            let shape = |tensor: &Tensor<4>| format!("{:?} {:?}", tensor.dtype(), tensor.dims());
+            state.sequence.iter().map(shape).collect::<Vec<_>>()
+        };
+        for (what, found, wanted) in [
+            ("statistics", entries(self), entries(like)),
+            ("rows", rows(self), rows(like)),
+            ("statistics of the sequence", sequence(self), sequence(like)),
+        ] {
+            if found != wanted {
+                return Err(format!("{what} {found:?} instead of {wanted:?}"));
+            }
+        }
+        if self.counts.len() != like.counts.len() {
+            let (found, wanted) = (self.counts.len(), like.counts.len());
+            return Err(format!("{found} counts instead of {wanted}"));
+        }
+        if let Some(count) = self.counts.iter().find(|&&count| count > most) {
+            return Err(format!("a count of {count} instead of at most {most}"));
+        }
+        if self.members.len() != like.members.len() {
+            let (found, wanted) = (self.members.len(), like.members.len());
+            return Err(format!("{found} members instead of {wanted}"));
+        }
+        let mut members = self.members.iter().zip(&like.members);
+        members.try_for_each(|(member, like)| member.check_like(like, most))
+    }
+
     /// Bytes of all statistics on the device.
     pub fn bytes(&self) -> usize {
         self.entries.iter().map(ops::bytes).sum::<usize>()

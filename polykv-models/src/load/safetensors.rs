@@ -6,8 +6,8 @@ mod index;
 use crate::stored::Stored;
 use crate::stored::WeightFile;
 use burn::tensor::{Bytes, DType, Shape, TensorData};
+use polykv_core::files::safetensors::{Dtype, Entry};
 use polykv_core::{Error, Result};
-use safetensors::tensor::Dtype;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -85,7 +85,7 @@ fn read_all(path: &Path) -> Result<Vec<Stored>> {
     Ok(entries.into_iter().map(|e| stored(&file, e)).collect())
 }
 
-fn stored(file: &Arc<WeightFile>, entry: header::Entry) -> Stored {
+fn stored(file: &Arc<WeightFile>, entry: Entry) -> Stored {
     let dtype = match entry.dtype {
         Dtype::F16 => DType::F16,
         Dtype::BF16 => DType::BF16,

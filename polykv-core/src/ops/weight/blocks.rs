@@ -118,6 +118,10 @@ impl std::fmt::Debug for BlockWeight {
 #[derive(Clone, Copy)]
 pub struct BlockRows<'a> {
     pub kind: BlockType,
+    #[cfg_attr(
+        not(feature = "flex"),
+        expect(dead_code, reason = "for kernels of the CPU")
+    )]
     pub rows: usize,
     pub columns: usize,
     bytes: &'a [u8],

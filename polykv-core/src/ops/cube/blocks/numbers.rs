@@ -194,7 +194,7 @@ fn fields<N: Size>(word: u32, #[comptime] step: u32, #[comptime] mask: u32) -> V
 /// Four low bits and what stands above them.
 #[cube]
 fn joined<N: Size>(low: Vector<u32, N>, high: Vector<u32, N>) -> Vector<u32, N> {
-    low | high * Vector::new(16u32)
+    low | (high * Vector::new(16u32))
 }
 
 #[cube]
