@@ -29,7 +29,7 @@ impl KvCache {
         }
         self.check_packs()?;
         let most = self.layers.iter().map(|layer| layer.entries()).max();
-        let shift = seen - most.unwrap_or(0);
+        let shift = seen.saturating_sub(most.unwrap_or(0));
         if shift > FARTHEST {
             let found = format!("{shift} positions");
             return Err(Error::invalid("cache", "packing by", found, FARTHEST));
@@ -38,7 +38,7 @@ impl KvCache {
             // There are no gaps.
             return Ok(());
         }
-        let moved = shift - self.shift;
+        let moved = shift.saturating_sub(self.shift);
         for index in 0..self.layers.len() {
             self.run(index, |layer| layer.pack(shift, moved))?;
         }

@@ -22,15 +22,15 @@ impl LayerCache {
             None => vec![0.0; positions.len()],
         };
         let entries = store.len();
-        let next = self.seen as i64 - shift as i64;
+        let next = self.seen.saturating_sub(shift) as i64;
+        let first = next.saturating_sub(entries as i64);
         let mut behind = vec![0.0f32; positions.len()];
         let heads = positions.chunks(entries).zip(behind.chunks_mut(entries));
         for (positions, behind) in heads {
-            let mut slots: Vec<usize> = (0..entries).collect();
-            slots.sort_unstable_by_key(|&slot| positions[slot]);
-            for (rank, slot) in slots.into_iter().enumerate() {
-                let place = next - entries as i64 + rank as i64;
-                behind[slot] = (positions[slot] - place) as f32;
+            let mut slots: Vec<(&i64, &mut f32)> = positions.iter().zip(behind).collect();
+            slots.sort_unstable_by_key(|(position, _)| **position);
+            for (place, (position, behind)) in (first..).zip(slots) {
+                *behind = position.saturating_sub(place) as f32;
             }
         }
         let steps: Vec<f64> = behind
@@ -58,6 +58,10 @@ impl LayerCache {
 
 /// Turns vectors on by so many positions, `steps` of the shape `rows [batch, heads, tokens]`, where 1 stands for all. Elements
 /// beyond the pairs stay, and so does the length of every pair.
+#[expect(
+    clippy::arithmetic_side_effects,
+    reason = "of tensors, and of elements of a head"
+)]
 fn turn(x: Tensor<4>, rope: &RopeFacts, steps: &[f64], rows: [usize; 3]) -> Tensor<4> {
     let pairs = rope.frequencies.len();
     let head_dim = x.dims()[3];
