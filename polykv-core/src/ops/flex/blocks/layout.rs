@@ -54,9 +54,9 @@ fn product<V: Vector>(a: V, b: V) -> V {
 #[inline(always)]
 fn scales_alone<T: Layout, B: Bytes>(chunk: &[u8], runs: usize, factor: f32) -> B::Floats {
     let mut all = [0; LANES / 2];
-    for i in 0..8 {
+    for (i, pair) in all.iter_mut().enumerate() {
         if i < runs {
-            all[i] = twice(half(chunk, i * T::BYTES));
+            *pair = twice(half(chunk, i * T::BYTES));
         }
     }
     let mut factors = [1.0; LANES];
@@ -70,9 +70,9 @@ fn scales_alone<T: Layout, B: Bytes>(chunk: &[u8], runs: usize, factor: f32) -> 
 #[inline(always)]
 fn scales_and_offsets<T: Layout, B: Bytes>(chunk: &[u8], runs: usize) -> B::Floats {
     let mut all = [0; LANES / 2];
-    for i in 0..8 {
+    for (i, pair) in all.iter_mut().enumerate() {
         if i < runs {
-            all[i] = u32::from_le_bytes(*at(chunk, i * T::BYTES));
+            *pair = u32::from_le_bytes(*at(chunk, i * T::BYTES));
         }
     }
     B::halves(all)
