@@ -34,7 +34,8 @@ fn a_budget_goes_on_beyond_the_context() {
     );
     let seen = number(&json, "/kv/seen");
     assert_eq!(seen, number(&json, "/prompt_tokens") + 199);
-    assert!(seen > 600 && number(&json, "/kv/kept_max") == 64);
+    assert!(seen > 600);
+    assert_eq!(json["kv"]["kept_max"], 64.0);
     // Nothing is moved before the context ends.
     assert!(text(&json).starts_with(text(&stopped).trim_end_matches('\u{fffd}')));
 

@@ -15,7 +15,10 @@ impl ChatTemplate {
         let now = self.now();
         let marks = marks(3);
         // Nobody can guess the marks that stand for what was said before.
-        let [before, answer, next] = [0, 1, 2].map(|index| marks[index].as_str());
+        let [before, answer, next] = marks.as_slice() else {
+            return Err(self.refuse("there are no marks for three messages"));
+        };
+        let [before, answer, next] = [before, answer, next].map(String::as_str);
         let messages = [
             Message::new("user", before),
             Message::new("assistant", answer),
