@@ -128,7 +128,7 @@ fn prompts_and_rows_read_weights_of_every_storage_type() {
         let wanted = x.clone().matmul(wide.clone().transpose());
         // Prompts may be rounded to bf16 for weights in 8 bits; `blocks` has the exact products.
         let tolerance = match stored {
-            Weight::Q8(_) => 0.03,
+            Weight::Q8(_) => 0.1,
             _ => 1e-5,
         };
         assert_close(&values(found), &values(wanted), tolerance, &what);
