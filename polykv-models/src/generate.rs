@@ -1,17 +1,17 @@
 //! Text generation: prefill, then one token after the other.
 
+mod packed;
+mod session;
+
 use crate::causal_lm::PrefillOptions;
-use crate::config::{ModelConfig, RopeScaling};
 use crate::load::LoadedModel;
 use crate::sample::{Sampler, SamplingParams};
 use crate::stop::StopMatcher;
+use packed::{check_packs, make_room};
 use polykv_core::device::run_on;
-use polykv_core::{
-    CacheReport, Error, KvCache, Plan, PlanFile, Result, Session, SessionInfo, Spans, ops,
-};
+use polykv_core::{CacheReport, Error, KvCache, Plan, Result, Spans, ops};
 use serde::Serialize;
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Options of a generation.
@@ -136,60 +136,6 @@ impl Generator {
             tokens: Vec::new(),
             pending: None,
         })
-    }
-
-    /// A generator that goes on from a session under `plan`, which must be the one of the session. `identity` names the model,
-    /// its weights and their number format, as for [`Generator::save`].
-    ///
-    /// # Errors
-    /// A session of several sequences or without its token ids, ids beyond the vocabulary, and what [`KvCache::load`]
-    /// refuses.
-    pub fn resume(
-        model: LoadedModel,
-        plan: Plan,
-        session: &Session,
-        identity: &str,
-    ) -> Result<Self> {
-        let mut generator = Self::new(model, plan)?;
-        let device = generator.model.model.device().clone();
-        generator.cache.set_facts(&generator.model.model.facts());
-        run_on(&device, || generator.cache.load(session, identity))?;
-        let info = session.info();
-        let [tokens] = info.tokens.as_slice() else {
-            let found = format!("of {} sequences", info.tokens.len());
-            return Err(Error::invalid(
-                "session",
-                "token ids",
-                found,
-                "of one sequence",
-            ));
-        };
-        let vocab = generator.model.model.config().vocab_size;
-        let mut ids = tokens.iter().chain(&info.pending);
-        if let Some(id) = ids.find(|&&id| id as usize >= vocab) {
-            let allowed = format!("below {vocab}");
-            return Err(Error::invalid("session", "token id", id, allowed));
-        }
-        generator.tokens.clone_from(tokens);
-        generator.pending = info.pending.first().copied();
-        Ok(generator)
-    }
-
-    /// Writes the sequence so far to a session's file, from which [`Generator::resume`] goes on; see [`KvCache::save`].
-    /// `plan` is what states the plan, `identity` what identifies the model, its weights and their number format. Returns the
-    /// bytes of the file.
-    ///
-    /// # Errors
-    /// What [`KvCache::save`] refuses.
-    pub fn save(&mut self, path: &Path, plan: &PlanFile, identity: &str) -> Result<usize> {
-        let info = SessionInfo {
-            model: identity.to_string(),
-            plan: plan.clone(),
-            tokens: vec![self.tokens.clone()],
-            pending: self.pending.into_iter().collect(),
-        };
-        let device = self.model.model.device().clone();
-        run_on(&device, || self.cache.save(path, &info))
     }
 
     /// The model.
@@ -362,31 +308,6 @@ fn explained(error: Error, cache: &KvCache) -> Error {
     }
 }
 
-/// Checks that keys of the model can be moved to other positions.
-///
-/// # Errors
-/// A model whose frequencies depend on how long the context is.
-fn check_packs(config: &ModelConfig) -> Result<()> {
-    let layers = config.layers.iter();
-    let mut scalings = layers.filter_map(|layer| layer.rope.as_ref().map(|rope| &rope.scaling));
-    match scalings.any(|scaling| matches!(scaling, RopeScaling::LongRope { .. })) {
-        false => Ok(()),
-        true => Err(Error::unsupported(
-            "generating beyond the model's context",
-            "its rotary frequencies (longrope) depend on the length",
-        )),
-    }
-}
-
-/// Moves keys to consecutive positions if `tokens` more would not fit the context.
-fn make_room(cache: &mut KvCache, tokens: usize, context: usize) -> Result<()> {
-    let next = cache.next_positions().into_iter().max().unwrap_or(0);
-    match next > 0 && next.saturating_add(tokens) > context {
-        true => cache.pack(),
-        false => Ok(()),
-    }
-}
-
 /// From tokens to shown text.
 struct Output<'a> {
     stream: crate::tokenizer::Stream<'a>,
@@ -444,25 +365,5 @@ impl<'a> Output<'a> {
             self.wanted = on_event(Event::Text(&text));
         }
         self.text.push_str(&text);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn frequencies_that_depend_on_the_length_are_refused() {
-        let check = |name: &str| {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures");
-            let text = std::fs::read_to_string(folder.join(name).join("config.json")).unwrap();
-            check_packs(&ModelConfig::from_hf_json(name, &text).unwrap())
-        };
-        check("tiny-llama31").unwrap();
-        let error = check("tiny-phi3").unwrap_err();
-        assert!(
-            error.is_refusal() && error.to_string().contains("longrope"),
-            "{error}"
-        );
     }
 }

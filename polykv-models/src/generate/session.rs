@@ -1,0 +1,63 @@
+//! A sequence that goes on in another process.
+
+use super::Generator;
+use crate::load::LoadedModel;
+use polykv_core::device::run_on;
+use polykv_core::{Error, Plan, PlanFile, Result, Session, SessionInfo};
+use std::path::Path;
+
+impl Generator {
+    /// A generator that goes on from a session under `plan`, which must be the one of the session. `identity` names the model,
+    /// its weights and their number format, as for [`Generator::save`].
+    ///
+    /// # Errors
+    /// A session of several sequences or without its token ids, ids beyond the vocabulary, and what [`KvCache::load`]
+    /// refuses.
+    pub fn resume(
+        model: LoadedModel,
+        plan: Plan,
+        session: &Session,
+        identity: &str,
+    ) -> Result<Self> {
+        let mut generator = Self::new(model, plan)?;
+        let device = generator.model.model.device().clone();
+        generator.cache.set_facts(&generator.model.model.facts());
+        run_on(&device, || generator.cache.load(session, identity))?;
+        let info = session.info();
+        let [tokens] = info.tokens.as_slice() else {
+            let found = format!("of {} sequences", info.tokens.len());
+            return Err(Error::invalid(
+                "session",
+                "token ids",
+                found,
+                "of one sequence",
+            ));
+        };
+        let vocab = generator.model.model.config().vocab_size;
+        let mut ids = tokens.iter().chain(&info.pending);
+        if let Some(id) = ids.find(|&&id| id as usize >= vocab) {
+            let allowed = format!("below {vocab}");
+            return Err(Error::invalid("session", "token id", id, allowed));
+        }
+        generator.tokens.clone_from(tokens);
+        generator.pending = info.pending.first().copied();
+        Ok(generator)
+    }
+
+    /// Writes the sequence so far to a session's file, from which [`Generator::resume`] goes on; see [`KvCache::save`].
+    /// `plan` is what states the plan, `identity` what identifies the model, its weights and their number format. Returns the
+    /// bytes of the file.
+    ///
+    /// # Errors
+    /// What [`KvCache::save`] refuses.
+    pub fn save(&mut self, path: &Path, plan: &PlanFile, identity: &str) -> Result<usize> {
+        let info = SessionInfo {
+            model: identity.to_string(),
+            plan: plan.clone(),
+            tokens: vec![self.tokens.clone()],
+            pending: self.pending.into_iter().collect(),
+        };
+        let device = self.model.model.device().clone();
+        run_on(&device, || self.cache.save(path, &info))
+    }
+}
