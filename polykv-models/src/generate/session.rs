@@ -11,8 +11,8 @@ impl Generator {
     /// its weights and their number format, as for [`Generator::save`].
     ///
     /// # Errors
-    /// A session of several sequences or without its token ids, ids beyond the vocabulary, and what [`KvCache::load`]
-    /// refuses.
+    /// A session of several sequences or without its token ids, ids beyond the vocabulary, and what
+    /// [`KvCache::load`](polykv_core::KvCache::load) refuses.
     pub fn resume(
         model: LoadedModel,
         plan: Plan,
@@ -44,12 +44,12 @@ impl Generator {
         Ok(generator)
     }
 
-    /// Writes the sequence so far to a session's file, from which [`Generator::resume`] goes on; see [`KvCache::save`].
-    /// `plan` is what states the plan, `identity` what identifies the model, its weights and their number format. Returns the
+    /// Writes the sequence so far to a session's file, from which [`Generator::resume`] goes on; see
+    /// [`KvCache::save`](polykv_core::KvCache::save). `plan` is what states the plan, `identity` what identifies the model, its weights and their number format. Returns the
     /// bytes of the file.
     ///
     /// # Errors
-    /// What [`KvCache::save`] refuses.
+    /// What [`KvCache::save`](polykv_core::KvCache::save) refuses.
     pub fn save(&mut self, path: &Path, plan: &PlanFile, identity: &str) -> Result<usize> {
         let info = SessionInfo {
             model: identity.to_string(),
