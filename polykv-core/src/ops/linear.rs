@@ -110,6 +110,13 @@ fn gemm(x: Tensor<2>, weight: &Weight) -> Tensor<2> {
             Some(output) => output,
             None => product(x, weight.widened().transpose()),
         },
+        #[cfg(feature = "flex")]
+        Weight::Dense(tensor) if tensor.dtype() == DType::BF16 && is_cpu(&tensor.device()) => {
+            match cpu::bf16_gemm(x.clone(), tensor.clone()) {
+                Some(output) => output,
+                None => product(x, weight.widened().transpose()),
+            }
+        }
         weight => product(x, weight.widened().transpose()),
     }
 }

@@ -6,6 +6,8 @@ mod guard;
 mod layers;
 mod scores;
 mod slots;
+#[cfg(target_arch = "x86_64")]
+mod tiles;
 
 use super::bridge::{elements, float};
 use super::simd::Level;

@@ -116,6 +116,16 @@ pub fn q8_gemm(x: Tensor<2>, weight: &Q8Weight) -> Option<Tensor<2>> {
     Some(float_back(tensor(output, [rows, weight.rows])))
 }
 
+/// The same with a weight in bf16. `None` where the processor has no products of bf16, and for widths that are no multiple of
+/// 32.
+pub fn bf16_gemm(x: Tensor<2>, weight: Tensor<2>) -> Option<Tensor<2>> {
+    let (rows, outputs) = (x.dims()[0], weight.dims()[0]);
+    let x = float(x).to_contiguous();
+    let weight = inner_dense(float(weight));
+    let output = blocks::bf16_gemm(elements(&x), Matrix::of(&weight))?;
+    Some(float_back(tensor(output, [rows, outputs])))
+}
+
 /// By burn's product with one tile after the other.
 pub fn tiled_gemm(x: Tensor<2>, weight: &BlockWeight) -> Tensor<2> {
     let all: Vec<usize> = (0..weight.shape()[0]).collect();

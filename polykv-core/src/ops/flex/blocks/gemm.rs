@@ -1,6 +1,7 @@
-//! Products of many rows of activations with weights of few bits, by dot products of AVX-512: of bf16 where the processor has
-//! them, else of integers (VNNI).
+//! Products of many rows of activations with weights of few bits or in bf16: by tiles of bf16 (AMX) where the processor has
+//! them, else by dot products of AVX-512, of bf16 or of integers (VNNI).
 
+mod amx;
 mod bf16;
 mod tile;
 mod vnni;
@@ -9,8 +10,12 @@ use super::activations::RUN;
 use super::gemv::dispatch_layout;
 use super::layout::{self, Layout};
 use crate::ops::flex::simd::LANES;
+use crate::ops::flex::view::Matrix;
 use crate::ops::weight::{BlockRows, BlockType, Blocks};
+pub use amx::{Amx, Hardware, Tiles};
 pub use bf16::Bf16;
+use bf16::Packed;
+use burn::tensor::bf16;
 use rayon::prelude::*;
 use std::arch::x86_64::*;
 use tile::Tile;
@@ -43,8 +48,8 @@ pub trait Kernel {
     unsafe fn add(output: &mut [[f32; LANES]], rows: &Self::Rows, packed: &Self::Packed);
 }
 
-/// A weight `[rows, columns]` of which tiles can be made.
-pub trait Stored: Sync {
+/// A weight `[rows, columns]` that a kernel can multiply with.
+pub trait Stored<K: Kernel>: Sync {
     fn rows(&self) -> usize;
 
     /// Which stored row each row is, if they are in another order.
@@ -55,11 +60,16 @@ pub trait Stored: Sync {
     /// The stored rows `16 * index` and following.
     ///
     /// # Safety
-    /// A [`Kernel`] must be there.
-    unsafe fn tile(&self, index: usize) -> Tile;
+    /// The kernel must be there.
+    unsafe fn packed(&self, index: usize) -> K::Packed;
 }
 
-impl Stored for BlockRows<'_> {
+/// The rows of tile `index`.
+fn rows_of(index: usize, rows: usize) -> std::ops::Range<usize> {
+    index * LANES..rows.min((index + 1) * LANES)
+}
+
+impl<K: Kernel> Stored<K> for BlockRows<'_> {
     fn rows(&self) -> usize {
         self.rows
     }
@@ -68,38 +78,61 @@ impl Stored for BlockRows<'_> {
         self.order
     }
 
-    unsafe fn tile(&self, index: usize) -> Tile {
+    unsafe fn packed(&self, index: usize) -> K::Packed {
         fn of<T: Layout>(rows: &[u8], row_bytes: usize, runs: usize) -> Tile {
-            // SAFETY: a kernel is there, says the caller of `tile`, and with it these features.
+            // SAFETY: a kernel is there, says the caller of `packed`, and with it these features.
             unsafe { Tile::of::<T>(rows, row_bytes, runs) }
         }
-        let rows = self.stored(index * LANES..self.rows.min((index + 1) * LANES));
+        let rows = self.stored(rows_of(index, self.rows));
         let (row_bytes, runs) = (self.row_bytes(), self.columns / RUN);
-        dispatch_layout!(self.kind, of(rows, row_bytes, runs))
+        let tile = dispatch_layout!(self.kind, of(rows, row_bytes, runs));
+        // SAFETY: the kernel is there, says the caller.
+        unsafe { K::pack(tile) }
     }
 }
 
-impl Stored for Blocks<'_> {
+impl<K: Kernel> Stored<K> for Blocks<'_> {
     fn rows(&self) -> usize {
         self.rows
     }
 
-    unsafe fn tile(&self, index: usize) -> Tile {
-        let rows = index * LANES..self.rows.min((index + 1) * LANES);
+    unsafe fn packed(&self, index: usize) -> K::Packed {
+        let rows = rows_of(index, self.rows);
         let blocks = &self.blocks[rows.start * self.width..rows.end * self.width];
-        Tile::of_q8(blocks, self.width)
+        // SAFETY: the kernel is there, says the caller.
+        unsafe { K::pack(Tile::of_q8(blocks, self.width)) }
+    }
+}
+
+impl<K: Kernel<Packed = Packed>> Stored<K> for Matrix<'_, bf16> {
+    fn rows(&self) -> usize {
+        self.rows
+    }
+
+    unsafe fn packed(&self, index: usize) -> Packed {
+        let rows = rows_of(index, self.rows).map(|row| self.row(row));
+        Packed::of_rows(rows, self.columns / RUN)
     }
 }
 
 /// `x [n, columns]` times the transposes of weights of as many columns: `[n, rows]` each. `None` where the processor has
-/// neither of the instructions.
+/// none of the instructions.
 pub fn multiply(x: &[f32], columns: usize, weights: &[BlockRows<'_>]) -> Option<Vec<Vec<f32>>> {
-    multiply_by::<Bf16, _>(x, columns, weights)
-        .or_else(|| multiply_by::<Vnni, _>(x, columns, weights))
+    multiply_in_bf16(x, columns, weights).or_else(|| multiply_by::<Vnni, _>(x, columns, weights))
+}
+
+/// The same with activations in bf16; `None` where the processor has no products of them. `columns` must be a multiple of 32.
+pub fn multiply_in_bf16<S: Stored<Amx<Hardware>> + Stored<Bf16>>(
+    x: &[f32],
+    columns: usize,
+    weights: &[S],
+) -> Option<Vec<Vec<f32>>> {
+    multiply_by::<Amx<Hardware>, _>(x, columns, weights)
+        .or_else(|| multiply_by::<Bf16, _>(x, columns, weights))
 }
 
 /// The same by one kernel; `None` where it is not there.
-pub fn multiply_by<K: Kernel, S: Stored>(
+pub fn multiply_by<K: Kernel, S: Stored<K>>(
     x: &[f32],
     columns: usize,
     weights: &[S],
@@ -113,14 +146,14 @@ pub fn multiply_by<K: Kernel, S: Stored>(
 }
 
 /// The kernel must be there.
-fn product<K: Kernel, S: Stored>(blocks: &[K::Rows], count: usize, weight: &S) -> Vec<f32> {
+fn product<K: Kernel, S: Stored<K>>(blocks: &[K::Rows], count: usize, weight: &S) -> Vec<f32> {
     let outputs = weight.rows();
     let tiles = outputs.div_ceil(LANES);
     // Per tile `[n, 16]`.
     let mut tiled = vec![[0.0; LANES]; tiles * count];
     let tile = |(index, output): (usize, &mut [[f32; LANES]])| {
         // SAFETY: the kernel is there, says the caller.
-        let packed = unsafe { K::pack(weight.tile(index)) };
+        let packed = unsafe { weight.packed(index) };
         for (block, output) in blocks.iter().zip(output.chunks_mut(ROWS)) {
             // SAFETY: the kernel is there, says the caller.
             unsafe { K::add(output, block, &packed) };

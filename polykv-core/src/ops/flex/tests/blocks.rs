@@ -1,6 +1,8 @@
 //! Weights in blocks at every instruction set, against f64 on the host.
 
 use super::super::blocks::activations::Activations;
+#[cfg(target_arch = "x86_64")]
+use super::super::view::Matrix;
 use super::super::{blocks as products, gemv, weights};
 use super::*;
 use crate::ops::{BlockType, BlockWeight, Weight, linear, linears};
@@ -192,7 +194,7 @@ fn products_of_prompts_equal_those_with_decoded_weights() {
         let what = format!("{kind}, {count} rows, {shape:?}");
         #[cfg(target_arch = "x86_64")]
         {
-            use products::gemm::{Bf16, Vnni, multiply_by};
+            use products::gemm::{Amx, Bf16, Hardware, Vnni, multiply_by};
             let stored = [weight.blocks()];
             let in_bytes = in_bits(&x, shape[1], 8);
             let in_bf16: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
@@ -204,6 +206,16 @@ fn products_of_prompts_equal_those_with_decoded_weights() {
                 ),
                 (
                     multiply_by::<Bf16, _>(&x, shape[1], &stored),
+                    in_bf16.clone(),
+                    4.0 * ROUNDING,
+                ),
+                (
+                    multiply_by::<Amx<tiles::Model>, _>(&x, shape[1], &stored),
+                    in_bf16.clone(),
+                    4.0 * ROUNDING,
+                ),
+                (
+                    multiply_by::<Amx<Hardware>, _>(&x, shape[1], &stored),
                     in_bf16,
                     4.0 * ROUNDING,
                 ),
@@ -326,5 +338,43 @@ fn prompts_with_weights_in_8_bits() {
         let rounded: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
         let wanted = exact(&rounded, &weight);
         assert_close_to(&found, &wanted, 16.0 * ROUNDING, &what);
+    }
+}
+
+/// So are weights in bf16, which are exact then.
+#[test]
+fn prompts_with_weights_in_bf16() {
+    for (count, shape) in [(9, [5, 32]), (130, [33, 576]), (300, [100, 320])] {
+        let x = numbers(count * shape[1], 11);
+        let w = Tensor::<2>::from_data(
+            TensorData::new(numbers(shape[0] * shape[1], 12), shape),
+            &Device::flex(),
+        );
+        let weight = Weight::new(w.cast(DType::BF16));
+        let Weight::Dense(dense) = &weight else {
+            panic!("{weight:?} is not dense");
+        };
+        let rounded: Vec<f32> = x.iter().map(|&x| bf16::from_f32(x).to_f32()).collect();
+        let wanted = exact(&rounded, &weight);
+        let what = format!("{count} rows, {shape:?}");
+        #[cfg(target_arch = "x86_64")]
+        {
+            use products::gemm::{Amx, Bf16, Hardware, multiply_by};
+            let dense = float(dense.clone());
+            let stored = [Matrix::<bf16>::of(&dense)];
+            for found in [
+                multiply_by::<Bf16, _>(&x, shape[1], &stored),
+                multiply_by::<Amx<tiles::Model>, _>(&x, shape[1], &stored),
+                multiply_by::<Amx<Hardware>, _>(&x, shape[1], &stored),
+            ] {
+                match found {
+                    Some(found) => assert_close_to(&found[0], &wanted, ROUNDING, &what),
+                    None => println!("{what}: no such instructions"),
+                }
+            }
+        }
+        let x = Tensor::<2>::from_data(TensorData::new(x, [count, shape[1]]), &Device::flex());
+        // With or without rounding.
+        assert_close_to(&values(linear(x, &weight)), &wanted, 4e-3, &what);
     }
 }

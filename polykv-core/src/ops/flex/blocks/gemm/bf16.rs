@@ -5,11 +5,12 @@ use super::super::activations::RUN;
 use super::tile::{FOURS, Tile};
 use super::{Kernel, ROWS, load};
 use crate::ops::flex::simd::{Dots, LANES, Level};
+use burn::tensor::bf16;
 use rayon::prelude::*;
 use std::arch::x86_64::*;
 
 /// Registers of 16 rows with 2 numbers each per run.
-const PAIRS: usize = RUN / 2;
+pub const PAIRS: usize = RUN / 2;
 
 /// Rows of activations whose sums run side by side: more than a dot product takes cycles.
 const TOGETHER: usize = 8;
@@ -25,10 +26,8 @@ impl Kernel for Bf16 {
     }
 
     fn rows(x: &[f32], columns: usize) -> Vec<RowBlock> {
-        x.par_chunks(ROWS * columns)
-            // SAFETY: `is_there` has found all features.
-            .map(|x| unsafe { RowBlock::of(x, columns) })
-            .collect()
+        // SAFETY: `is_there` has found all features.
+        unsafe { RowBlock::all(x, columns, 1) }
     }
 
     unsafe fn pack(tile: Tile) -> Packed {
@@ -39,9 +38,10 @@ impl Kernel for Bf16 {
     unsafe fn add(output: &mut [[f32; LANES]], rows: &RowBlock, tile: &Packed) {
         // SAFETY: the features are there, says the caller.
         unsafe {
-            match tile.halves {
-                true => add::<true>(output, rows, tile),
-                false => add::<false>(output, rows, tile),
+            match tile.scaling {
+                Scaling::None => add_plain(output, rows, tile),
+                Scaling::Runs => add::<false>(output, rows, tile),
+                Scaling::Halves => add::<true>(output, rows, tile),
             }
         }
     }
@@ -49,17 +49,29 @@ impl Kernel for Bf16 {
 
 /// Rows of activations, run by run.
 pub struct RowBlock {
-    rows: usize,
+    /// With the rows of zeros that fill them up.
+    pub rows: usize,
     /// Bits of bf16, `[runs, rows]`.
-    values: Vec<[[u16; 2]; PAIRS]>,
+    pub values: Vec<[[u16; 2]; PAIRS]>,
     /// The sums of both halves, `[runs, rows]`.
-    sums: Vec<[f32; 2]>,
+    pub sums: Vec<[f32; 2]>,
 }
 
 impl RowBlock {
+    /// Of `x [n, columns]`, each filled up to a multiple of `fill` rows.
+    ///
+    /// # Safety
+    /// [`Bf16`] must be there.
+    pub unsafe fn all(x: &[f32], columns: usize, fill: usize) -> Vec<Self> {
+        x.par_chunks(ROWS * columns)
+            // SAFETY: the features are there, says the caller.
+            .map(|x| unsafe { Self::of(x, columns, fill) })
+            .collect()
+    }
+
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
-    fn of(x: &[f32], columns: usize) -> Self {
-        let (rows, runs) = (x.len() / columns, columns / RUN);
+    fn of(x: &[f32], columns: usize, fill: usize) -> Self {
+        let (rows, runs) = ((x.len() / columns).next_multiple_of(fill), columns / RUN);
         let mut values = vec![[[0; 2]; PAIRS]; runs * rows];
         let mut sums = vec![[0.0; 2]; runs * rows];
         for (row, x) in x.chunks_exact(columns).enumerate() {
@@ -91,16 +103,42 @@ impl RowBlock {
     }
 }
 
-/// A [`Tile`] with its integers in bf16.
+/// What the products of a tile's numbers are multiplied with.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Scaling {
+    /// Nothing: the numbers are the weight's own.
+    None,
+    /// A scale per run and row.
+    Runs,
+    /// A scale per half run and row.
+    Halves,
+}
+
+/// 16 rows of a weight in bf16.
 pub struct Packed {
     /// Of each run and each 2 numbers of it the bits of those of 16 rows, `[runs, 16]`.
-    numbers: Vec<[[u16; 2]; LANES]>,
-    /// See [`Tile::scales`].
-    scales: Vec<[[f32; LANES]; 2]>,
-    halves: bool,
+    pub numbers: Vec<[[u16; 2]; LANES]>,
+    /// See [`Tile::scales`]; empty without scaling.
+    pub scales: Vec<[[f32; LANES]; 2]>,
+    pub scaling: Scaling,
 }
 
 impl Packed {
+    /// Of up to 16 rows `[columns]` each.
+    pub fn of_rows<'a>(rows: impl Iterator<Item = &'a [bf16]>, runs: usize) -> Self {
+        let mut numbers = vec![[[0; 2]; LANES]; runs * PAIRS];
+        for (lane, row) in rows.enumerate() {
+            for (place, pair) in numbers.iter_mut().zip(row.as_chunks::<2>().0) {
+                place[lane] = pair.map(bf16::to_bits);
+            }
+        }
+        Self {
+            numbers,
+            scales: Vec::new(),
+            scaling: Scaling::None,
+        }
+    }
+
     #[target_feature(enable = "avx512f")]
     fn of(tile: Tile) -> Self {
         let mut numbers = vec![[[0; 2]; LANES]; 2 * tile.numbers.len()];
@@ -117,7 +155,10 @@ impl Packed {
         Self {
             numbers,
             scales: tile.scales,
-            halves: tile.halves,
+            scaling: match tile.halves {
+                true => Scaling::Halves,
+                false => Scaling::Runs,
+            },
         }
     }
 }
@@ -166,16 +207,9 @@ fn add_rows<const HALVES: bool, const N: usize>(
     let mut dots = [_mm512_setzero_ps(); N];
     for half in 0..2 {
         for pair in half * PAIRS / 2..(half + 1) * PAIRS / 2 {
-            // SAFETY: 64 bytes are read from an array of 64, of any alignment, and are a register of any content.
-            let w: __m512bh =
-                unsafe { std::mem::transmute(_mm512_loadu_si512(numbers[pair].as_ptr().cast())) };
+            let w = pairs(&numbers[pair]);
             for n in 0..N {
-                let [low, high] = values[n][pair].map(u32::from);
-                let x = _mm512_set1_epi32((high << 16 | low) as i32);
-                // SAFETY: both are 512 bits of any content.
-                dots[n] = _mm512_dpbf16_ps(dots[n], w, unsafe {
-                    std::mem::transmute::<__m512i, __m512bh>(x)
-                });
+                dots[n] = _mm512_dpbf16_ps(dots[n], w, everywhere(values[n][pair]));
             }
         }
         if HALVES || half == 1 {
@@ -194,4 +228,65 @@ fn add_rows<const HALVES: bool, const N: usize>(
             }
         }
     }
+}
+
+/// Adds the products of numbers without scales to `output [rows, 16]`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+fn add_plain(output: &mut [[f32; LANES]], block: &RowBlock, tile: &Packed) {
+    let count = output.len();
+    let (many, rest) = output.as_chunks_mut::<TOGETHER>();
+    for (i, output) in many.iter_mut().enumerate() {
+        add_plain_rows(output, TOGETHER * i, block, tile);
+    }
+    let first = count - rest.len();
+    for (i, output) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
+        add_plain_rows(output, first + i, block, tile);
+    }
+}
+
+/// The sums of a row stay in a register until its last run.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+fn add_plain_rows<const N: usize>(
+    output: &mut [[f32; LANES]; N],
+    first: usize,
+    block: &RowBlock,
+    tile: &Packed,
+) {
+    let mut sums = [_mm512_setzero_ps(); N];
+    for (sum, output) in sums.iter_mut().zip(output.iter()) {
+        *sum = load(output);
+    }
+    let runs = block.values.chunks_exact(block.rows);
+    for (numbers, values) in tile.numbers.as_chunks::<PAIRS>().0.iter().zip(runs) {
+        let Some(values) = values[first..].first_chunk::<N>() else {
+            return;
+        };
+        for pair in 0..PAIRS {
+            let w = pairs(&numbers[pair]);
+            for n in 0..N {
+                sums[n] = _mm512_dpbf16_ps(sums[n], w, everywhere(values[n][pair]));
+            }
+        }
+    }
+    for (sum, output) in sums.iter().zip(output) {
+        // SAFETY: 16 f32 are written to an array of 16, of any alignment.
+        unsafe { _mm512_storeu_ps(output.as_mut_ptr(), *sum) };
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pairs(bits: &[[u16; 2]; LANES]) -> __m512bh {
+    // SAFETY: 64 bytes are read from an array of 64, of any alignment, and are a register of any content.
+    unsafe { std::mem::transmute(_mm512_loadu_si512(bits.as_ptr().cast())) }
+}
+
+/// One pair in every lane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn everywhere([low, high]: [u16; 2]) -> __m512bh {
+    let lanes = _mm512_set1_epi32((u32::from(high) << 16 | u32::from(low)) as i32);
+    // SAFETY: both are 512 bits of any content.
+    unsafe { std::mem::transmute(lanes) }
 }
