@@ -8,6 +8,8 @@ mod bench;
 mod beyond;
 #[path = "cli/calibrate.rs"]
 mod calibrate;
+#[path = "cli/chat.rs"]
+mod chat;
 #[path = "cli/compression.rs"]
 mod compression;
 #[path = "cli/console.rs"]

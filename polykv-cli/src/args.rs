@@ -2,12 +2,14 @@
 
 mod bench;
 mod calibrate;
+mod chat;
 mod eval;
 mod plan;
 mod values;
 
 pub use bench::{BenchArgs, Format};
 pub use calibrate::{CalibrateArgs, Objective};
+pub use chat::ChatArgs;
 pub use eval::{EvalArgs, EvalCommand, MergeArgs, SampleArgs, Shard, TaskName};
 pub use plan::{Kept, MemoryArgs, PlanAction, PlanArgs};
 #[cfg(feature = "hub")]
@@ -36,6 +38,12 @@ pub enum Command {
     /// Without --plan and --policy the whole cache is kept. The defaults of the sampling are greedy; --top-k, --top-p
     /// and --min-p act at a temperature above 0.
     Generate(Box<GenerateArgs>),
+    /// Talks with a model: every turn appends to the compressed cache
+    ///
+    /// Lines are messages; those that begin with / are commands, see /help. A line that ends with \\ goes on in the next one.
+    /// Ctrl-C ends the answer, Ctrl-D the conversation. Messages can come from a pipe, one per line. Past the model's context
+    /// the conversation goes on where the plan has a budget and the model's positions allow it.
+    Chat(Box<ChatArgs>),
     /// Compares plans with the full cache: perplexity, hidden numbers, next-token distributions
     ///
     /// The full cache is always the first row. Samples come from the seed.
@@ -194,9 +202,9 @@ pub struct SessionArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Generation")]
 pub struct SamplingArgs {
-    /// Most tokens to generate
-    #[arg(short = 'n', long, value_name = "N", default_value = "128")]
-    pub max_new_tokens: usize,
+    /// Most tokens to generate [default: 128, in a chat 1024]
+    #[arg(short = 'n', long, value_name = "N")]
+    pub max_new_tokens: Option<usize>,
     /// Temperature; 0 takes the most likely token
     #[arg(
         long,
@@ -312,6 +320,7 @@ impl Cli {
                 check_stdin(&args.prompt)?;
                 &args.compression
             }
+            Command::Chat(args) => &args.compression,
             Command::Plan(PlanArgs {
                 action: PlanAction::Memory(args),
             }) => &args.compression,

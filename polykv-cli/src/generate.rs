@@ -1,8 +1,9 @@
 //! `polykv generate`: one answer to one prompt.
 
-use crate::args::GenerateArgs;
+use crate::args::{GenerateArgs, SamplingArgs};
 use crate::compression::{Placed, Source};
 use crate::kept::{self, Snapshot};
+use crate::output::kept::Moment;
 use crate::output::{self, Run, console, progress, stats};
 use crate::{model, prompt, session};
 use anyhow::Context;
@@ -16,7 +17,7 @@ use std::ops::ControlFlow;
 /// What was refused, or what failed on the way.
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     // Whatever can be checked without the model comes before it is loaded.
-    let options = options(args);
+    let options = options(&args.sampling, NEW_TOKENS);
     options.sampling.validate()?;
     let source = Source::read(&args.compression)?;
     let session = session::read(args)?;
@@ -33,7 +34,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
 
     let (mut generator, file, ids, spans) = match &session {
         Some(session) => {
-            let Placed { file, plan, .. } = session.plan(args, source, model.model.config())?;
+            let Placed { file, plan, .. } =
+                session.plan(&args.compression, source, model.model.config())?;
             let pending = session.pending();
             let ids = prompt::encode_next(&model, &args.prompt, &text, pending)?;
             let generator = session.resume(model, plan, &identity)?;
@@ -92,7 +94,8 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     if let (Some(path), Some(snapshot)) = (&args.show_kept, snapshot) {
         let ids = generator.tokens().get(..prompted).unwrap_or_default();
         let tokens = kept::tokens(&generator.model().tokenizer, ids, &snapshot.read()?)?;
-        let page = output::kept::page(&run, &tokens, &spans)?;
+        let moment = Moment::after_the_prompt(generation.prompt_tokens);
+        let page = output::kept::page(&run, &moment, &tokens, &spans)?;
         output::write_whole(path, page)?;
     }
     if args.json {
@@ -108,10 +111,13 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     }
 }
 
-fn options(args: &GenerateArgs) -> GenerateOptions {
-    let given = &args.sampling;
+/// Tokens of an answer, if no flag says how many.
+const NEW_TOKENS: usize = 128;
+
+/// The options of the flags; `most` new tokens if they do not say how many.
+pub fn options(given: &SamplingArgs, most: usize) -> GenerateOptions {
     GenerateOptions {
-        max_new_tokens: given.max_new_tokens,
+        max_new_tokens: given.max_new_tokens.unwrap_or(most),
         sampling: SamplingParams {
             temperature: given.temp,
             top_k: given.top_k,

@@ -10,6 +10,7 @@
 mod args;
 mod bench;
 mod calibrate;
+mod chat;
 mod compression;
 mod doctor;
 #[doc(hidden)]
@@ -96,6 +97,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     check_threads()?;
     match &cli.command {
         Command::Generate(args) => generate::run(args),
+        Command::Chat(args) => chat::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Eval(args) => eval::run(args),
         #[cfg(feature = "hub")]

@@ -106,7 +106,8 @@ fn as_json(plan: &PlanFile) -> serde_json::Result<String> {
     serde_json::to_string(&value)
 }
 
-fn as_table(plan: &PlanFile) -> String {
+/// A plan as a table, under what holds for all of it.
+pub fn as_table(plan: &PlanFile) -> String {
     let mut lines = vec![format!(
         "{} ({} layers, hash {})",
         plan.name.as_deref().unwrap_or("plan without a name"),

@@ -1,9 +1,10 @@
-//! Sessions of `polykv generate`: where a sequence goes on, and under which plan.
+//! Sessions of `polykv generate` and `chat`: where a sequence goes on, and under which plan.
 
-use crate::args::{GenerateArgs, SessionArgs};
+use crate::args::{CompressionArgs, GenerateArgs, SessionArgs};
 use crate::compression::{Placed, Source};
 use crate::output::{ResumedSession, Reuse, progress};
 use crate::registry::registry;
+use polykv::models::conversation::Conversation;
 use polykv::models::{Generator, LoadedModel, ModelConfig, digest};
 use polykv::{At, Error, Plan, Result, Session};
 use std::path::Path;
@@ -39,9 +40,7 @@ pub fn read(args: &GenerateArgs) -> Result<Option<Resumed>> {
         let allowed = "without it: the session has the start of the sequence";
         return Err(Error::invalid("command line", flag, found, allowed));
     }
-    let session = Session::read(path)?;
-    let place = path.display().to_string();
-    Ok(Some(Resumed { place, session }))
+    Resumed::read(path).map(Some)
 }
 
 /// What identifies a model: its shape, the number format of its weights, and the content of its files.
@@ -58,16 +57,28 @@ pub fn identity(path: &Path, model: &LoadedModel) -> Result<String> {
 }
 
 impl Resumed {
+    /// # Errors
+    /// A file that is no session.
+    pub fn read(path: &Path) -> Result<Self> {
+        let session = Session::read(path)?;
+        let place = path.display().to_string();
+        Ok(Self { place, session })
+    }
+
     /// The session's plan, which the flags must not contradict.
     ///
     /// # Errors
     /// A plan that cannot be built, is for another model, or differs from the one of the flags.
-    pub fn plan(&self, args: &GenerateArgs, given: Source, config: &ModelConfig) -> Result<Placed> {
+    pub fn plan(
+        &self,
+        flags: &CompressionArgs,
+        given: Source,
+        config: &ModelConfig,
+    ) -> Result<Placed> {
         let file = self.session.info().plan.clone();
         let plan = file.build(registry()).at(&self.place)?;
         file.check_model(config.layers.len(), &config.fingerprint())
             .at(&self.place)?;
-        let flags = &args.compression;
         let flag = match (&flags.plan, &flags.policy) {
             (Some(_), _) => Some("--plan"),
             (None, Some(_)) => Some("--policy, with its budget"),
@@ -100,6 +111,14 @@ impl Resumed {
     /// What [`Generator::resume`] refuses.
     pub fn resume(&self, model: LoadedModel, plan: Plan, identity: &str) -> Result<Generator> {
         Generator::resume(model, plan, &self.session, identity).at(&self.place)
+    }
+
+    /// Goes on from the session in a conversation.
+    ///
+    /// # Errors
+    /// What [`Conversation::load`] refuses.
+    pub fn load(&self, conversation: &mut Conversation, identity: &str) -> Result<()> {
+        conversation.load(&self.session, identity).at(&self.place)
     }
 
     /// What it gives to the sequence.

@@ -104,6 +104,8 @@ pub enum Event<'a> {
     },
     /// The prompt has run and every layer is trimmed; the first token is not known yet.
     Prompt(&'a KvCache),
+    /// The end of the model's context was met: the keys that are kept have moved to consecutive positions.
+    Packed,
     /// New text, cut at character boundaries.
     Text(&'a str),
 }
@@ -119,6 +121,14 @@ pub struct Generator {
     /// The tokens that the cache was given.
     tokens: Vec<u32>,
     /// The last token of an answer, which the cache has not been given yet.
+    pending: Option<u32>,
+}
+
+/// Where a sequence was, see [`Generator::mark`].
+#[derive(Clone, Debug)]
+pub struct Mark {
+    cache: KvCache,
+    tokens: Vec<u32>,
     pending: Option<u32>,
 }
 
@@ -171,6 +181,36 @@ impl Generator {
         self.pending = None;
     }
 
+    /// Checks that generation can go on beyond the model's context, see [`GenerateOptions::packed`].
+    ///
+    /// # Errors
+    /// A model whose frequencies depend on how long the context is, or that has layers without rotary positions; a policy that
+    /// computes with them.
+    pub fn check_packs(&mut self) -> Result<()> {
+        let model = &self.model.model;
+        check_packs(model.config())?;
+        self.cache.set_facts(&model.facts());
+        self.cache.check_packs()
+    }
+
+    /// The sequence so far, to come back to with [`Generator::back_to`]. It shares tensors with the cache until that changes
+    /// them; from then on it holds what they held.
+    #[must_use]
+    pub fn mark(&self) -> Mark {
+        Mark {
+            cache: self.cache.clone(),
+            tokens: self.tokens.clone(),
+            pending: self.pending,
+        }
+    }
+
+    /// Goes back to a mark of this generator.
+    pub fn back_to(&mut self, mark: Mark) {
+        self.cache = mark.cache;
+        self.tokens = mark.tokens;
+        self.pending = mark.pending;
+    }
+
     /// Runs the token ids of `prompt` after the sequence so far, then generates. The cache keeps the state before the last
     /// token, which goes before the next prompt, so that another turn can follow.
     ///
@@ -212,15 +252,17 @@ impl Generator {
                 .chain(prompt.iter().copied())
                 .collect(),
         };
+        let mut wanted = ControlFlow::Continue(());
         if options.packed {
             check_packs(model.config())?;
             self.cache.set_facts(&model.facts());
             self.cache.check_packs()?;
-            make_room(&mut self.cache, fed.len(), model.config().max_positions)?;
+            if make_room(&mut self.cache, fed.len(), model.config().max_positions)? {
+                wanted = on_event(Event::Packed);
+            }
         }
         let mut history = [self.tokens.as_slice(), &fed].concat();
         let started = Instant::now();
-        let mut wanted = ControlFlow::Continue(());
         let mut progress = |done, total| {
             if wanted.is_continue() {
                 wanted = on_event(Event::Prefill { done, total });
@@ -265,8 +307,11 @@ impl Generator {
                 break;
             }
             let context = model.config().max_positions;
-            if options.packed {
-                make_room(&mut self.cache, 1, context)?;
+            if options.packed
+                && make_room(&mut self.cache, 1, context)?
+                && output.wanted.is_continue()
+            {
+                output.wanted = on_event(Event::Packed);
             }
             // Without a budget nothing was freed.
             let at_end = self

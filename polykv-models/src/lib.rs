@@ -13,6 +13,8 @@ mod causal_lm;
 #[cfg(feature = "chat")]
 pub mod chat;
 pub mod config;
+#[cfg(feature = "chat")]
+pub mod conversation;
 pub mod decoder;
 #[cfg(any(feature = "calibrate", feature = "eval"))]
 mod digest;

@@ -1,4 +1,4 @@
-//! The page of `generate --show-kept`: a prompt in which the shade of a token says how many layers kept it.
+//! The page of `generate --show-kept` and of `/kept` in a chat: a text in which the shade of a token says how many layers kept it.
 
 use super::{Run, describe_budget, escaped, trimmed};
 use crate::kept::Token;
@@ -13,27 +13,57 @@ const MARK: &str = "<!-- content -->";
 /// Colours of policies that [`FRAME`] has.
 const COLOURS: usize = 8;
 
-/// The whole page; it needs nothing from elsewhere. `tokens` with what the cache kept of them after the prompt.
+/// When it is asked what was kept.
+pub struct Moment {
+    /// Tokens that the cache had been given.
+    tokens: usize,
+    text: &'static str,
+    /// Whether decoding may have evicted.
+    decoded: bool,
+}
+
+impl Moment {
+    /// After a prompt of as many tokens.
+    pub fn after_the_prompt(tokens: usize) -> Self {
+        Self {
+            tokens,
+            text: "after the prompt, before the first new token; mean over KV heads",
+            decoded: false,
+        }
+    }
+
+    /// After an answer, with as many tokens in all.
+    pub fn after_an_answer(tokens: usize) -> Self {
+        Self {
+            tokens,
+            text: "after the last answer; mean over KV heads",
+            decoded: true,
+        }
+    }
+}
+
+/// The whole page; it needs nothing from elsewhere. `tokens` with what the cache kept of them at that moment.
 ///
 /// # Errors
 /// A plan that cannot be carried out for this prompt.
-pub fn page(run: &Run<'_>, tokens: &[Token], spans: &Spans) -> Result<String> {
+pub fn page(run: &Run<'_>, moment: &Moment, tokens: &[Token], spans: &Spans) -> Result<String> {
     let cache = run.cache;
     let plan = cache.plan();
-    let prompt = run.generation.prompt_tokens;
-    let layers = plan.resolve(prompt, &cache.cost())?.layers;
+    let seen = moment.tokens;
+    let layers = plan.resolve(seen, &cache.cost())?.layers;
     let kv_heads = cache.shape().kv_heads;
     let kept: Vec<f64> = (0..layers.len())
         .map(|layer| tokens.iter().map(|token| token.heads[layer]).sum::<usize>() as f64)
         .map(|heads| heads / kv_heads as f64)
         .collect();
-    let mut page = header(run, &kept, prompt, spans);
-    page.push_str(&strip(&layers, &kept, kv_heads, prompt));
+    let mut page = header(run, moment, &kept, spans);
+    page.push_str(&strip(&layers, &kept, kv_heads, seen));
     page.push_str(&text(tokens, spans, layers.len() * kv_heads));
     Ok(FRAME.replacen(MARK, &page, 1))
 }
 
-fn header(run: &Run<'_>, kept: &[f64], prompt: usize, spans: &Spans) -> String {
+fn header(run: &Run<'_>, moment: &Moment, kept: &[f64], spans: &Spans) -> String {
+    let seen = moment.tokens;
     let mean = kept.iter().sum::<f64>() / kept.len() as f64;
     let least = kept.iter().copied().fold(f64::INFINITY, f64::min);
     let most = kept.iter().copied().fold(0.0, f64::max);
@@ -48,25 +78,22 @@ fn header(run: &Run<'_>, kept: &[f64], prompt: usize, spans: &Spans) -> String {
         (
             "kept",
             format!(
-                "{} of {prompt} entries per layer ({:.1} %), min {}, max {}",
+                "{} of {seen} entries per layer ({:.1} %), min {}, max {}",
                 trimmed(mean),
-                100.0 * mean / prompt as f64,
+                100.0 * mean / seen as f64,
                 trimmed(least),
                 trimmed(most)
             ),
         ),
-        (
-            "moment",
-            "after the prompt, before the first new token; mean over KV heads".into(),
-        ),
+        ("moment", moment.text.into()),
     ];
-    if !plan.evicts(Phase::Prefill) {
+    if !plan.evicts(Phase::Prefill) && !moment.decoded {
         facts.push(("note", "this plan evicts nothing before decoding".into()));
     }
     if spans.count() > 0 {
         facts.push(("protected", format!("{} tokens, underlined", spans.count())));
     }
-    let mut out = String::from("<h1>What the cache kept of the prompt</h1>\n<dl>\n");
+    let mut out = String::from("<h1>What the cache kept</h1>\n<dl>\n");
     for (name, fact) in facts {
         out.push_str(&format!("<dt>{name}</dt><dd>{}</dd>\n", escaped(&fact)));
     }
@@ -85,7 +112,7 @@ fn name(plan: &PlanFile) -> String {
 }
 
 /// A bar per layer, and the policies by colour.
-fn strip(layers: &[LayerEvictions], kept: &[f64], kv_heads: usize, prompt: usize) -> String {
+fn strip(layers: &[LayerEvictions], kept: &[f64], kv_heads: usize, seen: usize) -> String {
     let most = kept.iter().copied().fold(1.0, f64::max);
     let mut policies: Vec<(String, Vec<usize>)> = Vec::new();
     let mut bars = String::new();
@@ -99,7 +126,7 @@ fn strip(layers: &[LayerEvictions], kept: &[f64], kv_heads: usize, prompt: usize
         });
         policies[index].1.push(layer);
         let title = format!(
-            "layer {layer}: {} of {prompt} entries; prefill {}, decode {}",
+            "layer {layer}: {} of {seen} entries; prefill {}, decode {}",
             trimmed(*kept),
             rule(prefill),
             rule(rules.decode.as_ref())

@@ -128,7 +128,7 @@ fn rule(phase: Phase, rule: &FileRule) -> String {
 }
 
 /// Neighbours that keep the same number share an item: `0-14: 300, 15-29: 212`.
-fn by_layer(kept: &[f64]) -> String {
+pub fn by_layer(kept: &[f64]) -> String {
     let mut first = 0;
     let items: Vec<_> = kept
         .chunk_by(|a, b| a == b)

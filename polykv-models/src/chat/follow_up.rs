@@ -41,6 +41,24 @@ impl ChatTemplate {
             None => Ok(whole),
         }
     }
+
+    /// Whether the prompt of a conversation that ends with an answer and the user's next message begins with the prompt that the
+    /// answer was given to, and with the answer: [`ChatTemplate::follow_up`] goes on from there. Templates that drop an answer's
+    /// thoughts once another message follows change what was said before.
+    ///
+    /// # Errors
+    /// A template that does not render the messages.
+    pub fn continues(&self, messages: &[Message]) -> Result<bool> {
+        let [before @ .., answer, _] = messages else {
+            return Ok(true);
+        };
+        let now = self.now();
+        let prompt = self.render_at(now, before, true)?;
+        let whole = self.render_at(now, messages, true)?;
+        let after = whole.strip_prefix(&prompt);
+        // White space around an answer is the template's own affair.
+        Ok(after.is_some_and(|after| after.trim_start().starts_with(answer.content.trim())))
+    }
 }
 
 #[cfg(test)]
@@ -70,6 +88,17 @@ mod tests {
             // The end of the answer, a turn of the user, the start of the next answer.
             assert_eq!(specials.count(), 4, "{text}");
         }
+        let turns = ["Hello", "<think>So?</think> Hi ", "And now?"];
+        let turns: Vec<_> = ["user", "assistant", "user"]
+            .into_iter()
+            .zip(turns)
+            .map(|(role, text)| Message::new(role, text))
+            .collect();
+        assert!(chat.continues(&turns).unwrap());
+        let forgets = source.replace("m.content", "m.content.split('</think>')[-1]");
+        let forgets = ChatTemplate::new("template", &forgets, "", "");
+        assert!(!forgets.continues(&turns).unwrap());
+        assert!(forgets.continues(&turns[..1]).unwrap());
         let last = "{{ messages[-1].content }}";
         let error = ChatTemplate::new("template", last, "", "").follow_up(&tokenizer, "x");
         let error = error.unwrap_err().to_string();

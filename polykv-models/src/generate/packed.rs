@@ -19,13 +19,15 @@ pub(super) fn check_packs(config: &ModelConfig) -> Result<()> {
     }
 }
 
-/// Moves keys to consecutive positions if `tokens` more would not fit the context.
-pub(super) fn make_room(cache: &mut KvCache, tokens: usize, context: usize) -> Result<()> {
-    let next = cache.next_positions().into_iter().max().unwrap_or(0);
-    match next > 0 && next.saturating_add(tokens) > context {
-        true => cache.pack(),
-        false => Ok(()),
+/// Moves keys to consecutive positions if `tokens` more would not fit the context; whether any moved.
+pub(super) fn make_room(cache: &mut KvCache, tokens: usize, context: usize) -> Result<bool> {
+    let latest = |cache: &KvCache| cache.next_positions().into_iter().max().unwrap_or(0);
+    let next = latest(cache);
+    if next == 0 || next.saturating_add(tokens) <= context {
+        return Ok(false);
     }
+    cache.pack()?;
+    Ok(latest(cache) < next)
 }
 
 #[cfg(test)]

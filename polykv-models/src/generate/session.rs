@@ -20,9 +20,15 @@ impl Generator {
         identity: &str,
     ) -> Result<Self> {
         let mut generator = Self::new(model, plan)?;
-        let device = generator.model.model.device().clone();
-        generator.cache.set_facts(&generator.model.model.facts());
-        run_on(&device, || generator.cache.load(session, identity))?;
+        generator.load(session, identity)?;
+        Ok(generator)
+    }
+
+    /// Goes on from a session instead of the sequence so far, which is left as it is where the session is refused.
+    ///
+    /// # Errors
+    /// As for [`Generator::resume`].
+    pub fn load(&mut self, session: &Session, identity: &str) -> Result<()> {
         let info = session.info();
         let [tokens] = info.tokens.as_slice() else {
             let found = format!("of {} sequences", info.tokens.len());
@@ -33,20 +39,26 @@ impl Generator {
                 "of one sequence",
             ));
         };
-        let vocab = generator.model.model.config().vocab_size;
+        let vocab = self.model.model.config().vocab_size;
         let mut ids = tokens.iter().chain(&info.pending);
         if let Some(id) = ids.find(|&&id| id as usize >= vocab) {
             let allowed = format!("below {vocab}");
             return Err(Error::invalid("session", "token id", id, allowed));
         }
-        generator.tokens.clone_from(tokens);
-        generator.pending = info.pending.first().copied();
-        Ok(generator)
+        let device = self.model.model.device().clone();
+        let mut cache = self.cache.clone();
+        cache.clear();
+        cache.set_facts(&self.model.model.facts());
+        run_on(&device, || cache.load(session, identity))?;
+        self.cache = cache;
+        self.tokens.clone_from(tokens);
+        self.pending = info.pending.first().copied();
+        Ok(())
     }
 
     /// Writes the sequence so far to a session's file, from which [`Generator::resume`] goes on; see
-    /// [`KvCache::save`](polykv_core::KvCache::save). `plan` is what states the plan, `identity` what identifies the model, its weights and their number format. Returns the
-    /// bytes of the file.
+    /// [`KvCache::save`](polykv_core::KvCache::save). `plan` is what states the plan, `identity` what identifies the model, its
+    /// weights and their number format. Returns the bytes of the file.
     ///
     /// # Errors
     /// What [`KvCache::save`](polykv_core::KvCache::save) refuses.
