@@ -5,7 +5,7 @@ use polykv::Error;
 use polykv_core::files;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
-use std::io::{BufRead, IsTerminal, Read};
+use std::io::{BufRead, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 const MOST_BYTES: u64 = 64 << 20;

@@ -1,7 +1,7 @@
 use super::evidence::{self, EvidenceOptions};
 use super::example::Example;
 use crate::LoadedModel;
-use crate::texts::draw::{check_counts, check_length, starts};
+use crate::texts::draw::{check_counts, check_length, of_text, starts};
 use crate::tokenizer::Specials;
 use polykv_core::calibrate::Data;
 use polykv_core::{Error, Result};
@@ -27,7 +27,8 @@ pub struct TextOptions {
 pub struct Examples(pub Vec<Example>);
 
 impl Examples {
-    /// Adds windows of texts: each text is cut into windows from its start, and a seed chooses among all of them.
+    /// Adds windows of texts: each text is cut into windows from its start, and a seed chooses among all of them. A prefix
+    /// begins with the begin token of a model that was trained with one, which counts among its tokens.
     ///
     /// # Errors
     /// Texts without a single window, counts of zero, and windows beyond the model's context.
@@ -53,6 +54,8 @@ impl Examples {
             ));
         }
         check_length(length, continuation, model.model.config().max_positions)?;
+        let begin = model.tokenizer.start();
+        let length = of_text(length, begin)?;
         let whole = length + continuation;
         let mut windows = Vec::new();
         let mut longest = 0;
@@ -64,13 +67,15 @@ impl Examples {
         if windows.is_empty() {
             let found = format!("{} texts of at most {longest} tokens", texts.len());
             let allowed = format!(
-                "one of at least {whole}, a prefix of {length} and a continuation of {continuation}"
+                "one of at least {whole}, for a prefix of {} and a continuation of {continuation}",
+                options.length
             );
             return Err(Error::invalid("calibration", "data", found, allowed));
         }
         for index in starts(windows.len(), options.examples, options.seed) {
-            let mut prompt = std::mem::take(&mut windows[index]);
-            let continuation = prompt.split_off(length);
+            let mut text = std::mem::take(&mut windows[index]);
+            let continuation = text.split_off(length);
+            let prompt = [begin, &text].concat();
             self.0.push(Example {
                 data: Data::Text,
                 prompt,

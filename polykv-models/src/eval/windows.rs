@@ -2,7 +2,7 @@
 
 use super::{SampleInfo, id_bytes};
 use crate::LoadedModel;
-use crate::texts::draw::{check_counts, check_length, starts};
+use crate::texts::draw::{check_counts, check_length, of_text, starts};
 use crate::tokenizer::Specials;
 use polykv_core::{Error, Result};
 
@@ -26,13 +26,14 @@ pub(super) struct Window {
     pub continuation: Vec<u32>,
 }
 
-/// Windows at different starts, in the order of the text; they may overlap. They are pieces of a text, so none has a
-/// begin token.
+/// Windows at different starts, in the order of the text; they may overlap. A prefix begins with the begin token of a model
+/// that was trained with one, which counts among its tokens: such models know no text without it.
 ///
 /// # Errors
 /// Lengths that are zero, beyond the model's context or beyond the text, with the numbers.
 pub(super) fn cut(model: &LoadedModel, text: &str, options: &WindowOptions) -> Result<Vec<Window>> {
     let tokens = model.tokenizer.encode(text, Specials::AsText)?;
+    let begin = model.tokenizer.start();
     let context = model.model.config().max_positions;
     check_counts(&[
         ("continuation", options.continuation),
@@ -41,17 +42,18 @@ pub(super) fn cut(model: &LoadedModel, text: &str, options: &WindowOptions) -> R
     ])?;
     for &length in &options.lengths {
         check_length(length, options.continuation, context)?;
-        let whole = length.saturating_add(options.continuation);
+        let whole = of_text(length, begin)?.saturating_add(options.continuation);
         if whole > tokens.len() {
             let found = format!("{} tokens", tokens.len());
             let allowed = format!(
-                "at least {whole}, a prefix of {length} and a continuation of {}",
+                "at least {whole}, for a prefix of {length} and a continuation of {}",
                 options.continuation
             );
             return Err(Error::invalid("evaluation", "text", found, allowed));
         }
     }
     let windows = options.lengths.iter().flat_map(|&length| {
+        let length = length.saturating_sub(begin.len());
         let whole = length.saturating_add(options.continuation);
         let count = tokens.len().saturating_sub(whole).saturating_add(1);
         let starts = starts(count, options.limit, options.seed).into_iter();
@@ -60,7 +62,7 @@ pub(super) fn cut(model: &LoadedModel, text: &str, options: &WindowOptions) -> R
             let window = tokens.get(start..start.saturating_add(whole))?;
             let (prefix, continuation) = window.split_at_checked(length)?;
             Some(Window {
-                prefix: prefix.to_vec(),
+                prefix: [begin, prefix].concat(),
                 continuation: continuation.to_vec(),
             })
         })

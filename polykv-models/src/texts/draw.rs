@@ -37,6 +37,20 @@ pub fn check_length(length: usize, more: usize, context: usize) -> Result<()> {
     Ok(())
 }
 
+/// Tokens of a text in a prefix of `length` that starts with the tokens `begin`.
+///
+/// # Errors
+/// A prefix that the begin token fills.
+pub fn of_text(length: usize, begin: &[u32]) -> Result<usize> {
+    match length.checked_sub(begin.len()) {
+        None | Some(0) => {
+            let allowed = format!("at least {}", begin.len().saturating_add(1));
+            Err(Error::invalid("evaluation", "length", length, allowed))
+        }
+        Some(tokens) => Ok(tokens),
+    }
+}
+
 /// `count` different numbers below `choices`, ascending; all if there are fewer.
 pub fn starts(choices: usize, count: usize, seed: u64) -> Vec<usize> {
     let mut rng = StdRng::seed_from_u64(seed);
@@ -69,6 +83,10 @@ mod tests {
             "evaluation: length is 400 and 128 tokens after it; allowed: at most 512 together, the model's context"
         );
         assert!(check_length(0, 1, 512).is_err());
+        assert_eq!(of_text(5, &[]).unwrap(), 5);
+        assert_eq!(of_text(5, &[1]).unwrap(), 4);
+        let message = of_text(1, &[1]).unwrap_err().to_string();
+        assert_eq!(message, "evaluation: length is 1; allowed: at least 2");
         assert!(check_length(usize::MAX, 1, 512).is_err());
     }
 }

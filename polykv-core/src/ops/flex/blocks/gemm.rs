@@ -12,10 +12,11 @@ use super::layout::{self, Layout};
 use crate::ops::flex::simd::LANES;
 use crate::ops::flex::view::Matrix;
 use crate::ops::weight::{BlockRows, BlockType, Blocks};
-pub use amx::{Amx, Hardware, Tiles};
+#[cfg(test)]
+pub use amx::Tiles;
+pub use amx::{Amx, Hardware};
 pub use bf16::Bf16;
 use bf16::Packed;
-use burn::tensor::bf16;
 use rayon::prelude::*;
 use std::arch::x86_64::*;
 use tile::Tile;
@@ -104,7 +105,7 @@ impl<K: Kernel> Stored<K> for Blocks<'_> {
     }
 }
 
-impl<K: Kernel<Packed = Packed>> Stored<K> for Matrix<'_, bf16> {
+impl<K: Kernel<Packed = Packed>> Stored<K> for Matrix<'_, burn::tensor::bf16> {
     fn rows(&self) -> usize {
         self.rows
     }
