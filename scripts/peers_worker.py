@@ -10,6 +10,10 @@ import time
 from pathlib import Path
 
 
+# Formats of files that are made from the model's own.
+MADE = ("f32", "f16", "bf16")
+
+
 def random_ids(count, vocab, seed):
     return random.Random(seed).choices(range(vocab), k=count)
 
@@ -30,15 +34,16 @@ def memory(_):
 def gguf_file(settings, form):
     """The model's own file, or the one that `prepare` made from it."""
     own = Path(settings["model"])
-    if form in ("f32", "f16"):
+    if form in MADE:
         return Path(settings["folder"]) / f"{own.stem}.{form}.gguf"
     if form not in own.name.lower():
-        sys.exit(f"llama.cpp:{form}: allowed are f32, f16 and the format of {own.name}")
+        sys.exit(f"llama.cpp:{form}: allowed are {', '.join(MADE)} and the format of {own.name}")
     return own
 
 
 def convert(settings, form):
-    """Writes the model's tensors as F32 or F16, with the file's metadata. Vectors stay F32, as llama.cpp wants them."""
+    """Writes the model's tensors in one of the formats that are made, with the file's metadata. Vectors stay F32, as llama.cpp
+    wants them."""
     import gguf
     import numpy
 
@@ -54,13 +59,14 @@ def convert(settings, form):
             continue
         value = field.contents()
         if field.name == "general.file_type":
-            value = int(gguf.LlamaFileType.ALL_F32 if form == "f32" else gguf.LlamaFileType.MOSTLY_F16)
+            value = int({"f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16,
+                         "bf16": gguf.LlamaFileType.MOSTLY_BF16}[form])
         inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
         writer.add_key_value(field.name, value, field.types[0], sub_type=inner)
     for tensor in reader.tensors:
         data = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        matrix = len(tensor.shape) > 1
-        writer.add_tensor(tensor.name, data.astype(numpy.float16 if form == "f16" and matrix else numpy.float32))
+        kind = gguf.GGMLQuantizationType[form.upper() if len(tensor.shape) > 1 else "F32"]
+        writer.add_tensor(tensor.name, gguf.quants.quantize(data.astype(numpy.float32), kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
