@@ -10,7 +10,6 @@ use super::{Kernel, load};
 use crate::ops::flex::simd::LANES;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
-use std::sync::OnceLock;
 pub use tiles::{Hardware, Tiles};
 
 /// Rows of a tile.
@@ -53,12 +52,6 @@ impl<T: Tiles> Kernel for Amx<T> {
             }
         }
     }
-}
-
-/// Whether the processor has tiles of bf16 and the system lets this process use them, which is asked once.
-fn allowed() -> bool {
-    static ALLOWED: OnceLock<bool> = OnceLock::new();
-    *ALLOWED.get_or_init(|| tiles::has_bf16() && tiles::request())
 }
 
 /// Adds the products of numbers without scales to `output [rows, 16]`: the sums stay in tiles until their last run.

@@ -2,10 +2,13 @@
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::marker::PhantomData;
+use std::sync::OnceLock;
 
 /// Four tiles of sums `[16, 16]` in f32, and room for one of activations `[16, 2 * pairs]` and one of weights `[pairs, 16, 2]`
 /// in bf16.
 pub trait Tiles {
+    /// Whether the processor has them and the system lets this process use them.
     fn are_there() -> bool;
 
     /// With up to 16 pairs. The thread's tiles are free again when it is dropped.
@@ -40,8 +43,8 @@ pub trait Tiles {
     unsafe fn store(&self, count: usize, to: *mut u8, stride: usize);
 }
 
-/// Those of this processor.
-pub struct Hardware(());
+/// Those of this processor, which belong to the thread that configured them.
+pub struct Hardware(PhantomData<*const ()>);
 
 /// What `ldtilecfg` reads.
 #[repr(C, align(64))]
@@ -56,7 +59,8 @@ struct Config {
 
 impl Tiles for Hardware {
     fn are_there() -> bool {
-        super::allowed()
+        static THERE: OnceLock<bool> = OnceLock::new();
+        *THERE.get_or_init(|| has_bf16() && request())
     }
 
     unsafe fn configured(pairs: usize) -> Self {
@@ -78,7 +82,7 @@ impl Tiles for Hardware {
         }
         // SAFETY: the tiles are there, says the caller; 64 bytes are read.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const config, options(nostack, readonly)) };
-        Self(())
+        Self(PhantomData)
     }
 
     #[inline(always)]
@@ -172,7 +176,7 @@ impl Drop for Hardware {
 }
 
 /// Whether the processor has AMX-TILE and AMX-BF16 with tiles of 16 rows of 64 bytes.
-pub fn has_bf16() -> bool {
+fn has_bf16() -> bool {
     let most = __cpuid_count(0, 0).eax;
     if most < 0x1d {
         return false;
@@ -186,7 +190,7 @@ pub fn has_bf16() -> bool {
 
 /// Asks Linux for the state of tiles, which a process has to before its first use of them.
 #[cfg(target_os = "linux")]
-pub fn request() -> bool {
+fn request() -> bool {
     const ARCH_PRCTL: i64 = 158;
     const ARCH_REQ_XCOMP_PERM: i64 = 0x1023;
     const TILE_DATA: i64 = 18;
@@ -207,6 +211,6 @@ pub fn request() -> bool {
 }
 
 #[cfg(not(target_os = "linux"))]
-pub fn request() -> bool {
+fn request() -> bool {
     false
 }
