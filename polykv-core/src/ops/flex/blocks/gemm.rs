@@ -12,9 +12,9 @@ use super::layout::{self, Layout};
 use crate::ops::flex::simd::LANES;
 use crate::ops::flex::view::Matrix;
 use crate::ops::weight::{BlockRows, BlockType, Blocks};
-#[cfg(test)]
-pub use amx::Tiles;
 pub use amx::{Amx, Hardware};
+#[cfg(test)]
+pub use amx::{Tiles, multiply_rightly};
 pub use bf16::Bf16;
 use bf16::Packed;
 use rayon::prelude::*;

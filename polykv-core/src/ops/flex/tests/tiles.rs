@@ -1,6 +1,6 @@
 //! A model of the tiles of AMX, for processors without them, after the description of TDPBF16PS in Intel's manual.
 
-use crate::ops::flex::blocks::gemm::Tiles;
+use crate::ops::flex::blocks::gemm::{Tiles, multiply_rightly};
 use burn::tensor::bf16;
 
 pub struct Model {
@@ -55,4 +55,11 @@ impl Tiles for Model {
             unsafe { to.add(row * stride).cast::<[f32; 16]>().write(sums) };
         }
     }
+}
+
+/// What is asked of a processor before its tiles are used.
+#[test]
+fn the_model_multiplies_rightly() {
+    // SAFETY: a model needs no instructions.
+    assert!(unsafe { multiply_rightly::<Model>() });
 }

@@ -10,6 +10,8 @@ use super::{Kernel, load};
 use crate::ops::flex::simd::LANES;
 use std::arch::x86_64::*;
 use std::marker::PhantomData;
+#[cfg(test)]
+pub use tiles::multiply_rightly;
 pub use tiles::{Hardware, Tiles};
 
 /// Rows of a tile.

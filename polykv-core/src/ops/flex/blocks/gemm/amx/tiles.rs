@@ -2,13 +2,14 @@
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
+use std::array::from_fn;
 use std::marker::PhantomData;
 use std::sync::OnceLock;
 
 /// Four tiles of sums `[16, 16]` in f32, and room for one of activations `[16, 2 * pairs]` and one of weights `[pairs, 16, 2]`
 /// in bf16.
 pub trait Tiles {
-    /// Whether the processor has them and the system lets this process use them.
+    /// Whether the processor has them, the system lets this process use them, and a product comes out right.
     fn are_there() -> bool;
 
     /// With up to 16 pairs. The thread's tiles are free again when it is dropped.
@@ -60,7 +61,8 @@ struct Config {
 impl Tiles for Hardware {
     fn are_there() -> bool {
         static THERE: OnceLock<bool> = OnceLock::new();
-        *THERE.get_or_init(|| has_bf16() && request())
+        // SAFETY: the processor has the tiles, and the system lets them be used.
+        *THERE.get_or_init(|| has_bf16() && request() && unsafe { multiply_rightly::<Self>() })
     }
 
     unsafe fn configured(pairs: usize) -> Self {
@@ -213,4 +215,34 @@ fn request() -> bool {
 #[cfg(not(target_os = "linux"))]
 fn request() -> bool {
     false
+}
+
+/// Whether small integers are multiplied exactly, in whole runs and in halves.
+///
+/// # Safety
+/// The tiles must be there.
+pub unsafe fn multiply_rightly<T: Tiles>() -> bool {
+    let number = |i: usize| (i * i + 3 * i) % 15;
+    // Of an integer below 256 the bf16 is the upper half of the f32.
+    let bits = |number: usize| ((number as f32).to_bits() >> 16) as u16;
+    let x: [[u16; 32]; 64] = from_fn(|row| from_fn(|i| bits(number(5 * row + i))));
+    let w: [[[u16; 2]; 16]; 16] =
+        from_fn(|pair| from_fn(|lane| from_fn(|i| bits(number(7 * lane + 2 * pair + i)))));
+    [8, 16].into_iter().all(|pairs| {
+        let mut sums = [[f32::NAN; 16]; 64];
+        // SAFETY: the tiles are there, says the caller; all arrays have the four tiles of rows, or the pairs, that are read.
+        unsafe {
+            let mut tiles = T::configured(pairs);
+            tiles.zero();
+            tiles.load_weights(w.as_ptr().cast(), 64);
+            tiles.add_products(4, x.as_ptr().cast(), 64);
+            tiles.store(4, sums.as_mut_ptr().cast(), 64);
+        }
+        (0..64).all(|row| {
+            (0..16).all(|lane| {
+                let terms = (0..2 * pairs).map(|i| number(5 * row + i) * number(7 * lane + i));
+                sums[row][lane] == terms.sum::<usize>() as f32
+            })
+        })
+    })
 }
