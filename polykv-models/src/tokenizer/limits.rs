@@ -20,6 +20,9 @@ pub(super) const MAX_MERGES: usize = 1 << 21;
 const MAX_STEPS: usize = 64;
 /// Bytes that the replacements of a normalizer or decoder, one after the other, may make of one byte.
 const MAX_GROWTH: usize = 64;
+/// Bytes that the normalizer and the pre-tokenizer together may make of one byte. A character map of SentencePiece with a
+/// Metaspace behind it, as T5 and XLM-R have them, may make 132.
+const MAX_GROWTH_TO_PIECES: usize = 256;
 /// Bytes of a regular expression or of a text that is put before or between others.
 const MAX_TEXT_BYTES: usize = 4096;
 const MAX_PREFIX_BYTES: usize = 64;
@@ -110,14 +113,23 @@ pub(super) fn check(place: &str, bytes: &[u8]) -> Result<Listed> {
             "bytes",
         )?;
     }
-    for (name, part) in [
-        ("normalizer", &listed.normalizer),
-        ("decoder", &listed.decoder),
+    let of = |name: &str, part: &Value, factor: fn(&Value) -> Factor| {
+        growth(part, factor).map_err(|why| Error::invalid(place, name, why, "a step that is known"))
+    };
+    let normalizer = of("normalizer", &listed.normalizer, encoded)?;
+    let decoder = of("decoder", &listed.decoder, replaced)?;
+    let pieces = of("pre_tokenizer", &listed.pre_tokenizer, encoded)?.saturating_mul(normalizer);
+    for (parts, growth, most) in [
+        ("the normalizer", normalizer, MAX_GROWTH),
+        ("the decoder", decoder, MAX_GROWTH),
+        ("normalizer and pre_tokenizer", pieces, MAX_GROWTH_TO_PIECES),
     ] {
-        let growth =
-            growth(part).map_err(|why| Error::invalid(place, name, why, "a step that is known"))?;
-        let field = format!("growth of texts by the {name}");
-        at_most(&field, growth, MAX_GROWTH, "times")?;
+        at_most(
+            &format!("growth of texts by {parts}"),
+            growth,
+            most,
+            "times",
+        )?;
     }
     let entries = longest_list(&listed.post_processor);
     at_most("list of post_processor", entries, MAX_ENTRIES, "entries")?;
@@ -199,38 +211,54 @@ fn longest_pattern(part: &Value) -> usize {
     longest
 }
 
-/// How many bytes a step, with the steps inside it, may make of one byte.
-fn growth(step: &Value) -> std::result::Result<usize, String> {
-    let mut whole = 1_usize;
+/// How many bytes a step makes of one byte, at most, or why that is not known.
+type Factor = std::result::Result<usize, String>;
+
+/// How many bytes a step, with the steps inside it, may make of one byte, if `factor` tells it of one without.
+fn growth(step: &Value, factor: fn(&Value) -> Factor) -> Factor {
+    let mut whole = factor(step)?;
     for key in STEP_LISTS {
-        for inner in step
-            .get(key)
-            .and_then(Value::as_array)
-            .into_iter()
-            .flatten()
-        {
-            whole = whole.saturating_mul(growth(inner)?);
+        let inner = step.get(key).and_then(Value::as_array);
+        for inner in inner.into_iter().flatten() {
+            whole = whole.saturating_mul(growth(inner, factor)?);
         }
     }
+    Ok(whole)
+}
+
+/// Of a step on the way to tokens. What follows can grow again with each step of its kind; lower case and the forms of Unicode
+/// change a text that has been through them no more.
+fn encoded(step: &Value) -> Factor {
     let text = |key: &str| step.get(key).and_then(Value::as_str);
-    let factor = match (step.get("pattern"), text("content"), text("prepend")) {
+    match text("type") {
+        // Most bytes become a character of two; a space before each piece is two as well.
+        Some("ByteLevel") if step["add_prefix_space"] == false => Ok(2),
+        Some("ByteLevel") => Ok(4),
+        // Spaces around a character of three bytes.
+        Some("BertNormalizer") => Ok(2),
+        // In place of a space, and before a piece of one byte.
+        Some("Metaspace") => Ok(text("replacement").map_or(3, str::len).saturating_add(1)),
+        _ => replaced(step),
+    }
+}
+
+/// Of a step that puts a text in place of another.
+fn replaced(step: &Value) -> Factor {
+    let text = |key: &str| step.get(key).and_then(Value::as_str);
+    match (step.get("pattern"), text("content"), text("prepend")) {
         (Some(pattern), Some(content), _) => {
-            match pattern["String"].as_str().or(pattern.as_str()) {
+            Ok(match pattern["String"].as_str().or(pattern.as_str()) {
                 Some("") => content.len().saturating_add(1),
                 Some(pattern) => content.len().div_ceil(pattern.len()).max(1),
                 // An expression may match at every byte without taking it.
                 None => content.len().saturating_add(1),
-            }
+            })
         }
         (_, _, Some(prepend)) if prepend.len() > MAX_PREFIX_BYTES => {
-            return Err(format!("a prefix of {} bytes", prepend.len()));
+            Err(format!("a prefix of {} bytes", prepend.len()))
         }
-        _ => match text("precompiled_charsmap") {
-            Some(map) => longest_of_map(map)?,
-            None => 1,
-        },
-    };
-    Ok(whole.saturating_mul(factor))
+        _ => text("precompiled_charsmap").map_or(Ok(1), longest_of_map),
+    }
 }
 
 fn never_shrinks(step: &Value) -> bool {

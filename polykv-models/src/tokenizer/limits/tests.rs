@@ -51,6 +51,40 @@ fn texts_that_grow() {
     let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes);
     map["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": text});
     assert!(refusal(&map).contains("growth of texts by the normalizer is 100 times"));
+    // Steps that change what they have made again: found by fuzzing.
+    let bytes = json!({"type": "ByteLevel"});
+    let mut levels = file();
+    levels["normalizer"] = json!({"type": "Sequence", "normalizers": vec![bytes.clone(); 4]});
+    assert!(refusal(&levels).contains("growth of texts by the normalizer is 256 times"));
+    let spaces =
+        |text: &str| json!({"type": "Metaspace", "replacement": text, "prepend_scheme": "always"});
+    for steps in [
+        vec![bytes.clone(); 5],
+        vec![
+            spaces("\u{2581}"),
+            spaces("x"),
+            bytes.clone(),
+            bytes.clone(),
+            bytes,
+        ],
+    ] {
+        let mut grows = file();
+        grows["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": steps});
+        let message = refusal(&grows);
+        assert!(
+            message.contains("growth of texts by normalizer and pre_tokenizer")
+                && message.contains("at most 256"),
+            "{message}"
+        );
+    }
+    // As in files of XLM-R: a character map, then a mark in place of spaces.
+    let bytes = [&4_u32.to_le_bytes()[..], &[0; 4], &[b'x'; 33]].concat();
+    let text = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, bytes);
+    let mut published = file();
+    published["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": text});
+    published["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": [
+        {"type": "WhitespaceSplit"}, spaces("\u{2581}")]});
+    check("t", published.to_string().as_bytes()).unwrap();
     // As in files of Llama 2.
     let mut plain = file();
     plain["normalizer"] = json!({"type": "Sequence", "normalizers": [
