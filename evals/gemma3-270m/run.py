@@ -120,14 +120,15 @@ def main():
     parser.add_argument("binary", help="path of the polykv binary, a release build")
     parser.add_argument("--texts", type=pathlib.Path, required=True, help="folder that ../smollm2/texts.py made")
     parser.add_argument("--work", type=pathlib.Path, default="work", help="folder for steps, which a later run goes on from")
-    parser.add_argument("--ratios", default="0.5,0.25,0.125", help="shares of what the layers hold without eviction")
+    parser.add_argument("--ratios", default="0.5,0.25,0.125", help="shares of what the layers hold without eviction; none measures the cuts of the "
+                        "global layers only")
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--needles", type=int, default=4, help="per depth, of which there are 7")
     parser.add_argument("--shuffles", type=int, default=3, help="of the calibrated plan's layers, as a control")
     args = parser.parse_args()
     folder = args.work / "plans"
     folder.mkdir(parents=True, exist_ok=True)
-    ratios = [float(ratio) for ratio in args.ratios.split(",")]
+    ratios = [float(ratio) for ratio in args.ratios.split(",") if ratio]
     calibrated = {ratio: calibrate(args, ratio) for ratio in ratios}
     parts = []
     for ratio in ratios:
