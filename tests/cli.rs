@@ -27,6 +27,9 @@ mod memory;
 mod plan;
 #[path = "cli/runs.rs"]
 mod runs;
+#[cfg(feature = "serve")]
+#[path = "cli/serve.rs"]
+mod serve;
 #[path = "cli/session.rs"]
 mod session;
 

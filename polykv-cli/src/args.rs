@@ -5,6 +5,8 @@ mod calibrate;
 mod chat;
 mod eval;
 mod plan;
+#[cfg(feature = "serve")]
+mod serve;
 mod values;
 
 pub use bench::{BenchArgs, Format};
@@ -12,6 +14,8 @@ pub use calibrate::{CalibrateArgs, Objective};
 pub use chat::ChatArgs;
 pub use eval::{EvalArgs, EvalCommand, MergeArgs, SampleArgs, Shard, TaskName};
 pub use plan::{Kept, MemoryArgs, PlanAction, PlanArgs};
+#[cfg(feature = "serve")]
+pub use serve::ServeArgs;
 #[cfg(feature = "hub")]
 pub use values::Pullable;
 pub use values::{Dtype, Phases, Setting};
@@ -44,6 +48,12 @@ pub enum Command {
     /// Ctrl-C ends the answer, Ctrl-D the conversation. Messages can come from a pipe, one per line. Past the model's context
     /// the conversation goes on where the plan has a budget and the model's positions allow it.
     Chat(Box<ChatArgs>),
+    /// Serves a model to many callers at once, by OpenAI's interface over HTTP
+    ///
+    /// Answers of all callers are generated together, each with a compressed cache of its own under the plan that its request
+    /// names. A page at / compares plans. See docs/serving.md.
+    #[cfg(feature = "serve")]
+    Serve(Box<ServeArgs>),
     /// Compares plans with the full cache: perplexity, hidden numbers, next-token distributions
     ///
     /// The full cache is always the first row. Samples come from the seed.
@@ -321,6 +331,8 @@ impl Cli {
                 &args.compression
             }
             Command::Chat(args) => &args.compression,
+            #[cfg(feature = "serve")]
+            Command::Serve(args) => &args.compression,
             Command::Plan(PlanArgs {
                 action: PlanAction::Memory(args),
             }) => &args.compression,

@@ -25,6 +25,8 @@ mod prompt;
 #[cfg(feature = "hub")]
 mod pull;
 mod registry;
+#[cfg(feature = "serve")]
+mod serve;
 mod session;
 
 use args::{Cli, Command};
@@ -98,6 +100,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
     match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Chat(args) => chat::run(args),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => serve::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Eval(args) => eval::run(args),
         #[cfg(feature = "hub")]

@@ -105,12 +105,7 @@ pub fn encode_next(
     let tokenizer = &model.tokenizer;
     check_fits(model, text)?;
     let mut ids = match &model.chat {
-        Some(chat) if !args.raw => {
-            let ids = chat.follow_up(tokenizer, text)?;
-            // The answer has ended by itself if its last token is what ends it.
-            let ended = usize::from(pending.is_some() && ids.first().copied() == pending);
-            ids.get(ended..).unwrap_or_default().to_vec()
-        }
+        Some(chat) if !args.raw => chat.next_turn(tokenizer, text, pending)?,
         _ => tokenizer.encode(text, Specials::AsText)?,
     };
     if let Some(prefix) = &args.answer_prefix {

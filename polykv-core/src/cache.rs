@@ -354,6 +354,16 @@ impl KvCache {
         self.layers.iter().map(LayerCache::kv_bytes).sum()
     }
 
+    /// Bytes of positions, statistics and remembered queries of all layers now.
+    pub fn aux_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::aux_bytes).sum()
+    }
+
+    /// Bytes that keys and values would occupy now without eviction, see [`CacheReport::full_bytes`].
+    pub fn full_bytes(&self) -> usize {
+        self.layers.iter().map(LayerCache::full_bytes).sum()
+    }
+
     /// The causal attention of the last queries that a layer was given, over the entries that it holds: `q [batch, heads,
     /// tokens, head_dim]` as the layer was given them → `[batch, kv_heads, group, tokens, entries]`.
     ///

@@ -23,6 +23,7 @@ pub use view::{Appended, LayerView, Merge, Split};
 use crate::Result;
 use crate::ops::AttentionBlock;
 use crate::phase::Phase;
+use crate::shape::LayerShape;
 use burn::tensor::Tensor;
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -114,6 +115,11 @@ pub trait Policy: Send + Sync + fmt::Debug {
     /// What the cache must gather for the policy beside positions, keys and values.
     fn needs(&self) -> Needs {
         Needs::default()
+    }
+
+    /// The most bytes that the policy remembers per entry and KV head, for estimates of memory. The default is two numbers.
+    fn bytes_per_entry(&self, _shape: LayerShape) -> usize {
+        2 * size_of::<f32>()
     }
 
     /// The entries that stay whatever their score, under a budget of `budget` entries per KV head.

@@ -66,6 +66,9 @@ pub trait CausalLm: Send + Sync + fmt::Debug {
     /// The cosines and sines of the rotary embedding for a range of positions.
     fn rope(&self, positions: Range<usize>) -> RopeTable;
 
+    /// The cosines and sines of `tokens` consecutive positions in each row of a batch, from position `first[i]` on in row `i`.
+    fn rope_of_rows(&self, first: &[usize], tokens: usize) -> RopeTable;
+
     /// Runs one layer over hidden states `[batch, tokens, hidden]` at the positions of `rope`, and returns the hidden
     /// states after it in the same shape. `attend` computes the attention; see [`Attend`].
     ///

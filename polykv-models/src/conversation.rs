@@ -143,11 +143,7 @@ impl Conversation {
             ]
             .concat(),
             Some(chat) if started && (self.resumed || chat.continues(&self.messages)?) => {
-                let ids = chat.follow_up(tokenizer, text)?;
-                // An answer that has ended by itself has its end token already.
-                let pending = self.generator.pending();
-                let ended = pending.is_some() && ids.first().copied() == pending;
-                ids.get(usize::from(ended)..).unwrap_or_default().to_vec()
+                chat.next_turn(tokenizer, text, self.generator.pending())?
             }
             Some(chat) => {
                 again = started;

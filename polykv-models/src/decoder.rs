@@ -171,10 +171,6 @@ impl<L: Layer> Decoder<L> {
         Ok(chunks.into_iter().map(|(x, _)| x).collect())
     }
 
-    fn rope_of_rows(&self, first: &[usize], tokens: usize) -> RopeTable {
-        self.rope.table_of_rows(first, tokens, &self.device)
-    }
-
     fn check_length(&self, start: usize, tokens: usize) -> Result<()> {
         if tokens == 0 {
             return Err(Error::invalid("prompt", "length", "0 tokens", "at least 1"));
@@ -291,6 +287,10 @@ impl<L: Layer> CausalLm for Decoder<L> {
 
     fn rope(&self, positions: Range<usize>) -> RopeTable {
         self.rope.table(positions, &self.device)
+    }
+
+    fn rope_of_rows(&self, first: &[usize], tokens: usize) -> RopeTable {
+        self.rope.table_of_rows(first, tokens, &self.device)
     }
 
     fn layer(

@@ -1,18 +1,19 @@
 //! Text generation: prefill, then one token after the other.
 
 mod packed;
-mod session;
+pub(crate) mod session;
+mod text;
 
 use crate::causal_lm::PrefillOptions;
 use crate::load::LoadedModel;
 use crate::sample::{Sampler, SamplingParams};
-use crate::stop::StopMatcher;
-use packed::{check_packs, make_room};
+pub(crate) use packed::{check_packs, make_room};
 use polykv_core::device::run_on;
 use polykv_core::{CacheReport, Error, KvCache, Plan, Result, Spans, ops};
 use serde::Serialize;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
+pub(crate) use text::AnswerText;
 
 /// Options of a generation.
 #[derive(Clone, Debug)]
@@ -330,7 +331,7 @@ impl Generator {
         let cache = self.cache.report()?;
         let ended = Instant::now();
         let first = first.unwrap_or(ended);
-        let steps = tokens.len() + usize::from(finish == Finish::Stop && !output.stopped);
+        let steps = tokens.len() + usize::from(finish == Finish::Stop && !output.answer.stopped());
         Ok(Generation {
             text: output.finish(on_event)?,
             prompt_tokens: fed.len(),
@@ -346,69 +347,47 @@ impl Generator {
 }
 
 /// An error of the logits, with what the cache tells of its cause.
-fn explained(error: Error, cache: &KvCache) -> Error {
+pub(crate) fn explained(error: Error, cache: &KvCache) -> Error {
     match cache.not_finite() {
         Ok(Some(cause)) => Error::NotFinite(format!("{error}; {cause}")),
         _ => error,
     }
 }
 
-/// From tokens to shown text.
+/// What is shown of an answer.
 struct Output<'a> {
-    stream: crate::tokenizer::Stream<'a>,
-    stop: StopMatcher<'a>,
+    answer: AnswerText<'a>,
     text: String,
-    stopped: bool,
     /// Whether the caller wants more.
     wanted: ControlFlow<()>,
 }
 
 impl<'a> Output<'a> {
-    fn new(model: &'a LoadedModel, stops: &'a [String]) -> Self {
+    fn new(model: &'a LoadedModel, stops: &[String]) -> Self {
         Self {
-            stream: model.tokenizer.stream(true),
-            stop: StopMatcher::new(stops),
+            answer: AnswerText::new(&model.tokenizer, stops),
             text: String::new(),
-            stopped: false,
             wanted: ControlFlow::Continue(()),
         }
     }
 
     /// True at a stop text.
     fn push(&mut self, token: u32, on_event: &mut OnEvent<'_>) -> Result<bool> {
-        if let Some(piece) = self.stream.push(token)? {
-            self.show(&piece, on_event);
-        }
-        Ok(self.stopped)
+        let text = self.answer.push(token)?;
+        self.emit(&text, on_event);
+        Ok(self.answer.stopped())
     }
 
     fn finish(mut self, on_event: &mut OnEvent<'_>) -> Result<String> {
-        if !self.stopped {
-            if let Some(piece) = self.stream.flush()? {
-                self.show(&piece, on_event);
-            }
-            if !self.stopped {
-                let rest = self.stop.finish();
-                if !rest.is_empty() {
-                    self.emit(rest, on_event);
-                }
-            }
-        }
+        let rest = self.answer.finish()?;
+        self.emit(&rest, on_event);
         Ok(self.text)
     }
 
-    fn show(&mut self, piece: &str, on_event: &mut OnEvent<'_>) {
-        let (text, stopped) = self.stop.push(piece);
-        if !text.is_empty() {
-            self.emit(text, on_event);
+    fn emit(&mut self, text: &str, on_event: &mut OnEvent<'_>) {
+        if !text.is_empty() && self.wanted.is_continue() {
+            self.wanted = on_event(Event::Text(text));
         }
-        self.stopped = stopped;
-    }
-
-    fn emit(&mut self, text: String, on_event: &mut OnEvent<'_>) {
-        if self.wanted.is_continue() {
-            self.wanted = on_event(Event::Text(&text));
-        }
-        self.text.push_str(&text);
+        self.text.push_str(text);
     }
 }

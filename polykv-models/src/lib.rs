@@ -21,6 +21,7 @@ mod digest;
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod doors;
+pub mod engine;
 #[cfg(feature = "eval")]
 pub mod eval;
 mod families;
@@ -37,7 +38,6 @@ pub mod qwen2;
 pub mod qwen3;
 pub mod qwen3_moe;
 pub mod random;
-#[cfg(any(feature = "eval", feature = "calibrate"))]
 mod rows;
 pub mod sample;
 mod stop;

@@ -109,11 +109,14 @@ pub fn elementwise(name: &str, device: &Device) {
         // Heads side by side, as projections give them, and a part of the tokens.
         let x = tensor([batch, tokens + 2, heads, dim], 10, device);
         let x = x.slice(s![.., 1..tokens + 1, .., ..]).swap_dims(1, 2);
-        let table = |seed| tensor([1, 1, tokens, dim / 2], seed, device);
-        let (cos, sin) = (table(11), table(12));
-        let wanted = oracle::rotate(host(&x), host(&cos), host(&sin));
-        let what = format!("{name}: rotation of {batch} x {heads} x {tokens} x {dim}");
-        close(&what, &ops::rotate(x, cos, sin), &wanted);
+        for rows in [1, batch] {
+            let table = |seed| tensor([rows, 1, tokens, dim / 2], seed, device);
+            let (cos, sin) = (table(11), table(12));
+            let wanted = oracle::rotate(host(&x), host(&cos), host(&sin));
+            let shape = format!("{batch} x {heads} x {tokens} x {dim}");
+            let what = format!("{name}: rotation of {shape} by {rows} tables");
+            close(&what, &ops::rotate(x.clone(), cos, sin), &wanted);
+        }
     }
     for rotated in [12, 16] {
         let heads = tensor([2, 3, 9, 20], 10, device);
@@ -129,15 +132,21 @@ pub fn elementwise(name: &str, device: &Device) {
 /// What is one operation around the attention of one token per sequence, against plain operations one by one.
 pub fn fused(name: &str, device: &Device) {
     let (hidden, dim, inner) = (100, 10, 150);
-    for (batch, heads, kv_heads, head_norms) in [(1, 6, 2, false), (1, 7, 1, true), (3, 4, 4, true)]
-    {
+    // With head norms each sequence has a position of its own.
+    for (batch, heads, kv_heads, head_norms) in [
+        (1, 6, 2, false),
+        (1, 7, 1, true),
+        (3, 4, 4, true),
+        (2, 4, 1, false),
+    ] {
         for dtype in dtypes(device) {
             let what = format!("{name}: {batch} {dtype:?}, {heads} heads");
             let vector = |size, seed| tensor::<1>([size], seed, device);
             let matrix =
                 |out, inputs, seed| Weight::new(weight([out, inputs], seed, dtype, device));
             let x = tensor::<3>([batch, 1, hidden], 12, device);
-            let table = |seed| tensor::<4>([1, 1, 1, dim / 2], seed, device);
+            let rows = if head_norms { batch } else { 1 };
+            let table = |seed| tensor::<4>([rows, 1, 1, dim / 2], seed, device);
             let (cos, sin) = (table(13), table(14));
             let [to_q, to_k, to_v] = [
                 matrix(heads * dim, hidden, 2),

@@ -22,6 +22,38 @@ pub fn policies() -> PossibleValuesParser {
     PossibleValuesParser::new(std::iter::once(keep).chain(policies))
 }
 
+/// Bytes, in units of 1000 (KB, MB, GB) or 1024 (KiB, MiB, GiB).
+///
+/// # Errors
+/// Anything else.
+#[cfg(feature = "serve")]
+pub fn size(text: &str) -> Result<u64, String> {
+    const UNITS: [(&str, u64); 8] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("KB", 1_000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("B", 1),
+        ("", 1),
+    ];
+    let wrong = || {
+        format!(
+            "'{text}' is no size; allowed: a whole number of B, KB, MB, GB, KiB, MiB or GiB, such as 512MB"
+        )
+    };
+    let unit = UNITS
+        .iter()
+        .find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, bytes)));
+    let (number, bytes) = unit.ok_or_else(wrong)?;
+    let number: u64 = number.trim().parse().map_err(|_| wrong())?;
+    number
+        .checked_mul(*bytes)
+        .filter(|&bytes| bytes > 0)
+        .ok_or_else(wrong)
+}
+
 /// The policies, for commands that compare with keeping everything anyway.
 pub fn evicting() -> PossibleValuesParser {
     PossibleValuesParser::new(registry().policies.iter().map(policy))

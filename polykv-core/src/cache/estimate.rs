@@ -7,6 +7,8 @@ use crate::budget::EntryCost;
 use crate::facts::most_entries;
 use crate::phase::Phase;
 use crate::plan::{LayerEvictions, Plan};
+use crate::policy::Needs;
+use crate::shape::LayerShape;
 use crate::{Error, Result};
 
 /// The computed memory of a cache; a [`CacheReport`](super::CacheReport) measures the same of one that exists.
@@ -89,6 +91,52 @@ impl Plan {
             peak_bytes: bytes(sizes.peak)?,
             kept: layers.iter().map(|layer| layer.len).collect(),
         })
+    }
+}
+
+/// Bytes per entry and KV head of a position, of its place in the order of positions, and of how far it was moved.
+const PLACE_BYTES: usize = 8 + 8 + 4;
+
+impl Plan {
+    /// An upper estimate of what a cache holds beside keys and values when its layers hold `entries` entries each: bytes of
+    /// positions, of what the policies of this crate remember, and of the latest queries. `latest` is the most entries that a
+    /// layer holds at any time.
+    pub fn aux_estimate(&self, entries: &[usize], latest: usize, shape: LayerShape) -> usize {
+        let of_entries = |count: usize, bytes: usize| {
+            let bytes = bytes.saturating_add(PLACE_BYTES);
+            [count, shape.batch, shape.kv_heads, bytes]
+                .into_iter()
+                .fold(1, usize::saturating_mul)
+        };
+        let queries = |count: usize| {
+            let element = size_of::<f32>();
+            [count, shape.batch, shape.heads, shape.head_dim, element]
+                .into_iter()
+                .fold(1, usize::saturating_mul)
+        };
+        let mut most_remembered = 0;
+        let layers = self.layers.iter().zip(entries).map(|(layer, &count)| {
+            let policies = Phase::BOTH
+                .into_iter()
+                .filter_map(|phase| layer.rule(phase).policy());
+            let (mut needs, mut remembers) = (Needs::default(), 0usize);
+            for policy in policies {
+                needs = needs.union(policy.needs());
+                remembers = remembers.saturating_add(policy.bytes_per_entry(shape));
+            }
+            most_remembered = most_remembered.max(remembers);
+            // Room for a quarter more, so that they need not move at every token.
+            let remembered = needs.queries.saturating_add(needs.queries / 4).min(latest);
+            // Means and products of queries.
+            let moments = match needs.rope {
+                true => shape.head_dim.saturating_add(1).saturating_mul(2),
+                false => 0,
+            };
+            of_entries(count.saturating_add(1), remembers)
+                .saturating_add(queries(remembered.saturating_add(moments)))
+        });
+        let layers = layers.fold(0, usize::saturating_add);
+        layers.saturating_add(of_entries(latest, most_remembered))
     }
 }
 

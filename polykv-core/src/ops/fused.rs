@@ -60,7 +60,7 @@ pub fn fuses_tokens(x: &Tensor<3>, weights: &[&Weight]) -> bool {
 
 /// The queries, keys and values of one token, `[batch, heads, 1, d]` each, from the layer's input `x [batch, 1, hidden]`: an
 /// RMS norm and the QKV projections, then for queries and keys the norm over each head, if there is one, and the rotary
-/// embedding with `cos` and `sin [1, 1, 1, d / 2]`.
+/// embedding with `cos` and `sin [rows, 1, 1, d / 2]`, where `rows` is 1 for sequences at one position, or `batch`.
 ///
 /// # Panics
 /// If [`fuses_tokens`] does not hold, or shapes do not fit.
@@ -74,9 +74,11 @@ pub fn norm_qkv_rope(
         fuses_tokens(&x, &weights.projections),
         "no kernel does this at once"
     );
-    let hidden = x.dims()[2];
-    let head = 2 * cos.dims()[3];
-    assert_eq!(cos.dims(), [1, 1, 1, head / 2]);
+    let [batch, _, hidden] = x.dims();
+    let [rows, _, _, half] = cos.dims();
+    let head = 2 * half;
+    assert!(rows == 1 || rows == batch, "tables for one row or for all");
+    assert_eq!(cos.dims(), [rows, 1, 1, half]);
     assert_eq!(sin.dims(), cos.dims());
     assert_eq!(weights.norm.dims(), [hidden]);
     for weight in weights.projections {

@@ -50,14 +50,17 @@ pub fn rms_norm<const D: usize>(x: Tensor<D>, weight: Tensor<1>, eps: f64) -> Te
 }
 
 /// Rotary embedding (RoPE, arXiv 2104.09864) in the rotate-half layout: rotates element `i` of the last axis with element
-/// `i + d / 2`. `x [batch, heads, tokens, d]`, `cos` and `sin [1, 1, tokens, d / 2]`.
+/// `i + d / 2`. `x [batch, heads, tokens, d]`, `cos` and `sin [rows, 1, tokens, d / 2]`, where `rows` is 1 for tables that all
+/// sequences share, or `batch`.
 ///
 /// # Panics
 /// If the shapes do not fit.
 pub fn rotate(x: Tensor<4>, cos: Tensor<4>, sin: Tensor<4>) -> Tensor<4> {
-    let [_, _, tokens, d] = x.dims();
+    let [batch, _, tokens, d] = x.dims();
+    let rows = cos.dims()[0];
+    assert!(rows == 1 || rows == batch, "tables for one row or for all");
     for table in [&cos, &sin] {
-        let half = [1, 1, tokens, d / 2];
+        let half = [rows, 1, tokens, d / 2];
         assert!(
             d.is_multiple_of(2) && table.dims() == half,
             "a turn per pair of elements"

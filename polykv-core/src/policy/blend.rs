@@ -4,6 +4,7 @@ use super::{Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, P
 use crate::Result;
 use crate::apportion::largest_remainder;
 use crate::ops::{AttentionBlock, Protected};
+use crate::shape::LayerShape;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 use serde_yaml_ng::Value;
@@ -88,6 +89,13 @@ impl Policy for Blend {
     fn needs(&self) -> Needs {
         let members = self.members.iter();
         members.fold(Needs::default(), |all, member| all.union(member.policy.needs()))
+    }
+
+    fn bytes_per_entry(&self, shape: LayerShape) -> usize {
+        let members = self.members.iter();
+        members.fold(0, |all, member| {
+            all.saturating_add(member.policy.bytes_per_entry(shape))
+        })
     }
 
     fn protect(&self, budget: usize) -> Protect {

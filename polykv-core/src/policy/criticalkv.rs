@@ -4,6 +4,7 @@ use super::{
     Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range,
 };
 use crate::ops::{self, AttentionBlock, Weight};
+use crate::shape::LayerShape;
 use crate::{Error, Result};
 use burn::tensor::{DType, Tensor, s};
 use serde::Deserialize;
@@ -84,6 +85,11 @@ impl Policy for CriticalKv {
             output: true,
             ..self.base.policy.needs()
         }
+    }
+
+    fn bytes_per_entry(&self, shape: LayerShape) -> usize {
+        let of_base = self.base.policy.bytes_per_entry(shape);
+        of_base.saturating_add(size_of::<f32>())
     }
 
     fn protect(&self, budget: usize) -> Protect {

@@ -4,6 +4,7 @@ use super::{
 };
 use crate::Result;
 use crate::ops::AttentionBlock;
+use crate::shape::LayerShape;
 use burn::tensor::{Tensor, s};
 use serde::{Deserialize, Serialize};
 
@@ -88,6 +89,11 @@ impl Policy for Scissorhands {
             attention: true,
             ..Needs::default()
         }
+    }
+
+    fn bytes_per_entry(&self, shape: LayerShape) -> usize {
+        let words = self.history.div_ceil(Packing::new(shape.group()).per_word);
+        words.saturating_add(1).saturating_mul(size_of::<f32>())
     }
 
     fn protect(&self, _budget: usize) -> Protect {

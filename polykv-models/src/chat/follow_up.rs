@@ -42,6 +42,22 @@ impl ChatTemplate {
         }
     }
 
+    /// [`ChatTemplate::follow_up`] after the last token of the answer, `pending`, which is fed before: an answer that has ended
+    /// by itself has its end token already.
+    ///
+    /// # Errors
+    /// As for [`ChatTemplate::follow_up`].
+    pub fn next_turn(
+        &self,
+        tokenizer: &Tokenizer,
+        text: &str,
+        pending: Option<u32>,
+    ) -> Result<Vec<u32>> {
+        let ids = self.follow_up(tokenizer, text)?;
+        let ended = pending.is_some() && ids.first().copied() == pending;
+        Ok(ids.get(usize::from(ended)..).unwrap_or_default().to_vec())
+    }
+
     /// Whether the prompt of a conversation that ends with an answer and the user's next message begins with the prompt that the
     /// answer was given to, and with the answer: [`ChatTemplate::follow_up`] goes on from there. Templates that drop an answer's
     /// thoughts once another message follows change what was said before.

@@ -7,7 +7,7 @@ use polykv_core::{Error, KvCache, Result};
 ///
 /// # Errors
 /// A model whose frequencies depend on how long the context is.
-pub(super) fn check_packs(config: &ModelConfig) -> Result<()> {
+pub(crate) fn check_packs(config: &ModelConfig) -> Result<()> {
     let layers = config.layers.iter();
     let mut scalings = layers.filter_map(|layer| layer.rope.as_ref().map(|rope| &rope.scaling));
     match scalings.any(|scaling| matches!(scaling, RopeScaling::LongRope { .. })) {
@@ -20,7 +20,7 @@ pub(super) fn check_packs(config: &ModelConfig) -> Result<()> {
 }
 
 /// Moves keys to consecutive positions if `tokens` more would not fit the context; whether any moved.
-pub(super) fn make_room(cache: &mut KvCache, tokens: usize, context: usize) -> Result<bool> {
+pub(crate) fn make_room(cache: &mut KvCache, tokens: usize, context: usize) -> Result<bool> {
     let latest = |cache: &KvCache| cache.next_positions().into_iter().max().unwrap_or(0);
     let next = latest(cache);
     if next == 0 || next.saturating_add(tokens) <= context {

@@ -3,7 +3,7 @@
 use super::Generator;
 use crate::load::LoadedModel;
 use polykv_core::device::run_on;
-use polykv_core::{Error, Plan, PlanFile, Result, Session, SessionInfo};
+use polykv_core::{Error, KvCache, Plan, PlanFile, Result, Session, SessionInfo};
 use std::path::Path;
 
 impl Generator {
@@ -12,7 +12,7 @@ impl Generator {
     ///
     /// # Errors
     /// A session of several sequences or without its token ids, ids beyond the vocabulary, and what
-    /// [`KvCache::load`](polykv_core::KvCache::load) refuses.
+    /// [`KvCache::load`] refuses.
     pub fn resume(
         model: LoadedModel,
         plan: Plan,
@@ -29,39 +29,21 @@ impl Generator {
     /// # Errors
     /// As for [`Generator::resume`].
     pub fn load(&mut self, session: &Session, identity: &str) -> Result<()> {
-        let info = session.info();
-        let [tokens] = info.tokens.as_slice() else {
-            let found = format!("of {} sequences", info.tokens.len());
-            return Err(Error::invalid(
-                "session",
-                "token ids",
-                found,
-                "of one sequence",
-            ));
-        };
-        let vocab = self.model.model.config().vocab_size;
-        let mut ids = tokens.iter().chain(&info.pending);
-        if let Some(id) = ids.find(|&&id| id as usize >= vocab) {
-            let allowed = format!("below {vocab}");
-            return Err(Error::invalid("session", "token id", id, allowed));
-        }
-        let device = self.model.model.device().clone();
         let mut cache = self.cache.clone();
         cache.clear();
-        cache.set_facts(&self.model.model.facts());
-        run_on(&device, || cache.load(session, identity))?;
+        let (tokens, pending) = read(&self.model, &mut cache, session, identity)?;
         self.cache = cache;
-        self.tokens.clone_from(tokens);
-        self.pending = info.pending.first().copied();
+        self.tokens = tokens;
+        self.pending = pending;
         Ok(())
     }
 
-    /// Writes the sequence so far to a session's file, from which [`Generator::resume`] goes on; see
-    /// [`KvCache::save`](polykv_core::KvCache::save). `plan` is what states the plan, `identity` what identifies the model, its
-    /// weights and their number format. Returns the bytes of the file.
+    /// Writes the sequence so far to a session's file, from which [`Generator::resume`] goes on; see [`KvCache::save`]. `plan` is
+    /// what states the plan, `identity` what identifies the model, its weights and their number format. Returns the bytes of the
+    /// file.
     ///
     /// # Errors
-    /// What [`KvCache::save`](polykv_core::KvCache::save) refuses.
+    /// What [`KvCache::save`] refuses.
     pub fn save(&mut self, path: &Path, plan: &PlanFile, identity: &str) -> Result<usize> {
         let info = SessionInfo {
             model: identity.to_string(),
@@ -69,7 +51,43 @@ impl Generator {
             tokens: vec![self.tokens.clone()],
             pending: self.pending.into_iter().collect(),
         };
-        let device = self.model.model.device().clone();
-        run_on(&device, || self.cache.save(path, &info))
+        write(&mut self.cache, path, &info)
     }
+}
+
+/// Writes a session's file.
+///
+/// # Errors
+/// What [`KvCache::save`] refuses.
+pub(crate) fn write(cache: &mut KvCache, path: &Path, info: &SessionInfo) -> Result<usize> {
+    let device = cache.device().clone();
+    run_on(&device, || cache.save(path, info))
+}
+
+/// Reads the one sequence of a session into an empty cache. Returns its tokens and the one that the cache has not been given.
+///
+/// # Errors
+/// A session of several sequences or without its token ids, ids beyond the vocabulary, and what [`KvCache::load`] refuses.
+pub(crate) fn read(
+    model: &LoadedModel,
+    cache: &mut KvCache,
+    session: &Session,
+    identity: &str,
+) -> Result<(Vec<u32>, Option<u32>)> {
+    let model = &model.model;
+    let info = session.info();
+    let [tokens] = info.tokens.as_slice() else {
+        let found = format!("of {} sequences", info.tokens.len());
+        let allowed = "of one sequence";
+        return Err(Error::invalid("session", "token ids", found, allowed));
+    };
+    let vocab = model.config().vocab_size;
+    let mut ids = tokens.iter().chain(&info.pending);
+    if let Some(id) = ids.find(|&&id| id as usize >= vocab) {
+        let allowed = format!("below {vocab}");
+        return Err(Error::invalid("session", "token id", id, allowed));
+    }
+    cache.set_facts(&model.facts());
+    run_on(model.device(), || cache.load(session, identity))?;
+    Ok((tokens.clone(), info.pending.first().copied()))
 }

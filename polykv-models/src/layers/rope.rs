@@ -117,11 +117,11 @@ impl Rotation {
         }
     }
 
-    /// Cosines and sines `[1, 1, tokens, head_dim / 2]`, if heads are rotated as a whole and alike in all rows of a batch.
+    /// Cosines and sines `[rows, 1, tokens, head_dim / 2]`, if heads are rotated as a whole.
     pub(super) fn of_whole_heads(&self, head_dim: usize) -> Option<[&Tensor<4>; 2]> {
         let table = self.table.as_ref()?;
-        let [rows, _, _, pairs] = table[0].dims();
-        (rows == 1 && 2 * pairs == head_dim).then(|| table.each_ref())
+        let pairs = table[0].dims()[3];
+        (2 * pairs == head_dim).then(|| table.each_ref())
     }
 
     /// Rotates queries or keys, `[batch, heads, tokens, head_dim]`.
@@ -129,22 +129,14 @@ impl Rotation {
         let Some(table) = &self.table else {
             return x;
         };
-        let ([batch, _, _, head_dim], [rows, _, _, pairs]) = (x.dims(), table[0].dims());
-        let rotated = 2 * pairs;
+        let head_dim = x.dims()[3];
+        let rotated = 2 * table[0].dims()[3];
         if rotated < head_dim {
             let rest = x.clone().narrow(3, rotated, head_dim - rotated);
             let turned = self.rotate(x.narrow(3, 0, rotated));
             return Tensor::cat(vec![turned, rest], 3);
         }
-        let [cos, sin] = table;
-        if rows == 1 {
-            return ops::rotate(x, cos.clone(), sin.clone());
-        }
-        // The operator takes one table for all rows.
-        let row = |row| {
-            let [x, cos, sin] = [&x, cos, sin].map(|all| all.clone().narrow(0, row, 1));
-            ops::rotate(x, cos, sin)
-        };
-        Tensor::cat((0..batch).map(row).collect(), 0)
+        let [cos, sin] = table.clone();
+        ops::rotate(x, cos, sin)
     }
 }

@@ -126,10 +126,11 @@ fn rotate(x: CubeTensor, cos: CubeTensor, sin: CubeTensor) -> CubeTensor {
     let words = x.shape()[3] / 2 / width;
     let count = x.shape().num_elements() / 2 / width;
     let client = x.client.clone();
-    debug_assert_eq!(cos.shape().num_elements(), x.shape()[2] * x.shape()[3] / 2);
+    debug_assert_eq!(cos.shape()[2..], [x.shape()[2], x.shape()[3] / 2]);
+    debug_assert!(cos.shape()[0] == 1 || cos.shape()[0] == x.shape()[0]);
     debug_assert_eq!(sin.shape(), cos.shape());
     // SAFETY: units beyond the pairs end; the others have one word of a first half and its partner in the second, of a
-    // token below those that the tables have.
+    // token and a sequence below those that the tables have.
     unsafe {
         rotate_kernel::launch_unchecked(
             &client,
@@ -164,9 +165,10 @@ pub fn rotate_both(
     let [to_q, to_k] = outputs.clone().map(CubeTensor::into_tensor_arg);
     debug_assert_eq!(q.shape()[3], k.shape()[3]);
     debug_assert_eq!([q.shape()[2], k.shape()[2]], [cos.shape()[2]; 2]);
+    debug_assert!(cos.shape()[0] == 1 || [q.shape()[0], k.shape()[0]] == [cos.shape()[0]; 2]);
     debug_assert_eq!(sin.shape(), cos.shape());
     // SAFETY: units up to `first` have a word of the queries' first halves, the next `second` one of the keys', and each
-    // its partner; those beyond do nothing. Both have the head size and the tokens of the tables.
+    // its partner; those beyond do nothing. Both have the head size, the tokens and the sequences of the tables.
     unsafe {
         rotate_both_kernel::launch_unchecked(
             &client,
@@ -252,7 +254,10 @@ fn rotate_word<N: Size>(
     let at = batch * x.stride(0) + head * x.stride(1) + token * x.stride(2);
     let first = x[at / width + word];
     let second = x[at / width + words + word];
-    let (cos, sin) = (cos[token * words + word], sin[token * words + word]);
+    // A table for each sequence, or one for all.
+    let row = min(batch, cos.shape(0) - 1);
+    let turn = (row * tokens + token) * words + word;
+    let (cos, sin) = (cos[turn], sin[turn]);
     let to = vector * 2 * words + word;
     output[to] = first * cos - second * sin;
     output[to + words] = second * cos + first * sin;

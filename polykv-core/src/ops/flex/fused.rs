@@ -18,9 +18,9 @@ pub fn norm_qkv_rope(
     let (level, eps) = (Level::best(), weights.eps as f32);
     let [batch, _, _] = x.dims();
     let [x, norm] = [float(x), float(weights.norm.clone())].map(|x| x.to_contiguous());
+    let dim = 2 * cos.dims()[3];
     let [cos, sin] = [cos, sin].map(|table| float(table).to_contiguous());
     let (cos, sin) = (elements(&cos), elements(&sin));
-    let dim = 2 * cos.len();
     let normed = rms_norm(level, elements(&x), elements(&norm), eps);
     let [q, k, v] = products(&normed, weights.projections);
     let rotated = |x: Vec<f32>, norm: Option<&Tensor<1>>| {

@@ -117,8 +117,8 @@ fn normed<V: Vector>(output: &mut [f32], x: &[f32], weight: &[f32], eps: f32) {
     }
 }
 
-/// Turns element `i` of each vector with element `i + dim / 2`; `cos` and `sin` are `[tokens, dim / 2]`. Returns
-/// `[batch, heads, tokens, dim]`.
+/// Turns element `i` of each vector with element `i + dim / 2`; `cos` and `sin` are `[rows, tokens, dim / 2]` with one row for
+/// all of the batch or one for each. Returns `[batch, heads, tokens, dim]`.
 pub fn rotate(level: Level, x: &Heads<'_>, cos: &[f32], sin: &[f32]) -> Vec<f32> {
     let mut output = vec![0.0; x.batch * x.heads * x.tokens * x.dim];
     let tokens = (CHUNK / x.dim).clamp(1, x.tokens);
@@ -157,10 +157,16 @@ struct Rotation {
 #[inline(always)]
 fn rotated<V: Vector>(at: Rotation, output: &mut [f32], x: &Heads<'_>, cos: &[f32], sin: &[f32]) {
     let half = x.dim / 2;
+    // A table for each row, or one for all.
+    let table = match cos.len() > x.tokens * half {
+        true => at.batch * x.tokens,
+        false => 0,
+    };
     for (t, output) in output.chunks_exact_mut(x.dim).enumerate() {
         let token = at.first + t;
         let (a, b) = x.row(at.batch, at.head, token).split_at(half);
-        let (cos, sin) = (&cos[token * half..][..half], &sin[token * half..][..half]);
+        let turn = (table + token) * half;
+        let (cos, sin) = (&cos[turn..][..half], &sin[turn..][..half]);
         let (first, second) = output.split_at_mut(half);
         for i in 0..half {
             first[i] = fma::<V>(a[i], cos[i], -(b[i] * sin[i]));

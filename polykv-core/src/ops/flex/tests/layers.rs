@@ -196,17 +196,21 @@ fn rms_norm_equals_the_oracle() {
 fn rotate_equals_the_oracle() {
     for case in &CASES {
         let dim = case.dim / 2 * 2;
-        let x = random(case.batch, case.heads, case.tokens, dim);
-        let tables = [(); 2].map(|()| {
-            let dims = [1, 1, case.tokens, dim / 2];
-            Tensor::<4>::random(dims, Distribution::Uniform(-1.0, 1.0), &Device::flex())
-        });
-        let [cos, sin] = tables.clone();
-        let wanted = values(oracle::rotate(x.clone(), cos, sin));
-        let (x, [cos, sin]) = (flex(&x), tables.map(|table| flex(&table)));
-        for level in Level::available() {
-            let found = pointwise::rotate(level, &Heads::of(&x), elements(&cos), elements(&sin));
-            assert_close(&found, &wanted, 1e-5, &format!("{level:?}, dim {dim}"));
+        for rows in [1, case.batch] {
+            let x = random(case.batch, case.heads, case.tokens, dim);
+            let tables = [(); 2].map(|()| {
+                let dims = [rows, 1, case.tokens, dim / 2];
+                Tensor::<4>::random(dims, Distribution::Uniform(-1.0, 1.0), &Device::flex())
+            });
+            let [cos, sin] = tables.clone();
+            let wanted = values(oracle::rotate(x.clone(), cos, sin));
+            let (x, [cos, sin]) = (flex(&x), tables.map(|table| flex(&table)));
+            let (x, cos, sin) = (Heads::of(&x), elements(&cos), elements(&sin));
+            for level in Level::available() {
+                let found = pointwise::rotate(level, &x, cos, sin);
+                let what = format!("{level:?}, dim {dim}, {rows} tables");
+                assert_close(&found, &wanted, 1e-5, &what);
+            }
         }
     }
 }
