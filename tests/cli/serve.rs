@@ -191,8 +191,8 @@ fn answers_are_those_of_generate() {
             json!({"policy": "tova", "budget": 12}),
         ),
         (
-            &["--policy", "snapkv", "--budget-ratio", "0.5"],
-            json!({"policy": "snapkv", "budget": "50%"}),
+            &["--policy", "keydiff", "--budget-ratio", "0.5"],
+            json!({"policy": "keydiff", "budget": "50%"}),
         ),
     ] {
         let prompt = ["-p", "the sea and the ship", "-n", "12"];

@@ -99,9 +99,9 @@ const PLACE_BYTES: usize = 8 + 8 + 4;
 
 impl Plan {
     /// An upper estimate of what a cache holds beside keys and values when its layers hold `entries` entries each: bytes of
-    /// positions, of what the policies of this crate remember, and of the latest queries. `latest` is the most entries that a
-    /// layer holds at any time.
-    pub fn aux_estimate(&self, entries: &[usize], latest: usize, shape: LayerShape) -> usize {
+    /// positions, of what the policies remember ([`Policy::bytes_per_entry`](crate::Policy::bytes_per_entry)), and of the latest
+    /// queries, for a sequence of `seen` tokens, all of which one layer may hold at a time.
+    pub fn aux_estimate(&self, entries: &[usize], seen: usize, shape: LayerShape) -> usize {
         let of_entries = |count: usize, bytes: usize| {
             let bytes = bytes.saturating_add(PLACE_BYTES);
             [count, shape.batch, shape.kv_heads, bytes]
@@ -125,8 +125,9 @@ impl Plan {
                 remembers = remembers.saturating_add(policy.bytes_per_entry(shape));
             }
             most_remembered = most_remembered.max(remembers);
-            // Room for a quarter more, so that they need not move at every token.
-            let remembered = needs.queries.saturating_add(needs.queries / 4).min(latest);
+            // With room, so that they need not move at every token.
+            let room = needs.queries.saturating_add((needs.queries / 4).max(1));
+            let remembered = room.min(seen.saturating_mul(2).max(16));
             // Means and products of queries.
             let moments = match needs.rope {
                 true => shape.head_dim.saturating_add(1).saturating_mul(2),
@@ -136,7 +137,7 @@ impl Plan {
                 .saturating_add(queries(remembered.saturating_add(moments)))
         });
         let layers = layers.fold(0, usize::saturating_add);
-        layers.saturating_add(of_entries(latest, most_remembered))
+        layers.saturating_add(of_entries(seen, most_remembered))
     }
 }
 

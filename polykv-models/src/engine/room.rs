@@ -31,9 +31,8 @@ pub(super) fn need(model: &dyn CausalLm, request: &Request, chunk: usize) -> Res
     let estimate = request
         .plan
         .estimate(tokens, coming, &model.cache_cost(1))?;
-    let longest = estimate.kept.iter().copied().max().unwrap_or(0);
-    let of_prompt = request.plan.aux_estimate(&estimate.kept, tokens, shape);
-    let of_answer = request.plan.aux_estimate(&estimate.kept, longest, shape);
+    let seen = tokens.saturating_add(coming);
+    let aux = request.plan.aux_estimate(&estimate.kept, seen, shape);
     // Its own, and what the chunk at hand becomes on its way through a layer.
     let states = request.prompt.len().saturating_add(chunk);
     let hidden = [states, config.hidden_size, size_of::<f32>()];
@@ -43,11 +42,11 @@ pub(super) fn need(model: &dyn CausalLm, request: &Request, chunk: usize) -> Res
             .iter()
             .fold(0u64, |all, &part| all.saturating_add(part as u64))
     };
-    let answer = all(&[estimate.steady_bytes, of_answer]);
+    let answer = all(&[estimate.steady_bytes, aux]);
     let steady = answer.saturating_mul(request.choices as u64);
     let before = request.after.as_ref().filter(|_| request.keep);
     let before = before.map_or(0, |held| held.bytes());
-    let prompt = all(&[estimate.peak_bytes, of_prompt, hidden]).saturating_add(before);
+    let prompt = all(&[estimate.peak_bytes, aux, hidden]).saturating_add(before);
     Ok(Need {
         prompt: prompt.max(steady),
         steady,
