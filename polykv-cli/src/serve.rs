@@ -21,7 +21,8 @@ use crate::output::console;
 use anyhow::Context;
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path, State as Shared};
+use axum::extract::{FromRequestParts, Path, State as Shared};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{get, post};
@@ -176,6 +177,18 @@ fn router(state: Arc<State>) -> Router {
         .with_state(state)
 }
 
+/// A request with the server's key, at a server that has its model.
+struct Allowed(Arc<Ready>);
+
+impl FromRequestParts<Arc<State>> for Allowed {
+    type Rejection = Fault;
+
+    async fn from_request_parts(parts: &mut Parts, state: &Arc<State>) -> Result<Self, Fault> {
+        authorize(state, &parts.headers)?;
+        state.ready().cloned().map(Self)
+    }
+}
+
 /// # Errors
 /// Another key than the server's, or none.
 fn authorize(state: &State, headers: &HeaderMap) -> Result<(), Fault> {
@@ -219,24 +232,17 @@ async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
-async fn models(
-    Shared(state): Shared<Arc<State>>,
-    headers: HeaderMap,
-) -> Result<Json<Value>, Fault> {
-    authorize(&state, &headers)?;
-    let model = model_object(state.ready()?);
+async fn models(Allowed(ready): Allowed) -> Result<Json<Value>, Fault> {
+    let model = model_object(&ready);
     Ok(Json(json!({"object": "list", "data": [model]})))
 }
 
 async fn one_model(
-    Shared(state): Shared<Arc<State>>,
+    Allowed(ready): Allowed,
     Path(name): Path<String>,
-    headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
-    authorize(&state, &headers)?;
-    let ready = state.ready()?;
     match name == ready.name {
-        true => Ok(Json(model_object(ready))),
+        true => Ok(Json(model_object(&ready))),
         false => Err(Fault::no_model(&name, &ready.name)),
     }
 }
@@ -251,12 +257,7 @@ fn model_object(ready: &Ready) -> Value {
     })
 }
 
-async fn all_plans(
-    Shared(state): Shared<Arc<State>>,
-    headers: HeaderMap,
-) -> Result<Json<Value>, Fault> {
-    authorize(&state, &headers)?;
-    let ready = state.ready()?;
+async fn all_plans(Allowed(ready): Allowed) -> Result<Json<Value>, Fault> {
     let plans: Vec<_> = ready.plans.all().map(|plan| plan.object()).collect();
     let default = &ready.plans.default.name;
     Ok(Json(
@@ -264,51 +265,34 @@ async fn all_plans(
     ))
 }
 
-async fn all_sessions(
-    Shared(state): Shared<Arc<State>>,
-    headers: HeaderMap,
-) -> Result<Json<Value>, Fault> {
-    authorize(&state, &headers)?;
-    Ok(Json(sessions::all(state.ready()?)))
+async fn all_sessions(Allowed(ready): Allowed) -> Result<Json<Value>, Fault> {
+    Ok(Json(sessions::all(&ready)))
 }
 
-async fn session(
-    Shared(state): Shared<Arc<State>>,
-    Path(name): Path<String>,
-    headers: HeaderMap,
-) -> Result<Json<Value>, Fault> {
-    authorize(&state, &headers)?;
-    sessions::show(state.ready()?, &name).map(Json)
+async fn session(Allowed(ready): Allowed, Path(name): Path<String>) -> Result<Json<Value>, Fault> {
+    sessions::show(&ready, &name).map(Json)
 }
 
 async fn delete_session(
-    Shared(state): Shared<Arc<State>>,
+    Allowed(ready): Allowed,
     Path(name): Path<String>,
-    headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
-    authorize(&state, &headers)?;
-    sessions::delete(state.ready()?, &name).map(Json)
+    sessions::delete(&ready, &name).map(Json)
 }
 
 async fn save_session(
-    Shared(state): Shared<Arc<State>>,
+    Allowed(ready): Allowed,
     Path(name): Path<String>,
-    headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
-    authorize(&state, &headers)?;
-    let ready = state.ready()?.clone();
     blocking(move || sessions::save(&ready, &name))
         .await
         .map(Json)
 }
 
 async fn load_session(
-    Shared(state): Shared<Arc<State>>,
+    Allowed(ready): Allowed,
     Path(name): Path<String>,
-    headers: HeaderMap,
 ) -> Result<Json<Value>, Fault> {
-    authorize(&state, &headers)?;
-    let ready = state.ready()?.clone();
     blocking(move || sessions::load(&ready, &name))
         .await
         .map(Json)
@@ -323,31 +307,31 @@ async fn blocking<T: Send + 'static>(
 }
 
 async fn chat(
+    allowed: Allowed,
     state: Shared<Arc<State>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Fault> {
-    complete(Kind::Chat, state, &headers, body).await
+    complete(Kind::Chat, allowed, state, &headers, body).await
 }
 
 async fn completion(
+    allowed: Allowed,
     state: Shared<Arc<State>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Fault> {
-    complete(Kind::Completion, state, &headers, body).await
+    complete(Kind::Completion, allowed, state, &headers, body).await
 }
 
 async fn complete(
     kind: Kind,
+    Allowed(ready): Allowed,
     Shared(state): Shared<Arc<State>>,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Fault> {
-    authorize(&state, headers)?;
-    state.ready()?;
     let body = arrived(&state, headers, body).await?;
-    let ready = state.ready()?;
     let reading = ready.clone();
     let asked = blocking(move || request::read(kind, &body, &reading)).await?;
     let Asked {
