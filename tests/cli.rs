@@ -25,11 +25,19 @@ mod kept;
 mod memory;
 #[path = "cli/plan.rs"]
 mod plan;
+#[path = "cli/reference.rs"]
+mod reference;
 #[path = "cli/runs.rs"]
 mod runs;
 #[cfg(feature = "serve")]
 #[path = "cli/serve.rs"]
 mod serve;
+#[cfg(feature = "serve")]
+#[path = "cli/serve_guided.rs"]
+mod serve_guided;
+#[cfg(feature = "serve")]
+#[path = "cli/serve_life.rs"]
+mod serve_life;
 #[path = "cli/session.rs"]
 mod session;
 

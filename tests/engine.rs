@@ -2,6 +2,8 @@
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "engine/guided.rs"]
+mod guided;
 #[path = "engine/memory.rs"]
 mod memory;
 #[path = "engine/operations.rs"]

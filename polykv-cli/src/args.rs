@@ -4,7 +4,9 @@ mod bench;
 mod calibrate;
 mod chat;
 mod eval;
+mod examples;
 mod plan;
+mod policies;
 #[cfg(feature = "serve")]
 mod serve;
 mod values;
@@ -14,6 +16,7 @@ pub use calibrate::{CalibrateArgs, Objective};
 pub use chat::ChatArgs;
 pub use eval::{EvalArgs, EvalCommand, MergeArgs, SampleArgs, Shard, TaskName};
 pub use plan::{Kept, MemoryArgs, PlanAction, PlanArgs};
+pub use policies::PolicyList;
 #[cfg(feature = "serve")]
 pub use serve::ServeArgs;
 #[cfg(feature = "hub")]
@@ -22,9 +25,10 @@ pub use values::{Dtype, Phases, Setting};
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use polykv::DeviceSpec;
 use polykv::models::chat::Argument;
-use polykv::policy::Policies;
+use polykv::policy::{Policies, PolicySpec};
 use std::path::PathBuf;
 
 /// Runs language models with a KV cache that each layer compresses in its own way.
@@ -41,41 +45,68 @@ pub enum Command {
     ///
     /// Without --plan and --policy the whole cache is kept. The defaults of the sampling are greedy; --top-k, --top-p
     /// and --min-p act at a temperature above 0.
+    #[command(after_long_help = examples::GENERATE)]
     Generate(Box<GenerateArgs>),
     /// Talks with a model: every turn appends to the compressed cache
     ///
     /// Lines are messages; those that begin with / are commands, see /help. A line that ends with \\ goes on in the next one.
     /// Ctrl-C ends the answer, Ctrl-D the conversation. Messages can come from a pipe, one per line. Past the model's context
     /// the conversation goes on where the plan has a budget and the model's positions allow it.
+    #[command(after_long_help = examples::CHAT)]
     Chat(Box<ChatArgs>),
     /// Serves a model to many callers at once, by OpenAI's interface over HTTP
     ///
     /// Answers of all callers are generated together, each with a compressed cache of its own under the plan that its request
     /// names. A page at / compares plans. See docs/serving.md.
     #[cfg(feature = "serve")]
+    #[command(after_long_help = examples::SERVE)]
     Serve(Box<ServeArgs>),
     /// Compares plans with the full cache: perplexity, hidden numbers, next-token distributions
     ///
     /// The full cache is always the first row. Samples come from the seed.
+    #[command(after_long_help = examples::EVAL)]
     Eval(EvalCommand),
     /// Fetches a model and prints its path; lists the built-in ones without a name
     ///
     /// Models of the Hugging Face hub are fetched with the token in HF_TOKEN, or in the file that `hf auth login`
     /// writes, and from HF_ENDPOINT where that is set. A pull that was interrupted goes on where it was.
     #[cfg(feature = "hub")]
+    #[command(after_long_help = examples::PULL)]
     Pull(PullArgs),
     /// Measures speed and memory of a model under FullKV and under plans
+    #[command(after_long_help = examples::BENCH)]
     Bench(Box<BenchArgs>),
     /// Finds a plan for a model: which policy each layer runs in each phase, and how many entries it keeps
     ///
     /// Every policy is tried in every layer alone, at the budget, on windows of plain text (--data) and on questions about
     /// facts hidden in a made-up text (--objective evidence or both). The route takes the best one per layer and phase;
     /// --refine goes on from there with the whole plan in effect. Keep the data apart from what the plan is tested on.
+    #[command(after_long_help = examples::CALIBRATE)]
     Calibrate(Box<CalibrateArgs>),
     /// Shows, compares and changes plan files
+    #[command(after_long_help = examples::PLAN)]
     Plan(PlanArgs),
     /// Lists the devices with what they have, and tests every operator on them
     Doctor(DoctorArgs),
+    /// Prints a script that completes commands and flags in a shell
+    #[command(after_long_help = examples::COMPLETIONS)]
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: Shell,
+    },
+    /// Writes the manual pages, one for each command
+    Man(ManArgs),
+    /// Prints docs/reference.md
+    #[command(hide = true)]
+    Reference,
+}
+
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// A folder, such as ~/.local/share/man/man1
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -167,9 +198,9 @@ pub struct CompressionArgs {
     /// A plan file: policy and budget of each layer and phase
     #[arg(long, value_name = "FILE", conflicts_with_all = ["policy", "budgets", "allocator", "phase", "set"])]
     pub plan: Option<PathBuf>,
-    /// One policy for all layers; needs a budget, except full
-    #[arg(long, value_name = "NAME", value_parser = values::policies())]
-    pub policy: Option<String>,
+    /// One policy for all layers, with parameters behind a colon if wanted (snapkv:window=16); needs a budget, except full
+    #[arg(long, value_name = "NAME", value_parser = policies::OnePolicy::parser())]
+    pub policy: Option<PolicySpec>,
     #[command(flatten)]
     pub budget: BudgetArgs,
     /// How the total is split over layers [default: uniform, or what the policy's own method uses]
@@ -178,7 +209,7 @@ pub struct CompressionArgs {
     /// When to evict; the other phase keeps everything
     #[arg(long, value_enum, requires = "policy")]
     pub phase: Option<Phases>,
-    /// A parameter of the policy, such as window=32 or policies=tova:0.5,h2o:0.5; may be repeated
+    /// A parameter of the policy that is awkward behind its name, such as policies=tova:0.5,h2o:0.5; may be repeated
     #[arg(long, value_name = "KEY=VALUE", requires = "policy")]
     pub set: Vec<Setting>,
     /// Layers that keep everything come on top of the budget
@@ -339,7 +370,7 @@ impl Cli {
             Command::Eval(EvalCommand::Run(args)) => {
                 check_read(&args.samples)?;
                 let budgets = args.plans.budgets();
-                for policy in &args.plans.policy {
+                for policy in args.plans.policies() {
                     check_budget(policy, &budgets.first().copied().unwrap_or_default())?;
                 }
                 return Ok(self);
@@ -378,8 +409,8 @@ fn check_read(samples: &SampleArgs) -> Result<(), clap::Error> {
     Err(Cli::command().error(ErrorKind::ArgumentConflict, text))
 }
 
-fn check_budget(policy: &str, budget: &BudgetArgs) -> Result<(), clap::Error> {
-    if budget.is_given() || policy == Policies::KEEP {
+fn check_budget(policy: &PolicySpec, budget: &BudgetArgs) -> Result<(), clap::Error> {
+    if budget.is_given() || policy.policy == Policies::KEEP {
         return Ok(());
     }
     let text = format!("--policy {policy} needs --budget, --budget-ratio or --budget-mb");

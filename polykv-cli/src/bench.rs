@@ -112,7 +112,7 @@ fn sources(args: &BenchArgs) -> polykv::Result<Vec<Source>> {
     for path in &args.plan {
         sources.push(Source::file(path, false)?);
     }
-    for policy in &args.policy {
+    for policy in args.policy.iter().flat_map(|list| &list.0) {
         for &budget in &args.budget {
             sources.push(Source::uniform(policy, Budget::Tokens(budget))?);
         }

@@ -5,7 +5,7 @@ mod data;
 use crate::args::{CalibrateArgs, Objective};
 use crate::model;
 use crate::output::{self, console, progress::Steps, write_whole};
-use polykv::models::calibrate::{JournalOptions, Progress, Stage, calibrate};
+use polykv::models::calibrate::{JournalOptions, Progress, Stage, calibrate, measure_part};
 use polykv::models::digest;
 
 /// # Errors
@@ -22,10 +22,16 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     options.journal = Some(JournalOptions {
         folder: args.out.clone(),
         resume: args.resume,
+        parts: args.shards.clone(),
         weights: digest(&path)?,
         backend: device.backend().to_string(),
     });
     let mut bars = Bars(None);
+    if let Some(shard) = args.shard {
+        let part = (shard.index, shard.count);
+        measure_part(&model, &texts, &options, part, &mut |step| bars.step(step))?;
+        return Ok(());
+    }
     let found = calibrate(&model, &texts, &options, &mut |step| bars.step(step))?;
     drop(bars);
     let json = found.report.to_json()?;

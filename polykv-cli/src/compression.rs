@@ -23,6 +23,8 @@ pub enum Source {
         plan: Plan,
     },
     Uniform {
+        /// The policy with its parameters, as it is typed.
+        name: String,
         /// None keeps everything.
         policy: Option<Arc<dyn Policy>>,
         budget: Budget,
@@ -42,10 +44,9 @@ impl Source {
         if let Some(path) = &args.plan {
             return Self::file(path, args.allow_full_extra);
         }
-        let Some(name) = &args.policy else {
+        let Some(mut spec) = args.policy.clone() else {
             return Ok(Self::Full);
         };
-        let mut spec = PolicySpec::named(name);
         for setting in &args.set {
             spec.params
                 .set_yaml(&setting.key, &setting.value)
@@ -56,9 +57,10 @@ impl Source {
         }
         let allocator = match &args.allocator {
             Some(name) => registry().allocators.get(name).at(COMMAND_LINE)?,
-            None => registry().allocators.of_policy(name),
+            None => registry().allocators.of_policy(&spec.policy),
         };
         Ok(Self::Uniform {
+            name: spec.to_string(),
             policy: policy(&spec)?,
             budget: budget(&args.budget)?,
             phases: args.phase.unwrap_or_default().list(),
@@ -76,14 +78,11 @@ impl Source {
                 stem.map_or(place.clone(), |stem| stem.to_string_lossy().into_owned())
             }),
             Self::Uniform {
-                policy,
+                name,
                 budget,
                 phases,
                 ..
             } => {
-                let policy = policy
-                    .as_ref()
-                    .map_or(Policies::KEEP, |policy| policy.name());
                 let budget = match budget {
                     Budget::Tokens(tokens) => tokens.to_string(),
                     Budget::Total(total) => format!("{total} in all"),
@@ -91,8 +90,8 @@ impl Source {
                     Budget::Bytes(bytes) => format!("{bytes} B"),
                 };
                 match phases {
-                    [phase] => format!("{policy} {budget} {phase}"),
-                    _ => format!("{policy} {budget}"),
+                    [phase] => format!("{name} {budget} {phase}"),
+                    _ => format!("{name} {budget}"),
                 }
             }
         }
@@ -112,15 +111,16 @@ impl Source {
         })
     }
 
-    /// A policy with its default parameters in all layers and both phases.
+    /// A policy in all layers and both phases.
     ///
     /// # Errors
-    /// A budget of zero.
-    pub fn uniform(name: &str, budget: Budget) -> Result<Self> {
+    /// A budget of zero, and parameters out of range.
+    pub fn uniform(spec: &PolicySpec, budget: Budget) -> Result<Self> {
         budget.check().at(COMMAND_LINE)?;
-        let allocator = registry().allocators.of_policy(name);
+        let allocator = registry().allocators.of_policy(&spec.policy);
         Ok(Self::Uniform {
-            policy: policy(&PolicySpec::named(name))?,
+            name: spec.to_string(),
+            policy: policy(spec)?,
             budget,
             phases: Phases::Both.list(),
             online: Some(allocator).filter(|allocator| allocator.basis().is_online()),
@@ -137,6 +137,7 @@ impl Source {
             Self::Full => stated(Plan::full(config.layers.len())),
             Self::File { place, file, plan } => (place, *file, plan),
             Self::Uniform {
+                name: _,
                 policy,
                 budget,
                 phases,

@@ -130,5 +130,6 @@ pub fn options(given: &SamplingArgs, most: usize) -> GenerateOptions {
         stop: given.stop.clone(),
         chunk: given.chunk,
         packed: given.beyond_context.is_some(),
+        guide: None,
     }
 }

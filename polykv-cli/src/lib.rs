@@ -24,6 +24,7 @@ mod plan;
 mod prompt;
 #[cfg(feature = "hub")]
 mod pull;
+mod reference;
 mod registry;
 #[cfg(feature = "serve")]
 mod serve;
@@ -109,6 +110,9 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Calibrate(args) => calibrate::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Completions { shell } => reference::completions(*shell),
+        Command::Man(args) => reference::man(args),
+        Command::Reference => reference::reference(),
     }
 }
 

@@ -5,6 +5,8 @@
 mod answer;
 mod fault;
 mod fields;
+mod format;
+mod messages;
 mod metrics;
 mod page;
 mod plans;
@@ -12,6 +14,7 @@ mod request;
 mod sessions;
 mod state;
 mod stream;
+mod tools;
 mod worker;
 
 use crate::args::ServeArgs;
@@ -112,6 +115,7 @@ fn load(args: &ServeArgs, source: Source, state: &State) -> anyhow::Result<()> {
         sessions: Sessions::new(path, args.sessions.clone(), args.most_sessions),
         max_new_tokens: args.max_new_tokens,
         since: answer::now(),
+        guides: OnceLock::new(),
     };
     // There is one loading.
     let _ = state.ready.set(Arc::new(ready));
@@ -341,6 +345,7 @@ async fn complete(
         lease,
         stream,
         usage,
+        tools,
     } = asked;
     let prompt = request.prompt.clone();
     let choices = request.choices;
@@ -355,6 +360,7 @@ async fn complete(
         plan,
         prompt,
         choices,
+        tools,
     };
     match stream {
         true => Ok(told.streamed(ticket, usage)),

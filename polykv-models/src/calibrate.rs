@@ -27,7 +27,7 @@ pub use polykv_core::calibrate::{
 };
 pub use progress::{Progress, Stage};
 pub use prompts::{CompressedPrompts, Mixture};
-pub use run::{Calibration, calibrate};
+pub use run::{Calibration, calibrate, measure_part};
 
 use crate::LoadedModel;
 use crate::layers::RopeTable;

@@ -9,6 +9,7 @@
 )]
 
 mod argument;
+mod calls;
 mod encode;
 mod engine;
 mod filters;
@@ -18,8 +19,12 @@ mod guard;
 mod json;
 mod methods;
 mod sources;
+mod tools;
 
 pub use argument::Argument;
+pub use calls::{CallReader, Said};
+use tools::shown;
+pub use tools::{Call, Tool};
 
 use crate::tokenizer::{Specials, Tokenizer};
 use chrono::NaiveDateTime;
@@ -38,6 +43,12 @@ pub struct Message {
     pub role: String,
     /// The text of the turn.
     pub content: String,
+    /// The calls of tools in the model's answer.
+    pub tool_calls: Vec<Call>,
+    /// Which call a tool's message is the result of.
+    pub tool_call_id: Option<String>,
+    /// The name of who speaks, such as a tool's.
+    pub name: Option<String>,
 }
 
 impl Message {
@@ -46,6 +57,9 @@ impl Message {
         Self {
             role: role.into(),
             content: content.into(),
+            tool_calls: Vec::new(),
+            tool_call_id: None,
+            name: None,
         }
     }
 }
@@ -60,6 +74,8 @@ pub struct ChatTemplate {
     /// `bos_token`, `pad_token` and the like, with their texts.
     tokens: Vec<(String, String)>,
     arguments: Vec<Argument>,
+    /// The tools that the model may call, in the form that templates expect.
+    tools: Vec<serde_json::Value>,
     /// The time that `strftime_now` formats; the time of the rendering if `None`.
     now: Option<NaiveDateTime>,
 }
@@ -79,6 +95,7 @@ impl ChatTemplate {
                 .map(|(name, text)| (name.into(), text.into()))
                 .collect(),
             arguments: Vec::new(),
+            tools: Vec::new(),
             now: None,
         }
     }
@@ -171,6 +188,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<Vec<u32>> {
         let rendered = self.render_at(now, messages, add_generation_prompt)?;
+        self.check_tools(now, tokenizer, messages, &rendered, add_generation_prompt)?;
         let whole = tokenizer.encode(&rendered, Specials::Parse)?;
         let marks = marks(messages.len());
         let marked: Vec<&str> = marks.iter().map(String::as_str).collect();
@@ -212,7 +230,14 @@ impl ChatTemplate {
                 allowed,
             ));
         }
-        let text = contents.iter().map(|c| c.len()).sum();
+        let tools = self.tools.iter().map(|tool| tool.to_string().len());
+        let more = messages.iter().map(Message::more_bytes);
+        let text = contents
+            .iter()
+            .map(|c| c.len())
+            .chain(tools)
+            .chain(more)
+            .sum();
         let context = self.context(messages, contents, add_generation_prompt);
         engine::render(&self.source, &context, text, now).map_err(|trouble| match trouble {
             Trouble::Refused(why) => self.refuse(&why),
@@ -232,14 +257,16 @@ impl ChatTemplate {
 
     /// The variables, those given by hand last, so that they go before the others.
     fn context(&self, messages: &[Message], contents: &[&str], prompt: bool) -> Value {
-        let message = |(message, content): (&Message, &&str)| {
-            Value::from_pairs([("role", message.role.as_str()), ("content", *content)])
-        };
+        let message = |(message, content): (&Message, &&str)| message.context(content);
         let messages: Vec<Value> = messages.iter().zip(contents).map(message).collect();
+        let tools = match self.tools.is_empty() {
+            true => Value::from(()),
+            false => shown(&self.tools.clone().into()),
+        };
         let fixed = [
             ("messages", Value::from(messages)),
             ("add_generation_prompt", Value::from(prompt)),
-            ("tools", Value::from(())),
+            ("tools", tools),
             ("documents", Value::from(())),
         ];
         let tokens = self

@@ -1,7 +1,7 @@
 //! A conversation whose turns append to one cache: what was said before is not run again, whether it was kept or evicted.
 
 use crate::chat::Message;
-use crate::generate::{Finish, GenerateOptions, Generation, Generator, Mark, OnEvent};
+use crate::generate::{Finish, GenerateOptions, Generation, Generator, Held, OnEvent};
 use crate::tokenizer::Specials;
 use polykv_core::{Error, Result, Session, Spans};
 
@@ -31,7 +31,7 @@ pub struct Options {
 
 #[derive(Debug)]
 struct Before {
-    mark: Mark,
+    mark: Held,
     messages: Vec<Message>,
     resumed: bool,
 }

@@ -9,13 +9,12 @@
     warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
 )]
 
-mod held;
 mod prefill;
 mod request;
 mod room;
 mod sequence;
 
-pub use held::Held;
+pub use crate::generate::Held;
 pub use request::{
     Answer, EngineEvent, EngineOptions, EngineStats, Probability, Prompted, Refusal, Refused,
     Request, RequestId, Token,

@@ -1,12 +1,15 @@
 //! Text generation: prefill, then one token after the other.
 
+mod held;
 mod packed;
-pub(crate) mod session;
+mod session;
 mod text;
 
 use crate::causal_lm::PrefillOptions;
+use crate::guide::Guide;
 use crate::load::LoadedModel;
 use crate::sample::{Sampler, SamplingParams};
+pub use held::Held;
 pub(crate) use packed::{check_packs, make_room};
 use polykv_core::device::run_on;
 use polykv_core::{CacheReport, Error, KvCache, Plan, Result, Spans, ops};
@@ -29,6 +32,8 @@ pub struct GenerateOptions {
     /// Whether the sequence goes on when it reaches the end of the model's context: keys that are kept move to consecutive
     /// positions, see [`KvCache::pack`].
     pub packed: bool,
+    /// What the answer must follow, from its first token on.
+    pub guide: Option<Box<dyn Guide>>,
 }
 
 impl Default for GenerateOptions {
@@ -39,6 +44,7 @@ impl Default for GenerateOptions {
             stop: Vec::new(),
             chunk: PrefillOptions::CHUNK,
             packed: false,
+            guide: None,
         }
     }
 }
@@ -47,7 +53,7 @@ impl Default for GenerateOptions {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Finish {
-    /// An end token or a stop text.
+    /// An end token, a stop text, or the end of what a guide asks for.
     Stop,
     /// The limit of new tokens or the model's context.
     Length,
@@ -118,19 +124,7 @@ pub type OnEvent<'a> = dyn FnMut(Event<'_>) -> ControlFlow<()> + Send + 'a;
 #[derive(Debug)]
 pub struct Generator {
     model: LoadedModel,
-    cache: KvCache,
-    /// The tokens that the cache was given.
-    tokens: Vec<u32>,
-    /// The last token of an answer, which the cache has not been given yet.
-    pending: Option<u32>,
-}
-
-/// Where a sequence was, see [`Generator::mark`].
-#[derive(Clone, Debug)]
-pub struct Mark {
-    cache: KvCache,
-    tokens: Vec<u32>,
-    pending: Option<u32>,
+    held: Held,
 }
 
 impl Generator {
@@ -139,14 +133,8 @@ impl Generator {
     /// # Errors
     /// A plan with another number of layers, and what [`KvCache::new`] refuses.
     pub fn new(model: LoadedModel, plan: Plan) -> Result<Self> {
-        model.check_layers(&plan)?;
-        let cache = KvCache::new(plan, model.model.cache_shape(1), model.model.device())?;
-        Ok(Self {
-            model,
-            cache,
-            tokens: Vec::new(),
-            pending: None,
-        })
+        let held = Held::new(&model, plan)?;
+        Ok(Self { model, held })
     }
 
     /// The model.
@@ -156,30 +144,30 @@ impl Generator {
 
     /// The cache, as it is after the last generation.
     pub fn cache(&self) -> &KvCache {
-        &self.cache
+        &self.held.cache
     }
 
     /// The tokens that the cache was given so far, in order.
     pub fn tokens(&self) -> &[u32] {
-        &self.tokens
+        &self.held.tokens
     }
 
     /// The last token of the answer before, which is fed before the next prompt: it was chosen, and the cache has not been
     /// given it. An end token counts too. `None` at the start.
     pub fn pending(&self) -> Option<u32> {
-        self.pending
+        self.held.pending
     }
 
     /// Sets the positions that no policy evicts; see [`KvCache::protect`].
     pub fn protect(&mut self, spans: Spans) {
-        self.cache.protect(spans);
+        self.held.cache.protect(spans);
     }
 
     /// Removes the sequence so far and the protected positions; the next prompt starts at position 0.
     pub fn clear(&mut self) {
-        self.cache.clear();
-        self.tokens.clear();
-        self.pending = None;
+        self.held.cache.clear();
+        self.held.tokens.clear();
+        self.held.pending = None;
     }
 
     /// Checks that generation can go on beyond the model's context, see [`GenerateOptions::packed`].
@@ -190,26 +178,20 @@ impl Generator {
     pub fn check_packs(&mut self) -> Result<()> {
         let model = &self.model.model;
         check_packs(model.config())?;
-        self.cache.set_facts(&model.facts());
-        self.cache.check_packs()
+        self.held.cache.set_facts(&model.facts());
+        self.held.cache.check_packs()
     }
 
     /// The sequence so far, to come back to with [`Generator::back_to`]. It shares tensors with the cache until that changes
     /// them; from then on it holds what they held.
     #[must_use]
-    pub fn mark(&self) -> Mark {
-        Mark {
-            cache: self.cache.clone(),
-            tokens: self.tokens.clone(),
-            pending: self.pending,
-        }
+    pub fn mark(&self) -> Held {
+        self.held.clone()
     }
 
     /// Goes back to a mark of this generator.
-    pub fn back_to(&mut self, mark: Mark) {
-        self.cache = mark.cache;
-        self.tokens = mark.tokens;
-        self.pending = mark.pending;
+    pub fn back_to(&mut self, mark: Held) {
+        self.held = mark;
     }
 
     /// Runs the token ids of `prompt` after the sequence so far, then generates. The cache keeps the state before the last
@@ -244,10 +226,12 @@ impl Generator {
                 format!("below {vocab}"),
             ));
         }
-        let mut sampler = Sampler::new(options.sampling.clone())?;
+        let sampler = Sampler::new(options.sampling.clone())?;
+        let mut sampler = sampler.with_guide(options.guide.clone());
         let fed = match prompt {
             [] => Vec::new(),
             prompt => self
+                .held
                 .pending
                 .into_iter()
                 .chain(prompt.iter().copied())
@@ -256,13 +240,17 @@ impl Generator {
         let mut wanted = ControlFlow::Continue(());
         if options.packed {
             check_packs(model.config())?;
-            self.cache.set_facts(&model.facts());
-            self.cache.check_packs()?;
-            if make_room(&mut self.cache, fed.len(), model.config().max_positions)? {
+            self.held.cache.set_facts(&model.facts());
+            self.held.cache.check_packs()?;
+            if make_room(
+                &mut self.held.cache,
+                fed.len(),
+                model.config().max_positions,
+            )? {
                 wanted = on_event(Event::Packed);
             }
         }
-        let mut history = [self.tokens.as_slice(), &fed].concat();
+        let mut history = [self.held.tokens.as_slice(), &fed].concat();
         let started = Instant::now();
         let mut progress = |done, total| {
             if wanted.is_continue() {
@@ -274,12 +262,12 @@ impl Generator {
             progress: Some(&mut progress),
             ..PrefillOptions::default()
         };
-        let mut logits = model.prefill(self.model.ids(&fed), &mut self.cache, &mut prefill)?;
-        self.tokens.extend_from_slice(&fed);
-        self.pending = None;
+        let mut logits = model.prefill(self.model.ids(&fed), &mut self.held.cache, &mut prefill)?;
+        self.held.tokens.extend_from_slice(&fed);
+        self.held.pending = None;
         let activation_peak_bytes = prefill.activation_peak_bytes;
         if wanted.is_continue() {
-            wanted = on_event(Event::Prompt(&self.cache));
+            wanted = on_event(Event::Prompt(&self.held.cache));
         }
         let mut output = Output::new(&self.model, &options.stop);
         output.wanted = wanted;
@@ -294,28 +282,29 @@ impl Generator {
             let values: Vec<f32> = logits.try_into_vec_as().map_err(ops::read_error)?;
             let token = sampler
                 .sample(&values, &history)
-                .map_err(|error| explained(error, &self.cache))?;
+                .map_err(|error| explained(error, &self.held.cache))?;
             first.get_or_insert_with(Instant::now);
-            self.pending = Some(token);
+            self.held.pending = Some(token);
             if self.model.eos_tokens.contains(&token) {
                 finish = Finish::Stop;
                 break;
             }
             tokens.push(token);
             history.push(token);
-            if output.push(token, on_event)? {
+            if output.push(token, on_event)? || sampler.is_complete() {
                 finish = Finish::Stop;
                 break;
             }
             let context = model.config().max_positions;
             if options.packed
-                && make_room(&mut self.cache, 1, context)?
+                && make_room(&mut self.held.cache, 1, context)?
                 && output.wanted.is_continue()
             {
                 output.wanted = on_event(Event::Packed);
             }
             // Without a budget nothing was freed.
             let at_end = self
+                .held
                 .cache
                 .next_positions()
                 .iter()
@@ -323,15 +312,19 @@ impl Generator {
             if at_end || tokens.len() == options.max_new_tokens {
                 break;
             }
-            logits = model.decode(self.model.ids(&[token]), &mut self.cache)?;
-            self.tokens.push(token);
-            self.pending = None;
+            logits = model.decode(self.model.ids(&[token]), &mut self.held.cache)?;
+            self.held.tokens.push(token);
+            self.held.pending = None;
         }
         // Waits for the device: a NaN score is an error of this generation, and time ends when all is computed.
-        let cache = self.cache.report()?;
+        let cache = self.held.cache.report()?;
         let ended = Instant::now();
         let first = first.unwrap_or(ended);
-        let steps = tokens.len() + usize::from(finish == Finish::Stop && !output.answer.stopped());
+        let end = self
+            .held
+            .pending
+            .filter(|id| self.model.eos_tokens.contains(id));
+        let steps = tokens.len() + usize::from(end.is_some());
         Ok(Generation {
             text: output.finish(on_event)?,
             prompt_tokens: fed.len(),

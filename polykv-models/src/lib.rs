@@ -28,6 +28,7 @@ mod families;
 pub mod gemma;
 pub mod generate;
 pub mod gguf;
+pub mod guide;
 #[cfg(feature = "hub")]
 pub mod hub;
 pub mod layers;

@@ -4,6 +4,7 @@ mod params;
 
 pub use params::SamplingParams;
 
+use crate::guide::Guide;
 use polykv_core::{Error, Result};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
@@ -11,7 +12,7 @@ use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 
 /// Chooses tokens from logits, with a seeded random number generator.
-/// The steps run in this order: bias and penalties, top-k, softmax with temperature, top-p (nucleus sampling, Holtzman et
+/// The steps run in this order: the guide, bias and penalties, top-k, softmax with temperature, top-p (nucleus sampling, Holtzman et
 /// al. 2019, arXiv 1904.09751), min-p (arXiv 2407.01082), draw.
 #[derive(Debug)]
 pub struct Sampler {
@@ -19,6 +20,9 @@ pub struct Sampler {
     rng: StdRng,
     /// How often each token was chosen, if a penalty asks for it.
     chosen: HashMap<u32, u32>,
+    guide: Option<Box<dyn Guide>>,
+    /// Whether the guide's answer is complete.
+    complete: bool,
 }
 
 /// A token id with its logit, later its probability.
@@ -36,7 +40,20 @@ impl Sampler {
             params,
             rng,
             chosen: HashMap::new(),
+            guide: None,
+            complete: false,
         })
+    }
+
+    /// A sampler that chooses only what `guide` allows.
+    #[must_use]
+    pub fn with_guide(self, guide: Option<Box<dyn Guide>>) -> Self {
+        Self { guide, ..self }
+    }
+
+    /// Whether the guide's answer is complete with the last token; never without a guide.
+    pub fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// Chooses a token id from `logits`, one per token of the vocabulary.
@@ -45,9 +62,22 @@ impl Sampler {
     /// takes the lowest id.
     ///
     /// # Errors
-    /// A logit that is NaN or plus infinity, and logits that exclude every token.
+    /// A logit that is NaN or plus infinity, logits that exclude every token, and a guide that cannot go on.
     pub fn sample(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
         check(logits)?;
+        let Some(guide) = &mut self.guide else {
+            return self.free(logits, history);
+        };
+        let mut allowed = logits.to_vec();
+        guide.mask(&mut allowed)?;
+        let id = self.free(&allowed, history)?;
+        if let Some(guide) = &mut self.guide {
+            self.complete = guide.push(id)?;
+        }
+        Ok(id)
+    }
+
+    fn free(&mut self, logits: &[f32], history: &[u32]) -> Result<u32> {
         if self.params.temperature == 0.0 && self.params.leaves_logits() {
             return most_likely(logits);
         }

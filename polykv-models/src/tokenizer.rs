@@ -10,6 +10,8 @@ pub(crate) mod companions;
 mod gguf;
 mod limits;
 mod shared;
+#[cfg(feature = "guided")]
+mod spelling;
 mod stream;
 
 pub use stream::Stream;

@@ -34,6 +34,7 @@ fn run(options: &CalibrateOptions) -> Result<Calibration> {
 
 fn journal(folder: &Path, resume: bool) -> Option<JournalOptions> {
     Some(JournalOptions {
+        parts: Vec::new(),
         folder: folder.to_path_buf(),
         resume,
         weights: "a".into(),

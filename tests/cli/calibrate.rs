@@ -240,6 +240,58 @@ fn an_interrupted_run_ends_with_the_same_profile() {
 }
 
 /// One line and a field of its object, changed, with a checksum that fits.
+#[test]
+fn shards_come_to_the_same_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = text(&dir);
+    let out = |name: &str| dir.path().join(name);
+    let run = |more: String| {
+        let answer = calibrate(&format!("--data {data} {SMALL} --objective both {more}"));
+        (answer.code, answer.stderr)
+    };
+    let folders = [out("0"), out("1"), out("2")];
+    let [first, second, third] = folders.each_ref().map(|folder| path_str(folder));
+    for (shard, folder) in ["0/3", "1/3", "2/3"]
+        .into_iter()
+        .zip([first, second, third])
+    {
+        let (code, stderr) = run(format!("--shard {shard} --out {folder}"));
+        assert_eq!(code, 0, "{stderr}");
+        assert!(!Path::new(folder).join("plan.yaml").exists());
+    }
+    let refine = "--refine 3";
+    let whole = out("whole");
+    let (code, stderr) = run(format!("{refine} --out {}", path_str(&whole)));
+    assert_eq!(code, 0, "{stderr}");
+    let merged = out("merged");
+    let all = format!(
+        "{refine} --shards {first} {second} {third} --out {}",
+        path_str(&merged)
+    );
+    assert_eq!(run(all.clone()).0, 0);
+    for name in ["plan.yaml", "profile.json"] {
+        assert_eq!(read(&merged, name), read(&whole, name), "{name}");
+    }
+    // Nothing is measured again, and what is there may be given again.
+    let lines = |folder: &Path| read(folder, "measurements.jsonl").lines().count();
+    assert_eq!(lines(&merged), lines(&whole));
+    assert_eq!(run(format!("{all} --resume")).0, 0);
+    assert_eq!(lines(&merged), lines(&whole));
+
+    let other = out("other");
+    let seed = SMALL.replace("--seed 5", "--seed 6");
+    let seed = calibrate(&format!(
+        "--data {data} {seed} --objective both --shards {first} --out {}",
+        path_str(&other)
+    ));
+    assert_eq!(seed.code, 3, "{}", seed.stderr);
+    assert!(seed.stderr.contains("seed is 5"), "{}", seed.stderr);
+    let empty = path_str(dir.path());
+    let (code, stderr) = run(format!("--shards {empty} --out {}", path_str(&out("new"))));
+    assert_eq!(code, 3, "{stderr}");
+    assert!(stderr.contains("not there"), "{stderr}");
+}
+
 fn resealed(lines: &str, number: usize, field: &str, value: Value) -> String {
     let line = |(index, line): (usize, &str)| {
         if index + 1 != number {

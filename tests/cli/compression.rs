@@ -1,6 +1,6 @@
 //! Plans, policies and budgets.
 
-use super::{LONG, text, write};
+use super::{LONG, path_str, text, write};
 use crate::cli_support::{generate, generate_args, generate_json, polykv, tiny_model};
 use serde_json::Value;
 
@@ -77,11 +77,84 @@ fn flags_and_plan_file_give_the_same_text() {
         &format!("schema: 1\nlayers: 3\nbudget: {{tokens: 32}}\nprefill:\n{rule}decode:\n{rule}"),
     );
     let file = generate_json(&["-p", LONG, "-n", "24", "--plan", &plan]);
-    let flags = "--policy snapkv --budget 32 --set window=16 --set kernel=5 --allocator uniform";
-    let flags: Vec<&str> = flags.split(' ').collect();
-    let flags = generate_json(&[&["-p", LONG, "-n", "24"], &flags[..]].concat());
-    assert_eq!(text(&file), text(&flags));
-    assert_eq!(file["plan_hash"], flags["plan_hash"]);
+    for policy in [
+        &["snapkv", "--set", "window=16", "--set", "kernel=5"][..],
+        &["snapkv:window=16:kernel=5"],
+        &["snapkv:{window: 16, kernel: 5}"],
+    ] {
+        let flags = ["--budget", "32", "--allocator", "uniform", "--policy"];
+        let flags = [&["-p", LONG, "-n", "24"], &flags[..], policy].concat();
+        let flags = generate_json(&flags);
+        assert_eq!(text(&file), text(&flags));
+        assert_eq!(file["plan_hash"], flags["plan_hash"]);
+    }
+}
+
+/// Wherever a policy is named, its parameters are written in the same way.
+#[test]
+fn parameters_stand_behind_the_name_in_every_command() {
+    let model = tiny_model();
+    let model = path_str(&model);
+    let policies = "snapkv:window=8,snapkv:{window: 16},tova";
+    let names = ["snapkv:window=8 32", "snapkv:window=16 32", "tova 32"];
+    let bench = [
+        "bench", "-m", model, "--device", "cpu", "-p", "64", "-n", "0", "-r", "1", "--budget",
+        "32", "--policy", policies,
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let text = write(&dir, "text.txt", &LONG.repeat(4));
+    let eval = [
+        "eval",
+        "-m",
+        model,
+        "--device",
+        "cpu",
+        "--task",
+        "ppl",
+        "--text",
+        &text,
+        "--length",
+        "64",
+        "--continuation",
+        "8",
+        "--limit",
+        "1",
+        "--budget",
+        "32",
+        "--policy",
+        policies,
+    ];
+    for command in [&bench[..], &eval] {
+        let answer = polykv(command);
+        assert_eq!(answer.code, 0, "{}", answer.stderr);
+        for name in names {
+            assert!(answer.stdout.contains(name), "{name}: {}", answer.stdout);
+        }
+    }
+    for (policy, part) in [
+        ("snapkv:window", "KEY=VALUE"),
+        ("snapkw:window=8", "snapkv"),
+        ("full", "full cache is compared with anyway"),
+        ("tova,tova", "comes twice"),
+    ] {
+        let answer = polykv(&[&bench[..bench.len() - 1], &[policy]].concat());
+        assert_eq!(answer.code, 2, "{policy}");
+        assert!(answer.stderr.contains(part), "{policy}: {}", answer.stderr);
+    }
+    let flags = ["-p", LONG, "--budget", "32", "--policy"];
+    for (policy, code, part) in [
+        ("snapkw:window=8", 2, "snapkv"),
+        ("snapkv:window", 2, "KEY=VALUE"),
+        ("snapkv:windw=8", 3, "windw"),
+        ("snapkv:window=0", 3, "window"),
+    ] {
+        let answer = polykv(&generate_args(
+            &model.as_ref(),
+            &[&flags[..], &[policy]].concat(),
+        ));
+        assert_eq!(answer.code, code, "{policy}: {}", answer.stderr);
+        assert!(answer.stderr.contains(part), "{policy}: {}", answer.stderr);
+    }
 }
 
 #[test]

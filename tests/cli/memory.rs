@@ -27,7 +27,7 @@ fn computed_memory_is_what_a_generation_measures() {
     let found = generate_json(&[&["-p", LONG, "-n", "8"], &budget[..]].concat());
     let full = generate_json(&["-p", LONG, "-n", "8"]);
     let computed = memory(&format!(
-        "-m {} -n {} --new-tokens 7 {}",
+        "-m {} -p {} -n 7 {}",
         path_str(dir.path()),
         found["prompt_tokens"],
         budget.join(" ")
@@ -44,7 +44,7 @@ fn computed_memory_is_what_a_generation_measures() {
 
 #[test]
 fn published_shapes_need_no_file() {
-    let json = memory("--model llama-3.1-8b -n 128000");
+    let json = memory("--model llama-3.1-8b -p 128000");
     // 32 layers, 8 heads of 128 numbers, keys and values, four bytes each.
     let entry: u64 = 32 * 8 * 128 * 2 * 4;
     let full = json["full"]["steady_bytes"].as_u64().unwrap();
@@ -55,7 +55,7 @@ fn published_shapes_need_no_file() {
         "/../plans/qwen3-8b-starter.yaml"
     );
     let args = [
-        "plan", "memory", "-m", "qwen3-8b", "-n", "32768", "--plan", plan,
+        "plan", "memory", "-m", "qwen3-8b", "-p", "32768", "--plan", plan,
     ];
     let answer = polykv(&args);
     assert_eq!((answer.code, answer.stderr.as_str()), (0, ""));
@@ -73,17 +73,17 @@ fn published_shapes_need_no_file() {
 #[test]
 fn memory_of_what_cannot_run_is_refused() {
     for (args, code, parts) in [
-        ("-m llama-9 -n 5", 3, ["'llama-9'", "llama-3.1-8b"]),
-        ("-m qwen3-8b -n 40961", 3, ["40961", "at most 40960"]),
-        ("-m qwen3-8b -n 0", 2, ["0", "1.."]),
-        ("-m qwen3-8b -n 9 --policy tova", 2, ["tova", "--budget"]),
+        ("-m llama-9 -p 5", 3, ["'llama-9'", "llama-3.1-8b"]),
+        ("-m qwen3-8b -p 40961", 3, ["40961", "at most 40960"]),
+        ("-m qwen3-8b -p 0", 2, ["0", "1.."]),
+        ("-m qwen3-8b -p 9 --policy tova", 2, ["tova", "--budget"]),
         (
-            "-m qwen3-8b -n 9 -b 18446744073709551615",
+            "-m qwen3-8b -p 9 -b 18446744073709551615",
             3,
             ["bytes", "18446744073709551615"],
         ),
         (
-            "-m qwen3-8b -n 99 --policy snapkv --budget 8",
+            "-m qwen3-8b -p 99 --policy snapkv --budget 8",
             3,
             ["is 8", "at least 32"],
         ),

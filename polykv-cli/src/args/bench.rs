@@ -1,6 +1,6 @@
 //! The flags of `polykv bench`.
 
-use super::{Dtype, values};
+use super::{Dtype, PolicyList, values};
 use clap::{ArgGroup, Args, ValueEnum};
 use polykv::DeviceSpec;
 use std::path::PathBuf;
@@ -53,11 +53,11 @@ pub struct BenchArgs {
     /// Plan files, one group of rows each
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub plan: Vec<PathBuf>,
-    /// Policies, each at every --budget
-    #[arg(long, value_name = "NAME,…", num_args = 1.., value_delimiter = ',', requires = "budget", value_parser = values::evicting())]
-    pub policy: Vec<String>,
+    /// Policies, each at every --budget, with parameters behind a colon if wanted: tova,snapkv:window=16
+    #[arg(long, value_name = "NAME,…", requires = "budget")]
+    pub policy: Vec<PolicyList>,
     /// Entries per layer, on average
-    #[arg(long, value_name = "N,…", num_args = 1.., value_delimiter = ',', requires = "policy")]
+    #[arg(long, value_name = "N,…", value_delimiter = ',', requires = "policy")]
     pub budget: Vec<usize>,
     /// How the rows are printed
     #[arg(short, long, value_enum, default_value = "md")]

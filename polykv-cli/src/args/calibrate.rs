@@ -1,14 +1,12 @@
 //! What `polykv calibrate` takes.
 
-use super::{BudgetArgs, ModelArgs, Phases, values};
+use super::{BudgetArgs, ModelArgs, Phases, PolicyList, Shard, values};
 use crate::compression;
 use crate::registry::registry;
 use clap::{ArgGroup, Args, ValueEnum};
 use polykv::models::calibrate::{self, CalibrateOptions, CandidatePolicy, Direction, Signal};
-use polykv::policy::PolicySpec;
 use polykv::{At, Error, Result};
 use std::path::PathBuf;
-use std::str::FromStr;
 
 #[derive(Debug, Args)]
 pub struct CalibrateArgs {
@@ -24,6 +22,12 @@ pub struct CalibrateArgs {
     /// Go on with what an interrupted run left in the folder; routes and allocators may differ from that run's
     #[arg(long, help_heading = "Output")]
     pub resume: bool,
+    /// Measure only every Nth example, from the Ith of them, 0 to N-1, and end there; --shards goes on from all parts
+    #[arg(long, value_name = "I/N", conflicts_with_all = ["shards", "json"], help_heading = "Output")]
+    pub shard: Option<Shard>,
+    /// Folders of runs with --shard and the same other flags, whose measurements are taken over
+    #[arg(long, value_name = "DIR", num_args = 1.., help_heading = "Output")]
+    pub shards: Vec<PathBuf>,
     /// Print profile.json instead of a table
     #[arg(long, help_heading = "Output")]
     pub json: bool,
@@ -77,7 +81,7 @@ pub enum Objective {
 pub struct ChoiceArgs {
     /// The policies to choose from, with parameters if wanted: h2o,tova,snapkv:window=64 [default: all published ones]
     #[arg(long, value_name = "NAME,…")]
-    pub policies: Option<Policies>,
+    pub policies: Option<PolicyList>,
     #[command(flatten)]
     pub budget: BudgetArgs,
     /// What the route follows: the attention output's cosine with the full cache's, or perplexity (which takes minutes
@@ -103,18 +107,6 @@ pub struct ChoiceArgs {
     /// Which phase's route is refined; decode evaluations run token by token and take longer
     #[arg(long, value_enum, default_value = "both")]
     pub refine_phase: Phases,
-}
-
-/// The list of `--policies`.
-#[derive(Clone, Debug)]
-pub struct Policies(pub Vec<PolicySpec>);
-
-impl FromStr for Policies {
-    type Err = String;
-
-    fn from_str(text: &str) -> std::result::Result<Self, String> {
-        PolicySpec::parse_list(text, &registry().policies).map(Self)
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

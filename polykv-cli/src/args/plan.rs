@@ -70,10 +70,10 @@ pub struct MemoryArgs {
     #[arg(short, long, value_name = "MODEL")]
     pub model: String,
     /// Tokens of the prompt
-    #[arg(short = 'n', long, value_name = "TOKENS", value_parser = values::at_least_one())]
-    pub tokens: usize,
+    #[arg(short, long, value_name = "N", value_parser = values::at_least_one())]
+    pub prompt: usize,
     /// Tokens decoded after it, as far as the model's context allows
-    #[arg(long, value_name = "N", default_value = "128")]
+    #[arg(short = 'n', long, value_name = "N", default_value = "128")]
     pub new_tokens: usize,
     /// Sequences side by side
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::at_least_one())]

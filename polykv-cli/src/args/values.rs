@@ -9,18 +9,11 @@ use polykv::models::config::SHAPES;
 #[cfg(feature = "hub")]
 use polykv::models::hub::{self, ALIASES, Alias, Repo};
 use polykv::models::load;
-use polykv::policy::{Params, Policies, PolicyEntry};
+use polykv::policy::Params;
 use polykv::{Allocator, Phase, Storage};
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
-
-/// The policies and the word for keeping everything, with their summaries as help.
-pub fn policies() -> PossibleValuesParser {
-    let keep = PossibleValue::new(Policies::KEEP).help("everything");
-    let policies = registry().policies.iter().map(policy);
-    PossibleValuesParser::new(std::iter::once(keep).chain(policies))
-}
 
 /// Bytes, in units of 1000 (KB, MB, GB) or 1024 (KiB, MiB, GiB).
 ///
@@ -52,15 +45,6 @@ pub fn size(text: &str) -> Result<u64, String> {
         .checked_mul(*bytes)
         .filter(|&bytes| bytes > 0)
         .ok_or_else(wrong)
-}
-
-/// The policies, for commands that compare with keeping everything anyway.
-pub fn evicting() -> PossibleValuesParser {
-    PossibleValuesParser::new(registry().policies.iter().map(policy))
-}
-
-fn policy(entry: &'static PolicyEntry) -> PossibleValue {
-    PossibleValue::new(entry.name.as_str()).help(entry.summary.as_str())
 }
 
 /// All allocators, with their summaries as help.

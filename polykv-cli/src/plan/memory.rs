@@ -24,12 +24,12 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
         None => args.dtype.or_f32(),
     };
     let most = config.max_positions;
-    if args.tokens > most {
-        let found = format!("{} tokens", args.tokens);
+    if args.prompt > most {
+        let found = format!("{} tokens", args.prompt);
         let allowed = format!("at most {most} tokens, the model's context");
         return Err(Error::invalid("prompt", "length", found, allowed));
     }
-    let new_tokens = args.new_tokens.min(most.saturating_sub(args.tokens));
+    let new_tokens = args.new_tokens.min(most.saturating_sub(args.prompt));
     let cost = LayerShape {
         batch: args.batch,
         heads: config.heads,
@@ -39,7 +39,7 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
     }
     .cost(&config.windows());
     let estimate = |plan: &Plan, place: &str| {
-        let estimate = plan.estimate(args.tokens, new_tokens, &cost);
+        let estimate = plan.estimate(args.prompt, new_tokens, &cost);
         estimate.at(place)
     };
     let full = estimate(&Plan::full(config.layers.len()), "FullKV")?;
@@ -71,7 +71,7 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
             "computed": true,
             "model": args.model,
             "fingerprint": config.fingerprint(),
-            "prompt_tokens": args.tokens,
+            "prompt_tokens": args.prompt,
             "new_tokens": new_tokens,
             "batch": args.batch,
             "dtype": storage.name(),
@@ -93,7 +93,7 @@ pub fn text(args: &MemoryArgs) -> Result<String> {
          computed from the config, not measured; dtype {} (weights: {})\n{rows}",
         args.model,
         config.fingerprint(),
-        args.tokens,
+        args.prompt,
         args.batch,
         storage,
         bytes(weights as usize),

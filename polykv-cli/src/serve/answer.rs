@@ -2,10 +2,19 @@
 
 use super::request::{Kind, random};
 use polykv::CacheReport;
+use polykv::models::chat::Call;
 use polykv::models::engine::{Answer, Probability, Token};
 use polykv::models::{Finish, LoadedModel};
 use serde_json::{Value, json};
 use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What a part of a stream brings of a choice.
+#[derive(Debug)]
+pub enum Delta<'a> {
+    Text(&'a str),
+    /// A call with its place among those of the choice.
+    Call(usize, &'a Call),
+}
 
 /// What is the same in all objects of an answer.
 #[derive(Debug)]
@@ -52,51 +61,73 @@ impl Frame {
     }
 
     /// One choice of an answer as a whole.
-    pub fn choice(&self, index: usize, text: &str, logprobs: Value, finish: Finish) -> Value {
+    pub fn choice(
+        &self,
+        index: usize,
+        text: &str,
+        calls: &[Call],
+        logprobs: Value,
+        finish: Finish,
+    ) -> Value {
         let mut choice = json!({
             "index": index,
             "logprobs": logprobs,
-            "finish_reason": reason(finish),
+            "finish_reason": reason(finish, !calls.is_empty()),
         });
         match self.kind {
-            Kind::Chat => insert(
-                &mut choice,
-                "message",
-                json!({"role": "assistant", "content": text, "refusal": null}),
-            ),
+            Kind::Chat => {
+                let mut message = json!({"role": "assistant", "content": text, "refusal": null});
+                if !calls.is_empty() {
+                    if text.is_empty() {
+                        insert(&mut message, "content", Value::Null);
+                    }
+                    insert(&mut message, "tool_calls", calls.iter().map(call).collect());
+                }
+                insert(&mut choice, "message", message);
+            }
             Kind::Completion => insert(&mut choice, "text", text.into()),
         }
         choice
     }
 
     /// A part of a stream. `first` is the first of its choice.
-    pub fn part(
-        &self,
-        index: usize,
-        text: &str,
-        logprobs: Value,
-        first: bool,
-        finish: Option<Finish>,
-    ) -> Value {
-        let mut choice = json!({
-            "index": index,
-            "logprobs": logprobs,
-            "finish_reason": finish.map(reason),
-        });
-        match self.kind {
-            Kind::Chat => {
-                let mut delta = json!({});
+    pub fn part(&self, index: usize, delta: &Delta<'_>, logprobs: Value, first: bool) -> Value {
+        let mut choice = json!({"index": index, "logprobs": logprobs, "finish_reason": null});
+        match (self.kind, delta) {
+            (Kind::Completion, Delta::Text(text)) => insert(&mut choice, "text", (*text).into()),
+            // Only chats have tools.
+            (Kind::Completion, Delta::Call(..)) => {}
+            (Kind::Chat, delta) => {
+                let mut told = json!({});
                 if first {
-                    insert(&mut delta, "role", "assistant".into());
+                    insert(&mut told, "role", "assistant".into());
                 }
-                if first || !text.is_empty() {
-                    insert(&mut delta, "content", text.into());
+                match delta {
+                    Delta::Text(text) if first || !text.is_empty() => {
+                        insert(&mut told, "content", (*text).into());
+                    }
+                    Delta::Text(_) => {}
+                    Delta::Call(at, called) => {
+                        if first {
+                            insert(&mut told, "content", Value::Null);
+                        }
+                        let mut called = call(called);
+                        insert(&mut called, "index", (*at).into());
+                        insert(&mut told, "tool_calls", vec![called].into());
+                    }
                 }
-                insert(&mut choice, "delta", delta);
+                insert(&mut choice, "delta", told);
             }
-            Kind::Completion => insert(&mut choice, "text", text.into()),
         }
         self.object(self.stream_object(), vec![choice])
+    }
+
+    /// Makes a part the last of its choice, with `calls` calls before or in it.
+    pub fn ended(mut part: Value, finish: Finish, calls: usize) -> Value {
+        if let Some(choice) = part.pointer_mut("/choices/0") {
+            insert(choice, "finish_reason", reason(finish, calls > 0).into());
+        }
+        part
     }
 
     /// The part of a stream that has the usage only.
@@ -207,11 +238,18 @@ pub fn now() -> u64 {
     since.map_or(0, |since| since.as_secs())
 }
 
-fn reason(finish: Finish) -> &'static str {
+fn reason(finish: Finish, called: bool) -> &'static str {
     match finish {
+        Finish::Stop if called => "tool_calls",
         Finish::Length => "length",
         Finish::Stop | Finish::Cancelled => "stop",
     }
+}
+
+fn call(call: &Call) -> Value {
+    let arguments = Value::Object(call.arguments.clone()).to_string();
+    let id = call.id.clone().unwrap_or_default();
+    json!({"id": id, "type": "function", "function": {"name": call.name, "arguments": arguments}})
 }
 
 /// JSON has no minus infinity; this is what OpenAI says instead.

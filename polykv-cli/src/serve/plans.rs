@@ -3,8 +3,9 @@
 use super::fault::Fault;
 use super::fields::Fields;
 use crate::compression::{Placed, Source};
+use crate::registry::registry;
 use polykv::models::ModelConfig;
-use polykv::policy::Policies;
+use polykv::policy::{Policies, PolicySpec};
 use polykv::{Budget, Error, Plan, PlanFile, Result};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -113,8 +114,10 @@ impl Plans {
                 Fault::field(fields.path("plan"), reason)
             }),
             (None, Some(policy)) => {
+                let policy = PolicySpec::parse(&policy, &registry().policies)
+                    .map_err(|reason| Fault::field(fields.path("policy"), reason))?;
                 let budget = match budget {
-                    None if policy == Policies::KEEP => Budget::Ratio(1.0),
+                    None if policy.policy == Policies::KEEP => Budget::Ratio(1.0),
                     None => return Err(Fault::field(fields.path("budget"), "is missing")),
                     Some(value) => read_budget(&value).ok_or_else(|| {
                         let reason = format!(

@@ -5,6 +5,8 @@ use super::fields::Fields;
 use super::plans::Named;
 use super::sessions::{self, Lease};
 use super::state::Ready;
+use super::tools::Toolbox;
+use super::{format, messages};
 use polykv::Spans;
 use polykv::models::GenerateOptions;
 use polykv::models::chat::Message;
@@ -40,6 +42,8 @@ pub struct Asked {
     pub stream: bool,
     /// Whether a stream ends with the usage.
     pub usage: bool,
+    /// The names of the tools that an answer may call.
+    pub tools: Option<Vec<String>>,
 }
 
 /// Reads a request's body. It may take time: templates are programs.
@@ -56,7 +60,6 @@ pub fn read(kind: Kind, body: &[u8], ready: &Arc<Ready>) -> Result<Asked, Fault>
     for name in ["user", "metadata", "safety_identifier"] {
         fields.take::<Value>(name)?;
     }
-    check_format(&mut fields)?;
     let mut of_polykv = match fields.take_object("polykv")? {
         Some(fields) => fields,
         None => Fields::of(Value::Object(Map::new()), "polykv".into())?,
@@ -77,17 +80,28 @@ pub fn read(kind: Kind, body: &[u8], ready: &Arc<Ready>) -> Result<Asked, Fault>
     let protect: Option<Value> = of_polykv.take("protect")?;
     let kept = of_polykv.take("kept")?.unwrap_or(false);
     of_polykv.end()?;
+    let tools = match kind {
+        Kind::Chat => Toolbox::read(&mut fields)?,
+        Kind::Completion => None,
+    };
+    if tools.is_some() && lease.is_some() {
+        return Err(Fault::field("tools", "is not supported in a session"));
+    }
     let (prompt, protect) = match kind {
-        Kind::Chat => chat_prompt(&mut fields, protect, before, ready)?,
+        Kind::Chat => chat_prompt(&mut fields, protect, before, tools.as_ref(), ready)?,
         Kind::Completion => completion_prompt(&mut fields, protect, before, ready)?,
     };
     let (stream, usage) = streaming(&mut fields)?;
-    let options = GenerateOptions {
+    let mut options = GenerateOptions {
         max_new_tokens: most_tokens(&mut fields, kind, ready)?,
         sampling: sampling(&mut fields)?,
         stop: stops(&mut fields)?,
+        guide: format::guide(&mut fields, ready)?,
         ..GenerateOptions::default()
     };
+    if let Some(tools) = &tools {
+        tools.set(&mut options, ready)?;
+    }
     let mut request = Request::new(prompt, plan.plan.clone(), options);
     request.protect = protect;
     request.kept = kept;
@@ -102,28 +116,15 @@ pub fn read(kind: Kind, body: &[u8], ready: &Arc<Ready>) -> Result<Asked, Fault>
         lease,
         stream,
         usage,
+        tools: tools.map(|tools| tools.names()),
     })
-}
-
-/// Formats other than text would need a grammar.
-fn check_format(fields: &mut Fields) -> Result<(), Fault> {
-    let Some(mut format) = fields.take_object("response_format")? else {
-        return Ok(());
-    };
-    match format.take::<String>("type")?.as_deref() {
-        Some("text") => format.end(),
-        found => {
-            let found = found.unwrap_or("missing");
-            let reason = format!("is {found}, which is not supported; allowed: text");
-            Err(Fault::field(format.path("type"), reason))
-        }
-    }
 }
 
 fn chat_prompt(
     fields: &mut Fields,
     protect: Option<Value>,
     before: Option<&Held>,
+    tools: Option<&Toolbox>,
     ready: &Ready,
 ) -> Result<(Vec<u32>, Spans), Fault> {
     let Some(chat) = &ready.model.chat else {
@@ -138,12 +139,12 @@ fn chat_prompt(
         ));
     }
     let messages = messages.into_iter().enumerate();
-    let messages = messages.map(|(index, value)| message(index, value));
+    let messages = messages.map(|(index, value)| messages::read(index, value));
     let messages = messages.collect::<Result<Vec<_>, _>>()?;
     ready.check_fits(messages.iter().map(|message| message.content.as_str()))?;
     let tokenizer = &ready.model.tokenizer;
     if let Some(held) = before {
-        let [Message { role, content }] = messages.as_slice() else {
+        let [Message { role, content, .. }] = messages.as_slice() else {
             let reason = "the session has the messages before; allowed: the next one alone";
             return Err(Fault::field("messages", reason));
         };
@@ -155,6 +156,8 @@ fn chat_prompt(
         let ids = chat.next_turn(tokenizer, content, held.pending())?;
         return Ok((ids, Spans::default()));
     }
+    let shown = tools.map(|tools| chat.clone().with_tools(&tools.tools));
+    let chat = shown.as_ref().unwrap_or(chat);
     let ids = chat.encode(tokenizer, &messages, true)?;
     let system = messages.first().is_some_and(|first| first.role == "system");
     let spans = match protect {
@@ -165,50 +168,6 @@ fn chat_prompt(
         other => protected_prefix(other, ids.len())?,
     };
     Ok((ids, spans))
-}
-
-fn message(index: usize, value: Value) -> Result<Message, Fault> {
-    let mut fields = Fields::of(value, format!("messages[{index}]"))?;
-    let role: Option<String> = fields.take("role")?;
-    let role = role.ok_or_else(|| Fault::field(fields.path("role"), "is missing"))?;
-    let path = fields.path("content");
-    let content: Option<Value> = fields.take("content")?;
-    fields.end()?;
-    let content = match content {
-        Some(Value::String(text)) => text,
-        Some(Value::Array(parts)) => {
-            let parts = parts.into_iter().enumerate();
-            let parts = parts.map(|(part, value)| text_part(format!("{path}[{part}]"), value));
-            parts.collect::<Result<Vec<_>, _>>()?.concat()
-        }
-        _ => {
-            return Err(Fault::field(
-                path,
-                "is missing; allowed: a text or a list of texts",
-            ));
-        }
-    };
-    // The newer name of the same role.
-    let role = match role.as_str() {
-        "developer" => "system".into(),
-        _ => role,
-    };
-    Ok(Message::new(role, content))
-}
-
-fn text_part(path: String, value: Value) -> Result<String, Fault> {
-    let mut fields = Fields::of(value, path)?;
-    match fields.take::<String>("type")?.as_deref() {
-        Some("text") => {}
-        found => {
-            let reason = format!("is {}; allowed: text", found.unwrap_or("missing"));
-            return Err(Fault::field(fields.path("type"), reason));
-        }
-    }
-    let text = fields.take("text")?;
-    let path = fields.path("text");
-    fields.end()?;
-    text.ok_or_else(|| Fault::field(path, "is missing"))
 }
 
 fn completion_prompt(

@@ -5,6 +5,7 @@ use super::plans::Plans;
 use super::sessions::Sessions;
 use super::worker::Worker;
 use polykv::models::LoadedModel;
+use polykv::models::guide::Guides;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -21,9 +22,22 @@ pub struct Ready {
     pub max_new_tokens: usize,
     /// Seconds since 1970 when the model was loaded.
     pub since: u64,
+    /// What answers that follow a schema need of the model, from the first request for one on.
+    pub guides: OnceLock<Guides>,
 }
 
 impl Ready {
+    /// # Errors
+    /// A tokenizer whose tokens stand for bytes that are not known.
+    pub fn guides(&self) -> Result<&Guides, Fault> {
+        if let Some(guides) = self.guides.get() {
+            return Ok(guides);
+        }
+        // Of two that come first at the same time, one is dropped.
+        let guides = Guides::new(&self.model)?;
+        Ok(self.guides.get_or_init(|| guides))
+    }
+
     /// # Errors
     /// Texts of so many bytes that their tokens exceed the model's context whatever they are.
     pub fn check_fits<'a>(&self, texts: impl Iterator<Item = &'a str>) -> Result<(), Fault> {

@@ -1,14 +1,16 @@
 //! Answers as they go out: as a whole, or part by part as server-sent events.
 
-use super::answer::{Frame, kept, usage};
+use super::answer::{Delta, Frame, kept, usage};
 use super::fault::Fault;
 use super::plans::Named;
+use super::request::random;
 use super::worker::Ticket;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use polykv::models::LoadedModel;
+use polykv::models::chat::{Call, CallReader, Said};
 use polykv::models::engine::{Answer, EngineEvent, Token};
 use serde_json::Value;
 use std::convert::Infallible;
@@ -28,32 +30,89 @@ pub struct Told {
     pub plan: Arc<Named>,
     pub prompt: Vec<u32>,
     pub choices: usize,
+    /// The names of the tools that an answer may call.
+    pub tools: Option<Vec<String>>,
 }
 
 /// One choice as it comes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Choice {
     text: String,
+    calls: Vec<Call>,
+    /// Finds the calls of tools.
+    reader: Option<CallReader>,
     /// Those that have not been told of yet.
     tokens: Vec<Token>,
     /// Whether a part of it has gone out.
     begun: bool,
 }
 
+impl Choice {
+    /// What a piece of the answer says.
+    fn read(&mut self, text: &str) -> Vec<Said> {
+        match &mut self.reader {
+            Some(reader) => reader.push(text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![Said::Text(text.to_string())],
+        }
+    }
+
+    /// What the last piece says, and what was held back before.
+    fn end(&mut self, text: &str) -> Vec<Said> {
+        let mut said = self.read(text);
+        said.extend(
+            self.reader
+                .as_mut()
+                .map(CallReader::finish)
+                .unwrap_or_default(),
+        );
+        said
+    }
+
+    /// Takes what was said, for an answer as a whole.
+    fn take(&mut self, said: Vec<Said>) {
+        for one in said {
+            match one {
+                Said::Text(text) => self.text.push_str(&text),
+                Said::Call(call) => self.calls.push(identified(call)),
+            }
+        }
+    }
+}
+
+fn identified(call: Call) -> Call {
+    Call {
+        id: Some(format!("call_{:016x}", random())),
+        ..call
+    }
+}
+
 impl Told {
+    fn begin(&self) -> Vec<Choice> {
+        let choice = |_| Choice {
+            text: String::new(),
+            calls: Vec::new(),
+            reader: self.tools.clone().map(CallReader::new),
+            tokens: Vec::new(),
+            begun: false,
+        };
+        (0..self.choices).map(choice).collect()
+    }
+
     /// All choices in one object.
     ///
     /// # Errors
     /// A request that failed.
     pub async fn whole(self, mut ticket: Ticket) -> Result<Response, Fault> {
-        let mut choices: Vec<Choice> = (0..self.choices).map(|_| Choice::default()).collect();
+        let mut choices = self.begin();
         let mut answers = Vec::new();
         let mut kept = None;
         while answers.len() < self.choices {
             match ticket.events.recv().await {
                 Some(EngineEvent::Token(token)) => {
                     if let Some(choice) = choices.get_mut(token.choice) {
-                        choice.text.push_str(&token.text);
+                        let said = choice.read(&token.text);
+                        choice.take(said);
                         choice.tokens.push(token);
                     }
                 }
@@ -65,11 +124,13 @@ impl Told {
             }
         }
         answers.sort_by_key(|answer: &Answer| answer.choice);
-        let told = answers.iter().zip(&choices).map(|(answer, choice)| {
-            let text = [choice.text.as_str(), &answer.text].concat();
+        let told = answers.iter().zip(&mut choices).map(|(answer, choice)| {
+            let said = choice.end(&answer.text);
+            choice.take(said);
             let logprobs = self.frame.logprobs(&choice.tokens, &self.model, 0);
+            let (text, calls) = (&choice.text, &choice.calls);
             self.frame
-                .choice(answer.choice, &text, logprobs, answer.finish)
+                .choice(answer.choice, text, calls, logprobs, answer.finish)
         });
         let mut whole = self.frame.whole(told.collect(), self.usage(&answers));
         if let (Some(kept), Some(whole)) = (kept, whole.as_object_mut()) {
@@ -97,7 +158,7 @@ impl Told {
     }
 
     async fn stream(&self, mut ticket: Ticket, with_usage: bool, parts: &Sender<Bytes>) {
-        let mut choices: Vec<Choice> = (0..self.choices).map(|_| Choice::default()).collect();
+        let mut choices = self.begin();
         let mut answers = Vec::new();
         let mut fault = None;
         while answers.len() < self.choices && fault.is_none() {
@@ -106,12 +167,15 @@ impl Told {
                     let Some(choice) = choices.get_mut(token.choice) else {
                         continue;
                     };
-                    let (index, text) = (token.choice, token.text.clone());
-                    let tells = token.probability.is_some();
+                    let index = token.choice;
+                    let mut said = choice.read(&token.text);
+                    // Probabilities are told of as they come, also where no text is certain yet.
+                    if said.is_empty() && token.probability.is_some() {
+                        said.push(Said::Text(String::new()));
+                    }
                     choice.tokens.push(token);
-                    if !text.is_empty() || tells {
-                        let part = self.part(index, choice, &text, None);
-                        send(parts, &part).await;
+                    for one in said {
+                        send(parts, &self.part(index, choice, one)).await;
                     }
                 }
                 Some(EngineEvent::Prompt(prompted)) => {
@@ -121,8 +185,13 @@ impl Told {
                 }
                 Some(EngineEvent::Done(answer)) => {
                     if let Some(choice) = choices.get_mut(answer.choice) {
-                        let finish = Some(answer.finish);
-                        let part = self.part(answer.choice, choice, &answer.text, finish);
+                        let mut said = choice.end(&answer.text);
+                        let last = said.pop().unwrap_or(Said::Text(String::new()));
+                        for one in said {
+                            send(parts, &self.part(answer.choice, choice, one)).await;
+                        }
+                        let part = self.part(answer.choice, choice, last);
+                        let part = Frame::ended(part, answer.finish, choice.calls.len());
                         send(parts, &part).await;
                     }
                     answers.push(*answer);
@@ -143,19 +212,24 @@ impl Told {
         send_text(parts, "[DONE]").await;
     }
 
-    fn part(
-        &self,
-        index: usize,
-        choice: &mut Choice,
-        text: &str,
-        finish: Option<polykv::models::Finish>,
-    ) -> Value {
+    fn part(&self, index: usize, choice: &mut Choice, said: Said) -> Value {
         let tokens = std::mem::take(&mut choice.tokens);
         let offset = choice.text.chars().count();
         let logprobs = self.frame.logprobs(&tokens, &self.model, offset);
-        choice.text.push_str(text);
         let first = !std::mem::replace(&mut choice.begun, true);
-        self.frame.part(index, text, logprobs, first, finish)
+        let part = |delta| self.frame.part(index, &delta, logprobs, first);
+        match said {
+            Said::Text(text) => {
+                choice.text.push_str(&text);
+                part(Delta::Text(&text))
+            }
+            Said::Call(call) => {
+                let call = identified(call);
+                let part = part(Delta::Call(choice.calls.len(), &call));
+                choice.calls.push(call);
+                part
+            }
+        }
     }
 
     fn kept(&self, shares: Option<Vec<f32>>) -> Option<Value> {

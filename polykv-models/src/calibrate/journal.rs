@@ -31,6 +31,8 @@ pub struct JournalOptions {
     /// Go on with what is there; without it a file that is there is refused. Routes, allocators and searches may differ from
     /// those of the run that began it, everything that the measurements depend on may not.
     pub resume: bool,
+    /// Folders with the journals of parts, see [`measure_part`](super::measure_part): what they hold is taken over.
+    pub parts: Vec<PathBuf>,
     /// What identifies the weights, such as the [`digest`](crate::digest()) of the model's files.
     pub weights: String,
     /// Name of the backend, such as `cpu` or `cuda`.
@@ -99,6 +101,20 @@ impl Journal {
         let mut appender = Appender::open(&path, &known)?;
         if known.is_empty() {
             appender.append([&header.to_string()])?;
+        }
+        for part in &place.parts {
+            let path = part.join(NAME);
+            let lines = lines::read(&path)?;
+            let Some(first) = lines.first() else {
+                let allowed = "what a part of the calibration has written";
+                return Err(Error::invalid(part.display(), NAME, "not there", allowed));
+            };
+            check_header(&path, first, &header)?;
+            let before = journal.measured.len();
+            journal.take_all(&path, &lines)?;
+            if journal.measured.len() > before {
+                appender.append(lines.iter().skip(1))?;
+            }
         }
         journal.file = Some((path, appender));
         Ok(journal)

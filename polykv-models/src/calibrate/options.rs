@@ -2,7 +2,7 @@ use super::{EvidenceOptions, Example, Examples, JournalOptions, TextOptions};
 use crate::LoadedModel;
 use polykv_core::allocate::{Basis, UniformAllocator};
 use polykv_core::calibrate::{BudgetSignal, CandidatePolicy, Direction, Settings, Signal};
-use polykv_core::{Allocator, Budget, Error, Phase, Registry, Result};
+use polykv_core::{Allocator, Budget, Error, Phase, Policy, Registry, Result};
 use std::sync::Arc;
 
 /// Which examples count.
@@ -118,6 +118,13 @@ impl CalibrateOptions {
             return refuse("budget_signal", "effect".into(), allowed);
         }
         Ok(())
+    }
+
+    pub(super) fn policies(&self) -> Vec<Arc<dyn Policy>> {
+        let candidates = self.candidates.iter();
+        candidates
+            .map(|candidate| candidate.policy.clone())
+            .collect()
     }
 
     /// Whether likelihoods have to be measured beside cosines.

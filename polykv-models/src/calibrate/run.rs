@@ -3,8 +3,7 @@ use super::refine::Refinement;
 use super::{CalibrateOptions, Example, Measurer, Progress, Stage};
 use crate::LoadedModel;
 use polykv_core::calibrate::{Measurements, Report};
-use polykv_core::{Phase, Plan, PlanFile, Policy, Result};
-use std::sync::Arc;
+use polykv_core::{Error, Phase, Plan, PlanFile, Result};
 
 /// The result of a calibration.
 #[derive(Clone, Debug)]
@@ -38,24 +37,9 @@ pub fn calibrate(
     options: &CalibrateOptions,
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Calibration> {
-    options.check()?;
-    let policies = options.candidates.iter();
-    let policies: Vec<Arc<dyn Policy>> =
-        policies.map(|candidate| candidate.policy.clone()).collect();
     let examples = options.make_examples(model, texts)?;
-    let likelihoods = options.likelihoods();
-    let measurer = Measurer::new(
-        model,
-        &policies,
-        &options.phases,
-        options.budget,
-        likelihoods,
-    )?;
-    for example in &examples {
-        measurer.check(example.prompt.len())?;
-    }
-    let mut journal = Journal::open(model, options, &examples)?;
-    measure(&measurer, &examples, &mut journal, progress)?;
+    let mut journal = measured(model, &examples, options, (0, 1), progress)?;
+    let policies = options.policies();
 
     let config = model.model.config();
     let specs = options
@@ -111,26 +95,64 @@ pub fn calibrate(
     Ok(Calibration { plan, file, report })
 }
 
-/// Measures the examples that the journal does not know yet.
-fn measure(
-    measurer: &Measurer<'_>,
-    examples: &[Example],
-    journal: &mut Journal,
+/// Measures one part of a calibration's examples into its journal and ends there: of `count` parts, which may run on different
+/// machines, the one of number `index`, from 0. [`calibrate`] goes on from all of them, see [`JournalOptions::parts`].
+///
+/// # Errors
+/// As [`calibrate`]; options without a journal, and a number that is not below the count.
+///
+/// [`JournalOptions::parts`]: super::JournalOptions::parts
+pub fn measure_part(
+    model: &LoadedModel,
+    texts: &[String],
+    options: &CalibrateOptions,
+    (index, count): (usize, usize),
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<()> {
+    if index >= count || options.journal.is_none() {
+        let found = match index < count {
+            true => "without a journal".to_string(),
+            false => format!("{index} of {count}"),
+        };
+        let allowed = "a number below the count, and a journal";
+        return Err(Error::invalid("calibration", "part", found, allowed));
+    }
+    let examples = options.make_examples(model, texts)?;
+    measured(model, &examples, options, (index, count), progress).map(|_| ())
+}
+
+/// Measures the examples of a part that the journal does not know yet.
+fn measured(
+    model: &LoadedModel,
+    examples: &[Example],
+    options: &CalibrateOptions,
+    (part, parts): (usize, usize),
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Journal> {
+    options.check()?;
+    let policies = options.policies();
+    let likelihoods = options.likelihoods();
+    let phases = &options.phases;
+    let measurer = Measurer::new(model, &policies, phases, options.budget, likelihoods)?;
+    for example in examples {
+        measurer.check(example.prompt.len())?;
+    }
+    let mut journal = Journal::open(model, options, examples)?;
     let layers = journal.layers();
-    for (index, example) in examples.iter().enumerate() {
+    let examples = examples.iter().enumerate().skip(part).step_by(parts);
+    let of = examples.len() * layers;
+    for (done, (index, example)) in examples.enumerate() {
         if journal.knows(index) {
             continue;
         }
         let measured = measurer.measure(example, &mut |layer| {
             progress(Progress {
                 stage: Stage::Measuring,
-                done: index * layers + layer,
-                of: examples.len() * layers,
+                done: done * layers + layer,
+                of,
             });
         })?;
         journal.add_measured(index, measured)?;
     }
-    Ok(())
+    Ok(journal)
 }

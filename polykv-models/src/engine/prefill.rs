@@ -1,9 +1,9 @@
 //! A prompt that runs slice by slice, so that others get their tokens in between.
 
-use super::held::Held;
 use super::request::{Request, RequestId, Waiting};
 use super::room::Need;
 use crate::causal_lm::CausalLm;
+use crate::generate::Held;
 use crate::layers::RopeTable;
 use crate::load::LoadedModel;
 use burn::tensor::Tensor;

@@ -1,7 +1,7 @@
 //! What an engine is asked for, and what it answers.
 
-use super::held::Held;
 use super::room::Need;
+use crate::generate::Held;
 use crate::generate::{Finish, GenerateOptions};
 use polykv_core::{CacheReport, Error, Plan, Spans};
 use std::fmt;

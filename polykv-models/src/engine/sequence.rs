@@ -1,7 +1,7 @@
 //! Answers that are being generated, and a token for all of them in one pass.
 
-use super::held::Held;
 use super::request::{Answer, EngineEvent, Probability, Request, RequestId, Token};
+use crate::generate::Held;
 use crate::generate::{AnswerText, Finish, explained, make_room};
 use crate::load::LoadedModel;
 use crate::rows;
@@ -54,7 +54,7 @@ impl<'m> Sequence<'m> {
             cache,
             model,
             choice,
-            sampler: Sampler::new(sampling)?,
+            sampler: Sampler::new(sampling)?.with_guide(options.guide.clone()),
             text: AnswerText::new(&model.tokenizer, &options.stop),
             history,
             tokens: Vec::new(),
@@ -104,7 +104,7 @@ impl<'m> Sequence<'m> {
         let mut next = self.cache.next_positions().into_iter();
         let full = next.any(|next| next >= context);
         self.finish = match () {
-            () if self.text.stopped() => Some(Finish::Stop),
+            () if self.text.stopped() || self.sampler.is_complete() => Some(Finish::Stop),
             () if full || self.tokens.len() == self.most_tokens => Some(Finish::Length),
             () => None,
         };

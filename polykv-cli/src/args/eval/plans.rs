@@ -1,8 +1,9 @@
 //! Which plans `polykv eval` compares.
 
-use crate::args::values::{self, Phases};
-use crate::args::{BudgetArgs, CompressionArgs};
+use crate::args::values::Phases;
+use crate::args::{BudgetArgs, CompressionArgs, PolicyList};
 use clap::{ArgGroup, Args};
+use polykv::policy::PolicySpec;
 use std::path::PathBuf;
 
 #[derive(Debug, Args)]
@@ -13,9 +14,9 @@ pub struct PlansArgs {
     /// Plan files; may be repeated
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub plan: Vec<PathBuf>,
-    /// Policies, each for all layers and at every budget
-    #[arg(long, value_name = "NAME,…", value_parser = values::evicting(), value_delimiter = ',', num_args = 1..)]
-    pub policy: Vec<String>,
+    /// Policies, each for all layers and at every budget, with parameters behind a colon if wanted: tova,snapkv:window=16
+    #[arg(long, value_name = "NAME,…")]
+    policy: Vec<PolicyList>,
     /// Entries per layer, on average
     #[arg(
         long,
@@ -58,6 +59,11 @@ pub struct PlansArgs {
 }
 
 impl PlansArgs {
+    /// The policies of all lists.
+    pub fn policies(&self) -> impl Iterator<Item = &PolicySpec> {
+        self.policy.iter().flat_map(|list| &list.0)
+    }
+
     /// The budgets of the policies; only one of the three flags can be given.
     pub fn budgets(&self) -> Vec<BudgetArgs> {
         let tokens = self.budget.iter().map(|&tokens| BudgetArgs {
@@ -77,7 +83,7 @@ impl PlansArgs {
 
     /// What `generate` would be given for each plan: the files, then every policy at every budget in every phase.
     pub fn compressions(&self) -> Vec<CompressionArgs> {
-        let one = |plan: Option<&PathBuf>, policy: Option<&String>| CompressionArgs {
+        let one = |plan: Option<&PathBuf>, policy: Option<&PolicySpec>| CompressionArgs {
             plan: plan.cloned(),
             policy: policy.cloned(),
             budget: BudgetArgs::default(),
@@ -91,7 +97,7 @@ impl PlansArgs {
             [] => &[Phases::Both],
             given => given,
         };
-        for policy in &self.policy {
+        for policy in self.policies() {
             for budget in self.budgets() {
                 all.extend(phases.iter().map(|&phase| CompressionArgs {
                     budget,
