@@ -5,6 +5,8 @@
 mod common;
 #[path = "golden/kvpress.rs"]
 mod kvpress;
+#[path = "golden/plans.rs"]
+mod plans;
 
 use burn::tensor::{Device, Int, Tensor, TensorData};
 use polykv::models::chat::Message;
