@@ -26,11 +26,12 @@ def main():
     parser.add_argument("--plans", default="cake")
     parser.add_argument("--tasks", default=",".join(TASKS))
     parser.add_argument("--budgets", default="0.25,0.125,0.0625")
+    parser.add_argument("--of", default="", help="other results with these plans: longer, shorter, decode")
     parser.add_argument("--work", type=pathlib.Path, default="work-again")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     budgets = args.budgets.split(",")
-    results = {budget: json.loads((HERE / f"results/{budget}.json").read_text()) for budget in budgets}
+    results = {budget: json.loads((HERE / f"results/{budget}{args.of and '-' + args.of}.json").read_text()) for budget in budgets}
     settings = results[budgets[0]]["settings"]
     plans = []
     for budget in budgets:
@@ -51,6 +52,8 @@ def main():
                 options.append(part)
             if task == "text":
                 options += ["--continuation", settings["continuation"]]
+            if settings["likelihood_only"] and task.startswith("needle"):
+                options.append("--likelihood-only")
             out = args.work / f"{task}-{batch}"
             command = [args.binary, "eval", "-m", settings["model"], "--device", "cpu", "--dtype", "f32", *options, "--length",
                        settings["length"], "--seed", TEST_SEED + batch, *(part for *_, path in plans for part in ("--plan", path)),
