@@ -6,7 +6,7 @@ use polykv::models::guide::Guide;
 use polykv::models::{Finish, GenerateOptions};
 use polykv::{Error, Plan, Result};
 
-/// Ids that grow, `left` of them.
+/// Ids that grow by small steps, `left` of them.
 #[derive(Clone, Debug)]
 struct Growing {
     next: u32,
@@ -18,7 +18,12 @@ impl Guide for Growing {
         if self.next as usize >= logits.len() {
             return Err(Error::Failed("there is no id above".into()));
         }
-        logits[..self.next as usize].fill(f32::NEG_INFINITY);
+        let (next, end) = (
+            self.next as usize,
+            logits.len().min(self.next as usize + 40),
+        );
+        logits[..next].fill(f32::NEG_INFINITY);
+        logits[end..].fill(f32::NEG_INFINITY);
         Ok(())
     }
 
