@@ -1,6 +1,6 @@
 //! `polykv serve`: sessions, callers that wait or go away, and the end.
 
-use crate::cli_support::server::{Server, read, slow};
+use crate::cli_support::server::{Server, chat, read, slow};
 use crate::cli_support::{generate_json, path_str};
 use serde_json::{Value, json};
 
@@ -120,6 +120,32 @@ fn sessions_go_on() {
     // The file that generate has written is as good.
     let loaded = other.post("/v1/sessions/of-generate/load", &json!({}));
     assert_eq!(loaded.status, 200, "{}", loaded.body);
+}
+
+/// The session is free when its answer has come, also for whoever goes on at once.
+#[test]
+fn sessions_are_given_back_before_the_answer_is_told() {
+    let server = Server::start(&[]);
+    let mut stream = server.connect();
+    let mut ask = |name: &str, resume: bool| {
+        let body = chat(json!({"max_tokens": 1, "polykv": {"session": name, "resume": resume}}));
+        server.ask_again(&mut stream, &body)
+    };
+    for number in 0..300 {
+        let name = format!("s{number}");
+        let seen = [false, true, true].map(|resume| {
+            let (status, body) = ask(&name, resume);
+            assert_eq!(status, 200, "{number}: {body}");
+            body["usage"]["polykv"]["kept"].as_f64().unwrap()
+        });
+        assert!(seen.is_sorted_by(|a, b| a < b), "{number}: {seen:?}");
+        let deleted = server.ask("DELETE", &format!("/v1/sessions/{name}"), "", b"");
+        assert_eq!(deleted.status, 200, "{number}: {}", deleted.body);
+    }
+    let (status, body) = ask("none", true);
+    assert_eq!(status, 404, "{body}");
+    let refused = server.chat(json!({"polykv": {"resume": true}}));
+    assert_eq!(refused.json()["error"]["param"], "polykv.resume");
 }
 
 #[test]

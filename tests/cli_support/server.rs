@@ -78,7 +78,7 @@ impl Server {
         Self { child, port }
     }
 
-    fn connect(&self) -> TcpStream {
+    pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
         stream
             .set_read_timeout(Some(Duration::from_secs(60)))
@@ -111,6 +111,33 @@ impl Server {
 
     pub fn chat(&self, more: Value) -> Response {
         self.post("/v1/chat/completions", &chat(more))
+    }
+
+    /// Asks for a chat over a connection that stays open.
+    pub fn ask_again(&self, stream: &mut TcpStream, body: &Value) -> (u16, Value) {
+        let body = body.to_string();
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream
+            .write_all(&[head, body].concat().into_bytes())
+            .unwrap();
+        let mut lines = BufReader::new(stream);
+        let mut line = String::new();
+        lines.read_line(&mut line).unwrap();
+        let status = line.split(' ').nth(1).unwrap().parse().unwrap();
+        let mut length = 0;
+        while line != "\r\n" {
+            line.clear();
+            lines.read_line(&mut line).unwrap();
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        lines.read_exact(&mut body).unwrap();
+        (status, serde_json::from_slice(&body).unwrap())
     }
 
     /// A chat with `more` fields whose answer streams, not read yet.

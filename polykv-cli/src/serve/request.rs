@@ -69,8 +69,16 @@ pub fn read(kind: Kind, body: &[u8], ready: &Arc<Ready>) -> Result<Asked, Fault>
     let plan_given = chosen.is_some();
     let mut plan = chosen.unwrap_or_else(|| ready.plans.default.clone());
     let session: Option<String> = of_polykv.take("session")?;
+    let resume = of_polykv.take("resume")?.unwrap_or(false);
     let lease = match session {
-        Some(name) => Some(sessions::lease(ready, &name, plan.clone(), plan_given)?),
+        Some(name) => Some(sessions::lease(
+            ready,
+            &name,
+            plan.clone(),
+            plan_given,
+            resume,
+        )?),
+        None if resume => return Err(Fault::field("polykv.resume", "needs a session")),
         None => None,
     };
     if let Some(lease) = &lease {

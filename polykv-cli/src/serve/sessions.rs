@@ -36,7 +36,8 @@ struct Entry {
     held: Option<Box<Held>>,
 }
 
-/// The right to a session while a request runs with it. Dropping it ends a session that has nothing then.
+/// The right to a session while a request runs with it. Dropping it without [`Lease::end`] leaves the session as it was, or ends one
+/// whose sequence is gone.
 #[derive(Debug)]
 pub struct Lease {
     ready: Arc<Ready>,
@@ -44,6 +45,8 @@ pub struct Lease {
     plan: Arc<Named>,
     /// The sequence so far, until the request has it.
     held: Option<Box<Held>>,
+    /// Whether the session has been given back. From then on it may be another request's.
+    over: bool,
 }
 
 impl Lease {
@@ -61,8 +64,13 @@ impl Lease {
         self.held.take()
     }
 
-    /// Puts in what the session has from now on.
-    pub fn put(&self, held: Box<Held>) {
+    /// Gives the session back with what it has from now on.
+    pub fn end(mut self, held: Box<Held>) {
+        self.put(held);
+    }
+
+    fn put(&mut self, held: Box<Held>) {
+        self.over = true;
         let mut by_name = self.ready.sessions.locked();
         if let Some(entry) = by_name.get_mut(&self.name) {
             entry.held = Some(held);
@@ -76,10 +84,8 @@ impl Drop for Lease {
         if let Some(held) = self.held.take() {
             self.put(held);
         }
-        let mut by_name = self.ready.sessions.locked();
-        let entry = by_name.get(&self.name);
-        if entry.is_some_and(|entry| entry.held.is_none()) {
-            by_name.remove(&self.name);
+        if !self.over {
+            self.ready.sessions.locked().remove(&self.name);
         }
     }
 }
@@ -147,6 +153,7 @@ pub fn lease(
     name: &str,
     plan: Arc<Named>,
     plan_given: bool,
+    resume: bool,
 ) -> Result<Lease, Fault> {
     check_name(name)?;
     let sessions = &ready.sessions;
@@ -164,6 +171,7 @@ pub fn lease(
             }
             (entry.plan.clone(), entry.held.take())
         }
+        None if resume => return Err(missing(name)),
         None if count >= sessions.most => {
             let reason = format!("there are {}, as many as may be; delete one", sessions.most);
             return Err(Fault::field("polykv.session", reason));
@@ -184,6 +192,7 @@ pub fn lease(
         name: name.to_string(),
         plan,
         held,
+        over: false,
     })
 }
 

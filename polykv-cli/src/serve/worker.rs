@@ -125,10 +125,11 @@ fn locked(metrics: &Mutex<Metrics>) -> MutexGuard<'_, Metrics> {
     metrics.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A sequence goes back to its session. Without one the session ends with its lease.
-fn give_back(lease: Option<&Lease>, held: Option<Box<Held>>) {
+/// A sequence goes back to its session. Without one the session ends with its lease. Both come before the caller hears of it, who
+/// may go on with the session at once.
+fn give_back(lease: Option<Lease>, held: Option<Box<Held>>) {
     if let (Some(lease), Some(held)) = (lease, held) {
-        lease.put(held);
+        lease.end(held);
     }
 }
 
@@ -190,7 +191,7 @@ impl<'m> Loop<'m> {
                 let open = request.choices;
                 let submitted = self.engine.submit(*request).map_err(|refused| {
                     locked(self.metrics).refused += 1;
-                    give_back(lease.as_ref(), refused.request.after);
+                    give_back(lease.take(), refused.request.after);
                     refused.refusal
                 });
                 let id = submitted.as_ref().ok().copied();
@@ -218,7 +219,7 @@ impl<'m> Loop<'m> {
     fn forget(&mut self, id: RequestId) {
         if let Some(listener) = self.listeners.remove(&id) {
             let held = self.engine.cancel(id);
-            give_back(listener.lease.as_ref(), held);
+            give_back(listener.lease, held);
             locked(self.metrics).cancelled += 1;
         }
     }
@@ -240,12 +241,14 @@ impl<'m> Loop<'m> {
                 let kept = cache.kept.iter().map(|kept| *kept as u64);
                 let gone = kept.map(|kept| (cache.seen as u64).saturating_sub(kept));
                 metrics.evicted += gone.sum::<u64>();
-                give_back(listener.lease.as_ref(), answer.held.take());
+                if listener.open == 0 {
+                    give_back(listener.lease.take(), answer.held.take());
+                }
             }
             EngineEvent::Failed { held, .. } => {
                 listener.open = 0;
                 metrics.failed += 1;
-                give_back(listener.lease.as_ref(), held.take());
+                give_back(listener.lease.take(), held.take());
             }
             _ => {}
         }
