@@ -3,9 +3,9 @@
 
     python3 again.py BIN TEXT --plans cake --tasks text,needle
 
-TEXT is the test text that texts.py makes. Plans, samples and seeds are those of the results; the budgets of a plan run beside each other
-over one prefill. Finished batches are skipped when it runs again with the same --work. Prints for every score the largest difference
-over the samples and both means.
+TEXT is the test text that texts.py makes. Plans, samples and seeds are those of the results, or of others in results/ (--of); the
+budgets of a plan run beside each other over one prefill. Finished batches are skipped when it runs again with the same --work. Prints for
+every score the largest difference over the samples and both means.
 """
 
 import argparse
