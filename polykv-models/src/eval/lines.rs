@@ -162,7 +162,9 @@ impl Line {
     fn wrong(&self, field: &str, found: Option<&Value>, allowed: &str) -> Error {
         let found = match found {
             None => {
-                let names: Vec<&str> = self.fields.keys().map(String::as_str).collect();
+                let mut names: Vec<&str> = self.fields.keys().map(String::as_str).collect();
+                // Whether a map keeps the order of the line depends on the features of others.
+                names.sort_unstable();
                 format!("missing beside {}", names.join(", "))
             }
             Some(Value::Null) => "null".into(),
