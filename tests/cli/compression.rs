@@ -149,7 +149,7 @@ fn parameters_stand_behind_the_name_in_every_command() {
         ("snapkv:window=0", 3, "window"),
     ] {
         let answer = polykv(&generate_args(
-            &model.as_ref(),
+            model.as_ref(),
             &[&flags[..], &[policy]].concat(),
         ));
         assert_eq!(answer.code, code, "{policy}: {}", answer.stderr);

@@ -233,7 +233,7 @@ mod tests {
             r#" <|python_tag|>{"name": "rain", "parameters": {"place": "Rome"}}"#,
             r#"{"name": "rain", "arguments": "{\"place\": \"Rome\"}"}"#,
         ] {
-            assert_eq!(read(answer), [rain.clone()], "{answer}");
+            assert_eq!(read(answer), std::slice::from_ref(&rain), "{answer}");
         }
         assert_eq!(read(r#"{"name": "rain"}"#), [call("rain", json!({}))]);
         for answer in [

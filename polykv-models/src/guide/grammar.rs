@@ -56,7 +56,7 @@ impl Guides {
         let rows = model.model.config().vocab_size;
         let mut words = model.tokenizer.spellings()?;
         words.resize(rows, Vec::new());
-        let mut ends: Vec<u32> = model.eos_tokens.iter().copied().collect();
+        let mut ends: Vec<u32> = model.eos_tokens.clone();
         ends.retain(|id| (*id as usize) < rows);
         ends.sort_unstable();
         let Some(&end) = ends.first() else {
