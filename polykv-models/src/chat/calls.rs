@@ -99,6 +99,11 @@ impl CallReader {
                 .is_some_and(|tag| self.held.ends_with(tag))
         });
         let certain = self.held.len().saturating_sub(open.unwrap_or(0));
+        let text = self.held.get(..certain).unwrap_or_default();
+        if !self.begun && text.trim().is_empty() {
+            // White space before a call is no text.
+            return false;
+        }
         let rest = self.held.split_off(certain);
         let text = std::mem::replace(&mut self.held, rest);
         self.text(text, said);

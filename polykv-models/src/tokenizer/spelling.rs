@@ -35,9 +35,15 @@ impl Tokenizer {
                 _ if added.contains_key(&id) => text.into_bytes(),
                 Writing::Levels(bytes) => {
                     let bytes = text.chars().map(|c| bytes.get(&c).copied());
-                    bytes.collect::<Option<_>>().unwrap_or_default()
+                    let bytes: Vec<u8> = bytes.collect::<Option<_>>().unwrap_or_default();
+                    // No text has this byte, and a token of it must not pass for a special one.
+                    match bytes.contains(&SPECIAL) {
+                        true => Vec::new(),
+                        false => bytes,
+                    }
                 }
                 Writing::Fallback => match byte(&text) {
+                    Some(SPECIAL) => Vec::new(),
                     Some(byte) => vec![byte],
                     None => text.replace('▁', " ").into_bytes(),
                 },
