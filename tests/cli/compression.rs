@@ -134,7 +134,7 @@ fn parameters_stand_behind_the_name_in_every_command() {
     for (policy, part) in [
         ("snapkv:window", "KEY=VALUE"),
         ("snapkw:window=8", "snapkv"),
-        ("full", "full cache is compared with anyway"),
+        ("full", "does not evict; allowed: "),
         ("tova,tova", "comes twice"),
     ] {
         let answer = polykv(&[&bench[..bench.len() - 1], &[policy]].concat());

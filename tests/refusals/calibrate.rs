@@ -17,7 +17,6 @@ const REFUSED: &str = "
     --data LONG --length 40 --continuation 9 | budget is 40 | below 40
     --data LONG --length 100 --policies snapkv:window=41 | budget of layer 0 is 40 | at least 41 | snapkv | window: 41
     --data LONG --length 100 --policies snapkv:windw=4 | windw | window
-    --data LONG --length 100 --policies full,h2o | policies is 'full' | policies that evict
     --objective evidence --length 60 | length is 60 | needle and question
     --objective evidence --length 505 | at most 512
     --objective evidence --length 300 --evidence 0 | evidence is 0 | at least 1
@@ -29,6 +28,7 @@ const REFUSED: &str = "
 const USAGE: &str = "
     --data a.txt --policies h2o,tvoa | tvoa | tova
     --data a.txt --policies h2o,h2o | twice
+    --data a.txt --policies full,h2o | 'full' | tova
     --data a.txt --allocator pyramdi | pyramdi | calibrated
     --data a.txt --signal entropy | entropy | cosine
     --data a.txt --objective needle | needle | evidence

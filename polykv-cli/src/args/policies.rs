@@ -63,8 +63,9 @@ impl FromStr for PolicyList {
         let list = PolicySpec::parse_list(text, &registry().policies)?;
         match list.iter().any(|spec| spec.policy == Policies::KEEP) {
             true => Err(format!(
-                "'{}' does not evict; the full cache is compared with anyway",
-                Policies::KEEP
+                "'{}' does not evict; allowed: {}",
+                Policies::KEEP,
+                registry().policies.names().join(", ")
             )),
             false => Ok(Self(list)),
         }
