@@ -65,7 +65,8 @@ def main():
                     found.setdefault(one["plan"], {}).setdefault(score, []).append(value)
         for budget, name, path in plans:
             for score, before in results[budget]["scores"][task][name].items():
-                now = found[path.stem][score]
+                # A run that ended early has the first batches.
+                now = found[path.stem][score][:len(before)]
                 assert len(now) == len(before), (task, budget, name, score)
                 most = max(abs(a - b) for a, b in zip(before, now))
                 print(f"{task} {budget} {name} {score}: {len(now)} samples, largest difference {most:.2g}, means "
