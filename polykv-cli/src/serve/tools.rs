@@ -5,14 +5,12 @@ use super::fields::Fields;
 use super::messages::check_type;
 use super::state::Ready;
 use polykv::models::GenerateOptions;
-use polykv::models::chat::Tool;
+use polykv::models::chat::{CallReader, Tool};
 use polykv::models::guide::CallForm;
 use serde_json::{Value, json};
 
 const MOST_TOOLS: usize = 128;
 const MOST_NAME_BYTES: usize = 64;
-/// The end of a call as Hermes and Qwen write it.
-const END: &str = "</tool_call>";
 
 /// The tools of a request, and what is wanted of them.
 #[derive(Debug)]
@@ -108,7 +106,7 @@ impl Toolbox {
         let tagged = chat.is_some_and(|chat| chat.tags_calls());
         if !self.required {
             if !self.parallel && tagged {
-                options.stop.push(END.into());
+                options.stop.push(CallReader::END.into());
             }
             return Ok(());
         }

@@ -3,8 +3,6 @@
 use super::tools::Call;
 use serde_json::{Map, Value};
 
-const BEGIN: &str = "<tool_call>";
-const END: &str = "</tool_call>";
 /// Llama 3 may put it before a call; it is a special token there, and then no part of the text.
 const PYTHON: &str = "<|python_tag|>";
 
@@ -33,6 +31,11 @@ pub struct CallReader {
 }
 
 impl CallReader {
+    /// What Hermes and Qwen write before a call.
+    pub const BEGIN: &str = "<tool_call>";
+    /// What they write after it.
+    pub const END: &str = "</tool_call>";
+
     /// A reader for calls of tools with these names.
     pub fn new(tools: Vec<String>) -> Self {
         Self {
@@ -72,13 +75,13 @@ impl CallReader {
     /// Whether more can be told of what is held.
     fn step(&mut self, said: &mut Vec<Said>) -> bool {
         if self.inside {
-            let Some((inner, rest)) = self.held.split_once(END) else {
+            let Some((inner, rest)) = self.held.split_once(Self::END) else {
                 return false;
             };
             let (inner, rest) = (inner.to_owned(), rest.to_owned());
             self.held = rest;
             self.inside = false;
-            self.tagged(&inner, END, said);
+            self.tagged(&inner, Self::END, said);
             return true;
         }
         let start = self.held.trim_start();
@@ -86,15 +89,15 @@ impl CallReader {
         if !self.begun && bare {
             return false;
         }
-        if let Some((before, rest)) = self.held.split_once(BEGIN) {
+        if let Some((before, rest)) = self.held.split_once(Self::BEGIN) {
             let (before, rest) = (before.to_owned(), rest.to_owned());
             self.held = rest;
             self.inside = true;
             self.text(before, said);
             return true;
         }
-        let open = (0..BEGIN.len()).rev().find(|length| {
-            BEGIN
+        let open = (0..Self::BEGIN.len()).rev().find(|length| {
+            Self::BEGIN
                 .get(..*length)
                 .is_some_and(|tag| self.held.ends_with(tag))
         });
@@ -130,7 +133,7 @@ impl CallReader {
         self.called = call.is_some();
         said.push(match call {
             Some(call) => Said::Call(call),
-            None => Said::Text(format!("{BEGIN}{inner}{end}")),
+            None => Said::Text([Self::BEGIN, inner, end].concat()),
         });
     }
 

@@ -1,6 +1,6 @@
 //! Tools that a model may call, and its calls, as templates see them.
 
-use super::{ChatTemplate, Message};
+use super::{CallReader, ChatTemplate, Message};
 use crate::tokenizer::{Specials, Tokenizer};
 use polykv_core::{Error, Result};
 use serde::Deserialize;
@@ -64,7 +64,7 @@ impl ChatTemplate {
 
     /// Whether the template tells a model to write calls between `<tool_call>` and `</tool_call>`, as Hermes and Qwen do.
     pub fn tags_calls(&self) -> bool {
-        self.source.contains("<tool_call>")
+        self.source.contains(CallReader::BEGIN)
     }
 
     /// # Errors

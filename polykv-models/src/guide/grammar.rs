@@ -1,6 +1,7 @@
 //! Guides from JSON schemas, by llguidance.
 
 use super::Guide;
+use crate::chat::CallReader;
 use crate::load::LoadedModel;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
@@ -49,6 +50,8 @@ pub enum CallForm {
 }
 
 impl Guides {
+    /// Guides for the answers of `model`, from its vocabulary and its end tokens.
+    ///
     /// # Errors
     /// A tokenizer whose tokens stand for bytes that are not known, and a model without end tokens.
     pub fn new(model: &LoadedModel) -> Result<Self> {
@@ -125,7 +128,10 @@ impl Guides {
         let calls: Vec<String> = (0..tools.len()).map(|i| format!("call_{i}")).collect();
         let calls = calls.join(" | ");
         let start = match form {
-            CallForm::Tagged => format!("\"<tool_call>\\n\" ({calls}) \"\\n</tool_call>\""),
+            CallForm::Tagged => {
+                let [begin, end] = [CallReader::BEGIN, CallReader::END];
+                format!("\"{begin}\\n\" ({calls}) \"\\n{end}\"")
+            }
             CallForm::Bare => calls,
         };
         let grammar = format!("start: {start}\n{grammar}");
