@@ -289,9 +289,10 @@ impl<'m> Engine<'m> {
     /// A token of every answer. An error ends the request that it is of.
     fn decode(&mut self, events: &mut Events) {
         let (mut failed, mut new) = (Vec::new(), 0u64);
+        let vocab = self.model.model.config().vocab_size;
         for sequences in self.sequences.chunks_mut(AT_ONCE) {
-            let logits = match sequence::step(self.model, sequences) {
-                Ok(logits) => logits,
+            let (logits, errors) = match sequence::step(self.model, sequences) {
+                Ok(step) => step,
                 // Nothing tells whose fault it is.
                 Err(error) => {
                     let of = |s: &Sequence<'_>| (s.id, Error::Failed(error.to_string()));
@@ -299,8 +300,9 @@ impl<'m> Engine<'m> {
                     continue;
                 }
             };
-            for (sequence, logits) in sequences.iter_mut().zip(logits) {
-                match logits.and_then(|logits| sequence.choose(&logits, events)) {
+            let rows = logits.chunks_exact(vocab).zip(errors);
+            for (sequence, (logits, error)) in sequences.iter_mut().zip(rows) {
+                match error.map_or_else(|| sequence.choose(logits, events), Err) {
                     Ok(()) => new = new.saturating_add(1),
                     Err(error) => failed.push((sequence.id, error)),
                 }

@@ -8,7 +8,6 @@ use std::ops::Range;
 
 /// Rows per pass, of all caches together. A GEMM of few rows spends much of its time on packing the weights: a quarter at 128
 /// rows on a CPU. The number also bounds the logits that are held at once.
-#[cfg(any(feature = "eval", feature = "calibrate"))]
 const ROWS: usize = 512;
 
 /// The attention of one row of a batch in one layer, `[1, heads or kv_heads, tokens, head_dim]` each: `(row, layer, q, k, v)`.
@@ -16,7 +15,6 @@ pub(crate) type AttendRow<'a> =
     dyn FnMut(usize, usize, Tensor<4>, Tensor<4>, Tensor<4>) -> Result<Tensor<4>> + 'a;
 
 /// How many caches go into a pass of `tokens` tokens each.
-#[cfg(any(feature = "eval", feature = "calibrate"))]
 pub(crate) fn at_once(tokens: usize) -> usize {
     (ROWS / tokens.max(1)).max(1)
 }

@@ -4,10 +4,10 @@ use super::request::{Answer, EngineEvent, Probability, Request, RequestId, Token
 use crate::generate::Held;
 use crate::generate::{AnswerText, Finish, explained, make_room};
 use crate::load::LoadedModel;
-use crate::rows;
 use crate::sample::{Sampler, SamplingParams, log_probabilities};
 use burn::tensor::{Int, Tensor, TensorData};
 use polykv_core::{Error, KvCache, Result, ops};
+use rayon::prelude::*;
 
 /// An answer that is being generated.
 #[derive(Debug)]
@@ -141,14 +141,14 @@ impl<'m> Sequence<'m> {
     }
 }
 
-/// The logits after the last token of each sequence, or why a sequence has none.
+/// The logits after the last token of each sequence, one after the other, and why a sequence's are not to be used.
 ///
 /// # Errors
 /// An error of the model, which is nobody's own.
 pub(super) fn step(
     model: &LoadedModel,
     sequences: &mut [Sequence<'_>],
-) -> Result<Vec<Result<Vec<f32>>>> {
+) -> Result<(Vec<f32>, Vec<Option<Error>>)> {
     let lm = &*model.model;
     let last = sequences.iter().map(|s| s.history.last().copied());
     let ids: Vec<i64> = last.map(|id| id.map_or(0, i64::from)).collect();
@@ -156,32 +156,49 @@ pub(super) fn step(
     let positions: Vec<usize> = positions.flatten().collect();
     let rope = lm.rope_of_rows(&positions, 1);
     let ids = TensorData::new(ids, [sequences.len(), 1]);
-    let x = lm.embed(Tensor::<2, Int>::from_data(ids, lm.device()));
-    let mut failed: Vec<Option<Error>> = sequences.iter().map(|_| None).collect();
-    let mut attend = |row: usize, layer, q: Tensor<4>, k, v| {
-        let (Some(sequence), Some(failed)) = (sequences.get_mut(row), failed.get_mut(row)) else {
-            return Err(Error::Failed(format!("there is no sequence {row}")));
-        };
-        // The others go on; what this row computes from here is not looked at.
-        if failed.is_some() {
-            return Ok(q);
+    let mut x = lm.embed(Tensor::<2, Int>::from_data(ids, lm.device()));
+    let caches = sequences.iter_mut().map(|sequence| &mut sequence.cache);
+    let mut rows: Vec<Row<'_>> = caches
+        .map(|cache| Row {
+            cache,
+            failed: None,
+        })
+        .collect();
+    let on_cpu = ops::is_cpu(lm.device());
+    for layer in 0..lm.config().layers.len() {
+        x = lm.layer(layer, x, &rope, &mut |q, k, v| {
+            let attend = |(index, row): (usize, &mut Row<'_>)| {
+                let [q, k, v] = [&q, &k, &v].map(|all| all.clone().narrow(0, index, 1));
+                row.attend(layer, q, k, v)
+            };
+            // A row alone is too little work for several cores; another device has its own order.
+            let attended = match on_cpu {
+                true => rows.par_iter_mut().enumerate().map(attend).collect(),
+                false => rows.iter_mut().enumerate().map(attend).collect(),
+            };
+            Ok(Tensor::cat(attended, 0))
+        })?;
+    }
+    let logits = lm.head(x).try_into_vec_as().map_err(ops::read_error)?;
+    Ok((logits, rows.into_iter().map(|row| row.failed).collect()))
+}
+
+/// A sequence's part in a pass of several.
+struct Row<'a> {
+    cache: &'a mut KvCache,
+    failed: Option<Error>,
+}
+
+impl Row<'_> {
+    /// What the row attends to in one layer. If it has failed the others go on, and what it computes is not looked at.
+    fn attend(&mut self, layer: usize, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+        if self.failed.is_some() {
+            return q;
         }
         let nothing = q.clone();
-        match sequence.cache.decode(layer, q, k, v) {
-            Ok(attended) => Ok(attended),
-            Err(error) => {
-                *failed = Some(error);
-                Ok(nothing.zeros_like())
-            }
-        }
-    };
-    let layers = 0..lm.config().layers.len();
-    let x = rows::run(lm, layers, x, &rope, &mut attend)?;
-    let logits: Vec<f32> = lm.head(x).try_into_vec_as().map_err(ops::read_error)?;
-    let rows = logits.chunks_exact(lm.config().vocab_size);
-    let rows = rows.zip(failed).map(|(row, failed)| match failed {
-        None => Ok(row.to_vec()),
-        Some(error) => Err(error),
-    });
-    Ok(rows.collect())
+        self.cache.decode(layer, q, k, v).unwrap_or_else(|error| {
+            self.failed = Some(error);
+            nothing.zeros_like()
+        })
+    }
 }
