@@ -94,10 +94,9 @@ fn decode(cache: &mut KvCache, data: &[Inputs], range: Range<usize>) -> Result<V
     Ok(outputs)
 }
 
-/// Entries that every row and head of a layer holds.
+/// Entries that every row and head of a layer holds, on average.
 fn length(cache: &KvCache, layer: usize) -> usize {
-    let positions = cache.layers()[layer].positions();
-    positions.map_or(0, |positions| positions.dims()[2])
+    cache.layers()[layer].entries_mean() as usize
 }
 
 fn data(layers: usize, tokens: usize, seed: u64) -> Vec<Inputs> {

@@ -1,7 +1,9 @@
-//! Tiny seeded models and kvpress scores against fixtures made by `tests/fixtures/generate.py`.
+//! Tiny seeded models and kvpress scores against fixtures made by `tests/fixtures/generate.py` and `adakv.py`.
 
 #![cfg(feature = "flex")]
 
+#[path = "golden/adakv.rs"]
+mod adakv;
 mod common;
 #[path = "golden/kvpress.rs"]
 mod kvpress;

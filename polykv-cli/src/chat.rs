@@ -247,7 +247,7 @@ impl<'a> Chat<'a> {
         let generator = self.conversation.generator();
         let (cache, seen) = (generator.cache(), generator.tokens().len());
         let Some(path) = path else {
-            let held: Vec<f64> = cache.layers().iter().map(|l| l.entries() as f64).collect();
+            let held: Vec<f64> = cache.layers().iter().map(|l| l.entries_mean()).collect();
             let full: usize = cache.layers().iter().map(|l| l.full_bytes()).sum();
             return console::note(&format!(
                 "entries of {seen} tokens by layer: {}\n{} of {}",

@@ -37,7 +37,6 @@ pub use untrimmed::Untrimmed;
 
 use crate::budget::EntryCost;
 use crate::facts::ModelFacts;
-use crate::ops::{self, Places};
 use crate::plan::Plan;
 use crate::shape::LayerShape;
 use crate::{Error, Result};
@@ -94,10 +93,11 @@ impl KvCache {
     /// An empty cache under a plan, for layers that all have this shape, on this device.
     ///
     /// # Errors
-    /// What [`Plan::check`] and [`LayerShape::check`] refuse.
+    /// What [`Plan::check`] and [`LayerShape::check`] refuse, and a policy that states shares for another number of KV heads.
     pub fn new(plan: Plan, shape: LayerShape, device: &Device) -> Result<Self> {
         shape.check()?;
         plan.check()?;
+        plan.check_heads(shape.kv_heads)?;
         let mut cache = Self {
             plan,
             shape,
@@ -371,17 +371,8 @@ impl KvCache {
     /// A layer that does not exist or holds nothing.
     pub fn attention(&self, layer: usize, q: Tensor<4>) -> Result<Tensor<5>> {
         let cache = self.layers.get(layer);
-        let entries = cache.and_then(|cache| Some((cache.keys()?, cache.positions()?, cache)));
-        let Some((keys, positions, cache)) = entries else {
-            return Err(Error::Failed(format!("layer {layer} holds nothing")));
-        };
-        let places = Places {
-            positions,
-            seen: cache.seen(),
-            window: self.facts.layer(layer).window,
-        };
-        let (q, softcap) = (self.scaled(q), self.facts.softcap);
-        Ok(ops::window_attention(q, keys, &places, softcap))
+        let attention = cache.and_then(|cache| cache.attention(self.scaled(q)));
+        attention.ok_or_else(|| Error::Failed(format!("layer {layer} holds nothing")))
     }
 
     /// Queries multiplied so that logits scaled by 1/√head_dim are those of the model's own scale.

@@ -16,6 +16,7 @@ mod entries;
 #[cfg(feature = "flex")]
 mod flex;
 mod fused;
+mod heads;
 mod kernels;
 mod keys;
 mod linear;
@@ -56,4 +57,5 @@ pub use weight::{BlockType, Q8_BLOCK, SharedBytes, Weight, q8_scheme};
 
 pub(crate) use choice::rest;
 pub(crate) use entries::grow;
+pub(crate) use heads::{HeadScores, choose_of_heads};
 pub(crate) use tensor::{put, take};

@@ -27,7 +27,7 @@ pub use shuffle::Moved;
 use crate::allocate::{Allocator, Basis};
 use crate::budget::Budget;
 use crate::phase::Phase;
-use crate::policy::Policy;
+use crate::policy::{HeadBudgets, Policy};
 use crate::{Error, Result};
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
@@ -238,6 +238,23 @@ impl Plan {
             Some(allocator) => self.check_online(&**allocator),
             None => Ok(()),
         }
+    }
+
+    /// Checks that policies with shares for the KV heads have one for each of `kv_heads`.
+    pub(crate) fn check_heads(&self, kv_heads: usize) -> Result<()> {
+        for phase in Phase::BOTH {
+            for (layer, rule) in self.rules(phase).enumerate() {
+                let heads = rule.policy().map(|policy| policy.heads());
+                if let Some(HeadBudgets::Shares(shares)) = heads
+                    && shares.len() != kv_heads
+                {
+                    let field = format!("{phase} shares of the heads of layer {layer}");
+                    let allowed = format!("{kv_heads}, one per KV head");
+                    return Err(Error::plan(field, shares.len(), allowed));
+                }
+            }
+        }
+        Ok(())
     }
 
     fn check_shares(&self, phase: Phase) -> Result<()> {

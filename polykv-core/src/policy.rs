@@ -5,6 +5,7 @@
 //! [`Policy::score`] only. Policies from other crates implement [`Policy`], and [`NamedPolicy`] if plan files are to name
 //! them.
 
+mod heads;
 mod list;
 mod member;
 mod params;
@@ -14,6 +15,7 @@ mod state;
 mod view;
 
 pub use crate::ops::Protect;
+pub use heads::HeadBudgets;
 pub use list::{NamedPolicy, Policies, PolicyEntry};
 pub use params::Params;
 pub use spec::PolicySpec;
@@ -55,6 +57,8 @@ policies! {
     expected_attention::ExpectedAttention,
     lagkv::LagKv,
     criticalkv::CriticalKv,
+    adakv::AdaKv,
+    per_head::PerHead,
     knorm::KNorm,
     keydiff::KeyDiff,
     blend::Blend,
@@ -130,6 +134,11 @@ pub trait Policy: Send + Sync + fmt::Debug {
     /// Whether all KV heads of a layer get the same scores as long as they hold the same positions.
     fn same_for_all_heads(&self) -> bool {
         false
+    }
+
+    /// How the budget of a layer is divided over its KV heads. The default gives every head as much.
+    fn heads(&self) -> HeadBudgets {
+        HeadBudgets::Even
     }
 
     /// Called when entries have been appended, before any attention over them. The default extends every statistic per entry

@@ -30,6 +30,16 @@ impl LayerShape {
         self.heads.checked_div(self.kv_heads).unwrap_or(0)
     }
 
+    /// The shape of one KV head of one sequence.
+    pub(crate) fn of_head(self) -> Self {
+        Self {
+            batch: 1,
+            heads: self.group(),
+            kv_heads: 1,
+            ..self
+        }
+    }
+
     /// The memory of an entry in a cache of layers of this shape, one per window of `windows`, see
     /// [`EntryCost::windows`].
     #[must_use]

@@ -248,7 +248,7 @@ proptest! {
     fn kept_sets_do_not_depend_on_chunks(world in worlds(), more in 0usize..12) {
         for policy in each_policy() {
             let budget = Budget::Tokens(least_budget(&*policy).unwrap() + more);
-            let plan = Plan::uniform(world.layers, policy.clone(), budget, &Phase::BOTH);
+            let Some(plan) = plan(&world, &policy, &None, budget, &Phase::BOTH) else { continue };
             let whole = World { chunk: world.prompt, ..world };
             let (found, wanted) = (world.run(plan.clone()).unwrap(), whole.run(plan).unwrap());
             prop_assert_eq!(found.lengths, wanted.lengths);

@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use polykv::allocate::Allocators;
+use polykv::policy::HeadBudgets;
 use polykv::testing::kept;
 use polykv::{
     Allocator, Budget, Error, ErrorKind, KvCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan,
@@ -173,15 +174,19 @@ impl World {
         })
     }
 
-    /// Entries per layer, the same in all rows and heads, each once and of what was seen.
+    /// Entries per layer, the same in all rows and, on average, in all heads, each once and of what was seen.
     fn lengths(&self, cache: &KvCache) -> Vec<usize> {
         let length = |layer| {
             let heads = kept(cache, layer).unwrap();
             let last = heads.iter().flatten().max();
             assert!(last.is_some_and(|&last| last < cache.seen()));
             assert_eq!(heads.len(), self.shape.batch * self.shape.kv_heads);
-            assert!(heads.iter().all(|head| head.len() == heads[0].len()));
-            heads[0].len()
+            let divided = cache.layers()[layer].head_entries();
+            let even = divided.iter().all(|held| held == &divided[0]);
+            assert!(!even || heads.iter().all(|head| head.len() == divided[0]));
+            let rows = heads.chunks(self.shape.kv_heads);
+            let sums = rows.map(|row| row.iter().map(Vec::len).sum::<usize>());
+            sums.max().unwrap().div_ceil(self.shape.kv_heads)
         };
         (0..self.layers).map(length).collect()
     }
@@ -196,7 +201,7 @@ pub fn allocators() -> Vec<Option<Arc<dyn Allocator>>> {
         .collect()
 }
 
-/// The policy in all layers; none where the allocator does not go with it.
+/// The policy in all layers; none where the allocator or the number of heads does not go with it.
 pub fn plan(
     world: &World,
     policy: &Arc<dyn Policy>,
@@ -204,6 +209,11 @@ pub fn plan(
     budget: Budget,
     phases: &[Phase],
 ) -> Option<Plan> {
+    if let HeadBudgets::Shares(shares) = policy.heads()
+        && shares.len() != world.shape.kv_heads
+    {
+        return None;
+    }
     let mut plan = Plan::uniform(world.layers, policy.clone(), budget, phases);
     plan.online = online.clone();
     match plan.check() {

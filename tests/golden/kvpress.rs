@@ -31,7 +31,7 @@ const PRESSES: [(&str, &str, &str); 10] = [
     ("streaming-llm", "streaming", "{sinks: 4}"),
 ];
 
-const PRESS_SHAPE: LayerShape = LayerShape {
+pub const PRESS_SHAPE: LayerShape = LayerShape {
     batch: 1,
     heads: 4,
     kv_heads: 2,

@@ -6,7 +6,7 @@ use super::slots::{PIECE, slots_for};
 use crate::budget::EntryCost;
 use crate::facts::most_entries;
 use crate::phase::Phase;
-use crate::plan::{LayerEvictions, Plan};
+use crate::plan::{Eviction, LayerEvictions, Plan};
 use crate::policy::Needs;
 use crate::shape::LayerShape;
 use crate::{Error, Result};
@@ -45,6 +45,7 @@ impl Plan {
                 sizes.pass_window(layer);
                 sizes.cut(layer, most_entries(rules.window));
                 if cascade.is_none() {
+                    layer.divided = layer.len > rules.most(Phase::Prefill) && rules.same_division();
                     sizes.cut(layer, rules.most(Phase::Prefill));
                 }
             }
@@ -66,7 +67,11 @@ impl Plan {
                 let budget = online.get(index).copied().flatten();
                 let most = rules.most(Phase::Decode);
                 let most = budget.map_or(most, |budget| budget.min(most));
-                match layer.len == most.saturating_add(1) {
+                // Heads that get budgets of their own move to slots of their own.
+                let divides = rules.decode.as_ref().is_some_and(Eviction::divides);
+                let moves = divides && !layer.divided;
+                layer.divided |= divides && layer.len > most;
+                match layer.len == most.saturating_add(1) && !moves {
                     // One entry too many is overwritten in place.
                     true => layer.len = most,
                     false => {
@@ -182,6 +187,8 @@ impl Sizes {
 struct Layer {
     len: usize,
     slots: usize,
+    /// Whether the heads have the budgets that they keep while decoding.
+    divided: bool,
 }
 
 impl Layer {

@@ -1,4 +1,5 @@
 mod evict;
+mod heads;
 mod nans;
 mod pack;
 mod session;
@@ -15,7 +16,7 @@ use super::spans::Spans;
 use super::states::States;
 use super::store::Store;
 use crate::facts::LayerFacts;
-use crate::ops::{self, AttentionBlock, Nans, Protected};
+use crate::ops::{self, AttentionBlock, Nans, Places, Protected};
 use crate::phase::Phase;
 use crate::plan::LayerEvictions;
 use crate::policy::{Appended, LayerView, Needs, Policy};
@@ -29,6 +30,9 @@ use window::in_pieces;
 /// While decoding under a budget of `b` entries the layer has `b + 1` slots: the new token takes the free slot, attention
 /// runs over all entries, and the entry with the lowest score is overwritten by the newest. Tensors keep their shapes from
 /// then on. A layer with a window holds what the next token sees and no more, under any budget.
+///
+/// Under a policy that gives the KV heads budgets of their own ([`Policy::heads`]) each head has as many slots as it needs from
+/// the first such eviction on.
 #[derive(Clone, Debug)]
 pub struct LayerCache {
     layer: usize,
@@ -42,6 +46,10 @@ pub struct LayerCache {
     /// Tokens of the announced prompt that have not been appended yet.
     expected: usize,
     store: Option<Store>,
+    /// The heads of the sequences, row by row, once they have budgets of their own; the layer then holds nothing itself.
+    heads: Vec<LayerCache>,
+    /// Which KV head of its layer this is, if it is one.
+    part: Option<usize>,
     order: Order,
     /// At least the latest `needs.queries`.
     queries: Queries,
@@ -72,6 +80,8 @@ impl LayerCache {
             needs: Needs::default(),
             expected: 0,
             store: None,
+            heads: Vec::new(),
+            part: None,
             order: Order::default(),
             queries: Queries::default(),
             states: States::default(),
@@ -89,39 +99,65 @@ impl LayerCache {
         self.seen
     }
 
-    /// Entries per sequence and KV head.
+    /// Entries per sequence and KV head; of the head with the most where heads have budgets of their own, see
+    /// [`LayerCache::head_entries`].
     pub fn entries(&self) -> usize {
         self.len()
     }
 
     /// The positions of the entries in slot order, `[batch, kv_heads, entries]`, counted from the first token that the layer
-    /// was given; `None` before any token.
+    /// was given; −1 behind the entries of a head that has fewer than others. `None` before any token.
     pub fn positions(&self) -> Option<Tensor<3, Int>> {
-        self.store.as_ref().map(Store::positions)
+        match self.is_divided() {
+            true => self.positions_of_heads(),
+            false => self.store.as_ref().map(Store::positions),
+        }
     }
 
     /// The keys of the entries in slot order, `[batch, kv_heads, entries, head_dim]`, of the type in which they are stored;
-    /// `None` before any token.
+    /// 0 behind the entries of a head that has fewer than others. `None` before any token.
     pub fn keys(&self) -> Option<Tensor<4>> {
-        self.store.as_ref().map(Store::keys)
+        match self.is_divided() {
+            true => self.keys_of_heads(),
+            false => self.store.as_ref().map(Store::keys),
+        }
+    }
+
+    /// The causal attention of the latest queries, scaled for 1/√head_dim, over the entries: `q [batch, heads, tokens,
+    /// head_dim]` → `[batch, kv_heads, group, tokens, entries]`, 0 behind the entries of a head that has fewer than others.
+    /// `None` before any token.
+    pub(super) fn attention(&self, q: Tensor<4>) -> Option<Tensor<5>> {
+        if self.is_divided() {
+            return self.attention_of_heads(&q);
+        }
+        let store = self.store.as_ref()?;
+        let places = Places {
+            positions: store.positions(),
+            seen: self.seen,
+            window: self.facts.window,
+        };
+        Some(ops::window_attention(q, store.keys(), &places, self.softcap))
     }
 
     /// Bytes of keys and values, free slots included.
     pub fn kv_bytes(&self) -> usize {
-        self.store.as_ref().map_or(0, Store::kv_bytes)
+        let own = self.store.as_ref().map_or(0, Store::kv_bytes);
+        let heads = self.heads.iter().map(Self::kv_bytes);
+        heads.fold(own, usize::saturating_add)
     }
 
     /// Bytes of positions, statistics and remembered queries.
     pub fn aux_bytes(&self) -> usize {
-        [
+        let heads = self.heads.iter().map(Self::aux_bytes);
+        let own = [
             self.store.as_ref().map_or(0, Store::position_bytes),
             self.order.bytes(),
             self.queries.bytes(),
             self.states.bytes(),
             self.scores.as_ref().map_or(0, ops::bytes),
         ]
-        .into_iter()
-        .fold(0, usize::saturating_add)
+        .into_iter();
+        own.chain(heads).fold(0, usize::saturating_add)
     }
 
     /// Bytes that keys and values would occupy without eviction: those of all tokens, or of as many as the layer's window
@@ -132,13 +168,28 @@ impl LayerCache {
                 let entry = store.kv_bytes().checked_div(store.capacity()).unwrap_or(0);
                 entry.saturating_mul(self.seen.min(self.most_entries()))
             }
-            None => 0,
+            None => {
+                let heads = self.heads.iter().map(Self::full_bytes);
+                heads.fold(0, usize::saturating_add)
+            }
         }
     }
 
     /// The most bytes that keys and values occupied while they moved, old and new ones, since this was last asked.
     pub(super) fn take_moving(&mut self) -> usize {
-        std::mem::take(&mut self.moving)
+        let own = std::mem::take(&mut self.moving);
+        let heads = self.heads.iter_mut().map(|part| {
+            let now = part.kv_bytes();
+            let moving = part.take_moving();
+            (now.max(moving), moving > 0)
+        });
+        let heads = heads.fold((0usize, false), |(sum, any), (bytes, moved)| {
+            (sum.saturating_add(bytes), any || moved)
+        });
+        match heads {
+            (sum, true) => own.max(sum),
+            (_, false) => own,
+        }
     }
 
     #[cfg(all(test, feature = "flex"))]
@@ -147,7 +198,8 @@ impl LayerCache {
     }
 
     fn len(&self) -> usize {
-        self.store.as_ref().map_or(0, Store::len)
+        let own = self.store.as_ref().map_or(0, Store::len);
+        self.heads.iter().map(Self::len).fold(own, usize::max)
     }
 
     pub(super) fn begin(
@@ -167,14 +219,17 @@ impl LayerCache {
         self.softcap = softcap;
         self.spans = spans;
         self.announce(tokens);
+        self.begin_heads(tokens);
     }
 
     /// Gathers what an allocator needs beside what the policies need.
     pub(super) fn add_needs(&mut self, needs: Needs) {
         self.needs = self.needs.union(needs);
+        self.heads.iter_mut().for_each(|part| part.add_needs(needs));
     }
 
     pub(super) fn reserve(&mut self, tokens: usize) {
+        self.heads.iter_mut().for_each(|part| part.reserve(tokens));
         let evicts = self
             .rules
             .as_ref()
@@ -194,6 +249,7 @@ impl LayerCache {
     /// tokens: for all layers at once they would be the full cache.
     pub(super) fn announce(&mut self, tokens: usize) {
         self.expected = tokens;
+        self.heads.iter_mut().for_each(|part| part.announce(tokens));
     }
 
     pub(super) fn prefill(
@@ -204,6 +260,9 @@ impl LayerCache {
     ) -> Result<Tensor<4>> {
         let rules = self.rules()?;
         let tokens = self.check_shapes(&q, &k, &v)?;
+        if self.is_divided() {
+            return self.prefill_heads([q, k, v]);
+        }
         let (k, v) = (self.stored(k), self.stored(v));
         in_pieces(self.pieces(tokens), [q, k, v], &mut |[q, k, v]| {
             let tokens = q.dims()[2];
@@ -217,7 +276,13 @@ impl LayerCache {
     /// Drops what has left the window, and evicts down to the prefill budget.
     pub(super) fn end_prompt(&mut self) -> Result<()> {
         self.leave_window()?;
+        if self.is_divided() {
+            return self.end_prompt_of_heads();
+        }
         match self.rules()?.prefill {
+            Some(eviction) if self.divides(&eviction) => {
+                self.divide(Phase::Prefill, &eviction, None)
+            }
             Some(eviction) if eviction.budget < self.len() => {
                 self.compact(Phase::Prefill, &eviction, None)
             }
@@ -230,6 +295,9 @@ impl LayerCache {
         let tokens = self.check_shapes(&q, &k, &v)?;
         if tokens != 1 {
             return Err(Error::shape("decode", "tokens", tokens, 1));
+        }
+        if self.is_divided() {
+            return self.decode_heads([q, k, v]);
         }
         // A single entry is rounded where it is written.
         let appended = self.append(&rules, &q, k.clone(), v.clone(), 1);
@@ -244,6 +312,12 @@ impl LayerCache {
         let (output, row) = self.attend(&rules, q, over.is_some())?;
         match (over, self.len().saturating_sub(most)) {
             (_, 0) => {}
+            (Some(eviction), _) if self.divides(eviction) => {
+                let len = self.len();
+                self.leave_window()?;
+                let row = row.filter(|_| self.len() == len);
+                self.divide(Phase::Decode, eviction, row)?;
+            }
             (Some(eviction), 1) => self.replace(eviction, row, k, v)?,
             (None, 1) => self.replace_oldest(k, v),
             (None, _) => self.leave_window()?,
@@ -335,6 +409,7 @@ impl LayerCache {
         self.expected = self.expected.saturating_sub(tokens);
         Appended {
             layer: self.layer,
+            first_head: self.part.unwrap_or(0),
             shape: self.shape,
             before,
             positions: first..self.seen,

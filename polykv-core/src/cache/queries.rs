@@ -22,6 +22,15 @@ impl Queries {
         }
     }
 
+    /// The queries of the heads of one KV head of `kv_heads`, in one row.
+    pub fn of_head(&self, row: usize, head: usize, kv_heads: usize) -> Self {
+        self.latest(self.len).map_or_else(Self::default, |queries| {
+            let group = queries.dims()[1].checked_div(kv_heads).unwrap_or(0);
+            let row = queries.narrow(0, row, 1);
+            Self::of(row.narrow(1, head.saturating_mul(group), group))
+        })
+    }
+
     /// Appends `new [batch, heads, tokens, head_dim]` and keeps at least the latest `count` of all queries.
     pub fn remember(&mut self, new: &Tensor<4>, count: usize) {
         let [batch, heads, tokens, d] = new.dims();

@@ -7,7 +7,7 @@ use serde::Serialize;
 pub struct CacheReport {
     /// Tokens that each sequence has been given.
     pub seen: usize,
-    /// Entries per sequence and KV head in each layer.
+    /// Entries per sequence and KV head in each layer, the mean where heads have budgets of their own.
     pub kept: Vec<f64>,
     /// Bytes of keys and values over all layers, free slots included.
     pub bytes: usize,
@@ -24,7 +24,7 @@ impl CacheReport {
     pub(super) fn of(layers: &[LayerCache], peak_bytes: usize) -> Self {
         Self {
             seen: layers.iter().map(LayerCache::seen).max().unwrap_or(0),
-            kept: layers.iter().map(|layer| layer.entries() as f64).collect(),
+            kept: layers.iter().map(LayerCache::entries_mean).collect(),
             bytes: layers.iter().map(LayerCache::kv_bytes).sum(),
             peak_bytes,
             aux_bytes: layers.iter().map(LayerCache::aux_bytes).sum(),

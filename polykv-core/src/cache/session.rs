@@ -25,7 +25,7 @@ use crate::phase::Phase;
 use crate::plan::{Eviction, LayerEvictions, PlanFile, Resolved, Rule, Share};
 use crate::policy::Needs;
 use crate::{Error, Result, files};
-use entries::LayerData;
+use entries::{LayerData, take_layer};
 use file::{Reader, Writer};
 use meta::{Meta, attention, check_range, dtype_name, ranges, same};
 use std::path::Path;
@@ -58,7 +58,8 @@ pub struct Session {
     reader: Reader,
     meta: Meta,
     info: SessionInfo,
-    layers: Vec<LayerData>,
+    /// One per layer, or one per head of a layer whose heads have budgets of their own.
+    layers: Vec<Vec<LayerData>>,
 }
 
 impl Session {
@@ -91,13 +92,7 @@ impl Session {
         let mut layers = Vec::new();
         for (layer, described) in meta.layers.iter().enumerate() {
             let given = [meta.seen, meta.shift];
-            layers.push(LayerData::take(
-                &mut reader,
-                layer,
-                described,
-                shape,
-                given,
-            )?);
+            layers.push(take_layer(&mut reader, layer, described, shape, given)?);
         }
         reader.check_taken()?;
         let info = SessionInfo {
@@ -135,7 +130,7 @@ impl Session {
         let layers = self.layers.iter().zip(&self.meta.layers);
         layers.into_iter().all(|(data, meta)| {
             let most = crate::facts::most_entries(meta.window);
-            data.entries == self.meta.seen.min(most)
+            data.iter().all(|data| data.entries == self.meta.seen.min(most))
         })
     }
 

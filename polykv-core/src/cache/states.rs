@@ -72,6 +72,16 @@ impl States {
         }
     }
 
+    /// The states of one KV head of `kv_heads` in one row.
+    pub fn of_head(&self, row: usize, head: usize, kv_heads: usize) -> Self {
+        Self {
+            prefill: self.prefill.of_head(row, head, kv_heads),
+            decode: self.decode.of_head(row, head, kv_heads),
+            shared: self.shared,
+            behind: self.behind.of_head(row, head, kv_heads),
+        }
+    }
+
     pub fn of(&self, phase: Phase) -> &State {
         match phase {
             Phase::Decode if !self.shared => &self.decode,

@@ -43,6 +43,16 @@ impl Store {
         }
     }
 
+    /// The entries of one KV head in one row, without free slots.
+    pub fn of_head(&self, row: usize, head: usize) -> Self {
+        Self {
+            keys: self.keys().narrow(0, row, 1).narrow(1, head, 1),
+            values: self.values().narrow(0, row, 1).narrow(1, head, 1),
+            positions: self.positions().narrow(0, row, 1).narrow(1, head, 1),
+            len: self.len,
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }

@@ -7,7 +7,7 @@ use crate::budget::EntryCost;
 use crate::cache::Spans;
 use crate::facts::{first_seen, most_entries};
 use crate::phase::Phase;
-use crate::policy::Policy;
+use crate::policy::{HeadBudgets, Policy};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -19,6 +19,13 @@ pub struct Eviction {
     pub policy: Arc<dyn Policy>,
     /// How many entries per KV head stay, at least 1.
     pub budget: usize,
+}
+
+impl Eviction {
+    /// Whether the KV heads get budgets of their own.
+    pub(crate) fn divides(&self) -> bool {
+        self.policy.heads() != HeadBudgets::Even
+    }
 }
 
 /// The evictions of one layer for one prompt. In a phase without one the layer keeps everything.
@@ -61,6 +68,13 @@ impl LayerEvictions {
         let protect = eviction.policy.protect(eviction.budget);
         let count = spans.count_from(first_seen(self.window, tokens), protect);
         count.min(most_entries(self.window)).max(1)
+    }
+
+    /// Whether the decode phase keeps the division over heads that the prefill has made.
+    pub(crate) fn same_division(&self) -> bool {
+        let budgets = self.budget(Phase::Prefill) == self.budget(Phase::Decode);
+        let divides = self.prefill.as_ref().is_some_and(Eviction::divides);
+        divides && budgets && self.same_policy()
     }
 
     /// Whether both phases evict, by the same policy with the same parameters.

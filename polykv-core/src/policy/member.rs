@@ -1,6 +1,6 @@
 //! Policies inside policies.
 
-use super::{Params, Policies, Policy};
+use super::{HeadBudgets, Params, Policies, Policy};
 use serde_yaml_ng::Value;
 use std::sync::Arc;
 
@@ -49,6 +49,11 @@ impl Member {
                 "policies that evict without merging (found {name})"
             ));
         }
+        if policy.heads() != HeadBudgets::Even {
+            return Err(format!(
+                "policies that treat all heads alike (found {name})"
+            ));
+        }
         if !(share > 0.0 && share <= 1e6) {
             return Err(format!(
                 "share of {name} above 0, at most 1e6 (found {share})"
@@ -68,3 +73,87 @@ impl Member {
         Value::Mapping(map)
     }
 }
+
+/// Implements [`Policy`] for a type whose field `base` is the member that scores: only its parameters and what it makes of the
+/// budget are its own.
+macro_rules! through_base {
+    ($type:ident, |$policy:ident| { params: $params:expr, heads: $heads:expr, }) => {
+        impl $crate::Policy for $type {
+            fn name(&self) -> &str {
+                <Self as $crate::policy::NamedPolicy>::NAME
+            }
+
+            fn params(&self) -> $crate::policy::Params {
+                let $policy = self;
+                $params
+            }
+
+            fn heads(&self) -> $crate::policy::HeadBudgets {
+                let $policy = self;
+                $heads
+            }
+
+            fn needs(&self) -> $crate::policy::Needs {
+                self.base.policy.needs()
+            }
+
+            fn bytes_per_entry(&self, shape: $crate::LayerShape) -> usize {
+                self.base.policy.bytes_per_entry(shape)
+            }
+
+            fn protect(&self, budget: usize) -> $crate::policy::Protect {
+                self.base.policy.protect(budget)
+            }
+
+            fn same_for_all_heads(&self) -> bool {
+                let even = self.heads() == $crate::policy::HeadBudgets::Even;
+                even && self.base.policy.same_for_all_heads()
+            }
+
+            fn append(
+                &self,
+                state: &mut $crate::policy::State,
+                appended: &$crate::policy::Appended,
+            ) -> $crate::Result<()> {
+                self.base.policy.append(state, appended)
+            }
+
+            fn observe(
+                &self,
+                state: &mut $crate::policy::State,
+                block: &$crate::ops::AttentionBlock,
+            ) -> $crate::Result<()> {
+                self.base.policy.observe(state, block)
+            }
+
+            fn score(
+                &self,
+                state: &$crate::policy::State,
+                view: &$crate::policy::LayerView<'_>,
+            ) -> $crate::Result<burn::tensor::Tensor<3>> {
+                self.base.policy.score(state, view)
+            }
+
+            fn accepts(
+                &self,
+                state: &$crate::policy::State,
+                like: &$crate::policy::State,
+                seen: usize,
+            ) -> std::result::Result<(), String> {
+                self.base.policy.accepts(state, like, seen)
+            }
+
+            // Steps would cut every head alike.
+            fn can_cut_in_steps(&self) -> bool {
+                false
+            }
+
+            #[cfg(feature = "testing")]
+            fn oracle(&self) -> Option<&dyn $crate::testing::Oracle> {
+                self.base.policy.oracle()
+            }
+        }
+    };
+}
+
+pub(super) use through_base;

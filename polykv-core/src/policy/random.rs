@@ -31,7 +31,7 @@ impl Random {
         let tokens = appended.positions.len();
         let mut values = Vec::with_capacity(shape.batch * shape.kv_heads * tokens);
         for _ in 0..shape.batch {
-            for head in 0..shape.kv_heads {
+            for head in appended.first_head..appended.first_head + shape.kv_heads {
                 let positions = appended.positions.clone();
                 values.extend(positions.map(|position| self.hash(appended.layer, head, position)));
             }

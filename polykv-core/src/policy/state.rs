@@ -12,7 +12,7 @@ pub struct State {
     /// Statistics of `width` numbers per entry, each `[batch, kv_heads, entries, width]` in slot order. The cache moves and
     /// drops them together with the entries.
     pub rows: Vec<Tensor<4>>,
-    /// Statistics of whole sequences, of any shape. Evictions do not change them.
+    /// Statistics of whole sequences, `[batch, heads or kv_heads, ..]`. Evictions do not change them.
     pub sequence: Vec<Tensor<4>>,
     /// Numbers that the policy keeps on the host, such as the number of queries so far.
     pub counts: Vec<usize>,
@@ -46,6 +46,24 @@ impl State {
             None => new,
         };
         self.entries.push(all);
+    }
+
+    /// What is remembered of one KV head of `kv_heads` in one row.
+    pub(crate) fn of_head(&self, row: usize, head: usize, kv_heads: usize) -> Self {
+        let sequence = self.sequence.iter().map(|tensor| {
+            let count = (tensor.dims()[1] / kv_heads).max(1);
+            tensor.clone().narrow(0, row, 1).narrow(1, head * count, count)
+        });
+        let entries = self.entries.iter().cloned();
+        let rows = self.rows.iter().cloned();
+        let members = self.members.iter();
+        Self {
+            entries: entries.map(|t| t.narrow(0, row, 1).narrow(1, head, 1)).collect(),
+            rows: rows.map(|t| t.narrow(0, row, 1).narrow(1, head, 1)).collect(),
+            sequence: sequence.collect(),
+            counts: self.counts.clone(),
+            members: members.map(|member| member.of_head(row, head, kv_heads)).collect(),
+        }
     }
 
     /// Follows a compaction to `slots [batch, kv_heads, count]`.

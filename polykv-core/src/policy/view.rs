@@ -13,6 +13,9 @@ use std::ops::Range;
 pub struct Appended {
     /// The layer, from 0.
     pub layer: usize,
+    /// The layer's KV head that comes first here, from 0. It is above 0 where heads have budgets of their own, which come one by
+    /// one.
+    pub first_head: usize,
     /// The shape of the layer's queries, keys and values.
     pub shape: LayerShape,
     /// How many entries per KV head there were before.

@@ -8,7 +8,7 @@ use crate::allocate::least_budget;
 use crate::cache::KvCache;
 use crate::ops::{is_cube, read_error};
 use crate::plan::Plan;
-use crate::policy::{Params, Policies, Policy};
+use crate::policy::{HeadBudgets, Params, Policies, Policy};
 use crate::{Budget, Error, ErrorKind, LayerShape, Phase};
 use burn::tensor::{Device, Tensor};
 use std::ops::Range;
@@ -42,7 +42,8 @@ pub fn check(policies: &Policies, name: &str, device: &Device) -> Result<(), Str
 
 /// Checks a policy that evicts in the prefill, in the decode phase and in both:
 ///
-/// - a layer keeps as many entries as its budget or as the tokens so far, whichever is less; no entry twice, and all that the
+/// - a layer keeps as many entries as its budget or as the tokens so far, whichever is less, on average over its heads and in
+///   each of them unless the policy divides the budget ([`Policy::heads`]); no entry twice, and all that the
 ///   policy protects;
 /// - a prompt in chunks gives the same outputs and entries as the prompt at once;
 /// - under a budget that covers everything, outputs are those of a cache that keeps everything;
@@ -223,8 +224,16 @@ impl<'a> Check<'a> {
             if phases.contains(&phase) {
                 held = held.min(self.budget);
             }
+            let together: usize = heads.iter().map(Vec::len).sum();
+            let even = self.policy.heads() == HeadBudgets::Even;
+            if together != held * heads.len() {
+                return Err(format!(
+                    "{together} entries stay for {held} of {seen} tokens in {} heads",
+                    heads.len()
+                ));
+            }
             for head in heads {
-                if head.len() != held {
+                if even && head.len() != held {
                     return Err(format!(
                         "{} entries stay for {held} of {seen} tokens",
                         head.len()
@@ -400,7 +409,8 @@ impl<'a> Check<'a> {
                 }
                 Ok(()) => {
                     let held = kept(&cache, 0).map_err(text)?;
-                    if held.iter().any(|head| head.len() != self.budget) {
+                    let together: usize = held.iter().map(Vec::len).sum();
+                    if together != self.budget * held.len() {
                         return Err(format!("after a NaN query in {phase} {held:?} stay"));
                     }
                 }

@@ -81,7 +81,9 @@ pub fn kept(cache: &KvCache, layer: usize) -> Result<Vec<Vec<usize>>> {
     let entries = positions.dims()[2];
     let values: Vec<i64> = positions.try_into_vec_as().map_err(read_error)?;
     let sorted = values.chunks_exact(entries).map(|head| {
-        let mut sorted: Vec<usize> = head.iter().map(|&p| p as usize).collect();
+        // Below 0 behind the entries of a head that has fewer than others.
+        let held = head.iter().filter_map(|&p| usize::try_from(p).ok());
+        let mut sorted: Vec<usize> = held.collect();
         sorted.sort_unstable();
         match sorted.windows(2).all(|pair| pair[0] < pair[1]) {
             true => Ok(sorted),

@@ -3,11 +3,12 @@
 use super::inputs::{DIM, GROUP, KV_HEADS, Token, Windows, output_weight, rope, shape};
 use super::maths::{dot, softmax};
 use crate::allocate::Basis;
+use crate::apportion::within;
 use crate::cache::Spans;
 use crate::facts::RopeFacts;
 use crate::phase::Phase;
 use crate::plan::{Eviction, LayerEvictions, Plan};
-use crate::policy::Protect;
+use crate::policy::{HeadBudgets, Protect};
 use crate::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -204,6 +205,8 @@ pub struct Reference {
     heads: Vec<Vec<Entry>>,
     queries: Vec<Token>,
     agree: bool,
+    /// The decode budgets of the heads, once they differ.
+    divided: Option<Vec<usize>>,
     /// The numbers that policies which merge keep, per phase and KV head.
     memory: BTreeMap<(Phase, usize), Vec<f64>>,
 }
@@ -229,6 +232,7 @@ impl Reference {
             heads: vec![Vec::new(); KV_HEADS],
             queries: Vec::new(),
             agree: true,
+            divided: None,
             memory: BTreeMap::new(),
         })
     }
@@ -257,6 +261,7 @@ impl Reference {
         let cost = shape().cost(&windows);
         let resolved = self.plan.resolve(self.queries.len() + tokens, &cost)?;
         self.rules = resolved.layers[self.layer].clone();
+        self.divided = None;
         Ok(())
     }
 
@@ -305,7 +310,16 @@ impl Reference {
         let Some(Eviction { policy, budget }) = self.rules.of(phase) else {
             return Ok(None);
         };
-        if self.heads[0].len() <= *budget {
+        let due = match (policy.heads(), &self.divided) {
+            // Together, until each head has its own.
+            (HeadBudgets::Even, _) => self.heads.iter().any(|head| head.len() > *budget),
+            (_, Some(own)) if phase == Phase::Decode => {
+                let mut heads = self.heads.iter().zip(own);
+                heads.any(|(head, own)| head.len() > *own)
+            }
+            _ => self.heads.iter().map(Vec::len).sum::<usize>() > budget * KV_HEADS,
+        };
+        if !due {
             return Ok(None);
         }
         let oracle = policy.oracle().ok_or_else(|| {
@@ -313,7 +327,7 @@ impl Reference {
             Error::unsupported(what, "it has no oracle")
         })?;
         let scores = (0..KV_HEADS).map(|head| {
-            let view = self.head(head, phase, *budget);
+            let view = self.head(head, phase, self.budget_of(head, phase, *budget));
             let scores = oracle.scores(&view);
             match scores.len() == view.entries().len() {
                 true => Ok(scores),
@@ -360,12 +374,23 @@ impl Reference {
             true => Phase::Prefill,
             false => phase,
         };
+        let own = self.divided.is_some() && phase == Phase::Decode;
+        let counts = match policy.heads() {
+            HeadBudgets::Even => vec![budget; KV_HEADS],
+            _ if own => self.divided.clone().unwrap_or_default(),
+            heads => self.divide(phase, &eviction, &heads, &scores),
+        };
         let mut heads = Vec::new();
         for (head, scores) in scores.into_iter().enumerate() {
+            let entries = self.heads[head].clone();
+            if entries.len() <= counts[head] {
+                heads.push(entries);
+                continue;
+            }
             let mut memory = self.memory.remove(&(remembers, head)).unwrap_or_default();
-            let view = self.head(head, phase, budget);
-            let protect = policy.protect(budget);
-            let mut kept = view.best(&scores, protect, &self.spans, &[], budget);
+            let view = self.head(head, phase, self.budget_of(head, phase, budget));
+            let protect = policy.protect(view.budget);
+            let mut kept = view.best(&scores, protect, &self.spans, &[], counts[head]);
             kept.sort_unstable();
             let entries = match policy.oracle() {
                 Some(oracle) => oracle.merge(&view, &kept, &mut memory),
@@ -378,7 +403,85 @@ impl Reference {
         }
         self.heads = heads;
         self.agree &= policy.same_for_all_heads();
+        // What the prefill has divided stays if the decode phase would divide it alike.
+        let same = |decode: &Eviction| {
+            decode.policy.key() == policy.key() && decode.budget == eviction.budget
+        };
+        let stays = phase == Phase::Decode || self.rules.decode.as_ref().is_some_and(same);
+        if policy.heads() != HeadBudgets::Even && stays && !own {
+            self.divided = Some(counts);
+        }
         Ok(())
+    }
+
+    /// What a head keeps in a phase: its own budget while decoding, if the heads have some.
+    fn budget_of(&self, head: usize, phase: Phase, budget: usize) -> usize {
+        let decode = self.rules.decode.as_ref().filter(|_| phase == Phase::Decode);
+        let divides = decode.is_some_and(|decode| decode.policy.heads() != HeadBudgets::Even);
+        let own = self.divided.as_ref().filter(|_| divides);
+        own.map_or(budget, |own| own[head])
+    }
+
+    /// How many entries each head keeps when they share a budget.
+    fn divide(
+        &self,
+        phase: Phase,
+        eviction: &Eviction,
+        heads: &HeadBudgets,
+        scores: &[Vec<f64>],
+    ) -> Vec<usize> {
+        let Eviction { policy, budget } = eviction;
+        let views: Vec<Head<'_>> = (0..KV_HEADS).map(|h| self.head(h, phase, *budget)).collect();
+        let protect = policy.protect(*budget);
+        let seen = self.queries.len();
+        let visible = |entry: &&Entry| self.sees(seen, entry.position);
+        let safe = |entry: &&Entry| {
+            let p = entry.position;
+            let ends = p < protect.sinks || p + protect.recent >= seen;
+            visible(entry) && (ends || self.spans.contains(p))
+        };
+        let least = |head: usize| self.heads[head].iter().filter(safe).count().max(1);
+        let floor = match heads {
+            HeadBudgets::ByScore { floor } => (*budget as f64 * floor) as usize,
+            _ => 0,
+        };
+        let mut counts: Vec<usize> = (0..KV_HEADS)
+            .map(|head| {
+                let seen = self.heads[head].iter().filter(visible).count();
+                least(head).max(floor.min(seen))
+            })
+            .collect();
+        if let HeadBudgets::Shares(shares) = heads {
+            let most: Vec<usize> = self.heads.iter().map(Vec::len).collect();
+            let counts = within(budget * KV_HEADS, shares, &counts, &most);
+            return counts.iter().zip(most).map(|(&count, most)| count.min(most)).collect();
+        }
+        // One entry at a time to the head whose next one is the best of all.
+        let ranks: Vec<Vec<usize>> = views
+            .iter()
+            .zip(scores)
+            .map(|(view, scores)| view.best(scores, protect, &self.spans, &[], usize::MAX))
+            .collect();
+        while counts.iter().sum::<usize>() < budget * KV_HEADS {
+            let next = (0..KV_HEADS).filter(|&head| counts[head] < ranks[head].len());
+            let best = next.max_by(|&a, &b| {
+                let key = |head: usize| {
+                    let index = ranks[head][counts[head]];
+                    let entry = &self.heads[head][index];
+                    let sees = visible(&entry);
+                    (sees, if sees { scores[head][index] } else { 0.0 }, entry.position)
+                };
+                let (a_key, b_key) = (key(a), key(b));
+                let by_score = a_key.1.total_cmp(&b_key.1);
+                let by_place = a_key.2.cmp(&b_key.2).then(b.cmp(&a));
+                a_key.0.cmp(&b_key.0).then(by_score).then(by_place)
+            });
+            match best {
+                Some(head) => counts[head] += 1,
+                None => break,
+            }
+        }
+        counts
     }
 
     /// The positions that are kept for each KV head, ascending.

@@ -63,7 +63,7 @@ proptest! {
         for policy in each_policy() {
             let each = (world.prompt + world.steps).max(least_budget(&*policy).unwrap());
             let budget = Budget::Tokens(each);
-            let plan = Plan::uniform(world.layers, policy.clone(), budget, phases(phase));
+            let Some(plan) = plan(&world, &policy, &None, budget, phases(phase)) else { continue };
             let what = format!("{world:?}\n{}", written(&plan));
             let run = world.run(plan).unwrap();
             prop_assert_eq!(&run.lengths, &full.lengths, "{}", &what);

@@ -12,16 +12,23 @@ const OVERFLOW: &str = "keys and values are stored as f16, which ends at 65504: 
 impl LayerCache {
     /// Whether scores are known to have been NaN, without waiting for the device.
     pub(in crate::cache) fn has_known_nans(&self) -> bool {
-        matches!(self.nans, Nans::Known(true))
+        matches!(self.nans, Nans::Known(true)) || self.heads.iter().any(Self::has_known_nans)
     }
 
     fn take_nans(&mut self) -> Nans {
+        for index in 0..self.heads.len() {
+            if let Some(part) = self.heads.get_mut(index) {
+                let nans = part.take_nans();
+                self.remember_nans(nans);
+            }
+        }
         std::mem::replace(&mut self.nans, Nans::Known(false))
     }
 
     /// Remembers whether scores were NaN until [`first_nan`] asks.
     pub(super) fn remember_nans(&mut self, nans: Nans) {
-        self.nans = match (self.take_nans(), nans) {
+        let before = std::mem::replace(&mut self.nans, Nans::Known(false));
+        self.nans = match (before, nans) {
             (Nans::Known(false), new) => new,
             (old, Nans::Known(false)) => old,
             (Nans::OnDevice(old), Nans::OnDevice(new)) => Nans::OnDevice(old.add(new)),
@@ -51,6 +58,11 @@ impl LayerCache {
     /// # Errors
     /// A device that cannot be read.
     pub(in crate::cache) fn not_finite(&self) -> Result<Option<String>> {
+        for part in &self.heads {
+            if let Some(found) = part.not_finite()? {
+                return Ok(Some(found));
+            }
+        }
         let Some(store) = &self.store else {
             return Ok(None);
         };

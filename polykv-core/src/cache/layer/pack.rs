@@ -10,6 +10,12 @@ impl LayerCache {
     /// Moves the entries to consecutive positions, the latest to one before the next token's, which is `shift` below the number
     /// of tokens seen, and the remembered queries down by `moved`.
     pub(in crate::cache) fn pack(&mut self, shift: usize, moved: usize) -> Result<()> {
+        if self.is_divided() {
+            let mut heads = self.heads.iter_mut();
+            heads.try_for_each(|part| part.pack(shift, moved))?;
+            self.shift = shift;
+            return Ok(());
+        }
         let (Some(store), Some(rope)) = (&self.store, &self.facts.rope) else {
             return Err(Error::Failed(format!(
                 "layer {} cannot be packed",

@@ -21,7 +21,8 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 pub(in crate::cache) struct Resumed<'a> {
     pub reader: &'a Reader,
     pub meta: &'a LayerMeta,
-    pub data: &'a LayerData,
+    /// One, or one per head of `meta.heads`.
+    pub data: &'a [LayerData],
     pub seen: usize,
     pub shift: usize,
     pub rules: LayerEvictions,
@@ -37,10 +38,29 @@ impl LayerCache {
     /// # Errors
     /// A layer that holds nothing, a device that cannot be read, and numbers of a type that sessions do not hold.
     pub(in crate::cache) fn save(&self, writer: &mut Writer<'_>) -> Result<LayerMeta> {
+        let name = format!("layer.{}", self.layer);
+        let Some(rules) = self.rules.as_ref().filter(|_| self.is_divided()) else {
+            return self.save_as(&name, writer);
+        };
+        let heads = self.heads.iter().enumerate();
+        Ok(LayerMeta {
+            window: self.facts.window,
+            prefill_budget: rules.budget(Phase::Prefill),
+            decode_budget: rules.budget(Phase::Decode),
+            spans: ranges(self.spans.ranges()),
+            heads: heads
+                .map(|(index, part)| part.save_as(&format!("{name}.head.{index}"), writer))
+                .collect::<Result<_>>()?,
+            ..LayerMeta::default()
+        })
+    }
+
+    /// Adds the tensors under names that start with `prefix`.
+    fn save_as(&self, prefix: &str, writer: &mut Writer<'_>) -> Result<LayerMeta> {
         let (Some(store), Some(rules)) = (&self.store, &self.rules) else {
             return Err(Error::Failed(format!("layer {} holds nothing", self.layer)));
         };
-        let name = |what: &str| format!("layer.{}.{what}", self.layer);
+        let name = |what: &str| format!("{prefix}.{what}");
         writer.add(name("keys"), store.keys())?;
         writer.add(name("values"), store.values())?;
         let positions: Vec<i64> = store.positions().try_into_vec_as().map_err(read_error)?;
@@ -68,13 +88,14 @@ impl LayerCache {
             window: self.facts.window,
             capacity: store.capacity(),
             prefill_budget: rules.budget(Phase::Prefill),
-            decode_budget: rules.budget(Phase::Decode),
+            decode_budget: rules.budget(Phase::Decode).filter(|_| !self.is_undivided()),
             spans: ranges(self.spans.ranges()),
             ordered: self.order.as_ref().is_some(),
             heads_agree: self.heads_agree,
             queries: remembered,
             prefill: StateMeta::of(self.states.own(Phase::Prefill)),
             decode: StateMeta::of(self.states.own(Phase::Decode)),
+            heads: Vec::new(),
         })
     }
 
@@ -83,9 +104,13 @@ impl LayerCache {
     /// # Errors
     /// What does not fit the layer's policies: remembered queries, the order of positions, statistics.
     pub(in crate::cache) fn resume(&mut self, from: Resumed<'_>) -> Result<()> {
-        let Resumed {
-            reader, meta, data, ..
-        } = from;
+        if !from.meta.heads.is_empty() {
+            return self.resume_heads(from);
+        }
+        let Resumed { reader, meta, .. } = from;
+        let [data] = from.data else {
+            return Err(Error::Failed("a layer of several parts".into()));
+        };
         let place = reader.place();
         let layer = self.layer;
         let spans = meta.spans.iter().map(|[start, end]| *start..*end);
@@ -150,6 +175,62 @@ impl LayerCache {
         Ok(())
     }
 
+    fn resume_heads(&mut self, from: Resumed<'_>) -> Result<()> {
+        let spans = from.meta.spans.iter().map(|[start, end]| *start..*end);
+        let spans = Spans::new(spans);
+        self.begin(from.rules, from.facts, from.softcap, spans, 0);
+        self.add_needs(from.needs);
+        (self.seen, self.shift) = (from.seen, from.shift);
+        self.heads_agree = false;
+        let rules = self.rules()?;
+        let divides = [&rules.prefill, &rules.decode].into_iter().flatten();
+        if !divides.into_iter().any(|eviction| self.divides(eviction)) {
+            let field = format!("heads of layer {}", self.layer);
+            let allowed = "none, since the plan's policies treat them alike";
+            let found = from.meta.heads.len();
+            return Err(Error::invalid(from.reader.place(), field, found, allowed));
+        }
+        let shape = self.shape.of_head();
+        let mut heads = Vec::new();
+        for (index, (meta, data)) in from.meta.heads.iter().zip(from.data).enumerate() {
+            let head = index.checked_rem(self.shape.kv_heads).unwrap_or(0);
+            let mut part = Self::new(self.layer, shape, &self.device);
+            part.part = Some(head);
+            part.resume(Resumed {
+                reader: from.reader,
+                meta,
+                data: std::slice::from_ref(data),
+                seen: from.seen,
+                shift: from.shift,
+                rules: self.resumed_rules(&rules, meta, from.reader.place())?,
+                facts: self.head_facts(head),
+                softcap: from.softcap,
+                needs: from.needs,
+            })?;
+            heads.push(part);
+        }
+        self.heads = heads;
+        Ok(())
+    }
+
+    /// A head's evictions: those of its layer with its own decode budget.
+    fn resumed_rules(
+        &self,
+        rules: &LayerEvictions,
+        meta: &LayerMeta,
+        place: &str,
+    ) -> Result<LayerEvictions> {
+        let mut own = self.head_rules().unwrap_or_default();
+        if let (Some(decode), Some(budget)) = (&mut own.decode, meta.decode_budget) {
+            let most = rules.budget(Phase::Decode).unwrap_or(0);
+            let most = most.saturating_mul(self.shape.kv_heads);
+            let field = format!("decode budget of a head of layer {}", self.layer);
+            check_range(place, &field, budget, 1, most)?;
+            decode.budget = budget;
+        }
+        Ok(own)
+    }
+
     /// What a policy remembers of the latest token alone.
     fn like(&self, eviction: &Eviction) -> Result<State> {
         let LayerShape {
@@ -164,6 +245,7 @@ impl LayerCache {
         let mut state = State::default();
         let appended = Appended {
             layer: self.layer,
+            first_head: self.part.unwrap_or(0),
             shape: self.shape,
             before: 0,
             positions: self.seen.saturating_sub(1)..self.seen,

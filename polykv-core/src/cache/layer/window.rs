@@ -64,6 +64,9 @@ impl LayerCache {
 
     /// Drops all but the latest entries that the window leaves, if there are more.
     pub(in crate::cache) fn leave_window(&mut self) -> Result<()> {
+        if self.is_divided() {
+            return self.heads.iter_mut().try_for_each(Self::leave_window);
+        }
         let most = self.most_entries();
         match self.len() > most {
             true => self.keep_latest(most, most.saturating_add(1)).map(|_| ()),

@@ -24,8 +24,32 @@ pub struct LayerData {
     pub decode: StateData,
 }
 
+/// The tensors of a layer, or those of each of its heads if they have budgets of their own.
+///
+/// # Errors
+/// Those of [`LayerData::take`].
+pub fn take_layer(
+    reader: &mut Reader,
+    layer: usize,
+    meta: &LayerMeta,
+    shape: LayerShape,
+    given: [usize; 2],
+) -> Result<Vec<LayerData>> {
+    if meta.heads.is_empty() {
+        let name = format!("layer.{layer}");
+        return Ok(vec![LayerData::take(reader, layer, &name, meta, shape, given)?]);
+    }
+    let shape = shape.of_head();
+    let heads = meta.heads.iter().enumerate().map(|(index, meta)| {
+        let name = format!("layer.{layer}.head.{index}");
+        LayerData::take(reader, layer, &name, meta, shape, given)
+    });
+    heads.collect()
+}
+
 impl LayerData {
-    /// Takes the tensors of layer `layer` after `seen` tokens, whose latest positions were moved down by `shift`.
+    /// Takes the tensors of layer `layer`, whose names start with `prefix`, after `seen` tokens, whose latest positions were
+    /// moved down by `shift`.
     ///
     /// # Errors
     /// Tensors that are missing, of another shape or type, or not finite; positions that repeat or were never seen; more entries
@@ -33,11 +57,12 @@ impl LayerData {
     pub fn take(
         reader: &mut Reader,
         layer: usize,
+        prefix: &str,
         meta: &LayerMeta,
         shape: LayerShape,
         [seen, shift]: [usize; 2],
     ) -> Result<Self> {
-        let name = |what: &str| format!("layer.{layer}.{what}");
+        let name = |what: &str| format!("{prefix}.{what}");
         let LayerShape {
             batch,
             heads,

@@ -57,7 +57,7 @@ pub struct Meta {
     pub layers: Vec<LayerMeta>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerMeta {
     pub window: Option<usize>,
@@ -74,6 +74,10 @@ pub struct LayerMeta {
     pub queries: usize,
     pub prefill: StateMeta,
     pub decode: StateMeta,
+    /// The KV heads of the rows, one after the other, if they have budgets of their own; tensors are theirs then. A head
+    /// without a decode budget, where the layer has one, waits for its part.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heads: Vec<LayerMeta>,
 }
 
 /// How many tensors of each kind a policy's state has, and its numbers.
@@ -222,8 +226,16 @@ impl Meta {
             check_range(place, "first position", *first, 0, most)?;
         }
         check_spans(place, "spans", &self.spans)?;
+        let heads = self.batch.saturating_mul(self.kv_heads);
         for (layer, meta) in self.layers.iter().enumerate() {
-            meta.check(place, &format!("layer {layer}"))?;
+            let layer = format!("layer {layer}");
+            meta.check(place, &layer)?;
+            if meta.heads.is_empty() {
+                continue;
+            }
+            let found = meta.heads.len();
+            check_range(place, &format!("heads of {layer}"), found, heads, heads)?;
+            meta.check_heads(place, &layer)?;
         }
         Ok(())
     }
@@ -243,6 +255,24 @@ impl LayerMeta {
             self.state(phase).check(place, &field, 1)?;
         }
         check_spans(place, &format!("spans of {layer}"), &self.spans)
+    }
+
+    /// # Errors
+    /// Heads within heads, and heads that differ from their layer.
+    fn check_heads(&self, place: &str, layer: &str) -> Result<()> {
+        for (index, head) in self.heads.iter().enumerate() {
+            let name = format!("head {index} of {layer}");
+            head.check(place, &name)?;
+            check_range(place, &format!("heads of {name}"), head.heads.len(), 0, 0)?;
+            let alike = (head.window, head.prefill_budget) == (self.window, self.prefill_budget)
+                && head.spans == self.spans
+                && (self.decode_budget.is_some() || head.decode_budget.is_none());
+            if !alike {
+                let allowed = "the window, spans and budgets of its layer";
+                return Err(Error::invalid(place, name, "another layer's", allowed));
+            }
+        }
+        Ok(())
     }
 }
 
