@@ -11,6 +11,8 @@ mod estimate;
 mod facts;
 #[path = "cache/harness.rs"]
 mod harness;
+#[path = "cache/heads.rs"]
+mod heads;
 #[path = "cache/machine.rs"]
 mod machine;
 #[path = "cache/online.rs"]

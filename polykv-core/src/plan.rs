@@ -307,6 +307,13 @@ impl Plan {
                                merges nor chooses in stages";
                 return Err(Error::plan("online", found, allowed));
             }
+            let mut rules = Phase::BOTH.into_iter().flat_map(|phase| self.rules(phase));
+            let divides = |policy: &&Arc<dyn Policy>| policy.heads() != HeadBudgets::Even;
+            if let Some(policy) = rules.find_map(|rule| rule.policy().filter(divides)) {
+                let found = format!("{name} beside policy {}", policy.name());
+                let allowed = "an allocator that need not see the layers first, or policies that treat all heads alike";
+                return Err(Error::plan("online", found, allowed));
+            }
         }
         Ok(())
     }

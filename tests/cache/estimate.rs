@@ -1,7 +1,7 @@
 //! Computed sizes against measured ones.
 
 use super::{BOTH, data, decode, prefill};
-use crate::common::{rule, uniform, written};
+use crate::common::{policy, rule, uniform, written};
 use burn::tensor::Device;
 use polykv::plan::Share;
 use polykv::testing::{cache, shape};
@@ -28,6 +28,8 @@ fn estimates_equal_what_the_cache_measures() {
     let rules = [Rule::Keep, rule("random"), rule("random")];
     extra.set_rules(Phase::Decode, rules);
     extra.allow_full_extra = true;
+    let by_heads = policy("adakv", "{base: h2o}");
+    let divided = |phases| Plan::uniform(LAYERS, by_heads.clone(), Budget::Tokens(12), phases);
     // What does not divide goes to the first layers.
     let total = Budget::Total(32);
     let plans = [
@@ -41,6 +43,9 @@ fn estimates_equal_what_the_cache_measures() {
         uniform(total, &BOTH),
         mixed,
         extra,
+        divided(&BOTH),
+        divided(&BOTH[..1]),
+        divided(&BOTH[1..]),
     ];
     for plan in &plans {
         for (prompt, chunk) in [(1, 1), (45, 45), (60, 16)] {

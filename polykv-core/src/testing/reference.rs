@@ -369,7 +369,7 @@ impl Reference {
         else {
             return Ok(());
         };
-        let Eviction { policy, budget } = eviction;
+        let Eviction { policy, budget } = eviction.clone();
         let remembers = match self.rules.same_policy() {
             true => Phase::Prefill,
             false => phase,
