@@ -105,6 +105,7 @@ fn scores_equal_kvpress() {
             let layer_facts = &facts.layers[layer];
             let appended = Appended {
                 layer,
+                first_head: 0,
                 shape: PRESS_SHAPE,
                 before: 0,
                 positions: 0..61,
