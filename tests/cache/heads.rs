@@ -37,7 +37,10 @@ fn heads_hold_what_they_need_in_as_many_bytes() {
             assert_eq!(found.kept, wanted.kept);
             assert_eq!(found.full_bytes, wanted.full_bytes);
             // A head's statistics are those of its entries.
-            assert!(found.aux_bytes <= wanted.aux_bytes + 64, "{found:?} {wanted:?}");
+            assert!(
+                found.aux_bytes <= wanted.aux_bytes + 64,
+                "{found:?} {wanted:?}"
+            );
         }
     }
 }

@@ -5,8 +5,8 @@ use crate::common::{each_policy, policy, uniform};
 use burn::tensor::Device;
 use polykv::allocate::Allocators;
 use polykv::plan::Share;
-use polykv::testing::{HEADS, Inputs, KV_HEADS, cache, kept};
 use polykv::policy::HeadBudgets;
+use polykv::testing::{HEADS, Inputs, KV_HEADS, cache, kept};
 use polykv::{Allocator, Budget, ErrorKind, KvCache, Phase, Plan, Policy};
 use std::sync::Arc;
 

@@ -219,7 +219,11 @@ pub fn all(ready: &Ready) -> Value {
 fn object(name: &str, entry: &Entry) -> Value {
     let held = entry.held.as_ref();
     let kept = held.map(|held| {
-        let layers = held.cache().layers().iter().map(|layer| layer.entries_mean());
+        let layers = held
+            .cache()
+            .layers()
+            .iter()
+            .map(|layer| layer.entries_mean());
         layers.sum::<f64>() / held.cache().layers().len().max(1) as f64
     });
     json!({

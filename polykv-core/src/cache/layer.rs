@@ -136,7 +136,12 @@ impl LayerCache {
             seen: self.seen,
             window: self.facts.window,
         };
-        Some(ops::window_attention(q, store.keys(), &places, self.softcap))
+        Some(ops::window_attention(
+            q,
+            store.keys(),
+            &places,
+            self.softcap,
+        ))
     }
 
     /// Bytes of keys and values, free slots included.

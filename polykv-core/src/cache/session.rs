@@ -130,7 +130,8 @@ impl Session {
         let layers = self.layers.iter().zip(&self.meta.layers);
         layers.into_iter().all(|(data, meta)| {
             let most = crate::facts::most_entries(meta.window);
-            data.iter().all(|data| data.entries == self.meta.seen.min(most))
+            data.iter()
+                .all(|data| data.entries == self.meta.seen.min(most))
         })
     }
 

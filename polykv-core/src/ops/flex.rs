@@ -18,6 +18,9 @@ mod merge;
 mod order;
 mod pointwise;
 mod prefill;
+#[cfg(target_arch = "x86_64")]
+mod prefill_tiles;
+mod shared;
 mod simd;
 mod tiles;
 mod token;

@@ -27,9 +27,8 @@ pub fn choose_of_heads(
     let guard = protected.guard();
     let oldest = protected.oldest as i64;
     let sees = |head: &HeadScores, slot: usize| head.positions[slot] >= oldest;
-    let safe = |head: &HeadScores, slot: usize| {
-        sees(head, slot) && guard.contains(head.positions[slot])
-    };
+    let safe =
+        |head: &HeadScores, slot: usize| sees(head, slot) && guard.contains(head.positions[slot]);
     // Every head's slots, the best first.
     let ranked: Vec<Vec<usize>> = heads
         .iter()
@@ -137,7 +136,10 @@ mod tests {
         assert_eq!(counts(&heads, 3, &by_score(1.0)), [3, 3]);
         assert_eq!(counts(&heads, 3, &HeadBudgets::Even), [3, 3]);
         // What the first head cannot fill goes to the other.
-        assert_eq!(counts(&heads, 4, &HeadBudgets::Shares(vec![9.0, 1.0])), [6, 2]);
+        assert_eq!(
+            counts(&heads, 4, &HeadBudgets::Shares(vec![9.0, 1.0])),
+            [6, 2]
+        );
     }
 
     #[test]

@@ -52,17 +52,26 @@ impl State {
     pub(crate) fn of_head(&self, row: usize, head: usize, kv_heads: usize) -> Self {
         let sequence = self.sequence.iter().map(|tensor| {
             let count = (tensor.dims()[1] / kv_heads).max(1);
-            tensor.clone().narrow(0, row, 1).narrow(1, head * count, count)
+            tensor
+                .clone()
+                .narrow(0, row, 1)
+                .narrow(1, head * count, count)
         });
         let entries = self.entries.iter().cloned();
         let rows = self.rows.iter().cloned();
         let members = self.members.iter();
         Self {
-            entries: entries.map(|t| t.narrow(0, row, 1).narrow(1, head, 1)).collect(),
-            rows: rows.map(|t| t.narrow(0, row, 1).narrow(1, head, 1)).collect(),
+            entries: entries
+                .map(|t| t.narrow(0, row, 1).narrow(1, head, 1))
+                .collect(),
+            rows: rows
+                .map(|t| t.narrow(0, row, 1).narrow(1, head, 1))
+                .collect(),
             sequence: sequence.collect(),
             counts: self.counts.clone(),
-            members: members.map(|member| member.of_head(row, head, kv_heads)).collect(),
+            members: members
+                .map(|member| member.of_head(row, head, kv_heads))
+                .collect(),
         }
     }
 

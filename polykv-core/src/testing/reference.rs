@@ -416,7 +416,11 @@ impl Reference {
 
     /// What a head keeps in a phase: its own budget while decoding, if the heads have some.
     fn budget_of(&self, head: usize, phase: Phase, budget: usize) -> usize {
-        let decode = self.rules.decode.as_ref().filter(|_| phase == Phase::Decode);
+        let decode = self
+            .rules
+            .decode
+            .as_ref()
+            .filter(|_| phase == Phase::Decode);
         let divides = decode.is_some_and(|decode| decode.policy.heads() != HeadBudgets::Even);
         let own = self.divided.as_ref().filter(|_| divides);
         own.map_or(budget, |own| own[head])
@@ -431,7 +435,9 @@ impl Reference {
         scores: &[Vec<f64>],
     ) -> Vec<usize> {
         let Eviction { policy, budget } = eviction;
-        let views: Vec<Head<'_>> = (0..KV_HEADS).map(|h| self.head(h, phase, *budget)).collect();
+        let views: Vec<Head<'_>> = (0..KV_HEADS)
+            .map(|h| self.head(h, phase, *budget))
+            .collect();
         let protect = policy.protect(*budget);
         let seen = self.queries.len();
         let visible = |entry: &&Entry| self.sees(seen, entry.position);
@@ -454,7 +460,11 @@ impl Reference {
         if let HeadBudgets::Shares(shares) = heads {
             let most: Vec<usize> = self.heads.iter().map(Vec::len).collect();
             let counts = within(budget * KV_HEADS, shares, &counts, &most);
-            return counts.iter().zip(most).map(|(&count, most)| count.min(most)).collect();
+            return counts
+                .iter()
+                .zip(most)
+                .map(|(&count, most)| count.min(most))
+                .collect();
         }
         // One entry at a time to the head whose next one is the best of all.
         let ranks: Vec<Vec<usize>> = views
@@ -469,7 +479,11 @@ impl Reference {
                     let index = ranks[head][counts[head]];
                     let entry = &self.heads[head][index];
                     let sees = visible(&entry);
-                    (sees, if sees { scores[head][index] } else { 0.0 }, entry.position)
+                    (
+                        sees,
+                        if sees { scores[head][index] } else { 0.0 },
+                        entry.position,
+                    )
                 };
                 let (a_key, b_key) = (key(a), key(b));
                 let by_score = a_key.1.total_cmp(&b_key.1);

@@ -122,7 +122,10 @@ impl LayerCache {
 
     /// Whether this head waits for its part of the decode budget.
     pub(super) fn is_undivided(&self) -> bool {
-        let budget = self.rules.as_ref().and_then(|rules| rules.budget(Phase::Decode));
+        let budget = self
+            .rules
+            .as_ref()
+            .and_then(|rules| rules.budget(Phase::Decode));
         budget == Some(UNDIVIDED)
     }
 
@@ -146,7 +149,9 @@ impl LayerCache {
         let kv_heads = self.shape.kv_heads;
         let total = budget.saturating_mul(kv_heads);
         let held = self.head_entries();
-        let mut sums = held.chunks(kv_heads.max(1)).map(|row| row.iter().sum::<usize>());
+        let mut sums = held
+            .chunks(kv_heads.max(1))
+            .map(|row| row.iter().sum::<usize>());
         if !sums.any(|sum| sum > total) {
             return Ok(());
         }
@@ -158,7 +163,11 @@ impl LayerCache {
                 scored.collect::<Result<Vec<_>>>()?.concat()
             }
         };
-        if scored.iter().flat_map(|head| &head.scores).any(|score| score.is_nan()) {
+        if scored
+            .iter()
+            .flat_map(|head| &head.scores)
+            .any(|score| score.is_nan())
+        {
             return Err(Error::NotFinite(self.nan_reason()));
         }
         let protected = self.protected(&**policy, *budget);
@@ -246,8 +255,11 @@ impl LayerCache {
     /// budget.
     fn fix_budgets(&mut self, phase: Phase, slots: &[Vec<usize>]) {
         let rules = self.rules.as_ref();
-        let divides = rules.and_then(|rules| rules.decode.as_ref()).is_some_and(Eviction::divides);
-        let holds = divides && (phase == Phase::Decode || rules.is_some_and(LayerEvictions::same_division));
+        let divides = rules
+            .and_then(|rules| rules.decode.as_ref())
+            .is_some_and(Eviction::divides);
+        let holds =
+            divides && (phase == Phase::Decode || rules.is_some_and(LayerEvictions::same_division));
         if !holds {
             return;
         }

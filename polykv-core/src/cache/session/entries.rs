@@ -37,7 +37,9 @@ pub fn take_layer(
 ) -> Result<Vec<LayerData>> {
     if meta.heads.is_empty() {
         let name = format!("layer.{layer}");
-        return Ok(vec![LayerData::take(reader, layer, &name, meta, shape, given)?]);
+        return Ok(vec![LayerData::take(
+            reader, layer, &name, meta, shape, given,
+        )?]);
     }
     let shape = shape.of_head();
     let heads = meta.heads.iter().enumerate().map(|(index, meta)| {

@@ -1,15 +1,21 @@
 //! Causal attention of many queries by online softmax, in tiles that stay in cache, and the sums of its columns. Neither ever holds a
 //! row of scores, let alone the matrix.
 
+#[cfg(target_arch = "x86_64")]
+use super::blocks::gemm::Hardware;
 use super::bridge::{elements, inner_dense, tensor, widened};
 use super::columns;
 use super::mask::Mask;
+#[cfg(target_arch = "x86_64")]
+use super::prefill_tiles;
+use super::shared::Shared;
 use super::simd::{Level, Vector, dispatch, exp, exp_sum, fma, max};
 use super::tiles::{HIDDEN, KEYS, ROWS, Scores, Tile, WIDTH, pack_all, scores};
 use super::view::Heads;
 use crate::ops::kernels::{self, PromptOps};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
+use burn::tensor::DType;
 use rayon::prelude::*;
 use std::borrow::Cow;
 
@@ -20,10 +26,13 @@ impl PromptOps for Flex {
         v: FlexTensor,
         mask: kernels::Mask<Self>,
     ) -> (FlexTensor, FlexTensor) {
+        let stored = [k.dtype(), v.dtype()];
         let (q, k, v) = (inner_dense(q), widened(k), widened(v));
         let (q, k, v) = (Heads::of(&q), Heads::of(&k), Heads::of(&v));
         let mask = Mask::of(mask, q.tokens);
-        let (output, log_sums) = attend(Level::best(), &q, &k, &v, &mask);
+        let by_tiles = attend_by_tiles(stored, [&q, &k, &v], &mask);
+        let by_vectors = || attend(Level::best(), &q, &k, &v, &mask);
+        let (output, log_sums) = by_tiles.unwrap_or_else(by_vectors);
         // The kernel writes [batch, tokens, heads, head_dim], which the output projection wants.
         let output = tensor(output, [q.batch, q.tokens, q.heads, q.dim]).transpose(1, 2);
         (output, tensor(log_sums, [q.batch, q.heads, q.tokens]))
@@ -55,6 +64,28 @@ impl PromptOps for Flex {
         let mask = Mask::of(mask, q.tokens);
         let sums = columns::column_sums(Level::best(), &q, &k, elements(&log_sums), &mask);
         tensor(sums, [k.batch, k.heads, k.tokens])
+    }
+}
+
+/// [`attend`] where keys and values are stored in 16 bits and the processor has tiles of bf16.
+fn attend_by_tiles(
+    stored: [DType; 2],
+    heads: [&Heads<'_>; 3],
+    mask: &Mask,
+) -> Option<(Vec<f32>, Vec<f32>)> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let half = |dtype: &DType| matches!(dtype, DType::BF16 | DType::F16);
+        let exact = stored.map(|dtype| dtype == DType::BF16);
+        let halves = stored.iter().all(half);
+        return halves
+            .then(|| prefill_tiles::attend::<Hardware>(heads, exact, mask))
+            .flatten();
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (stored, heads, mask);
+        None
     }
 }
 
@@ -331,35 +362,5 @@ fn accumulate<V: Vector>(weights: &Scores, decay: [f32; ROWS], values: &[f32], r
                 *x = fma::<V>(*weight, *v, *x);
             }
         }
-    }
-}
-
-/// A buffer that threads write disjoint parts of.
-#[derive(Clone, Copy)]
-struct Shared {
-    start: *mut f32,
-    len: usize,
-}
-
-// SAFETY: a buffer is only written, through `write`, whose callers promise that no two threads write one element.
-unsafe impl Sync for Shared {}
-// SAFETY: f32 may be written from any thread, and the pointer has no owner to be dropped.
-unsafe impl Send for Shared {}
-
-impl Shared {
-    fn new(buffer: &mut [f32]) -> Self {
-        Self {
-            start: buffer.as_mut_ptr(),
-            len: buffer.len(),
-        }
-    }
-
-    /// # Safety
-    /// The buffer lives, `at + values.len()` is inside it and no other thread writes there.
-    unsafe fn write(&self, at: usize, values: &[f32]) {
-        debug_assert!(at + values.len() <= self.len);
-        // SAFETY: the caller promises that the range is inside the buffer and written by nobody else; `values` is a slice
-        // of another one.
-        unsafe { std::ptr::copy_nonoverlapping(values.as_ptr(), self.start.add(at), values.len()) };
     }
 }

@@ -208,6 +208,8 @@ fn prompt_attention_and_column_sums_equal_the_oracle() {
                 assert_eq!((summed, logs), (found, log_sums), "{what}");
                 assert_close(&columns, &sums, 2e-5, &what);
             }
+            #[cfg(target_arch = "x86_64")]
+            tiles::attend(case, [&q2, &k2, &v2], &mask, &wanted);
         }
     }
 }
@@ -273,7 +275,8 @@ fn token_attention_over_lengths_equals_the_oracle() {
     }
 }
 
-/// Keys and values in half precision are widened, never computed with: the same values stored in f32 give the same.
+/// The values of keys and values in half precision are what is computed with: the same stored in f32 give the same, but for
+/// what tiles of bf16 round.
 #[test]
 fn half_precision_caches_give_what_their_values_in_f32_give() {
     for case in &CASES {
@@ -289,7 +292,7 @@ fn half_precision_caches_give_what_their_values_in_f32_give() {
                 assert_close(
                     &found,
                     &wanted,
-                    1e-6,
+                    if tokens < 16 { 1e-6 } else { 1e-4 },
                     &format!("{dtype:?}, {tokens} tokens"),
                 );
                 let window = |k| {

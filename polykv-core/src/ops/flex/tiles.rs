@@ -59,7 +59,7 @@ pub fn pack_all(k: &Heads<'_>) -> Vec<Vec<f32>> {
 pub struct Tile<'a> {
     pub batch: usize,
     pub head: usize,
-    /// First query and how many, at most `ROWS`.
+    /// First query and how many.
     pub first: usize,
     pub rows: usize,
     /// Keys that the first query sees; each later one sees one more.

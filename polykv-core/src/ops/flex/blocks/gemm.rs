@@ -9,12 +9,13 @@ mod vnni;
 use super::activations::RUN;
 use super::gemv::dispatch_layout;
 use super::layout::{self, Layout};
+use crate::ops::flex::shared::Shared;
 use crate::ops::flex::simd::LANES;
 use crate::ops::flex::view::Matrix;
 use crate::ops::weight::{BlockRows, BlockType, Blocks};
-pub use amx::{Amx, Hardware};
 #[cfg(test)]
-pub use amx::{Tiles, multiply_rightly};
+pub use amx::multiply_rightly;
+pub use amx::{Amx, Hardware, Tiles};
 pub use bf16::Bf16;
 use bf16::Packed;
 use rayon::prelude::*;
@@ -149,36 +150,43 @@ pub fn multiply_by<K: Kernel, S: Stored<K>>(
 /// The kernel must be there.
 fn product<K: Kernel, S: Stored<K>>(blocks: &[K::Rows], count: usize, weight: &S) -> Vec<f32> {
     let outputs = weight.rows();
-    let tiles = outputs.div_ceil(LANES);
-    // Per tile `[n, 16]`.
-    let mut tiled = vec![[0.0; LANES]; tiles * count];
-    let tile = |(index, output): (usize, &mut [[f32; LANES]])| {
+    let mut output = Vec::with_capacity(count * outputs);
+    let all = Shared::of_uninit(&mut output.spare_capacity_mut()[..count * outputs]);
+    // Where each stored row goes.
+    let places = weight.order().map(|order| {
+        let mut places = vec![0; order.len()];
+        for (place, &stored) in order.iter().enumerate() {
+            places[stored as usize] = place;
+        }
+        places
+    });
+    let tile = |index: usize| {
         // SAFETY: the kernel is there, says the caller.
         let packed = unsafe { weight.packed(index) };
-        for (block, output) in blocks.iter().zip(output.chunks_mut(ROWS)) {
+        let columns = rows_of(index, outputs);
+        for (block, first) in blocks.iter().zip((0..count).step_by(ROWS)) {
+            let mut sums = [[0.0; LANES]; ROWS];
+            let sums = &mut sums[..ROWS.min(count - first)];
             // SAFETY: the kernel is there, says the caller.
-            unsafe { K::add(output, block, &packed) };
-        }
-    };
-    tiled.par_chunks_mut(count).enumerate().for_each(tile);
-    let mut output = vec![0.0; count * outputs];
-    let row = |(row, output): (usize, &mut [f32])| match weight.order() {
-        None => {
-            for (tile, output) in output.chunks_mut(LANES).enumerate() {
-                output.copy_from_slice(&tiled[tile * count + row][..output.len()]);
-            }
-        }
-        Some(order) => {
-            for (output, &stored) in output.iter_mut().zip(order) {
-                let stored = stored as usize;
-                *output = tiled[stored / LANES * count + row][stored % LANES];
+            unsafe { K::add(sums, block, &packed) };
+            for (row, sums) in sums.iter().enumerate() {
+                let start = (first + row) * outputs;
+                match &places {
+                    // SAFETY: a tile's columns of a row lie within `count * outputs` numbers, and each tile has its own.
+                    None => unsafe { all.write(start + columns.start, &sums[..columns.len()]) },
+                    Some(places) => {
+                        for (place, sum) in places[columns.clone()].iter().zip(sums) {
+                            // SAFETY: `order` holds each row once, so that every place is one tile's, below `outputs`.
+                            unsafe { all.write(start + place, std::slice::from_ref(sum)) };
+                        }
+                    }
+                }
             }
         }
     };
-    output
-        .par_chunks_mut(outputs.max(1))
-        .enumerate()
-        .for_each(row);
+    (0..outputs.div_ceil(LANES)).into_par_iter().for_each(tile);
+    // SAFETY: the tiles have written every column of every row.
+    unsafe { output.set_len(count * outputs) };
     output
 }
 

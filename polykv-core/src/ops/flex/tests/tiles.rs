@@ -1,6 +1,10 @@
 //! A model of the tiles of AMX, for processors without them, after the description of TDPBF16PS in Intel's manual.
 
-use crate::ops::flex::blocks::gemm::{Tiles, multiply_rightly};
+use super::{Case, assert_close};
+use crate::ops::flex::blocks::gemm::{Hardware, Tiles, multiply_rightly};
+use crate::ops::flex::mask::Mask;
+use crate::ops::flex::prefill_tiles;
+use crate::ops::flex::view::Heads;
 use burn::tensor::bf16;
 
 pub struct Model {
@@ -62,4 +66,25 @@ impl Tiles for Model {
 fn the_model_multiplies_rightly() {
     // SAFETY: a model needs no instructions.
     assert!(unsafe { multiply_rightly::<Model>() });
+}
+
+/// A prompt's attention by a model of the tiles, and by tiles if the processor has them.
+pub fn attend(case: &Case, heads: [&Heads<'_>; 3], mask: &Mask, wanted: &[f32]) {
+    let what = format!("dim {}, cap {:?}", case.dim, mask.softcap);
+    let found = [
+        (
+            "the model",
+            prefill_tiles::attend::<Model>(heads, [false; 2], mask),
+        ),
+        (
+            "the processor",
+            prefill_tiles::attend::<Hardware>(heads, [false; 2], mask),
+        ),
+    ];
+    for (by, found) in found {
+        // Heads that tiles do not divide, few queries, and processors without AVX-512 take another way.
+        if let Some((found, _)) = found {
+            assert_close(&found, wanted, 1e-4, &format!("by {by}, {what}"));
+        }
+    }
 }
