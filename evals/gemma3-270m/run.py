@@ -44,8 +44,9 @@ def calibrate(args, ratio):
     out = args.work / f"calibration-{ratio:g}"
     texts = sorted((args.texts / "calibration").glob("*.txt"))
     command = [args.binary, "calibrate", "-m", MODEL, "--dtype", "native", "--data", *texts, "--objective", "both", "--phase", "prefill",
-               "--budget-ratio", ratio, "--policies", CANDIDATES, "--examples", 12, "--evidence", 12, "--length", LENGTH, "--seed", 11,
-               "--allocator", "calibrated", "--budget-signal", "effect", "--refine", 30, "--out", out]
+               "--budget-ratio", ratio, "--policies", args.candidates, "--examples", args.examples, "--evidence", args.examples,
+               "--length", LENGTH, "--seed", 11, "--allocator", "calibrated", "--budget-signal", "effect", "--refine", args.refine,
+               "--out", out]
     run_once(command, out, texts)
     return named(args, out / "plan.yaml", args.work / "plans" / f"calibrated-{ratio:g}.yaml")
 
@@ -122,7 +123,10 @@ def main():
     parser.add_argument("--work", type=pathlib.Path, default="work", help="folder for steps, which a later run goes on from")
     parser.add_argument("--ratios", default="0.5,0.25,0.125", help="shares of what the layers hold without eviction; none measures the cuts of the "
                         "global layers only")
-    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--candidates", default=CANDIDATES, help=f"policies to choose from (default: {CANDIDATES})")
+    parser.add_argument("--examples", type=int, default=12, help="windows of text, and as many questions, to calibrate on")
+    parser.add_argument("--refine", type=int, default=30, help="steps of the calibration with the whole plan in effect")
+    parser.add_argument("--windows", type=int, default=24, help="of text, to test on")
     parser.add_argument("--needles", type=int, default=4, help="per depth, of which there are 7")
     parser.add_argument("--shuffles", type=int, default=3, help="of the calibrated plan's layers, as a control")
     args = parser.parse_args()

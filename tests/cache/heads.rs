@@ -35,6 +35,9 @@ fn heads_hold_what_they_need_in_as_many_bytes() {
             let (found, wanted) = (cache.report().unwrap(), even.report().unwrap());
             assert_eq!(found.bytes, wanted.bytes);
             assert_eq!(found.kept, wanted.kept);
+            let ends = [held[0].min(held[1]), held[0].max(held[1])];
+            assert_eq!(found.kept_heads, [ends]);
+            assert_eq!(found.divided_heads(), (floor < 1.0).then_some(ends));
             assert_eq!(found.full_bytes, wanted.full_bytes);
             // A head's statistics are those of its entries.
             assert!(

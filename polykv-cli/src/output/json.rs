@@ -41,6 +41,9 @@ struct Kv<'a> {
     kept_mean: f64,
     kept_max: f64,
     kept: &'a [f64],
+    /// The fewest and the most entries of a KV head in each layer, where heads have budgets of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept_heads: Option<&'a [[usize; 2]]>,
 }
 
 impl Run<'_> {
@@ -63,6 +66,7 @@ impl Run<'_> {
                 kept_mean: kv.kept_mean(),
                 kept_max: kv.kept_max(),
                 kept: &kv.kept,
+                kept_heads: kv.divided_heads().map(|_| &*kv.kept_heads),
             },
             ttft_ms: generation.ttft.as_secs_f64() * 1e3,
             prefill_tok_s: generation.prefill_tokens_per_second(),

@@ -45,6 +45,12 @@ pub fn block(run: &Run<'_>, rules: bool) -> String {
     if kv.kept_min() < kv.kept_max() {
         lines.push(("layers", by_layer(&kv.kept)));
     }
+    if let Some([least, most]) = kv.divided_heads() {
+        lines.push((
+            "heads",
+            format!("min {least}, max {most} entries per KV head"),
+        ));
+    }
     lines.extend([
         (
             "cache",

@@ -9,6 +9,8 @@ pub struct CacheReport {
     pub seen: usize,
     /// Entries per sequence and KV head in each layer, the mean where heads have budgets of their own.
     pub kept: Vec<f64>,
+    /// The fewest and the most entries of a KV head in each layer. They are equal unless heads have budgets of their own.
+    pub kept_heads: Vec<[usize; 2]>,
     /// Bytes of keys and values over all layers, free slots included.
     pub bytes: usize,
     /// The largest `bytes` so far, transient copies included.
@@ -25,11 +27,21 @@ impl CacheReport {
         Self {
             seen: layers.iter().map(LayerCache::seen).max().unwrap_or(0),
             kept: layers.iter().map(LayerCache::entries_mean).collect(),
+            kept_heads: layers.iter().map(LayerCache::head_range).collect(),
             bytes: layers.iter().map(LayerCache::kv_bytes).sum(),
             peak_bytes,
             aux_bytes: layers.iter().map(LayerCache::aux_bytes).sum(),
             full_bytes: layers.iter().map(LayerCache::full_bytes).sum(),
         }
+    }
+
+    /// The entries of the KV head with the fewest and of the one with the most, if there are heads of one layer that differ.
+    pub fn divided_heads(&self) -> Option<[usize; 2]> {
+        let heads = self.kept_heads.iter();
+        let differ = heads.clone().any(|[least, most]| least != most);
+        let least = heads.clone().map(|head| head[0]).min()?;
+        let most = heads.map(|head| head[1]).max()?;
+        differ.then_some([least, most])
     }
 
     /// The entries of the layer with the fewest.

@@ -36,6 +36,15 @@ impl LayerCache {
         }
     }
 
+    /// The least and the most of [`LayerCache::head_entries`].
+    pub(in crate::cache) fn head_range(&self) -> [usize; 2] {
+        let parts = self.heads.iter().map(Self::len);
+        match parts.clone().min().zip(parts.max()) {
+            Some((least, most)) => [least, most],
+            None => [self.len(); 2],
+        }
+    }
+
     /// The mean of [`LayerCache::head_entries`].
     pub fn entries_mean(&self) -> f64 {
         let held = self.head_entries();
