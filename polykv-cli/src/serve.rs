@@ -54,6 +54,7 @@ const OPENAPI: &str = include_str!("serve/openapi.json");
 /// An address that cannot be listened on, and what the model or a plan refuses.
 pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let source = Source::read(&args.compression)?;
+    polykv::machine::let_threads_allocate_apart();
     let state = Arc::new(State {
         ready: OnceLock::new(),
         draining: AtomicBool::new(false),
