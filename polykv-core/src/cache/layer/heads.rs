@@ -75,7 +75,7 @@ impl LayerCache {
 
     /// Announces a prompt to the heads.
     pub(super) fn begin_heads(&mut self, tokens: usize) {
-        let Some(rules) = self.head_rules() else {
+        let Some(rules) = self.head_rules().filter(|_| self.is_divided()) else {
             return;
         };
         let facts: Vec<LayerFacts> = (0..self.shape.kv_heads)
@@ -95,7 +95,7 @@ impl LayerCache {
     ) -> Result<Tensor<4>> {
         let (kv_heads, group) = (self.shape.kv_heads, self.shape.group());
         let run = |(index, part): (usize, &mut Self)| {
-            let (row, head) = (index / kv_heads, index % kv_heads);
+            let (row, head) = place(index, kv_heads);
             let of = |all: &Tensor<4>, count: usize| {
                 let row = all.clone().narrow(0, row, 1);
                 row.narrow(1, head.saturating_mul(count), count)
@@ -322,7 +322,7 @@ impl LayerCache {
     pub(super) fn attention_of_heads(&self, q: &Tensor<4>) -> Option<Tensor<5>> {
         let (most, group) = (self.len(), self.shape.group());
         let parts = self.heads.iter().enumerate().map(|(index, part)| {
-            let (row, head) = (index / self.shape.kv_heads, index % self.shape.kv_heads);
+            let (row, head) = place(index, self.shape.kv_heads);
             let q = q.clone().narrow(0, row, 1);
             let attention = part.attention(q.narrow(1, head.saturating_mul(group), group))?;
             let mut missing = attention.dims();
@@ -335,6 +335,12 @@ impl LayerCache {
         let parts: Option<Vec<Tensor<5>>> = parts.collect();
         Some(side_by_side(parts?, self.shape.kv_heads))
     }
+}
+
+/// The row and the KV head of a part.
+fn place(index: usize, kv_heads: usize) -> (usize, usize) {
+    let row = index.checked_div(kv_heads).unwrap_or(0);
+    (row, index.checked_rem(kv_heads).unwrap_or(0))
 }
 
 /// Tensors of single heads `[1, heads, ..]` as one of all sequences, `[batch, all heads, ..]`.

@@ -78,9 +78,9 @@ fn attend_by_tiles(
         let half = |dtype: &DType| matches!(dtype, DType::BF16 | DType::F16);
         let exact = stored.map(|dtype| dtype == DType::BF16);
         let halves = stored.iter().all(half);
-        return halves
+        halves
             .then(|| prefill_tiles::attend::<Hardware>(heads, exact, mask))
-            .flatten();
+            .flatten()
     }
     #[cfg(not(target_arch = "x86_64"))]
     {

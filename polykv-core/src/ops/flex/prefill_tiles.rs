@@ -323,9 +323,10 @@ impl Softmax {
             *top = larger(max(&most), *top);
         }
         // All rows at once, as vectors.
-        for r in 0..QUERIES {
-            self.decay[r] = exp::<V>(self.most[r] - tops[r]);
-            self.totals[r] *= self.decay[r];
+        let so_far = self.most.iter().zip(&mut self.totals);
+        for ((decay, top), (most, total)) in self.decay.iter_mut().zip(&tops).zip(so_far) {
+            *decay = exp::<V>(most - top);
+            *total *= *decay;
         }
         self.most = tops;
         let [high, low] = weights;
