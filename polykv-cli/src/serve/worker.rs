@@ -172,7 +172,10 @@ impl<'m> Loop<'m> {
             while let Ok(command) = commands.try_recv() {
                 self.obey(command);
             }
-            for (id, event) in self.engine.step() {
+            let events = self.engine.step();
+            // Who has an answer may ask for the numbers at once.
+            locked(self.metrics).engine = self.engine.stats();
+            for (id, event) in events {
                 self.pass(id, event);
             }
             locked(self.metrics).engine = self.engine.stats();
