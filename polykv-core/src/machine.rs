@@ -40,9 +40,10 @@ pub fn keep_freed_memory() {
     }
 }
 
-/// Gives threads that start from now on heaps of their own, as many as there are processors beside the first, after [`keep_freed_memory`] has given all the same one. Threads that
-/// allocate side by side, as those of several sequences do, otherwise wait for each other; one prompt at a time is better off
-/// with one heap. It does nothing on systems other than Linux with the GNU C library.
+/// Gives threads that start from now on heaps of their own, as many as there are processors beside the first, after
+/// [`keep_freed_memory`] has given all the same one. Threads that allocate side by side, as those of several sequences do,
+/// otherwise wait for each other; one prompt at a time is better off with one heap. It does nothing on systems other than Linux
+/// with the GNU C library.
 pub fn let_threads_allocate_apart() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: `mallopt` takes any numbers, and what it does not like it ignores.
