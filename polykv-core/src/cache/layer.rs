@@ -215,21 +215,20 @@ impl LayerCache {
         let (output, row) = self.attend(&rules, q, over.is_some())?;
         match (over, self.len().saturating_sub(most)) {
             (_, 0) => {}
-            (Some(eviction), _) if self.divides(eviction) => {
-                let len = self.len();
-                self.leave_window()?;
-                let row = row.filter(|_| self.len() == len);
-                self.divide(Phase::Decode, eviction, row)?;
-            }
-            (Some(eviction), 1) => self.replace(eviction, row, k, v)?,
             (None, 1) => self.replace_oldest(k, v),
             (None, _) => self.leave_window()?,
+            (Some(eviction), 1) if !self.divides(eviction) => {
+                self.replace(eviction, row, k, v)?;
+            }
             (Some(eviction), _) => {
                 let len = self.len();
                 self.leave_window()?;
                 // The row is of the entries before.
                 let row = row.filter(|_| self.len() == len);
-                self.compact(Phase::Decode, eviction, row)?;
+                match self.divides(eviction) {
+                    true => self.divide(Phase::Decode, eviction, row)?,
+                    false => self.compact(Phase::Decode, eviction, row)?,
+                }
             }
         }
         Ok(output)

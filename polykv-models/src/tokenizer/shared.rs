@@ -1,9 +1,14 @@
 //! One vocabulary for two tokenizers.
 
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
 use std::collections::HashMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tokenizers::models::bpe::BPE;
 use tokenizers::models::{ModelWrapper, TrainerWrapper};
 use tokenizers::{
     DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Result,
@@ -31,7 +36,35 @@ impl SharedModel {
 
 impl<'de> Deserialize<'de> for SharedModel {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        ModelWrapper::deserialize(deserializer).map(|model| Self(Arc::new(model)))
+        let model = deserializer.deserialize_map(Streamed)?;
+        Ok(Self(Arc::new(model)))
+    }
+}
+
+/// Reads BPE as it comes. The crate reads every model into a tree of values first, which for the 262,144 tokens and 514,000
+/// merges of Gemma 3 takes more memory than its weights.
+struct Streamed;
+
+impl<'de> Visitor<'de> for Streamed {
+    type Value = ModelWrapper;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a map with the model of a tokenizer")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(
+        self,
+        mut map: A,
+    ) -> std::result::Result<Self::Value, A::Error> {
+        let mut rest = Map::new();
+        // The crate writes the kind before everything else.
+        while let Some((key, value)) = map.next_entry::<String, Value>()? {
+            if key == "type" && value == "BPE" && rest.is_empty() {
+                return BPE::deserialize(MapAccessDeserializer::new(map)).map(ModelWrapper::BPE);
+            }
+            rest.insert(key, value);
+        }
+        serde_json::from_value(Value::Object(rest)).map_err(Error::custom)
     }
 }
 

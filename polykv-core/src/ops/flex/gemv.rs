@@ -4,7 +4,7 @@
 use super::PARALLEL_BYTES;
 use super::blocks;
 use super::blocks::activations::Activations;
-use super::simd::{Element, Level, Vector, dispatch, dot, dots};
+use super::simd::{Element, Level, Vector, dispatch, dot, dots, fetch_ahead};
 use super::view::Matrix;
 use crate::ops::weight::{Block, BlockRows, Blocks, Q8_BLOCK};
 use burn::tensor::DType;
@@ -187,6 +187,7 @@ fn rows<V: Vector, E: Element>(
     let count = x.len() / columns;
     for (i, output) in output.chunks_exact_mut(count).enumerate() {
         let row = weight.row(first + i);
+        fetch_ahead(row);
         let (fours, rest) = output.as_chunks_mut::<4>();
         let (x, x_rest) = x.split_at(4 * fours.len() * columns);
         for (four, x) in fours.iter_mut().zip(x.chunks_exact(4 * columns)) {
@@ -206,6 +207,7 @@ fn block_rows<V: Vector>(output: &mut [f32], x: &[f32], weight: &Blocks<'_>, fir
     let count = x.len() / weight.width;
     for (i, output) in output.chunks_exact_mut(count).enumerate() {
         let row = weight.row(first + i);
+        fetch_ahead(row);
         for (y, x) in output.iter_mut().zip(x.chunks_exact(weight.width)) {
             *y = block_dot::<V>(x, row);
         }

@@ -148,6 +148,26 @@ pub fn dot<V: Vector, E: Element>(x: &[f32], y: &[E]) -> f32 {
     sum
 }
 
+/// How far ahead of what is read memory is asked for. The processors' own prefetching leaves half of the bandwidth unused on
+/// Intel's; on a Xeon of 2023 4 to 8 KiB were best, and 16 KiB worse.
+const AHEAD_BYTES: usize = 4096;
+
+/// Asks for the memory behind `values` that will be read soon if memory is read in order.
+#[inline(always)]
+pub fn fetch_ahead<T>(values: &[T]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        let start = values.as_ptr().cast::<i8>().wrapping_add(AHEAD_BYTES);
+        for line in (0..size_of_val(values)).step_by(64) {
+            // SAFETY: SSE is part of the target, and a hint may name any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.wrapping_add(line)) };
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = values;
+}
+
 /// Sums of products of `x` with four rows of its length, which are in cache: `x` is read once for all of them. From
 /// memory one row after the other is faster, since processors fetch ahead along one stream.
 #[inline(always)]

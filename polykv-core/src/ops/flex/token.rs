@@ -4,7 +4,9 @@
 use super::PARALLEL_BYTES;
 use super::bridge::{inner_dense, integers, tensor};
 use super::mask::{Mask, cap};
-use super::simd::{Element, LANES, Level, Vector, dispatch, dot, dots, exp_sum, fma, max};
+use super::simd::{
+    Element, LANES, Level, Vector, dispatch, dot, dots, exp_sum, fetch_ahead, fma, max,
+};
 use super::view::Heads;
 use crate::ops::kernels::{self, TokenOps};
 use burn::backend::Flex;
@@ -212,6 +214,11 @@ fn part_scores<V: Vector, E: Element>(at: Part, q: &Heads<'_>, k: &Heads<'_, E>,
                     k.row(at.batch, at.kv_head, token + 2),
                     k.row(at.batch, at.kv_head, token + 3),
                 ];
+                if g == 0 {
+                    for key in keys {
+                        fetch_ahead(key);
+                    }
+                }
                 let products = dots::<V, f32, E>(query, keys);
                 for i in 0..4 {
                     four[i] = products[i] * scale;
@@ -268,6 +275,7 @@ fn weighted_lanes<V: Vector, E: Element, const G: usize, const P: usize>(
     let mut sums = [[V::splat(0.0); P]; G];
     for t in 0..at.count {
         let value = &v.row(at.batch, at.kv_head, at.first + t)[first..first + P * LANES];
+        fetch_ahead(value);
         let parts = value.as_chunks::<LANES>().0;
         for part in 0..P {
             let value = E::load::<V>(&parts[part]);

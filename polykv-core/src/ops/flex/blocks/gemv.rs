@@ -3,7 +3,7 @@
 
 use super::activations::{Activations, Chunk};
 use super::layout::{self, Layout, chunk_bytes};
-use crate::ops::flex::simd::{Bytes, Dots, Level, Vector, dispatch_dots};
+use crate::ops::flex::simd::{Bytes, Dots, Level, Vector, dispatch_dots, fetch_ahead};
 use crate::ops::weight::BlockType;
 
 /// Calls a function over the [`Layout`] of a block type.
@@ -80,9 +80,11 @@ fn dots<B: Bytes, T: Layout, const N: usize>(row: &[u8], x: [&[Chunk]; N]) -> [f
     let rest = chunks.remainder();
     let whole = chunks.len();
     for (i, chunk) in chunks.enumerate() {
+        fetch_ahead(chunk);
         add::<B, T, N>(&mut sums, chunk, x, i, 8);
     }
     if !rest.is_empty() {
+        fetch_ahead(rest);
         // What is left of common widths is compiled as whole chunks are: of 576 columns 64, of 640 and 896 columns 128.
         match rest.len() / T::BYTES * (T::ELEMENTS / 32) {
             2 => add::<B, T, N>(&mut sums, rest, x, whole, 2),
