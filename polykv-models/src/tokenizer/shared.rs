@@ -1,7 +1,7 @@
 //! One vocabulary for two tokenizers.
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error, MapAccess, Visitor};
+use serde::de::{DeserializeSeed, Error, IgnoredAny, IntoDeserializer, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -60,11 +60,52 @@ impl<'de> Visitor<'de> for Streamed {
         // The crate writes the kind before everything else.
         while let Some((key, value)) = map.next_entry::<String, Value>()? {
             if key == "type" && value == "BPE" && rest.is_empty() {
-                return BPE::deserialize(MapAccessDeserializer::new(map)).map(ModelWrapper::BPE);
+                let known = MapAccessDeserializer::new(Known(map));
+                return BPE::deserialize(known).map(ModelWrapper::BPE);
             }
             rest.insert(key, value);
         }
         serde_json::from_value(Value::Object(rest)).map_err(Error::custom)
+    }
+}
+
+/// The entries of a map that the crate's BPE reads. It leaves the value of any other key unread, which a stream of text does not
+/// forgive.
+struct Known<A>(A);
+
+const KEYS: [&str; 9] = [
+    "dropout",
+    "unk_token",
+    "continuing_subword_prefix",
+    "end_of_word_suffix",
+    "fuse_unk",
+    "byte_fallback",
+    "ignore_merges",
+    "vocab",
+    "merges",
+];
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Known<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> std::result::Result<Option<K::Value>, A::Error> {
+        while let Some(key) = self.0.next_key::<String>()? {
+            if KEYS.contains(&&*key) {
+                return seed.deserialize(key.into_deserializer()).map(Some);
+            }
+            self.0.next_value::<IgnoredAny>()?;
+        }
+        Ok(None)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(
+        &mut self,
+        seed: V,
+    ) -> std::result::Result<V::Value, A::Error> {
+        self.0.next_value_seed(seed)
     }
 }
 
@@ -97,5 +138,27 @@ impl Model for SharedModel {
 
     fn get_trainer(&self) -> TrainerWrapper {
         self.0.get_trainer()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_model_is_what_the_crate_reads_wherever_its_kind_stands_and_whatever_else_is_there() {
+        let parts =
+            r#""vocab": {"a": 0, "b": 1, "ab": 2}, "new": {"x": [1]}, "merges": [["a", "b"]]"#;
+        for text in [
+            format!(r#"{{"type": "BPE", {parts}}}"#),
+            format!(r#"{{{parts}, "type": "BPE"}}"#),
+            json!({"type": "WordLevel", "vocab": {"ab": 0}, "unk_token": "ab"}).to_string(),
+        ] {
+            let ours: SharedModel = serde_json::from_str(&text).unwrap();
+            let theirs: ModelWrapper = serde_json::from_str(&text).unwrap();
+            assert_eq!(*ours.model(), theirs, "{text}");
+        }
+        assert!(serde_json::from_str::<SharedModel>(r#"{"type": "BPE", "vocab": {}}"#).is_err());
     }
 }
