@@ -148,8 +148,8 @@ pub fn dot<V: Vector, E: Element>(x: &[f32], y: &[E]) -> f32 {
     sum
 }
 
-/// How far ahead of what is read memory is asked for. The processors' own prefetching leaves half of the bandwidth unused on
-/// Intel's; on a Xeon of 2023 4 to 8 KiB were best, and 16 KiB worse.
+/// How far ahead of what is read memory is asked for. The processor's own prefetching leaves much of the bandwidth of an Intel Xeon
+/// unused. There 4 to 16 KiB did about equally well, and 32 KiB worse; less means less beyond the end of a thread's part.
 const AHEAD_BYTES: usize = 4096;
 
 /// Asks for the memory behind `values` that will be read soon if memory is read in order.
