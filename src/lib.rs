@@ -48,10 +48,10 @@ pub use burn;
 #[cfg(feature = "testing")]
 pub use polykv_core::testing;
 pub use polykv_core::{
-    Allocator, At, Budget, CacheEstimate, CacheReport, DeviceSpec, EntryCost, Error, ErrorKind,
-    KvCache, LayerCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan, PlanFile, Policy, Prompt,
-    PromptCache, Registry, Result, RopeFacts, Rule, Session, SessionInfo, SharedPrefill, Spans,
-    Storage, Untrimmed,
+    Allocator, At, Budget, CacheEstimate, CacheReport, Codes, DeviceSpec, EntryCost, Error,
+    ErrorKind, KvCache, LayerCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan, PlanFile,
+    Policy, Prompt, PromptCache, Registry, Result, RopeFacts, Rule, Session, SessionInfo,
+    SharedPrefill, Spans, Storage, Untrimmed,
 };
 /// For whoever writes plans, policies or allocators, and the tensor operations that these need.
 pub use polykv_core::{allocate, device, machine, ops, plan, policy};

@@ -4,6 +4,8 @@
 
 #[path = "cache/by_hand.rs"]
 mod by_hand;
+#[path = "cache/coded.rs"]
+mod coded;
 mod common;
 #[path = "cache/estimate.rs"]
 mod estimate;

@@ -21,7 +21,7 @@ pub use policies::PolicyList;
 pub use serve::ServeArgs;
 #[cfg(feature = "hub")]
 pub use values::Pullable;
-pub use values::{Dtype, Phases, Setting};
+pub use values::{Dtype, KvDtype, Phases, Setting};
 
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -190,7 +190,7 @@ pub struct PromptArgs {
     pub answer_prefix: Option<String>,
 }
 
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Compression")]
 #[group(skip)]
 #[command(group = ArgGroup::new("budgets").requires("policy"))]
@@ -215,6 +215,10 @@ pub struct CompressionArgs {
     /// Layers that keep everything come on top of the budget
     #[arg(long)]
     pub allow_full_extra: bool,
+    /// How entries are kept after the prompt: cache in the type that goes with --dtype, q8 and q4 in codes of so many bits, on the
+    /// CPU [default: as the plan states, else cache]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub kv_dtype: Option<KvDtype>,
 }
 
 /// Spans of the prompt that no policy evicts.

@@ -2,7 +2,7 @@
 
 mod measure;
 
-use crate::args::BenchArgs;
+use crate::args::{BenchArgs, KvDtype};
 use crate::compression::{Placed, Source};
 use crate::model;
 use crate::output::{bench as output, console, progress};
@@ -107,7 +107,21 @@ fn tests(args: &BenchArgs, context: usize) -> polykv::Result<Vec<Test>> {
     }
 }
 
+/// FullKV, the plan files and the policies, each in every format of the entries.
 fn sources(args: &BenchArgs) -> polykv::Result<Vec<Source>> {
+    let mut sources = Vec::new();
+    let formats = match args.kv_dtype.as_slice() {
+        [] => &[KvDtype::Cache],
+        given => given,
+    };
+    for format in formats {
+        let plans = floats(args)?.into_iter();
+        sources.extend(plans.map(|source| source.in_codes(format.codes())));
+    }
+    Ok(sources)
+}
+
+fn floats(args: &BenchArgs) -> polykv::Result<Vec<Source>> {
     let mut sources = vec![Source::Full];
     for path in &args.plan {
         sources.push(Source::file(path, false)?);

@@ -1,11 +1,11 @@
 //! From the compression flags to a plan: one path for plan files and for `--policy`.
 
-use crate::args::{BudgetArgs, CompressionArgs, Phases};
+use crate::args::{BudgetArgs, CompressionArgs, KvDtype, Phases};
 use crate::registry::registry;
 use polykv::models::ModelConfig;
 use polykv::policy::{Policies, PolicySpec};
 use polykv::{
-    Allocator, At, Budget, EntryCost, Error, Phase, Plan, PlanFile, Policy, Result, Spans,
+    Allocator, At, Budget, Codes, EntryCost, Error, Phase, Plan, PlanFile, Policy, Result, Spans,
 };
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +33,11 @@ pub enum Source {
         online: Option<Arc<dyn Allocator>>,
         allow_full_extra: bool,
     },
+    /// Another one with all entries in codes.
+    Coded {
+        source: Box<Source>,
+        codes: Codes,
+    },
 }
 
 impl Source {
@@ -41,6 +46,23 @@ impl Source {
     /// # Errors
     /// A plan file that is refused, a budget or a parameter out of range.
     pub fn read(args: &CompressionArgs) -> Result<Self> {
+        let source = Self::read_policies(args)?;
+        Ok(source.in_codes(args.kv_dtype.and_then(KvDtype::codes)))
+    }
+
+    /// The same with all entries in codes, if there are any.
+    #[must_use]
+    pub fn in_codes(self, codes: Option<Codes>) -> Self {
+        match codes {
+            None => self,
+            Some(codes) => Self::Coded {
+                source: Box::new(self),
+                codes,
+            },
+        }
+    }
+
+    fn read_policies(args: &CompressionArgs) -> Result<Self> {
         if let Some(path) = &args.plan {
             return Self::file(path, args.allow_full_extra);
         }
@@ -73,6 +95,7 @@ impl Source {
     pub fn name(&self) -> String {
         match self {
             Self::Full => "full".into(),
+            Self::Coded { source, codes } => format!("{} {codes}", source.name()),
             Self::File { place, file, .. } => file.name.clone().unwrap_or_else(|| {
                 let stem = Path::new(place).file_stem();
                 stem.map_or(place.clone(), |stem| stem.to_string_lossy().into_owned())
@@ -134,6 +157,14 @@ impl Source {
     /// A plan for another model, or a budget beyond the model's context.
     pub fn plan(self, config: &ModelConfig) -> Result<Placed> {
         let (place, file, plan) = match self {
+            Self::Coded { source, codes } => {
+                let placed = source.plan(config)?;
+                return Ok(Placed {
+                    file: placed.file.with_kv(codes),
+                    plan: placed.plan.with_kv(codes),
+                    ..placed
+                });
+            }
             Self::Full => stated(Plan::full(config.layers.len())),
             Self::File { place, file, plan } => (place, *file, plan),
             Self::Uniform {

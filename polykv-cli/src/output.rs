@@ -13,6 +13,7 @@ pub mod stats;
 
 use comfy_table::{Table, presets};
 use polykv::models::Generation;
+use polykv::plan::LayerRange;
 use polykv::policy::Params;
 use polykv::{Budget, Error, KvCache, Phase, PlanFile, Result};
 pub use polykv_core::files::write_whole;
@@ -113,6 +114,21 @@ pub fn describe_budget(plan: &PlanFile) -> String {
         Budget::Total(total) => format!("{total} entries over all layers{split}"),
         Budget::Ratio(ratio) => format!("{} % of the prompt{split}", trimmed(ratio * 100.0)),
         Budget::Bytes(count) => format!("{} over all layers{split}", bytes(count as usize)),
+    }
+}
+
+/// How the layers of a plan keep their entries.
+pub fn describe_codes(plan: &PlanFile) -> String {
+    let all = LayerRange::all(plan.layers);
+    match plan.kv.as_slice() {
+        [] => "in the cache's type".into(),
+        [only] if only.layers == all => format!("in {}", only.codes),
+        some => {
+            let parts = some
+                .iter()
+                .map(|one| format!("{} in layers {}", one.codes, one.layers));
+            parts.collect::<Vec<_>>().join(", ")
+        }
     }
 }
 

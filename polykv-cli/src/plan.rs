@@ -10,7 +10,9 @@ mod invert;
 mod memory;
 
 use crate::args::{Kept, PlanAction, PlanArgs};
-use crate::output::{console, describe_budget, describe_params, picture, table, write_whole};
+use crate::output::{
+    console, describe_budget, describe_codes, describe_params, picture, table, write_whole,
+};
 use crate::registry::registry;
 use anyhow::Context;
 use polykv::plan::{FileRule, Moved};
@@ -122,6 +124,9 @@ pub fn as_table(plan: &PlanFile) -> String {
         false => "",
     };
     lines.push(format!("budget: {}{extra}", describe_budget(plan)));
+    if !plan.kv.is_empty() {
+        lines.push(format!("entries: {}", describe_codes(plan)));
+    }
     let mut table = table(&["phase", "layers", "policy", "params", "entries per layer"]);
     for phase in Phase::BOTH {
         for rule in plan.rules(phase) {

@@ -2,7 +2,7 @@
 
 use crate::args::{CompressionArgs, GenerateArgs, SessionArgs};
 use crate::compression::{Placed, Source};
-use crate::output::{ResumedSession, Reuse, progress};
+use crate::output::{ResumedSession, Reuse, describe_codes, progress};
 use crate::registry::registry;
 use polykv::models::conversation::Conversation;
 use polykv::models::{Generator, LoadedModel, ModelConfig, digest};
@@ -84,6 +84,19 @@ impl Resumed {
             (None, Some(_)) => Some("--policy, with its budget"),
             (None, None) => flags.allow_full_extra.then_some("--allow-full-extra"),
         };
+        if let Some(format) = flags.kv_dtype {
+            let codes = format.codes();
+            let same = plan.layers.iter().all(|layer| layer.kv == codes);
+            if !same {
+                let allowed = format!("entries {}, as the session's", describe_codes(&file));
+                return Err(Error::invalid(
+                    "command line",
+                    "--kv-dtype",
+                    format,
+                    allowed,
+                ));
+            }
+        }
         if let Some(flag) = flag {
             let given = given.plan(config)?;
             let [found, own] = [&given.plan, &plan].map(Plan::fingerprint);

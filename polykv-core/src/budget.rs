@@ -5,6 +5,7 @@
     warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
 )]
 
+use crate::codes::Codes;
 use crate::facts::most_entries;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,8 @@ pub struct EntryCost {
     pub windows: Arc<[Option<usize>]>,
     /// Bytes of one entry in one layer: its key and value for every sequence and KV head.
     pub bytes: usize,
+    /// The same of an entry in codes, in the order of [`Codes::ALL`].
+    pub coded: [usize; 2],
 }
 
 impl EntryCost {
@@ -41,6 +44,16 @@ impl EntryCost {
     /// without a window.
     pub fn most(&self, layer: usize) -> usize {
         most_entries(self.windows.get(layer).copied().flatten())
+    }
+
+    /// Bytes of one entry in a layer that keeps its entries in codes, or in the cache's type.
+    pub fn bytes_in(&self, codes: Option<Codes>) -> usize {
+        let [q8, q4] = self.coded;
+        match codes {
+            None => self.bytes,
+            Some(Codes::Q8) => q8,
+            Some(Codes::Q4) => q4,
+        }
     }
 
     /// The entries per KV head that all layers hold together after `tokens` tokens without eviction.
@@ -51,13 +64,21 @@ impl EntryCost {
 }
 
 impl Budget {
-    /// The entries per KV head of all layers together, for a prompt of `prompt` tokens.
+    /// The entries per KV head of all layers together, for a prompt of `prompt` tokens, if no layer keeps them in codes.
     pub fn total(&self, prompt: usize, cost: &EntryCost) -> usize {
         match *self {
             Self::Tokens(tokens) => tokens.saturating_mul(cost.windows.len()),
             Self::Total(total) => total,
             Self::Ratio(ratio) => (ratio * cost.full(prompt) as f64).round() as usize,
             Self::Bytes(bytes) => bytes.checked_div(cost.bytes.max(1) as u64).unwrap_or(0) as usize,
+        }
+    }
+
+    /// The bytes of a budget in that unit.
+    pub(crate) fn bytes(&self) -> Option<usize> {
+        match *self {
+            Self::Bytes(bytes) => Some(usize::try_from(bytes).unwrap_or(usize::MAX)),
+            _ => None,
         }
     }
 
@@ -97,6 +118,7 @@ mod tests {
         let cost = EntryCost {
             windows: [None; 30].into(),
             bytes: 1536,
+            coded: [864, 480],
         };
         assert_eq!(Budget::Tokens(256).total(2000, &cost), 7680);
         assert_eq!(Budget::Total(2240).total(2000, &cost), 2240);
@@ -109,6 +131,7 @@ mod tests {
         let cost = EntryCost {
             windows: [Some(513), Some(513), None].into(),
             bytes: 1,
+            coded: [1, 1],
         };
         assert_eq!(cost.full(2000), 2 * 512 + 2000);
         assert_eq!(Budget::Ratio(0.25).total(2000, &cost), 756);

@@ -37,6 +37,7 @@ pub use untrimmed::Untrimmed;
 
 use crate::budget::EntryCost;
 use crate::facts::ModelFacts;
+use crate::ops::coded::has_codes;
 use crate::plan::Plan;
 use crate::shape::LayerShape;
 use crate::{Error, Result};
@@ -93,11 +94,19 @@ impl KvCache {
     /// An empty cache under a plan, for layers that all have this shape, on this device.
     ///
     /// # Errors
-    /// What [`Plan::check`] and [`LayerShape::check`] refuse, and a policy that states shares for another number of KV heads.
+    /// What [`Plan::check`] and [`LayerShape::check`] refuse, a policy that states shares for another number of KV heads, and
+    /// entries in codes on a device without kernels for them.
     pub fn new(plan: Plan, shape: LayerShape, device: &Device) -> Result<Self> {
         shape.check()?;
         plan.check()?;
         plan.check_heads(shape.kv_heads)?;
+        if let Some(codes) = plan.layers.iter().find_map(|layer| layer.kv)
+            && !has_codes(device)
+        {
+            let reason =
+                format!("the device {device:?} has no kernels for it; allowed: on the CPU");
+            return Err(Error::unsupported(format!("kv {codes}"), reason));
+        }
         let mut cache = Self {
             plan,
             shape,

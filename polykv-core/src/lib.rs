@@ -24,6 +24,7 @@ mod awake;
 pub mod budget;
 pub mod cache;
 pub mod calibrate;
+mod codes;
 pub mod device;
 pub mod doctor;
 pub mod error;
@@ -47,6 +48,7 @@ pub use cache::{
     CacheEstimate, CacheReport, KvCache, LayerCache, Prompt, PromptCache, Session, SessionInfo,
     SharedPrefill, Spans, Untrimmed,
 };
+pub use codes::Codes;
 pub use device::DeviceSpec;
 pub use error::{At, Error, ErrorKind, Result};
 pub use facts::{LayerFacts, ModelFacts, RopeFacts};

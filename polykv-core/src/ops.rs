@@ -9,6 +9,7 @@
 mod attend;
 mod attention_block;
 mod choice;
+pub mod coded;
 #[cfg(feature = "cube")]
 #[allow(clippy::too_many_arguments, reason = "kernels take flat arguments")]
 mod cube;

@@ -19,13 +19,14 @@ mod resolve;
 )]
 mod shuffle;
 
-pub use file::{FileRule, MAX_FILE_BYTES, PlanFile, SCHEMA};
+pub use file::{FileCodes, FileRule, MAX_FILE_BYTES, PlanFile, SCHEMA};
 pub use range::{LayerRange, LayerSet};
 pub use resolve::{Eviction, LayerEvictions, Resolved};
 pub use shuffle::Moved;
 
 use crate::allocate::{Allocator, Basis};
-use crate::budget::Budget;
+use crate::budget::{Budget, EntryCost};
+use crate::codes::Codes;
 use crate::phase::Phase;
 use crate::policy::{HeadBudgets, Policy};
 use crate::{Error, Result};
@@ -58,6 +59,8 @@ pub struct LayerPlan {
     pub prefill: Rule,
     /// What happens after every generated token.
     pub decode: Rule,
+    /// The codes in which the layer keeps its entries from the end of a prompt on; `None` keeps them in the type of the cache.
+    pub kv: Option<Codes>,
 }
 
 /// The eviction rule of a layer in one phase.
@@ -133,6 +136,7 @@ impl LayerPlan {
     pub const KEEP: Self = Self {
         prefill: Rule::Keep,
         decode: Rule::Keep,
+        kv: None,
     };
 
     /// The rule of one phase.
@@ -198,6 +202,41 @@ impl Plan {
         }
     }
 
+    /// The same plan with the entries of all layers in these codes.
+    #[must_use]
+    pub fn with_kv(mut self, codes: Codes) -> Self {
+        let layers = self.layers.iter_mut();
+        layers.for_each(|layer| layer.kv = Some(codes));
+        self
+    }
+
+    /// Bytes of one entry in a layer, where an entry costs `cost`.
+    pub fn entry_bytes(&self, layer: usize, cost: &EntryCost) -> usize {
+        let codes = self.layers.get(layer).and_then(|layer| layer.kv);
+        cost.bytes_in(codes)
+    }
+
+    /// Whether the layers keep their entries in different ways.
+    fn mixes_codes(&self) -> bool {
+        let mut layers = self.layers.iter();
+        let first = layers.next().map(|layer| layer.kv);
+        layers.any(|layer| Some(layer.kv) != first)
+    }
+
+    /// The most entries per KV head that all layers may hold together, for a prompt of `prompt` tokens, where an entry costs
+    /// `cost`: a budget in bytes is one of the layers whose entries are the smallest.
+    pub fn most_entries(&self, prompt: usize, cost: &EntryCost) -> usize {
+        let sizes = (0..self.layers.len()).map(|layer| self.entry_bytes(layer, cost));
+        let bytes = sizes.min().unwrap_or(cost.bytes);
+        self.budget.total(
+            prompt,
+            &EntryCost {
+                bytes,
+                ..cost.clone()
+            },
+        )
+    }
+
     /// A fingerprint of what the plan does, whatever the name and the wording of the file that states it: the first 8 bytes
     /// of the SHA-256 of its budget, its allocator and every rule with all parameters, as 16 hexadecimal digits.
     pub fn fingerprint(&self) -> String {
@@ -213,6 +252,10 @@ impl Plan {
                 };
                 hash.update(text);
             }
+        }
+        if self.layers.iter().any(|layer| layer.kv.is_some()) {
+            let codes = self.layers.iter().map(|layer| layer.kv);
+            hash.update(format!("{:?}\n", codes.collect::<Vec<_>>()));
         }
         let digest = hash.finalize();
         let digits = digest.iter().take(8).map(|byte| format!("{byte:02x}"));
@@ -237,7 +280,17 @@ impl Plan {
         match &self.online {
             Some(allocator) => self.check_online(&**allocator),
             None => Ok(()),
+        }?;
+        let looks = |allocator: &Arc<dyn Allocator>| allocator.basis() == Basis::Layers;
+        if matches!(self.budget, Budget::Bytes(_))
+            && self.mixes_codes()
+            && let Some(allocator) = self.online.as_ref().filter(|allocator| looks(allocator))
+        {
+            let found = format!("different formats beside allocator {}", allocator.name());
+            let allowed = "one format for all layers, or a budget in entries";
+            return Err(Error::plan("kv", found, allowed));
         }
+        Ok(())
     }
 
     /// Checks that policies with shares for the KV heads have one for each of `kv_heads`.

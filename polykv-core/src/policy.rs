@@ -20,7 +20,7 @@ pub use list::{NamedPolicy, Policies, PolicyEntry};
 pub use params::Params;
 pub use spec::PolicySpec;
 pub use state::State;
-pub use view::{Appended, LayerView, Merge, Split};
+pub use view::{Appended, LayerView, Merge, Split, Stored};
 
 use crate::Result;
 use crate::ops::AttentionBlock;

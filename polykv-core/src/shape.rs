@@ -6,6 +6,7 @@
 )]
 
 use crate::budget::EntryCost;
+use crate::codes::Codes;
 use crate::{Error, Result};
 use burn::tensor::DType;
 
@@ -44,17 +45,16 @@ impl LayerShape {
     /// [`EntryCost::windows`].
     #[must_use]
     pub fn cost(&self, windows: &[Option<usize>]) -> EntryCost {
+        let of_vectors = |bytes: usize| {
+            [2, self.batch, self.kv_heads, bytes]
+                .into_iter()
+                .fold(1, usize::saturating_mul)
+        };
+        let coded = |codes: Codes| of_vectors(codes.words(self.head_dim).saturating_mul(4));
         EntryCost {
             windows: windows.into(),
-            bytes: [
-                2,
-                self.batch,
-                self.kv_heads,
-                self.head_dim,
-                self.dtype.size(),
-            ]
-            .into_iter()
-            .fold(1, usize::saturating_mul),
+            bytes: of_vectors(self.head_dim.saturating_mul(self.dtype.size())),
+            coded: Codes::ALL.map(coded),
         }
     }
 

@@ -5,7 +5,7 @@ use crate::common::{policy, rule, uniform, written};
 use burn::tensor::Device;
 use polykv::plan::Share;
 use polykv::testing::{cache, shape};
-use polykv::{Budget, CacheReport, Phase, Plan, Rule};
+use polykv::{Budget, CacheReport, Codes, Phase, Plan, Rule};
 
 const LAYERS: usize = 3;
 
@@ -32,7 +32,15 @@ fn estimates_equal_what_the_cache_measures() {
     let divided = |phases| Plan::uniform(LAYERS, by_heads.clone(), Budget::Tokens(12), phases);
     // What does not divide goes to the first layers.
     let total = Budget::Total(32);
+    let mut coded = mixed.clone();
+    coded.layers[0].kv = Some(Codes::Q4);
+    coded.layers[2].kv = Some(Codes::Q8);
     let plans = [
+        coded,
+        Plan::full(LAYERS).with_kv(Codes::Q8),
+        uniform(Budget::Tokens(12), &BOTH).with_kv(Codes::Q4),
+        uniform(Budget::Tokens(12), &BOTH[1..]).with_kv(Codes::Q8),
+        divided(&BOTH).with_kv(Codes::Q4),
         Plan::full(LAYERS),
         uniform(Budget::Tokens(12), &BOTH),
         uniform(Budget::Tokens(12), &BOTH[..1]),

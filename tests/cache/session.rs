@@ -9,7 +9,7 @@ use burn::tensor::DType;
 use polykv::allocate::least_budget;
 use polykv::testing::kept;
 use polykv::{
-    Budget, ErrorKind, KvCache, LayerShape, Phase, Plan, PlanFile, Registry, Rule, Session,
+    Budget, Codes, ErrorKind, KvCache, LayerShape, Phase, Plan, PlanFile, Registry, Rule, Session,
     SessionInfo, Spans,
 };
 use proptest::prelude::*;
@@ -119,6 +119,8 @@ fn every_policy_and_allocator_goes_on_from_a_session() {
                 world.window = Some(budget.max(4) - 2).filter(|_| phase == 2);
                 let budget = Budget::Tokens(budget);
                 if let Some(plan) = plan(&world, &policy, &online, budget, phases(phase)) {
+                    let codes = Codes::ALL[phase % 2];
+                    goes_on(&world, plan.clone().with_kv(codes), &Spans::default());
                     goes_on(&world, plan, &Spans::default());
                 }
             }

@@ -5,7 +5,7 @@ use crate::common::{each_policy, policy, rule, uniform, written};
 use burn::tensor::Device;
 use polykv::allocate::Allocators;
 use polykv::testing::{Inputs, cache, facts, kept, max_difference, shape};
-use polykv::{Budget, ErrorKind, KvCache, Plan, PromptCache, Rule, SharedPrefill};
+use polykv::{Budget, Codes, ErrorKind, KvCache, Plan, PromptCache, Rule, SharedPrefill};
 
 const LAYERS: usize = 2;
 const PROMPT: usize = 45;
@@ -38,6 +38,8 @@ fn plans() -> Vec<Plan> {
             plans.push(plan);
         }
     }
+    let coded = |plan: &Plan| Codes::ALL.map(|codes| plan.clone().with_kv(codes));
+    plans.extend(plans.clone().iter().step_by(7).flat_map(coded));
     plans
 }
 

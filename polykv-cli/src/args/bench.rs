@@ -1,6 +1,6 @@
 //! The flags of `polykv bench`.
 
-use super::{Dtype, PolicyList, values};
+use super::{Dtype, KvDtype, PolicyList, values};
 use clap::{ArgGroup, Args, ValueEnum};
 use polykv::DeviceSpec;
 use std::path::PathBuf;
@@ -59,6 +59,9 @@ pub struct BenchArgs {
     /// Entries per layer, on average
     #[arg(long, value_name = "N,…", value_delimiter = ',', requires = "policy")]
     pub budget: Vec<usize>,
+    /// How entries are kept after the prompt, every plan and FullKV in each format: cache, q8, q4
+    #[arg(long, value_enum, value_name = "FORMAT,…", value_delimiter = ',')]
+    pub kv_dtype: Vec<KvDtype>,
     /// How the rows are printed
     #[arg(short, long, value_enum, default_value = "md")]
     pub output: Format,

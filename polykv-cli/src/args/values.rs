@@ -10,7 +10,8 @@ use polykv::models::config::SHAPES;
 use polykv::models::hub::{self, ALIASES, Alias, Repo};
 use polykv::models::load;
 use polykv::policy::Params;
-use polykv::{Allocator, Phase, Storage};
+use polykv::{Allocator, Codes, Phase, Storage};
+use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -45,6 +46,33 @@ pub fn size(text: &str) -> Result<u64, String> {
         .checked_mul(*bytes)
         .filter(|&bytes| bytes > 0)
         .ok_or_else(wrong)
+}
+
+/// How entries are kept after the prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum KvDtype {
+    /// In the type that goes with --dtype
+    Cache,
+    /// In codes of 8 bits
+    Q8,
+    /// In codes of 4 bits
+    Q4,
+}
+
+impl KvDtype {
+    pub fn codes(self) -> Option<Codes> {
+        match self {
+            Self::Cache => None,
+            Self::Q8 => Some(Codes::Q8),
+            Self::Q4 => Some(Codes::Q4),
+        }
+    }
+}
+
+impl fmt::Display for KvDtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.codes().map_or("cache", Codes::name))
+    }
 }
 
 /// All allocators, with their summaries as help.

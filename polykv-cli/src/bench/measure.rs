@@ -143,9 +143,12 @@ fn greedy(logits: Tensor<2>) -> Result<Vec<i64>> {
 
 /// Bytes of keys and values that the step which has just ended left, as the measure of what it read.
 fn entries_read(cache: &KvCache) -> f64 {
-    let entry = cache.cost().bytes as f64;
-    let entries: usize = cache.layers().iter().map(LayerCache::entries).sum();
-    entries as f64 * entry
+    let cost = cache.cost();
+    let layers = cache.layers().iter().enumerate();
+    let bytes = |(layer, held): (usize, &LayerCache)| {
+        held.entries() as f64 * cache.plan().entry_bytes(layer, &cost) as f64
+    };
+    layers.map(bytes).sum()
 }
 
 /// SplitMix64, modulo the vocabulary.

@@ -1,7 +1,7 @@
 //! The block of statistics after a generation.
 
 use super::json::process_peak_bytes;
-use super::{Reuse, Run, bytes, describe_budget, describe_params, trimmed};
+use super::{Reuse, Run, bytes, describe_budget, describe_codes, describe_params, trimmed};
 use polykv::models::Finish;
 use polykv::plan::FileRule;
 use polykv::{Phase, PlanFile};
@@ -115,7 +115,11 @@ fn plan(plan: &PlanFile) -> String {
         .as_deref()
         .map(|name| format!("{name}: "))
         .unwrap_or_default();
-    format!("{name}{} ({})", describe_budget(plan), plan.hash())
+    let codes = match plan.kv.is_empty() {
+        true => String::new(),
+        false => format!(", entries {}", describe_codes(plan)),
+    };
+    format!("{name}{}{codes} ({})", describe_budget(plan), plan.hash())
 }
 
 fn rule(phase: Phase, rule: &FileRule) -> String {

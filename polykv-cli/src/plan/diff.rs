@@ -1,6 +1,6 @@
 //! `polykv plan diff`: where two plans differ.
 
-use crate::output::{describe_budget, describe_params, table};
+use crate::output::{describe_budget, describe_codes, describe_params, table};
 use polykv::plan::FileRule;
 use polykv::{Error, Phase, PlanFile, Result};
 use serde::Serialize;
@@ -40,6 +40,7 @@ pub fn text(a: &Path, b: &Path, json: bool) -> Result<String> {
             "a": plan.hash(),
             "b": other.hash(),
             "budget": plans.each_ref().map(describe_budget),
+            "entries": plans.each_ref().map(describe_codes),
             "layers": all,
             "differing": {"prefill": prefill, "decode": decode},
             "differences": found,
@@ -50,6 +51,10 @@ pub fn text(a: &Path, b: &Path, json: bool) -> Result<String> {
     let [budget, against] = plans.each_ref().map(describe_budget);
     if budget != against {
         lines.push(format!("budget: {budget} against {against}"));
+    }
+    let [codes, others] = plans.each_ref().map(describe_codes);
+    if codes != others {
+        lines.push(format!("entries: {codes} against {others}"));
     }
     if !found.is_empty() {
         let [a, b] = [a, b].map(|path| path.display().to_string());

@@ -51,9 +51,18 @@ impl KvCache {
 
     pub(super) fn trim(&mut self, layer: usize) -> Result<()> {
         match self.cascade.take() {
-            Some(cascade) => self.trim_in_steps(layer, cascade),
-            None => self.run(layer, LayerCache::end_prompt),
+            Some(cascade) => self.trim_in_steps(layer, cascade)?,
+            None => self.run(layer, LayerCache::end_prompt)?,
         }
+        self.code(layer)
+    }
+
+    /// Brings a layer that has had the prompt into the codes that the plan states.
+    pub(super) fn code(&mut self, layer: usize) -> Result<()> {
+        self.run(layer, |cache| {
+            cache.code();
+            Ok(())
+        })
     }
 }
 

@@ -37,7 +37,13 @@ impl Plan {
     ) -> Result<CacheEstimate> {
         let resolved = self.resolve(prompt, cost)?;
         let mut sizes = Sizes::default();
-        let mut layers = vec![Layer::default(); resolved.layers.len()];
+        let mut layers = vec![
+            Layer {
+                size: cost.bytes,
+                ..Layer::default()
+            };
+            resolved.layers.len()
+        ];
         let mut cascade = Cascade::of(self.online.clone(), &resolved, &Spans::default())?;
         for (index, rules) in resolved.layers.iter().enumerate() {
             if let Some(layer) = layers.get_mut(index) {
@@ -54,6 +60,9 @@ impl Plan {
                 for (layer, &budget) in layers.iter_mut().zip(granted) {
                     sizes.cut(layer, budget.unwrap_or(usize::MAX));
                 }
+            }
+            if let Some(layer) = layers.get_mut(index) {
+                sizes.resize(layer, self.entry_bytes(index, cost));
             }
         }
         let online = cascade.map(|cascade| cascade.decode_budgets());
@@ -81,18 +90,15 @@ impl Plan {
                 }
             }
         }
-        let bytes = |slots: usize| {
-            slots.checked_mul(cost.bytes).ok_or_else(|| {
-                let found = format!("{slots} entries of {} bytes", cost.bytes);
-                Error::budget(
-                    "bytes of the cache",
-                    found,
-                    format!("at most {}", usize::MAX),
-                )
-            })
+        let bytes = |found: usize| match found < usize::MAX {
+            true => Ok(found),
+            false => {
+                let allowed = format!("below {}", usize::MAX);
+                Err(Error::budget("bytes of the cache", "more", allowed))
+            }
         };
         Ok(CacheEstimate {
-            steady_bytes: bytes(sizes.slots)?,
+            steady_bytes: bytes(sizes.bytes)?,
             peak_bytes: bytes(sizes.peak)?,
             kept: layers.iter().map(|layer| layer.len).collect(),
         })
@@ -138,7 +144,13 @@ impl Plan {
                 true => shape.head_dim.saturating_add(1).saturating_mul(2),
                 false => 0,
             };
+            // Mean and spread of the channels of keys in codes.
+            let channels = match layer.kv {
+                Some(_) => of_entries(1, shape.head_dim.saturating_mul(2 * size_of::<f32>())),
+                None => 0,
+            };
             of_entries(count.saturating_add(1), remembers)
+                .saturating_add(channels)
                 .saturating_add(queries(remembered.saturating_add(moments)))
         });
         let layers = layers.fold(0, usize::saturating_add);
@@ -146,40 +158,46 @@ impl Plan {
     }
 }
 
-/// Slots of all layers.
+/// Bytes of all layers.
 #[derive(Default)]
 struct Sizes {
-    slots: usize,
+    bytes: usize,
     peak: usize,
 }
 
 impl Sizes {
     /// While a layer changes size, old and new exist side by side.
     fn step(&mut self, layer: &mut Layer, change: impl FnOnce(&mut Layer)) {
-        let before = layer.slots;
+        let before = layer.bytes();
         change(layer);
-        let others = self.slots.saturating_sub(before);
-        self.slots = others.saturating_add(layer.slots);
-        let transient = if layer.slots == before { 0 } else { before };
-        self.peak = self.peak.max(self.slots.saturating_add(transient));
+        let transient = if layer.bytes() == before { 0 } else { before };
+        self.replace(before, layer.bytes(), transient);
     }
 
     /// A layer whose window the prompt has passed has moved its entries to the front of a copy.
     fn pass_window(&mut self, layer: &Layer) {
         if layer.len > layer.slots {
-            self.peak = self.peak.max(self.slots.saturating_add(layer.slots));
+            self.peak = self.peak.max(self.bytes.saturating_add(layer.bytes()));
         }
     }
 
     /// The best `most` entries move to a store with one more slot.
     fn cut(&mut self, layer: &mut Layer, most: usize) {
         if layer.len > most {
-            let before = layer.slots;
+            let before = layer.bytes();
             (layer.len, layer.slots) = (most, most.saturating_add(1));
-            let others = self.slots.saturating_sub(before);
-            self.slots = others.saturating_add(layer.slots);
-            self.peak = self.peak.max(self.slots.saturating_add(before));
+            self.replace(before, layer.bytes(), before);
         }
+    }
+
+    /// A layer keeps its entries in another format, `size` bytes each, from now on.
+    fn resize(&mut self, layer: &mut Layer, size: usize) {
+        self.step(layer, |layer| layer.size = size);
+    }
+
+    fn replace(&mut self, before: usize, after: usize, transient: usize) {
+        self.bytes = self.bytes.saturating_sub(before).saturating_add(after);
+        self.peak = self.peak.max(self.bytes.saturating_add(transient));
     }
 }
 
@@ -187,11 +205,17 @@ impl Sizes {
 struct Layer {
     len: usize,
     slots: usize,
+    /// Bytes of a slot.
+    size: usize,
     /// Whether the heads have the budgets that they keep while decoding.
     divided: bool,
 }
 
 impl Layer {
+    fn bytes(&self) -> usize {
+        self.slots.saturating_mul(self.size)
+    }
+
     fn append(&mut self, rules: &LayerEvictions, tokens: usize, expected: usize) {
         let len = self.len.saturating_add(tokens);
         if len > self.slots {

@@ -30,7 +30,8 @@ use window::in_pieces;
 ///
 /// While decoding under a budget of `b` entries the layer has `b + 1` slots: the new token takes the free slot, attention
 /// runs over all entries, and the entry with the lowest score is overwritten by the newest. Tensors keep their shapes from
-/// then on. A layer with a window holds what the next token sees and no more, under any budget.
+/// then on. Between prompts a layer may keep its entries in codes ([`LayerPlan::kv`](crate::plan::LayerPlan::kv)): they are
+/// floats of the cache's type while a prompt runs through the layer, and coded after the eviction at its end. A layer with a window holds what the next token sees and no more, under any budget.
 ///
 /// Under a policy that gives the KV heads budgets of their own ([`Policy::heads`]) each head has as many slots as it needs from
 /// the first such eviction on.
@@ -166,6 +167,9 @@ impl LayerCache {
         if self.is_divided() {
             return self.prefill_heads([q, k, v]);
         }
+        if let Some(store) = &mut self.store {
+            store.decode(self.shape.dtype);
+        }
         let (k, v) = (self.stored(k), self.stored(v));
         in_pieces(self.pieces(tokens), [q, k, v], &mut |[q, k, v]| {
             let tokens = q.dims()[2];
@@ -190,6 +194,15 @@ impl LayerCache {
                 self.compact(Phase::Prefill, &eviction, None)
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Brings the entries into the codes that the plan states, if it states any.
+    pub(super) fn code(&mut self) {
+        self.heads.iter_mut().for_each(Self::code);
+        let codes = self.rules.as_ref().and_then(|rules| rules.kv);
+        if let (Some(store), Some(codes)) = (&mut self.store, codes) {
+            store.code(codes);
         }
     }
 
@@ -299,7 +312,7 @@ impl LayerCache {
             None => self.store = Some(Store::new(self.shape, capacity, &self.device)),
         }
         if let Some(store) = &mut self.store {
-            store.append(k, v, self.seen);
+            store.append([k, v], self.seen);
         }
         self.order.append(tokens);
         self.states.append_behind(tokens, self.shift);
@@ -335,8 +348,7 @@ impl LayerCache {
         };
         let mask = self.mask();
         if q.dims()[2] == 1 {
-            let (keys, values) = store.whole();
-            let (output, block) = ops::attend_first(q, keys, values, store.len(), &mask);
+            let (output, block) = store.attend(q, &mask);
             if self.needs.attention {
                 self.states.observe(rules, &block)?;
             }
@@ -370,6 +382,7 @@ impl LayerCache {
             .store
             .as_ref()
             .ok_or_else(|| Error::Failed("eviction from an empty cache".into()))?;
+        let (stored_keys, stored_values) = store.stored();
         Ok(LayerView {
             phase,
             layer: self.layer,
@@ -380,8 +393,8 @@ impl LayerCache {
             facts: &self.facts,
             softcap: self.softcap,
             heads_agree: self.heads_agree,
-            stored_keys: store.keys(),
-            stored_values: store.values(),
+            stored_keys,
+            stored_values,
             positions: store.positions(),
             queries: self.queries.latest(self.needs.queries),
             row,

@@ -349,6 +349,7 @@ impl KvCache {
             prefill: of(Phase::Prefill)?,
             decode: of(Phase::Decode)?,
             window: self.facts.layer(layer).window,
+            kv: self.plan.layers.get(layer).and_then(|layer| layer.kv),
         })
     }
 
@@ -370,7 +371,7 @@ impl KvCache {
             }
             if !stated {
                 // A ratio was taken of the tokens up to the end of the last prompt, which are no more.
-                let total = self.plan.budget.total(session.meta.seen, &self.cost());
+                let total = self.plan.most_entries(session.meta.seen, &self.cost());
                 let field = format!("{phase} budgets of all layers");
                 check_range(place, &field, resolved.total(phase), 0, total)?;
             }

@@ -1,30 +1,40 @@
-//! Dense storage of one layer's entries.
+//! Storage of one layer's entries.
 
-use crate::ops::{self, Entries};
-use crate::policy::Merge;
+use crate::codes::Codes;
+use crate::ops::coded::{self, Channels, Coded};
+use crate::ops::{self, AttentionBlock, Entries, Mask};
+use crate::policy::{Merge, Stored};
 use crate::shape::LayerShape;
 use burn::tensor::{DType, Device, Int, Tensor, s};
 
 /// Keys, values and positions of the entries in slots `0..len`; slots beyond are free.
 #[derive(Clone, Debug)]
 pub(super) struct Store {
-    /// `[batch, kv_heads, capacity, head_dim]`
-    keys: Tensor<4>,
-    values: Tensor<4>,
+    vectors: Vectors,
     /// `[batch, kv_heads, capacity]`
     positions: Tensor<3, Int>,
     len: usize,
+    /// What keys are coded relative to, once they have been coded.
+    channels: Option<Channels>,
+}
+
+/// Keys and values `[batch, kv_heads, capacity, head_dim]`.
+#[derive(Clone, Debug)]
+enum Vectors {
+    Floats([Tensor<4>; 2]),
+    Codes([Coded; 2]),
 }
 
 impl Store {
     pub fn new(shape: LayerShape, capacity: usize, device: &Device) -> Self {
         let dtype = shape.dtype;
         let dims = [shape.batch, shape.kv_heads, capacity, shape.head_dim];
+        let zeros = || Tensor::zeros(dims, (device, dtype));
         Self {
-            keys: Tensor::zeros(dims, (device, dtype)),
-            values: Tensor::zeros(dims, (device, dtype)),
+            vectors: Vectors::Floats([zeros(), zeros()]),
             positions: Tensor::zeros([shape.batch, shape.kv_heads, capacity], device),
             len: 0,
+            channels: None,
         }
     }
 
@@ -36,20 +46,47 @@ impl Store {
             false => entries,
         };
         Self {
-            keys,
-            values,
+            vectors: Vectors::Floats([keys, values]),
             positions,
             len,
+            channels: None,
         }
+    }
+
+    /// The same for entries in codes.
+    pub fn of_codes(vectors: [Coded; 2], positions: Tensor<3, Int>, capacity: usize) -> Self {
+        let len = positions.dims()[2];
+        let channels = vectors[0].channels.clone();
+        let mut store = Self {
+            vectors: Vectors::Codes(vectors),
+            positions,
+            len,
+            channels,
+        };
+        if capacity > len {
+            store.resize(capacity);
+        }
+        store
     }
 
     /// The entries of one KV head in one row, without free slots.
     pub fn of_head(&self, row: usize, head: usize) -> Self {
+        let vectors = match &self.vectors {
+            Vectors::Floats(_) => {
+                let of = |all: Tensor<4>| all.narrow(0, row, 1).narrow(1, head, 1);
+                Vectors::Floats([self.keys(), self.values()].map(of))
+            }
+            Vectors::Codes(both) => Vectors::Codes(
+                both.each_ref()
+                    .map(|all| all.first(self.len).of_head(row, head)),
+            ),
+        };
+        let channels = self.channels.as_ref();
         Self {
-            keys: self.keys().narrow(0, row, 1).narrow(1, head, 1),
-            values: self.values().narrow(0, row, 1).narrow(1, head, 1),
+            vectors,
             positions: self.positions().narrow(0, row, 1).narrow(1, head, 1),
             len: self.len,
+            channels: channels.map(|channels| channels.of_head(row, head)),
         }
     }
 
@@ -58,36 +95,55 @@ impl Store {
     }
 
     pub fn capacity(&self) -> usize {
-        self.keys.dims()[2]
+        self.positions.dims()[2]
     }
 
     /// Bytes of keys and values, free slots included.
     pub fn kv_bytes(&self) -> usize {
-        ops::bytes(&self.keys).saturating_add(ops::bytes(&self.values))
+        let [keys, values] = match &self.vectors {
+            Vectors::Floats(both) => both.each_ref().map(ops::bytes),
+            Vectors::Codes(both) => both.each_ref().map(Coded::bytes),
+        };
+        keys.saturating_add(values)
     }
 
-    /// Bytes of the positions.
-    pub fn position_bytes(&self) -> usize {
-        ops::bytes(&self.positions)
+    /// Bytes of the positions, and of what keys are coded relative to.
+    pub fn aux_bytes(&self) -> usize {
+        let channels = self.channels.as_ref().map_or(0, Channels::bytes);
+        ops::bytes(&self.positions).saturating_add(channels)
     }
 
+    /// The keys, of the type in which the cache stores floats; in f32 if they are in codes.
     pub fn keys(&self) -> Tensor<4> {
-        match self.len == self.capacity() {
-            true => self.keys.clone(),
-            false => self.keys.clone().slice(s![.., .., 0..self.len, ..]),
-        }
+        self.stored().0.tensor()
     }
 
+    /// The values, as [`Store::keys`].
     pub fn values(&self) -> Tensor<4> {
-        match self.len == self.capacity() {
-            true => self.values.clone(),
-            false => self.values.clone().slice(s![.., .., 0..self.len, ..]),
-        }
+        self.stored().1.tensor()
     }
 
-    /// Keys and values with the free slots behind the entries.
-    pub fn whole(&self) -> (Tensor<4>, Tensor<4>) {
-        (self.keys.clone(), self.values.clone())
+    /// Keys and values without the free slots.
+    pub fn stored(&self) -> (Stored, Stored) {
+        let full = self.len == self.capacity();
+        let [keys, values] = match &self.vectors {
+            Vectors::Floats(both) => both.each_ref().map(|all| {
+                Stored::from(match full {
+                    true => all.clone(),
+                    false => all.clone().slice(s![.., .., 0..self.len, ..]),
+                })
+            }),
+            Vectors::Codes(both) => both.each_ref().map(|all| Stored::from(all.first(self.len))),
+        };
+        (keys, values)
+    }
+
+    /// Keys and values in codes without the free slots, if they are in codes.
+    pub fn codes(&self) -> Option<[Coded; 2]> {
+        match &self.vectors {
+            Vectors::Floats(_) => None,
+            Vectors::Codes(both) => Some(both.each_ref().map(|all| all.first(self.len))),
+        }
     }
 
     pub fn positions(&self) -> Tensor<3, Int> {
@@ -97,73 +153,143 @@ impl Store {
         }
     }
 
+    /// Attention of one query per head over the entries.
+    pub fn attend(&self, q: Tensor<4>, mask: &Mask) -> (Tensor<4>, AttentionBlock) {
+        match &self.vectors {
+            Vectors::Floats([keys, values]) => {
+                ops::attend_first(q, keys.clone(), values.clone(), self.len, mask)
+            }
+            Vectors::Codes([keys, values]) => coded::attend_coded(q, keys, values, self.len, mask),
+        }
+    }
+
+    /// Brings keys and values into codes. Keys are coded relative to the channels of earlier ones, if these were enough.
+    pub fn code(&mut self, codes: Codes) {
+        let Vectors::Floats([keys, values]) = &mut self.vectors else {
+            return;
+        };
+        let known = self.channels.take().filter(Channels::are_settled);
+        let channels = known.unwrap_or_else(|| {
+            let held = keys.clone().slice(s![.., .., 0..self.len, ..]);
+            Channels::of(held)
+        });
+        self.channels = Some(channels.clone());
+        self.vectors = Vectors::Codes([
+            Coded::of(keys.extract(), codes, Some(channels)),
+            Coded::of(values.extract(), codes, None),
+        ]);
+    }
+
+    /// Brings keys and values back into floats of this type.
+    pub fn decode(&mut self, dtype: DType) {
+        if let Vectors::Codes(both) = &self.vectors {
+            let both = both.each_ref().map(|all| all.vectors().cast(dtype));
+            self.vectors = Vectors::Floats(both);
+        }
+    }
+
     /// Overwrites the keys of all entries, `[batch, kv_heads, entries, head_dim]` of the type that is stored.
-    pub fn set_keys(&mut self, keys: Tensor<4>) {
+    pub fn set_keys(&mut self, new: Tensor<4>) {
         let entries = 0..self.len;
-        self.keys
-            .inplace(|t| t.slice_assign(s![.., .., entries, ..], keys));
+        match &mut self.vectors {
+            Vectors::Floats([keys, _]) => {
+                keys.inplace(|t| t.slice_assign(s![.., .., entries, ..], new));
+            }
+            Vectors::Codes([keys, _]) => keys.set(0, new),
+        }
     }
 
     /// Moves the entries into storage for `capacity` entries.
     pub fn resize(&mut self, capacity: usize) {
-        let entries = (self.keys(), self.values(), self.positions());
-        self.set(ops::grow(entries, capacity));
+        match &mut self.vectors {
+            Vectors::Floats(_) => {
+                let entries = (self.keys(), self.values(), self.positions());
+                self.set(ops::grow(entries, capacity));
+            }
+            Vectors::Codes(both) => {
+                both.iter_mut().for_each(|all| all.grow(capacity));
+                let [batch, kv_heads, count] = self.positions.dims();
+                let old = self.positions.extract();
+                let room = Tensor::zeros([batch, kv_heads, capacity], &old.device());
+                self.positions = room.slice_assign(s![.., .., 0..count], old);
+            }
+        }
     }
 
     fn set(&mut self, (keys, values, positions): Entries) {
-        self.keys = keys;
-        self.values = values;
+        self.vectors = Vectors::Floats([keys, values]);
         self.positions = positions;
     }
 
-    /// The tensors without another holder; they must be set again.
-    fn extract(&mut self) -> Entries {
-        (
-            self.keys.extract(),
-            self.values.extract(),
-            self.positions.extract(),
-        )
+    /// Floats without another holder; they must be set again. `None` if the entries are in codes.
+    fn extract(&mut self) -> Option<Entries> {
+        match &mut self.vectors {
+            Vectors::Floats([keys, values]) => {
+                Some((keys.extract(), values.extract(), self.positions.extract()))
+            }
+            Vectors::Codes(_) => None,
+        }
     }
 
     /// Writes entries into the next free slots, in place while nobody else holds the tensors; the capacity must suffice.
     /// Several entries have the stored type, one may have f32.
-    pub fn append(&mut self, keys: Tensor<4>, values: Tensor<4>, first_position: usize) {
-        let [batch, kv_heads, tokens, _] = keys.dims();
+    pub fn append(&mut self, new: [Tensor<4>; 2], first_position: usize) {
+        let [batch, kv_heads, tokens, _] = new[0].dims();
+        let slots = self.len..self.len.saturating_add(tokens);
         if tokens == 1 {
-            let (slot, entries) = (self.len, self.extract());
-            self.set(ops::write(entries, slot, keys, values, first_position));
-            self.len = slot.saturating_add(1);
+            self.write(slots.start, new, first_position);
+            self.len = slots.end;
             return;
         }
-        let slots = self.len..self.len.saturating_add(tokens);
         let device = self.positions.device();
         let first = first_position as i64;
-        let new = Tensor::<1, Int>::arange(first..first.saturating_add(tokens as i64), &device)
+        let numbers = Tensor::<1, Int>::arange(first..first.saturating_add(tokens as i64), &device)
             .reshape([1, 1, tokens])
             .expand([batch, kv_heads, tokens]);
         self.len = slots.end;
-        let range = slots.clone();
-        self.keys
-            .inplace(|t| t.slice_assign(s![.., .., range, ..], keys));
-        let range = slots.clone();
-        self.values
-            .inplace(|t| t.slice_assign(s![.., .., range, ..], values));
+        match &mut self.vectors {
+            Vectors::Floats(both) => {
+                for (all, new) in both.iter_mut().zip(new) {
+                    let range = slots.clone();
+                    all.inplace(|t| t.slice_assign(s![.., .., range, ..], new));
+                }
+            }
+            Vectors::Codes(both) => {
+                let both = both.iter_mut().zip(new);
+                both.for_each(|(all, new)| all.set(slots.start, new));
+            }
+        }
         self.positions
-            .inplace(|t| t.slice_assign(s![.., .., slots], new));
+            .inplace(|t| t.slice_assign(s![.., .., slots], numbers));
     }
 
-    /// A slot of every head, `[batch, kv_heads, 1]`.
-    fn slot(&self, slot: usize) -> Tensor<3, Int> {
-        let [batch, kv_heads, _] = self.positions.dims();
-        Tensor::full([batch, kv_heads, 1], slot as i64, &self.positions.device())
+    /// Overwrites the same slot of all heads.
+    fn write(&mut self, slot: usize, [key, value]: [Tensor<4>; 2], position: usize) {
+        if let Some(entries) = self.extract() {
+            return self.set(ops::write(entries, slot, key, value, position));
+        }
+        if let Vectors::Codes([keys, values]) = &mut self.vectors {
+            keys.write(slot, key);
+            values.write(slot, value);
+            let positions = self.positions.extract();
+            self.positions = coded::write_position(positions, slot, position);
+        }
     }
 
     /// Keeps the entries in `slots [batch, kv_heads, count]`, in that order, in storage for `capacity`.
     pub fn keep(&mut self, slots: Tensor<3, Int>, capacity: usize) {
         let count = slots.dims()[2];
-        let entries = self.extract();
-        self.set(ops::compact(entries, slots, capacity.max(count)));
+        let capacity = capacity.max(count);
         self.len = count;
+        if let Some(entries) = self.extract() {
+            return self.set(ops::compact(entries, slots, capacity));
+        }
+        if let Vectors::Codes(both) = &mut self.vectors {
+            let all = both.iter_mut();
+            all.for_each(|all| all.keep(slots.clone(), capacity));
+            let positions = self.positions.extract();
+            self.positions = coded::keep_positions(positions, slots, capacity);
+        }
     }
 
     /// Drops the entry in `victim [batch, kv_heads, 1]` by moving the last entry, whose key and value are `key` and
@@ -175,48 +301,82 @@ impl Store {
         value: Tensor<4>,
         position: usize,
     ) {
-        let entries = self.extract();
-        self.set(ops::replace(entries, victim, key, value, position));
         self.len = self.len.saturating_sub(1);
+        if let Some(entries) = self.extract() {
+            return self.set(ops::replace(entries, victim, key, value, position));
+        }
+        if let Vectors::Codes([keys, values]) = &mut self.vectors {
+            keys.put(&victim, key);
+            values.put(&victim, value);
+            let positions = self.positions.extract();
+            self.positions = coded::put_position(positions, &victim, position);
+        }
     }
 
     /// Copies of the last entry's key and value, `[batch, kv_heads, 1, head_dim]` each.
     pub fn last(&self) -> (Tensor<4>, Tensor<4>) {
-        let slot = self.slot(self.len.saturating_sub(1));
-        let last = |tensor: &Tensor<4>| ops::take(tensor.clone(), slot.clone());
-        (last(&self.keys), last(&self.values))
+        let slot = self.len.saturating_sub(1);
+        let [keys, values] = match &self.vectors {
+            Vectors::Floats(both) => {
+                let [batch, kv_heads, _] = self.positions.dims();
+                let device = self.positions.device();
+                let slots = Tensor::full([batch, kv_heads, 1], slot as i64, &device);
+                both.each_ref()
+                    .map(|all| ops::take(all.clone(), slots.clone()))
+            }
+            Vectors::Codes(both) => both.each_ref().map(|all| all.at(slot).vectors()),
+        };
+        (keys, values)
     }
 
     /// Adds to keys and values, in place while nobody else holds the tensors; to the entries in `merge.slots`, or to the
     /// first ones.
     pub fn merge(&mut self, merge: Merge) {
         let slots = merge.slots;
-        let add = |tensor: &mut Tensor<4>, delta: Tensor<4>| {
-            let count = delta.dims()[2];
-            let dtype = tensor.dtype();
-            let old = match &slots {
-                Some(slots) => ops::take(tensor.clone(), slots.clone()),
-                None => tensor.clone().narrow(2, 0, count),
-            };
-            let sum = old.cast(DType::F32).add(delta).cast(dtype);
-            tensor.inplace(|t| match slots.clone() {
-                Some(slots) => ops::put(t, slots, sum),
-                None => t.slice_assign(s![.., .., 0..count, ..], sum),
-            });
-        };
-        if let Some(delta) = merge.keys {
-            add(&mut self.keys, delta);
+        let deltas = [merge.keys, Some(merge.values)];
+        match &mut self.vectors {
+            Vectors::Floats(both) => {
+                for (all, delta) in both.iter_mut().zip(deltas) {
+                    if let Some(delta) = delta {
+                        add(all, slots.as_ref(), delta);
+                    }
+                }
+            }
+            Vectors::Codes(both) => {
+                for (all, delta) in both.iter_mut().zip(deltas) {
+                    if let Some(delta) = delta {
+                        all.add(slots.as_ref(), delta);
+                    }
+                }
+            }
         }
-        add(&mut self.values, merge.values);
     }
 
     /// Where the keys and values lie in memory.
     #[cfg(all(test, feature = "flex"))]
     pub fn addresses(&self) -> [usize; 2] {
-        [&self.keys, &self.values].map(|tensor| {
-            let tensor = tensor.clone();
-            let tensor = tensor.try_into_primitive::<burn::backend::Flex>().unwrap();
-            tensor.storage::<f32>().as_ptr() as usize
-        })
+        match &self.vectors {
+            Vectors::Floats(both) => both.each_ref().map(|tensor| {
+                let tensor = tensor.clone();
+                let tensor = tensor.try_into_primitive::<burn::backend::Flex>().unwrap();
+                tensor.storage::<f32>().as_ptr() as usize
+            }),
+            Vectors::Codes(both) => both.each_ref().map(Coded::address),
+        }
     }
+}
+
+/// Adds to the vectors in `slots`, or to the first ones.
+fn add(all: &mut Tensor<4>, slots: Option<&Tensor<3, Int>>, delta: Tensor<4>) {
+    let count = delta.dims()[2];
+    let dtype = all.dtype();
+    let old = match slots {
+        Some(slots) => ops::take(all.clone(), slots.clone()),
+        None => all.clone().narrow(2, 0, count),
+    };
+    let sum = old.cast(DType::F32).add(delta).cast(dtype);
+    all.inplace(|t| match slots {
+        Some(slots) => ops::put(t, slots.clone(), sum),
+        None => t.slice_assign(s![.., .., 0..count, ..], sum),
+    });
 }

@@ -74,7 +74,8 @@ impl Drive for Untrimmed<'_> {
     }
 
     fn end_layer(&mut self, layer: usize) -> Result<()> {
-        self.0.run(layer, LayerCache::leave_window)
+        self.0.run(layer, LayerCache::leave_window)?;
+        self.0.code(layer)
     }
 
     fn end(&mut self) -> Result<()> {

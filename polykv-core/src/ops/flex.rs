@@ -6,6 +6,7 @@
 mod blocks;
 pub(super) mod bridge;
 mod choice;
+pub(super) mod coded;
 mod columns;
 mod entries;
 pub(super) mod fused;

@@ -1,11 +1,14 @@
 //! The plan file: a plan as YAML, with policies and allocators by name.
 
+mod kv;
 mod rule;
 
+pub use kv::FileCodes;
 pub use rule::FileRule;
 
 use super::{LayerPlan, LayerRange, MAX_LAYERS, Plan, Rule};
 use crate::budget::Budget;
+use crate::codes::Codes;
 use crate::error::At;
 use crate::phase::Phase;
 use crate::policy::Policies;
@@ -55,6 +58,9 @@ pub struct PlanFile {
     /// Rules for the evictions while decoding, one for each layer; without any rule everything is kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub decode: Vec<FileRule>,
+    /// Layers that keep their entries in codes; the others keep them in the type of the cache.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kv: Vec<FileCodes>,
 }
 
 impl PlanFile {
@@ -86,7 +92,16 @@ impl PlanFile {
                 .map(|allocator| allocator.name().to_string()),
             prefill: rules(Phase::Prefill),
             decode: rules(Phase::Decode),
+            kv: kv::of(plan),
         }
+    }
+
+    /// The same plan with the entries of all layers in these codes.
+    #[must_use]
+    pub fn with_kv(mut self, codes: Codes) -> Self {
+        let layers = LayerRange::all(self.layers);
+        self.kv = vec![FileCodes { layers, codes }];
+        self
     }
 
     /// Parses YAML. Names and numbers are only checked by [`PlanFile::build`].
@@ -209,6 +224,7 @@ impl PlanFile {
             plan.set_rules(phase, self.build_phase(phase, &registry.policies)?);
             self.check_sum(phase)?;
         }
+        kv::build(&self.kv, &mut plan)?;
         plan.check()?;
         Ok(plan)
     }

@@ -5,6 +5,7 @@ use crate::allocate::{self, Allocator, LayerStat, UniformAllocator};
 use crate::apportion::capped;
 use crate::budget::EntryCost;
 use crate::cache::Spans;
+use crate::codes::Codes;
 use crate::facts::{first_seen, most_entries};
 use crate::phase::Phase;
 use crate::policy::{HeadBudgets, Policy};
@@ -39,6 +40,8 @@ pub struct LayerEvictions {
     /// The layer's window, see [`LayerFacts::window`](crate::LayerFacts::window). What has left it goes before any policy is
     /// asked, also in a phase without an eviction.
     pub window: Option<usize>,
+    /// The codes in which the layer keeps its entries between prompts; `None` keeps them in the type of the cache.
+    pub kv: Option<Codes>,
 }
 
 impl LayerEvictions {
@@ -121,6 +124,7 @@ impl Plan {
                     prefill,
                     decode,
                     window: cost.windows.get(layer).copied().flatten(),
+                    kv: self.layers.get(layer).and_then(|layer| layer.kv),
                 })
                 .collect(),
             tokens: prompt,
@@ -165,16 +169,30 @@ impl Plan {
             Some(allocator) => &**allocator,
             None => &UniformAllocator,
         };
-        let split = allocator.split(total, prompt, &stats);
-        let budgets: Vec<usize> = evicting
-            .iter()
-            .zip(split)
-            .map(|((_, share), split)| match *share {
-                Share::Part(_) => split,
-                Share::Entries(entries) => entries,
-            })
-            .collect();
-        let mut budgets = capped(&budgets, &most, prompt).into_iter();
+        let split = |total: usize| {
+            let split = allocator.split(total, prompt, &stats);
+            let budgets: Vec<usize> = evicting
+                .iter()
+                .zip(split)
+                .map(|((_, share), split)| match *share {
+                    Share::Part(_) => split,
+                    Share::Entries(entries) => entries,
+                })
+                .collect();
+            capped(&budgets, &most, prompt)
+        };
+        let budgets = match self.bytes_of_evicting(phase, prompt, cost)? {
+            None => split(total),
+            Some((bytes, sizes)) => {
+                let fits = |total: usize| {
+                    let sizes = split(total).into_iter().zip(&sizes);
+                    let sizes = sizes.map(|(budget, size)| budget.saturating_mul(*size));
+                    sizes.fold(0, usize::saturating_add) <= bytes
+                };
+                split(most_that_fits(total, fits))
+            }
+        };
+        let mut budgets = budgets.into_iter();
         let evictions = self.rules(phase).map(|rule| {
             let policy = rule.policy()?.clone();
             let budget = budgets.next()?;
@@ -192,7 +210,7 @@ impl Plan {
         prompt: usize,
         cost: &EntryCost,
     ) -> Result<usize> {
-        let total = self.budget.total(prompt, cost);
+        let total = self.most_entries(prompt, cost);
         let full = self.layers.len().saturating_sub(evicting.len());
         if self.allow_full_extra {
             // With full layers on top, the others still get only their own part of the total.
@@ -222,4 +240,56 @@ impl Plan {
             )),
         }
     }
+
+    /// Under a budget in bytes over layers whose entries differ in size: the bytes for the layers that evict, and the size of
+    /// an entry in each of them. `None` under any other budget.
+    fn bytes_of_evicting(
+        &self,
+        phase: Phase,
+        prompt: usize,
+        cost: &EntryCost,
+    ) -> Result<Option<(usize, Vec<usize>)>> {
+        let Some(bytes) = self.budget.bytes().filter(|_| self.mixes_codes()) else {
+            return Ok(None);
+        };
+        let (mut kept, mut sizes) = (0usize, Vec::new());
+        for (layer, rule) in self.rules(phase).enumerate() {
+            let size = self.entry_bytes(layer, cost);
+            match rule {
+                Rule::Keep => {
+                    let entries = cost.most(layer).min(prompt);
+                    kept = kept.saturating_add(entries.saturating_mul(size));
+                }
+                Rule::Evict { .. } => sizes.push(size),
+            }
+        }
+        let full = self.layers.len().saturating_sub(sizes.len());
+        let left = match self.allow_full_extra {
+            true => bytes
+                .saturating_mul(sizes.len())
+                .checked_div(self.layers.len())
+                .unwrap_or(0),
+            false => bytes.checked_sub(kept).ok_or_else(|| {
+                Error::budget(
+                    format!("{phase}: bytes of {full} full layers at {prompt} tokens"),
+                    kept,
+                    format!("at most the total of {bytes} (or allow_full_extra)"),
+                )
+            })?,
+        };
+        Ok(Some((left, sizes)))
+    }
+}
+
+/// The largest number up to `most` that fits, where all below one that fits do; 0 if none does.
+fn most_that_fits(most: usize, fits: impl Fn(usize) -> bool) -> usize {
+    let (mut low, mut high) = (0, most);
+    while low < high {
+        let middle = high.saturating_sub(high.saturating_sub(low) / 2);
+        match fits(middle) {
+            true => low = middle,
+            false => high = middle.saturating_sub(1),
+        }
+    }
+    low
 }

@@ -1,6 +1,7 @@
 use super::*;
 use crate::Registry;
 use crate::budget::EntryCost;
+use crate::codes::Codes;
 use crate::error::At;
 use crate::policy::{Params, Policies};
 use proptest::prelude::*;
@@ -21,6 +22,7 @@ fn cost(layers: usize) -> EntryCost {
     EntryCost {
         windows: vec![None; layers].into(),
         bytes: 1,
+        coded: [1, 1],
     }
 }
 
@@ -264,6 +266,92 @@ fn with_shares(layers: usize, shares: &[f64], budget: Budget, name: [&str; 2]) -
         plan.set_rules(phase, shares.iter().map(rule));
     }
     plan
+}
+
+#[test]
+fn layers_state_their_codes() {
+    let text =
+        format!("{MIXED}kv:\n  - {{layers: 0-1, codes: q8}}\n  - {{layers: 3, codes: q4}}\n");
+    let plan = build(&text).unwrap();
+    let codes: Vec<_> = plan.layers.iter().map(|layer| layer.kv).collect();
+    let q8 = Some(Codes::Q8);
+    assert_eq!(codes, [q8, q8, None, Some(Codes::Q4)]);
+    let stated = PlanFile::of(&plan, &Registry::default());
+    assert_eq!(stated.kv, file(&text).kv);
+    assert_ne!(plan.fingerprint(), build(MIXED).unwrap().fingerprint());
+    let all = file(MIXED).with_kv(Codes::Q4).build(&Registry::default());
+    let same = build(MIXED).unwrap().with_kv(Codes::Q4);
+    assert_eq!(all.unwrap().layers, same.layers);
+
+    let refused = |kv: &str| build(&format!("{MIXED}kv: {kv}")).unwrap_err().to_string();
+    assert!(
+        refused("[{layers: 2-4, codes: q8}]")
+            .contains("kv[0].layers is 2-4; allowed: layers 0 to 3")
+    );
+    let twice = refused("[{layers: 0-2, codes: q8}, {layers: 2, codes: q4}]");
+    assert!(
+        twice.contains("kv[1].layers is 2, which repeats layer 2"),
+        "{twice}"
+    );
+    assert!(refused("[{layers: 0, codes: q5}]").contains("q5"));
+}
+
+#[test]
+fn bytes_are_shared_by_what_entries_cost() {
+    let cost = EntryCost {
+        bytes: 16,
+        coded: [8, 4],
+        ..cost(4)
+    };
+    let mut plan = build(
+        "{schema: 1, layers: 4, budget: {bytes: 3200}, prefill: [{layers: 0-3, policy: tova}]}",
+    )
+    .unwrap();
+    let budgets = |plan: &Plan| -> Vec<Option<usize>> {
+        let resolved = plan.resolve(1000, &cost).unwrap();
+        resolved
+            .layers
+            .iter()
+            .map(|layer| layer.budget(Phase::Prefill))
+            .collect()
+    };
+    assert_eq!(budgets(&plan), [Some(50); 4]);
+    assert_eq!(budgets(&plan.clone().with_kv(Codes::Q4)), [Some(200); 4]);
+    plan.layers[0].kv = Some(Codes::Q4);
+    plan.layers[1].kv = Some(Codes::Q4);
+    assert_eq!(budgets(&plan), [Some(80); 4]);
+    // A layer that keeps everything is charged with its own bytes.
+    plan.layers[0].prefill = Rule::Keep;
+    assert_eq!(
+        plan.resolve(300, &cost).unwrap().total(Phase::Prefill),
+        (3200 - 300 * 4) / (4 + 16 + 16) * 3 + 2
+    );
+    let refused = plan.resolve(1000, &cost).unwrap_err().to_string();
+    assert!(
+        refused.contains("bytes of 1 full layers at 1000 tokens is 4000"),
+        "{refused}"
+    );
+    plan.allow_full_extra = true;
+    assert_eq!(
+        plan.resolve(1000, &cost).unwrap().total(Phase::Prefill),
+        2400 / 36 * 3 + 1
+    );
+}
+
+#[test]
+fn an_allocator_that_looks_at_layers_needs_one_size_of_entries() {
+    let text = "{schema: 1, layers: 2, budget: {bytes: 999}, online: cake, prefill: [{layers: 0-1, policy: cake}]}";
+    let mut plan = build(text).unwrap();
+    plan = plan.with_kv(Codes::Q8);
+    plan.check().unwrap();
+    plan.layers[0].kv = None;
+    let refused = plan.check().unwrap_err().to_string();
+    assert!(
+        refused.contains("different formats beside allocator cake"),
+        "{refused}"
+    );
+    plan.budget = Budget::Tokens(10);
+    plan.check().unwrap();
 }
 
 proptest! {

@@ -96,7 +96,8 @@ impl Policy for Cam {
         view: &LayerView<'_>,
         split: &Split,
     ) -> Result<Option<Merge>> {
-        let [batch, kv_heads, entries, d] = view.stored_keys.dims();
+        let [batch, kv_heads, entries] = view.positions.dims();
+        let d = view.shape.head_dim;
         let [_, _, evicted] = split.evicted.dims();
         let attention = match view.phase {
             Phase::Prefill => {
@@ -116,7 +117,7 @@ impl Policy for Cam {
         }
         let parts = chosen.float().div_scalar(self.window as f32);
         if evicted > 1 {
-            let (values, positions) = (view.stored_values.clone(), view.positions.clone());
+            let (values, positions) = (view.stored_values.tensor(), view.positions.clone());
             let (evicted, kept) = (split.evicted.clone(), split.kept.clone());
             return Ok(Some(Merge {
                 slots: None,
@@ -143,7 +144,7 @@ impl Policy for Cam {
         let first = kept_at.mask_fill(before, f32::MAX).argmin(2);
         let first = first.cast(IntDType::from(split.kept.dtype())).expand(dims);
         // Near the end there are fewer: the slots must still be different ones.
-        let index = Tensor::<1, Int>::arange(0..count as i64, &view.stored_keys.device());
+        let index = Tensor::<1, Int>::arange(0..count as i64, &view.positions.device());
         let index = index.reshape([1, 1, count]).expand(dims);
         let ranks = index + first.clone().clamp_max((kept - count) as i64);
         let earlier = ranks.clone().lower(first).unsqueeze_dim::<4>(3);

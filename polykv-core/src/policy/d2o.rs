@@ -124,7 +124,7 @@ impl Policy for D2o {
     ) -> Result<Option<Merge>> {
         let [batch, kv_heads, evicted] = split.evicted.dims();
         let kept = split.kept.dims()[2];
-        let (keys, values) = (&view.stored_keys, &view.stored_values);
+        let (keys, values) = (&view.stored_keys.tensor(), &view.stored_values.tensor());
         let dims = [batch, kv_heads, evicted];
         let (best, target) = ops::closest(keys.clone(), split.evicted.clone(), split.kept.clone());
 

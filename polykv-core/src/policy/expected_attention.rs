@@ -116,7 +116,8 @@ impl Policy for ExpectedAttention {
     }
 
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let [batch, kv_heads, entries, d] = view.stored_keys.dims();
+        let [batch, kv_heads, entries] = view.positions.dims();
+        let d = view.shape.head_dim;
         let group = view.shape.group();
         let flat = [batch, kv_heads, 1, entries];
         let expected = match state.sequence.as_slice() {
@@ -143,7 +144,7 @@ impl Policy for ExpectedAttention {
             // No query but those of the sinks: nothing speaks for one entry.
             _ => Tensor::zeros(
                 [batch, kv_heads, group, entries],
-                &view.stored_keys.device(),
+                &view.positions.device(),
             ),
         };
         let sinks = view.positions.clone().lower_elem(self.sinks as i64);

@@ -29,7 +29,7 @@ impl Policy for KeyDiff {
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let keys = view.stored_keys.clone();
+        let keys = view.stored_keys.tensor();
         let norms = ops::key_norms(keys.clone());
         // The mean of the unit keys up to a factor, which cosines do not see.
         let weights = norms.clone().clamp_min(1e-12).recip().unsqueeze_dim::<4>(2);

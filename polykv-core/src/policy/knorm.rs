@@ -29,7 +29,7 @@ impl Policy for KNorm {
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        Ok(ops::key_norms(view.stored_keys.clone()).neg())
+        Ok(ops::key_norms(view.stored_keys.tensor()).neg())
     }
 
     #[cfg(feature = "testing")]

@@ -68,8 +68,8 @@ impl Policy for LagKv {
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let [batch, kv_heads, entries, _] = view.stored_keys.dims();
-        let device = view.stored_keys.device();
+        let [batch, kv_heads, entries] = view.positions.dims();
+        let device = view.positions.device();
         let sinks = self.sinks.min(entries);
         let partitions = (entries - sinks) / self.lag;
         let ones = |count| Tensor::<3>::ones([batch, kv_heads, count], &device);

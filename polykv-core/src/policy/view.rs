@@ -2,6 +2,7 @@
 
 use super::Phase;
 use crate::facts::LayerFacts;
+use crate::ops::coded::Coded;
 use crate::ops::{self, Mask, Places, Pool, Protected};
 use crate::shape::LayerShape;
 use crate::{Error, Result};
@@ -59,6 +60,38 @@ pub struct Merge {
     pub values: Tensor<4>,
 }
 
+/// Keys or values of a layer's entries as they are stored, `[batch, kv_heads, entries, head_dim]`.
+#[derive(Clone, Debug)]
+pub struct Stored(Kind);
+
+#[derive(Clone, Debug)]
+enum Kind {
+    Floats(Tensor<4>),
+    Codes(Coded),
+}
+
+impl Stored {
+    /// The vectors of type [`LayerShape::dtype`]; in f32 where the layer keeps them in codes, which are decoded then.
+    pub fn tensor(&self) -> Tensor<4> {
+        match &self.0 {
+            Kind::Floats(tensor) => tensor.clone(),
+            Kind::Codes(coded) => coded.vectors(),
+        }
+    }
+}
+
+impl From<Tensor<4>> for Stored {
+    fn from(tensor: Tensor<4>) -> Self {
+        Self(Kind::Floats(tensor))
+    }
+}
+
+impl From<Coded> for Stored {
+    fn from(coded: Coded) -> Self {
+        Self(Kind::Codes(coded))
+    }
+}
+
 /// One layer's cache at the moment of an eviction. Entries are in slot order. During decode a new entry takes the slot of
 /// an evicted one, so that slots are not in order of position; [`LayerView::order`] has that order.
 #[derive(Clone, Debug)]
@@ -81,12 +114,10 @@ pub struct LayerView<'a> {
     pub softcap: Option<f64>,
     /// Whether all KV heads hold the same positions in the same slots.
     pub heads_agree: bool,
-    /// The keys as they are stored, `[batch, kv_heads, entries, head_dim]` of type [`LayerShape::dtype`]; see
-    /// [`LayerView::keys`] for f32.
-    pub stored_keys: Tensor<4>,
-    /// The values as they are stored, `[batch, kv_heads, entries, head_dim]` of type [`LayerShape::dtype`]; see
-    /// [`LayerView::values`] for f32.
-    pub stored_values: Tensor<4>,
+    /// The keys as they are stored; see [`LayerView::keys`] for f32.
+    pub stored_keys: Stored,
+    /// The values as they are stored; see [`LayerView::values`] for f32.
+    pub stored_values: Stored,
     /// The positions of the entries, `[batch, kv_heads, entries]`.
     pub positions: Tensor<3, Int>,
     /// The latest queries after rotary embedding, `[batch, heads, tokens, head_dim]`, if some policy of the layer needs
@@ -102,12 +133,12 @@ pub struct LayerView<'a> {
 impl LayerView<'_> {
     /// The keys after rotary embedding in f32, `[batch, kv_heads, entries, head_dim]`.
     pub fn keys(&self) -> Tensor<4> {
-        self.stored_keys.clone().cast(DType::F32)
+        self.stored_keys.tensor().cast(DType::F32)
     }
 
     /// The values in f32, `[batch, kv_heads, entries, head_dim]`.
     pub fn values(&self) -> Tensor<4> {
-        self.stored_values.clone().cast(DType::F32)
+        self.stored_values.tensor().cast(DType::F32)
     }
 
     /// The last `count` queries after rotary embedding, `[batch, heads, min(count, seen), head_dim]`.
@@ -140,7 +171,7 @@ impl LayerView<'_> {
         };
         Ok(ops::attention_row(
             self.queries(1)?,
-            self.stored_keys.clone(),
+            self.stored_keys.tensor(),
             &mask,
         ))
     }
@@ -153,7 +184,7 @@ impl LayerView<'_> {
     pub fn window_score(&self, window: usize) -> Result<(Tensor<3>, Tensor<3>)> {
         Ok(ops::window_score(
             self.queries(window)?,
-            self.stored_keys.clone(),
+            self.stored_keys.tensor(),
             &self.places(),
             self.softcap,
         ))
@@ -176,7 +207,7 @@ impl LayerView<'_> {
     pub fn window_attention(&self, window: usize) -> Result<Tensor<5>> {
         Ok(ops::window_attention(
             self.queries(window)?,
-            self.stored_keys.clone(),
+            self.stored_keys.tensor(),
             &self.places(),
             self.softcap,
         ))

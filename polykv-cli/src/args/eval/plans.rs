@@ -1,6 +1,6 @@
 //! Which plans `polykv eval` compares.
 
-use crate::args::values::Phases;
+use crate::args::values::{KvDtype, Phases};
 use crate::args::{BudgetArgs, CompressionArgs, PolicyList};
 use clap::{ArgGroup, Args};
 use polykv::policy::PolicySpec;
@@ -56,6 +56,9 @@ pub struct PlansArgs {
     /// Layers of plan files that keep everything come on top of the budget
     #[arg(long, requires = "plan")]
     allow_full_extra: bool,
+    /// How entries are kept after the prompt, every plan in each format: cache, q8, q4 [default: as the plans state]
+    #[arg(long, value_enum, value_name = "FORMAT,…", value_delimiter = ',')]
+    kv_dtype: Vec<KvDtype>,
 }
 
 impl PlansArgs {
@@ -91,6 +94,7 @@ impl PlansArgs {
             phase: None,
             set: Vec::new(),
             allow_full_extra: self.allow_full_extra,
+            kv_dtype: None,
         };
         let mut all: Vec<_> = self.plan.iter().map(|file| one(Some(file), None)).collect();
         let phases = match self.phase.as_slice() {
@@ -106,6 +110,17 @@ impl PlansArgs {
                 }));
             }
         }
-        all
+        if self.kv_dtype.is_empty() {
+            return all;
+        }
+        let in_formats = |plan: &CompressionArgs| {
+            let formats = self.kv_dtype.iter();
+            let plans = formats.map(|&format| CompressionArgs {
+                kv_dtype: Some(format),
+                ..plan.clone()
+            });
+            plans.collect::<Vec<_>>()
+        };
+        all.iter().flat_map(in_formats).collect()
     }
 }

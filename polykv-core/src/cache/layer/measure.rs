@@ -26,8 +26,8 @@ impl LayerCache {
         }
     }
 
-    /// The keys of the entries in slot order, `[batch, kv_heads, entries, head_dim]`, of the type in which they are stored;
-    /// 0 behind the entries of a head that has fewer than others. `None` before any token.
+    /// The keys of the entries in slot order, `[batch, kv_heads, entries, head_dim]`, of the type in which they are stored, in
+    /// f32 if that is codes; 0 behind the entries of a head that has fewer than others. `None` before any token.
     pub fn keys(&self) -> Option<Tensor<4>> {
         match self.is_divided() {
             true => self.keys_of_heads(),
@@ -67,7 +67,7 @@ impl LayerCache {
     pub fn aux_bytes(&self) -> usize {
         let heads = self.heads.iter().map(Self::aux_bytes);
         let own = [
-            self.store.as_ref().map_or(0, Store::position_bytes),
+            self.store.as_ref().map_or(0, Store::aux_bytes),
             self.order.bytes(),
             self.queries.bytes(),
             self.states.bytes(),
@@ -77,12 +77,12 @@ impl LayerCache {
         own.chain(heads).fold(0, usize::saturating_add)
     }
 
-    /// Bytes that keys and values would occupy without eviction: those of all tokens, or of as many as the layer's window
-    /// holds.
+    /// Bytes that keys and values would occupy in the cache's type without eviction: those of all tokens, or of as many as the
+    /// layer's window holds.
     pub fn full_bytes(&self) -> usize {
         match &self.store {
-            Some(store) => {
-                let entry = store.kv_bytes().checked_div(store.capacity()).unwrap_or(0);
+            Some(_) => {
+                let entry = self.shape.cost(&[]).bytes;
                 entry.saturating_mul(self.seen.min(self.most_entries()))
             }
             None => {

@@ -3,13 +3,15 @@
 use super::LayerCache;
 use crate::cache::order::Order;
 use crate::cache::queries::Queries;
-use crate::cache::session::entries::LayerData;
+use crate::cache::session::entries::{LayerData, VectorData};
 use crate::cache::session::file::{Reader, Writer};
 use crate::cache::session::meta::{LayerMeta, StateMeta, check_range, ranges};
 use crate::cache::session::state;
 use crate::cache::spans::Spans;
 use crate::cache::store::Store;
+use crate::codes::Codes;
 use crate::facts::LayerFacts;
+use crate::ops::coded::{Channels, Coded};
 use crate::ops::read_error;
 use crate::phase::Phase;
 use crate::plan::{Eviction, LayerEvictions};
@@ -61,8 +63,24 @@ impl LayerCache {
             return Err(Error::Failed(format!("layer {} holds nothing", self.layer)));
         };
         let name = |what: &str| format!("{prefix}.{what}");
-        writer.add(name("keys"), store.keys())?;
-        writer.add(name("values"), store.values())?;
+        let coded = store.codes();
+        let mut channels = 0;
+        match &coded {
+            None => {
+                writer.add(name("keys"), store.keys())?;
+                writer.add(name("values"), store.values())?;
+            }
+            Some([keys, values]) => {
+                for (what, all) in [("keys", keys), ("values", values)] {
+                    writer.add_numbers(name(what), all.dims().to_vec(), all.numbers()?);
+                }
+                if let Some(own) = &keys.channels {
+                    writer.add(name("channels.mean"), own.mean.clone())?;
+                    writer.add(name("channels.scale"), own.scale.clone())?;
+                    channels = own.count;
+                }
+            }
+        }
         let positions: Vec<i64> = store.positions().try_into_vec_as().map_err(read_error)?;
         let positions: Option<Vec<u32>> = positions.iter().map(|&p| p.try_into().ok()).collect();
         let positions = positions.ok_or_else(|| {
@@ -87,6 +105,8 @@ impl LayerCache {
         Ok(LayerMeta {
             window: self.facts.window,
             capacity: store.capacity(),
+            kv: coded.map(|[keys, _]| keys.codes),
+            channels,
             prefill_budget: rules.budget(Phase::Prefill),
             decode_budget: rules.budget(Phase::Decode).filter(|_| !self.is_undivided()),
             spans: ranges(self.spans.ranges()),
@@ -128,6 +148,12 @@ impl LayerCache {
             return Err(Error::invalid(place, field, "not kept", allowed));
         }
         let rules = self.rules()?;
+        if meta.kv != rules.kv {
+            let text = |codes: Option<Codes>| codes.map_or("none", Codes::name);
+            let field = format!("codes of layer {layer}");
+            let allowed = format!("{}, as the plan states", text(rules.kv));
+            return Err(Error::invalid(place, field, text(meta.kv), allowed));
+        }
         for phase in Phase::BOTH {
             let state = data.state(phase).state(reader, &self.device)?;
             let kept = rules.of(phase);
@@ -165,12 +191,38 @@ impl LayerCache {
         if let Some(queries) = &data.queries {
             self.queries = Queries::of(state::tensor(reader, queries, &self.device)?);
         }
-        let entries = (
-            state::tensor(reader, &data.keys, &self.device)?,
-            state::tensor(reader, &data.values, &self.device)?,
-            positions,
-        );
-        self.store = Some(Store::of(entries, capacity(meta.capacity, data.entries)));
+        let capacity = capacity(meta.capacity, data.entries);
+        self.store = Some(match &data.vectors {
+            VectorData::Floats([keys, values]) => {
+                let keys = state::tensor(reader, keys, &self.device)?;
+                let values = state::tensor(reader, values, &self.device)?;
+                Store::of((keys, values, positions), capacity)
+            }
+            VectorData::Codes {
+                codes,
+                words: [keys, values],
+                channels: ([mean, scale], count),
+            } => {
+                let channels = Channels {
+                    mean: state::tensor(reader, mean, &self.device)?,
+                    scale: state::tensor(reader, scale, &self.device)?,
+                    count: *count,
+                };
+                let coded = |what: &str, words: &[u32], channels: Option<Channels>| {
+                    let shape = [self.shape.batch, self.shape.kv_heads, data.entries];
+                    let head_dim = self.shape.head_dim;
+                    let coded =
+                        Coded::from_numbers(words, shape, head_dim, *codes, channels, &self.device);
+                    coded.map_err(|found| {
+                        let field = format!("{what} of layer {layer}");
+                        Error::invalid(place, field, found, "finite numbers")
+                    })
+                };
+                let keys = coded("keys", keys, Some(channels))?;
+                let both = [keys, coded("values", values, None)?];
+                Store::of_codes(both, positions, capacity)
+            }
+        });
         self.heads_agree = meta.heads_agree;
         Ok(())
     }

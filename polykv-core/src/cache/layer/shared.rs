@@ -42,7 +42,8 @@ impl LayerCache {
                 format!("{} {}", eviction.policy.key(), eviction.budget)
             })
         };
-        Phase::BOTH.map(of).join("; ")
+        let codes = self.rules.as_ref().and_then(|rules| rules.kv);
+        format!("{} {codes:?}", Phase::BOTH.map(of).join("; "))
     }
 
     /// Attention of a chunk of the prompt. The followers' policies are given what they would be given alone.

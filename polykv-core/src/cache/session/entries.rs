@@ -3,6 +3,7 @@
 use super::file::{Incoming, Reader};
 use super::meta::{LayerMeta, check_range};
 use super::state::StateData;
+use crate::codes::Codes;
 use crate::facts::most_entries;
 use crate::phase::Phase;
 use crate::{Error, LayerShape, Result};
@@ -13,8 +14,7 @@ use burn::tensor::DType;
 pub struct LayerData {
     /// Entries per KV head.
     pub entries: usize,
-    pub keys: Incoming,
-    pub values: Incoming,
+    pub vectors: VectorData,
     /// `[batch, kv_heads, entries]`, row-major.
     pub positions: Vec<u32>,
     pub queries: Option<Incoming>,
@@ -22,6 +22,19 @@ pub struct LayerData {
     pub behind: Option<Incoming>,
     pub prefill: StateData,
     pub decode: StateData,
+}
+
+/// Keys and values as the layer keeps them.
+#[derive(Debug)]
+pub enum VectorData {
+    Floats([Incoming; 2]),
+    Codes {
+        codes: Codes,
+        /// `[batch, kv_heads, entries, words]`, row-major.
+        words: [Vec<u32>; 2],
+        /// Mean and scale of the keys' channels, and how many keys they were taken from.
+        channels: ([Incoming; 2], usize),
+    },
 }
 
 /// The tensors of a layer, or those of each of its heads if they have budgets of their own.
@@ -72,9 +85,9 @@ impl LayerData {
             head_dim,
             dtype,
         } = shape;
-        let [rows, keyed, dim] = [batch, kv_heads, head_dim].map(Some);
-        let keys = reader.take(&name("keys"), Some(dtype), &[rows, keyed, None, dim])?;
-        let entries = keys.shape.get(2).copied().unwrap_or(0);
+        let [rows, keyed] = [batch, kv_heads].map(Some);
+        let last = meta.kv.map_or(head_dim, |codes| codes.words(head_dim));
+        let entries = reader.dim(&name("keys"), 2)?;
         let most = seen.min(most_entries(meta.window));
         check_range(
             reader.place(),
@@ -84,7 +97,27 @@ impl LayerData {
             most,
         )?;
         let count = Some(entries);
-        let values = reader.take(&name("values"), Some(dtype), &[rows, keyed, count, dim])?;
+        let dims = [rows, keyed, count, Some(last)];
+        let names = [name("keys"), name("values")];
+        let vectors = match meta.kv {
+            None => {
+                let [keys, values] = names.map(|name| reader.take(&name, Some(dtype), &dims));
+                VectorData::Floats([keys?, values?])
+            }
+            Some(codes) => {
+                let [keys, values] = names.map(|name| reader.take_numbers(&name, &dims));
+                let each = [batch, kv_heads, 1, head_dim].map(Some);
+                let mut channel = |what: &str| reader.take(&name(what), Some(DType::F32), &each);
+                VectorData::Codes {
+                    codes,
+                    words: [keys?, values?],
+                    channels: (
+                        [channel("channels.mean")?, channel("channels.scale")?],
+                        meta.channels,
+                    ),
+                }
+            }
+        };
         let positions = reader.take_numbers(&name("positions"), &[rows, keyed, count])?;
         check_positions(reader.place(), layer, meta, shape, seen, &positions)?;
         let queries = match meta.queries {
@@ -114,8 +147,7 @@ impl LayerData {
             entries,
             prefill: state(Phase::Prefill)?,
             decode: state(Phase::Decode)?,
-            keys,
-            values,
+            vectors,
             positions,
             queries,
             behind,

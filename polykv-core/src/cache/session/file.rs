@@ -255,6 +255,22 @@ impl Reader {
         Ok(numbers.iter().map(|n| u32::from_le_bytes(*n)).collect())
     }
 
+    /// The length of an axis of a tensor that has not been taken; 1 for an axis that it does not have.
+    ///
+    /// # Errors
+    /// A tensor that is missing.
+    pub fn dim(&self, name: &str, axis: usize) -> Result<usize> {
+        match self.tensors.get(name) {
+            Some(entry) => Ok(entry.shape.get(axis).copied().unwrap_or(1)),
+            None => Err(self.missing(name)),
+        }
+    }
+
+    fn missing(&self, name: &str) -> Error {
+        let field = format!("tensor {name}");
+        Error::invalid(&self.place, field, "missing", "present")
+    }
+
     /// Whether the file has a tensor that has not been taken.
     pub fn has(&self, name: &str) -> bool {
         self.tensors.contains_key(name)
@@ -289,8 +305,7 @@ impl Reader {
 
     fn entry(&mut self, name: &str, shape: &[Option<usize>]) -> Result<Entry> {
         let Some(entry) = self.tensors.remove(name) else {
-            let field = format!("tensor {name}");
-            return Err(Error::invalid(&self.place, field, "missing", "present"));
+            return Err(self.missing(name));
         };
         let fits = |(found, wanted): (&usize, &Option<usize>)| match wanted {
             Some(wanted) => found == wanted,

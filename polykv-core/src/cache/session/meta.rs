@@ -2,6 +2,7 @@
 
 use super::LIMIT;
 use crate::cache::pack::FARTHEST;
+use crate::codes::Codes;
 use crate::phase::Phase;
 use crate::plan::PlanFile;
 use crate::policy::State;
@@ -74,10 +75,20 @@ pub struct LayerMeta {
     pub queries: usize,
     pub prefill: StateMeta,
     pub decode: StateMeta,
+    /// The codes in which keys and values are kept, if they are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kv: Option<Codes>,
+    /// How many keys the channels that keys in codes are relative to were taken from.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub channels: usize,
     /// The KV heads of the rows, one after the other, if they have budgets of their own; tensors are theirs then. A head
     /// without a decode budget, where the layer has one, waits for its part.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub heads: Vec<LayerMeta>,
+}
+
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 /// How many tensors of each kind a policy's state has, and its numbers.

@@ -30,17 +30,7 @@ impl EntryOps for Flex {
             }
         };
         let (keys, values) = (gather(keys), gather(values));
-        let [batch, heads, entries] = positions.layout().shape().dims::<3>();
-        let count = slots.len() / (batch * heads);
-        let mut moved = vec![0; batch * heads * capacity];
-        let places = integers(&positions);
-        let of_heads = slots.chunks_exact(count).zip(places.chunks_exact(entries));
-        for ((slots, places), moved) in of_heads.zip(moved.chunks_exact_mut(capacity)) {
-            for (slot, moved) in slots.iter().zip(moved) {
-                *moved = places[existing(*slot, entries)];
-            }
-        }
-        let moved = integer_tensor(moved, [batch, heads, capacity], positions.dtype());
+        let moved = kept_positions(&positions, &slots, capacity);
         (keys, values, moved)
     }
 
@@ -88,6 +78,40 @@ impl EntryOps for Flex {
     }
 }
 
+/// Contiguous `positions [batch, heads, n]` at `slots [batch * heads * count]`, in room for `capacity` of them; zeros follow.
+pub fn kept_positions(positions: &FlexTensor, slots: &[i64], capacity: usize) -> FlexTensor {
+    let [batch, heads, entries] = positions.layout().shape().dims::<3>();
+    let count = slots.len() / (batch * heads);
+    let mut moved = vec![0; batch * heads * capacity];
+    let places = integers(positions);
+    let of_heads = slots.chunks_exact(count).zip(places.chunks_exact(entries));
+    for ((slots, places), moved) in of_heads.zip(moved.chunks_exact_mut(capacity)) {
+        for (slot, moved) in slots.iter().zip(moved) {
+            *moved = places[existing(*slot, entries)];
+        }
+    }
+    integer_tensor(moved, [batch, heads, capacity], positions.dtype())
+}
+
+/// `positions [batch, heads, n]` with `position` at `slots [batch * heads]`, in place while the tensor is not shared.
+pub fn set_positions(positions: FlexTensor, slots: &[i64], position: usize) -> FlexTensor {
+    let mut positions = whole(positions);
+    let capacity = positions.layout().shape().dims::<3>()[2];
+    let at = slots.iter().enumerate();
+    let at = at.map(|(head, &slot)| head * capacity + existing(slot, capacity));
+    match positions.dtype() {
+        DType::I64 => {
+            let places = positions.storage_mut::<i64>();
+            at.for_each(|at| places[at] = position as i64);
+        }
+        _ => {
+            let places = positions.storage_mut::<i32>();
+            at.for_each(|at| places[at] = position as i32);
+        }
+    }
+    positions
+}
+
 fn gathered<E: Element>(tensor: &FlexTensor, slots: &[i64], capacity: usize) -> FlexTensor {
     let heads = Heads::<E>::of(tensor);
     let dims = [heads.batch, heads.heads, capacity, heads.dim];
@@ -96,7 +120,7 @@ fn gathered<E: Element>(tensor: &FlexTensor, slots: &[i64], capacity: usize) -> 
 }
 
 /// Contiguous and alone in its storage, to be written; a copy only if it is not.
-fn whole(tensor: FlexTensor) -> FlexTensor {
+pub fn whole(tensor: FlexTensor) -> FlexTensor {
     let whole = tensor.to_contiguous();
     // Writing copies what has a second holder.
     drop(tensor);
@@ -124,21 +148,7 @@ fn replace(
         }
     };
     let (keys, values) = (replace(keys, key), replace(values, value));
-    let mut positions = whole(positions);
-    let capacity = positions.layout().shape().dims::<3>()[2];
-    let at = slots.iter().enumerate();
-    let at = at.map(|(head, &slot)| head * capacity + existing(slot, capacity));
-    match positions.dtype() {
-        DType::I64 => {
-            let places = positions.storage_mut::<i64>();
-            at.for_each(|at| places[at] = position as i64);
-        }
-        _ => {
-            let places = positions.storage_mut::<i32>();
-            at.for_each(|at| places[at] = position as i32);
-        }
-    }
-    (keys, values, positions)
+    (keys, values, set_positions(positions, slots, position))
 }
 
 /// Overwrites one vector of each head: `tensor [batch, heads, n, dim]` at `slots [batch * heads]` becomes `entry

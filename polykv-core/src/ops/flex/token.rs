@@ -80,29 +80,62 @@ pub fn attend<E: Element>(
     lengths: Option<&[i64]>,
     mask: &Mask,
 ) -> (Vec<f32>, Vec<f32>) {
-    let group = q.heads / k.heads;
-    let kv_heads = k.batch * k.heads;
-    let small = k.tokens * k.dim * size_of::<E>() < PARALLEL_BYTES;
+    let shape = Shape {
+        batch: q.batch,
+        heads: q.heads,
+        kv_heads: k.heads,
+        tokens: k.tokens,
+        dim: q.dim,
+        bytes: k.dim * size_of::<E>(),
+    };
+    in_parts(shape, lengths, |at| {
+        dispatch!(level, fn part_attention<E: Element>(
+            at: Part, q: &Heads<'_>, k: &Heads<'_, E>, v: &Heads<'_, E>, mask: &Mask,
+        ) -> Partial)
+    })
+}
+
+/// Of one query per head over a cache.
+#[derive(Clone, Copy)]
+pub struct Shape {
+    pub batch: usize,
+    pub heads: usize,
+    pub kv_heads: usize,
+    /// Keys per head.
+    pub tokens: usize,
+    pub dim: usize,
+    /// Bytes of a key.
+    pub bytes: usize,
+}
+
+/// Attention whose parts `part` computes, over the first `lengths [batch * kv_heads]` keys of each head or over all:
+/// `[batch, heads, dim]` and the probabilities `[batch, heads, tokens]`.
+pub fn in_parts(
+    shape: Shape,
+    lengths: Option<&[i64]>,
+    part: impl Fn(Part) -> Partial + Sync,
+) -> (Vec<f32>, Vec<f32>) {
+    let (n, dim) = (shape.tokens, shape.dim);
+    let group = shape.heads / shape.kv_heads;
+    let kv_heads = shape.batch * shape.kv_heads;
+    let small = n * shape.bytes < PARALLEL_BYTES;
     // Two tasks per thread at least: KV heads alone rarely divide by the threads.
     let splits = match small {
         true => 1,
         false => (2 * rayon::current_num_threads()).div_ceil(kv_heads),
     };
-    let step = k.tokens.div_ceil(splits).max(1);
+    let step = n.div_ceil(splits).max(1);
     let part = |i: usize| {
         let kv = i / splits;
-        let seen = lengths.map_or(k.tokens, |lengths| visible(lengths[kv], k.tokens));
+        let seen = lengths.map_or(n, |lengths| visible(lengths[kv], n));
         let first = (i % splits * step).min(seen);
-        let at = Part {
-            batch: kv / k.heads,
-            kv_head: kv % k.heads,
+        part(Part {
+            batch: kv / shape.kv_heads,
+            kv_head: kv % shape.kv_heads,
             group,
             first,
             count: step.min(seen - first),
-        };
-        dispatch!(level, fn part_attention<E: Element>(
-            at: Part, q: &Heads<'_>, k: &Heads<'_, E>, v: &Heads<'_, E>, mask: &Mask,
-        ) -> Partial)
+        })
     };
     let parts: Vec<Partial> = match small {
         true => (0..kv_heads * splits).map(part).collect(),
@@ -112,12 +145,13 @@ pub fn attend<E: Element>(
             .map(part)
             .collect(),
     };
-    let mut output = vec![0.0; q.batch * q.heads * q.dim];
-    let mut row = Vec::with_capacity(q.batch * q.heads * k.tokens);
-    for (head, output) in output.chunks_exact_mut(q.dim).enumerate() {
+    let heads = shape.batch * shape.heads;
+    let mut output = vec![0.0; heads * dim];
+    let mut row = Vec::with_capacity(heads * n);
+    for (head, output) in output.chunks_exact_mut(dim).enumerate() {
         let (kv, g) = (head / group, head % group);
         join(&parts[kv * splits..(kv + 1) * splits], g, output, &mut row);
-        row.resize((head + 1) * k.tokens, 0.0);
+        row.resize((head + 1) * n, 0.0);
     }
     (output, row)
 }
@@ -129,23 +163,34 @@ fn visible(length: i64, n: usize) -> usize {
 
 /// A range of the keys of one KV head.
 #[derive(Clone, Copy)]
-struct Part {
-    batch: usize,
-    kv_head: usize,
-    group: usize,
-    first: usize,
-    count: usize,
+pub struct Part {
+    pub batch: usize,
+    pub kv_head: usize,
+    pub group: usize,
+    pub first: usize,
+    pub count: usize,
 }
 
 /// Attention over a part, not yet divided by its total.
-struct Partial {
+pub struct Partial {
     /// Exponentials relative to the part's largest score, `[group][count]`.
-    row: Vec<f32>,
+    pub row: Vec<f32>,
     /// Per query of the group: the largest score and the sum of the exponentials.
-    most: Vec<f32>,
-    total: Vec<f32>,
+    pub most: Vec<f32>,
+    pub total: Vec<f32>,
     /// `[group][dim]`
-    output: Vec<f32>,
+    pub output: Vec<f32>,
+}
+
+impl Partial {
+    pub fn new(at: Part, dim: usize) -> Self {
+        Self {
+            row: vec![0.0; at.group * at.count],
+            most: vec![0.0; at.group],
+            total: vec![0.0; at.group],
+            output: vec![0.0; at.group * dim],
+        }
+    }
 }
 
 #[inline(always)]
@@ -157,12 +202,7 @@ fn part_attention<V: Vector, E: Element>(
     mask: &Mask,
 ) -> Partial {
     let (n, dim) = (at.count, q.dim);
-    let mut part = Partial {
-        row: vec![0.0; at.group * n],
-        most: vec![0.0; at.group],
-        total: vec![0.0; at.group],
-        output: vec![0.0; at.group * dim],
-    };
+    let mut part = Partial::new(at, dim);
     part_scores::<V, E>(at, q, k, &mut part.row);
     if let Some(softcap) = mask.softcap {
         cap::<V>(&mut part.row, softcap);

@@ -1,0 +1,352 @@
+//! Keys and values in codes of 8 or 4 bits, and attention over them.
+//!
+//! Each vector is coded by itself, in runs of [`Codes::RUN`] numbers with a least number and a step: an entry can be evicted,
+//! moved and overwritten like one in floats. KIVI (arXiv 2402.02750) codes keys by channel, in groups of tokens that cannot be
+//! taken apart, because some channels are far larger than others. Here the mean and the standard deviation of each channel are
+//! taken once, from the keys that a prompt leaves; what is coded is a key less the mean, divided by the square root of the
+//! deviation. The root lost less than the deviation itself: channels that vary much then keep more of the bits.
+//!
+//! Kernels are those of the CPU; no other device has them.
+
+#[cfg(feature = "flex")]
+use super::flex::coded as cpu;
+use super::{AttentionBlock, Mask, bytes, is_cpu, read_error};
+use crate::codes::Codes;
+use burn::tensor::{DType, Device, Int, Tensor, TensorData, s};
+
+/// Whether the device has kernels for entries in codes.
+pub fn has_codes(device: &Device) -> bool {
+    is_cpu(device)
+}
+
+/// The mean of each channel of a KV head's keys and the square root of its standard deviation, `[batch, kv_heads, 1, head_dim]`.
+#[derive(Clone, Debug)]
+pub struct Channels {
+    pub(crate) mean: Tensor<4>,
+    pub(crate) scale: Tensor<4>,
+    /// The keys that they were taken from.
+    pub(crate) count: usize,
+}
+
+/// As many keys say what their channels are like.
+const SETTLED: usize = 32;
+
+impl Channels {
+    /// Of keys `[batch, kv_heads, n, head_dim]`, n at least 1.
+    #[must_use]
+    pub fn of(keys: Tensor<4>) -> Self {
+        let keys = keys.cast(DType::F32);
+        let count = keys.dims()[2];
+        let mean = keys.clone().mean_dim(2);
+        let variance = (keys - mean.clone()).square().mean_dim(2);
+        let scale = variance.sqrt().sqrt();
+        // A channel that does not vary takes part in its run nearly as it is.
+        let usual = scale.clone().mean_dim(3).clamp_min(1e-6);
+        let least = usual.mul_scalar(1e-2).expand(scale.dims());
+        let scale = scale.clone().mask_where(scale.lower(least.clone()), least);
+        Self { mean, scale, count }
+    }
+
+    /// Whether they were taken from enough keys to stay as they are.
+    pub(crate) fn are_settled(&self) -> bool {
+        self.count >= SETTLED
+    }
+
+    /// Bytes of both.
+    pub fn bytes(&self) -> usize {
+        bytes(&self.mean).saturating_add(bytes(&self.scale))
+    }
+
+    pub(crate) fn of_head(&self, row: usize, head: usize) -> Self {
+        let of = |all: &Tensor<4>| all.clone().narrow(0, row, 1).narrow(1, head, 1);
+        Self {
+            mean: of(&self.mean),
+            scale: of(&self.scale),
+            count: self.count,
+        }
+    }
+
+    #[cfg(feature = "flex")]
+    fn tensors(&self) -> [&Tensor<4>; 2] {
+        [&self.mean, &self.scale]
+    }
+}
+
+/// Vectors in codes, `[batch, kv_heads, n, head_dim]`.
+#[derive(Clone, Debug)]
+pub struct Coded {
+    /// `[batch, kv_heads, n, words]`
+    pub(crate) words: Tensor<4, Int>,
+    pub(crate) codes: Codes,
+    pub(crate) head_dim: usize,
+    pub(crate) channels: Option<Channels>,
+}
+
+/// What no device without kernels gets to: such caches are refused when they are made.
+#[cfg(not(feature = "flex"))]
+macro_rules! cpu {
+    ($($call:tt)*) => {
+        unreachable!("entries in codes on a device without kernels for them")
+    };
+}
+#[cfg(feature = "flex")]
+macro_rules! cpu {
+    ($($call:tt)*) => { cpu::$($call)* };
+}
+
+impl Coded {
+    /// Vectors `[batch, kv_heads, n, head_dim]` in codes, relative to their channels if these are given.
+    ///
+    /// # Panics
+    /// On a device without kernels, see [`has_codes`], and for channels of another shape.
+    #[must_use]
+    pub fn of(vectors: Tensor<4>, codes: Codes, channels: Option<Channels>) -> Self {
+        let [batch, kv_heads, _, head_dim] = vectors.dims();
+        if let Some(channels) = &channels {
+            assert_eq!(channels.mean.dims(), [batch, kv_heads, 1, head_dim]);
+        }
+        Self {
+            words: encode(vectors, codes, channels.as_ref()),
+            codes,
+            head_dim,
+            channels,
+        }
+    }
+
+    /// Vectors of `[batch, kv_heads, n]` heads and places from the numbers that [`Coded::numbers`] gave.
+    ///
+    /// # Errors
+    /// What is wrong with the numbers: another count than the shape has, and what stands for no finite vectors.
+    pub(crate) fn from_numbers(
+        numbers: &[u32],
+        [batch, kv_heads, n]: [usize; 3],
+        head_dim: usize,
+        codes: Codes,
+        channels: Option<Channels>,
+        device: &Device,
+    ) -> Result<Self, String> {
+        let width = codes.words(head_dim);
+        let dims = [batch, kv_heads, n, width];
+        if numbers.len() != dims.iter().product::<usize>() {
+            return Err(format!("{} numbers", numbers.len()));
+        }
+        let runs = head_dim.div_ceil(Codes::RUN);
+        let endless = |bits: u32| bits & 0x7f80 == 0x7f80;
+        let mut last = numbers.chunks(width).flat_map(|row| &row[width - runs..]);
+        if last.any(|&word| endless(word) || endless(word >> 16)) {
+            return Err("a run that is not finite".into());
+        }
+        let scales: Vec<f32> = match &channels {
+            Some(channels) => channels.scale.clone().try_into_vec_as().unwrap_or_default(),
+            None => Vec::new(),
+        };
+        if scales.iter().any(|scale| !(*scale > 0.0)) {
+            return Err("a channel whose scale is not above 0".into());
+        }
+        let words: Vec<i32> = numbers.iter().map(|&word| word as i32).collect();
+        Ok(Self {
+            words: Tensor::from_data(TensorData::new(words, dims), (device, DType::I32)),
+            codes,
+            head_dim,
+            channels,
+        })
+    }
+
+    /// The words, row-major.
+    ///
+    /// # Errors
+    /// A device that cannot be read.
+    pub(crate) fn numbers(&self) -> crate::Result<Vec<u32>> {
+        let words: Vec<i32> = self.words.clone().try_into_vec_as().map_err(read_error)?;
+        Ok(words.into_iter().map(|word| word as u32).collect())
+    }
+
+    /// `[batch, kv_heads, n, words]`
+    pub(crate) fn dims(&self) -> [usize; 4] {
+        self.words.dims()
+    }
+
+    /// The vectors in f32, `[batch, kv_heads, n, head_dim]`.
+    #[must_use]
+    pub fn vectors(&self) -> Tensor<4> {
+        let words = self.words.clone();
+        cpu!(decode(
+            words,
+            self.codes,
+            self.head_dim,
+            self.channels.as_ref().map(Channels::tensors)
+        ))
+    }
+
+    /// The first `count` vectors.
+    #[must_use]
+    pub fn first(&self, count: usize) -> Self {
+        self.with(self.words.clone().slice(s![.., .., 0..count, ..]))
+    }
+
+    /// The vectors of one KV head in one row.
+    #[must_use]
+    pub fn of_head(&self, row: usize, head: usize) -> Self {
+        let channels = self.channels.as_ref();
+        Self {
+            words: self.words.clone().narrow(0, row, 1).narrow(1, head, 1),
+            channels: channels.map(|channels| channels.of_head(row, head)),
+            ..*self
+        }
+    }
+
+    /// How many vectors each head has room for.
+    pub fn capacity(&self) -> usize {
+        self.words.dims()[2]
+    }
+
+    /// Bytes of the codes.
+    pub fn bytes(&self) -> usize {
+        bytes(&self.words)
+    }
+
+    /// The vectors at `slots [batch, kv_heads, count]`, in room for `capacity` of them.
+    pub(crate) fn keep(&mut self, slots: Tensor<3, Int>, capacity: usize) {
+        let words = self.words.extract();
+        self.words = cpu!(gather(words, slots, capacity));
+    }
+
+    /// The same vectors in room for `capacity` of them; what follows is zero.
+    pub(crate) fn grow(&mut self, capacity: usize) {
+        let words = self.words.extract();
+        let [batch, kv_heads, count, width] = words.dims();
+        let dims = [batch, kv_heads, capacity, width];
+        let room = Tensor::<4, Int>::zeros(dims, (&words.device(), words.dtype()));
+        self.words = room.slice_assign(s![.., .., 0..count, ..], words);
+    }
+
+    /// Overwrites the vectors at `slots [batch, kv_heads, count]` by `vectors [batch, kv_heads, count, head_dim]`, in place while
+    /// nobody else holds the words.
+    pub(crate) fn put(&mut self, slots: &Tensor<3, Int>, vectors: Tensor<4>) {
+        let new = encode(vectors, self.codes, self.channels.as_ref());
+        let words = self.words.extract();
+        self.words = cpu!(put(words, slots, new));
+    }
+
+    /// [`Coded::put`] in the same slot of all heads.
+    pub(crate) fn write(&mut self, slot: usize, vectors: Tensor<4>) {
+        let new = encode(vectors, self.codes, self.channels.as_ref());
+        let words = self.words.extract();
+        self.words = cpu!(write(words, slot, new));
+    }
+
+    /// Overwrites vectors from place `first` on, in place while nobody else holds the words.
+    pub(crate) fn set(&mut self, first: usize, vectors: Tensor<4>) {
+        let places = first..first.saturating_add(vectors.dims()[2]);
+        let new = encode(vectors, self.codes, self.channels.as_ref());
+        self.words
+            .inplace(|words| words.slice_assign(s![.., .., places, ..], new));
+    }
+
+    /// Adds to the vectors at `slots [batch, kv_heads, count]`, all different in a head, or to the first ones.
+    pub(crate) fn add(&mut self, slots: Option<&Tensor<3, Int>>, delta: Tensor<4>) {
+        let count = delta.dims()[2];
+        let old = match slots {
+            Some(slots) => {
+                let (words, slots) = (self.words.clone(), slots.clone());
+                self.with(cpu!(gather(words, slots, count)))
+            }
+            None => self.first(count),
+        };
+        let sum = old.vectors().add(delta);
+        match slots {
+            Some(slots) => self.put(slots, sum),
+            None => self.set(0, sum),
+        }
+    }
+
+    /// The vector at one place.
+    pub(crate) fn at(&self, place: usize) -> Self {
+        self.with(self.words.clone().narrow(2, place, 1))
+    }
+
+    /// Where the words lie in memory.
+    #[cfg(all(test, feature = "flex"))]
+    pub(crate) fn address(&self) -> usize {
+        let words = self.words.clone();
+        let words = words.try_into_primitive::<burn::backend::Flex>().unwrap();
+        words.storage::<i32>().as_ptr() as usize
+    }
+
+    fn with(&self, words: Tensor<4, Int>) -> Self {
+        Self {
+            words,
+            channels: self.channels.clone(),
+            ..*self
+        }
+    }
+}
+
+fn encode(vectors: Tensor<4>, codes: Codes, channels: Option<&Channels>) -> Tensor<4, Int> {
+    cpu!(encode(vectors, codes, channels.map(Channels::tensors)))
+}
+
+/// Attention of one query per head over the first `entries` (at least 1) of `keys` and `values`, which are in the same codes: `q
+/// [batch, heads, 1, head_dim]` in f32 → the output `[batch, heads, 1, head_dim]` and the attention. The other entries are not
+/// read, and no vector is decoded into memory.
+///
+/// # Panics
+/// If the shapes do not fit, for more entries than there are, and on a device without kernels, see [`has_codes`].
+pub fn attend_coded(
+    q: Tensor<4>,
+    keys: &Coded,
+    values: &Coded,
+    entries: usize,
+    mask: &Mask,
+) -> (Tensor<4>, AttentionBlock) {
+    let [batch, kv_heads, all, _] = keys.words.dims();
+    let [rows, heads, tokens, head_dim] = q.dims();
+    assert_eq!(
+        [rows, tokens, head_dim],
+        [batch, 1, keys.head_dim],
+        "queries for keys"
+    );
+    assert_eq!(values.words.dims(), keys.words.dims(), "a value per key");
+    assert_eq!(
+        values.codes, keys.codes,
+        "keys and values in the same codes"
+    );
+    assert!(
+        heads.is_multiple_of(kv_heads),
+        "{heads} query heads for {kv_heads} KV heads"
+    );
+    assert!((1..=all).contains(&entries), "{entries} entries of {all}");
+    mask.check([batch, kv_heads, entries], 1);
+    let words = [keys.words.clone(), values.words.clone()];
+    let channels = keys.channels.as_ref().map(Channels::tensors);
+    let (output, row) = cpu!(attend(q, words, keys.codes, channels, entries, mask));
+    let block = AttentionBlock::of_probabilities(row, heads / kv_heads, mask.clone());
+    (output, block)
+}
+
+/// Positions `[batch, kv_heads, n]` at `slots [batch, kv_heads, count]`, in room for `capacity` of them.
+pub(crate) fn keep_positions(
+    positions: Tensor<3, Int>,
+    slots: Tensor<3, Int>,
+    capacity: usize,
+) -> Tensor<3, Int> {
+    cpu!(gather_positions(positions, slots, capacity))
+}
+
+/// Positions with `position` at `slots [batch, kv_heads, 1]`, in place while nobody else holds them.
+pub(crate) fn put_position(
+    positions: Tensor<3, Int>,
+    slots: &Tensor<3, Int>,
+    position: usize,
+) -> Tensor<3, Int> {
+    cpu!(put_position(positions, slots, position))
+}
+
+/// [`put_position`] in the same slot of all heads.
+pub(crate) fn write_position(
+    positions: Tensor<3, Int>,
+    slot: usize,
+    position: usize,
+) -> Tensor<3, Int> {
+    cpu!(write_position(positions, slot, position))
+}

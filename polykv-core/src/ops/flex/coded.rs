@@ -1,0 +1,311 @@
+//! Entries in codes: coding them, moving them, and attention of one token per sequence over them. Words are tensors of 32-bit
+//! integers, `[batch, kv_heads, n, words]`.
+
+mod attention;
+mod rows;
+
+#[cfg(test)]
+mod tests;
+
+use super::PARALLEL_BYTES;
+use super::bridge::{existing, flex, float, float_back, integers, tensor, widened};
+use super::entries::{kept_positions, set_positions, whole};
+use super::mask::Mask;
+use super::simd::{Level, Vector, dispatch};
+use super::token::{Part, Partial, Shape, in_parts};
+use super::view::Heads;
+use crate::codes::Codes;
+use crate::ops;
+use crate::ops::kernels;
+use attention::{Entries, part_attention};
+use burn::backend::Flex;
+use burn::backend::flex::FlexTensor;
+use burn::tensor::{Int, Tensor, TensorData};
+use rayon::prelude::*;
+use rows::Format;
+
+/// Words of `[batch, kv_heads, n, words]` whose last axis is dense.
+#[derive(Clone, Copy)]
+struct Words<'a> {
+    data: &'a [i32],
+    start: usize,
+    strides: [usize; 3],
+    heads: usize,
+    words: usize,
+}
+
+impl<'a> Words<'a> {
+    fn of(tensor: &'a FlexTensor) -> Self {
+        let layout = tensor.layout();
+        let [_, heads, _, words] = layout.shape().dims::<4>();
+        let stride = |axis: usize| layout.strides()[axis] as usize;
+        Self {
+            data: tensor.storage::<i32>(),
+            start: layout.start_offset(),
+            strides: [stride(0), stride(1), stride(2)],
+            heads,
+            words,
+        }
+    }
+
+    #[inline(always)]
+    fn row(&self, batch: usize, head: usize, entry: usize) -> &'a [i32] {
+        let [b, h, e] = self.strides;
+        let at = self.start + batch * b + head * h + entry * e;
+        &self.data[at..at + self.words]
+    }
+}
+
+fn words<const D: usize>(tensor: Tensor<D, Int>) -> FlexTensor {
+    let tensor = flex(tensor).int();
+    match tensor.layout().strides().last() {
+        Some(1) if tensor.layout().has_positive_strides() => tensor,
+        _ => tensor.to_contiguous(),
+    }
+}
+
+fn words_back(values: Vec<i32>, dims: [usize; 4]) -> Tensor<4, Int> {
+    Tensor::from_primitive::<Flex>(FlexTensor::from_data(TensorData::new(values, dims)))
+}
+
+/// Mean and scale of each head's channels as slices of `[batch * kv_heads][dim]`.
+struct Channels([FlexTensor; 2]);
+
+impl Channels {
+    fn of(channels: Option<[&Tensor<4>; 2]>) -> Option<Self> {
+        let dense = |tensor: &Tensor<4>| float(tensor.clone()).to_contiguous();
+        channels.map(|channels| Self(channels.map(dense)))
+    }
+
+    fn slices(&self) -> [&[f32]; 2] {
+        let [mean, scale] = &self.0;
+        [mean, scale].map(|tensor| super::bridge::elements::<f32>(tensor))
+    }
+}
+
+pub fn encode(
+    vectors: Tensor<4>,
+    codes: Codes,
+    channels: Option<[&Tensor<4>; 2]>,
+) -> Tensor<4, Int> {
+    let vectors = widened(float(vectors));
+    let vectors = Heads::<f32>::of(&vectors);
+    let channels = Channels::of(channels);
+    let channels = channels.as_ref().map(Channels::slices);
+    let format = Format {
+        codes,
+        dim: vectors.dim,
+    };
+    let (n, width) = (vectors.tokens, format.words());
+    let mut output = vec![0; vectors.batch * vectors.heads * n * width];
+    let row = |(index, words): (usize, &mut [i32])| {
+        let (kv, token) = (index / n, index % n);
+        let at = kv * format.dim;
+        let channels = channels.map(|all| all.map(|all| &all[at..at + format.dim]));
+        let vector = vectors.row(kv / vectors.heads, kv % vectors.heads, token);
+        format.encode(vector, channels, words);
+    };
+    match size_of_val(&output[..]) < PARALLEL_BYTES {
+        true => output.chunks_exact_mut(width).enumerate().for_each(row),
+        false => output.par_chunks_exact_mut(width).enumerate().for_each(row),
+    }
+    words_back(output, [vectors.batch, vectors.heads, n, width])
+}
+
+pub fn decode(
+    coded: Tensor<4, Int>,
+    codes: Codes,
+    dim: usize,
+    channels: Option<[&Tensor<4>; 2]>,
+) -> Tensor<4> {
+    let coded = words(coded);
+    let [batch, heads, n, _] = coded.layout().shape().dims::<4>();
+    let channels = Channels::of(channels);
+    let channels = channels.as_ref().map(Channels::slices);
+    let coded = Words::of(&coded);
+    let format = Format { codes, dim };
+    let mut output = vec![0.0; batch * heads * n * dim];
+    let head = |(kv, output): (usize, &mut [f32])| {
+        let channels = channels.map(|all| all.map(|all| &all[kv * dim..(kv + 1) * dim]));
+        let at = [kv / heads, kv % heads];
+        dispatch!(Level::best(), fn decode_head(
+            coded: Words<'_>, format: Format, at: [usize; 2], channels: Option<[&[f32]; 2]>, output: &mut [f32],
+        ));
+    };
+    match size_of_val(&output[..]) < PARALLEL_BYTES {
+        true => output
+            .chunks_exact_mut((n * dim).max(1))
+            .enumerate()
+            .for_each(head),
+        false => output
+            .par_chunks_exact_mut(n * dim)
+            .enumerate()
+            .for_each(head),
+    }
+    float_back(tensor(output, [batch, heads, n, dim]))
+}
+
+#[inline(always)]
+fn decode_head<V: Vector>(
+    coded: Words<'_>,
+    format: Format,
+    [batch, head]: [usize; 2],
+    channels: Option<[&[f32]; 2]>,
+    output: &mut [f32],
+) {
+    for (entry, vector) in output.chunks_exact_mut(format.dim).enumerate() {
+        format.decode::<V>(coded.row(batch, head, entry), vector);
+        if let Some([mean, scale]) = channels {
+            for i in 0..vector.len() {
+                vector[i] = vector[i] * scale[i] + mean[i];
+            }
+        }
+    }
+}
+
+/// The entries at `slots [batch, kv_heads, count]` in room for `capacity` of them.
+pub fn gather(coded: Tensor<4, Int>, slots: Tensor<3, Int>, capacity: usize) -> Tensor<4, Int> {
+    let coded = words(coded);
+    let [batch, heads, n, width] = coded.layout().shape().dims::<4>();
+    let slots = flex(slots).int().to_contiguous();
+    let slots = integers(&slots);
+    let count = slots.len() / (batch * heads);
+    let coded = Words::of(&coded);
+    let mut output = vec![0; batch * heads * capacity * width];
+    let of_heads = output.chunks_exact_mut(capacity * width);
+    for (kv, (output, slots)) in of_heads.zip(slots.chunks_exact(count)).enumerate() {
+        for (slot, output) in slots.iter().zip(output.chunks_exact_mut(width)) {
+            let slot = existing(*slot, n);
+            output.copy_from_slice(coded.row(kv / heads, kv % heads, slot));
+        }
+    }
+    words_back(output, [batch, heads, capacity, width])
+}
+
+/// Overwrites the entries at `slots [batch, kv_heads, count]` by `entry [batch, kv_heads, count, words]`, in place while the
+/// tensor is not shared.
+pub fn put(coded: Tensor<4, Int>, slots: &Tensor<3, Int>, entry: Tensor<4, Int>) -> Tensor<4, Int> {
+    let slots = flex(slots.clone()).int().to_contiguous();
+    put_at(coded, &integers(&slots), entry)
+}
+
+/// [`put`] in the same slot of all heads.
+pub fn write(coded: Tensor<4, Int>, slot: usize, entry: Tensor<4, Int>) -> Tensor<4, Int> {
+    let [batch, heads, ..] = coded.dims();
+    put_at(coded, &vec![slot as i64; batch * heads], entry)
+}
+
+fn put_at(coded: Tensor<4, Int>, slots: &[i64], entry: Tensor<4, Int>) -> Tensor<4, Int> {
+    let mut coded = whole(flex(coded).int());
+    let entry = words(entry);
+    let [batch, heads, n, width] = coded.layout().shape().dims::<4>();
+    let entry = Words::of(&entry);
+    let count = slots.len() / (batch * heads);
+    let all = coded.storage_mut::<i32>();
+    for (index, &slot) in slots.iter().enumerate() {
+        let (kv, i) = (index / count, index % count);
+        let at = (kv * n + existing(slot, n)) * width;
+        all[at..at + width].copy_from_slice(entry.row(kv / heads, kv % heads, i));
+    }
+    Tensor::from_primitive::<Flex>(coded)
+}
+
+/// Positions `[batch, kv_heads, n]` with `position` at `slots [batch, kv_heads, 1]`.
+pub fn put_position(
+    positions: Tensor<3, Int>,
+    slots: &Tensor<3, Int>,
+    position: usize,
+) -> Tensor<3, Int> {
+    let slots = flex(slots.clone()).int().to_contiguous();
+    let positions = set_positions(flex(positions).int(), &integers(&slots), position);
+    Tensor::from_primitive::<Flex>(positions)
+}
+
+/// [`put_position`] in the same slot of all heads.
+pub fn write_position(positions: Tensor<3, Int>, slot: usize, position: usize) -> Tensor<3, Int> {
+    let [batch, heads, _] = positions.dims();
+    let slots = vec![slot as i64; batch * heads];
+    Tensor::from_primitive::<Flex>(set_positions(flex(positions).int(), &slots, position))
+}
+
+/// The positions at `slots [batch, kv_heads, count]` in room for `capacity` of them.
+pub fn gather_positions(
+    positions: Tensor<3, Int>,
+    slots: Tensor<3, Int>,
+    capacity: usize,
+) -> Tensor<3, Int> {
+    let slots = flex(slots).int().to_contiguous();
+    let positions = flex(positions).int().to_contiguous();
+    Tensor::from_primitive::<Flex>(kept_positions(&positions, &integers(&slots), capacity))
+}
+
+/// Attention of one query per head, `q [batch, heads, 1, dim]`, over the first `entries` entries: the output and the
+/// probabilities `[batch, kv_heads, group, entries]`.
+pub fn attend(
+    q: Tensor<4>,
+    words: [Tensor<4, Int>; 2],
+    codes: Codes,
+    channels: Option<[&Tensor<4>; 2]>,
+    entries: usize,
+    mask: &ops::Mask,
+) -> (Tensor<4>, Tensor<4>) {
+    attend_at(Level::best(), q, words, codes, channels, entries, mask)
+}
+
+fn attend_at(
+    level: Level,
+    q: Tensor<4>,
+    [keys, values]: [Tensor<4, Int>; 2],
+    codes: Codes,
+    channels: Option<[&Tensor<4>; 2]>,
+    entries: usize,
+    mask: &ops::Mask,
+) -> (Tensor<4>, Tensor<4>) {
+    let [batch, heads, _, dim] = q.dims();
+    let [_, kv_heads, ..] = keys.dims();
+    let (q, keys, values) = (widened(float(q)), words(keys), words(values));
+    let channels = Channels::of(channels);
+    let all = Entries {
+        format: Format { codes, dim },
+        keys: Words::of(&keys),
+        values: Words::of(&values),
+        channels: channels.as_ref().map(Channels::slices),
+    };
+    let window = mask
+        .places
+        .as_ref()
+        .zip(mask.places.as_ref().and_then(|places| places.window));
+    let mask = Mask::of(
+        kernels::Mask::<Flex> {
+            softcap: mask.softcap.map(|cap| cap as f32),
+            window: match window {
+                None => kernels::Window::None,
+                Some((places, size)) => kernels::Window::Latest {
+                    positions: flex(places.positions.clone()).int(),
+                    size,
+                    seen: places.seen,
+                },
+            },
+        },
+        1,
+    );
+    let shape = Shape {
+        batch,
+        heads,
+        kv_heads,
+        tokens: entries,
+        dim,
+        bytes: all.keys.words * size_of::<i32>(),
+    };
+    let (q, mask) = (Heads::of(&q), &mask);
+    let (output, row) = in_parts(shape, None, |at| {
+        let q = &q;
+        dispatch!(level, fn part_attention(
+            at: Part, q: &Heads<'_>, all: Entries<'_>, mask: &Mask,
+        ) -> Partial)
+    });
+    (
+        float_back(tensor(output, [batch, heads, 1, dim])),
+        float_back(tensor(row, [batch, kv_heads, heads / kv_heads, entries])),
+    )
+}

@@ -1,0 +1,135 @@
+//! One vector in codes: the words of its codes, then a word per run with the least number and the step in bf16, whose range is
+//! that of f32.
+
+use crate::codes::Codes;
+use crate::ops::flex::simd::{Vector, fma};
+use burn::tensor::bf16;
+
+const RUN: usize = Codes::RUN;
+
+/// How vectors of `dim` numbers lie in words.
+#[derive(Clone, Copy, Debug)]
+pub struct Format {
+    pub codes: Codes,
+    pub dim: usize,
+}
+
+impl Format {
+    pub fn words(self) -> usize {
+        self.codes.words(self.dim)
+    }
+
+    fn runs(self) -> usize {
+        self.dim.div_ceil(RUN)
+    }
+
+    /// Bytes of the codes of a whole run.
+    fn run_bytes(self) -> usize {
+        RUN * self.codes.bits() / 8
+    }
+
+    /// Codes a vector, which is less `mean` and divided by `scale` first if these are given.
+    pub fn encode(self, vector: &[f32], channels: Option<[&[f32]; 2]>, words: &mut [i32]) {
+        let (codes, runs) = words.split_at_mut(self.words() - self.runs());
+        codes.fill(0);
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(codes);
+        let most = (1u32 << self.codes.bits()) - 1;
+        for (run, word) in runs.iter_mut().enumerate() {
+            let first = run * RUN;
+            let count = RUN.min(self.dim - first);
+            let mut x = [0.0; RUN];
+            let x = &mut x[..count];
+            x.copy_from_slice(&vector[first..first + count]);
+            if let Some([mean, scale]) = channels {
+                for (i, x) in x.iter_mut().enumerate() {
+                    *x = (*x - mean[first + i]) / scale[first + i];
+                }
+            }
+            let (mut least, mut largest) = (f32::MAX, f32::MIN);
+            for &x in x.iter() {
+                // A number that is not finite makes the whole run so, and is found where it is looked for.
+                least = if x < least || x.is_nan() { x } else { least };
+                largest = if x > largest || x.is_nan() {
+                    x
+                } else {
+                    largest
+                };
+            }
+            let least = bf16::from_f32(least);
+            let step = bf16::from_f32((largest - least.to_f32()).max(0.0) / most as f32);
+            let step = match (largest - least.to_f32()).is_nan() {
+                true => bf16::NAN,
+                false => step,
+            };
+            *word = (u32::from(least.to_bits()) << 16 | u32::from(step.to_bits())) as i32;
+            let inverse = match step.to_f32() {
+                0.0 => 0.0,
+                step => 1.0 / step,
+            };
+            let bytes = &mut bytes[run * self.run_bytes()..];
+            for (i, x) in x.iter().enumerate() {
+                // Casting rounds towards zero and clamps to what the type holds.
+                let code = ((x - least.to_f32()) * inverse + 0.5) as u32;
+                let code = code.min(most) as u8;
+                match self.codes {
+                    Codes::Q8 => bytes[i] = code,
+                    Codes::Q4 => {
+                        let half = count.div_ceil(2);
+                        bytes[i % half] |= code << (i / half * 4);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The numbers that [`Format::encode`] was given, rounded, without the channels' mean and scale.
+    #[inline(always)]
+    pub fn decode<V: Vector>(self, words: &[i32], vector: &mut [f32]) {
+        let (codes, runs) = words.split_at(self.words() - self.runs());
+        let bytes: &[u8] = bytemuck::cast_slice(codes);
+        let (whole, rest) = vector.as_chunks_mut::<RUN>();
+        match self.codes {
+            Codes::Q8 => {
+                let (codes, _) = bytes.as_chunks::<RUN>();
+                for ((x, codes), word) in whole.iter_mut().zip(codes).zip(runs) {
+                    let (least, step) = least_and_step(*word);
+                    for i in 0..RUN {
+                        x[i] = fma::<V>(step, f32::from(codes[i]), least);
+                    }
+                }
+            }
+            Codes::Q4 => {
+                let (codes, _) = bytes.as_chunks::<{ RUN / 2 }>();
+                for ((x, codes), word) in whole.iter_mut().zip(codes).zip(runs) {
+                    let (least, step) = least_and_step(*word);
+                    for i in 0..RUN / 2 {
+                        x[i] = fma::<V>(step, f32::from(codes[i] & 15), least);
+                        x[i + RUN / 2] = fma::<V>(step, f32::from(codes[i] >> 4), least);
+                    }
+                }
+            }
+        }
+        if rest.is_empty() {
+            return;
+        }
+        let (least, step) = least_and_step(runs[runs.len() - 1]);
+        let bytes = &bytes[(runs.len() - 1) * self.run_bytes()..];
+        let half = rest.len().div_ceil(2);
+        for (i, x) in rest.iter_mut().enumerate() {
+            let code = match self.codes {
+                Codes::Q8 => bytes[i],
+                Codes::Q4 => bytes[i % half] >> (i / half * 4) & 15,
+            };
+            *x = fma::<V>(step, f32::from(code), least);
+        }
+    }
+}
+
+#[inline(always)]
+fn least_and_step(word: i32) -> (f32, f32) {
+    let word = word as u32;
+    (
+        f32::from_bits(word & 0xffff_0000),
+        f32::from_bits(word << 16),
+    )
+}
