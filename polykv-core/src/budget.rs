@@ -7,6 +7,7 @@
 
 use crate::codes::Codes;
 use crate::facts::most_entries;
+use crate::ops::coded::Exact;
 use crate::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -53,6 +54,14 @@ impl EntryCost {
             None => self.bytes,
             Some(Codes::Q8) => q8,
             Some(Codes::Q4) => q4,
+        }
+    }
+
+    /// Bytes that a layer which keeps its entries in codes takes beside them: of the few that stay in floats.
+    pub fn bytes_beside(&self, codes: Option<Codes>) -> usize {
+        match codes {
+            Some(Codes::Q4) => self.bytes.saturating_mul(Exact::COUNT),
+            Some(Codes::Q8) | None => 0,
         }
     }
 

@@ -223,18 +223,25 @@ impl Plan {
         layers.any(|layer| Some(layer.kv) != first)
     }
 
+    /// Bytes that the layers take beside their entries, where an entry costs `cost`.
+    fn bytes_beside(&self, cost: &EntryCost) -> usize {
+        let layers = self.layers.iter();
+        let beside = layers.map(|layer| cost.bytes_beside(layer.kv));
+        beside.fold(0, usize::saturating_add)
+    }
+
     /// The most entries per KV head that all layers may hold together, for a prompt of `prompt` tokens, where an entry costs
     /// `cost`: a budget in bytes is one of the layers whose entries are the smallest.
     pub fn most_entries(&self, prompt: usize, cost: &EntryCost) -> usize {
+        let Some(bytes) = self.budget.bytes() else {
+            return self.budget.total(prompt, cost);
+        };
         let sizes = (0..self.layers.len()).map(|layer| self.entry_bytes(layer, cost));
-        let bytes = sizes.min().unwrap_or(cost.bytes);
-        self.budget.total(
-            prompt,
-            &EntryCost {
-                bytes,
-                ..cost.clone()
-            },
-        )
+        let size = sizes.min().unwrap_or(cost.bytes).max(1);
+        bytes
+            .saturating_sub(self.bytes_beside(cost))
+            .checked_div(size)
+            .unwrap_or(0)
     }
 
     /// A fingerprint of what the plan does, whatever the name and the wording of the file that states it: the first 8 bytes

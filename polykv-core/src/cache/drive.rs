@@ -50,6 +50,9 @@ impl KvCache {
     }
 
     pub(super) fn trim(&mut self, layer: usize) -> Result<()> {
+        if let Some(cache) = self.layers.get_mut(layer) {
+            cache.measure_channels();
+        }
         match self.cascade.take() {
             Some(cascade) => self.trim_in_steps(layer, cascade)?,
             None => self.run(layer, LayerCache::end_prompt)?,

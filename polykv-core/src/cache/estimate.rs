@@ -62,7 +62,8 @@ impl Plan {
                 }
             }
             if let Some(layer) = layers.get_mut(index) {
-                sizes.resize(layer, self.entry_bytes(index, cost));
+                let codes = self.layers.get(index).and_then(|layer| layer.kv);
+                sizes.code(layer, cost.bytes_in(codes), cost.bytes_beside(codes));
             }
         }
         let online = cascade.map(|cascade| cascade.decode_budgets());
@@ -190,9 +191,9 @@ impl Sizes {
         }
     }
 
-    /// A layer keeps its entries in another format, `size` bytes each, from now on.
-    fn resize(&mut self, layer: &mut Layer, size: usize) {
-        self.step(layer, |layer| layer.size = size);
+    /// A layer keeps its entries in another format from now on: `size` bytes each, and `beside` for all.
+    fn code(&mut self, layer: &mut Layer, size: usize, beside: usize) {
+        self.step(layer, |layer| (layer.size, layer.beside) = (size, beside));
     }
 
     fn replace(&mut self, before: usize, after: usize, transient: usize) {
@@ -205,15 +206,17 @@ impl Sizes {
 struct Layer {
     len: usize,
     slots: usize,
-    /// Bytes of a slot.
+    /// Bytes of a slot, and of what there is beside the slots.
     size: usize,
+    beside: usize,
     /// Whether the heads have the budgets that they keep while decoding.
     divided: bool,
 }
 
 impl Layer {
     fn bytes(&self) -> usize {
-        self.slots.saturating_mul(self.size)
+        let slots = self.slots.saturating_mul(self.size);
+        slots.saturating_add(self.beside)
     }
 
     fn append(&mut self, rules: &LayerEvictions, tokens: usize, expected: usize) {

@@ -197,6 +197,15 @@ impl LayerCache {
         }
     }
 
+    /// Takes what keys in codes are relative to from all keys of a prompt, before the eviction at its end.
+    pub(super) fn measure_channels(&mut self) {
+        self.heads.iter_mut().for_each(Self::measure_channels);
+        let coded = self.rules.as_ref().is_some_and(|rules| rules.kv.is_some());
+        if let Some(store) = self.store.as_mut().filter(|_| coded) {
+            store.measure_channels();
+        }
+    }
+
     /// Brings the entries into the codes that the plan states, if it states any.
     pub(super) fn code(&mut self) {
         self.heads.iter_mut().for_each(Self::code);

@@ -9,6 +9,7 @@
     warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
 )]
 
+mod codes;
 pub(super) mod entries;
 #[allow(
     clippy::arithmetic_side_effects,

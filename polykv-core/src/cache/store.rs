@@ -1,7 +1,7 @@
 //! Storage of one layer's entries.
 
 use crate::codes::Codes;
-use crate::ops::coded::{self, Channels, Coded};
+use crate::ops::coded::{self, Channels, CodedEntries};
 use crate::ops::{self, AttentionBlock, Entries, Mask};
 use crate::policy::{Merge, Stored};
 use crate::shape::LayerShape;
@@ -22,7 +22,7 @@ pub(super) struct Store {
 #[derive(Clone, Debug)]
 enum Vectors {
     Floats([Tensor<4>; 2]),
-    Codes([Coded; 2]),
+    Codes(CodedEntries),
 }
 
 impl Store {
@@ -54,11 +54,11 @@ impl Store {
     }
 
     /// The same for entries in codes.
-    pub fn of_codes(vectors: [Coded; 2], positions: Tensor<3, Int>, capacity: usize) -> Self {
+    pub fn of_codes(entries: CodedEntries, positions: Tensor<3, Int>, capacity: usize) -> Self {
         let len = positions.dims()[2];
-        let channels = vectors[0].channels.clone();
+        let channels = entries.keys.channels.clone();
         let mut store = Self {
-            vectors: Vectors::Codes(vectors),
+            vectors: Vectors::Codes(entries),
             positions,
             len,
             channels,
@@ -76,10 +76,7 @@ impl Store {
                 let of = |all: Tensor<4>| all.narrow(0, row, 1).narrow(1, head, 1);
                 Vectors::Floats([self.keys(), self.values()].map(of))
             }
-            Vectors::Codes(both) => Vectors::Codes(
-                both.each_ref()
-                    .map(|all| all.first(self.len).of_head(row, head)),
-            ),
+            Vectors::Codes(coded) => Vectors::Codes(coded.of_head(self.len, row, head)),
         };
         let channels = self.channels.as_ref();
         Self {
@@ -100,11 +97,10 @@ impl Store {
 
     /// Bytes of keys and values, free slots included.
     pub fn kv_bytes(&self) -> usize {
-        let [keys, values] = match &self.vectors {
-            Vectors::Floats(both) => both.each_ref().map(ops::bytes),
-            Vectors::Codes(both) => both.each_ref().map(Coded::bytes),
-        };
-        keys.saturating_add(values)
+        match &self.vectors {
+            Vectors::Floats([keys, values]) => ops::bytes(keys).saturating_add(ops::bytes(values)),
+            Vectors::Codes(coded) => coded.bytes(),
+        }
     }
 
     /// Bytes of the positions, and of what keys are coded relative to.
@@ -125,24 +121,25 @@ impl Store {
 
     /// Keys and values without the free slots.
     pub fn stored(&self) -> (Stored, Stored) {
-        let full = self.len == self.capacity();
-        let [keys, values] = match &self.vectors {
-            Vectors::Floats(both) => both.each_ref().map(|all| {
-                Stored::from(match full {
-                    true => all.clone(),
-                    false => all.clone().slice(s![.., .., 0..self.len, ..]),
-                })
-            }),
-            Vectors::Codes(both) => both.each_ref().map(|all| Stored::from(all.first(self.len))),
-        };
-        (keys, values)
+        match &self.vectors {
+            Vectors::Floats([keys, values]) => {
+                let held = |all: &Tensor<4>| {
+                    Stored::from(match self.len == self.capacity() {
+                        true => all.clone(),
+                        false => all.clone().slice(s![.., .., 0..self.len, ..]),
+                    })
+                };
+                (held(keys), held(values))
+            }
+            Vectors::Codes(coded) => Stored::of_codes(coded, self.len),
+        }
     }
 
-    /// Keys and values in codes without the free slots, if they are in codes.
-    pub fn codes(&self) -> Option<[Coded; 2]> {
+    /// Keys and values in codes, free slots included, if they are in codes.
+    pub fn codes(&self) -> Option<&CodedEntries> {
         match &self.vectors {
             Vectors::Floats(_) => None,
-            Vectors::Codes(both) => Some(both.each_ref().map(|all| all.first(self.len))),
+            Vectors::Codes(coded) => Some(coded),
         }
     }
 
@@ -159,32 +156,38 @@ impl Store {
             Vectors::Floats([keys, values]) => {
                 ops::attend_first(q, keys.clone(), values.clone(), self.len, mask)
             }
-            Vectors::Codes([keys, values]) => coded::attend_coded(q, keys, values, self.len, mask),
+            Vectors::Codes(coded) => coded.attend(q, self.len, mask),
         }
     }
 
-    /// Brings keys and values into codes. Keys are coded relative to the channels of earlier ones, if these were enough.
+    /// Takes what keys are coded relative to from the keys that are held, unless earlier ones were enough.
+    pub fn measure_channels(&mut self) {
+        let settled = self.channels.as_ref().is_some_and(Channels::are_settled);
+        if !settled && self.len > 0 {
+            self.channels = Some(Channels::of(self.keys()));
+        }
+    }
+
+    /// Brings keys and values into codes.
     pub fn code(&mut self, codes: Codes) {
-        let Vectors::Floats([keys, values]) = &mut self.vectors else {
+        if self.channels.is_none() {
+            self.measure_channels();
+        }
+        let positions = self.positions();
+        let (Vectors::Floats(both), Some(channels)) = (&mut self.vectors, &self.channels) else {
             return;
         };
-        let known = self.channels.take().filter(Channels::are_settled);
-        let channels = known.unwrap_or_else(|| {
-            let held = keys.clone().slice(s![.., .., 0..self.len, ..]);
-            Channels::of(held)
-        });
-        self.channels = Some(channels.clone());
-        self.vectors = Vectors::Codes([
-            Coded::of(keys.extract(), codes, Some(channels)),
-            Coded::of(values.extract(), codes, None),
-        ]);
+        let both = both.each_mut().map(Tensor::extract);
+        let coded = CodedEntries::of(both, &positions, codes, channels.clone());
+        self.vectors = Vectors::Codes(coded);
     }
 
     /// Brings keys and values back into floats of this type.
     pub fn decode(&mut self, dtype: DType) {
-        if let Vectors::Codes(both) = &self.vectors {
-            let both = both.each_ref().map(|all| all.vectors().cast(dtype));
-            self.vectors = Vectors::Floats(both);
+        if let Vectors::Codes(coded) = &self.vectors {
+            let all = self.capacity();
+            let both = [coded.keys(all), coded.values(all)];
+            self.vectors = Vectors::Floats(both.map(|all| all.cast(dtype)));
         }
     }
 
@@ -195,7 +198,7 @@ impl Store {
             Vectors::Floats([keys, _]) => {
                 keys.inplace(|t| t.slice_assign(s![.., .., entries, ..], new));
             }
-            Vectors::Codes([keys, _]) => keys.set(0, new),
+            Vectors::Codes(coded) => coded.set_keys(new.cast(DType::F32)),
         }
     }
 
@@ -206,8 +209,8 @@ impl Store {
                 let entries = (self.keys(), self.values(), self.positions());
                 self.set(ops::grow(entries, capacity));
             }
-            Vectors::Codes(both) => {
-                both.iter_mut().for_each(|all| all.grow(capacity));
+            Vectors::Codes(coded) => {
+                coded.grow(capacity);
                 let [batch, kv_heads, count] = self.positions.dims();
                 let old = self.positions.extract();
                 let room = Tensor::zeros([batch, kv_heads, capacity], &old.device());
@@ -254,9 +257,12 @@ impl Store {
                     all.inplace(|t| t.slice_assign(s![.., .., range, ..], new));
                 }
             }
-            Vectors::Codes(both) => {
-                let both = both.iter_mut().zip(new);
-                both.for_each(|(all, new)| all.set(slots.start, new));
+            Vectors::Codes(coded) => {
+                let [keys, values] = new;
+                for (slot, token) in slots.clone().zip(0..tokens) {
+                    let at = |all: &Tensor<4>| all.clone().narrow(2, token, 1);
+                    coded.write(slot, [at(&keys), at(&values)]);
+                }
             }
         }
         self.positions
@@ -264,13 +270,13 @@ impl Store {
     }
 
     /// Overwrites the same slot of all heads.
-    fn write(&mut self, slot: usize, [key, value]: [Tensor<4>; 2], position: usize) {
+    fn write(&mut self, slot: usize, new: [Tensor<4>; 2], position: usize) {
         if let Some(entries) = self.extract() {
+            let [key, value] = new;
             return self.set(ops::write(entries, slot, key, value, position));
         }
-        if let Vectors::Codes([keys, values]) = &mut self.vectors {
-            keys.write(slot, key);
-            values.write(slot, value);
+        if let Vectors::Codes(coded) = &mut self.vectors {
+            coded.write(slot, new);
             let positions = self.positions.extract();
             self.positions = coded::write_position(positions, slot, position);
         }
@@ -284,9 +290,8 @@ impl Store {
         if let Some(entries) = self.extract() {
             return self.set(ops::compact(entries, slots, capacity));
         }
-        if let Vectors::Codes(both) = &mut self.vectors {
-            let all = both.iter_mut();
-            all.for_each(|all| all.keep(slots.clone(), capacity));
+        if let Vectors::Codes(coded) = &mut self.vectors {
+            coded.keep(&slots, capacity);
             let positions = self.positions.extract();
             self.positions = coded::keep_positions(positions, slots, capacity);
         }
@@ -305,9 +310,8 @@ impl Store {
         if let Some(entries) = self.extract() {
             return self.set(ops::replace(entries, victim, key, value, position));
         }
-        if let Vectors::Codes([keys, values]) = &mut self.vectors {
-            keys.put(&victim, key);
-            values.put(&victim, value);
+        if let Vectors::Codes(coded) = &mut self.vectors {
+            coded.replace(&victim, self.len, [key, value]);
             let positions = self.positions.extract();
             self.positions = coded::put_position(positions, &victim, position);
         }
@@ -324,7 +328,7 @@ impl Store {
                 both.each_ref()
                     .map(|all| ops::take(all.clone(), slots.clone()))
             }
-            Vectors::Codes(both) => both.each_ref().map(|all| all.at(slot).vectors()),
+            Vectors::Codes(coded) => coded.at(slot),
         };
         (keys, values)
     }
@@ -332,23 +336,15 @@ impl Store {
     /// Adds to keys and values, in place while nobody else holds the tensors; to the entries in `merge.slots`, or to the
     /// first ones.
     pub fn merge(&mut self, merge: Merge) {
-        let slots = merge.slots;
-        let deltas = [merge.keys, Some(merge.values)];
+        let slots = merge.slots.as_ref();
         match &mut self.vectors {
-            Vectors::Floats(both) => {
-                for (all, delta) in both.iter_mut().zip(deltas) {
-                    if let Some(delta) = delta {
-                        add(all, slots.as_ref(), delta);
-                    }
+            Vectors::Floats([keys, values]) => {
+                if let Some(delta) = merge.keys {
+                    add(keys, slots, delta);
                 }
+                add(values, slots, merge.values);
             }
-            Vectors::Codes(both) => {
-                for (all, delta) in both.iter_mut().zip(deltas) {
-                    if let Some(delta) = delta {
-                        all.add(slots.as_ref(), delta);
-                    }
-                }
-            }
+            Vectors::Codes(coded) => coded.add(slots, merge.keys, merge.values),
         }
     }
 
@@ -361,7 +357,7 @@ impl Store {
                 let tensor = tensor.try_into_primitive::<burn::backend::Flex>().unwrap();
                 tensor.storage::<f32>().as_ptr() as usize
             }),
-            Vectors::Codes(both) => both.each_ref().map(Coded::address),
+            Vectors::Codes(coded) => [&coded.keys, &coded.values].map(|all| all.address()),
         }
     }
 }

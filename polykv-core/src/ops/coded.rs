@@ -8,9 +8,26 @@
 //!
 //! Kernels are those of the CPU; no other device has them.
 
+/// What no device without kernels gets to: such caches are refused when they are made.
+#[cfg(not(feature = "flex"))]
+macro_rules! cpu {
+    ($($call:tt)*) => {
+        unreachable!("entries in codes on a device without kernels for them")
+    };
+}
 #[cfg(feature = "flex")]
-use super::flex::coded as cpu;
-use super::{AttentionBlock, Mask, bytes, is_cpu, read_error};
+macro_rules! cpu {
+    ($($call:tt)*) => { crate::ops::flex::coded::$($call)* };
+}
+
+mod entries;
+mod exact;
+
+pub use entries::CodedEntries;
+pub(crate) use entries::{keep_positions, put_position, write_position};
+pub(crate) use exact::Exact;
+
+use super::{bytes, is_cpu, read_error};
 use crate::codes::Codes;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData, s};
 
@@ -29,7 +46,7 @@ pub struct Channels {
 }
 
 /// As many keys say what their channels are like.
-const SETTLED: usize = 32;
+const SETTLED: usize = 128;
 
 impl Channels {
     /// Of keys `[batch, kv_heads, n, head_dim]`, n at least 1.
@@ -80,18 +97,6 @@ pub struct Coded {
     pub(crate) codes: Codes,
     pub(crate) head_dim: usize,
     pub(crate) channels: Option<Channels>,
-}
-
-/// What no device without kernels gets to: such caches are refused when they are made.
-#[cfg(not(feature = "flex"))]
-macro_rules! cpu {
-    ($($call:tt)*) => {
-        unreachable!("entries in codes on a device without kernels for them")
-    };
-}
-#[cfg(feature = "flex")]
-macro_rules! cpu {
-    ($($call:tt)*) => { cpu::$($call)* };
 }
 
 impl Coded {
@@ -286,67 +291,7 @@ fn encode(vectors: Tensor<4>, codes: Codes, channels: Option<&Channels>) -> Tens
     cpu!(encode(vectors, codes, channels.map(Channels::tensors)))
 }
 
-/// Attention of one query per head over the first `entries` (at least 1) of `keys` and `values`, which are in the same codes: `q
-/// [batch, heads, 1, head_dim]` in f32 → the output `[batch, heads, 1, head_dim]` and the attention. The other entries are not
-/// read, and no vector is decoded into memory.
-///
-/// # Panics
-/// If the shapes do not fit, for more entries than there are, and on a device without kernels, see [`has_codes`].
-pub fn attend_coded(
-    q: Tensor<4>,
-    keys: &Coded,
-    values: &Coded,
-    entries: usize,
-    mask: &Mask,
-) -> (Tensor<4>, AttentionBlock) {
-    let [batch, kv_heads, all, _] = keys.words.dims();
-    let [rows, heads, tokens, head_dim] = q.dims();
-    assert_eq!(
-        [rows, tokens, head_dim],
-        [batch, 1, keys.head_dim],
-        "queries for keys"
-    );
-    assert_eq!(values.words.dims(), keys.words.dims(), "a value per key");
-    assert_eq!(
-        values.codes, keys.codes,
-        "keys and values in the same codes"
-    );
-    assert!(
-        heads.is_multiple_of(kv_heads),
-        "{heads} query heads for {kv_heads} KV heads"
-    );
-    assert!((1..=all).contains(&entries), "{entries} entries of {all}");
-    mask.check([batch, kv_heads, entries], 1);
-    let words = [keys.words.clone(), values.words.clone()];
-    let channels = keys.channels.as_ref().map(Channels::tensors);
-    let (output, row) = cpu!(attend(q, words, keys.codes, channels, entries, mask));
-    let block = AttentionBlock::of_probabilities(row, heads / kv_heads, mask.clone());
-    (output, block)
-}
-
-/// Positions `[batch, kv_heads, n]` at `slots [batch, kv_heads, count]`, in room for `capacity` of them.
-pub(crate) fn keep_positions(
-    positions: Tensor<3, Int>,
-    slots: Tensor<3, Int>,
-    capacity: usize,
-) -> Tensor<3, Int> {
-    cpu!(gather_positions(positions, slots, capacity))
-}
-
-/// Positions with `position` at `slots [batch, kv_heads, 1]`, in place while nobody else holds them.
-pub(crate) fn put_position(
-    positions: Tensor<3, Int>,
-    slots: &Tensor<3, Int>,
-    position: usize,
-) -> Tensor<3, Int> {
-    cpu!(put_position(positions, slots, position))
-}
-
-/// [`put_position`] in the same slot of all heads.
-pub(crate) fn write_position(
-    positions: Tensor<3, Int>,
-    slot: usize,
-    position: usize,
-) -> Tensor<3, Int> {
-    cpu!(write_position(positions, slot, position))
+/// The numbers of a tensor on the CPU.
+fn numbers(tensor: &Tensor<3, Int>) -> Vec<i64> {
+    cpu!(numbers(tensor))
 }

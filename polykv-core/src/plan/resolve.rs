@@ -252,6 +252,7 @@ impl Plan {
         let Some(bytes) = self.budget.bytes().filter(|_| self.mixes_codes()) else {
             return Ok(None);
         };
+        let bytes = bytes.saturating_sub(self.bytes_beside(cost));
         let (mut kept, mut sizes) = (0usize, Vec::new());
         for (layer, rule) in self.rules(phase).enumerate() {
             let size = self.entry_bytes(layer, cost);

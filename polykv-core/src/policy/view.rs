@@ -2,7 +2,7 @@
 
 use super::Phase;
 use crate::facts::LayerFacts;
-use crate::ops::coded::Coded;
+use crate::ops::coded::CodedEntries;
 use crate::ops::{self, Mask, Places, Pool, Protected};
 use crate::shape::LayerShape;
 use crate::{Error, Result};
@@ -67,7 +67,9 @@ pub struct Stored(Kind);
 #[derive(Clone, Debug)]
 enum Kind {
     Floats(Tensor<4>),
-    Codes(Coded),
+    /// The keys of so many entries.
+    Keys(CodedEntries, usize),
+    Values(CodedEntries, usize),
 }
 
 impl Stored {
@@ -75,20 +77,23 @@ impl Stored {
     pub fn tensor(&self) -> Tensor<4> {
         match &self.0 {
             Kind::Floats(tensor) => tensor.clone(),
-            Kind::Codes(coded) => coded.vectors(),
+            Kind::Keys(coded, entries) => coded.keys(*entries),
+            Kind::Values(coded, entries) => coded.values(*entries),
         }
+    }
+
+    /// Keys and values of the first entries of some in codes.
+    pub(crate) fn of_codes(coded: &CodedEntries, entries: usize) -> (Self, Self) {
+        (
+            Self(Kind::Keys(coded.clone(), entries)),
+            Self(Kind::Values(coded.clone(), entries)),
+        )
     }
 }
 
 impl From<Tensor<4>> for Stored {
     fn from(tensor: Tensor<4>) -> Self {
         Self(Kind::Floats(tensor))
-    }
-}
-
-impl From<Coded> for Stored {
-    fn from(coded: Coded) -> Self {
-        Self(Kind::Codes(coded))
     }
 }
 

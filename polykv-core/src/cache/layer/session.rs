@@ -11,7 +11,6 @@ use crate::cache::spans::Spans;
 use crate::cache::store::Store;
 use crate::codes::Codes;
 use crate::facts::LayerFacts;
-use crate::ops::coded::{Channels, Coded};
 use crate::ops::read_error;
 use crate::phase::Phase;
 use crate::plan::{Eviction, LayerEvictions};
@@ -64,20 +63,26 @@ impl LayerCache {
         };
         let name = |what: &str| format!("{prefix}.{what}");
         let coded = store.codes();
-        let mut channels = 0;
-        match &coded {
+        match coded {
             None => {
                 writer.add(name("keys"), store.keys())?;
                 writer.add(name("values"), store.values())?;
             }
-            Some([keys, values]) => {
-                for (what, all) in [("keys", keys), ("values", values)] {
-                    writer.add_numbers(name(what), all.dims().to_vec(), all.numbers()?);
+            Some(coded) => {
+                for (what, all) in [("keys", &coded.keys), ("values", &coded.values)] {
+                    let held = all.first(store.len());
+                    writer.add_numbers(name(what), held.dims().to_vec(), held.numbers()?);
                 }
-                if let Some(own) = &keys.channels {
-                    writer.add(name("channels.mean"), own.mean.clone())?;
-                    writer.add(name("channels.scale"), own.scale.clone())?;
-                    channels = own.count;
+                if let Some(channels) = &coded.keys.channels {
+                    writer.add(name("channels.mean"), channels.mean.clone())?;
+                    writer.add(name("channels.scale"), channels.scale.clone())?;
+                }
+                if let Some(exact) = &coded.exact {
+                    writer.add(name("exact.keys"), exact.keys.clone())?;
+                    writer.add(name("exact.values"), exact.values.clone())?;
+                    let [rows, heads, count, _] = exact.keys.dims();
+                    let slots = exact.slots.iter().map(|&slot| slot as u32).collect();
+                    writer.add_numbers(name("exact.slots"), vec![rows, heads, count], slots);
                 }
             }
         }
@@ -102,11 +107,14 @@ impl LayerCache {
         for phase in Phase::BOTH {
             state::add(writer, &name(&phase.to_string()), self.states.own(phase))?;
         }
+        let channels = coded.and_then(|coded| coded.keys.channels.as_ref());
+        let exact = coded.and_then(|coded| coded.exact.as_ref());
         Ok(LayerMeta {
             window: self.facts.window,
             capacity: store.capacity(),
-            kv: coded.map(|[keys, _]| keys.codes),
-            channels,
+            kv: coded.map(|coded| coded.keys.codes),
+            channels: channels.map_or(0, |channels| channels.count),
+            next: exact.map_or(0, |exact| exact.next),
             prefill_budget: rules.budget(Phase::Prefill),
             decode_budget: rules.budget(Phase::Decode).filter(|_| !self.is_undivided()),
             spans: ranges(self.spans.ranges()),
@@ -198,29 +206,10 @@ impl LayerCache {
                 let values = state::tensor(reader, values, &self.device)?;
                 Store::of((keys, values, positions), capacity)
             }
-            VectorData::Codes {
-                codes,
-                words: [keys, values],
-                channels: ([mean, scale], count),
-            } => {
-                let channels = Channels {
-                    mean: state::tensor(reader, mean, &self.device)?,
-                    scale: state::tensor(reader, scale, &self.device)?,
-                    count: *count,
-                };
-                let coded = |what: &str, words: &[u32], channels: Option<Channels>| {
-                    let shape = [self.shape.batch, self.shape.kv_heads, data.entries];
-                    let head_dim = self.shape.head_dim;
-                    let coded =
-                        Coded::from_numbers(words, shape, head_dim, *codes, channels, &self.device);
-                    coded.map_err(|found| {
-                        let field = format!("{what} of layer {layer}");
-                        Error::invalid(place, field, found, "finite numbers")
-                    })
-                };
-                let keys = coded("keys", keys, Some(channels))?;
-                let both = [keys, coded("values", values, None)?];
-                Store::of_codes(both, positions, capacity)
+            VectorData::Codes(codes) => {
+                let entries =
+                    codes.entries(reader, layer, self.shape, data.entries, &self.device)?;
+                Store::of_codes(entries, positions, capacity)
             }
         });
         self.heads_agree = meta.heads_agree;

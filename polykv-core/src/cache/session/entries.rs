@@ -1,9 +1,9 @@
 //! One layer's entries in a session's file.
 
+use super::codes::CodeData;
 use super::file::{Incoming, Reader};
 use super::meta::{LayerMeta, check_range};
 use super::state::StateData;
-use crate::codes::Codes;
 use crate::facts::most_entries;
 use crate::phase::Phase;
 use crate::{Error, LayerShape, Result};
@@ -28,13 +28,7 @@ pub struct LayerData {
 #[derive(Debug)]
 pub enum VectorData {
     Floats([Incoming; 2]),
-    Codes {
-        codes: Codes,
-        /// `[batch, kv_heads, entries, words]`, row-major.
-        words: [Vec<u32>; 2],
-        /// Mean and scale of the keys' channels, and how many keys they were taken from.
-        channels: ([Incoming; 2], usize),
-    },
+    Codes(CodeData),
 }
 
 /// The tensors of a layer, or those of each of its heads if they have budgets of their own.
@@ -85,39 +79,26 @@ impl LayerData {
             head_dim,
             dtype,
         } = shape;
-        let [rows, keyed] = [batch, kv_heads].map(Some);
-        let last = meta.kv.map_or(head_dim, |codes| codes.words(head_dim));
-        let entries = reader.dim(&name("keys"), 2)?;
+        let [rows, keyed, dim] = [batch, kv_heads, head_dim].map(Some);
+        let field = format!("entries of layer {layer}");
         let most = seen.min(most_entries(meta.window));
-        check_range(
-            reader.place(),
-            &format!("entries of layer {layer}"),
-            entries,
-            1,
-            most,
-        )?;
-        let count = Some(entries);
-        let dims = [rows, keyed, count, Some(last)];
-        let names = [name("keys"), name("values")];
-        let vectors = match meta.kv {
+        let (vectors, entries) = match meta.kv {
             None => {
-                let [keys, values] = names.map(|name| reader.take(&name, Some(dtype), &dims));
-                VectorData::Floats([keys?, values?])
+                let keys = reader.take(&name("keys"), Some(dtype), &[rows, keyed, None, dim])?;
+                let entries = keys.shape.get(2).copied().unwrap_or(0);
+                check_range(reader.place(), &field, entries, 1, most)?;
+                let dims = [rows, keyed, Some(entries), dim];
+                let values = reader.take(&name("values"), Some(dtype), &dims)?;
+                (VectorData::Floats([keys, values]), entries)
             }
             Some(codes) => {
-                let [keys, values] = names.map(|name| reader.take_numbers(&name, &dims));
-                let each = [batch, kv_heads, 1, head_dim].map(Some);
-                let mut channel = |what: &str| reader.take(&name(what), Some(DType::F32), &each);
-                VectorData::Codes {
-                    codes,
-                    words: [keys?, values?],
-                    channels: (
-                        [channel("channels.mean")?, channel("channels.scale")?],
-                        meta.channels,
-                    ),
-                }
+                let entries = reader.dim(&name("keys"), 2)?;
+                check_range(reader.place(), &field, entries, 1, most)?;
+                let data = CodeData::take(reader, prefix, codes, meta, shape, entries)?;
+                (VectorData::Codes(data), entries)
             }
         };
+        let count = Some(entries);
         let positions = reader.take_numbers(&name("positions"), &[rows, keyed, count])?;
         check_positions(reader.place(), layer, meta, shape, seen, &positions)?;
         let queries = match meta.queries {

@@ -81,6 +81,9 @@ pub struct LayerMeta {
     /// How many keys the channels that keys in codes are relative to were taken from.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub channels: usize,
+    /// Which of the latest entries that are kept in floats beside codes is the next to go.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub next: usize,
     /// The KV heads of the rows, one after the other, if they have budgets of their own; tensors are theirs then. A head
     /// without a decode budget, where the layer has one, waits for its part.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -8,7 +8,7 @@ mod rows;
 mod tests;
 
 use super::PARALLEL_BYTES;
-use super::bridge::{existing, flex, float, float_back, integers, tensor, widened};
+use super::bridge::{elements, existing, flex, float, float_back, integers, tensor, widened};
 use super::entries::{kept_positions, set_positions, whole};
 use super::mask::Mask;
 use super::simd::{Level, Vector, dispatch};
@@ -16,8 +16,9 @@ use super::token::{Part, Partial, Shape, in_parts};
 use super::view::Heads;
 use crate::codes::Codes;
 use crate::ops;
+use crate::ops::coded::CodedEntries;
 use crate::ops::kernels;
-use attention::{Entries, part_attention};
+use attention::{Entries, ExactRows, part_attention};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::tensor::{Int, Tensor, TensorData};
@@ -79,7 +80,7 @@ impl Channels {
 
     fn slices(&self) -> [&[f32]; 2] {
         let [mean, scale] = &self.0;
-        [mean, scale].map(|tensor| super::bridge::elements::<f32>(tensor))
+        [mean, scale].map(|tensor| elements::<f32>(tensor))
     }
 }
 
@@ -239,42 +240,77 @@ pub fn gather_positions(
     Tensor::from_primitive::<Flex>(kept_positions(&positions, &integers(&slots), capacity))
 }
 
+/// Vectors `[batch, kv_heads, n, dim]` with rows of `exact [batch, kv_heads, count, dim]` in `slots [batch * kv_heads * count]`,
+/// where these are below n.
+pub fn put_rows(vectors: Tensor<4>, slots: &[i64], exact: Tensor<4>) -> Tensor<4> {
+    let mut vectors = whole(float(vectors));
+    let exact = float(exact).to_contiguous();
+    let [batch, heads, n, dim] = vectors.layout().shape().dims::<4>();
+    let count = slots.len() / (batch * heads);
+    let rows = elements::<f32>(&exact).chunks_exact(dim);
+    let all = vectors.storage_mut::<f32>();
+    for (index, (&slot, row)) in slots.iter().zip(rows).enumerate() {
+        if let Some(slot) = usize::try_from(slot).ok().filter(|&slot| slot < n) {
+            let at = (index / count * n + slot) * dim;
+            all[at..at + dim].copy_from_slice(row);
+        }
+    }
+    float_back(vectors)
+}
+
+/// The numbers of an integer tensor, row-major.
+pub fn numbers(tensor: &Tensor<3, Int>) -> Vec<i64> {
+    integers(&flex(tensor.clone()).int().to_contiguous()).into_owned()
+}
+
 /// Attention of one query per head, `q [batch, heads, 1, dim]`, over the first `entries` entries: the output and the
 /// probabilities `[batch, kv_heads, group, entries]`.
 pub fn attend(
     q: Tensor<4>,
-    words: [Tensor<4, Int>; 2],
-    codes: Codes,
-    channels: Option<[&Tensor<4>; 2]>,
+    coded: &CodedEntries,
     entries: usize,
     mask: &ops::Mask,
 ) -> (Tensor<4>, Tensor<4>) {
-    attend_at(Level::best(), q, words, codes, channels, entries, mask)
+    attend_at(Level::best(), q, coded, entries, mask)
 }
 
 fn attend_at(
     level: Level,
     q: Tensor<4>,
-    [keys, values]: [Tensor<4, Int>; 2],
-    codes: Codes,
-    channels: Option<[&Tensor<4>; 2]>,
+    coded: &CodedEntries,
     entries: usize,
     mask: &ops::Mask,
 ) -> (Tensor<4>, Tensor<4>) {
     let [batch, heads, _, dim] = q.dims();
-    let [_, kv_heads, ..] = keys.dims();
-    let (q, keys, values) = (widened(float(q)), words(keys), words(values));
-    let channels = Channels::of(channels);
+    let [_, kv_heads, ..] = coded.keys.dims();
+    let (keys, values) = (
+        words(coded.keys.words.clone()),
+        words(coded.values.words.clone()),
+    );
+    let q = widened(float(q));
+    let channels = coded.keys.channels.as_ref();
+    let channels = Channels::of(channels.map(|channels| [&channels.mean, &channels.scale]));
+    let exact = coded.exact.as_ref().map(|exact| {
+        let dense = |all: &Tensor<4>| widened(float(all.clone())).to_contiguous();
+        ([dense(&exact.keys), dense(&exact.values)], &exact.slots[..])
+    });
     let all = Entries {
-        format: Format { codes, dim },
+        format: Format {
+            codes: coded.keys.codes,
+            dim,
+        },
         keys: Words::of(&keys),
         values: Words::of(&values),
         channels: channels.as_ref().map(Channels::slices),
+        exact: exact.as_ref().map(|([keys, values], slots)| ExactRows {
+            keys: elements::<f32>(keys),
+            values: elements::<f32>(values),
+            slots,
+            count: slots.len() / (batch * kv_heads),
+        }),
     };
-    let window = mask
-        .places
-        .as_ref()
-        .zip(mask.places.as_ref().and_then(|places| places.window));
+    let places = mask.places.as_ref();
+    let window = places.and_then(|places| places.window.map(|size| (places, size)));
     let mask = Mask::of(
         kernels::Mask::<Flex> {
             softcap: mask.softcap.map(|cap| cap as f32),

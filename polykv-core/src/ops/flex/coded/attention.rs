@@ -18,6 +18,31 @@ pub struct Entries<'a> {
     pub values: Words<'a>,
     /// Mean and scale, `[batch * kv_heads][dim]`.
     pub channels: Option<[&'a [f32]; 2]>,
+    pub exact: Option<ExactRows<'a>>,
+}
+
+/// Entries that are kept in floats as well, `count` of each head.
+#[derive(Clone, Copy)]
+pub struct ExactRows<'a> {
+    /// `[batch * kv_heads][count][dim]`
+    pub keys: &'a [f32],
+    pub values: &'a [f32],
+    /// `[batch * kv_heads][count]`, −1 for none.
+    pub slots: &'a [i64],
+    pub count: usize,
+}
+
+impl<'a> ExactRows<'a> {
+    /// Those of a head in the `len` slots from `first` on: which of its rows, and how far from the first slot.
+    #[inline(always)]
+    fn within(self, head: usize, first: usize, len: usize) -> impl Iterator<Item = (usize, usize)> {
+        let range = head * self.count..(head + 1) * self.count;
+        let slots = self.slots[range.clone()].iter().zip(range);
+        slots.filter_map(move |(&slot, row)| {
+            let place = usize::try_from(slot).ok()?.checked_sub(first)?;
+            (place < len).then_some((row, place))
+        })
+    }
 }
 
 #[inline(always)]
@@ -28,13 +53,14 @@ pub fn part_attention<V: Vector>(
     mask: &Mask,
 ) -> Partial {
     let (n, dim) = (at.count, q.dim);
+    let head = at.batch * entries.keys.heads + at.kv_head;
     let mut part = Partial::new(at, dim);
     let mut tile = vec![0.0; TILE * dim];
     scores::<V>(at, q, entries, &mut tile, &mut part.row);
     if let Some(softcap) = mask.softcap {
         cap::<V>(&mut part.row, softcap);
     }
-    if let Some(sight) = mask.sight(at.batch * entries.keys.heads + at.kv_head, 0) {
+    if let Some(sight) = mask.sight(head, 0) {
         for g in 0..at.group {
             sight.hide_keys(at.first, &mut part.row[g * n..(g + 1) * n]);
         }
@@ -48,6 +74,12 @@ pub fn part_attention<V: Vector>(
         let count = TILE.min(n - start);
         let tile = &mut tile[..count * dim];
         decode::<V>(at, entries.format, entries.values, start, tile);
+        if let Some(exact) = entries.exact {
+            for (row, place) in exact.within(head, at.first + start, count) {
+                let value = &exact.values[row * dim..(row + 1) * dim];
+                tile[place * dim..(place + 1) * dim].copy_from_slice(value);
+            }
+        }
         for g in 0..at.group {
             let weights = &part.row[g * n + start..][..count];
             add_weighted::<V>(weights, tile, &mut part.output[g * dim..(g + 1) * dim]);
@@ -77,7 +109,8 @@ fn scores<V: Vector>(
 ) {
     let (n, dim) = (at.count, q.dim);
     let scale = 1.0 / (dim as f32).sqrt();
-    let of_head = (at.batch * entries.keys.heads + at.kv_head) * dim;
+    let head = at.batch * entries.keys.heads + at.kv_head;
+    let of_head = head * dim;
     let mut queries = vec![0.0; at.group * dim];
     // What a query has of the mean, which all keys share.
     let mut shared = vec![0.0; at.group];
@@ -97,6 +130,21 @@ fn scores<V: Vector>(
         let count = TILE.min(n - start);
         let tile = &mut tile[..count * dim];
         decode::<V>(at, entries.format, entries.keys, start, tile);
+        if let Some(exact) = entries.exact {
+            for (row, place) in exact.within(head, at.first + start, count) {
+                let key = &exact.keys[row * dim..(row + 1) * dim];
+                let tile = &mut tile[place * dim..(place + 1) * dim];
+                match entries.channels {
+                    None => tile.copy_from_slice(key),
+                    Some([means, scales]) => {
+                        let (means, scales) = (&means[of_head..], &scales[of_head..]);
+                        for i in 0..dim {
+                            tile[i] = (key[i] - means[i]) / scales[i];
+                        }
+                    }
+                }
+            }
+        }
         for g in 0..at.group {
             let query = &queries[g * dim..(g + 1) * dim];
             let row = &mut row[g * n + start..][..count];

@@ -1,8 +1,9 @@
-use super::*;
-use crate::ops::coded::{Channels, Coded};
+use super::{Level, attend_at};
+use crate::codes::Codes;
+use crate::ops::coded::{Channels, Coded, CodedEntries};
 use crate::ops::oracle;
 use crate::ops::{Mask, Places};
-use burn::tensor::{DType, Device, Distribution};
+use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 
 const DIMS: [usize; 7] = [1, 7, 32, 40, 64, 80, 128];
 
@@ -126,7 +127,10 @@ fn attention_is_that_over_the_decoded_vectors() {
             let (k, v) = (keys([1, heads, n, dim]).expand(dims), random(dims));
             let positions = Tensor::<1, Int>::arange(0..n as i64, &Device::flex());
             let places = Places {
-                positions: positions.reshape([1, 1, n]).expand([batch, heads, n]),
+                positions: positions
+                    .clone()
+                    .reshape([1, 1, n])
+                    .expand([batch, heads, n]),
                 seen: n,
                 window: Some(40),
             };
@@ -142,17 +146,18 @@ fn attention_is_that_over_the_decoded_vectors() {
                 },
             ];
             for codes in Codes::ALL {
-                let k = Coded::of(k.clone(), codes, Some(Channels::of(k.clone())));
-                let v = Coded::of(v.clone(), codes, None);
+                let both = [k.clone(), v.clone()];
+                let positions = positions
+                    .clone()
+                    .reshape([1, 1, n])
+                    .expand([batch, heads, n]);
+                let coded = CodedEntries::of(both, &positions, codes, Channels::of(k.clone()));
                 for mask in &masks {
-                    let (want, row) =
-                        oracle::attend_token(q.clone(), k.vectors(), v.vectors(), None, mask);
+                    let (k, v) = (coded.keys(n), coded.values(n));
+                    let (want, row) = oracle::attend_token(q.clone(), k, v, None, mask);
                     let (want, row) = (vec(want), vec(row));
                     for level in Level::available() {
-                        let words = [k.words.clone(), v.words.clone()];
-                        let channels = k.channels.as_ref().map(|c| [&c.mean, &c.scale]);
-                        let (output, found) =
-                            attend_at(level, q.clone(), words, codes, channels, n, mask);
+                        let (output, found) = attend_at(level, q.clone(), &coded, n, mask);
                         close(&vec(output), &want, 1e-4);
                         close(&vec(found), &row, 1e-4);
                     }
