@@ -66,8 +66,9 @@ def named(args, source, path):
 def shuffled(args, source, seed):
     path = source.with_name(f"{source.stem}-shuffled-{seed}.yaml")
     out = args.work / path.stem
-    run_once([args.binary, "plan", "shuffle", source, "--seed", seed, "--out", out.with_suffix(".yaml")], out, [source])
-    return named(args, out.with_suffix(".yaml"), path)
+    plan = args.work / path.name
+    run_once([args.binary, "plan", "shuffle", source, "--seed", seed, "--out", plan], out, [source])
+    return named(args, plan, path)
 
 
 def evaluate(args, name, task, plans):

@@ -331,7 +331,8 @@ fn attend_at(
         kv_heads,
         tokens: entries,
         dim,
-        bytes: all.keys.words * size_of::<i32>(),
+        // Decoding is work as well.
+        bytes: dim * size_of::<f32>(),
     };
     let (q, mask) = (Heads::of(&q), &mask);
     let (output, row) = in_parts(shape, None, |at| {

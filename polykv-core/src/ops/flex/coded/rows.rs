@@ -2,7 +2,7 @@
 //! that of f32.
 
 use crate::codes::Codes;
-use crate::ops::flex::simd::{Vector, fma};
+use crate::ops::flex::simd::{LANES, Vector, fma};
 use burn::tensor::bf16;
 
 const RUN: usize = Codes::RUN;
@@ -72,7 +72,8 @@ impl Format {
                 let code = ((x - least.to_f32()) * inverse + 0.5) as u32;
                 let code = code.min(most) as u8;
                 match self.codes {
-                    Codes::Q8 => bytes[i] = code,
+                    // As a byte with a sign, which vectors are widened from.
+                    Codes::Q8 => bytes[i] = code ^ 128,
                     Codes::Q4 => {
                         let half = count.div_ceil(2);
                         bytes[i % half] |= code << (i / half * 4);
@@ -86,50 +87,62 @@ impl Format {
     #[inline(always)]
     pub fn decode<V: Vector>(self, words: &[i32], vector: &mut [f32]) {
         let (codes, runs) = words.split_at(self.words() - self.runs());
-        let bytes: &[u8] = bytemuck::cast_slice(codes);
+        let bytes: &[i8] = bytemuck::cast_slice(codes);
         let (whole, rest) = vector.as_chunks_mut::<RUN>();
         match self.codes {
             Codes::Q8 => {
                 let (codes, _) = bytes.as_chunks::<RUN>();
                 for ((x, codes), word) in whole.iter_mut().zip(codes).zip(runs) {
-                    let (least, step) = least_and_step(*word);
-                    for i in 0..RUN {
-                        x[i] = fma::<V>(step, f32::from(codes[i]), least);
+                    let (least, step) = self.start_and_step(*word);
+                    let (least, step) = (V::splat(least), V::splat(step));
+                    let (x, codes) = (x.as_chunks_mut::<LANES>().0, codes.as_chunks::<LANES>().0);
+                    for i in 0..RUN / LANES {
+                        x[i] = V::load_i8(&codes[i]).mul_add(step, least).lanes();
                     }
                 }
             }
             Codes::Q4 => {
-                let (codes, _) = bytes.as_chunks::<{ RUN / 2 }>();
+                let (codes, _) = bytes.as_chunks::<LANES>();
                 for ((x, codes), word) in whole.iter_mut().zip(codes).zip(runs) {
-                    let (least, step) = least_and_step(*word);
-                    for i in 0..RUN / 2 {
-                        x[i] = fma::<V>(step, f32::from(codes[i] & 15), least);
-                        x[i + RUN / 2] = fma::<V>(step, f32::from(codes[i] >> 4), least);
+                    let (least, step) = self.start_and_step(*word);
+                    let (least, step) = (V::splat(least), V::splat(step));
+                    let (mut low, mut high) = ([0; LANES], [0; LANES]);
+                    for i in 0..LANES {
+                        low[i] = codes[i] & 15;
+                        high[i] = ((codes[i] as u8) >> 4) as i8;
                     }
+                    let x = x.as_chunks_mut::<LANES>().0;
+                    x[0] = V::load_i8(&low).mul_add(step, least).lanes();
+                    x[1] = V::load_i8(&high).mul_add(step, least).lanes();
                 }
             }
         }
         if rest.is_empty() {
             return;
         }
-        let (least, step) = least_and_step(runs[runs.len() - 1]);
+        let (least, step) = self.start_and_step(runs[runs.len() - 1]);
         let bytes = &bytes[(runs.len() - 1) * self.run_bytes()..];
         let half = rest.len().div_ceil(2);
         for (i, x) in rest.iter_mut().enumerate() {
             let code = match self.codes {
                 Codes::Q8 => bytes[i],
-                Codes::Q4 => bytes[i % half] >> (i / half * 4) & 15,
+                Codes::Q4 => ((bytes[i % half] as u8) >> (i / half * 4) & 15) as i8,
             };
             *x = fma::<V>(step, f32::from(code), least);
         }
     }
-}
 
-#[inline(always)]
-fn least_and_step(word: i32) -> (f32, f32) {
-    let word = word as u32;
-    (
-        f32::from_bits(word & 0xffff_0000),
-        f32::from_bits(word << 16),
-    )
+    /// The number that code 0 stands for as a byte with a sign, and the step between codes.
+    #[inline(always)]
+    fn start_and_step(self, word: i32) -> (f32, f32) {
+        let word = word as u32;
+        let (least, step) = (
+            f32::from_bits(word & 0xffff_0000),
+            f32::from_bits(word << 16),
+        );
+        match self.codes {
+            Codes::Q8 => (least + 128.0 * step, step),
+            Codes::Q4 => (least, step),
+        }
+    }
 }
