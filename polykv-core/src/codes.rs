@@ -7,8 +7,8 @@ use std::str::FromStr;
 /// How a layer keeps keys and values in codes of 8 or 4 bits, `kv` in a plan file and `--kv-dtype` on the command line.
 ///
 /// A vector of head_dim numbers is coded by itself, so that an entry can be evicted, moved and overwritten without its
-/// neighbours: each run of [`Codes::RUN`] numbers, the last one may be shorter, has its least number and the step between
-/// codes in f16. Keys are first brought to the scale of their channels: see [`ops::coded`](crate::ops::coded).
+/// neighbours: each run of [`Codes::RUN`] numbers, the last one may be shorter, has a step between codes and a code for 0 in
+/// 32 bits together. Keys are first brought to the scale of their channels: see [`ops::coded`](crate::ops::coded).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Codes {
@@ -22,7 +22,7 @@ impl Codes {
     /// All formats, from the most bits to the fewest.
     pub const ALL: [Self; 2] = [Self::Q8, Self::Q4];
 
-    /// Numbers that share a least number and a step.
+    /// Numbers that share a step and a code for 0.
     pub const RUN: usize = 32;
 
     /// The name in plan files and on the command line.

@@ -1,6 +1,6 @@
 //! Keys and values in codes of 8 or 4 bits, and attention over them.
 //!
-//! Each vector is coded by itself, in runs of [`Codes::RUN`] numbers with a least number and a step: an entry can be evicted,
+//! Each vector is coded by itself, in runs of [`Codes::RUN`] numbers with a step and a code for 0: an entry can be evicted,
 //! moved and overwritten like one in floats. KIVI (arXiv 2402.02750) codes keys by channel, in groups of tokens that cannot be
 //! taken apart, because some channels are far larger than others. Here the mean and the standard deviation of each channel are
 //! taken once, from the keys that a prompt leaves; what is coded is a key less the mean, divided by the square root of the
@@ -136,9 +136,8 @@ impl Coded {
             return Err(format!("{} numbers", numbers.len()));
         }
         let runs = head_dim.div_ceil(Codes::RUN);
-        let endless = |bits: u32| bits & 0x7f80 == 0x7f80;
         let mut last = numbers.chunks(width).flat_map(|row| &row[width - runs..]);
-        if last.any(|&word| endless(word) || endless(word >> 16)) {
+        if last.any(|&word| !f32::from_bits(word & !0xfff).is_finite()) {
             return Err("a run that is not finite".into());
         }
         let scales: Vec<f32> = match &channels {

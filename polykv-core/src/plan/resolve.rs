@@ -164,7 +164,6 @@ impl Plan {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        let total = self.total_of_evicting(phase, &evicting, &stats, prompt, cost)?;
         let allocator: &dyn Allocator = match &self.online {
             Some(allocator) => &**allocator,
             None => &UniformAllocator,
@@ -182,14 +181,14 @@ impl Plan {
             capped(&budgets, &most, prompt)
         };
         let budgets = match self.bytes_of_evicting(phase, prompt, cost)? {
-            None => split(total),
+            None => split(self.total_of_evicting(phase, &evicting, &stats, prompt, cost)?),
             Some((bytes, sizes)) => {
                 let fits = |total: usize| {
                     let sizes = split(total).into_iter().zip(&sizes);
                     let sizes = sizes.map(|(budget, size)| budget.saturating_mul(*size));
                     sizes.fold(0, usize::saturating_add) <= bytes
                 };
-                split(most_that_fits(total, fits))
+                split(most_that_fits(self.most_entries(prompt, cost), fits))
             }
         };
         let mut budgets = budgets.into_iter();

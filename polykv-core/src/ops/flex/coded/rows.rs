@@ -1,11 +1,14 @@
-//! One vector in codes: the words of its codes, then a word per run with the least number and the step in bf16, whose range is
-//! that of f32.
+//! One vector in codes: the words of its codes, then a word per run. It holds the step between codes, an f32 with 11 bits of
+//! mantissa, and in its last 12 bits the code of 0, a whole number with a sign. The numbers that a run is decoded to have the same
+//! codes again.
 
 use crate::codes::Codes;
 use crate::ops::flex::simd::{LANES, Vector, fma};
-use burn::tensor::bf16;
 
 const RUN: usize = Codes::RUN;
+
+/// The most that 12 bits with a sign hold: how many steps a run may lie from 0.
+const ZEROS: f32 = 2047.0;
 
 /// How vectors of `dim` numbers lie in words.
 #[derive(Clone, Copy, Debug)]
@@ -55,22 +58,18 @@ impl Format {
                     largest
                 };
             }
-            let least = bf16::from_f32(least);
-            let step = bf16::from_f32((largest - least.to_f32()).max(0.0) / most as f32);
-            let step = match (largest - least.to_f32()).is_nan() {
-                true => bf16::NAN,
-                false => step,
-            };
-            *word = (u32::from(least.to_bits()) << 16 | u32::from(step.to_bits())) as i32;
-            let inverse = match step.to_f32() {
+            let step = step_of(least, largest, most);
+            let inverse = match step {
                 0.0 => 0.0,
                 step => 1.0 / step,
             };
+            // Casting clamps, and makes 0 of NaN.
+            let zero = (-least * inverse).round().clamp(-ZEROS, ZEROS) as i32;
+            *word = step.to_bits() as i32 | zero & 0xfff;
             let bytes = &mut bytes[run * self.run_bytes()..];
             for (i, x) in x.iter().enumerate() {
-                // Casting rounds towards zero and clamps to what the type holds.
-                let code = ((x - least.to_f32()) * inverse + 0.5) as u32;
-                let code = code.min(most) as u8;
+                let code = (x * inverse).round() as i32;
+                let code = code.saturating_add(zero).clamp(0, most as i32) as u8;
                 match self.codes {
                     // As a byte with a sign, which vectors are widened from.
                     Codes::Q8 => bytes[i] = code ^ 128,
@@ -132,17 +131,27 @@ impl Format {
         }
     }
 
-    /// The number that code 0 stands for as a byte with a sign, and the step between codes.
+    /// The number that code 0 stands for, as a byte with a sign, and the step between codes.
     #[inline(always)]
     fn start_and_step(self, word: i32) -> (f32, f32) {
-        let word = word as u32;
-        let (least, step) = (
-            f32::from_bits(word & 0xffff_0000),
-            f32::from_bits(word << 16),
-        );
-        match self.codes {
-            Codes::Q8 => (least + 128.0 * step, step),
-            Codes::Q4 => (least, step),
-        }
+        let step = f32::from_bits(word as u32 & !0xfff);
+        let zero = word << 20 >> 20;
+        let signed = match self.codes {
+            Codes::Q8 => 128 - zero,
+            Codes::Q4 => -zero,
+        };
+        (signed as f32 * step, step)
+    }
+}
+
+/// A step under which numbers from `least` to `largest` have codes from 0 to `most`, with 11 bits of mantissa.
+fn step_of(least: f32, largest: f32, most: u32) -> f32 {
+    let size = least.abs().max(largest.abs());
+    let step = ((largest - least) / most as f32).max(size / ZEROS);
+    match (largest - least).is_finite() && step.is_finite() {
+        // Rounded down, so that the largest number always has the last code: then what is decoded has the same step again, but
+        // for what it was rounded by since.
+        true => f32::from_bits((step * (1.0 + 1.0 / 32768.0)).to_bits() & !0xfff),
+        false => f32::from_bits(0x7fc0_0000),
     }
 }
