@@ -10,6 +10,8 @@ mod beyond;
 mod calibrate;
 #[path = "cli/chat.rs"]
 mod chat;
+#[path = "cli/codes.rs"]
+mod codes;
 #[path = "cli/compression.rs"]
 mod compression;
 #[path = "cli/console.rs"]

@@ -147,7 +147,7 @@ impl Plan {
             };
             // Mean and spread of the channels of keys in codes.
             let channels = match layer.kv {
-                Some(_) => of_entries(1, shape.head_dim.saturating_mul(2 * size_of::<f32>())),
+                Some(_) => of_entries(1, shape.head_dim.saturating_mul(size_of::<[f32; 2]>())),
                 None => 0,
             };
             of_entries(count.saturating_add(1), remembers)

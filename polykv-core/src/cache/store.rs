@@ -20,9 +20,10 @@ pub(super) struct Store {
 
 /// Keys and values `[batch, kv_heads, capacity, head_dim]`.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "one per layer")]
 enum Vectors {
     Floats([Tensor<4>; 2]),
-    Codes(CodedEntries),
+    Codes(Box<CodedEntries>),
 }
 
 impl Store {
@@ -58,7 +59,7 @@ impl Store {
         let len = positions.dims()[2];
         let channels = entries.keys.channels.clone();
         let mut store = Self {
-            vectors: Vectors::Codes(entries),
+            vectors: Vectors::Codes(entries.into()),
             positions,
             len,
             channels,
@@ -76,7 +77,7 @@ impl Store {
                 let of = |all: Tensor<4>| all.narrow(0, row, 1).narrow(1, head, 1);
                 Vectors::Floats([self.keys(), self.values()].map(of))
             }
-            Vectors::Codes(coded) => Vectors::Codes(coded.of_head(self.len, row, head)),
+            Vectors::Codes(coded) => Vectors::Codes(coded.of_head(self.len, row, head).into()),
         };
         let channels = self.channels.as_ref();
         Self {
@@ -179,7 +180,7 @@ impl Store {
         };
         let both = both.each_mut().map(Tensor::extract);
         let coded = CodedEntries::of(both, &positions, codes, channels.clone());
-        self.vectors = Vectors::Codes(coded);
+        self.vectors = Vectors::Codes(coded.into());
     }
 
     /// Brings keys and values back into floats of this type.

@@ -144,7 +144,7 @@ impl Coded {
             Some(channels) => channels.scale.clone().try_into_vec_as().unwrap_or_default(),
             None => Vec::new(),
         };
-        if scales.iter().any(|scale| !(*scale > 0.0)) {
+        if scales.iter().any(|&scale| scale <= 0.0) {
             return Err("a channel whose scale is not above 0".into());
         }
         let words: Vec<i32> = numbers.iter().map(|&word| word as i32).collect();

@@ -65,11 +65,12 @@ pub struct Merge {
 pub struct Stored(Kind);
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "two per view")]
 enum Kind {
     Floats(Tensor<4>),
     /// The keys of so many entries.
-    Keys(CodedEntries, usize),
-    Values(CodedEntries, usize),
+    Keys(Box<CodedEntries>, usize),
+    Values(Box<CodedEntries>, usize),
 }
 
 impl Stored {
@@ -85,8 +86,8 @@ impl Stored {
     /// Keys and values of the first entries of some in codes.
     pub(crate) fn of_codes(coded: &CodedEntries, entries: usize) -> (Self, Self) {
         (
-            Self(Kind::Keys(coded.clone(), entries)),
-            Self(Kind::Values(coded.clone(), entries)),
+            Self(Kind::Keys(coded.clone().into(), entries)),
+            Self(Kind::Values(coded.clone().into(), entries)),
         )
     }
 }

@@ -28,7 +28,7 @@ pub struct LayerData {
 #[derive(Debug)]
 pub enum VectorData {
     Floats([Incoming; 2]),
-    Codes(CodeData),
+    Codes(Box<CodeData>),
 }
 
 /// The tensors of a layer, or those of each of its heads if they have budgets of their own.
@@ -95,7 +95,7 @@ impl LayerData {
                 let entries = reader.dim(&name("keys"), 2)?;
                 check_range(reader.place(), &field, entries, 1, most)?;
                 let data = CodeData::take(reader, prefix, codes, meta, shape, entries)?;
-                (VectorData::Codes(data), entries)
+                (VectorData::Codes(data.into()), entries)
             }
         };
         let count = Some(entries);

@@ -80,7 +80,7 @@ impl Channels {
 
     fn slices(&self) -> [&[f32]; 2] {
         let [mean, scale] = &self.0;
-        [mean, scale].map(|tensor| elements::<f32>(tensor))
+        [mean, scale].map(elements::<f32>)
     }
 }
 
