@@ -30,10 +30,10 @@ use common::{each_policy, plan, policy, uniform};
 use polykv::allocate::Allocators;
 use polykv::models::{CausalLm, PrefillOptions, load};
 use polykv::policy::Policies;
-use polykv::testing::{Case, check, compare, kept, max_difference};
+use polykv::testing::{Case, check, compare, kept, max_difference, shape};
 use polykv::{
-    Budget, DeviceSpec, KvCache, Phase, Plan, PlanFile, PromptCache, Registry, Session,
-    SessionInfo, SharedPrefill, Spans, Storage,
+    Budget, Codes, DeviceSpec, ErrorKind, KvCache, Phase, Plan, PlanFile, PromptCache, Registry,
+    Session, SessionInfo, SharedPrefill, Spans, Storage,
 };
 use std::ops::Range;
 use std::path::Path;
@@ -399,6 +399,22 @@ fn a_model_of_each_family_agrees_with_the_cpu() {
         for (name, device) in &devices[1..] {
             for (found, wanted) in runs(device).iter().zip(&wanted) {
                 assert_same(found, wanted, &format!("{name}, {family}"));
+            }
+        }
+    }
+}
+
+/// Where there are no kernels for codes, a plan that wants them is refused before anything is computed.
+#[test]
+fn codes_are_refused_on_devices_without_kernels_for_them() {
+    for (name, device) in devices() {
+        let plan = Plan::full(2).with_kv(Codes::Q4);
+        match (&*name, KvCache::new(plan, shape(), &device)) {
+            ("cpu", made) => drop(made.unwrap()),
+            (_, refused) => {
+                let error = refused.unwrap_err();
+                assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
+                assert!(error.to_string().contains("kv q4"), "{error}");
             }
         }
     }

@@ -37,11 +37,11 @@ fn a_plan_states_codes_and_a_session_keeps_them() {
     let plan = write(
         &dir,
         "plan.yaml",
-        "{schema: 1, layers: 2, budget: {tokens: 40}, prefill: [{layers: 0-1, policy: h2o}],
-          kv: [{layers: 0, codes: q4}, {layers: 1, codes: q8}]}",
+        "{schema: 1, layers: 3, budget: {tokens: 40}, prefill: [{layers: 0-2, policy: h2o}],
+          kv: [{layers: 0, codes: q4}, {layers: 1-2, codes: q8}]}",
     );
     let shown = polykv(&["plan", "show", &plan]);
-    let named = "entries: q4 in layers 0, q8 in layers 1";
+    let named = "entries: q4 in layers 0, q8 in layers 1-2";
     assert!(shown.stdout.contains(named), "{}", shown.stdout);
     let file = dir.path().join("a.session");
     let first = [
@@ -63,7 +63,7 @@ fn a_plan_states_codes_and_a_session_keeps_them() {
     assert_eq!(refused.code, 3, "{}", refused.stderr);
     let parts = [
         "--kv-dtype is q8",
-        "q4 in layers 0, q8 in layers 1, as the session's",
+        "q4 in layers 0, q8 in layers 1-2, as the session's",
     ];
     for part in parts {
         assert!(refused.stderr.contains(part), "{}", refused.stderr);

@@ -30,8 +30,10 @@ use window::in_pieces;
 ///
 /// While decoding under a budget of `b` entries the layer has `b + 1` slots: the new token takes the free slot, attention
 /// runs over all entries, and the entry with the lowest score is overwritten by the newest. Tensors keep their shapes from
-/// then on. Between prompts a layer may keep its entries in codes ([`LayerPlan::kv`](crate::plan::LayerPlan::kv)): they are
-/// floats of the cache's type while a prompt runs through the layer, and coded after the eviction at its end. A layer with a window holds what the next token sees and no more, under any budget.
+/// then on. A layer with a window holds what the next token sees and no more, under any budget.
+///
+/// Between prompts a layer may keep its entries in codes ([`LayerPlan::kv`](crate::plan::LayerPlan::kv)): they are floats of the
+/// cache's type while a prompt runs through the layer, and coded after the eviction at its end.
 ///
 /// Under a policy that gives the KV heads budgets of their own ([`Policy::heads`]) each head has as many slots as it needs from
 /// the first such eviction on.

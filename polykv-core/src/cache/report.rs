@@ -17,8 +17,8 @@ pub struct CacheReport {
     pub peak_bytes: usize,
     /// Bytes of positions, statistics and remembered queries.
     pub aux_bytes: usize,
-    /// Bytes that keys and values would occupy in the cache's type without eviction: those of all tokens, in layers with a window of as many as
-    /// it holds.
+    /// Bytes that keys and values would occupy in the cache's type without eviction: those of all tokens, in layers with a
+    /// window of as many as it holds.
     pub full_bytes: usize,
 }
 
