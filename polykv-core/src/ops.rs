@@ -9,6 +9,15 @@
 mod attend;
 mod attention_block;
 mod choice;
+#[cfg_attr(
+    not(feature = "flex"),
+    allow(
+        dead_code,
+        unused_variables,
+        unreachable_code,
+        reason = "no device has kernels then"
+    )
+)]
 pub mod coded;
 #[cfg(feature = "cube")]
 #[allow(clippy::too_many_arguments, reason = "kernels take flat arguments")]
