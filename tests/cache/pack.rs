@@ -4,7 +4,9 @@ use super::world::World;
 use crate::common::{policy, uniform};
 use burn::tensor::{Device, Tensor, TensorData};
 use polykv::testing::max_difference;
-use polykv::{Budget, KvCache, ModelFacts, Phase, Plan, PlanFile, Registry, Session, SessionInfo};
+use polykv::{
+    Budget, Codes, KvCache, ModelFacts, Phase, Plan, PlanFile, Registry, Session, SessionInfo,
+};
 
 const DIM: usize = 8;
 const LAYERS: usize = 2;
@@ -241,4 +243,28 @@ fn what_cannot_be_packed_is_refused() {
     let mut cache = prompted(Plan::full(LAYERS));
     cache.pack().unwrap();
     assert_eq!(cache.next_positions(), [PROMPT]);
+}
+
+/// What streaming-llm keeps does not depend on the numbers, so that only the codes make a difference.
+#[test]
+fn keys_in_codes_are_moved_as_others_are() {
+    let plan = uniform(LAYERS, "streaming-llm", Budget::Tokens(12), &Phase::BOTH);
+    let moved = |plan: Plan| {
+        let mut cache = prompted(plan);
+        (0..9).for_each(|_| drop(step(&mut cache)));
+        cache.pack().unwrap();
+        step(&mut cache);
+        let layers = (0..LAYERS).flat_map(|layer| entries(&cache, layer).concat());
+        layers.collect::<Vec<(usize, Vec<f32>)>>()
+    };
+    let wanted = moved(plan.clone());
+    for (codes, allowed) in [(Codes::Q8, 0.06), (Codes::Q4, 0.8)] {
+        let found = moved(plan.clone().with_kv(codes));
+        for ((position, key), (other, near)) in wanted.iter().zip(&found) {
+            assert_eq!(position, other);
+            let apart = key.iter().zip(near).map(|(x, y)| (x - y).abs());
+            let apart = apart.fold(0.0, f32::max);
+            assert!(apart <= allowed, "{codes}, position {position}: {apart}");
+        }
+    }
 }
