@@ -294,7 +294,7 @@ impl Store {
         if let Vectors::Codes(coded) = &mut self.vectors {
             coded.keep(&slots, capacity);
             let positions = self.positions.extract();
-            self.positions = coded::keep_positions(positions, slots, capacity);
+            self.positions = coded::keep_positions(positions, &slots, capacity);
         }
     }
 

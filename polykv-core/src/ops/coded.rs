@@ -210,7 +210,7 @@ impl Coded {
     }
 
     /// The vectors at `slots [batch, kv_heads, count]`, in room for `capacity` of them.
-    pub(crate) fn keep(&mut self, slots: Tensor<3, Int>, capacity: usize) {
+    pub(crate) fn keep(&mut self, slots: &Tensor<3, Int>, capacity: usize) {
         let words = self.words.extract();
         self.words = cpu!(gather(words, slots, capacity));
     }
@@ -252,7 +252,7 @@ impl Coded {
         let count = delta.dims()[2];
         let old = match slots {
             Some(slots) => {
-                let (words, slots) = (self.words.clone(), slots.clone());
+                let words = self.words.clone();
                 self.with(cpu!(gather(words, slots, count)))
             }
             None => self.first(count),

@@ -1,9 +1,12 @@
 //! Sessions that are none, or of something else.
 
+#[path = "forged_codes.rs"]
+mod codes;
+
 use super::{MODEL, info, load, prompt};
 use crate::common::{policy, uniform};
 use crate::world::World;
-use polykv::{Budget, Codes, KvCache, Phase, Plan, Session};
+use polykv::{Budget, KvCache, Phase, Plan, Session};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
@@ -293,61 +296,6 @@ fn wrong_tensors() {
         spoil(&mut session);
         refused(&format!("case {index}"), session.content(), parts);
     }
-}
-
-#[test]
-fn wrong_codes() {
-    type Spoil = fn(&mut Parts);
-    let cases: [(Spoil, &[&str]); 8] = [
-        // Of two words of a vector of eight numbers the second is its run.
-        (
-            |s| s.put("layer.0.keys", 1, f32::NAN.to_le_bytes()),
-            &["keys of layer 0 is a run that is not finite"],
-        ),
-        (
-            |s| s.put("layer.1.values", 3, f32::INFINITY.to_le_bytes()),
-            &["values of layer 1 is a run that is not finite"],
-        ),
-        (
-            |s| s.put("layer.0.channels.scale", 2, 0f32.to_le_bytes()),
-            &["keys of layer 0 is a channel whose scale is not above 0"],
-        ),
-        (
-            |s| s.put("layer.0.exact.slots", 4, 8u32.to_le_bytes()),
-            &["layer.0.exact.slots is 8; allowed: below 8"],
-        ),
-        (
-            |s| s.meta["layers"][0]["next"] = json!(8),
-            &["layer.0.next is 8"],
-        ),
-        (
-            |s| drop(s.tensors.remove("layer.1.exact.keys")),
-            &["tensor layer.1.exact.keys is missing"],
-        ),
-        (
-            |s| s.meta["layers"][0]["kv"] = json!("q8"),
-            &["shape of tensor layer.0.keys"],
-        ),
-        (
-            |s| s.meta["layers"][0]["kv"] = json!("q3"),
-            &["unreadable", "q3"],
-        ),
-    ];
-    let plan = uniform(2, "h2o", Budget::Tokens(8), &Phase::BOTH);
-    for (index, (spoil, parts)) in cases.into_iter().enumerate() {
-        let mut session = saved_under(plan.clone().with_kv(Codes::Q4));
-        spoil(&mut session);
-        refused(&format!("case {index}"), session.content(), parts);
-    }
-    // What a plan does not state is no part of its session.
-    let mut session = saved_under(plan.clone().with_kv(Codes::Q8));
-    let text = session.meta["plan"].as_str().unwrap().replace("q8", "q4");
-    session.meta["plan"] = json!(text);
-    refused(
-        "another plan",
-        session.content(),
-        &["fingerprint of the plan's rules"],
-    );
 }
 
 #[test]

@@ -97,7 +97,7 @@ impl CodedEntries {
     /// The entries at `slots [batch, kv_heads, count]`, in room for `capacity` of them.
     pub(crate) fn keep(&mut self, slots: &Tensor<3, Int>, capacity: usize) {
         for all in [&mut self.keys, &mut self.values] {
-            all.keep(slots.clone(), capacity);
+            all.keep(slots, capacity);
         }
         if let Some(exact) = &mut self.exact {
             exact.keep(&numbers(slots));
@@ -199,7 +199,7 @@ fn put_exact(vectors: Tensor<4>, exact: Option<(&Tensor<4>, &[i64])>) -> Tensor<
 /// Positions `[batch, kv_heads, n]` at `slots [batch, kv_heads, count]`, in room for `capacity` of them.
 pub(crate) fn keep_positions(
     positions: Tensor<3, Int>,
-    slots: Tensor<3, Int>,
+    slots: &Tensor<3, Int>,
     capacity: usize,
 ) -> Tensor<3, Int> {
     cpu!(gather_positions(positions, slots, capacity))

@@ -8,8 +8,8 @@ mod rows;
 mod tests;
 
 use super::PARALLEL_BYTES;
-use super::bridge::{elements, existing, flex, float, float_back, integers, tensor, widened};
-use super::entries::{kept_positions, set_positions, whole};
+use super::bridge::{elements, flex, float, float_back, inner_dense, integers, tensor, widened};
+use super::entries::{self, kept_positions, set_positions, whole};
 use super::mask::Mask;
 use super::simd::{Level, Vector, dispatch};
 use super::token::{Part, Partial, Shape, in_parts};
@@ -25,44 +25,11 @@ use burn::tensor::{Int, Tensor, TensorData};
 use rayon::prelude::*;
 use rows::Format;
 
-/// Words of `[batch, kv_heads, n, words]` whose last axis is dense.
-#[derive(Clone, Copy)]
-struct Words<'a> {
-    data: &'a [i32],
-    start: usize,
-    strides: [usize; 3],
-    heads: usize,
-    words: usize,
-}
+/// Words of `[batch, kv_heads, n, words]`.
+type Words<'a> = Heads<'a, i32>;
 
-impl<'a> Words<'a> {
-    fn of(tensor: &'a FlexTensor) -> Self {
-        let layout = tensor.layout();
-        let [_, heads, _, words] = layout.shape().dims::<4>();
-        let stride = |axis: usize| layout.strides()[axis] as usize;
-        Self {
-            data: tensor.storage::<i32>(),
-            start: layout.start_offset(),
-            strides: [stride(0), stride(1), stride(2)],
-            heads,
-            words,
-        }
-    }
-
-    #[inline(always)]
-    fn row(&self, batch: usize, head: usize, entry: usize) -> &'a [i32] {
-        let [b, h, e] = self.strides;
-        let at = self.start + batch * b + head * h + entry * e;
-        &self.data[at..at + self.words]
-    }
-}
-
-fn words<const D: usize>(tensor: Tensor<D, Int>) -> FlexTensor {
-    let tensor = flex(tensor).int();
-    match tensor.layout().strides().last() {
-        Some(1) if tensor.layout().has_positive_strides() => tensor,
-        _ => tensor.to_contiguous(),
-    }
+fn words(tensor: Tensor<4, Int>) -> FlexTensor {
+    inner_dense(flex(tensor).int())
 }
 
 fn words_back(values: Vec<i32>, dims: [usize; 4]) -> Tensor<4, Int> {
@@ -165,29 +132,17 @@ fn decode_head<V: Vector>(
 }
 
 /// The entries at `slots [batch, kv_heads, count]` in room for `capacity` of them.
-pub fn gather(coded: Tensor<4, Int>, slots: Tensor<3, Int>, capacity: usize) -> Tensor<4, Int> {
+pub fn gather(coded: Tensor<4, Int>, slots: &Tensor<3, Int>, capacity: usize) -> Tensor<4, Int> {
     let coded = words(coded);
-    let [batch, heads, n, width] = coded.layout().shape().dims::<4>();
-    let slots = flex(slots).int().to_contiguous();
-    let slots = integers(&slots);
-    let count = slots.len() / (batch * heads);
     let coded = Words::of(&coded);
-    let mut output = vec![0; batch * heads * capacity * width];
-    let of_heads = output.chunks_exact_mut(capacity * width);
-    for (kv, (output, slots)) in of_heads.zip(slots.chunks_exact(count)).enumerate() {
-        for (slot, output) in slots.iter().zip(output.chunks_exact_mut(width)) {
-            let slot = existing(*slot, n);
-            output.copy_from_slice(coded.row(kv / heads, kv % heads, slot));
-        }
-    }
-    words_back(output, [batch, heads, capacity, width])
+    let dims = [coded.batch, coded.heads, capacity, coded.dim];
+    words_back(entries::gather(&coded, &numbers(slots), capacity), dims)
 }
 
 /// Overwrites the entries at `slots [batch, kv_heads, count]` by `entry [batch, kv_heads, count, words]`, in place while the
 /// tensor is not shared.
 pub fn put(coded: Tensor<4, Int>, slots: &Tensor<3, Int>, entry: Tensor<4, Int>) -> Tensor<4, Int> {
-    let slots = flex(slots.clone()).int().to_contiguous();
-    put_at(coded, &integers(&slots), entry)
+    put_at(coded, &numbers(slots), entry)
 }
 
 /// [`put`] in the same slot of all heads.
@@ -197,18 +152,8 @@ pub fn write(coded: Tensor<4, Int>, slot: usize, entry: Tensor<4, Int>) -> Tenso
 }
 
 fn put_at(coded: Tensor<4, Int>, slots: &[i64], entry: Tensor<4, Int>) -> Tensor<4, Int> {
-    let mut coded = whole(flex(coded).int());
-    let entry = words(entry);
-    let [batch, heads, n, width] = coded.layout().shape().dims::<4>();
-    let entry = Words::of(&entry);
-    let count = slots.len() / (batch * heads);
-    let all = coded.storage_mut::<i32>();
-    for (index, &slot) in slots.iter().enumerate() {
-        let (kv, i) = (index / count, index % count);
-        let at = (kv * n + existing(slot, n)) * width;
-        all[at..at + width].copy_from_slice(entry.row(kv / heads, kv % heads, i));
-    }
-    Tensor::from_primitive::<Flex>(coded)
+    let (coded, entry) = (flex(coded).int(), flex(entry).int());
+    Tensor::from_primitive::<Flex>(entries::overwrite::<i32>(coded, slots, entry))
 }
 
 /// Positions `[batch, kv_heads, n]` with `position` at `slots [batch, kv_heads, 1]`.
@@ -217,8 +162,7 @@ pub fn put_position(
     slots: &Tensor<3, Int>,
     position: usize,
 ) -> Tensor<3, Int> {
-    let slots = flex(slots.clone()).int().to_contiguous();
-    let positions = set_positions(flex(positions).int(), &integers(&slots), position);
+    let positions = set_positions(flex(positions).int(), &numbers(slots), position);
     Tensor::from_primitive::<Flex>(positions)
 }
 
@@ -232,12 +176,11 @@ pub fn write_position(positions: Tensor<3, Int>, slot: usize, position: usize) -
 /// The positions at `slots [batch, kv_heads, count]` in room for `capacity` of them.
 pub fn gather_positions(
     positions: Tensor<3, Int>,
-    slots: Tensor<3, Int>,
+    slots: &Tensor<3, Int>,
     capacity: usize,
 ) -> Tensor<3, Int> {
-    let slots = flex(slots).int().to_contiguous();
     let positions = flex(positions).int().to_contiguous();
-    Tensor::from_primitive::<Flex>(kept_positions(&positions, &integers(&slots), capacity))
+    Tensor::from_primitive::<Flex>(kept_positions(&positions, &numbers(slots), capacity))
 }
 
 /// Vectors `[batch, kv_heads, n, dim]` with rows of `exact [batch, kv_heads, count, dim]` in `slots [batch * kv_heads * count]`,

@@ -8,7 +8,9 @@ use crate::ops::kernels::EntryOps;
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
 use burn::backend::ops::FloatTensorOps;
+use burn::tensor::Element as Number;
 use burn::tensor::{DType, Shape, TensorData, bf16, f16};
+use bytemuck::Pod;
 use rayon::prelude::*;
 
 impl EntryOps for Flex {
@@ -151,23 +153,32 @@ fn replace(
     (keys, values, set_positions(positions, slots, position))
 }
 
-/// Overwrites one vector of each head: `tensor [batch, heads, n, dim]` at `slots [batch * heads]` becomes `entry
-/// [batch, heads, 1, dim]`.
-fn overwrite<E: Element>(tensor: FlexTensor, slots: &[i64], entry: FlexTensor) -> FlexTensor {
-    let (mut tensor, entry) = (whole(tensor), inner_dense(entry));
+/// Overwrites vectors of each head: `tensor [batch, heads, n, dim]` at `slots [batch * heads * count]` becomes `new
+/// [batch, heads, count, dim]`.
+pub fn overwrite<E: Number + Pod>(
+    tensor: FlexTensor,
+    slots: &[i64],
+    new: FlexTensor,
+) -> FlexTensor {
+    let (mut tensor, new) = (whole(tensor), inner_dense(new));
     let [_, heads, entries, dim] = tensor.layout().shape().dims::<4>();
-    let entry = Heads::<E>::of(&entry);
+    let new = Heads::<E>::of(&new);
     let elements = tensor.storage_mut::<E>();
-    for (head, &slot) in slots.iter().enumerate() {
+    for (index, &slot) in slots.iter().enumerate() {
+        let (head, i) = (index / new.tokens, index % new.tokens);
         let at = (head * entries + existing(slot, entries)) * dim;
-        let row = entry.row(head / heads, head % heads, 0);
+        let row = new.row(head / heads, head % heads, i);
         elements[at..at + dim].copy_from_slice(row);
     }
     tensor
 }
 
 /// The vectors at `slots [batch * kv_heads * count]`, in room for `capacity` of them; zeros follow.
-pub fn gather<E: Element>(tensor: &Heads<'_, E>, slots: &[i64], capacity: usize) -> Vec<E> {
+pub fn gather<E: Number + Pod + Send + Sync>(
+    tensor: &Heads<'_, E>,
+    slots: &[i64],
+    capacity: usize,
+) -> Vec<E> {
     let heads = tensor.batch * tensor.heads;
     let count = slots.len() / heads;
     let mut output = vec![E::zeroed(); heads * capacity * tensor.dim];

@@ -191,6 +191,26 @@ impl Partial {
             output: vec![0.0; at.group * dim],
         }
     }
+
+    /// Brings scaled products in `row` to exponentials, after what the mask does to those of KV head `head` of all rows.
+    #[inline(always)]
+    pub fn exponentiate<V: Vector>(&mut self, at: Part, head: usize, mask: &Mask) {
+        let n = at.count;
+        if let Some(softcap) = mask.softcap {
+            cap::<V>(&mut self.row, softcap);
+        }
+        if let Some(sight) = mask.sight(head, 0) {
+            for g in 0..at.group {
+                sight.hide_keys(at.first, &mut self.row[g * n..(g + 1) * n]);
+            }
+        }
+        // Loops instead of closures: a closure is compiled without the features of its caller.
+        for g in 0..at.group {
+            let row = &mut self.row[g * n..(g + 1) * n];
+            self.most[g] = max(row);
+            self.total[g] = exp_sum::<V>(row, self.most[g]);
+        }
+    }
 }
 
 #[inline(always)]
@@ -204,20 +224,7 @@ fn part_attention<V: Vector, E: Element>(
     let (n, dim) = (at.count, q.dim);
     let mut part = Partial::new(at, dim);
     part_scores::<V, E>(at, q, k, &mut part.row);
-    if let Some(softcap) = mask.softcap {
-        cap::<V>(&mut part.row, softcap);
-    }
-    if let Some(sight) = mask.sight(at.batch * k.heads + at.kv_head, 0) {
-        for g in 0..at.group {
-            sight.hide_keys(at.first, &mut part.row[g * n..(g + 1) * n]);
-        }
-    }
-    // Loops instead of closures here and below: a closure is compiled without the features of its caller.
-    for g in 0..at.group {
-        let row = &mut part.row[g * n..(g + 1) * n];
-        part.most[g] = max(row);
-        part.total[g] = exp_sum::<V>(row, part.most[g]);
-    }
+    part.exponentiate::<V>(at, at.batch * k.heads + at.kv_head, mask);
     let mut g = 0;
     while g < at.group {
         let output = &mut part.output[g * dim..];

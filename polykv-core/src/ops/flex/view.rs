@@ -2,6 +2,8 @@
 
 use super::simd::Element;
 use burn::backend::flex::FlexTensor;
+use burn::tensor::Element as Number;
+use bytemuck::Pod;
 use std::borrow::Cow;
 
 /// `[batch, heads, tokens, dim]`
@@ -16,7 +18,7 @@ pub struct Heads<'a, E = f32> {
     pub dim: usize,
 }
 
-impl<'a, E: Element> Heads<'a, E> {
+impl<'a, E: Number + Pod> Heads<'a, E> {
     pub fn of(tensor: &'a FlexTensor) -> Self {
         let layout = tensor.layout();
         let [batch, heads, tokens, dim] = layout.shape().dims::<4>();

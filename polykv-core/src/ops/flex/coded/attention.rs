@@ -2,8 +2,8 @@
 
 use super::Words;
 use super::rows::Format;
-use crate::ops::flex::mask::{Mask, cap};
-use crate::ops::flex::simd::{LANES, Vector, dot, dots, exp_sum, fetch_ahead, fma, max};
+use crate::ops::flex::mask::Mask;
+use crate::ops::flex::simd::{LANES, Vector, dot, dots, fetch_ahead, fma};
 use crate::ops::flex::token::{Part, Partial};
 use crate::ops::flex::view::Heads;
 
@@ -57,19 +57,7 @@ pub fn part_attention<V: Vector>(
     let mut part = Partial::new(at, dim);
     let mut tile = vec![0.0; TILE * dim];
     scores::<V>(at, q, entries, &mut tile, &mut part.row);
-    if let Some(softcap) = mask.softcap {
-        cap::<V>(&mut part.row, softcap);
-    }
-    if let Some(sight) = mask.sight(head, 0) {
-        for g in 0..at.group {
-            sight.hide_keys(at.first, &mut part.row[g * n..(g + 1) * n]);
-        }
-    }
-    for g in 0..at.group {
-        let row = &mut part.row[g * n..(g + 1) * n];
-        part.most[g] = max(row);
-        part.total[g] = exp_sum::<V>(row, part.most[g]);
-    }
+    part.exponentiate::<V>(at, head, mask);
     for start in (0..n).step_by(TILE) {
         let count = TILE.min(n - start);
         let tile = &mut tile[..count * dim];

@@ -196,7 +196,7 @@ fn entries_are_moved_and_overwritten_alone() {
         let before = coded.vectors();
         let slots: Vec<i64> = (0..6).flat_map(|i| [8, i, 0]).collect();
         let slots = Tensor::<3, Int>::from_data(TensorData::new(slots, [2, 3, 3]), &device);
-        coded.keep(slots.clone(), 5);
+        coded.keep(&slots, 5);
         let kept = crate::ops::take(before, slots);
         assert_eq!(vec(coded.first(3).vectors()), vec(kept.clone()));
         let victims = Tensor::<3, Int>::from_data([[[0], [1], [2]], [[2], [1], [0]]], &device);
