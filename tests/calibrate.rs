@@ -14,11 +14,10 @@ use polykv::models::calibrate::{
 };
 use polykv::models::eval::metrics;
 use polykv::models::{LoadedModel, PrefillOptions, load};
-use polykv::plan::LayerPlan;
-use polykv::{Budget, KvCache, Phase, Plan, Policy, Rule};
-use polykv_core::calibrate::{Data, Measured, PlanDraft};
+use polykv::plan::{LayerPlan, Share};
+use polykv::{Budget, Codes, KvCache, Phase, Plan, Rule};
+use polykv_core::calibrate::{Candidate, Data, Measured, PlanDraft};
 use std::path::Path;
-use std::sync::Arc;
 
 const BUDGET: usize = 50;
 const BOTH: [Phase; 2] = [Phase::Prefill, Phase::Decode];
@@ -28,10 +27,14 @@ fn model() -> LoadedModel {
     load(&folder, &Device::flex()).unwrap()
 }
 
-fn candidates() -> Vec<Arc<dyn Policy>> {
-    [("tova", "{}"), ("snapkv", "{window: 8}"), ("h2o", "{}")]
-        .map(|(name, params)| common::policy(name, params))
-        .into()
+fn candidates() -> Vec<Candidate> {
+    in_formats(&[None])
+}
+
+fn in_formats(formats: &[Option<Codes>]) -> Vec<Candidate> {
+    let policies = [("tova", "{}"), ("snapkv", "{window: 8}"), ("h2o", "{}")];
+    let policies = policies.map(|(name, params)| common::policy(name, params));
+    Candidate::all(&policies, formats)
 }
 
 fn example() -> Example {
@@ -84,10 +87,10 @@ fn near(found: f64, wanted: f64, what: &str) {
 }
 
 /// One layer at the budget in one phase, everything else kept.
-fn one_layer(phase: Phase, layer: usize, candidate: &Arc<dyn Policy>) -> Plan {
+fn one_layer(phase: Phase, layer: usize, candidate: &Candidate) -> Plan {
     let mut plan = Plan::new(vec![LayerPlan::KEEP; 3], Budget::Tokens(BUDGET));
     plan.allow_full_extra = true;
-    *plan.layers[layer].rule_mut(phase) = Rule::evict(candidate.clone());
+    *plan.layers[layer].rule_mut(phase) = Rule::evict(candidate.policy.clone());
     plan
 }
 
@@ -120,7 +123,7 @@ fn a_layer_alone_equals_a_plan_that_compresses_one_layer() {
             for (index, candidate) in candidates().into_iter().enumerate() {
                 let plan = one_layer(phase, layer, &candidate);
                 let wanted = nll(&model, plan, &example, phase == Phase::Decode);
-                let what = format!("{phase}, layer {layer}, {}", candidate.key());
+                let what = format!("{phase}, layer {layer}, {}", candidate.policy.key());
                 near(own.nll[layer][index], wanted, &what);
                 assert!(
                     (wanted - found.full_nll).abs() > 1e-6,
@@ -129,6 +132,35 @@ fn a_layer_alone_equals_a_plan_that_compresses_one_layer() {
                 let cosine = own.cosine[layer][index];
                 assert!((0.0..0.99999).contains(&cosine), "{what}: {cosine}");
             }
+        }
+    }
+}
+
+#[test]
+fn a_layer_in_codes_alone_equals_a_plan_with_one_layer_in_codes() {
+    let (model, example) = (model(), example());
+    let candidates = in_formats(&[None, Some(Codes::Q8), Some(Codes::Q4)]);
+    let (budget, cost) = (Budget::ByteRatio(0.25), model.model.cache_cost(1));
+    let measurer = Measurer::new(&model, &candidates, &BOTH, budget, true).unwrap();
+    let found = measurer.measure(&example, &mut |_| ()).unwrap();
+    // Beside a prefill that evicts, the decode phase chooses a policy only.
+    assert!(found.decode.nll.iter().all(|layer| layer.len() == 3));
+    for (layer, measured) in found.prefill.nll.iter().enumerate() {
+        assert_eq!(measured.len(), candidates.len());
+        for (candidate, &measured) in candidates.iter().zip(measured) {
+            let policy = candidate.policy.clone();
+            let mut uniform = Plan::uniform(3, policy.clone(), budget, &[Phase::Prefill]);
+            for own in &mut uniform.layers {
+                own.kv = candidate.kv;
+            }
+            let resolved = uniform.resolve(120, &cost).unwrap();
+            let entries = resolved.layers[layer].budget(Phase::Prefill).unwrap();
+            let mut plan = Plan::new(vec![LayerPlan::KEEP; 3], Budget::Total(entries));
+            plan.allow_full_extra = true;
+            plan.layers[layer].prefill = Rule::evict(policy).with_share(Share::Entries(entries));
+            plan.layers[layer].kv = candidate.kv;
+            let what = format!("layer {layer}, {entries} of {}", candidate.policy.key());
+            near(measured, nll(&model, plan, &example, false), &what);
         }
     }
 }
@@ -176,7 +208,7 @@ fn mixtures_equal_whole_plans() {
     let (model, candidates, examples) = (model(), candidates(), [example()]);
     let draft = PlanDraft {
         candidates: &candidates,
-        layers: 3,
+        cost: model.model.cache_cost(1),
         budget: Budget::Tokens(BUDGET),
         budgets: [vec![60, 50, 40], vec![40, 50, 60]],
         online: None,
@@ -228,24 +260,54 @@ fn mixtures_equal_whole_plans() {
 
 #[test]
 fn mixtures_of_budgets_equal_whole_plans() {
-    let (model, candidates, examples) = (model(), candidates(), [example()]);
-    let draft = PlanDraft {
-        candidates: &candidates,
-        layers: 3,
-        budget: Budget::Ratio(0.4),
-        budgets: [vec![48; 3], vec![48; 3]],
-        online: None,
-    };
-    let (full, picks) = (nll(&model, Plan::full(3), &examples[0], false), [0, 2, 1]);
-    for phase in [Phase::Prefill, Phase::Decode] {
-        let plan = |budgets: [usize; 3]| draft.trial(phase, Some(&[1; 3]), &picks, &budgets);
-        let levels = [plan([32; 3]), plan([64; 3])];
+    let (model, examples) = (model(), [example()]);
+    let candidates = in_formats(&[None, Some(Codes::Q8), Some(Codes::Q4)]);
+    let full = nll(&model, Plan::full(3), &examples[0], false);
+    for (phase, budget, [low, high], prefill, picks) in [
+        (
+            Phase::Prefill,
+            Budget::Ratio(0.4),
+            [32, 64],
+            [1; 3],
+            [0, 2, 1],
+        ),
+        (
+            Phase::Decode,
+            Budget::Ratio(0.4),
+            [32, 64],
+            [1; 3],
+            [0, 2, 1],
+        ),
+        (
+            Phase::Prefill,
+            Budget::ByteRatio(0.2),
+            [14, 20],
+            [1; 3],
+            [0, 5, 7],
+        ),
+        (
+            Phase::Decode,
+            Budget::ByteRatio(0.2),
+            [14, 20],
+            [0, 5, 7],
+            [0, 2, 1],
+        ),
+    ] {
+        let draft = PlanDraft {
+            candidates: &candidates,
+            cost: model.model.cache_cost(1),
+            budget,
+            budgets: [vec![48; 3], vec![48; 3]],
+            online: None,
+        };
+        let plan = |budgets: [usize; 3]| draft.trial(phase, Some(&prefill), &picks, &budgets);
+        let levels = [plan([low; 3]), plan([high; 3])];
         let prompts =
             CompressedPrompts::new(&model, phase, &levels, &examples, &mut |_| {}).unwrap();
-        let budgets = [[32; 3], [64; 3], [64, 32, 64]];
+        let budgets = [[low; 3], [high; 3], [high, low, high]];
         let mixture = |budgets: &[usize; 3]| Mixture {
             plan: plan(*budgets),
-            picks: budgets.iter().map(|own| own / 64).collect(),
+            picks: budgets.iter().map(|own| own / high).collect(),
         };
         let found = prompts.losses(&budgets.each_ref().map(mixture)).unwrap();
         for (budgets, found) in budgets.into_iter().zip(found) {

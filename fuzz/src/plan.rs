@@ -34,6 +34,7 @@ fn parsed(file: &PlanFile) {
     let cost = EntryCost {
         windows: vec![None; plan.layers.len()].into(),
         bytes: BYTES,
+        half: BYTES,
         coded: [BYTES; 2],
     };
     for prompt in PROMPTS {

@@ -15,7 +15,7 @@ pub fn run(input: &[u8]) {
 
 fn read(report: &Report) {
     let registry = Registry::default();
-    let candidates = match report.policies(&registry.policies) {
+    let candidates = match report.candidates(&registry.policies) {
         Ok(candidates) => candidates,
         Err(error) => return super::refused(&error),
     };

@@ -338,6 +338,14 @@ pub struct BudgetArgs {
         allow_negative_numbers = true
     )]
     pub budget_ratio: Option<f64>,
+    /// Share of the bytes that the prompt's keys and values take in 16-bit floats, above 0 and at most 1
+    #[arg(
+        long,
+        value_name = "R",
+        group = "budgets",
+        allow_negative_numbers = true
+    )]
+    pub budget_byte_ratio: Option<f64>,
     /// Keys and values of all layers, in units of 1,000,000 bytes
     #[arg(
         long,
@@ -350,7 +358,8 @@ pub struct BudgetArgs {
 
 impl BudgetArgs {
     fn is_given(&self) -> bool {
-        self.budget.is_some() || self.budget_ratio.is_some() || self.budget_mb.is_some()
+        let parts = self.budget_ratio.or(self.budget_byte_ratio);
+        self.budget.is_some() || parts.or(self.budget_mb).is_some()
     }
 }
 

@@ -39,7 +39,11 @@ pub fn run(args: &CalibrateArgs) -> anyhow::Result<()> {
     found.file.write(&args.out.join("plan.yaml"))?;
     let shown = match args.json {
         true => json,
-        false => output::calibrate::table(&found.report, &found.file),
+        false => {
+            let cost = model.model.cache_cost(1);
+            let resolved = found.plan.resolve(options.length, &cost)?;
+            output::calibrate::table(&found.report, &found.file, &resolved)
+        }
     };
     console::print(&shown)
 }

@@ -110,6 +110,7 @@ impl Source {
                     Budget::Tokens(tokens) => tokens.to_string(),
                     Budget::Total(total) => format!("{total} in all"),
                     Budget::Ratio(ratio) => format!("ratio {ratio}"),
+                    Budget::ByteRatio(ratio) => format!("bytes {ratio}"),
                     Budget::Bytes(bytes) => format!("{bytes} B"),
                 };
                 match phases {
@@ -244,17 +245,21 @@ impl Placed {
 /// # Errors
 /// A budget out of range.
 pub fn budget(args: &BudgetArgs) -> Result<Budget> {
-    let budget = match (args.budget, args.budget_ratio, args.budget_mb) {
-        (Some(tokens), ..) => Budget::Tokens(tokens),
-        (_, Some(ratio), _) => Budget::Ratio(ratio),
-        (.., Some(mb)) if !(mb > 0.0 && mb <= 1e12) => {
+    // Only policy full comes without a budget.
+    let mut budget = Budget::Ratio(1.0);
+    if let Some(tokens) = args.budget {
+        budget = Budget::Tokens(tokens);
+    } else if let Some(ratio) = args.budget_ratio {
+        budget = Budget::Ratio(ratio);
+    } else if let Some(ratio) = args.budget_byte_ratio {
+        budget = Budget::ByteRatio(ratio);
+    } else if let Some(mb) = args.budget_mb {
+        if !(mb > 0.0 && mb <= 1e12) {
             let allowed = "above 0, at most 1e12";
             return Err(Error::invalid(COMMAND_LINE, "budget in MB", mb, allowed));
         }
-        (.., Some(mb)) => Budget::Bytes((mb * 1e6) as u64),
-        // Only policy full comes without a budget.
-        (None, None, None) => Budget::Ratio(1.0),
-    };
+        budget = Budget::Bytes((mb * 1e6) as u64);
+    }
     budget.check().at(COMMAND_LINE)?;
     Ok(budget)
 }

@@ -113,6 +113,10 @@ pub fn describe_budget(plan: &PlanFile) -> String {
         Budget::Tokens(tokens) => format!("{tokens} entries per layer on average{split}"),
         Budget::Total(total) => format!("{total} entries over all layers{split}"),
         Budget::Ratio(ratio) => format!("{} % of the prompt{split}", trimmed(ratio * 100.0)),
+        Budget::ByteRatio(ratio) => {
+            let part = trimmed(ratio * 100.0);
+            format!("{part} % of the prompt's bytes in 16-bit floats{split}")
+        }
         Budget::Bytes(count) => format!("{} over all layers{split}", bytes(count as usize)),
     }
 }

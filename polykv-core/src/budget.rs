@@ -24,6 +24,9 @@ pub enum Budget {
     /// This part of what all layers hold without eviction at the end of the prompt, in (0, 1]: of all tokens, in a layer with
     /// a window of those in it.
     Ratio(f64),
+    /// This part of the bytes that all layers take without eviction at the end of the prompt if keys and values are 16-bit
+    /// floats, in (0, 1], whatever the layers keep them in.
+    ByteRatio(f64),
     /// Bytes of keys and values over all layers; at least 1.
     Bytes(u64),
 }
@@ -36,6 +39,8 @@ pub struct EntryCost {
     pub windows: Arc<[Option<usize>]>,
     /// Bytes of one entry in one layer: its key and value for every sequence and KV head.
     pub bytes: usize,
+    /// The same of an entry in 16-bit floats, whatever the cache's type.
+    pub half: usize,
     /// The same of an entry in codes, in the order of [`Codes::ALL`].
     pub coded: [usize; 2],
 }
@@ -79,16 +84,28 @@ impl Budget {
             Self::Tokens(tokens) => tokens.saturating_mul(cost.windows.len()),
             Self::Total(total) => total,
             Self::Ratio(ratio) => (ratio * cost.full(prompt) as f64).round() as usize,
-            Self::Bytes(bytes) => bytes.checked_div(cost.bytes.max(1) as u64).unwrap_or(0) as usize,
+            Self::ByteRatio(_) | Self::Bytes(_) => {
+                let bytes = self.bytes(prompt, cost).unwrap_or(0);
+                bytes.checked_div(cost.bytes).unwrap_or(0)
+            }
         }
     }
 
-    /// The bytes of a budget in that unit.
-    pub(crate) fn bytes(&self) -> Option<usize> {
+    /// The bytes of all layers together for a prompt of `prompt` tokens; `None` for a budget that counts entries.
+    pub fn bytes(&self, prompt: usize, cost: &EntryCost) -> Option<usize> {
         match *self {
             Self::Bytes(bytes) => Some(usize::try_from(bytes).unwrap_or(usize::MAX)),
+            Self::ByteRatio(ratio) => {
+                let full = cost.full(prompt).saturating_mul(cost.half);
+                Some((ratio * full as f64) as usize)
+            }
             _ => None,
         }
+    }
+
+    /// Whether the budget counts bytes, so that the layers' formats decide how many entries it holds.
+    pub fn counts_bytes(&self) -> bool {
+        matches!(self, Self::ByteRatio(_) | Self::Bytes(_))
     }
 
     /// Checks the range of the budget.
@@ -102,8 +119,15 @@ impl Budget {
             Self::Bytes(0) => ("bytes", "0".to_string()),
             Self::Tokens(n) if n > MOST => ("tokens", n.to_string()),
             Self::Total(n) if n > MOST => ("total", n.to_string()),
-            Self::Ratio(r) if !(r.is_finite() && r > 0.0 && r <= 1.0) => {
+            Self::Ratio(r) if !is_part(r) => {
                 return Err(Error::budget("budget.ratio", r, "above 0 and at most 1"));
+            }
+            Self::ByteRatio(r) if !is_part(r) => {
+                return Err(Error::budget(
+                    "budget.byte_ratio",
+                    r,
+                    "above 0 and at most 1",
+                ));
             }
             _ => return Ok(()),
         };
@@ -113,6 +137,10 @@ impl Budget {
         };
         Err(Error::budget(format!("budget.{name}"), found, allowed))
     }
+}
+
+fn is_part(ratio: f64) -> bool {
+    ratio.is_finite() && ratio > 0.0 && ratio <= 1.0
 }
 
 /// More entries than any memory holds; sums over layers cannot overflow below it.
@@ -126,13 +154,17 @@ mod tests {
     fn each_unit_counts_entries_over_all_layers() {
         let cost = EntryCost {
             windows: [None; 30].into(),
-            bytes: 1536,
+            bytes: 3072,
+            half: 1536,
             coded: [864, 480],
         };
         assert_eq!(Budget::Tokens(256).total(2000, &cost), 7680);
         assert_eq!(Budget::Total(2240).total(2000, &cost), 2240);
         assert_eq!(Budget::Ratio(0.25).total(2000, &cost), 15_000);
-        assert_eq!(Budget::Bytes(1536 * 100 + 5).total(2000, &cost), 100);
+        assert_eq!(Budget::Bytes(3072 * 100 + 5).total(2000, &cost), 100);
+        let bytes = Budget::ByteRatio(0.25);
+        assert_eq!(bytes.bytes(2000, &cost), Some(1536 * 15_000));
+        assert_eq!(bytes.total(2000, &cost), 7500);
     }
 
     #[test]
@@ -140,6 +172,7 @@ mod tests {
         let cost = EntryCost {
             windows: [Some(513), Some(513), None].into(),
             bytes: 1,
+            half: 1,
             coded: [1, 1],
         };
         assert_eq!(cost.full(2000), 2 * 512 + 2000);
@@ -157,6 +190,8 @@ mod tests {
             Budget::Ratio(0.0),
             Budget::Ratio(1.5),
             Budget::Ratio(f64::NAN),
+            Budget::ByteRatio(0.0),
+            Budget::ByteRatio(1.5),
         ] {
             assert!(budget.check().is_err(), "{budget:?}");
         }

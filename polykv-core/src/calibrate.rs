@@ -1,8 +1,8 @@
 //! Plans from measurements of one model (PolyKV, arXiv 2606.15157, with additions of this project that are named as such).
 //!
 //! Whoever runs the model supplies one [`Measured`] per example; everything else here is arithmetic on these numbers, except
-//! [`signals`], which computes them from tensors. [`Measurements::report`] chooses a route, which is a candidate policy for
-//! each layer, and budgets. [`RouteSearch`] and [`BudgetSearch`] improve both by evaluating whole plans. A [`Report`] holds
+//! [`signals`], which computes them from tensors. [`Measurements::report`] chooses a route, which is a [`Candidate`] for each
+//! layer, and budgets. [`RouteSearch`] and [`BudgetSearch`] improve both by evaluating whole plans. A [`Report`] holds
 //! the result with every number that led to it.
 
 mod budgets;
@@ -18,7 +18,7 @@ mod search;
 pub mod signals;
 
 pub use budgets::{BudgetSearch, FoundBudgets, Trials, TriedBudgets};
-pub use candidate::CandidatePolicy;
+pub use candidate::{Candidate, CandidatePolicy};
 pub use draft::PlanDraft;
 pub use measurements::Measurements;
 pub use profile::{Data, Measured, PhaseMeasured, PhaseProfile, Profile};

@@ -233,7 +233,7 @@ impl Plan {
     /// The most entries per KV head that all layers may hold together, for a prompt of `prompt` tokens, where an entry costs
     /// `cost`: a budget in bytes is one of the layers whose entries are the smallest.
     pub fn most_entries(&self, prompt: usize, cost: &EntryCost) -> usize {
-        let Some(bytes) = self.budget.bytes() else {
+        let Some(bytes) = self.budget.bytes(prompt, cost) else {
             return self.budget.total(prompt, cost);
         };
         let sizes = (0..self.layers.len()).map(|layer| self.entry_bytes(layer, cost));
@@ -289,7 +289,7 @@ impl Plan {
             None => Ok(()),
         }?;
         let looks = |allocator: &Arc<dyn Allocator>| allocator.basis() == Basis::Layers;
-        if matches!(self.budget, Budget::Bytes(_))
+        if self.budget.counts_bytes()
             && self.mixes_codes()
             && let Some(allocator) = self.online.as_ref().filter(|allocator| looks(allocator))
         {

@@ -54,6 +54,7 @@ impl LayerShape {
         EntryCost {
             windows: windows.into(),
             bytes: of_vectors(self.head_dim.saturating_mul(self.dtype.size())),
+            half: of_vectors(self.head_dim.saturating_mul(2)),
             coded: Codes::ALL.map(coded),
         }
     }

@@ -5,8 +5,8 @@ use burn::tensor::{Device, Tensor, TensorData};
 use polykv::models::calibrate::Example;
 use polykv::models::{LoadedModel, PrefillOptions};
 use polykv::testing::kept;
-use polykv::{KvCache, Phase, Policy};
-use std::sync::Arc;
+use polykv::{KvCache, Phase};
+use polykv_core::calibrate::Candidate;
 
 /// `[heads][tokens][head_dim]`
 type Heads = Vec<Vec<Vec<f64>>>;
@@ -104,7 +104,7 @@ fn history(
     model: &LoadedModel,
     example: &Example,
     (phase, layer): (Phase, usize),
-    candidate: &Arc<dyn Policy>,
+    candidate: &Candidate,
 ) -> Vec<Vec<Vec<usize>>> {
     let own = &model.model;
     let plan = one_layer(phase, layer, candidate);
@@ -184,7 +184,10 @@ fn cosines_and_entropies_equal_attention_on_the_host() {
                     positions.push(token);
                     positions
                 });
-                let what = format!("cosine of {phase}, layer {index}, {}", candidate.key());
+                let what = format!(
+                    "cosine of {phase}, layer {index}, {}",
+                    candidate.policy.key()
+                );
                 near(own, cosine(reference.clone(), output(lost)), &what);
             }
         }

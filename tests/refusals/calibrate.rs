@@ -22,6 +22,8 @@ const REFUSED: &str = "
     --objective evidence --length 300 --evidence 0 | evidence is 0 | at least 1
     --data LONG --length 100 --phase prefill --policies snapkv:window=41 | budget of layer 0 is 40 | at least 41
     --data LONG --length 100 --allocator calibrated --budget-signal effect | --budget-signal is effect | refine
+    --data LONG --length 100 --kv-dtype cache,q4 | --kv-dtype is 2 formats | a budget in bytes
+    --data LONG --length 100 --kv-dtype q4,q4 | --kv-dtype is | each once
     --data LONG --length 100 --phase prefill --refine 2 --refine-phase decode | --refine-phase is decode | prefill
 ";
 
@@ -35,6 +37,7 @@ const USAGE: &str = "
     --data a.txt --budget-ratio 0.5 | --budget
     --data a.txt --phase never | never | prefill, decode, both
     --data a.txt --refine-phase none | none | prefill, decode, both
+    --data a.txt --kv-dtype q5 | q5 | q8, q4
     --data a.txt --refine 1.5 | 1.5 | --refine
 ";
 

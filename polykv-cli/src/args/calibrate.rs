@@ -1,6 +1,6 @@
 //! What `polykv calibrate` takes.
 
-use super::{BudgetArgs, ModelArgs, Phases, PolicyList, Shard, values};
+use super::{BudgetArgs, KvDtype, ModelArgs, Phases, PolicyList, Shard, values};
 use crate::compression;
 use crate::registry::registry;
 use clap::{ArgGroup, Args, ValueEnum};
@@ -84,6 +84,16 @@ pub struct ChoiceArgs {
     pub policies: Option<PolicyList>,
     #[command(flatten)]
     pub budget: BudgetArgs,
+    /// The formats in which layers may keep their entries: one, or under a budget in bytes several to choose from, which share
+    /// the bytes
+    #[arg(
+        long,
+        value_enum,
+        value_name = "FORMAT,…",
+        value_delimiter = ',',
+        default_value = "cache"
+    )]
+    pub kv_dtype: Vec<KvDtype>,
     /// What the route follows: the attention output's cosine with the full cache's, or perplexity (which takes minutes
     /// more)
     #[arg(long, value_enum, default_value = "cosine")]
@@ -146,6 +156,7 @@ impl CalibrateArgs {
         };
         let budget = compression::budget(&choice.budget)?;
         let mut options = CalibrateOptions::new(candidates.at(place)?, budget);
+        options.kv = choice.kv_dtype.iter().map(|kv| kv.codes()).collect();
         options.phases = choice.phase.list().to_vec();
         options.objective = examples.objective.into();
         options.examples = examples.examples;
@@ -195,7 +206,10 @@ fn as_flag(error: Error) -> Error {
             allowed,
             ..
         } => {
-            let flag = format!("--{}", field.replace('_', "-"));
+            let flag = match field.as_str() {
+                "kv" => "--kv-dtype".into(),
+                field => format!("--{}", field.replace('_', "-")),
+            };
             Error::invalid("command line", flag, found, allowed)
         }
         other => other,

@@ -1,11 +1,12 @@
 //! What `calibrate` prints.
 
-use super::{describe_budget, table as new_table};
+use super::{describe_budget, describe_codes, table as new_table};
+use polykv::plan::Resolved;
 use polykv::{Phase, PlanFile};
 use polykv_core::calibrate::{Data, Losses, Report, Source};
 
-/// The examples, the plan, and what refinement gained.
-pub fn table(report: &Report, plan: &PlanFile) -> String {
+/// The examples, the plan with its budgets for a prompt of the calibration's length, and what refinement gained.
+pub fn table(report: &Report, plan: &PlanFile, resolved: &Resolved) -> String {
     let mut lines = Vec::new();
     for (&data, profile) in &report.profiles {
         lines.push(format!(
@@ -22,23 +23,27 @@ pub fn table(report: &Report, plan: &PlanFile) -> String {
             continue;
         };
         for rule in plan.rules(phase) {
-            let budgets = &report.phase(phase).budgets[rule.layers.first..=rule.layers.last];
-            let (least, most) = (budgets.iter().min(), budgets.iter().max());
-            let entries = match (least, most) {
-                (Some(least), Some(most)) if least == most => least.to_string(),
-                (Some(least), Some(most)) => format!("{least} to {most}"),
-                _ => String::new(),
-            };
             let pick = picks[rule.layers.first];
+            let layers = &resolved.layers[rule.layers.first..=rule.layers.last];
+            let budgets = layers.iter().filter_map(|layer| layer.budget(phase));
+            let (least, most) = (budgets.clone().min(), budgets.max());
+            let entries = match least.zip(most) {
+                Some((least, most)) if least == most => least.to_string(),
+                Some((least, most)) => format!("{least} to {most}"),
+                None => continue,
+            };
             rows.add_row([
                 phase.to_string(),
                 rule.layers.to_string(),
-                report.candidates[pick].to_string(),
+                report.candidates[pick % report.candidates.len()].to_string(),
                 entries,
             ]);
         }
     }
     lines.push(rows.to_string());
+    if !plan.kv.is_empty() {
+        lines.push(format!("entries are kept {}", describe_codes(plan)));
+    }
     lines.extend(
         [Phase::Prefill, Phase::Decode]
             .iter()
@@ -61,10 +66,10 @@ fn refined(report: &Report, phase: Phase) -> Option<String> {
         row.push(format!("{score:.3}"));
         rows.add_row(row);
     };
-    let starts = report.candidates.len() + found.routes.len();
+    let starts = report.choices(phase) + found.routes.len();
     for one in found.moves.iter().take(starts) {
         let label = match one.source {
-            Source::Candidate(candidate) => report.candidates[candidate].to_string(),
+            Source::Candidate(candidate) => report.name(candidate),
             Source::Route(0) => "one at a time".into(),
             Source::Route(route) => format!("one at a time, weights {route}"),
         };

@@ -25,7 +25,7 @@ pub fn plan(file: &Path, profile: Option<&Path>) -> Result<PlanFile> {
         return Err(Error::invalid(profile.display(), "model", found, allowed));
     }
     let candidates = report
-        .policies(&registry().policies)
+        .candidates(&registry().policies)
         .at(profile.display())?;
     let inverse = report.invert(&plan, &candidates).at(profile.display())?;
     let inverse = restated(&file, &inverse);

@@ -2,6 +2,7 @@ use super::score::{Scale, means};
 use super::{Data, Design, ExampleLosses, Losses};
 use crate::Result;
 use crate::apportion::within;
+use crate::random::splitmix;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -11,13 +12,17 @@ const STEP: f64 = 1.0 / 3.0;
 /// The number of budgets that are tried between the given ones and those that the screening recommends.
 const STEPS: usize = 3;
 
+/// The most rounds of a search.
+const ROUNDS: usize = 4;
+
 /// A search over the budgets of one phase by the losses of whole plans, which is an addition of this project. In the runs of a
 /// [`Design`] each layer has a third more or a third fewer entries; the effect on the score says how much entries are worth
 /// in that layer.
 ///
 /// If the loss of each layer falls as `a / budget`, the sum of all losses is least for budgets in proportion to `√a`. The
-/// search tries budgets a third, two thirds and all of the way there. The best of them is the result if it lowers the score
-/// by more than the standard error of that difference over the examples; otherwise the given budgets are.
+/// search tries budgets a third, two thirds and all of the way there. The best of them is taken if it lowers the score by more
+/// than the standard error of that difference over the examples, and the next round begins there, up to four rounds in all;
+/// otherwise the search ends.
 #[derive(Clone, Debug)]
 pub struct BudgetSearch<'a> {
     /// The losses of the single policies, which scores are relative to.
@@ -41,17 +46,23 @@ pub struct FoundBudgets {
     pub losses: Losses,
     /// The score of these losses; lower is better.
     pub score: f64,
-    /// The given budgets, then those that were tried.
+    /// The given budgets, then those that were tried, in all rounds.
     pub tried: Vec<TriedBudgets>,
-    /// For each layer, the loss with a third more entries there minus that with a third fewer, per kind of data.
+    /// For each layer, the loss with a third more entries there minus that with a third fewer, per kind of data, around the
+    /// given budgets.
     pub effects: BTreeMap<Data, Vec<f64>>,
 }
 
 /// Plans to evaluate that differ in the budgets of one phase.
 #[derive(Clone, Copy, Debug)]
 pub enum Trials<'a> {
-    /// For each plan, whether each layer has the higher budget of [`BudgetSearch::levels`] or the lower one.
-    Levels(&'a [Vec<bool>]),
+    /// For each plan, whether each layer has the higher budget or the lower one.
+    Levels {
+        /// The lower and the higher budget of each layer, in entries per KV head.
+        levels: [&'a [usize]; 2],
+        /// One per plan.
+        rows: &'a [Vec<bool>],
+    },
     /// For each plan, entries per KV head for each layer.
     Budgets(&'a [Vec<usize>]),
 }
@@ -69,15 +80,15 @@ pub struct TriedBudgets {
 }
 
 impl BudgetSearch<'_> {
-    /// The lower and the higher budget of each layer in the screening, in entries per KV head.
-    pub fn levels(&self) -> [Vec<usize>; 2] {
+    /// The lower and the higher budget of each layer in the screening around some budgets, in entries per KV head.
+    fn levels(&self, budgets: &[usize]) -> [Vec<usize>; 2] {
         let (least, most) = &self.limits;
         let level = |factor: f64| {
             let of = |(&budget, &most): (&usize, &usize)| {
                 let entries = (budget as f64 * factor).round() as usize;
                 entries.max(*least).min(most)
             };
-            self.budgets.iter().zip(most).map(of).collect()
+            budgets.iter().zip(most).map(of).collect()
         };
         [level(1.0 - STEP), level(1.0 + STEP)]
     }
@@ -91,35 +102,60 @@ impl BudgetSearch<'_> {
         evaluate: &mut dyn FnMut(Trials<'_>) -> Result<Vec<ExampleLosses>>,
     ) -> Result<FoundBudgets> {
         let scale = Scale::of(&self.singles);
-        let design = Design::new(self.budgets.len(), self.seed);
-        let runs = evaluate(Trials::Levels(design.rows()))?;
-        let effects = design.effects(&runs.iter().map(means).collect::<Vec<_>>());
-        let mut all = vec![self.budgets.to_vec()];
-        let mut losses = evaluate(Trials::Budgets(&all))?;
-        let worth = self.worth(&scale, &means(&losses[0]), &effects);
-        for step in 1..=STEPS {
-            let next = self.towards(&worth, step as f64 / STEPS as f64);
-            if !all.contains(&next) {
-                all.push(next);
+        let score = |losses: &ExampleLosses| scale.score(&means(losses));
+        let given = evaluate(Trials::Budgets(&[self.budgets.to_vec()]))?;
+        let mut all: Vec<(Vec<usize>, ExampleLosses)> = Vec::new();
+        all.extend(
+            given
+                .into_iter()
+                .map(|losses| (self.budgets.to_vec(), losses)),
+        );
+        let (mut chosen, mut first_effects, mut seed) = (0, None, self.seed);
+        for _ in 0..ROUNDS {
+            let (base, losses) = all[chosen].clone();
+            let design = Design::new(base.len(), seed);
+            seed = splitmix(seed);
+            let [low, high] = self.levels(&base);
+            let runs = evaluate(Trials::Levels {
+                levels: [&low, &high],
+                rows: design.rows(),
+            })?;
+            let effects = design.effects(&runs.iter().map(means).collect::<Vec<_>>());
+            let worth = self.worth(&scale, &means(&losses), &effects);
+            first_effects.get_or_insert(effects);
+            let mut next: Vec<Vec<usize>> = Vec::new();
+            for step in 1..=STEPS {
+                let budgets = self.towards(&base, &worth, step as f64 / STEPS as f64);
+                let known = all.iter().any(|(other, _)| *other == budgets);
+                if !known && !next.contains(&budgets) {
+                    next.push(budgets);
+                }
+            }
+            let found = evaluate(Trials::Budgets(&next))?;
+            let first = all.len();
+            all.extend(next.into_iter().zip(found));
+            let best =
+                (first..all.len()).min_by(|&a, &b| score(&all[a].1).total_cmp(&score(&all[b].1)));
+            let gains = |&plan: &usize| {
+                score(&losses) - score(&all[plan].1) > scale.error(&losses, &all[plan].1)
+            };
+            match best.filter(gains) {
+                Some(best) => chosen = best,
+                None => break,
             }
         }
-        losses.extend(evaluate(Trials::Budgets(&all[1..]))?);
-        let score = |plan: &usize| scale.score(&means(&losses[*plan]));
-        let best = (0..all.len()).min_by(|a, b| score(a).total_cmp(&score(b)));
-        let gains =
-            |plan: &usize| score(&0) - score(plan) > scale.error(&losses[0], &losses[*plan]);
-        let chosen = best.filter(gains).unwrap_or(0);
-        let tried = |plan: usize| TriedBudgets {
-            budgets: all[plan].clone(),
-            losses: means(&losses[plan]),
-            score: score(&plan),
+        let tried = |(budgets, losses): &(Vec<usize>, ExampleLosses)| TriedBudgets {
+            budgets: budgets.clone(),
+            losses: means(losses),
+            score: score(losses),
         };
+        let tried: Vec<TriedBudgets> = all.iter().map(tried).collect();
         Ok(FoundBudgets {
-            budgets: all[chosen].clone(),
-            losses: means(&losses[chosen]),
-            score: score(&chosen),
-            tried: (0..all.len()).map(tried).collect(),
-            effects,
+            budgets: tried[chosen].budgets.clone(),
+            losses: tried[chosen].losses.clone(),
+            score: tried[chosen].score,
+            tried,
+            effects: first_effects.unwrap_or_default(),
         })
     }
 
@@ -134,20 +170,21 @@ impl BudgetSearch<'_> {
         (0..self.budgets.len()).map(of).collect()
     }
 
-    /// Budgets a `part` of the way to those in proportion to √worth. No layer gets less than a quarter of its given budget.
-    fn towards(&self, worth: &[f64], part: f64) -> Vec<usize> {
+    /// Budgets a `part` of the way from `base` to those in proportion to √worth. No layer gets less than a quarter of what it
+    /// has.
+    fn towards(&self, base: &[usize], worth: &[f64], part: f64) -> Vec<usize> {
         let (least, most) = &self.limits;
-        let total: usize = self.budgets.iter().sum();
+        let total: usize = base.iter().sum();
         let roots: f64 = worth.iter().map(|worth| worth.sqrt()).sum();
         if roots <= 0.0 {
-            return self.budgets.to_vec();
+            return base.to_vec();
         }
         let weight = |(&worth, &budget): (&f64, &usize)| {
             (1.0 - part) * budget as f64 + part * total as f64 * worth.sqrt() / roots
         };
-        let weights: Vec<f64> = worth.iter().zip(self.budgets).map(weight).collect();
+        let weights: Vec<f64> = worth.iter().zip(base).map(weight).collect();
         let floor = |(&budget, &most): (&usize, &usize)| most.min((*least).max(budget / 4));
-        let floors: Vec<usize> = self.budgets.iter().zip(most).map(floor).collect();
+        let floors: Vec<usize> = base.iter().zip(most).map(floor).collect();
         // What raising layers to their floors costs is taken from the others in proportion.
         let above = weights.iter().zip(&floors);
         let above: Vec<f64> = above
@@ -189,38 +226,44 @@ mod tests {
     fn entries_go_where_they_help() {
         let budgets = [100; LAYERS];
         let search = search(&budgets);
-        let [low, high] = search.levels();
-        assert_eq!((low[0], high[0]), (67, 133));
-        let mut runs = 0;
+        let mut rounds = Vec::new();
         let mut evaluate = |trials: Trials<'_>| {
-            let level = |row: &Vec<bool>| {
-                let budget = |layer: usize| if row[layer] { high[layer] } else { low[layer] };
-                losses(&(0..LAYERS).map(budget).collect::<Vec<_>>())
-            };
             Ok(match trials {
-                Trials::Levels(rows) => {
-                    runs += rows.len();
+                Trials::Levels { levels, rows } => {
+                    assert_eq!(rows.len(), Design::runs(LAYERS));
+                    rounds.push(levels.map(|level| level[0]));
+                    let level = |row: &Vec<bool>| {
+                        let layers = row.iter().enumerate();
+                        let budgets = layers.map(|(layer, &high)| levels[usize::from(high)][layer]);
+                        losses(&budgets.collect::<Vec<_>>())
+                    };
                     rows.iter().map(level).collect()
                 }
                 Trials::Budgets(all) => all.iter().map(|budgets| losses(budgets)).collect(),
             })
         };
         let found = search.run(&mut evaluate).unwrap();
-        assert_eq!(runs, Design::runs(LAYERS));
+        // The second round begins where the first one ended.
+        let first = found.tried[STEPS].budgets[0] as f64;
+        let second = [1.0 - STEP, 1.0 + STEP].map(|factor| (first * factor).round() as usize);
+        assert_eq!(rounds[..2], [[67, 133], second]);
+        assert!(rounds.len() <= ROUNDS);
         assert_eq!(found.budgets.iter().sum::<usize>(), 600);
         // Of a third more and a third fewer, whatever the others have.
         let effect = 400.0 / 133.0 - 400.0 / 67.0;
         assert!((found.effects[&Data::Text][3] - effect).abs() < 1e-9);
         assert!(found.effects[&Data::Text][1].abs() < 1e-9);
-        let all: Vec<usize> = found.tried.iter().map(|tried| tried.budgets[1]).collect();
-        assert_eq!(all.len(), 1 + STEPS);
         // The idle layers end at their floor; four times the loss is worth twice the entries.
         let last = &found.tried[STEPS].budgets;
         assert_eq!([last[1], last[2], last[4]], [25; 3]);
         let ratio = (last[3] - 25) as f64 / (last[0] - 25) as f64;
         assert!((1.8..2.6).contains(&ratio), "{last:?}");
-        assert_eq!(&found.budgets, last);
-        assert!(found.score < found.tried[0].score);
+        let least = found.tried.iter().map(|tried| tried.score);
+        assert_eq!(found.score, least.fold(f64::INFINITY, f64::min));
+        assert!(found.score < found.tried[STEPS].score);
+        // There is no better place for the last idle entries than the three layers that matter.
+        let idle: usize = [1, 2, 4].map(|layer| found.budgets[layer]).iter().sum();
+        assert!(idle <= 30, "{:?}", found.budgets);
     }
 
     proptest! {
@@ -232,7 +275,7 @@ mod tests {
             let budgets: Vec<usize> = layers.iter().map(|layer| layer.0).collect();
             let worth: Vec<f64> = layers.iter().map(|layer| layer.1).collect();
             let search = BudgetSearch { limits: (8, vec![500; budgets.len()]), ..search(&budgets) };
-            let found = search.towards(&worth, part);
+            let found = search.towards(&budgets, &worth, part);
             prop_assert_eq!(found.iter().sum::<usize>(), budgets.iter().sum::<usize>());
             for (found, budget) in found.iter().zip(&budgets) {
                 prop_assert!((8.max(budget / 4)..=500).contains(found), "{} of {}", found, budget);
@@ -245,7 +288,7 @@ mod tests {
         let budgets = [10, 20, 30];
         let mut same = |trials: Trials<'_>| {
             let count = match trials {
-                Trials::Levels(rows) => rows.len(),
+                Trials::Levels { rows, .. } => rows.len(),
                 Trials::Budgets(all) => all.len(),
             };
             let one = ExampleLosses::from([(Data::Text, vec![1.0; 3])]);
@@ -258,7 +301,7 @@ mod tests {
             limits: (4, vec![25; 3]),
             seed: 1,
         };
-        assert_eq!(search.levels(), [vec![7, 13, 20], vec![13, 25, 25]]);
+        assert_eq!(search.levels(&budgets), [vec![7, 13, 20], vec![13, 25, 25]]);
         let found = search.run(&mut same).unwrap();
         assert_eq!((&found.budgets[..], found.tried.len()), (&budgets[..], 1));
     }

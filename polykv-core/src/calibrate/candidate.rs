@@ -1,6 +1,41 @@
 use crate::Result;
+use crate::codes::Codes;
+use crate::phase::Phase;
 use crate::policy::{Policies, Policy, PolicySpec};
 use std::sync::Arc;
+
+/// What a calibration chooses for a layer: a policy, and how the layer keeps its entries.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Decides which entries stay.
+    pub policy: Arc<dyn Policy>,
+    /// The codes of the entries that stay; `None` keeps them in the type of the cache.
+    pub kv: Option<Codes>,
+}
+
+impl Candidate {
+    /// Every policy in the first format, then every policy in the next one and so on.
+    pub fn all(policies: &[Arc<dyn Policy>], formats: &[Option<Codes>]) -> Vec<Self> {
+        let pair = |policy: &Arc<dyn Policy>, kv| Self {
+            policy: policy.clone(),
+            kv,
+        };
+        let of_format = |&kv| policies.iter().map(move |policy| pair(policy, kv));
+        formats.iter().flat_map(of_format).collect()
+    }
+
+    /// The candidates of one phase of a calibration of `phases`: a layer has one format for both, which is chosen with the
+    /// policy of the prefill, so that only policies are left to choose for the decode phase beside it.
+    pub fn of_phase<'a>(candidates: &'a [Self], phase: Phase, phases: &[Phase]) -> &'a [Self] {
+        let beside = phase == Phase::Decode && phases.contains(&Phase::Prefill);
+        let first = candidates.first().map(|candidate| candidate.kv);
+        let mut all = candidates.iter();
+        match all.position(|candidate| beside && Some(candidate.kv) != first) {
+            Some(policies) => &candidates[..policies],
+            None => candidates,
+        }
+    }
+}
 
 /// A policy that a calibration chooses from, with the name that reports give it.
 #[derive(Clone, Debug)]

@@ -1,13 +1,15 @@
-use super::report::{best, least_of_all};
-use super::{BudgetSignal, Data, Measured, PhaseReport, Profile, Report, SCHEMA, Settings};
+use super::report::best;
+use super::{
+    BudgetSignal, Candidate, Data, Measured, PhaseReport, Profile, Report, SCHEMA, Settings,
+};
 use crate::Result;
 use crate::allocate::{Allocator, Basis, LayerStat};
 use crate::apportion::capped;
 use crate::budget::{Budget, EntryCost};
+use crate::codes::Codes;
 use crate::phase::Phase;
-use crate::policy::{Policy, PolicySpec};
+use crate::policy::PolicySpec;
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 /// The measurements of a model and the choices by which they become routes and budgets.
 #[derive(Clone, Debug)]
@@ -16,10 +18,12 @@ pub struct Measurements<'a> {
     pub model: String,
     /// The windows of the model's layers and the memory of an entry.
     pub cost: EntryCost,
-    /// The names and parameters of the candidates.
+    /// The names and parameters of the policies to choose from.
     pub specs: Vec<PolicySpec>,
-    /// The candidates, in the same order.
-    pub candidates: &'a [Arc<dyn Policy>],
+    /// The formats to choose from, at least one.
+    pub kv: Vec<Option<Codes>>,
+    /// The policies in every format, as [`Candidate::all`] makes them of both lists.
+    pub candidates: &'a [Candidate],
     /// The phases that evict, all of which were measured.
     pub phases: &'a [Phase],
     /// The plan's budget.
@@ -49,6 +53,10 @@ impl Measurements<'_> {
         settings.allocator = self.allocator.name().to_string();
         let follows = self.allocator.basis() == Basis::Calibration;
         settings.budget_signal = follows.then_some(self.budget_signal);
+        let kv = match self.kv.as_slice() {
+            [None] => Vec::new(),
+            formats => formats.to_vec(),
+        };
         let mut report = Report {
             schema: SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_string(),
@@ -57,18 +65,25 @@ impl Measurements<'_> {
             budget: self.budget,
             settings,
             candidates: self.specs,
+            kv,
             profiles,
             prefill: PhaseReport::default(),
             decode: PhaseReport::default(),
             plan_hash: String::new(),
         };
-        let least = least_of_all(self.candidates)?;
         let length = report.settings.length;
         let total = self.budget.total(length, &self.cost);
-        let most: Vec<usize> = (0..report.layers)
-            .map(|layer| self.cost.most(layer))
-            .collect();
-        for &phase in self.phases {
+        let phases = Phase::BOTH.into_iter();
+        for phase in phases.filter(|phase| self.phases.contains(phase)) {
+            let candidates = Candidate::of_phase(self.candidates, phase, self.phases);
+            let forward = report.settings.route;
+            let route = best(&report, candidates, phase, forward, 1.0, &|_, _| true);
+            // A layer has the format of its candidate in the prefill if that phase evicts, which comes first.
+            let formats = match report.prefill.route.as_slice() {
+                [] => &route,
+                prefill => prefill,
+            };
+            let (least, most) = report.limits(self.candidates, formats, &self.cost)?;
             let stat = |(sensitivity, &most): (f64, &usize)| LayerStat {
                 share: 1.0,
                 least: least.min(most),
@@ -77,7 +92,7 @@ impl Measurements<'_> {
             let stats = sensitivity(&report, phase, self.budget_signal);
             let stats: Vec<LayerStat> = stats.into_iter().zip(&most).map(stat).collect();
             let found = PhaseReport {
-                route: best(&report, self.candidates, phase, report.settings.route, 1.0),
+                route,
                 budgets: capped(&self.allocator.split(total, length, &stats), &most, length),
                 ..PhaseReport::default()
             };

@@ -1,9 +1,12 @@
-use super::{Data, Direction, FoundBudgets, FoundRoute, PlanDraft, Profile, Signal, route};
+use super::{
+    Candidate, Data, Direction, FoundBudgets, FoundRoute, PlanDraft, Profile, Signal, route,
+};
 use crate::allocate::{Allocator, least_budget};
 use crate::budget::{Budget, EntryCost};
+use crate::codes::Codes;
 use crate::phase::Phase;
 use crate::plan::{Plan, Rule};
-use crate::policy::{Needs, Policies, Policy, PolicySpec};
+use crate::policy::{Needs, Policies, PolicySpec};
 use crate::{Error, Result, files};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -36,8 +39,12 @@ pub struct Report {
     pub budget: Budget,
     /// How the examples were made, and the choices of the calibration.
     pub settings: Settings,
-    /// The policies that routes and tables name by index.
+    /// The policies to choose from. Routes and tables name them by index: first all in the first format of
+    /// [`Report::kv`](Self#structfield.kv), then all in the next one and so on.
     pub candidates: Vec<PolicySpec>,
+    /// The formats of entries to choose from, `None` for the cache's type; empty if there was only that one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kv: Vec<Option<Codes>>,
     /// The signals for each kind of data that was measured.
     pub profiles: BTreeMap<Data, Profile>,
     /// The route and the budgets of the prefill.
@@ -92,8 +99,8 @@ pub struct PhaseReport {
     /// The index of a candidate for each layer, chosen by the effect of each layer alone; empty for a phase that keeps
     /// everything.
     pub route: Vec<usize>,
-    /// Entries per KV head for each layer, for a prompt of [`Settings::length`] tokens; empty for a phase that keeps
-    /// everything.
+    /// Entries per KV head for each layer, for a prompt of [`Settings::length`] tokens, see [`PlanDraft::budgets`]; empty for
+    /// a phase that keeps everything.
     pub budgets: Vec<usize>,
     /// The result of the search over routes, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -147,22 +154,53 @@ impl Report {
         }
     }
 
-    /// Builds the candidates from their names.
+    /// Builds the candidates from the names of policies, in every format.
     ///
     /// # Errors
     /// What [`PolicySpec::build`] refuses.
-    pub fn policies(&self, policies: &Policies) -> Result<Vec<Arc<dyn Policy>>> {
+    pub fn candidates(&self, policies: &Policies) -> Result<Vec<Candidate>> {
         let specs = self.candidates.iter();
-        specs.map(|spec| spec.build(policies)).collect()
+        let built = specs.map(|spec| spec.build(policies));
+        let built: Vec<_> = built.collect::<Result<_>>()?;
+        Ok(Candidate::all(&built, self.formats()))
     }
 
-    /// A draft with the budgets of this report, from which plans are made. `candidates` are those of the report, see
-    /// [`Report::policies`]. If `allocator` splits the budget anew for each prompt, the draft names it instead of budgets.
+    /// The name of a candidate for tables.
+    pub fn name(&self, candidate: usize) -> String {
+        let policies = self.candidates.len().max(1);
+        let spec = self.candidates.get(candidate % policies);
+        let name = spec.map_or(String::new(), ToString::to_string);
+        match self.formats().get(candidate / policies) {
+            Some(Some(codes)) => format!("{name} in {codes}"),
+            _ => name,
+        }
+    }
+
+    /// The number of candidates that a phase chooses from, which are the first, see [`Candidate::of_phase`].
+    pub fn choices(&self, phase: Phase) -> usize {
+        let mut profiles = self.profiles.values();
+        let beside =
+            phase == Phase::Decode && profiles.any(|profile| !profile.prefill.cosine.is_empty());
+        let formats = if beside { 1 } else { self.formats().len() };
+        self.candidates.len().saturating_mul(formats)
+    }
+
+    fn formats(&self) -> &[Option<Codes>] {
+        match self.kv.as_slice() {
+            [] => &[None],
+            formats => formats,
+        }
+    }
+
+    /// A draft with the budgets of this report, from which plans are made, where an entry costs `cost`. `candidates` are those
+    /// of the report, see [`Report::candidates`]. If `allocator` splits the budget anew for each prompt, the draft names it
+    /// instead of budgets.
     #[must_use]
     pub fn draft<'a>(
         &self,
-        candidates: &'a [Arc<dyn Policy>],
+        candidates: &'a [Candidate],
         allocator: &Arc<dyn Allocator>,
+        cost: EntryCost,
     ) -> PlanDraft<'a> {
         let online = allocator.basis().is_online();
         let budgets = |phase: &PhaseReport| match online {
@@ -171,7 +209,7 @@ impl Report {
         };
         PlanDraft {
             candidates,
-            layers: self.layers,
+            cost,
             budget: self.budget,
             budgets: [budgets(&self.prefill), budgets(&self.decode)],
             online: online.then(|| allocator.clone()),
@@ -179,14 +217,15 @@ impl Report {
     }
 
     /// The routes that a search starts from, each once: that of the report, and if both kinds of data were measured those in
-    /// which text counts more or less.
-    pub fn routes(&self, candidates: &[Arc<dyn Policy>], phase: Phase) -> Vec<Vec<usize>> {
+    /// which text counts more or less. `candidates` are those of the phase, see [`Candidate::of_phase`].
+    pub fn routes(&self, candidates: &[Candidate], phase: Phase) -> Vec<Vec<usize>> {
         let mut routes = vec![self.phase(phase).route.clone()];
         if self.profiles.len() < 2 {
             return routes;
         }
         for text in TEXT_FACTORS {
-            let route = best(self, candidates, phase, self.settings.route, text);
+            let direction = self.settings.route;
+            let route = best(self, candidates, phase, direction, text, &|_, _| true);
             if !routes.contains(&route) {
                 routes.push(route);
             }
@@ -195,7 +234,7 @@ impl Report {
     }
 
     /// The least budget that works with every candidate, and the most entries that each layer holds of the prompt, as
-    /// [`BudgetSearch::limits`] has them.
+    /// [`BudgetSearch::limits`] has them. `picks` are candidates for each layer, whose formats the layers have.
     ///
     /// # Errors
     /// A candidate that protects more than its budget under every budget.
@@ -203,12 +242,31 @@ impl Report {
     /// [`BudgetSearch::limits`]: super::BudgetSearch::limits
     pub fn limits(
         &self,
-        candidates: &[Arc<dyn Policy>],
+        candidates: &[Candidate],
+        picks: &[usize],
         cost: &EntryCost,
     ) -> Result<(usize, Vec<usize>)> {
-        let most = |layer| cost.most(layer).min(self.settings.length);
-        let most = (0..self.layers).map(most).collect();
-        Ok((least_of_all(candidates)?, most))
+        let draft = PlanDraft {
+            candidates,
+            cost: cost.clone(),
+            budget: self.budget,
+            budgets: [Vec::new(), Vec::new()],
+            online: None,
+        };
+        let format = |&pick: &usize| candidates.get(pick).and_then(|candidate| candidate.kv);
+        let formats: Vec<Option<Codes>> = picks.iter().map(format).collect();
+        let mut least = 1;
+        for candidate in candidates {
+            let entries = least_budget(&*candidate.policy)?;
+            for &format in &formats {
+                least = least.max(draft.in_cache_type(entries, format));
+            }
+        }
+        let most = |(layer, &format): (usize, &Option<Codes>)| {
+            let entries = cost.most(layer).min(self.settings.length);
+            draft.in_cache_type(entries, format)
+        };
+        Ok((least, formats.iter().enumerate().map(most).collect()))
     }
 
     /// Stores the results of the searches of a phase. Budgets that a search found replace those of the report.
@@ -224,12 +282,12 @@ impl Report {
         report.budgets_refined = budgets;
     }
 
-    /// A control for `plan`: the same plan with the policy of each layer replaced by its worst candidate, under the same
-    /// budgets. Layers and phases that keep everything stay as they are.
+    /// A control for `plan`: the same plan with the policy of each layer replaced by its worst candidate of the same format,
+    /// under the same budgets. Layers and phases that keep everything stay as they are.
     ///
     /// # Errors
     /// A plan of another number of layers, no candidates, and tables that do not fit the layers and candidates.
-    pub fn invert(&self, plan: &Plan, candidates: &[Arc<dyn Policy>]) -> Result<Plan> {
+    pub fn invert(&self, plan: &Plan, candidates: &[Candidate]) -> Result<Plan> {
         if self.layers != plan.layers.len() {
             let allowed = format!("{}, the plan's", plan.layers.len());
             return Err(Error::invalid("profile", "layers", self.layers, allowed));
@@ -239,11 +297,19 @@ impl Report {
             if plan.rules(phase).all(|rule| *rule == Rule::Keep) {
                 continue;
             }
+            let candidates = &candidates[..self.choices(phase).min(candidates.len())];
             self.check_tables(phase, candidates.len())?;
-            let picks = best(self, candidates, phase, Direction::Inverse, 1.0);
+            let format = |candidate: &Candidate| candidate.kv;
+            let others = candidates
+                .iter()
+                .any(|one| Some(one.kv) != candidates.first().map(format));
+            let allowed = |layer: usize, candidate: usize| {
+                !others || candidates[candidate].kv == plan.layers[layer].kv
+            };
+            let picks = best(self, candidates, phase, Direction::Inverse, 1.0, &allowed);
             for (layer, pick) in inverse.layers.iter_mut().zip(picks) {
                 if let Rule::Evict { policy, .. } = layer.rule_mut(phase) {
-                    *policy = candidates[pick].clone();
+                    *policy = candidates[pick].policy.clone();
                 }
             }
         }
@@ -273,28 +339,25 @@ impl Report {
     }
 }
 
-/// The smallest budget under which every candidate works.
-pub(super) fn least_of_all(candidates: &[Arc<dyn Policy>]) -> Result<usize> {
-    let mut least = candidates.iter().map(|policy| least_budget(&**policy));
-    least.try_fold(1, |most, budget| Ok(most.max(budget?)))
-}
-
 /// The route of one phase. `text` is the factor by which plain text counts more than questions, where both were measured.
+/// `allowed` says which candidates a layer may get.
 pub(super) fn best(
     report: &Report,
-    candidates: &[Arc<dyn Policy>],
+    candidates: &[Candidate],
     phase: Phase,
     direction: Direction,
     text: f64,
+    allowed: &dyn Fn(usize, usize) -> bool,
 ) -> Vec<usize> {
     let factor = |data| if data == Data::Text { text } else { 1.0 };
     let profiles = report.profiles.iter();
     let profiles: Vec<(&Profile, f64)> = profiles
         .map(|(&data, profile)| (profile, factor(data)))
         .collect();
-    let costs = candidates.iter().map(|policy| cost(policy.needs()));
+    let costs = candidates.iter().map(|one| cost(one.policy.needs()));
     let costs: Vec<usize> = costs.collect();
-    route(&profiles, phase, report.settings.signal, direction, &costs)
+    let signal = report.settings.signal;
+    route(&profiles, phase, signal, direction, &costs, allowed)
 }
 
 /// Ranks candidates by their cost: looking at the attention of all queries costs more than remembering any number of them.

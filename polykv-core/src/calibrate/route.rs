@@ -29,12 +29,15 @@ pub enum Direction {
 /// Several profiles, which is an addition of this project, come with the factors of their regrets and are combined by
 /// [`joint`]. The regret of a candidate is its loss minus that of the layer's best candidate, on a scale that is the same for
 /// all layers of a profile, so that a profile for which a layer does not matter hardly counts there.
+///
+/// Layer `l` gets a candidate `c` for which `allowed(l, c)` is true.
 pub fn route(
     profiles: &[(&Profile, f64)],
     phase: Phase,
     signal: Signal,
     direction: Direction,
     costs: &[usize],
+    allowed: &dyn Fn(usize, usize) -> bool,
 ) -> Vec<usize> {
     let losses: Vec<(Vec<Vec<f64>>, f64)> = profiles
         .iter()
@@ -48,14 +51,15 @@ pub fn route(
         Direction::Forward => 1.0,
         Direction::Inverse => -1.0,
     };
-    let best = |row: &Vec<f64>| {
+    let best = |(layer, row): (usize, &Vec<f64>)| {
         let order = |&a: &usize, &b: &usize| {
             let by_loss = (sign * row[a]).total_cmp(&(sign * row[b]));
             by_loss.then(costs[a].cmp(&costs[b])).then(a.cmp(&b))
         };
-        (0..row.len()).min_by(order).unwrap_or(0)
+        let candidates = (0..row.len()).filter(|&candidate| allowed(layer, candidate));
+        candidates.min_by(order).unwrap_or(0)
     };
-    weighed.iter().map(best).collect()
+    weighed.iter().enumerate().map(best).collect()
 }
 
 fn losses(profile: &Profile, phase: Phase, signal: Signal) -> Vec<Vec<f64>> {
@@ -160,7 +164,14 @@ mod tests {
 
     fn by(profiles: &[&Profile], signal: Signal, direction: Direction) -> Vec<usize> {
         let even: Vec<(&Profile, f64)> = profiles.iter().map(|&profile| (profile, 1.0)).collect();
-        route(&even, Phase::Decode, signal, direction, &[2, 1, 1])
+        route(
+            &even,
+            Phase::Decode,
+            signal,
+            direction,
+            &[2, 1, 1],
+            &|_, _| true,
+        )
     }
 
     #[test]
@@ -179,6 +190,16 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_allowed_is_chosen() {
+        let measured = profile(&[[0.1, 0.2, 0.3], [0.3, 0.5, 0.2]]);
+        let (signal, forward) = (Signal::Cosine, Direction::Forward);
+        let allowed = |layer, candidate| candidate != layer * 2;
+        let profiles = [(&measured, 1.0)];
+        let found = route(&profiles, Phase::Decode, signal, forward, &[1; 3], &allowed);
+        assert_eq!(found, [1, 0]);
+    }
+
+    #[test]
     fn two_profiles_meet_in_the_middle() {
         let text = profile(&[[0.0, 0.1, 0.9], [0.0, 0.1, 0.9], [0.0, 0.001, 0.002]]);
         let evidence = profile(&[[0.9, 0.1, 0.0], [0.0, 0.001, 0.002], [0.9, 0.4, 0.0]]);
@@ -194,7 +215,14 @@ mod tests {
         let with = |factor: f64| {
             let profiles = [(&text, 1.0), (&evidence, factor)];
             let (signal, forward) = (Signal::Cosine, Direction::Forward);
-            route(&profiles, Phase::Decode, signal, forward, &[1; 3])
+            route(
+                &profiles,
+                Phase::Decode,
+                signal,
+                forward,
+                &[1; 3],
+                &|_, _| true,
+            )
         };
         assert_eq!([with(0.01), with(1.0), with(100.0)], [[0], [1], [2]]);
     }

@@ -17,10 +17,11 @@ pub struct HeadScores {
 /// The slots that each of a sequence's KV heads keeps, in ascending order of position: `budget` per head on average, divided as
 /// `budgets` says, at least one in each. In each head entries that the next token does not see go first and protected ones last;
 /// of equal scores the later position stays, of equal positions that of the lower head. What a head cannot fill goes to the
-/// others.
+/// others, but for what it needs to hold as many entries as the policy protects at most, `floor`.
 pub fn choose_of_heads(
     heads: &[HeadScores],
     protected: Protected<'_>,
+    floor: usize,
     budget: usize,
     budgets: &HeadBudgets,
 ) -> Vec<Vec<usize>> {
@@ -47,15 +48,11 @@ pub fn choose_of_heads(
             slots
         })
         .collect();
-    let total = budget.saturating_mul(heads.len());
     let lengths: Vec<usize> = ranked.iter().map(Vec::len).collect();
-    let least: Vec<usize> = heads
-        .iter()
-        .map(|head| {
-            let protected = (0..head.positions.len()).filter(|&slot| safe(head, slot));
-            protected.count().max(1)
-        })
-        .collect();
+    let missing = lengths.iter().map(|&length| floor.saturating_sub(length));
+    let missing = missing.fold(0, usize::saturating_add);
+    let total = budget.saturating_mul(heads.len()).saturating_sub(missing);
+    let least: Vec<usize> = lengths.iter().map(|&length| floor.min(length)).collect();
     let counts = match budgets {
         HeadBudgets::Even => within(total, &vec![1.0; heads.len()], &least, &lengths),
         HeadBudgets::Shares(shares) => within(total, shares, &least, &lengths),
@@ -117,7 +114,7 @@ mod tests {
     }
 
     fn counts(heads: &[HeadScores], budget: usize, budgets: &HeadBudgets) -> Vec<usize> {
-        let slots = choose_of_heads(heads, Protected::nothing(6), budget, budgets);
+        let slots = choose_of_heads(heads, Protected::nothing(6), 1, budget, budgets);
         slots.iter().map(Vec::len).collect()
     }
 
@@ -129,7 +126,7 @@ mod tests {
         ];
         let by_score = |floor| HeadBudgets::ByScore { floor };
         assert_eq!(
-            choose_of_heads(&heads, Protected::nothing(6), 3, &by_score(0.0)),
+            choose_of_heads(&heads, Protected::nothing(6), 1, 3, &by_score(0.0)),
             [vec![0, 1, 2, 3, 4], vec![5]]
         );
         assert_eq!(counts(&heads, 3, &by_score(0.7)), [4, 2]);
@@ -149,21 +146,35 @@ mod tests {
         protected.protect.recent = 2;
         let none = HeadBudgets::ByScore { floor: 0.0 };
         assert_eq!(
-            choose_of_heads(&heads, protected, 3, &none),
+            choose_of_heads(&heads, protected, 2, 3, &none),
             [vec![0, 1, 4, 5], vec![4, 5]]
         );
         protected.oldest = 3;
         assert_eq!(
-            choose_of_heads(&heads, protected, 3, &none),
+            choose_of_heads(&heads, protected, 2, 3, &none),
             [vec![3, 4, 5], vec![3, 4, 5]]
         );
+    }
+
+    #[test]
+    fn a_head_has_room_for_what_its_policy_will_protect() {
+        let heads = [head(&[9.0, 8.0, 7.0, 6.0, 5.0, 4.0]), head(&[0.0, 1.0])];
+        let none = HeadBudgets::ByScore { floor: 0.0 };
+        let counts = |floor| {
+            let slots = choose_of_heads(&heads, Protected::nothing(6), floor, 3, &none);
+            slots.iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        assert_eq!(counts(1), [5, 1]);
+        assert_eq!(counts(2), [4, 2]);
+        // One of its three is still to come.
+        assert_eq!(counts(3), [3, 2]);
     }
 
     #[test]
     fn of_equal_scores_the_later_position_stays_and_then_the_lower_head() {
         let heads = [head(&[1.0; 4]), head(&[1.0; 4])];
         let none = HeadBudgets::ByScore { floor: 0.0 };
-        let heads = choose_of_heads(&heads, Protected::nothing(4), 2, &none);
+        let heads = choose_of_heads(&heads, Protected::nothing(4), 1, 2, &none);
         assert_eq!(heads, [vec![2, 3], vec![2, 3]]);
     }
 }

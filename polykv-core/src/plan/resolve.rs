@@ -248,7 +248,8 @@ impl Plan {
         prompt: usize,
         cost: &EntryCost,
     ) -> Result<Option<(usize, Vec<usize>)>> {
-        let Some(bytes) = self.budget.bytes().filter(|_| self.mixes_codes()) else {
+        let bytes = self.budget.bytes(prompt, cost);
+        let Some(bytes) = bytes.filter(|_| self.mixes_codes()) else {
             return Ok(None);
         };
         let bytes = bytes.saturating_sub(self.bytes_beside(cost));

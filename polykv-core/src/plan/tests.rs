@@ -22,6 +22,7 @@ fn cost(layers: usize) -> EntryCost {
     EntryCost {
         windows: vec![None; layers].into(),
         bytes: 1,
+        half: 1,
         coded: [1, 1],
     }
 }

@@ -228,7 +228,7 @@ fn header(
     let candidates = options.candidates.iter();
     let keys: Vec<String> = candidates.map(|candidate| candidate.policy.key()).collect();
     let (text, evidence) = options.kinds();
-    json!({
+    let mut header = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "fingerprint": model.model.config().fingerprint(),
         "weights": place.weights,
@@ -245,7 +245,14 @@ fn header(
         "question_after": options.question_after,
         "seed": options.seed,
         "tokens": digest_of(examples),
-    })
+    });
+    // Journals from before there were formats are of the cache's type.
+    if options.kv != [None]
+        && let Some(fields) = header.as_object_mut()
+    {
+        fields.insert("kv".into(), json!(options.kv));
+    }
+    header
 }
 
 /// Data that changed under the same name is noticed.
@@ -276,6 +283,10 @@ fn key(plan: &Plan) -> String {
             hash.update(line);
         }
     }
+    if plan.layers.iter().any(|layer| layer.kv.is_some()) {
+        let codes = plan.layers.iter().map(|layer| layer.kv);
+        hash.update(format!("{:?}\n", codes.collect::<Vec<_>>()));
+    }
     short(hash)
 }
 
@@ -289,10 +300,12 @@ fn check_header(path: &Path, line: &str, wanted: &Value) -> Result<()> {
     let found: Value = serde_json::from_str(line).unwrap_or_default();
     // Numbers as they are after a round trip.
     let wanted: Value = serde_json::from_str(&wanted.to_string()).unwrap_or_default();
-    let mut fields = wanted.as_object().into_iter().flatten();
-    match fields.find(|(key, value)| found.get(key.as_str()) != Some(*value)) {
-        Some((key, value)) => {
+    let fields = [&wanted, &found].into_iter().filter_map(Value::as_object);
+    let mut keys = fields.flat_map(|fields| fields.keys());
+    match keys.find(|key| found.get(key.as_str()) != wanted.get(key.as_str())) {
+        Some(key) => {
             let other = found.get(key.as_str()).unwrap_or(&Value::Null);
+            let value = wanted.get(key.as_str()).unwrap_or(&Value::Null);
             let allowed = format!("{value}, or another folder");
             Err(Error::invalid(path.display(), key, other, allowed))
         }

@@ -4,10 +4,9 @@ use crate::layers::RopeTable;
 use crate::load::LoadedModel;
 use crate::rows;
 use burn::tensor::Tensor;
-use polykv_core::calibrate::{Measured, PhaseMeasured, signals};
+use polykv_core::calibrate::{Candidate, Measured, PhaseMeasured, signals};
 use polykv_core::device::run_on;
-use polykv_core::{At, Budget, Error, KvCache, Phase, Plan, Policy, Prompt, Result, SharedPrefill};
-use std::sync::Arc;
+use polykv_core::{At, Budget, Error, KvCache, Phase, Plan, Prompt, Result, SharedPrefill};
 
 /// Measures what each policy costs in one layer alone: in each layer and phase it runs every candidate at the budget
 /// while all other layers keep everything.
@@ -17,10 +16,9 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct Measurer<'a> {
     model: &'a LoadedModel,
-    candidates: &'a [Arc<dyn Policy>],
     phases: &'a [Phase],
     /// One phase of one candidate each, in the order of the phases; all layers at once.
-    plans: Vec<Plan>,
+    plans: Vec<(Phase, &'a Candidate, Plan)>,
     /// Whether likelihoods are measured beside cosines.
     likelihoods: bool,
 }
@@ -41,7 +39,7 @@ impl<'a> Measurer<'a> {
     /// No candidate, and candidates or a budget that are refused.
     pub fn new(
         model: &'a LoadedModel,
-        candidates: &'a [Arc<dyn Policy>],
+        candidates: &'a [Candidate],
         phases: &'a [Phase],
         budget: Budget,
         likelihoods: bool,
@@ -52,15 +50,18 @@ impl<'a> Measurer<'a> {
         let layers = model.model.config().layers.len();
         let mut plans = Vec::new();
         for &phase in phases {
-            for policy in candidates {
-                let plan = Plan::uniform(layers, policy.clone(), budget, &[phase]);
+            for candidate in Candidate::of_phase(candidates, phase, phases) {
+                let policy = candidate.policy.clone();
+                let mut plan = Plan::uniform(layers, policy, budget, &[phase]);
+                if let Some(codes) = candidate.kv {
+                    plan = plan.with_kv(codes);
+                }
                 plan.check()?;
-                plans.push(plan);
+                plans.push((phase, candidate, plan));
             }
         }
         Ok(Self {
             model,
-            candidates,
             phases,
             plans,
             likelihoods,
@@ -68,14 +69,14 @@ impl<'a> Measurer<'a> {
     }
 
     /// Checks that every candidate can run at the budget for a prompt of `prompt` tokens, and that it evicts something
-    /// there.
+    /// there, unless it keeps all of it in codes.
     ///
     /// # Errors
     /// A candidate that cannot run at the budget or that evicts nothing, by name and budget.
     pub fn check(&self, prompt: usize) -> Result<()> {
         let cost = self.model.model.cache_cost(1);
-        for (plan, candidate) in self.plans.iter().zip(self.candidates.iter().cycle()) {
-            let place = format!("calibration of {}", candidate.key());
+        for (_, candidate, plan) in &self.plans {
+            let place = format!("calibration of {}", candidate.policy.key());
             let resolved = plan.resolve(prompt, &cost).at(place)?;
             let budgets = resolved.layers.iter().filter_map(|rules| {
                 let prefill = rules.budget(Phase::Prefill);
@@ -86,6 +87,7 @@ impl<'a> Measurer<'a> {
             let idle = layers.all(|(layer, &budget)| budget >= prompt.min(cost.most(layer)));
             if let Some(budget) = budgets.into_iter().max()
                 && idle
+                && candidate.kv.is_none()
             {
                 let allowed = format!("below {prompt}, the tokens of the shortest prefix");
                 return Err(Error::invalid("calibration", "budget", budget, allowed));
@@ -110,7 +112,7 @@ impl<'a> Measurer<'a> {
         let model = &self.model.model;
         let config = model.config();
         let mut plans = vec![Plan::full(config.layers.len())];
-        plans.extend(self.plans.iter().cloned());
+        plans.extend(self.plans.iter().map(|(.., plan)| plan.clone()));
         let mut shared = SharedPrefill::new(plans, model.cache_shape(1), model.device())?;
         model.prefill(
             self.model.ids(&example.prompt),
@@ -127,9 +129,9 @@ impl<'a> Measurer<'a> {
         let mut x = model.embed(self.model.ids(run));
         let mut found = Signals::default();
         let mut full = Continued::new(&mut full, Phase::Prefill, run.len())?;
-        let caches = caches.iter_mut().enumerate();
+        let caches = caches.iter_mut().zip(&self.plans);
         let mut caches = caches
-            .map(|(index, cache)| Continued::new(cache, self.phase(index), run.len()))
+            .map(|(cache, (phase, ..))| Continued::new(cache, *phase, run.len()))
             .collect::<Result<Vec<_>>>()?;
         for layer in 0..config.layers.len() {
             progress(layer);
@@ -175,11 +177,6 @@ impl<'a> Measurer<'a> {
         self.collect(example, full_nll[0], found)
     }
 
-    /// The phase of a plan.
-    fn phase(&self, plan: usize) -> Phase {
-        self.phases[plan / self.candidates.len()]
-    }
-
     /// The layers above `layer`, each row over everything that FullKV keeps.
     fn above(
         &self,
@@ -200,22 +197,21 @@ impl<'a> Measurer<'a> {
     }
 
     fn collect(&self, example: &Example, full_nll: f64, found: Signals) -> Result<Measured> {
-        let candidates = self.candidates.len();
         let cosine = read(Tensor::cat(found.cosine, 0))?;
         let nll = match self.likelihoods {
             true => read(Tensor::cat(found.nll, 0))?,
             false => Vec::new(),
         };
         let of = |phase: Phase| {
-            let Some(index) = self.phases.iter().position(|&known| known == phase) else {
+            if !self.phases.contains(&phase) {
                 return PhaseMeasured::default();
+            }
+            let row = |layer: &[f64]| -> Vec<f64> {
+                let values = layer.iter().zip(&self.plans);
+                let own = values.filter(|(_, (of, ..))| *of == phase);
+                own.map(|(&value, _)| value).collect()
             };
-            let rows = |values: &[f64]| {
-                let layers = values.chunks_exact(self.phases.len() * candidates);
-                layers
-                    .map(|layer| layer[index * candidates..][..candidates].to_vec())
-                    .collect()
-            };
+            let rows = |values: &[f64]| values.chunks_exact(self.plans.len()).map(row).collect();
             PhaseMeasured {
                 cosine: rows(&cosine),
                 nll: rows(&nll),

@@ -1,8 +1,10 @@
 use super::{EvidenceOptions, Example, Examples, JournalOptions, TextOptions};
 use crate::LoadedModel;
 use polykv_core::allocate::{Basis, UniformAllocator};
-use polykv_core::calibrate::{BudgetSignal, CandidatePolicy, Direction, Settings, Signal};
-use polykv_core::{Allocator, Budget, Error, Phase, Policy, Registry, Result};
+use polykv_core::calibrate::{
+    BudgetSignal, Candidate, CandidatePolicy, Direction, Settings, Signal,
+};
+use polykv_core::{Allocator, Budget, Codes, Error, Phase, Policy, Registry, Result};
 use std::sync::Arc;
 
 /// Which examples count.
@@ -22,6 +24,9 @@ pub enum Objective {
 pub struct CalibrateOptions {
     /// The policies to choose from, at least one.
     pub candidates: Vec<CandidatePolicy>,
+    /// The formats of entries to choose from, `None` for the cache's type: one, or under a budget in bytes several, each once.
+    /// A layer has one format, which is chosen with the policy of its prefill if that phase evicts (our addition).
+    pub kv: Vec<Option<Codes>>,
     /// The plan's budget.
     pub budget: Budget,
     /// The phases that evict, each once; the other one keeps everything.
@@ -64,6 +69,7 @@ impl CalibrateOptions {
     pub fn new(candidates: Vec<CandidatePolicy>, budget: Budget) -> Self {
         Self {
             candidates,
+            kv: vec![None],
             budget,
             phases: Phase::BOTH.to_vec(),
             objective: Objective::Text,
@@ -97,6 +103,14 @@ impl CalibrateOptions {
         if self.candidates.is_empty() {
             return refuse("policies", "0".into(), "at least 1");
         }
+        let twice = |(index, kv): (usize, &Option<Codes>)| self.kv[..index].contains(kv);
+        if self.kv.is_empty() || self.kv.iter().enumerate().any(twice) {
+            return refuse("kv", format!("{:?}", self.kv), "at least 1, each once");
+        }
+        if self.kv.len() > 1 && !self.budget.counts_bytes() {
+            let found = format!("{} formats beside a budget in entries", self.kv.len());
+            return refuse("kv", found, "1, or a budget in bytes");
+        }
         let Some(first) = self.phases.first() else {
             return refuse("phases", "none".into(), "prefill, decode, or both");
         };
@@ -120,11 +134,12 @@ impl CalibrateOptions {
         Ok(())
     }
 
-    pub(super) fn policies(&self) -> Vec<Arc<dyn Policy>> {
+    /// The policies in every format.
+    pub(super) fn all_candidates(&self) -> Vec<Candidate> {
         let candidates = self.candidates.iter();
-        candidates
-            .map(|candidate| candidate.policy.clone())
-            .collect()
+        let policies = candidates.map(|candidate| candidate.policy.clone());
+        let policies: Vec<Arc<dyn Policy>> = policies.collect();
+        Candidate::all(&policies, &self.kv)
     }
 
     /// Whether likelihoods have to be measured beside cosines.

@@ -16,6 +16,8 @@ pub struct Refinement<'a> {
     pub model: &'a LoadedModel,
     pub examples: &'a [Example],
     pub draft: &'a PlanDraft<'a>,
+    /// The number of the draft's candidates that the phase chooses from, which are the first.
+    pub choices: usize,
     pub phase: Phase,
     /// The route of the prefill, under which those of the decode phase are compared.
     pub prefill: Option<&'a [usize]>,
@@ -52,13 +54,13 @@ impl<'a> Refinement<'a> {
     /// What the model refuses, NaN, and a journal that cannot be written.
     pub fn route(&mut self, routes: Vec<Vec<usize>>, moves: usize) -> Result<FoundRoute> {
         let search = RouteSearch {
-            candidates: self.draft.candidates.len(),
+            candidates: self.choices,
             routes,
             moves,
             seed: self.seed,
         };
         let (draft, phase, prefill) = (self.draft, self.phase, self.prefill);
-        let single = |candidate| draft.with(phase, prefill, &vec![candidate; draft.layers]);
+        let single = |candidate| draft.with(phase, prefill, &vec![candidate; draft.layers()]);
         let singles = (0..search.candidates).map(single).collect();
         let most = search.candidates + search.routes.len() + search.moves;
         let mut mixtures = Mixtures::new(singles, Stage::Refining(phase), most);
@@ -82,18 +84,17 @@ impl<'a> Refinement<'a> {
         limits: (usize, Vec<usize>),
     ) -> Result<FoundBudgets> {
         let (draft, phase, prefill) = (self.draft, self.phase, self.prefill);
-        let singles = found.moves.iter().take(draft.candidates.len());
+        let singles = found.moves.iter().take(self.choices);
         let search = BudgetSearch {
             singles: singles.map(|one| one.losses.clone()).collect(),
             budgets: draft.budgets(phase),
             limits,
             seed: self.seed,
         };
-        let levels = search.levels();
         search.run(&mut |trials| match trials {
-            Trials::Levels(rows) => {
+            Trials::Levels { levels, rows } => {
                 let trial = |budgets: &[usize]| draft.trial(phase, prefill, &found.picks, budgets);
-                let both = levels.iter().map(|budgets| trial(budgets)).collect();
+                let both = levels.into_iter().map(trial).collect();
                 let mut mixtures = Mixtures::new(both, Stage::Screening(phase), rows.len());
                 let mixture = |row: &Vec<bool>| {
                     let picks: Vec<usize> = row.iter().map(|&high| usize::from(high)).collect();
@@ -115,7 +116,7 @@ impl<'a> Refinement<'a> {
                 let mut mixtures = Mixtures::new(plans.clone(), Stage::Budgets(phase), all.len());
                 let mixture = |(index, plan)| Mixture {
                     plan,
-                    picks: vec![index; draft.layers],
+                    picks: vec![index; draft.layers()],
                 };
                 let all: Vec<Mixture> = plans.into_iter().enumerate().map(mixture).collect();
                 self.losses(&mut mixtures, &all)

@@ -2,7 +2,7 @@ use super::journal::Journal;
 use super::refine::Refinement;
 use super::{CalibrateOptions, Example, Measurer, Progress, Stage};
 use crate::LoadedModel;
-use polykv_core::calibrate::{Measurements, Report};
+use polykv_core::calibrate::{Candidate, Measurements, Report};
 use polykv_core::{Error, Phase, Plan, PlanFile, Result};
 
 /// The result of a calibration.
@@ -39,18 +39,20 @@ pub fn calibrate(
 ) -> Result<Calibration> {
     let examples = options.make_examples(model, texts)?;
     let mut journal = measured(model, &examples, options, (0, 1), progress)?;
-    let policies = options.policies();
+    let candidates = options.all_candidates();
 
     let config = model.model.config();
+    let cost = model.model.cache_cost(1);
     let specs = options
         .candidates
         .iter()
         .map(|candidate| candidate.spec.clone());
     let measurements = Measurements {
         model: config.fingerprint(),
-        cost: model.model.cache_cost(1),
+        cost: cost.clone(),
         specs: specs.collect(),
-        candidates: &policies,
+        kv: options.kv.clone(),
+        candidates: &candidates,
         phases: &options.phases,
         budget: options.budget,
         allocator: &*options.allocator,
@@ -65,28 +67,35 @@ pub fn calibrate(
         if !wanted || report.phase(phase).route.is_empty() {
             continue;
         }
-        let draft = report.draft(&policies, &options.allocator);
+        let of_phase = Candidate::of_phase(&candidates, phase, &options.phases);
+        let draft = report.draft(&candidates, &options.allocator, cost.clone());
         let mut refinement = Refinement {
             model,
             examples: &examples,
             draft: &draft,
+            choices: of_phase.len(),
             phase,
             prefill: report.prefill.picks(),
             seed: options.seed,
             journal: &mut journal,
             progress: &mut *progress,
         };
-        let found = refinement.route(report.routes(&policies, phase), options.refine)?;
+        let found = refinement.route(report.routes(of_phase, phase), options.refine)?;
         let budgets = match options.searches_budgets() {
             true => {
-                let limits = report.limits(&policies, &model.model.cache_cost(1))?;
+                let formats = report.prefill.picks().unwrap_or(&found.picks);
+                let formats = match phase {
+                    Phase::Prefill => &found.picks,
+                    Phase::Decode => formats,
+                };
+                let limits = report.limits(&candidates, formats, &cost)?;
                 Some(refinement.budgets(&found, limits)?)
             }
             false => None,
         };
         report.set_refined(phase, found, budgets);
     }
-    let draft = report.draft(&policies, &options.allocator);
+    let draft = report.draft(&candidates, &options.allocator, cost);
     let plan = draft.plan(report.prefill.picks(), report.decode.picks());
     plan.check()?;
     let mut file = PlanFile::of(&plan, &options.registry);
@@ -130,10 +139,10 @@ fn measured(
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Journal> {
     options.check()?;
-    let policies = options.policies();
+    let candidates = options.all_candidates();
     let likelihoods = options.likelihoods();
     let phases = &options.phases;
-    let measurer = Measurer::new(model, &policies, phases, options.budget, likelihoods)?;
+    let measurer = Measurer::new(model, &candidates, phases, options.budget, likelihoods)?;
     for example in examples {
         measurer.check(example.prompt.len())?;
     }

@@ -35,6 +35,15 @@ pub struct PlansArgs {
         allow_negative_numbers = true
     )]
     budget_ratio: Vec<f64>,
+    /// Share of the bytes that the prompt's keys and values take in 16-bit floats, above 0 and at most 1
+    #[arg(
+        long,
+        value_name = "R,…",
+        value_delimiter = ',',
+        group = "budgets",
+        allow_negative_numbers = true
+    )]
+    budget_byte_ratio: Vec<f64>,
     /// Keys and values of all layers, in units of 1,000,000 bytes
     #[arg(
         long,
@@ -67,7 +76,7 @@ impl PlansArgs {
         self.policy.iter().flat_map(|list| &list.0)
     }
 
-    /// The budgets of the policies; only one of the three flags can be given.
+    /// The budgets of the policies; only one of the four flags can be given.
     pub fn budgets(&self) -> Vec<BudgetArgs> {
         let tokens = self.budget.iter().map(|&tokens| BudgetArgs {
             budget: Some(tokens),
@@ -77,11 +86,16 @@ impl PlansArgs {
             budget_ratio: Some(ratio),
             ..BudgetArgs::default()
         });
+        let parts = self.budget_byte_ratio.iter().map(|&ratio| BudgetArgs {
+            budget_byte_ratio: Some(ratio),
+            ..BudgetArgs::default()
+        });
         let megabytes = self.budget_mb.iter().map(|&megabytes| BudgetArgs {
             budget_mb: Some(megabytes),
             ..BudgetArgs::default()
         });
-        tokens.chain(ratios).chain(megabytes).collect()
+        let entries = tokens.chain(ratios);
+        entries.chain(parts).chain(megabytes).collect()
     }
 
     /// What `generate` would be given for each plan: the files, then every policy at every budget in every phase.

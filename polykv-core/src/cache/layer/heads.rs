@@ -180,9 +180,10 @@ impl LayerCache {
             return Err(Error::NotFinite(self.nan_reason()));
         }
         let protected = self.protected(&**policy, *budget);
+        let floor = self.rules()?.protected(eviction, &self.spans, self.seen);
         let slots: Vec<Vec<usize>> = scored
             .chunks(kv_heads.max(1))
-            .flat_map(|heads| choose_of_heads(heads, protected, *budget, &policy.heads()))
+            .flat_map(|heads| choose_of_heads(heads, protected, floor, *budget, &policy.heads()))
             .collect();
         let before = self.kv_bytes();
         if !self.is_divided() {
@@ -197,7 +198,7 @@ impl LayerCache {
             part.moving = 0;
         }
         self.moving = self.moving.max(before.saturating_add(self.kv_bytes()));
-        self.fix_budgets(phase, &slots);
+        self.fix_budgets(phase, &slots, floor);
         Ok(())
     }
 
@@ -260,9 +261,9 @@ impl LayerCache {
         self.order.reset();
     }
 
-    /// What the heads keep from now on while decoding: what they keep after this division, if it was made under the decode
-    /// budget.
-    fn fix_budgets(&mut self, phase: Phase, slots: &[Vec<usize>]) {
+    /// What the heads keep from now on while decoding: what they keep after this division and at least `floor` entries, if it
+    /// was made under the decode budget.
+    fn fix_budgets(&mut self, phase: Phase, slots: &[Vec<usize>], floor: usize) {
         let rules = self.rules.as_ref();
         let divides = rules
             .and_then(|rules| rules.decode.as_ref())
@@ -274,7 +275,7 @@ impl LayerCache {
         }
         for (part, slots) in self.heads.iter_mut().zip(slots) {
             if let Some(decode) = part.rules.as_mut().and_then(|rules| rules.decode.as_mut()) {
-                decode.budget = slots.len();
+                decode.budget = slots.len().max(floor);
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::policy::HeadBudgets;
 use crate::testing::inputs::KV_HEADS;
 
 impl Reference {
-    /// How many entries each head keeps when they share a budget.
+    /// How many entries each head keeps when they share a budget, at least as many as its policy protects at most.
     pub(super) fn divide(
         &self,
         phase: Phase,
@@ -23,12 +23,10 @@ impl Reference {
         let protect = policy.protect(*budget);
         let seen = self.queries.len();
         let visible = |entry: &&Entry| self.sees(seen, entry.position);
-        let safe = |entry: &&Entry| {
-            let p = entry.position;
-            let ends = p < protect.sinks || p + protect.recent >= seen;
-            visible(entry) && (ends || self.spans.contains(p))
-        };
-        let least = |head: usize| self.heads[head].iter().filter(safe).count().max(1);
+        let most: Vec<usize> = self.heads.iter().map(Vec::len).collect();
+        let least = self.rules.protected(eviction, &self.spans, seen);
+        let missing: usize = most.iter().map(|&held| least.saturating_sub(held)).sum();
+        let total = budget * KV_HEADS - missing;
         let floor = match heads {
             HeadBudgets::ByScore { floor } => (*budget as f64 * floor) as usize,
             _ => 0,
@@ -36,17 +34,13 @@ impl Reference {
         let mut counts: Vec<usize> = (0..KV_HEADS)
             .map(|head| {
                 let seen = self.heads[head].iter().filter(visible).count();
-                least(head).max(floor.min(seen))
+                least.min(most[head]).max(floor.min(seen))
             })
             .collect();
         if let HeadBudgets::Shares(shares) = heads {
-            let most: Vec<usize> = self.heads.iter().map(Vec::len).collect();
-            let counts = within(budget * KV_HEADS, shares, &counts, &most);
-            return counts
-                .iter()
-                .zip(most)
-                .map(|(&count, most)| count.min(most))
-                .collect();
+            let counts = within(total, shares, &counts, &most).into_iter();
+            let held = counts.zip(most).map(|(count, most)| count.min(most));
+            return held.map(|count| count.max(least)).collect();
         }
         // One entry at a time to the head whose next one is the best of all.
         let ranks: Vec<Vec<usize>> = views
@@ -54,7 +48,7 @@ impl Reference {
             .zip(scores)
             .map(|(view, scores)| view.best(scores, protect, &self.spans, &[], usize::MAX))
             .collect();
-        while counts.iter().sum::<usize>() < budget * KV_HEADS {
+        while counts.iter().sum::<usize>() < total {
             let next = (0..KV_HEADS).filter(|&head| counts[head] < ranks[head].len());
             let best = next.max_by(|&a, &b| {
                 let key = |head: usize| {
@@ -77,6 +71,6 @@ impl Reference {
                 None => break,
             }
         }
-        counts
+        counts.into_iter().map(|count| count.max(least)).collect()
     }
 }

@@ -1,6 +1,6 @@
 use crate::calibrate::{CalibrateOptions, Example};
 use polykv_core::Phase;
-use polykv_core::calibrate::{Data, ExampleLosses, Measured, PhaseMeasured};
+use polykv_core::calibrate::{Candidate, Data, ExampleLosses, Measured, PhaseMeasured};
 use std::collections::BTreeMap;
 
 /// What the records of a calibration look like. A record of another shape would be averaged with the others, or read beyond
@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 pub struct Shape {
     /// The model's layers.
     pub layers: usize,
-    candidates: usize,
-    phases: Vec<Phase>,
+    /// The phases, each with the number of its candidates.
+    phases: Vec<(Phase, usize)>,
     likelihoods: bool,
     /// Per example: its kind, the tokens of its prompt, and its scored tokens.
     examples: Vec<(Data, usize, usize)>,
@@ -23,10 +23,14 @@ impl Shape {
     /// The shape of a calibration of these examples.
     pub fn new(options: &CalibrateOptions, layers: usize, examples: &[Example]) -> Self {
         let facts = |example: &Example| (example.data, example.prompt.len(), example.scored.len());
+        let candidates = options.all_candidates();
+        let of_phase = |&phase: &Phase| {
+            let own = Candidate::of_phase(&candidates, phase, &options.phases);
+            (phase, own.len())
+        };
         Self {
             layers,
-            candidates: options.candidates.len(),
-            phases: options.phases.clone(),
+            phases: options.phases.iter().map(of_phase).collect(),
             likelihoods: options.likelihoods(),
             examples: examples.iter().map(facts).collect(),
         }
@@ -68,17 +72,20 @@ impl Shape {
     }
 
     fn check_phase(&self, phase: Phase, of_phase: &PhaseMeasured) -> Result<(), Refused> {
-        let measured = self.phases.contains(&phase);
+        let mut own = self.phases.iter().filter(|(own, _)| *own == phase);
+        let candidates = own.next().map(|&(_, candidates)| candidates);
+        let measured = candidates.is_some();
+        let candidates = candidates.unwrap_or(0);
         for (name, table, measured) in [
             ("cosine", &of_phase.cosine, measured),
             ("nll", &of_phase.nll, measured && self.likelihoods),
         ] {
             let layers = if measured { self.layers } else { 0 };
-            let wide = table.iter().all(|row| row.len() == self.candidates);
+            let wide = table.iter().all(|row| row.len() == candidates);
             if table.len() != layers || !wide {
                 let widths: Vec<usize> = table.iter().map(Vec::len).collect();
                 let found = format!("with {widths:?} numbers per layer in {phase} {name}");
-                let allowed = format!("{layers} layers of {} numbers", self.candidates);
+                let allowed = format!("{layers} layers of {candidates} numbers");
                 return Err((found, allowed));
             }
             table.iter().try_for_each(|row| finite(name, row))?;
@@ -123,8 +130,7 @@ mod tests {
     fn shape() -> Shape {
         Shape {
             layers: 2,
-            candidates: 3,
-            phases: vec![Phase::Decode],
+            phases: vec![(Phase::Decode, 3)],
             likelihoods: false,
             examples: vec![(Data::Text, 64, 15), (Data::Evidence, 60, 4)],
         }
