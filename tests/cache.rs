@@ -9,6 +9,8 @@ mod coded;
 mod common;
 #[path = "cache/estimate.rs"]
 mod estimate;
+#[path = "cache/every.rs"]
+mod every;
 #[path = "cache/facts.rs"]
 mod facts;
 #[path = "cache/harness.rs"]

@@ -18,6 +18,8 @@ mod compression;
 mod console;
 #[path = "cli/eval.rs"]
 mod eval;
+#[path = "cli/every.rs"]
+mod every;
 #[cfg(feature = "hub")]
 #[path = "cli/hub.rs"]
 mod hub;

@@ -219,6 +219,10 @@ pub struct CompressionArgs {
     /// CPU [default: as the plan states, else cache]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub kv_dtype: Option<KvDtype>,
+    /// Tokens between two evictions while decoding: a layer over its budget is cut to so many entries fewer, less one [default: as
+    /// the plan states, else 1]
+    #[arg(long, value_name = "K")]
+    pub every: Option<usize>,
 }
 
 /// Spans of the prompt that no policy evicts.

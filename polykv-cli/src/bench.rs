@@ -3,7 +3,7 @@
 mod measure;
 
 use crate::args::{BenchArgs, KvDtype};
-use crate::compression::{Placed, Source};
+use crate::compression::{Change, Placed, Source};
 use crate::model;
 use crate::output::{bench as output, console, progress};
 use measure::{Sample, Test};
@@ -114,14 +114,28 @@ fn sources(args: &BenchArgs) -> polykv::Result<Vec<Source>> {
         [] => &[KvDtype::Cache],
         given => given,
     };
+    let steps = match args.every.as_slice() {
+        [] => vec![None],
+        given => given.iter().map(|&tokens| Some(tokens)).collect(),
+    };
     for format in formats {
-        let plans = floats(args)?.into_iter();
-        sources.extend(plans.map(|source| source.in_codes(format.codes())));
+        let codes = format.codes().map(Change::Codes);
+        for (index, every) in steps.iter().enumerate() {
+            let every = every.map(Change::Every);
+            for source in plain_sources(args)? {
+                match source {
+                    // Nothing changes for FullKV.
+                    Source::Full if index > 0 => {}
+                    Source::Full => sources.push(source.changed([codes])),
+                    source => sources.push(source.changed([codes, every])),
+                }
+            }
+        }
     }
     Ok(sources)
 }
 
-fn floats(args: &BenchArgs) -> polykv::Result<Vec<Source>> {
+fn plain_sources(args: &BenchArgs) -> polykv::Result<Vec<Source>> {
     let mut sources = vec![Source::Full];
     for path in &args.plan {
         sources.push(Source::file(path, false)?);

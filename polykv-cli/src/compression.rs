@@ -33,11 +33,20 @@ pub enum Source {
         online: Option<Arc<dyn Allocator>>,
         allow_full_extra: bool,
     },
-    /// Another one with all entries in codes.
-    Coded {
+    /// Another one with a change.
+    Changed {
         source: Box<Source>,
-        codes: Codes,
+        change: Change,
     },
+}
+
+/// What flags change in any plan.
+#[derive(Clone, Copy, Debug)]
+pub enum Change {
+    /// All entries are in codes.
+    Codes(Codes),
+    /// Evictions while decoding are so many tokens apart.
+    Every(usize),
 }
 
 impl Source {
@@ -46,20 +55,19 @@ impl Source {
     /// # Errors
     /// A plan file that is refused, a budget or a parameter out of range.
     pub fn read(args: &CompressionArgs) -> Result<Self> {
-        let source = Self::read_policies(args)?;
-        Ok(source.in_codes(args.kv_dtype.and_then(KvDtype::codes)))
+        let codes = args.kv_dtype.and_then(KvDtype::codes);
+        let changes = [codes.map(Change::Codes), args.every.map(Change::Every)];
+        Ok(Self::read_policies(args)?.changed(changes))
     }
 
-    /// The same with all entries in codes, if there are any.
+    /// The same with some changes.
     #[must_use]
-    pub fn in_codes(self, codes: Option<Codes>) -> Self {
-        match codes {
-            None => self,
-            Some(codes) => Self::Coded {
-                source: Box::new(self),
-                codes,
-            },
-        }
+    pub fn changed(self, changes: impl IntoIterator<Item = Option<Change>>) -> Self {
+        let changed = |source, change| Self::Changed {
+            source: Box::new(source),
+            change,
+        };
+        changes.into_iter().flatten().fold(self, changed)
     }
 
     fn read_policies(args: &CompressionArgs) -> Result<Self> {
@@ -95,7 +103,10 @@ impl Source {
     pub fn name(&self) -> String {
         match self {
             Self::Full => "full".into(),
-            Self::Coded { source, codes } => format!("{} {codes}", source.name()),
+            Self::Changed { source, change } => match change {
+                Change::Codes(codes) => format!("{} {codes}", source.name()),
+                Change::Every(tokens) => format!("{} every {tokens}", source.name()),
+            },
             Self::File { place, file, .. } => file.name.clone().unwrap_or_else(|| {
                 let stem = Path::new(place).file_stem();
                 stem.map_or(place.clone(), |stem| stem.to_string_lossy().into_owned())
@@ -158,13 +169,20 @@ impl Source {
     /// A plan for another model, or a budget beyond the model's context.
     pub fn plan(self, config: &ModelConfig) -> Result<Placed> {
         let (place, file, plan) = match self {
-            Self::Coded { source, codes } => {
-                let placed = source.plan(config)?;
-                return Ok(Placed {
-                    file: placed.file.with_kv(codes),
-                    plan: placed.plan.with_kv(codes),
-                    ..placed
-                });
+            Self::Changed { source, change } => {
+                let mut placed = source.plan(config)?;
+                match change {
+                    Change::Codes(codes) => {
+                        placed.file = placed.file.with_kv(codes);
+                        placed.plan = placed.plan.with_kv(codes);
+                    }
+                    Change::Every(tokens) => {
+                        placed.file.every = tokens;
+                        placed.plan.every = tokens;
+                        placed.plan.check().at(COMMAND_LINE)?;
+                    }
+                }
+                return Ok(placed);
             }
             Self::Full => stated(Plan::full(config.layers.len())),
             Self::File { place, file, plan } => (place, *file, plan),

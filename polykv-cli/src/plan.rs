@@ -124,6 +124,12 @@ pub fn as_table(plan: &PlanFile) -> String {
         false => "",
     };
     lines.push(format!("budget: {}{extra}", describe_budget(plan)));
+    if plan.every > 1 {
+        lines.push(format!(
+            "evictions while decoding: every {} tokens",
+            plan.every
+        ));
+    }
     if !plan.kv.is_empty() {
         lines.push(format!("entries: {}", describe_codes(plan)));
     }

@@ -97,6 +97,10 @@ impl Resumed {
                 ));
             }
         }
+        if let Some(every) = flags.every.filter(|&every| every != plan.every) {
+            let allowed = format!("{}, as the session's", plan.every);
+            return Err(Error::invalid("command line", "--every", every, allowed));
+        }
         if let Some(flag) = flag {
             let given = given.plan(config)?;
             let [found, own] = [&given.plan, &plan].map(Plan::fingerprint);

@@ -36,6 +36,9 @@ use std::sync::Arc;
 /// The most layers that a plan may have.
 const MAX_LAYERS: usize = 1024;
 
+/// The most tokens between two evictions that a plan may state.
+const MOST_EVERY: usize = 1 << 20;
+
 /// The eviction rules of every layer and the budget that they share, for prompts of any length.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -48,6 +51,9 @@ pub struct Plan {
     /// The allocator that splits the budget anew for each prompt; no layer may then state a share. `None` splits it by the
     /// layers' shares.
     pub online: Option<Arc<dyn Allocator>>,
+    /// While decoding a layer that exceeds its budget `b` is cut to `b - every + 1` entries, so that evictions are `every` tokens
+    /// apart and it never holds more than `b`: from 1, the default, to 2^20. It is not cut below what its policy protects.
+    pub every: usize,
     /// One per layer, from the first to the last.
     pub layers: Vec<LayerPlan>,
 }
@@ -164,6 +170,7 @@ impl Plan {
             budget,
             allow_full_extra: false,
             online: None,
+            every: 1,
             layers,
         }
     }
@@ -260,6 +267,9 @@ impl Plan {
                 hash.update(text);
             }
         }
+        if self.every > 1 {
+            hash.update(format!("every {}\n", self.every));
+        }
         if self.layers.iter().any(|layer| layer.kv.is_some()) {
             let codes = self.layers.iter().map(|layer| layer.kv);
             hash.update(format!("{:?}\n", codes.collect::<Vec<_>>()));
@@ -281,6 +291,10 @@ impl Plan {
             return Err(Error::plan("layers", self.layers.len(), allowed));
         }
         self.budget.check()?;
+        if !(1..=MOST_EVERY).contains(&self.every) {
+            let allowed = format!("1 to {MOST_EVERY}");
+            return Err(Error::plan("every", self.every, allowed));
+        }
         for phase in Phase::BOTH {
             self.check_shares(phase)?;
         }

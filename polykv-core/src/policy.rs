@@ -57,6 +57,7 @@ policies! {
     expected_attention::ExpectedAttention,
     lagkv::LagKv,
     criticalkv::CriticalKv,
+    refit::Refit,
     adakv::AdaKv,
     per_head::PerHead,
     knorm::KNorm,

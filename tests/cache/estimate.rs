@@ -35,7 +35,14 @@ fn estimates_equal_what_the_cache_measures() {
     let mut coded = mixed.clone();
     coded.layers[0].kv = Some(Codes::Q4);
     coded.layers[2].kv = Some(Codes::Q8);
+    let apart = |mut plan: Plan, tokens| {
+        plan.every = tokens;
+        plan
+    };
     let plans = [
+        apart(uniform(Budget::Tokens(12), &BOTH), 5),
+        apart(uniform(Budget::Tokens(12), &BOTH[1..]), 30),
+        apart(coded.clone(), 3),
         coded,
         Plan::full(LAYERS).with_kv(Codes::Q8),
         uniform(Budget::Tokens(12), &BOTH).with_kv(Codes::Q4),

@@ -210,6 +210,7 @@ proptest! {
         seed in 0u64..1000,
         windows in prop::collection::vec(prop::option::of(1usize..60), 2),
         softcap in prop::option::of(0.5f64..20.0),
+        every in 1usize..6,
     ) {
         let variants = all_variants();
         let windows = Windows { layers: windows, softcap };
@@ -229,6 +230,7 @@ proptest! {
         }
         plan.budget = Budget::Tokens(budget + more);
         plan.allow_full_extra = true;
+        plan.every = every;
         if pyramid {
             plan.online = Some(Allocators::default().get("pyramid").unwrap());
         }

@@ -118,7 +118,8 @@ fn every_policy_and_allocator_goes_on_from_a_session() {
                 world.shape.batch = 2;
                 world.window = Some(budget.max(4) - 2).filter(|_| phase == 2);
                 let budget = Budget::Tokens(budget);
-                if let Some(plan) = plan(&world, &policy, &online, budget, phases(phase)) {
+                if let Some(mut plan) = plan(&world, &policy, &online, budget, phases(phase)) {
+                    plan.every = 1 + 2 * phase;
                     let codes = Codes::ALL[phase % 2];
                     goes_on(&world, plan.clone().with_kv(codes), &Spans::default());
                     goes_on(&world, plan, &Spans::default());

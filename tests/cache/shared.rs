@@ -38,6 +38,11 @@ fn plans() -> Vec<Plan> {
             plans.push(plan);
         }
     }
+    for every in [1, 4] {
+        let mut plan = uniform(LAYERS, "tova", Budget::Tokens(12), &BOTH);
+        plan.every = every;
+        plans.push(plan);
+    }
     let coded = |plan: &Plan| Codes::ALL.map(|codes| plan.clone().with_kv(codes));
     plans.extend(plans.clone().iter().step_by(7).flat_map(coded));
     plans

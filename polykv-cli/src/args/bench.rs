@@ -62,6 +62,9 @@ pub struct BenchArgs {
     /// How entries are kept after the prompt, every plan and FullKV in each format: cache, q8, q4
     #[arg(long, value_enum, value_name = "FORMAT,…", value_delimiter = ',')]
     pub kv_dtype: Vec<KvDtype>,
+    /// Tokens between two evictions while decoding, every plan with each [default: as the plans state, else 1]
+    #[arg(long, value_name = "K,…", value_delimiter = ',')]
+    pub every: Vec<usize>,
     /// How the rows are printed
     #[arg(short, long, value_enum, default_value = "md")]
     pub output: Format,

@@ -68,7 +68,8 @@ impl Plan {
         }
         let online = cascade.map(|cascade| cascade.decode_budgets());
         let online = online.transpose()?.unwrap_or_default();
-        for _ in 0..new_tokens {
+        let spans = Spans::default();
+        for token in 1..=new_tokens {
             for (index, rules) in resolved.layers.iter().enumerate() {
                 let Some(layer) = layers.get_mut(index) else {
                     continue;
@@ -81,12 +82,23 @@ impl Plan {
                 let divides = rules.decode.as_ref().is_some_and(Eviction::divides);
                 let moves = divides && !layer.divided;
                 layer.divided |= divides && layer.len > most;
-                match layer.len == most.saturating_add(1) && !moves {
+                let window = most_entries(rules.window);
+                let together = rules.every > 1 && most < window && !moves && !layer.divided;
+                match layer.len == most.saturating_add(1) && !moves && !together {
                     // One entry too many is overwritten in place.
                     true => layer.len = most,
                     false => {
-                        sizes.cut(layer, most_entries(rules.window));
+                        sizes.cut(layer, window);
+                        let over = layer.len > most;
                         sizes.cut(layer, most);
+                        if let Some(eviction) = rules.decode.as_ref().filter(|_| over && together) {
+                            let budget = most;
+                            let eviction = Eviction {
+                                budget,
+                                ..eviction.clone()
+                            };
+                            layer.len = rules.stay(&eviction, &spans, prompt.saturating_add(token));
+                        }
                     }
                 }
             }

@@ -30,7 +30,8 @@ use window::in_pieces;
 ///
 /// While decoding under a budget of `b` entries the layer has `b + 1` slots: the new token takes the free slot, attention
 /// runs over all entries, and the entry with the lowest score is overwritten by the newest. Tensors keep their shapes from
-/// then on. A layer with a window holds what the next token sees and no more, under any budget.
+/// then on. Where evictions are `k` tokens apart ([`Plan::every`](crate::Plan::every)) an eviction leaves `k` slots free. A layer
+/// with a window holds what the next token sees and no more, under any budget.
 ///
 /// Between prompts a layer may keep its entries in codes ([`LayerPlan::kv`](crate::plan::LayerPlan::kv)): they are floats of the
 /// cache's type while a prompt runs through the layer, and coded after the eviction at its end.
@@ -193,7 +194,7 @@ impl LayerCache {
                 self.divide(Phase::Prefill, &eviction, None)
             }
             Some(eviction) if eviction.budget < self.len() => {
-                self.compact(Phase::Prefill, &eviction, None)
+                self.compact(Phase::Prefill, &eviction, eviction.budget, None)
             }
             _ => Ok(()),
         }
@@ -241,7 +242,7 @@ impl LayerCache {
             (_, 0) => {}
             (None, 1) => self.replace_oldest(k, v),
             (None, _) => self.leave_window()?,
-            (Some(eviction), 1) if !self.divides(eviction) => {
+            (Some(eviction), 1) if rules.every <= 1 && !self.divides(eviction) => {
                 self.replace(eviction, row, k, v)?;
             }
             (Some(eviction), _) => {
@@ -251,7 +252,12 @@ impl LayerCache {
                 let row = row.filter(|_| self.len() == len);
                 match self.divides(eviction) {
                     true => self.divide(Phase::Decode, eviction, row)?,
-                    false => self.compact(Phase::Decode, eviction, row)?,
+                    false => {
+                        let stay = rules.stay(eviction, &self.spans, self.seen);
+                        if self.len() > eviction.budget {
+                            self.compact(Phase::Decode, eviction, stay, row)?;
+                        }
+                    }
                 }
             }
         }

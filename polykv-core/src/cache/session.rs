@@ -351,6 +351,7 @@ impl KvCache {
             decode: of(Phase::Decode)?,
             window: self.facts.layer(layer).window,
             kv: self.plan.layers.get(layer).and_then(|layer| layer.kv),
+            every: self.plan.every,
         })
     }
 

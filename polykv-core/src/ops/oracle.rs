@@ -220,8 +220,8 @@ pub fn window_attention(
         .reshape([batch, kv_heads, group * window, d]);
     let scores = soft_capped(product(q, k.swap_dims(2, 3)), softcap);
     let dims = [batch, kv_heads, group, window, entries];
-    let mut scores = scores.reshape(dims);
-    let mut gone = None;
+    let scores = scores.reshape(dims);
+    let mut hidden = None;
     if window > 1 {
         let shape = [batch, kv_heads, 1, window, entries];
         let first = (seen - window) as i64;
@@ -232,19 +232,19 @@ pub fn window_attention(
             .clone()
             .reshape([batch, kv_heads, 1, 1, entries])
             .expand(shape);
-        let later = of_entry.greater(of_query).expand(dims);
-        scores = scores.mask_fill(later, MASKED);
+        hidden = Some(of_entry.greater(of_query).expand(dims));
     }
     if places.window.is_some() {
         let past = past(places, positions, seen - window..seen).expand(dims);
-        scores = scores.mask_fill(past.clone(), MASKED);
-        gone = Some(past);
+        hidden = Some(match hidden {
+            Some(later) => later.bool_or(past),
+            None => past,
+        });
     }
-    let attention = softmax(scores, 4);
-    match gone {
-        // A query whose window has no entry left pays no attention.
-        Some(gone) => attention.mask_fill(gone, 0.0),
-        None => attention,
+    match hidden {
+        // A query that sees none of the entries pays no attention.
+        Some(hidden) => softmax(scores.mask_fill(hidden.clone(), MASKED), 4).mask_fill(hidden, 0.0),
+        None => softmax(scores, 4),
     }
 }
 

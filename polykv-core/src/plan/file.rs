@@ -58,9 +58,20 @@ pub struct PlanFile {
     /// Rules for the evictions while decoding, one for each layer; without any rule everything is kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub decode: Vec<FileRule>,
+    /// Tokens between two evictions while decoding, see [`Plan::every`].
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub every: usize,
     /// Layers that keep their entries in codes; the others keep them in the type of the cache.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kv: Vec<FileCodes>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(number: &usize) -> bool {
+    *number == 1
 }
 
 impl PlanFile {
@@ -92,6 +103,7 @@ impl PlanFile {
                 .map(|allocator| allocator.name().to_string()),
             prefill: rules(Phase::Prefill),
             decode: rules(Phase::Decode),
+            every: plan.every,
             kv: kv::of(plan),
         }
     }
@@ -214,6 +226,7 @@ impl PlanFile {
             budget: self.budget,
             allow_full_extra: self.allow_full_extra,
             online: online.transpose()?,
+            every: self.every,
             layers: vec![LayerPlan::KEEP; self.layers],
         };
         for phase in Phase::BOTH {

@@ -42,6 +42,8 @@ pub struct LayerEvictions {
     pub window: Option<usize>,
     /// The codes in which the layer keeps its entries between prompts; `None` keeps them in the type of the cache.
     pub kv: Option<Codes>,
+    /// Tokens between two evictions while decoding, see [`Plan::every`]; 0 is 1.
+    pub every: usize,
 }
 
 impl LayerEvictions {
@@ -71,6 +73,14 @@ impl LayerEvictions {
         let protect = eviction.policy.protect(eviction.budget);
         let count = spans.count_from(first_seen(self.window, tokens), protect);
         count.min(most_entries(self.window)).max(1)
+    }
+
+    /// How many entries per KV head an eviction of the decode phase leaves, once `tokens` tokens have been seen.
+    pub(crate) fn stay(&self, eviction: &Eviction, spans: &Spans, tokens: usize) -> usize {
+        let fewer = self.every.saturating_sub(1);
+        let least = self.protected(eviction, spans, tokens);
+        let budget = eviction.budget;
+        budget.saturating_sub(fewer).max(least).min(budget)
     }
 
     /// Whether the decode phase keeps the division over heads that the prefill has made.
@@ -125,6 +135,7 @@ impl Plan {
                     decode,
                     window: cost.windows.get(layer).copied().flatten(),
                     kv: self.layers.get(layer).and_then(|layer| layer.kv),
+                    every: self.every,
                 })
                 .collect(),
             tokens: prompt,

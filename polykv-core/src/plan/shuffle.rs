@@ -12,7 +12,8 @@ pub enum Moved {
     Layers,
     /// The policies. Every layer keeps its budgets, so that the control says what the route adds to them.
     Policies,
-    /// The budgets. Every layer keeps its policies, so that the control says what the budgets add to the route.
+    /// The budgets with the formats of entries. Every layer keeps its policies, so that the control says what the budgets add
+    /// to the route.
     Budgets,
 }
 
@@ -30,6 +31,7 @@ impl Plan {
                 .collect();
             return plan;
         }
+        let mut formats = moved == Moved::Budgets;
         for phase in Phase::BOTH {
             let evicts = |layer: &usize| self.layers[*layer].rule(phase).policy().is_some();
             let evicting: Vec<usize> = (0..self.layers.len()).filter(evicts).collect();
@@ -40,7 +42,11 @@ impl Plan {
                     Moved::Budgets => with_share_of(there, other),
                     _ => with_share_of(other, there),
                 };
+                if formats {
+                    plan.layers[to].kv = self.layers[evicting[from]].kv;
+                }
             }
+            formats &= evicting.is_empty();
         }
         plan
     }
@@ -69,7 +75,7 @@ fn order(count: usize, seed: u64) -> Vec<usize> {
 mod tests {
     use super::super::{LayerPlan, PlanFile, Share};
     use super::*;
-    use crate::Registry;
+    use crate::{Codes, Registry};
     use std::collections::BTreeSet;
 
     fn plan() -> Plan {
@@ -124,17 +130,25 @@ mod tests {
     fn policies_and_budgets_move_apart() {
         let mut plan = plan();
         plan.layers[2].prefill = Rule::Keep;
+        plan.layers[5].kv = Some(Codes::Q4);
         let phase = Phase::Prefill;
+        let codes = |plan: &Plan| -> Vec<bool> {
+            let layers = plan.layers.iter();
+            layers.map(|layer| layer.kv.is_some()).collect()
+        };
         let (mut routes, mut budgets) = (BTreeSet::new(), BTreeSet::new());
         for seed in 0..20 {
             let routed = plan.shuffled(seed, Moved::Policies);
             assert_eq!(shares(&routed, phase), shares(&plan, phase));
             assert_eq!(sorted(names(&routed, phase)), sorted(names(&plan, phase)));
+            assert_eq!(codes(&routed), codes(&plan));
             routes.insert(names(&routed, phase));
             let given = plan.shuffled(seed, Moved::Budgets);
             assert_eq!(names(&given, phase), names(&plan, phase));
             assert_eq!(sorted(shares(&given, phase)), sorted(shares(&plan, phase)));
-            budgets.insert(shares(&given, phase));
+            // The format goes where its layer's budget goes, to one of those that evict.
+            assert_eq!(codes(&given).iter().filter(|coded| **coded).count(), 1);
+            budgets.insert((shares(&given, phase), codes(&given)));
             for shuffled in [routed, given] {
                 shuffled.check().unwrap();
                 assert_eq!(shuffled.layers[2].prefill, Rule::Keep);

@@ -328,7 +328,7 @@ impl Reference {
             Error::unsupported(what, "it has no oracle")
         })?;
         let scores = (0..KV_HEADS).map(|head| {
-            let view = self.head(head, phase, self.budget_of(head, phase, *budget));
+            let view = self.head(head, phase, self.stay(head, phase, *budget));
             let scores = oracle.scores(&view);
             match scores.len() == view.entries().len() {
                 true => Ok(scores),
@@ -377,19 +377,25 @@ impl Reference {
         };
         let own = self.divided.is_some() && phase == Phase::Decode;
         let counts = match policy.heads() {
-            HeadBudgets::Even => vec![budget; KV_HEADS],
-            _ if own => self.divided.clone().unwrap_or_default(),
+            HeadBudgets::Even => vec![self.stay(0, phase, budget); KV_HEADS],
+            _ if own => (0..KV_HEADS)
+                .map(|head| self.stay(head, phase, budget))
+                .collect(),
             heads => self.divide(phase, &eviction, &heads, &scores),
         };
         let mut heads = Vec::new();
         for (head, scores) in scores.into_iter().enumerate() {
             let entries = self.heads[head].clone();
-            if entries.len() <= counts[head] {
+            let most = match policy.heads() != HeadBudgets::Even && !own {
+                true => counts[head],
+                false => self.budget_of(head, phase, budget),
+            };
+            if entries.len() <= most {
                 heads.push(entries);
                 continue;
             }
             let mut memory = self.memory.remove(&(remembers, head)).unwrap_or_default();
-            let view = self.head(head, phase, self.budget_of(head, phase, budget));
+            let view = self.head(head, phase, self.stay(head, phase, budget));
             let protect = policy.protect(view.budget);
             let mut kept = view.best(&scores, protect, &self.spans, &[], counts[head]);
             kept.sort_unstable();
@@ -413,6 +419,22 @@ impl Reference {
             self.divided = Some(counts);
         }
         Ok(())
+    }
+
+    /// How many entries an eviction leaves in a head: fewer than its budget where evictions are some tokens apart.
+    fn stay(&self, head: usize, phase: Phase, budget: usize) -> usize {
+        let budget = self.budget_of(head, phase, budget);
+        let decode = self.rules.decode.as_ref();
+        let divided = self.divided.is_some();
+        let together = |decode: &&Eviction| divided || decode.policy.heads() == HeadBudgets::Even;
+        match decode.filter(together).filter(|_| phase == Phase::Decode) {
+            Some(decode) => {
+                let policy = decode.policy.clone();
+                let eviction = Eviction { policy, budget };
+                self.rules.stay(&eviction, &self.spans, self.queries.len())
+            }
+            None => budget,
+        }
     }
 
     /// What a head keeps in a phase: its own budget while decoding, if the heads have some.

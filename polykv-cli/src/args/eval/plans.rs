@@ -68,6 +68,9 @@ pub struct PlansArgs {
     /// How entries are kept after the prompt, every plan in each format: cache, q8, q4 [default: as the plans state]
     #[arg(long, value_enum, value_name = "FORMAT,…", value_delimiter = ',')]
     kv_dtype: Vec<KvDtype>,
+    /// Tokens between two evictions while decoding, every plan with each [default: as the plans state, else 1]
+    #[arg(long, value_name = "K,…", value_delimiter = ',')]
+    every: Vec<usize>,
 }
 
 impl PlansArgs {
@@ -109,6 +112,7 @@ impl PlansArgs {
             set: Vec::new(),
             allow_full_extra: self.allow_full_extra,
             kv_dtype: None,
+            every: None,
         };
         let mut all: Vec<_> = self.plan.iter().map(|file| one(Some(file), None)).collect();
         let phases = match self.phase.as_slice() {
@@ -124,17 +128,29 @@ impl PlansArgs {
                 }));
             }
         }
-        if self.kv_dtype.is_empty() {
-            return all;
-        }
-        let in_formats = |plan: &CompressionArgs| {
-            let formats = self.kv_dtype.iter();
-            let plans = formats.map(|&format| CompressionArgs {
-                kv_dtype: Some(format),
-                ..plan.clone()
-            });
-            plans.collect::<Vec<_>>()
-        };
-        all.iter().flat_map(in_formats).collect()
+        let all = with_each(all, &self.kv_dtype, |plan, &format| {
+            plan.kv_dtype = Some(format);
+        });
+        with_each(all, &self.every, |plan, &tokens| plan.every = Some(tokens))
     }
+}
+
+/// Every plan with each of the values, or as it is if there are none.
+fn with_each<T>(
+    all: Vec<CompressionArgs>,
+    values: &[T],
+    set: impl Fn(&mut CompressionArgs, &T),
+) -> Vec<CompressionArgs> {
+    if values.is_empty() {
+        return all;
+    }
+    let with = |plan: &CompressionArgs| {
+        let plans = values.iter().map(|value| {
+            let mut plan = plan.clone();
+            set(&mut plan, value);
+            plan
+        });
+        plans.collect::<Vec<_>>()
+    };
+    all.iter().flat_map(with).collect()
 }

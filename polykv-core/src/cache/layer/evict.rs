@@ -25,15 +25,15 @@ fn left_of(view: &LayerView<'_>, slots: &Tensor<3, Int>) -> Option<Tensor<3, Boo
 }
 
 impl LayerCache {
-    /// Keeps the best entries under the budget, in order of position, with one free slot.
+    /// Keeps the best `budget` entries, in order of position, with one free slot beside the budget of the eviction.
     pub(super) fn compact(
         &mut self,
         phase: Phase,
         eviction: &Eviction,
+        budget: usize,
         row: Option<Tensor<4>>,
     ) -> Result<()> {
-        let Eviction { policy, budget } = eviction;
-        let budget = *budget;
+        let policy = &eviction.policy;
         let view = self.view(phase, &**policy, budget, row)?;
         let scores = left_last(policy.score(self.states.of(phase), &view)?, &view);
         let (positions, protected) = (view.positions.clone(), view.protected);
@@ -59,7 +59,7 @@ impl LayerCache {
             other => (None, other),
         };
         self.merge(now);
-        self.keep(&**policy, slots, budget);
+        self.keep(&**policy, slots, eviction.budget);
         self.merge(later);
         Ok(())
     }
@@ -121,7 +121,7 @@ impl LayerCache {
         }
     }
 
-    /// Keeps the entries in `slots`, with one free slot beside them.
+    /// Keeps the entries in `slots`, with one slot beside the budget.
     fn keep(&mut self, policy: &dyn Policy, slots: Tensor<3, Int>, budget: usize) {
         self.heads_agree &= policy.same_for_all_heads();
         self.keep_slots(slots, budget.saturating_add(1));

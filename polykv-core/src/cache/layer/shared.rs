@@ -34,7 +34,7 @@ impl LayerCache {
         leader
     }
 
-    /// A text that is equal for layers which evict the same entries of the same prompt.
+    /// A text that is equal for layers which evict the same entries of the same prompt, and go on alike.
     pub(in crate::cache) fn rules_key(&self) -> String {
         let of = |phase| {
             let eviction = self.rules.as_ref().and_then(|rules| rules.of(phase));
@@ -42,8 +42,9 @@ impl LayerCache {
                 format!("{} {}", eviction.policy.key(), eviction.budget)
             })
         };
-        let codes = self.rules.as_ref().and_then(|rules| rules.kv);
-        format!("{} {codes:?}", Phase::BOTH.map(of).join("; "))
+        let rules = self.rules.as_ref();
+        let more = rules.map(|rules| (rules.kv, rules.every));
+        format!("{} {more:?}", Phase::BOTH.map(of).join("; "))
     }
 
     /// Attention of a chunk of the prompt. The followers' policies are given what they would be given alone.
