@@ -25,7 +25,8 @@ pub struct CacheEstimate {
 
 impl Plan {
     /// The memory that a cache needs under this plan for a prompt of `prompt` tokens and `new_tokens` decoded ones, where an
-    /// entry costs `cost`. An allocator that splits by what the layers do is given equal layers.
+    /// entry costs `cost`. An allocator that splits by what the layers do is given equal layers. Where evictions are some tokens
+    /// apart ([`Plan::every`]), heads with budgets of their own are taken to hold all of them.
     ///
     /// # Errors
     /// What [`Plan::resolve`] refuses, and more bytes than fit in `usize`.
