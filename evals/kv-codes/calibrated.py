@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """Policies, entries and bits chosen together under one total of bytes, on SmolLM2-135M: what `polykv calibrate --kv-dtype` finds.
 
-For every share of an f16 cache's bytes it calibrates with all formats to choose from, with q4 alone and with f16 alone, and one
-blend of policies in all layers with the same search of budgets in q4. It measures these plans, single policies in q4 and shuffles
-of the chosen plan's policies (budgets and formats stay) on windows of text and on needles. The texts are those of
-../smollm2/texts.py; nothing of the test is read before the plans are on disk. Finished steps are skipped when it runs again with
-the same --work. Writes calibrated.json with the plans and every score, and calibrated.md, beside this file.
+For every share of an f16 cache's bytes it calibrates with all policies and formats to choose from, and one blend of policies in all
+layers with the same search of budgets in q4. It measures these plans, single policies in q4 and shuffles of the chosen plan's policies
+(budgets and formats stay) on windows of text and on needles. The texts are those of ../smollm2/texts.py; nothing of the test is read
+before the plans are on disk. Finished steps are skipped when it runs again with the same --work. Writes calibrated.json with the plans and every score, and calibrated.md, beside this file.
 """
 
 import argparse
@@ -31,8 +30,7 @@ POLICIES = {"h2o": ("h2o", {}), "h2o-normalized": ("h2o", {"normalize": True, "r
                for name, members in MEMBERS.items()}}
 TUNED = "blend-pyramidkv3-h2o1"
 # Each with the policies and the formats to choose from.
-CHOICES = {"chosen": (list(POLICIES), "cache,q8,q4"), "q4-only": (list(POLICIES), "q4"), "f16-only": (list(POLICIES), "cache"),
-           f"{TUNED}-tuned": ([TUNED], "q4")}
+CHOICES = {"chosen": (list(POLICIES), "cache,q8,q4"), f"{TUNED}-tuned": ([TUNED], "q4")}
 TASKS = {"text": ["--task", "ppl", "--continuation", 256],
          "needle": ["--task", "needle", "--depth", "0.05,0.2,0.35,0.5,0.65,0.8,0.95", "--likelihood-only"]}
 
@@ -59,7 +57,7 @@ def calibrate(args, share, name):
     command = [args.binary, "calibrate", "-m", MODEL, "--device", "cpu", "--dtype", "native", "--data", *texts, "--objective", "both",
                "--phase", "prefill", "--budget-byte-ratio", share, "--kv-dtype", formats, "--examples", args.examples, "--evidence",
                args.examples, "--length", args.calibration_length, "--seed", args.seed, "--policies", ",".join(named),
-               "--allocator", "calibrated", "--budget-signal", "effect", "--refine", args.refine, "--out", out]
+               "--allocator", "calibrated", "--budget-signal", "effect", "--refine", args.refine, "--resume", "--out", out]
     if run_once(command, out, texts):
         print(f"{name} at {share:g}: {time.time() - began:.0f} s", flush=True)
     return write(args, f"{name}-{share:g}", shown(args, out / "plan.yaml"))

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 const TRIED: usize = 6;
 
 /// The scale of the score, which is the [`joint`] regret: for each kind of data the loss of the best single policy and the
-/// distance from it to the median one.
+/// distance from it to the median one, or to FullKV if there is only one.
 pub(super) struct Scale(pub(super) Vec<(Data, f64, f64)>);
 
 pub(super) fn means(losses: &ExampleLosses) -> Losses {
@@ -25,8 +25,12 @@ impl Scale {
             .map_or(Vec::new(), |one| one.keys().copied().collect());
         let of = |data: Data| {
             let losses: Vec<f64> = singles.iter().map(|one| one[&data]).collect();
+            let distance = match losses.as_slice() {
+                [only] => only.abs(),
+                all => spread(all),
+            };
             // Differences below a thousandth of a nat are taken for none.
-            (data, least(&losses), spread(&losses).max(1e-3))
+            (data, least(&losses), distance.max(1e-3))
         };
         Self(kinds.into_iter().map(of).collect())
     }
@@ -118,6 +122,18 @@ impl Scale {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_single_policy_is_measured_by_what_it_loses() {
+        let losses =
+            |text, evidence| Losses::from([(Data::Text, text), (Data::Evidence, evidence)]);
+        let one = Scale::of(&[losses(0.1, 2.0)]);
+        // Half of either loss is as much.
+        let gains = [losses(0.05, 2.0), losses(0.1, 1.0)].map(|losses| one.score(&losses));
+        assert!((gains[0] - gains[1]).abs() < 1e-12 && gains[0] < 0.0);
+        let three = [losses(0.1, 2.0), losses(0.3, 2.5), losses(0.4, 9.0)];
+        assert_eq!(Scale::of(&three).0[0], (Data::Text, 0.1, 0.3 - 0.1));
+    }
 
     #[test]
     fn what_gains_most_comes_first_until_nothing_does() {
