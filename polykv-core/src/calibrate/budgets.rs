@@ -29,7 +29,7 @@ pub struct BudgetSearch<'a> {
     pub singles: Vec<Losses>,
     /// The budgets to start from, in entries per KV head for each layer. Their sum does not change.
     pub budgets: &'a [usize],
-    /// The least budget that works with every candidate, and the most entries that each layer holds of the prompt, which its
+    /// The least budget that works with every policy of the route, and the most entries that each layer holds of the prompt, which its
     /// budget does not exceed.
     pub limits: (usize, Vec<usize>),
     /// The seed of the screening.

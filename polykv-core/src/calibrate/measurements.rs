@@ -83,7 +83,11 @@ impl Measurements<'_> {
                 [] => &route,
                 prefill => prefill,
             };
-            let (least, most) = report.limits(self.candidates, formats, &self.cost)?;
+            let formats: Vec<Option<Codes>> = formats
+                .iter()
+                .map(|&pick| self.candidates[pick].kv)
+                .collect();
+            let (least, most) = report.limits(self.candidates, &formats, &self.cost)?;
             let stat = |(sensitivity, &most): (f64, &usize)| LayerStat {
                 share: 1.0,
                 least: least.min(most),

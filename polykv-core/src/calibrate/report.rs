@@ -233,8 +233,8 @@ impl Report {
         routes
     }
 
-    /// The least budget that works with every candidate, and the most entries that each layer holds of the prompt, as
-    /// [`BudgetSearch::limits`] has them. `picks` are candidates for each layer, whose formats the layers have.
+    /// The least budget that works with each of `candidates`, and the most entries that each layer holds of the prompt, as
+    /// [`BudgetSearch::limits`] has them. `formats` are those of the layers.
     ///
     /// # Errors
     /// A candidate that protects more than its budget under every budget.
@@ -243,7 +243,7 @@ impl Report {
     pub fn limits(
         &self,
         candidates: &[Candidate],
-        picks: &[usize],
+        formats: &[Option<Codes>],
         cost: &EntryCost,
     ) -> Result<(usize, Vec<usize>)> {
         let draft = PlanDraft {
@@ -253,12 +253,10 @@ impl Report {
             budgets: [Vec::new(), Vec::new()],
             online: None,
         };
-        let format = |&pick: &usize| candidates.get(pick).and_then(|candidate| candidate.kv);
-        let formats: Vec<Option<Codes>> = picks.iter().map(format).collect();
         let mut least = 1;
         for candidate in candidates {
             let entries = least_budget(&*candidate.policy)?;
-            for &format in &formats {
+            for &format in formats {
                 least = least.max(draft.in_cache_type(entries, format));
             }
         }

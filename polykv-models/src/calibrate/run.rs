@@ -83,12 +83,15 @@ pub fn calibrate(
         let found = refinement.route(report.routes(of_phase, phase), options.refine)?;
         let budgets = match options.searches_budgets() {
             true => {
-                let formats = report.prefill.picks().unwrap_or(&found.picks);
-                let formats = match phase {
+                let of = |&pick: &usize| candidates[pick].clone();
+                let route: Vec<Candidate> = found.picks.iter().map(of).collect();
+                // A layer has the format of its candidate in the prefill.
+                let first = match phase {
                     Phase::Prefill => &found.picks,
-                    Phase::Decode => formats,
+                    Phase::Decode => report.prefill.picks().unwrap_or(&found.picks),
                 };
-                let limits = report.limits(&candidates, formats, &cost)?;
+                let formats: Vec<_> = first.iter().map(|&pick| candidates[pick].kv).collect();
+                let limits = report.limits(&route, &formats, &cost)?;
                 Some(refinement.budgets(&found, limits)?)
             }
             false => None,
