@@ -10,12 +10,12 @@ runs again with the same --work. Writes results.md beside this file.
 import argparse
 import json
 import pathlib
-import random
 import statistics
 import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "smollm2"))
+from intervals import interval
 from steps import run_once
 
 HERE = pathlib.Path(__file__).parent
@@ -87,13 +87,6 @@ def evaluate(args, name, task, plans):
         for score in ("nll", "kept"):
             scores.setdefault(one["plan"], {}).setdefault(score, []).append(one["scores"][score])
     return scores
-
-
-def interval(values):
-    """Mean and 95 % interval of a bootstrap over samples."""
-    rng = random.Random(1)
-    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(2000))
-    return f"{statistics.fmean(values):+.3f} [{means[49]:+.3f}, {means[1949]:+.3f}]"
 
 
 def table(text, needle, plans):

@@ -17,10 +17,8 @@ import time
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "smollm2"))
+from intervals import interval
 from steps import run_once
-
-sys.path.insert(0, str(HERE))
-from run import interval
 
 MODEL, LAYERS = "smollm2-135m", 30
 MEMBERS = {"blend-pyramidkv3-h2o1": [("pyramidkv", 3), ("h2o", 1)], "blend-tova1-h2o1": [("tova", 1), ("h2o", 1)]}
@@ -116,8 +114,8 @@ def section(share, plans, scores):
              "| plan | formats of layers | entries per layer | bytes | text: loss, nat | needles: loss, nat | text: less the chosen | needles: less the chosen |",
              "|---|---|--:|--:|--:|--:|--:|--:|"]
     for name in sorted(plans, key=lambda name: statistics.fmean(loss("text", name))):
-        cells = [interval(loss(task, name)) for task in TASKS]
-        less = [interval([a - b for a, b in zip(loss(task, name), loss(task, own), strict=True)]) if name != own else "" for task in TASKS]
+        cells = [interval(loss(task, name), 4) for task in TASKS]
+        less = [interval([a - b for a, b in zip(loss(task, name), loss(task, own), strict=True)], 4) if name != own else "" for task in TASKS]
         bytes_of = statistics.fmean(scores["text"][name]["kv_bytes"]) / statistics.fmean(scores["text"]["full"]["kv_bytes"])
         kept = statistics.fmean(scores["text"][name]["kept"])
         label = f"**{name}**" if name == own else name

@@ -11,13 +11,13 @@ it runs again with the same --work. Writes results-MODEL.md beside this file.
 import argparse
 import json
 import pathlib
-import random
 import re
 import statistics
 import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "smollm2"))
+from intervals import interval
 from steps import run_once
 
 HERE = pathlib.Path(__file__).parent
@@ -57,13 +57,6 @@ def calibrated(args, ratio):
         return None
     shown = subprocess.run([args.binary, "plan", "show", path, "--json"], check=True, stdout=subprocess.PIPE).stdout
     return json.loads(shown)["prefill"]
-
-
-def interval(values):
-    """Mean and 95 % interval of a bootstrap over samples."""
-    rng = random.Random(1)
-    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(2000))
-    return f"{statistics.fmean(values):+.4f} [{means[49]:+.4f}, {means[1949]:+.4f}]"
 
 
 def measure(args, task, plans):
@@ -117,7 +110,7 @@ def main():
         cells = []
         for task, (_, score, _, _) in TASKS.items():
             own, full = scores[task][name][score], scores[task]["full"][score]
-            cells.append(interval([a - b for a, b in zip(own, full, strict=True)] if score == "nll" else own))
+            cells.append(interval([a - b for a, b in zip(own, full, strict=True)] if score == "nll" else own, 4))
         kept = statistics.fmean(scores["text"][name]["kept"])
         what, codes = name.rsplit("-", 1)
         policy, _, ratio = what.rpartition("-")

@@ -16,12 +16,12 @@ import hashlib
 import json
 import math
 import pathlib
-import random
 import statistics
 import subprocess
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "smollm2"))
+from intervals import interval
 from steps import run_once
 
 HERE = pathlib.Path(__file__).parent
@@ -183,13 +183,6 @@ def make_plans(args, seed):
     paths |= shuffles(args, paths["route"], seed) if "mixed" not in paths else {}
     return paths, {"variants": variants, "budgets": f"{3 * part:.0f} of 3", "losses": losses,
                    "plans": {name: shown(args, path) for name, path in paths.items()}}
-
-
-def interval(values):
-    """Mean and 95 % interval of a bootstrap over samples."""
-    rng = random.Random(1)
-    means = sorted(statistics.fmean(rng.choices(values, k=len(values))) for _ in range(2000))
-    return f"{statistics.fmean(values):+.3f} [{means[49]:+.3f}, {means[1949]:+.3f}]"
 
 
 def less(own, task, base, names):

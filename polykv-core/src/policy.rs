@@ -180,15 +180,15 @@ pub trait Policy: Send + Sync + fmt::Debug {
         state.check_like(like, seen)
     }
 
-    /// Whether evicted entries change those that stay. If so, [`Policy::merge`] is called at every eviction.
-    fn merges(&self) -> bool {
+    /// Whether entries that a phase evicts change those that stay. If so, [`Policy::merge`] is called at every eviction of it.
+    fn merges(&self, _phase: Phase) -> bool {
         false
     }
 
     /// Whether a layer may be cut in several steps by the same scores. That needs scores that do not depend on the budget,
     /// and evictions that do not change the entries that stay.
     fn can_cut_in_steps(&self) -> bool {
-        !self.merges()
+        !self.merges(Phase::Prefill)
     }
 
     /// The policy's definition in f64, which the test harness compares with; `None` if there is none.
@@ -198,7 +198,7 @@ pub trait Policy: Send + Sync + fmt::Debug {
     }
 
     /// What is added to the entries that stay when those of `split.evicted` go; `None` if nothing is. Only called if
-    /// [`Policy::merges`] is true. The cache leaves the statistics of the entries that stay as they are.
+    /// [`Policy::merges`] is true for the phase. The cache leaves the statistics of the entries that stay as they are.
     ///
     /// # Errors
     /// Anything that keeps the policy from merging; the caller of the cache gets it.

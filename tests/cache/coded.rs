@@ -141,7 +141,8 @@ fn in_four_bits_the_first_and_the_latest_entries_stay_in_floats() {
                 let seen = cache.seen();
                 let among = |position: &usize| *position == 0 || position + 8 >= seen;
                 // Merging policies change what others leave behind.
-                if !policy.merges() && step > 8 {
+                let merges = Phase::BOTH.iter().any(|&phase| policy.merges(phase));
+                if !merges && step > 8 {
                     let latest = held.iter().map(|(position, _)| *position).filter(among);
                     let mut latest: Vec<usize> = latest.collect();
                     latest.sort_unstable();

@@ -24,6 +24,11 @@ impl Candidate {
         formats.iter().flat_map(of_format).collect()
     }
 
+    /// The formats of layers that have the candidates `picks`.
+    pub fn formats(candidates: &[Self], picks: &[usize]) -> Vec<Option<Codes>> {
+        picks.iter().map(|&pick| candidates[pick].kv).collect()
+    }
+
     /// The candidates of one phase of a calibration of `phases`: a layer has one format for both, which is chosen with the
     /// policy of the prefill, so that only policies are left to choose for the decode phase beside it.
     pub fn of_phase<'a>(candidates: &'a [Self], phase: Phase, phases: &[Phase]) -> &'a [Self] {

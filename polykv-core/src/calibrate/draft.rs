@@ -104,8 +104,9 @@ impl PlanDraft<'_> {
         let mut plan = Plan::new(vec![LayerPlan::KEEP; self.layers()], self.budget);
         plan.online = self.online.clone();
         if let Some(picks) = picks[0].or(picks[1]) {
-            for (layer, &pick) in plan.layers.iter_mut().zip(picks) {
-                layer.kv = self.candidates[pick].kv;
+            let formats = Candidate::formats(self.candidates, picks);
+            for (layer, kv) in plan.layers.iter_mut().zip(formats) {
+                layer.kv = kv;
             }
         }
         let mut most = 1;

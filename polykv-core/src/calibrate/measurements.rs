@@ -83,10 +83,7 @@ impl Measurements<'_> {
                 [] => &route,
                 prefill => prefill,
             };
-            let formats: Vec<Option<Codes>> = formats
-                .iter()
-                .map(|&pick| self.candidates[pick].kv)
-                .collect();
+            let formats = Candidate::formats(self.candidates, formats);
             let (least, most) = report.limits(self.candidates, &formats, &self.cost)?;
             let stat = |(sensitivity, &most): (f64, &usize)| LayerStat {
                 share: 1.0,

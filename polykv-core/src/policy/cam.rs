@@ -86,7 +86,7 @@ impl Policy for Cam {
         Ok(view.positions.clone().float())
     }
 
-    fn merges(&self) -> bool {
+    fn merges(&self, _phase: Phase) -> bool {
         true
     }
 

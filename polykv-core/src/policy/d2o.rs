@@ -1,6 +1,6 @@
 use super::h2o::{append_sums, observe_sums};
 use super::{
-    Appended, LayerView, MOST, Merge, NamedPolicy, Needs, Params, Policies, Policy, Protect, Split,
+    Appended, LayerView, MOST, Merge, NamedPolicy, Needs, Params, Phase, Policies, Policy, Protect, Split,
     State, check_range,
 };
 use crate::Result;
@@ -92,7 +92,7 @@ impl Policy for D2o {
         Ok(state.entries[0].clone())
     }
 
-    fn merges(&self) -> bool {
+    fn merges(&self, _phase: Phase) -> bool {
         true
     }
 

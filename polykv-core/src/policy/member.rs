@@ -1,6 +1,6 @@
 //! Policies inside policies.
 
-use super::{HeadBudgets, Params, Policies, Policy};
+use super::{HeadBudgets, Params, Phase, Policies, Policy};
 use serde_yaml_ng::Value;
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ impl Member {
         let policy = policies
             .build(&name, &params)
             .map_err(|error| error.at("inside it").to_string())?;
-        if policy.merges() {
+        if Phase::BOTH.into_iter().any(|phase| policy.merges(phase)) {
             return Err(format!(
                 "policies that evict without merging (found {name})"
             ));

@@ -125,8 +125,8 @@ impl Policy for Refit {
         self.base.policy.accepts(state, like, seen)
     }
 
-    fn merges(&self) -> bool {
-        true
+    fn merges(&self, phase: Phase) -> bool {
+        phase == Phase::Prefill
     }
 
     fn merge(
@@ -135,9 +135,6 @@ impl Policy for Refit {
         view: &LayerView<'_>,
         split: &Split,
     ) -> Result<Option<Merge>> {
-        if view.phase == Phase::Decode {
-            return Ok(None);
-        }
         let attention = view.window_attention(self.queries)?;
         let [batch, kv_heads, group, queries, entries] = attention.dims();
         let [_, _, kept] = split.kept.dims();

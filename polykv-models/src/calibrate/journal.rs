@@ -14,7 +14,7 @@ use super::{CalibrateOptions, Example};
 use crate::LoadedModel;
 use polykv_core::calibrate::{ExampleLosses, Measured};
 use polykv_core::files::lines::{self, Appender};
-use polykv_core::{Error, Phase, Plan, Result, Rule};
+use polykv_core::{Error, Plan, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -47,7 +47,7 @@ enum Record {
         example: usize,
         signals: Measured,
     },
-    /// The losses of a whole plan, named by [`key`].
+    /// The losses of a whole plan, named by its fingerprint.
     Losses {
         plan: String,
         losses: ExampleLosses,
@@ -137,7 +137,7 @@ impl Journal {
 
     /// The losses of a whole plan, if it has been evaluated.
     pub fn losses(&self, plan: &Plan) -> Option<&ExampleLosses> {
-        self.losses.get(&key(plan))
+        self.losses.get(&plan.fingerprint())
     }
 
     /// # Errors
@@ -149,7 +149,7 @@ impl Journal {
     /// # Errors
     /// Numbers that are not finite, a file that cannot be written.
     pub fn add_losses(&mut self, plan: &Plan, losses: ExampleLosses) -> Result<()> {
-        let plan = key(plan);
+        let plan = plan.fingerprint();
         self.add(&Record::Losses { plan, losses })
     }
 
@@ -265,27 +265,6 @@ fn digest_of(examples: &[Example]) -> String {
                 hash.update(token.to_le_bytes());
             }
         }
-    }
-    short(hash)
-}
-
-/// The key of a plan, by which it differs from the others of this calibration.
-fn key(plan: &Plan) -> String {
-    let mut hash = Sha256::new();
-    let online = plan.online.as_ref().map(|allocator| allocator.name());
-    hash.update(format!("{:?} {online:?}", plan.budget));
-    for phase in Phase::BOTH {
-        for rule in plan.rules(phase) {
-            let line = match rule {
-                Rule::Keep => "keep\n".to_string(),
-                Rule::Evict { policy, share } => format!("{share:?} {}\n", policy.key()),
-            };
-            hash.update(line);
-        }
-    }
-    if plan.layers.iter().any(|layer| layer.kv.is_some()) {
-        let codes = plan.layers.iter().map(|layer| layer.kv);
-        hash.update(format!("{:?}\n", codes.collect::<Vec<_>>()));
     }
     short(hash)
 }

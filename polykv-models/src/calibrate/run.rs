@@ -90,7 +90,7 @@ pub fn calibrate(
                     Phase::Prefill => &found.picks,
                     Phase::Decode => report.prefill.picks().unwrap_or(&found.picks),
                 };
-                let formats: Vec<_> = first.iter().map(|&pick| candidates[pick].kv).collect();
+                let formats = Candidate::formats(&candidates, first);
                 let limits = report.limits(&route, &formats, &cost)?;
                 Some(refinement.budgets(&found, limits)?)
             }

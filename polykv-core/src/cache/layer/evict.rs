@@ -40,7 +40,7 @@ impl LayerCache {
         let chosen = ops::choose(scores, positions, protected, budget);
         let (slots, nans) = chosen.map_err(|error| self.refused(phase, error))?;
         let mut merge = None;
-        if policy.merges() {
+        if policy.merges(phase) {
             let evicted = self.order.rest(&slots, self.len())?;
             let split = Split {
                 kept: slots.clone(),
@@ -161,7 +161,7 @@ impl LayerCache {
         let scores = left_last(policy.score(self.states.of(Phase::Decode), &view)?, &view);
         let (victim, nans) = ops::drop_lowest(scores, view.positions.clone(), view.protected);
         let (mut key, mut value) = (key, value);
-        match policy.merges() {
+        match policy.merges(Phase::Decode) {
             false => drop(view),
             true => {
                 let split = Split {
