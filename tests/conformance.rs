@@ -11,6 +11,8 @@ mod block_model;
 mod blocks;
 #[path = "conformance/case.rs"]
 mod case;
+#[path = "conformance/codes.rs"]
+mod codes;
 mod common;
 #[path = "conformance/host.rs"]
 mod host;
@@ -30,10 +32,10 @@ use common::{each_policy, plan, policy, uniform};
 use polykv::allocate::Allocators;
 use polykv::models::{CausalLm, PrefillOptions, load};
 use polykv::policy::Policies;
-use polykv::testing::{Case, check, compare, kept, max_difference, shape};
+use polykv::testing::{Case, check, compare, kept, max_difference};
 use polykv::{
-    Budget, Codes, DeviceSpec, ErrorKind, KvCache, Phase, Plan, PlanFile, PromptCache, Registry,
-    Session, SessionInfo, SharedPrefill, Spans, Storage,
+    Budget, Codes, DeviceSpec, KvCache, Phase, Plan, PlanFile, PromptCache, Registry, Session,
+    SessionInfo, SharedPrefill, Spans, Storage,
 };
 use std::ops::Range;
 use std::path::Path;
@@ -404,18 +406,30 @@ fn a_model_of_each_family_agrees_with_the_cpu() {
     }
 }
 
-/// Where there are no kernels for codes, a plan that wants them is refused before anything is computed.
 #[test]
-fn codes_are_refused_on_devices_without_kernels_for_them() {
+fn entries_in_codes_agree_with_the_host() {
     for (name, device) in devices() {
-        let plan = Plan::full(2).with_kv(Codes::Q4);
-        match (&*name, KvCache::new(plan, shape(), &device)) {
-            ("cpu", made) => drop(made.unwrap()),
-            (_, refused) => {
-                let error = refused.unwrap_err();
-                assert_eq!(error.kind(), ErrorKind::Unsupported, "{error}");
-                assert!(error.to_string().contains("kv q4"), "{error}");
-            }
+        codes::vectors(&name, &device);
+        codes::attention(&name, &device);
+    }
+}
+
+#[test]
+fn a_model_with_entries_in_codes_agrees_with_the_cpu() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
+    let devices = devices();
+    let models: Vec<_> = devices
+        .iter()
+        .map(|(_, device)| load::load_weights(&folder, Storage::F32, device).unwrap())
+        .collect();
+    for ((name, plan), codes) in plans().into_iter().zip(Codes::ALL.into_iter().cycle()) {
+        let plan = plan.with_kv(codes);
+        let runs: Vec<Run> = models
+            .iter()
+            .map(|model| run(&**model, &plan, Spans::default()))
+            .collect();
+        for ((device, _), found) in devices.iter().zip(&runs).skip(1) {
+            assert_same(found, &runs[0], &format!("{device}, {name} in {codes}"));
         }
     }
 }

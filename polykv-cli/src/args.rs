@@ -215,8 +215,8 @@ pub struct CompressionArgs {
     /// Layers that keep everything come on top of the budget
     #[arg(long)]
     pub allow_full_extra: bool,
-    /// How entries are kept after the prompt: cache in the type that goes with --dtype, q8 and q4 in codes of so many bits, on the
-    /// CPU [default: as the plan states, else cache]
+    /// How entries are kept after the prompt: cache in the type that goes with --dtype, q8 and q4 in codes of so many bits
+    /// [default: as the plan states, else cache]
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub kv_dtype: Option<KvDtype>,
     /// Tokens between two evictions while decoding: a layer over its budget is cut to so many entries fewer, less one [default: as

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::hint::spin_loop;
 use std::marker::PhantomData;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,8 +13,15 @@ const IDLE: Duration = Duration::from_micros(200);
 /// How often a thread that has been idle for longer looks for work.
 const PAUSE: Duration = Duration::from_micros(50);
 
+/// After so long without work a thread stops looking, until [`again`]. It may have begun to look while it waited for a part of
+/// other work, which the holder may wait for in turn.
+const GIVE_UP: Duration = Duration::from_millis(2);
+
 /// The number of [`Awake`] values that exist.
 static HELD: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether a thread has given up while there was a holder.
+static GAVE_UP: AtomicBool = AtomicBool::new(false);
 
 thread_local! {
     /// Whether this thread holds an [`Awake`], or spins because of one. It must not begin to spin within that.
@@ -50,6 +57,14 @@ impl Drop for Awake {
     }
 }
 
+/// What begins a piece of work calls this: threads that gave up look for work again if there is a holder.
+pub fn again() {
+    let wanted = || HELD.load(Ordering::Relaxed) > 0 && GAVE_UP.swap(false, Ordering::Relaxed);
+    if GAVE_UP.load(Ordering::Relaxed) && wanted() {
+        rayon::spawn_broadcast(|_| look_for_work());
+    }
+}
+
 fn look_for_work() {
     if BUSY.replace(true) {
         return;
@@ -58,10 +73,15 @@ fn look_for_work() {
     while HELD.load(Ordering::Relaxed) > 0 {
         if rayon::yield_now() == Some(rayon::Yield::Executed) {
             since = Instant::now();
-        } else if since.elapsed() < IDLE {
-            (0..20).for_each(|_| spin_loop());
-        } else {
-            thread::sleep(PAUSE);
+            continue;
+        }
+        match since.elapsed() {
+            idle if idle < IDLE => (0..20).for_each(|_| spin_loop()),
+            idle if idle < GIVE_UP => thread::sleep(PAUSE),
+            _ => {
+                GAVE_UP.store(true, Ordering::Relaxed);
+                break;
+            }
         }
     }
     BUSY.set(false);
@@ -94,5 +114,41 @@ mod tests {
             }
         });
         assert_eq!(HELD.load(Ordering::Relaxed), 0);
+    }
+
+    /// A thread that waits for a part of its own work must not wait for the holder, which waits for that work.
+    #[test]
+    fn a_holder_waits_for_work_that_is_interrupted() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build();
+        pool.unwrap().install(|| {
+            let [begun, go, taken] = [const { AtomicBool::new(false) }; 3];
+            let wait = |flag: &AtomicBool| {
+                while !flag.load(Ordering::SeqCst) {
+                    spin_loop();
+                }
+            };
+            let mut awake = None;
+            rayon::in_place_scope(|scope| {
+                // The other thread does this, and gets to know of the holder in the middle of it.
+                scope.spawn(|_| {
+                    begun.store(true, Ordering::SeqCst);
+                    wait(&go);
+                    rayon::join(
+                        || wait(&taken),
+                        || {
+                            taken.store(true, Ordering::SeqCst);
+                            thread::sleep(Duration::from_millis(20));
+                        },
+                    );
+                });
+                wait(&begun);
+                awake = Some(Awake::hold());
+                go.store(true, Ordering::SeqCst);
+                while !taken.load(Ordering::SeqCst) {
+                    rayon::yield_now();
+                }
+            });
+            drop(awake);
+        });
     }
 }

@@ -35,9 +35,9 @@ pub use shared::SharedPrefill;
 pub use spans::Spans;
 pub use untrimmed::Untrimmed;
 
+use crate::awake;
 use crate::budget::EntryCost;
 use crate::facts::ModelFacts;
-use crate::ops::coded::has_codes;
 use crate::plan::Plan;
 use crate::shape::LayerShape;
 use crate::{Error, Result};
@@ -94,19 +94,11 @@ impl KvCache {
     /// An empty cache under a plan, for layers that all have this shape, on this device.
     ///
     /// # Errors
-    /// What [`Plan::check`] and [`LayerShape::check`] refuse, a policy that states shares for another number of KV heads, and
-    /// entries in codes on a device without kernels for them.
+    /// What [`Plan::check`] and [`LayerShape::check`] refuse, and a policy that states shares for another number of KV heads.
     pub fn new(plan: Plan, shape: LayerShape, device: &Device) -> Result<Self> {
         shape.check()?;
         plan.check()?;
         plan.check_heads(shape.kv_heads)?;
-        if let Some(codes) = plan.layers.iter().find_map(|layer| layer.kv)
-            && !has_codes(device)
-        {
-            let reason =
-                format!("the device {device:?} has no kernels for it; allowed: on the CPU");
-            return Err(Error::unsupported(format!("kv {codes}"), reason));
-        }
         let mut cache = Self {
             plan,
             shape,
@@ -284,6 +276,7 @@ impl KvCache {
         v: Tensor<4>,
     ) -> Result<Tensor<4>> {
         self.check_ready("decode")?;
+        awake::again();
         let q = self.scaled(q);
         let output = self.run(layer, |cache| cache.decode(q, k, v))?;
         let last = layer.saturating_add(1) == self.layers.len();

@@ -9,15 +9,6 @@
 mod attend;
 mod attention_block;
 mod choice;
-#[cfg_attr(
-    not(feature = "flex"),
-    allow(
-        dead_code,
-        unused_variables,
-        unreachable_code,
-        reason = "no device has kernels then"
-    )
-)]
 pub mod coded;
 #[cfg(feature = "cube")]
 #[allow(clippy::too_many_arguments, reason = "kernels take flat arguments")]
@@ -65,7 +56,7 @@ pub use weight::GpuBlocks;
 pub use weight::Q8Weight;
 pub use weight::{BlockType, Q8_BLOCK, SharedBytes, Weight, q8_scheme};
 
-pub(crate) use choice::rest;
-pub(crate) use entries::grow;
+pub(crate) use choice::{drop_lowest_after, rest};
+pub(crate) use entries::{extend, grow};
 pub(crate) use heads::{HeadScores, choose_of_heads};
 pub(crate) use tensor::{put, take};

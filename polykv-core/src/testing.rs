@@ -17,6 +17,8 @@
 mod check;
 mod compare;
 mod inputs;
+#[cfg(feature = "cube")]
+mod launches;
 mod maths;
 mod reference;
 
@@ -26,5 +28,7 @@ pub use inputs::{
     DIM, GROUP, HEADS, HIDDEN, Inputs, KV_HEADS, Token, Windows, cache, facts, output_weight, rope,
     shape, tensor, tokens,
 };
+#[cfg(feature = "cube")]
+pub use launches::launches;
 pub use maths::{dot, max_difference, mean, norm, pooled, softmax, staged};
 pub use reference::{Entry, Head, Oracle, Reference};

@@ -1,5 +1,6 @@
 //! A prompt between its announcement and its end.
 
+use crate::awake;
 use crate::facts::ModelFacts;
 use crate::{Error, Result};
 use burn::tensor::Tensor;
@@ -122,6 +123,7 @@ impl<C: PromptCache> Prompt<C> {
         v: Tensor<4>,
     ) -> Result<Tensor<4>> {
         self.check_layer(layer)?;
+        awake::again();
         let given = self.given.saturating_add(q.dims()[2]);
         if given > self.tokens {
             let allowed = format!("{}, as announced", self.tokens);

@@ -1,7 +1,7 @@
 //! Storage of one layer's entries.
 
 use crate::codes::Codes;
-use crate::ops::coded::{self, Channels, CodedEntries};
+use crate::ops::coded::{Channels, CodedEntries};
 use crate::ops::{self, AttentionBlock, Entries, Mask};
 use crate::policy::{Merge, Stored};
 use crate::shape::LayerShape;
@@ -245,11 +245,6 @@ impl Store {
             self.len = slots.end;
             return;
         }
-        let device = self.positions.device();
-        let first = first_position as i64;
-        let numbers = Tensor::<1, Int>::arange(first..first.saturating_add(tokens as i64), &device)
-            .reshape([1, 1, tokens])
-            .expand([batch, kv_heads, tokens]);
         self.len = slots.end;
         match &mut self.vectors {
             Vectors::Floats(both) => {
@@ -257,17 +252,22 @@ impl Store {
                     let range = slots.clone();
                     all.inplace(|t| t.slice_assign(s![.., .., range, ..], new));
                 }
+                let first = first_position as i64;
+                let numbers = first..first.saturating_add(tokens as i64);
+                let numbers = Tensor::<1, Int>::arange(numbers, &self.positions.device())
+                    .reshape([1, 1, tokens])
+                    .expand([batch, kv_heads, tokens]);
+                self.positions
+                    .inplace(|t| t.slice_assign(s![.., .., slots], numbers));
             }
             Vectors::Codes(coded) => {
-                let [keys, values] = new;
-                for (slot, token) in slots.clone().zip(0..tokens) {
-                    let at = |all: &Tensor<4>| all.clone().narrow(2, token, 1);
-                    coded.write(slot, [at(&keys), at(&values)]);
+                for (slot, token) in slots.zip(0..tokens) {
+                    let new = new.each_ref().map(|all| all.clone().narrow(2, token, 1));
+                    let position = first_position.saturating_add(token);
+                    self.positions = coded.write(self.positions.extract(), slot, new, position);
                 }
             }
         }
-        self.positions
-            .inplace(|t| t.slice_assign(s![.., .., slots], numbers));
     }
 
     /// Overwrites the same slot of all heads.
@@ -277,9 +277,7 @@ impl Store {
             return self.set(ops::write(entries, slot, key, value, position));
         }
         if let Vectors::Codes(coded) = &mut self.vectors {
-            coded.write(slot, new);
-            let positions = self.positions.extract();
-            self.positions = coded::write_position(positions, slot, position);
+            self.positions = coded.write(self.positions.extract(), slot, new, position);
         }
     }
 
@@ -292,9 +290,7 @@ impl Store {
             return self.set(ops::compact(entries, slots, capacity));
         }
         if let Vectors::Codes(coded) = &mut self.vectors {
-            coded.keep(&slots, capacity);
-            let positions = self.positions.extract();
-            self.positions = coded::keep_positions(positions, &slots, capacity);
+            self.positions = coded.keep(self.positions.extract(), &slots, capacity);
         }
     }
 
@@ -312,9 +308,8 @@ impl Store {
             return self.set(ops::replace(entries, victim, key, value, position));
         }
         if let Vectors::Codes(coded) = &mut self.vectors {
-            coded.replace(&victim, self.len, [key, value]);
-            let positions = self.positions.extract();
-            self.positions = coded::put_position(positions, &victim, position);
+            let (positions, last) = (self.positions.extract(), self.len);
+            self.positions = coded.replace(positions, victim, last, [key, value], position);
         }
     }
 

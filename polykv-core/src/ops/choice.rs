@@ -1,6 +1,6 @@
 //! Choosing which entries stay.
 
-use super::kernels::{ChoiceOps, kernel};
+use super::kernels::{ChoiceOps, Counts, kernel};
 use super::oracle;
 use super::protect::{Guard, Protected};
 use super::route::{Route, is_cpu};
@@ -34,6 +34,16 @@ impl Nans {
         match any {
             true => Err(Error::NotFinite("an eviction score is NaN".into())),
             false => Ok(()),
+        }
+    }
+
+    /// Whether scores of either were.
+    pub(crate) fn and(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Known(false), other) => other,
+            (own, Self::Known(false)) => own,
+            (Self::OnDevice(own), Self::OnDevice(other)) => Self::OnDevice(own.add(other)),
+            _ => Self::Known(true),
         }
     }
 
@@ -157,17 +167,36 @@ pub fn drop_lowest(
     positions: Tensor<3, Int>,
     protected: Protected<'_>,
 ) -> (Tensor<3, Int>, Nans) {
-    let dims @ [batch, kv_heads, entries] = scores.dims();
+    let dims @ [_, _, entries] = scores.dims();
     assert_eq!(positions.dims(), dims, "a position per score");
     assert!(entries > 0, "at least one entry");
-    if Route::of(&scores) != Route::Plain {
-        let guard = protected.guard();
-        let (slots, nans) = kernel!(ChoiceOps::lowest(scores, positions, guard));
-        return (slots, Nans::counted(nans));
+    drop_lowest_after(scores, positions, protected, Nans::Known(false))
+}
+
+/// [`drop_lowest`] whose second result tells of scores `before`, too.
+pub(crate) fn drop_lowest_after(
+    scores: Tensor<3>,
+    positions: Tensor<3, Int>,
+    protected: Protected<'_>,
+    before: Nans,
+) -> (Tensor<3, Int>, Nans) {
+    let [batch, kv_heads, _] = scores.dims();
+    if Route::of(&scores) == Route::Plain {
+        let nans = scores.clone().is_nan().int().sum_dim(2).float();
+        let nans = Nans::OnDevice(nans.reshape([batch, kv_heads]));
+        let slots = oracle::choice::lowest(scores, positions, protected);
+        return (slots, before.and(nans));
     }
-    let nans = scores.clone().is_nan().int().sum_dim(2).float();
-    let slots = oracle::choice::lowest(scores, positions, protected);
-    (slots, Nans::OnDevice(nans.reshape([batch, kv_heads])))
+    let guard = protected.guard();
+    let (counts, before) = match before {
+        Nans::OnDevice(counts) => {
+            let counts = counts.into_dispatch();
+            (Counts::Known { counts }, Nans::Known(false))
+        }
+        known => (Counts::None, known),
+    };
+    let (slots, nans) = kernel!(ChoiceOps::lowest(scores, positions, guard, counts));
+    (slots, before.and(Nans::counted(nans)))
 }
 
 /// True for the `count` highest scores per sequence and head, for policies that choose in stages: `scores` and `positions

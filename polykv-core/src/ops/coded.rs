@@ -6,35 +6,23 @@
 //! taken once, from the keys that a prompt leaves; what is coded is a key less the mean, divided by the square root of the
 //! deviation. Divided by the deviation itself they lost as much on some texts and more on others (`evals/kv-codes`).
 //!
-//! Kernels are those of the CPU; no other device has them.
-
-/// What no device without kernels gets to: such caches are refused when they are made.
-#[cfg(not(feature = "flex"))]
-macro_rules! cpu {
-    ($($call:tt)*) => {
-        unreachable!("entries in codes on a device without kernels for them")
-    };
-}
-#[cfg(feature = "flex")]
-macro_rules! cpu {
-    ($($call:tt)*) => { crate::ops::flex::coded::$($call)* };
-}
+//! There are kernels for the CPU and for GPUs; other devices code and decode on the host.
 
 mod entries;
 mod exact;
+mod format;
 
 pub use entries::CodedEntries;
-pub(crate) use entries::{keep_positions, put_position, write_position};
 pub(crate) use exact::Exact;
+pub(crate) use format::Format;
 
-use super::{bytes, is_cpu, read_error};
+use super::kernels::{CodeOps, ExactRows, Relative, kernel};
+use super::oracle;
+use super::route::Route;
+use super::{bytes, read_error};
 use crate::codes::Codes;
-use burn::tensor::{DType, Device, Int, Tensor, TensorData, s};
-
-/// Whether the device has kernels for entries in codes.
-pub fn has_codes(device: &Device) -> bool {
-    is_cpu(device)
-}
+use burn::backend::Dispatch;
+use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData, s};
 
 /// The mean of each channel of a KV head's keys and the square root of its standard deviation, `[batch, kv_heads, 1, head_dim]`.
 #[derive(Clone, Debug)]
@@ -83,9 +71,15 @@ impl Channels {
         }
     }
 
-    #[cfg(feature = "flex")]
-    fn tensors(&self) -> [&Tensor<4>; 2] {
-        [&self.mean, &self.scale]
+    /// The same in the form that kernels take.
+    fn kernel(of: Option<&Self>) -> Relative<Dispatch> {
+        match of {
+            None => Relative::No,
+            Some(channels) => Relative::Channels {
+                mean: channels.mean.clone().into_dispatch(),
+                scale: channels.scale.clone().into_dispatch(),
+            },
+        }
     }
 }
 
@@ -103,7 +97,7 @@ impl Coded {
     /// Vectors `[batch, kv_heads, n, head_dim]` in codes, relative to their channels if these are given.
     ///
     /// # Panics
-    /// On a device without kernels, see [`has_codes`], and for channels of another shape.
+    /// For channels of another shape.
     #[must_use]
     pub fn of(vectors: Tensor<4>, codes: Codes, channels: Option<Channels>) -> Self {
         let [batch, kv_heads, _, head_dim] = vectors.dims();
@@ -173,13 +167,50 @@ impl Coded {
     /// The vectors in f32, `[batch, kv_heads, n, head_dim]`.
     #[must_use]
     pub fn vectors(&self) -> Tensor<4> {
-        let words = self.words.clone();
-        cpu!(decode(
-            words,
+        self.range(0, self.capacity(), None)
+    }
+
+    /// The `count` vectors from place `first` on, with those that are exact, `[batch, kv_heads, m, head_dim]`, at their slots.
+    pub(crate) fn range(
+        &self,
+        first: usize,
+        count: usize,
+        exact: Option<(&Tensor<4>, &Tensor<3, Int>)>,
+    ) -> Tensor<4> {
+        let all = self.capacity();
+        assert!(first + count <= all, "{count} from {first} on of {all}");
+        let channels = self.channels.as_ref();
+        if Route::on(&self.words.device()) == Route::Plain {
+            let words = self.words.clone().narrow(2, first, count);
+            let vectors = oracle::codes::decode(words, self.format(), channels);
+            return match exact {
+                None => vectors,
+                Some((rows, slots)) => oracle::codes::put_exact(vectors, rows, slots, first),
+            };
+        }
+        let exact = match exact {
+            None => ExactRows::None,
+            Some((rows, slots)) => ExactRows::Rows {
+                rows: rows.clone().into_dispatch(),
+                slots: slots.clone().into_dispatch(),
+            },
+        };
+        kernel!(CodeOps::decode(
+            self.words.clone(),
+            Channels::kernel(channels),
+            exact,
             self.codes,
             self.head_dim,
-            self.channels.as_ref().map(Channels::tensors)
+            first,
+            count
         ))
+    }
+
+    fn format(&self) -> Format {
+        Format {
+            codes: self.codes,
+            dim: self.head_dim,
+        }
     }
 
     /// The first `count` vectors.
@@ -209,12 +240,6 @@ impl Coded {
         bytes(&self.words)
     }
 
-    /// The vectors at `slots [batch, kv_heads, count]`, in room for `capacity` of them.
-    pub(crate) fn keep(&mut self, slots: &Tensor<3, Int>, capacity: usize) {
-        let words = self.words.extract();
-        self.words = cpu!(gather(words, slots, capacity));
-    }
-
     /// The same vectors in room for `capacity` of them; what follows is zero.
     pub(crate) fn grow(&mut self, capacity: usize) {
         let words = self.words.extract();
@@ -222,21 +247,6 @@ impl Coded {
         let dims = [batch, kv_heads, capacity, width];
         let room = Tensor::<4, Int>::zeros(dims, (&words.device(), words.dtype()));
         self.words = room.slice_assign(s![.., .., 0..count, ..], words);
-    }
-
-    /// Overwrites the vectors at `slots [batch, kv_heads, count]` by `vectors [batch, kv_heads, count, head_dim]`, in place while
-    /// nobody else holds the words.
-    pub(crate) fn put(&mut self, slots: &Tensor<3, Int>, vectors: Tensor<4>) {
-        let new = encode(vectors, self.codes, self.channels.as_ref());
-        let words = self.words.extract();
-        self.words = cpu!(put(words, slots, new));
-    }
-
-    /// [`Coded::put`] in the same slot of all heads.
-    pub(crate) fn write(&mut self, slot: usize, vectors: Tensor<4>) {
-        let new = encode(vectors, self.codes, self.channels.as_ref());
-        let words = self.words.extract();
-        self.words = cpu!(write(words, slot, new));
     }
 
     /// Overwrites vectors from place `first` on, in place while nobody else holds the words.
@@ -249,24 +259,31 @@ impl Coded {
 
     /// Adds to the vectors at `slots [batch, kv_heads, count]`, all different in a head, or to the first ones.
     pub(crate) fn add(&mut self, slots: Option<&Tensor<3, Int>>, delta: Tensor<4>) {
-        let count = delta.dims()[2];
-        let old = match slots {
-            Some(slots) => {
-                let words = self.words.clone();
-                self.with(cpu!(gather(words, slots, count)))
-            }
-            None => self.first(count),
+        let Some(slots) = slots else {
+            let count = delta.dims()[2];
+            return self.set(0, self.range(0, count, None).add(delta));
         };
-        let sum = old.vectors().add(delta);
-        match slots {
-            Some(slots) => self.put(slots, sum),
-            None => self.set(0, sum),
-        }
+        let index = self.index(slots);
+        let old = self.with(self.words.clone().gather(2, index));
+        self.put(slots, old.vectors().add(delta));
     }
 
-    /// The vector at one place.
-    pub(crate) fn at(&self, place: usize) -> Self {
-        self.with(self.words.clone().narrow(2, place, 1))
+    /// Overwrites the vectors at `slots [batch, kv_heads, count]`, all different in a head, by `vectors [batch, kv_heads, count,
+    /// head_dim]`.
+    pub(crate) fn put(&mut self, slots: &Tensor<3, Int>, vectors: Tensor<4>) {
+        let index = self.index(slots);
+        let new = encode(vectors, self.codes, self.channels.as_ref());
+        self.words
+            .inplace(|words| words.scatter(2, index, new, IndexingUpdateOp::Assign));
+    }
+
+    /// The slot of every word of the vectors at `slots [batch, kv_heads, count]`.
+    fn index(&self, slots: &Tensor<3, Int>) -> Tensor<4, Int> {
+        let [batch, kv_heads, count] = slots.dims();
+        let width = self.words.dims()[3];
+        let slots = oracle::choice::existing(slots.clone(), self.capacity());
+        let slots = slots.unsqueeze_dim::<4>(3);
+        slots.expand([batch, kv_heads, count, width])
     }
 
     /// Where the words lie in memory.
@@ -287,10 +304,8 @@ impl Coded {
 }
 
 fn encode(vectors: Tensor<4>, codes: Codes, channels: Option<&Channels>) -> Tensor<4, Int> {
-    cpu!(encode(vectors, codes, channels.map(Channels::tensors)))
-}
-
-/// The numbers of a tensor on the CPU.
-fn numbers(tensor: &Tensor<3, Int>) -> Vec<i64> {
-    cpu!(numbers(tensor))
+    match Route::on(&vectors.device()) {
+        Route::Plain => oracle::codes::encode(vectors, codes, channels),
+        _ => kernel!(CodeOps::encode(vectors, Channels::kernel(channels), codes)),
+    }
 }

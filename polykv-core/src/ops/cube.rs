@@ -12,6 +12,7 @@
 
 mod blocks;
 mod choice;
+mod codes;
 mod entries;
 mod fused;
 mod gemm;

@@ -1,5 +1,7 @@
 //! Moving and overwriting the entries of a cache. A slot that is no number below n counts as n − 1.
 
+#[cfg(feature = "cube")]
+use super::kernels::GrowOps;
 use super::kernels::{EntryOps, kernel};
 use super::oracle;
 use super::route::Route;
@@ -121,6 +123,18 @@ pub fn move_last<const D: usize>(statistics: Tensor<D>, victim: Tensor<3, Int>) 
         Route::Plain => oracle::choice::move_last(statistics, victim),
         _ => kernel!(EntryOps::move_last(statistics, victim)),
     }
+}
+
+/// Statistics per entry, `[batch, kv_heads, n, ..]`, with `count` zeros behind those of each head.
+pub(crate) fn extend<const D: usize>(statistics: Tensor<D>, count: usize) -> Tensor<D> {
+    #[cfg(feature = "cube")]
+    if Route::of(&statistics) == Route::Gpu {
+        return kernel!(GrowOps::extend(statistics, count));
+    }
+    let mut dims = statistics.dims();
+    dims[2] = count;
+    let zeros = Tensor::zeros(dims, (&statistics.device(), statistics.dtype()));
+    Tensor::cat(vec![statistics, zeros], 2)
 }
 
 /// `[batch, kv_heads, n]` of entries whose shapes fit each other.

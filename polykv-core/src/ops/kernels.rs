@@ -11,6 +11,8 @@ mod attention;
 #[cfg(feature = "cube")]
 mod blocks;
 #[cfg_attr(not(any(feature = "flex", feature = "cube")), expect(unused_variables))]
+mod codes;
+#[cfg_attr(not(any(feature = "flex", feature = "cube")), expect(unused_variables))]
 mod entries;
 #[cfg_attr(not(any(feature = "flex", feature = "cube")), expect(unused_variables))]
 mod keys;
@@ -20,13 +22,15 @@ mod layers;
 pub use attention::{HitOps, Mask, PromptOps, TokenOps, Window, WindowOps};
 #[cfg(feature = "cube")]
 pub use blocks::BlockOps;
-pub use entries::{ChoiceOps, EntryOps, OrderOps};
+pub use codes::{CodeOps, ExactEntries, ExactRows, Place, Relative};
+pub use entries::{ChoiceOps, Counts, EntryOps, GrowOps, OrderOps};
 pub use keys::{KeyOps, MergeOps};
 pub use layers::{FusedOps, GemmOps, HeadNorms, OutputWeights, PointwiseOps, QkvWeights};
 
 use super::pool::Pool;
 use super::protect::Guard;
 use super::weight::BlockType;
+use crate::codes::Codes;
 use burn::backend::{Dispatch, DispatchTensor};
 use burn::tensor::Tensor;
 use burn::tensor::kind::Basic;
@@ -77,7 +81,13 @@ plain_input!(
     Guard,
     Pool,
     BlockType,
+    Codes,
     Mask<Dispatch>,
+    Relative<Dispatch>,
+    ExactRows<Dispatch>,
+    ExactEntries<Dispatch>,
+    Place<Dispatch>,
+    Counts<Dispatch>,
     QkvWeights<Dispatch>,
     OutputWeights<Dispatch>
 );
@@ -130,6 +140,15 @@ mod shapes {
 
     pub fn like<const D: usize>(spec: &TensorSpec, dims: [usize; D]) -> TensorSpec {
         TensorSpec::new(dims.into(), spec.dtype)
+    }
+
+    pub fn floats<const D: usize>(dims: [usize; D]) -> TensorSpec {
+        TensorSpec::new(dims.into(), burn::tensor::DType::F32)
+    }
+
+    /// 32-bit integers.
+    pub fn numbers<const D: usize>(dims: [usize; D]) -> TensorSpec {
+        TensorSpec::new(dims.into(), burn::tensor::DType::I32)
     }
 
     pub fn without_last(spec: &TensorSpec) -> TensorSpec {

@@ -2,6 +2,7 @@
 //! against. Shapes are those of the operators of the same names.
 
 pub mod choice;
+pub(crate) mod codes;
 pub mod keys;
 pub mod pool;
 
@@ -164,11 +165,12 @@ fn causal_mask(rows: usize, columns: usize, device: &Device) -> Tensor<5, Bool> 
 /// Sum over the rows of `[batch, kv_heads, group * tokens, entries]`, mean over the group: `[batch, kv_heads,
 /// entries]`.
 pub fn column_sums(probabilities: Tensor<4>, group: usize) -> Tensor<3> {
-    let [batch, kv_heads, _, entries] = probabilities.dims();
-    probabilities
-        .sum_dim(2)
-        .div_scalar(group as f32)
-        .reshape([batch, kv_heads, entries])
+    let [batch, kv_heads, rows, entries] = probabilities.dims();
+    let sums = match rows == group {
+        true => probabilities.mean_dim(2),
+        false => probabilities.sum_dim(2).div_scalar(group as f32),
+    };
+    sums.reshape([batch, kv_heads, entries])
 }
 
 /// [`AttentionBlock::hits`](super::AttentionBlock::hits), from the block's probabilities and how many entries each of the

@@ -25,16 +25,10 @@ impl State {
     pub fn extend_with_zeros(&mut self, appended: &Appended) {
         let tokens = appended.positions.len();
         for tensor in &mut self.entries {
-            let [batch, kv_heads, _] = tensor.dims();
-            let like = (&appended.device, tensor.dtype());
-            let zeros = Tensor::zeros([batch, kv_heads, tokens], like);
-            tensor.inplace(|old| Tensor::cat(vec![old, zeros], 2));
+            tensor.inplace(|old| ops::extend(old, tokens));
         }
         for tensor in &mut self.rows {
-            let [batch, kv_heads, _, width] = tensor.dims();
-            let like = (&appended.device, tensor.dtype());
-            let zeros = Tensor::zeros([batch, kv_heads, tokens, width], like);
-            tensor.inplace(|old| Tensor::cat(vec![old, zeros], 2));
+            tensor.inplace(|old| ops::extend(old, tokens));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::LayerCache;
 use crate::allocate::{Note, Online};
-use crate::ops;
+use crate::ops::{self, Nans};
 use crate::phase::Phase;
 use crate::plan::Eviction;
 use crate::policy::{LayerView, Merge, Policy, Split};
@@ -157,9 +157,11 @@ impl LayerCache {
         let policy = &eviction.policy;
         // The view must be gone before the store is written: only unshared tensors are written in place.
         let stay = len.saturating_sub(1);
+        let before = std::mem::replace(&mut self.nans, Nans::Known(false));
         let view = self.view(Phase::Decode, &**policy, stay, row)?;
         let scores = left_last(policy.score(self.states.of(Phase::Decode), &view)?, &view);
-        let (victim, nans) = ops::drop_lowest(scores, view.positions.clone(), view.protected);
+        let (positions, protected) = (view.positions.clone(), view.protected);
+        let (victim, nans) = ops::drop_lowest_after(scores, positions, protected, before);
         let (mut key, mut value) = (key, value);
         match policy.merges(Phase::Decode) {
             false => drop(view),

@@ -28,12 +28,7 @@ impl LayerCache {
     /// Remembers whether scores were NaN until [`first_nan`] asks.
     pub(super) fn remember_nans(&mut self, nans: Nans) {
         let before = std::mem::replace(&mut self.nans, Nans::Known(false));
-        self.nans = match (before, nans) {
-            (Nans::Known(false), new) => new,
-            (old, Nans::Known(false)) => old,
-            (Nans::OnDevice(old), Nans::OnDevice(new)) => Nans::OnDevice(old.add(new)),
-            _ => Nans::Known(true),
-        };
+        self.nans = before.and(nans);
     }
 
     /// The reason to report when scores of this layer are NaN.

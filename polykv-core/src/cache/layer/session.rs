@@ -81,7 +81,9 @@ impl LayerCache {
                     writer.add(name("exact.keys"), exact.keys.clone())?;
                     writer.add(name("exact.values"), exact.values.clone())?;
                     let [rows, heads, count, _] = exact.keys.dims();
-                    let slots = exact.slots.iter().map(|&slot| slot as u32).collect();
+                    let slots: Vec<i64> =
+                        exact.slots.clone().try_into_vec_as().map_err(read_error)?;
+                    let slots = slots.into_iter().map(|slot| slot as u32).collect();
                     writer.add_numbers(name("exact.slots"), vec![rows, heads, count], slots);
                 }
             }

@@ -6,7 +6,7 @@ use super::state;
 use crate::codes::Codes;
 use crate::ops::coded::{Channels, Coded, CodedEntries, Exact};
 use crate::{Error, LayerShape, Result};
-use burn::tensor::{DType, Device};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 
 /// The tensors of keys and values in codes, which fit each other.
 #[derive(Debug)]
@@ -90,11 +90,12 @@ impl CodeData {
                 Error::invalid(reader.place(), field, found, "finite numbers")
             })
         };
+        let slots = [shape.batch, shape.kv_heads, Exact::COUNT];
         let exact = self.exact.as_ref().map(|exact| {
             Ok::<_, Error>(Exact {
                 keys: state::tensor(reader, &exact.keys, device)?,
                 values: state::tensor(reader, &exact.values, device)?,
-                slots: exact.slots.clone(),
+                slots: Tensor::from_data(TensorData::new(exact.slots.clone(), slots), device),
                 next: exact.next,
             })
         });

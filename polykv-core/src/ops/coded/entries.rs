@@ -1,9 +1,12 @@
 //! The keys and values of a layer in codes.
 
-use super::{Channels, Coded, Exact, numbers};
+use super::{Channels, Coded, Exact};
 use crate::codes::Codes;
-use crate::ops::{AttentionBlock, Mask};
-use burn::tensor::{DType, Int, Tensor};
+use crate::ops::kernels::{CodeOps, ExactEntries, Place, kernel};
+use crate::ops::route::Route;
+use crate::ops::{AttentionBlock, Mask, oracle};
+use burn::backend::Dispatch;
+use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
 /// Keys and values in codes, `[batch, kv_heads, n, head_dim]`. In 4 bits the first entry of a sequence and its latest are kept in
 /// floats beside their codes: they are attended to most.
@@ -18,7 +21,7 @@ impl CodedEntries {
     /// Codes keys and values, of which the first entries have `positions [batch, kv_heads, count]`.
     ///
     /// # Panics
-    /// On a device without kernels, see [`has_codes`](super::has_codes), and for shapes that do not fit.
+    /// For shapes that do not fit.
     #[must_use]
     pub fn of(
         [keys, values]: [Tensor<4>; 2],
@@ -49,17 +52,23 @@ impl CodedEntries {
     /// The keys of the first `count` entries in f32, `[batch, kv_heads, count, head_dim]`.
     #[must_use]
     pub fn keys(&self, count: usize) -> Tensor<4> {
-        let exact = self.exact.as_ref();
-        let keys = self.keys.first(count).vectors();
-        put_exact(keys, exact.map(|exact| (&exact.keys, &exact.slots[..])))
+        self.keys.range(0, count, self.exact_keys())
     }
 
     /// The values of the first `count` entries, as [`CodedEntries::keys`].
     #[must_use]
     pub fn values(&self, count: usize) -> Tensor<4> {
+        self.values.range(0, count, self.exact_values())
+    }
+
+    fn exact_keys(&self) -> Option<(&Tensor<4>, &Tensor<3, Int>)> {
         let exact = self.exact.as_ref();
-        let values = self.values.first(count).vectors();
-        put_exact(values, exact.map(|exact| (&exact.values, &exact.slots[..])))
+        exact.map(|exact| (&exact.keys, &exact.slots))
+    }
+
+    fn exact_values(&self) -> Option<(&Tensor<4>, &Tensor<3, Int>)> {
+        let exact = self.exact.as_ref();
+        exact.map(|exact| (&exact.values, &exact.slots))
     }
 
     /// The first `count` entries of one KV head in one row.
@@ -89,19 +98,58 @@ impl CodedEntries {
         );
         assert!((1..=all).contains(&entries), "{entries} entries of {all}");
         mask.check([batch, kv_heads, entries], 1);
-        let (output, row) = cpu!(attend(q, self, entries, mask));
+        let (output, row) = match Route::of(&q) {
+            Route::Plain => {
+                let (keys, values) = (self.keys(entries), self.values(entries));
+                oracle::attend_token(q, keys, values, None, mask)
+            }
+            _ => kernel!(CodeOps::attend_codes(
+                q,
+                self.keys.words.clone(),
+                self.values.words.clone(),
+                Channels::kernel(self.keys.channels.as_ref()),
+                self.exact_kernel(),
+                self.keys.codes,
+                entries,
+                mask.kernel()
+            )),
+        };
         let block = AttentionBlock::of_probabilities(row, heads / kv_heads, mask.clone());
         (output, block)
     }
 
-    /// The entries at `slots [batch, kv_heads, count]`, in room for `capacity` of them.
-    pub(crate) fn keep(&mut self, slots: &Tensor<3, Int>, capacity: usize) {
-        for all in [&mut self.keys, &mut self.values] {
-            all.keep(slots, capacity);
+    fn exact_kernel(&self) -> ExactEntries<Dispatch> {
+        match &self.exact {
+            None => ExactEntries::None,
+            Some(exact) => ExactEntries::Rows {
+                keys: exact.keys.clone().into_dispatch(),
+                values: exact.values.clone().into_dispatch(),
+                slots: exact.slots.clone().into_dispatch(),
+            },
         }
+    }
+
+    /// The entries at `slots [batch, kv_heads, count]`, in room for `capacity` of them, and their positions of `positions [batch,
+    /// kv_heads, n]` likewise.
+    pub(crate) fn keep(
+        &mut self,
+        positions: Tensor<3, Int>,
+        slots: &Tensor<3, Int>,
+        capacity: usize,
+    ) -> Tensor<3, Int> {
         if let Some(exact) = &mut self.exact {
-            exact.keep(&numbers(slots));
+            exact.keep(slots);
         }
+        let [keys, values] = [&mut self.keys, &mut self.values].map(|all| all.words.extract());
+        let slots = slots.clone();
+        let (keys, values, positions) = match Route::on(&positions.device()) {
+            Route::Plain => oracle::codes::compact(keys, values, positions, slots, capacity),
+            _ => kernel!(CodeOps::compact_codes(
+                keys, values, positions, slots, capacity
+            )),
+        };
+        (self.keys.words, self.values.words) = (keys, values);
+        positions
     }
 
     pub(crate) fn grow(&mut self, capacity: usize) {
@@ -110,27 +158,77 @@ impl CodedEntries {
         }
     }
 
-    /// A new entry in the same slot of all heads, `[batch, kv_heads, 1, head_dim]` each.
-    pub(crate) fn write(&mut self, slot: usize, [key, value]: [Tensor<4>; 2]) {
+    /// A new entry in the same slot of all heads, `[batch, kv_heads, 1, head_dim]` each, at `position`.
+    pub(crate) fn write(
+        &mut self,
+        positions: Tensor<3, Int>,
+        slot: usize,
+        [key, value]: [Tensor<4>; 2],
+        position: usize,
+    ) -> Tensor<3, Int> {
         if let Some(exact) = &mut self.exact {
             exact.push(slot, key.clone(), value.clone());
         }
-        self.keys.write(slot, key);
-        self.values.write(slot, value);
+        let place = Place::Same { slot };
+        self.put(positions, place, [key, value], position)
     }
 
-    /// The entry in slot `last`, `key` and `value`, moves into the slots of `victims [batch, kv_heads, 1]`.
+    /// The entry in slot `last`, which is `key`, `value` and `position`, moves into the slots of `victims [batch, kv_heads, 1]`.
     pub(crate) fn replace(
         &mut self,
-        victims: &Tensor<3, Int>,
+        positions: Tensor<3, Int>,
+        victims: Tensor<3, Int>,
         last: usize,
-        [key, value]: [Tensor<4>; 2],
-    ) {
-        self.keys.put(victims, key);
-        self.values.put(victims, value);
+        new: [Tensor<4>; 2],
+        position: usize,
+    ) -> Tensor<3, Int> {
         if let Some(exact) = &mut self.exact {
-            exact.replace(&numbers(victims), last as i64);
+            exact.replace(victims.clone(), last);
         }
+        let slots = victims.into_dispatch();
+        self.put(positions, Place::Each { slots }, new, position)
+    }
+
+    fn put(
+        &mut self,
+        positions: Tensor<3, Int>,
+        place: Place<Dispatch>,
+        [key, value]: [Tensor<4>; 2],
+        position: usize,
+    ) -> Tensor<3, Int> {
+        if Route::on(&positions.device()) == Route::Plain {
+            return self.put_plain(positions, place, [key, value], position);
+        }
+        let relative = Channels::kernel(self.keys.channels.as_ref());
+        let [keys, values] = [&mut self.keys, &mut self.values].map(|all| all.words.extract());
+        let codes = self.keys.codes;
+        let (keys, values, positions) = kernel!(CodeOps::put_codes(
+            keys, values, positions, place, key, value, relative, codes, position
+        ));
+        (self.keys.words, self.values.words) = (keys, values);
+        positions
+    }
+
+    fn put_plain(
+        &mut self,
+        positions: Tensor<3, Int>,
+        place: Place<Dispatch>,
+        new: [Tensor<4>; 2],
+        position: usize,
+    ) -> Tensor<3, Int> {
+        let slots = match place {
+            Place::Same { slot } => {
+                let [batch, kv_heads, _] = positions.dims();
+                Tensor::full([batch, kv_heads, 1], slot as i64, &positions.device())
+            }
+            Place::Each { slots } => Tensor::from_dispatch(slots),
+        };
+        let slots = oracle::choice::existing(slots, positions.dims()[2]);
+        for (all, new) in [&mut self.keys, &mut self.values].into_iter().zip(new) {
+            all.put(&slots, new);
+        }
+        let moved = slots.full_like(position as i64);
+        positions.scatter(2, slots, moved, IndexingUpdateOp::Assign)
     }
 
     /// New keys in floats for the first entries.
@@ -143,19 +241,9 @@ impl CodedEntries {
 
     /// Key and value of the entry in one slot of all heads, in f32.
     pub(crate) fn at(&self, slot: usize) -> [Tensor<4>; 2] {
-        let at = |all: &Coded, exact: Option<&Tensor<4>>| {
-            let slots = self.exact.iter().flat_map(|exact| &exact.slots);
-            let here = slots.map(|&other| if other == slot as i64 { 0 } else { -1 });
-            let here: Vec<i64> = here.collect();
-            put_exact(
-                all.at(slot).vectors(),
-                exact.map(|exact| (exact, &here[..])),
-            )
-        };
-        let exact = self.exact.as_ref();
         [
-            at(&self.keys, exact.map(|exact| &exact.keys)),
-            at(&self.values, exact.map(|exact| &exact.values)),
+            self.keys.range(slot, 1, self.exact_keys()),
+            self.values.range(slot, 1, self.exact_values()),
         ]
     }
 
@@ -167,58 +255,16 @@ impl CodedEntries {
         keys: Option<Tensor<4>>,
         values: Tensor<4>,
     ) {
-        let [batch, kv_heads, count, _] = values.dims();
+        let count = values.dims()[2];
         if let Some(keys) = keys {
             self.keys.add(slots, keys);
         }
         self.values.add(slots, values);
         if let Some(exact) = &mut self.exact {
             match slots {
-                Some(slots) => exact.forget(&numbers(slots)),
-                None => exact.forget(
-                    &(0..count as i64)
-                        .collect::<Vec<_>>()
-                        .repeat(batch * kv_heads),
-                ),
+                Some(slots) => exact.forget(slots),
+                None => exact.forget_first(count),
             }
         }
     }
-}
-
-/// Vectors with those that are exact in their slots.
-fn put_exact(vectors: Tensor<4>, exact: Option<(&Tensor<4>, &[i64])>) -> Tensor<4> {
-    match exact {
-        None => vectors,
-        Some((exact, slots)) => {
-            let exact = exact.clone().cast(DType::F32);
-            cpu!(put_rows(vectors, slots, exact))
-        }
-    }
-}
-
-/// Positions `[batch, kv_heads, n]` at `slots [batch, kv_heads, count]`, in room for `capacity` of them.
-pub(crate) fn keep_positions(
-    positions: Tensor<3, Int>,
-    slots: &Tensor<3, Int>,
-    capacity: usize,
-) -> Tensor<3, Int> {
-    cpu!(gather_positions(positions, slots, capacity))
-}
-
-/// Positions with `position` at `slots [batch, kv_heads, 1]`, in place while nobody else holds them.
-pub(crate) fn put_position(
-    positions: Tensor<3, Int>,
-    slots: &Tensor<3, Int>,
-    position: usize,
-) -> Tensor<3, Int> {
-    cpu!(put_position(positions, slots, position))
-}
-
-/// [`put_position`] in the same slot of all heads.
-pub(crate) fn write_position(
-    positions: Tensor<3, Int>,
-    slot: usize,
-    position: usize,
-) -> Tensor<3, Int> {
-    cpu!(write_position(positions, slot, position))
 }

@@ -1,8 +1,9 @@
 //! The few entries beside the codes that stay in floats.
 
-use super::numbers;
-use crate::ops::{bytes, take};
-use burn::tensor::{Device, Int, Tensor, TensorData, s};
+use crate::ops::kernels::{CodeOps, kernel};
+use crate::ops::route::Route;
+use crate::ops::{bytes, oracle, take, write};
+use burn::tensor::{Bool, IndexingUpdateOp, Int, IntDType, Tensor};
 
 /// The first tokens of a sequence: attention goes to them from everywhere, and their keys are unlike all others.
 const SINKS: usize = 1;
@@ -16,8 +17,8 @@ pub(crate) struct Exact {
     /// `[batch, kv_heads, Exact::COUNT, head_dim]`
     pub keys: Tensor<4>,
     pub values: Tensor<4>,
-    /// Where they are among the entries, `[batch * kv_heads][Exact::COUNT]`; −1 for none.
-    pub slots: Vec<i64>,
+    /// Where they are among the entries, `[batch, kv_heads, Exact::COUNT]`; −1 for none.
+    pub slots: Tensor<3, Int>,
     /// Which of the recent ones the next entry takes the place of.
     pub next: usize,
 }
@@ -32,30 +33,11 @@ impl Exact {
     /// The first and the latest of entries in floats, `[batch, kv_heads, n, head_dim]`, whose `positions [batch, kv_heads,
     /// count]` are those of the first `count`.
     pub fn of([keys, values]: [&Tensor<4>; 2], positions: &Tensor<3, Int>) -> Self {
-        let [batch, kv_heads, count] = positions.dims();
-        let positions = numbers(positions);
-        let mut slots = Vec::with_capacity(batch * kv_heads * Self::COUNT);
-        for positions in positions.chunks(count.max(1)) {
-            let mut latest: Vec<(i64, i64)> = positions.iter().copied().zip(0..).collect();
-            latest.sort_unstable();
-            let sinks = latest
-                .iter()
-                .take_while(|(position, _)| *position < SINKS as i64);
-            let sinks: Vec<i64> = sinks.map(|(_, slot)| *slot).collect();
-            let others = &latest[sinks.len()..];
-            let recent = &others[others.len().saturating_sub(RECENT)..];
-            let padded = |found: usize, wanted: usize| std::iter::repeat_n(-1, wanted - found);
-            slots.extend(&sinks);
-            slots.extend(padded(sinks.len(), SINKS));
-            // The oldest is the next to go.
-            slots.extend(padded(recent.len(), RECENT));
-            slots.extend(recent.iter().map(|(_, slot)| *slot));
-        }
-        let dims = [batch, kv_heads, Self::COUNT];
-        let of = |all: &Tensor<4>| take(all.clone(), places(&slots, dims, &all.device()));
+        let slots = Tensor::cat(vec![first(positions), latest(positions)], 2);
+        let places = slots.clone().clamp_min(0);
         Self {
-            keys: of(keys),
-            values: of(values),
+            keys: take(keys.clone(), places.clone()),
+            values: take(values.clone(), places),
             slots,
             next: 0,
         }
@@ -67,11 +49,10 @@ impl Exact {
 
     pub fn of_head(&self, row: usize, head: usize) -> Self {
         let of = |all: &Tensor<4>| all.clone().narrow(0, row, 1).narrow(1, head, 1);
-        let first = (row * self.keys.dims()[1] + head) * Self::COUNT;
         Self {
             keys: of(&self.keys),
             values: of(&self.values),
-            slots: self.slots[first..first + Self::COUNT].to_vec(),
+            slots: self.slots.clone().narrow(0, row, 1).narrow(1, head, 1),
             next: self.next,
         }
     }
@@ -80,63 +61,93 @@ impl Exact {
     pub fn push(&mut self, slot: usize, key: Tensor<4>, value: Tensor<4>) {
         let place = SINKS + self.next;
         self.next = (self.next + 1) % RECENT;
-        for (all, new) in [(&mut self.keys, key), (&mut self.values, value)] {
-            let new = new.cast(all.dtype());
-            all.inplace(|t| t.slice_assign(s![.., .., place..place + 1, ..], new));
-        }
-        for slots in self.slots.chunks_exact_mut(Self::COUNT) {
-            slots[place] = slot as i64;
-        }
+        let [keys, values] = [&mut self.keys, &mut self.values].map(Tensor::extract);
+        // To an operator on entries these are entries, whose positions are slots.
+        let rows = (keys, values, self.slots.extract());
+        (self.keys, self.values, self.slots) = write(rows, place, key, value, slot);
     }
 
-    /// The entry in slot `last` of all heads has moved into the slot of each head's victim, which is gone.
-    pub fn replace(&mut self, victims: &[i64], last: i64) {
-        for (slots, &victim) in self.slots.chunks_exact_mut(Self::COUNT).zip(victims) {
-            for slot in slots {
-                *slot = match *slot {
-                    slot if slot == victim => -1,
-                    slot if slot == last => victim,
-                    slot => slot,
-                };
-            }
-        }
+    /// The entry in slot `last` of all heads has moved into the slot of each head's victim `[batch, kv_heads, 1]`, which is gone.
+    pub fn replace(&mut self, victims: Tensor<3, Int>, last: usize) {
+        let slots = self.slots.extract();
+        self.slots = match Route::on(&slots.device()) {
+            Route::Plain => oracle::codes::move_exact(slots, victims, last),
+            _ => kernel!(CodeOps::move_exact(slots, victims, last)),
+        };
     }
 
-    /// Only the entries in `kept [batch * kv_heads][count]` stay, in this order.
-    pub fn keep(&mut self, kept: &[i64]) {
-        let heads = self.slots.len() / Self::COUNT;
-        let count = kept.len() / heads.max(1);
-        let kept = kept.chunks(count.max(1));
-        for (slots, kept) in self.slots.chunks_exact_mut(Self::COUNT).zip(kept) {
-            for slot in slots.iter_mut().filter(|slot| **slot >= 0) {
-                let place = kept.iter().position(|kept| kept == slot);
-                *slot = place.map_or(-1, |place| place as i64);
-            }
-        }
+    /// Only the entries in `kept [batch, kv_heads, count]` stay, in this order.
+    pub fn keep(&mut self, kept: &Tensor<3, Int>) {
+        let same = self.are(kept).int();
+        let [.., count] = same.dims();
+        let ranks = Tensor::<1, Int>::arange(1..count as i64 + 1, &kept.device());
+        let dtype = IntDType::from(self.slots.dtype());
+        let ranks = ranks
+            .cast(IntDType::from(same.dtype()))
+            .reshape([1, 1, 1, count]);
+        let places = (same.clone() * ranks.expand(same.dims())).max_dim(3);
+        self.slots = places.squeeze_dim::<3>(3).sub_scalar(1).cast(dtype);
     }
 
-    /// Entries in `changed [batch * kv_heads][count]` are no longer what they were.
-    pub fn forget(&mut self, changed: &[i64]) {
-        let heads = self.slots.len() / Self::COUNT;
-        let count = changed.len() / heads.max(1);
-        let changed = changed.chunks(count.max(1));
-        for (slots, changed) in self.slots.chunks_exact_mut(Self::COUNT).zip(changed) {
-            for slot in slots.iter_mut().filter(|slot| changed.contains(slot)) {
-                *slot = -1;
-            }
-        }
+    /// Entries in `changed [batch, kv_heads, count]` are no longer what they were.
+    pub fn forget(&mut self, changed: &Tensor<3, Int>) {
+        let found = self.are(changed).any_dim(3).squeeze_dim::<3>(3);
+        self.slots.inplace(|slots| slots.mask_fill(found, -1));
+    }
+
+    /// The same of the first `count` entries.
+    pub fn forget_first(&mut self, count: usize) {
+        self.slots
+            .inplace(|slots| slots.clone().mask_fill(slots.lower_elem(count as i64), -1));
     }
 
     /// Takes the keys anew from all entries in floats, `[batch, kv_heads, n, head_dim]`.
     pub fn set_keys(&mut self, keys: &Tensor<4>) {
-        let [batch, kv_heads, ..] = keys.dims();
-        let places = places(&self.slots, [batch, kv_heads, Self::COUNT], &keys.device());
+        let places = self.slots.clone().clamp_min(0);
         self.keys = take(keys.clone(), places).cast(self.keys.dtype());
+    }
+
+    /// Which of the slots are those in `others [batch, kv_heads, count]`: `[batch, kv_heads, Exact::COUNT, count]`.
+    fn are(&self, others: &Tensor<3, Int>) -> Tensor<4, Bool> {
+        let [batch, kv_heads, count] = others.dims();
+        let dims = [batch, kv_heads, Self::COUNT, count];
+        let others = others.clone().cast(IntDType::from(self.slots.dtype()));
+        let others = others.unsqueeze_dim::<4>(2).expand(dims);
+        let slots = self.slots.clone().unsqueeze_dim::<4>(3).expand(dims);
+        slots.equal(others)
     }
 }
 
-/// Slots to gather from; where there is none, any.
-fn places(slots: &[i64], dims: [usize; 3], device: &Device) -> Tensor<3, Int> {
-    let slots: Vec<i64> = slots.iter().map(|slot| (*slot).max(0)).collect();
-    Tensor::from_data(TensorData::new(slots, dims), device)
+/// The slots of the first tokens among entries at `positions [batch, kv_heads, n]`, `[batch, kv_heads, SINKS]`; −1 where they are not
+/// held.
+fn first(positions: &Tensor<3, Int>) -> Tensor<3, Int> {
+    let [batch, kv_heads, count] = positions.dims();
+    let dtype = IntDType::from(positions.dtype());
+    let ranks = Tensor::<1, Int>::arange(1..count as i64 + 1, &positions.device());
+    let ranks = ranks.cast(dtype).reshape([1, 1, count]);
+    let ranks = ranks.expand([batch, kv_heads, count]);
+    let slots = (0..SINKS).map(|sink| {
+        let others = positions.clone().not_equal_elem(sink as i64);
+        let place = ranks.clone().mask_fill(others, 0).max_dim(2);
+        place.sub_scalar(1)
+    });
+    Tensor::cat(slots.collect(), 2)
+}
+
+/// The slots of the latest other tokens, `[batch, kv_heads, RECENT]`, the oldest first: it is the next to go. −1 in front where there are
+/// not so many.
+fn latest(positions: &Tensor<3, Int>) -> Tensor<3, Int> {
+    let dtype = IntDType::from(positions.dtype());
+    let sinks = positions.clone().lower_elem(SINKS as i64);
+    let mut left = positions.clone().mask_fill(sinks, -1);
+    let mut slots: Vec<Tensor<3, Int>> = Vec::with_capacity(RECENT);
+    for _ in 0..RECENT {
+        let slot = left.clone().argmax(2).cast(dtype);
+        let position = left.clone().gather(2, slot.clone());
+        let taken = slot.full_like(-1);
+        left = left.scatter(2, slot.clone(), taken, IndexingUpdateOp::Assign);
+        slots.push(slot.mask_fill(position.lower_elem(0), -1));
+    }
+    slots.reverse();
+    Tensor::cat(slots, 2)
 }

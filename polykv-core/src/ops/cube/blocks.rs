@@ -120,7 +120,7 @@ fn gemv_kernel<E: Float, N: Size>(
         part += LANES;
     }
     let mut sums = Shared::<[f32]>::new_slice(comptime!(2 * rows * UNITS));
-    gather::<N>(&of_a, &of_b, &mut sums, rows, WIDTH);
+    gather::<N>(&of_a, &of_b, &mut sums, rows, comptime!(2 * rows), WIDTH);
     let none = ComptimeOption::<&[f32]>::new_None();
     put(none, output, row, outputs, &mut sums, rows);
 }

@@ -1,7 +1,7 @@
 //! Choosing entries on the device: one cube per sequence and KV head, nothing sorted.
 
-use super::{empty, existing};
-use crate::ops::kernels::ChoiceOps;
+use super::{dense, empty, existing};
+use crate::ops::kernels::{ChoiceOps, Counts};
 use crate::ops::protect::Guard;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -72,15 +72,31 @@ impl ChoiceOps for CubeBackend {
         (kept, nans)
     }
 
-    fn lowest(scores: CubeTensor, positions: CubeTensor, guard: Guard) -> (CubeTensor, CubeTensor) {
-        let (scores, positions) = (into_contiguous(scores), into_contiguous(positions));
+    fn lowest(
+        scores: CubeTensor,
+        positions: CubeTensor,
+        guard: Guard,
+        before: Counts<Self>,
+    ) -> (CubeTensor, CubeTensor) {
+        // All heads of a sequence may share their scores.
+        let (scores, positions) = (dense(scores), into_contiguous(positions));
         let [batch, kv_heads, n] = scores.shape().dims::<3>();
         let victim = empty(&scores, [batch, kv_heads, 1], positions.dtype);
         let nans = empty(&scores, [batch, kv_heads], DType::F32);
+        let before = match before {
+            Counts::None => None,
+            Counts::Known { counts } => Some(into_contiguous(counts)),
+        };
         let client = scores.client.clone();
         let dtype = dtype_to_storage_type(positions.dtype);
         debug_assert_eq!(positions.shape(), scores.shape());
-        // SAFETY: a cube has a head's `n` scores and positions, units pass those below `n`, and the first one writes.
+        debug_assert!(
+            before
+                .as_ref()
+                .is_none_or(|all| all.shape() == nans.shape())
+        );
+        // SAFETY: a cube has a head's `n` scores, through their strides, and positions, units pass those below `n`, and the
+        // first one writes.
         unsafe {
             lowest_kernel::launch_unchecked(
                 &client,
@@ -89,6 +105,7 @@ impl ChoiceOps for CubeBackend {
                 scores.into_tensor_arg(),
                 positions.into_tensor_arg(),
                 spans(&victim, &guard),
+                before.map(CubeTensor::into_buffer_arg).into(),
                 victim.clone().into_tensor_arg(),
                 nans.clone().into_tensor_arg(),
                 n,
@@ -347,6 +364,7 @@ fn lowest_kernel<I: Int>(
     scores: &Tensor<f32>,
     positions: &Tensor<I>,
     spans: &[i32],
+    before: ComptimeOption<&[f32]>,
     victim: &mut Tensor<I>,
     nans: &mut Tensor<f32>,
     n: usize,
@@ -358,6 +376,8 @@ fn lowest_kernel<I: Int>(
     let head = CUBE_POS_X as usize;
     let unit = UNIT_POS_X as usize;
     let start = head * n;
+    let kv_heads = scores.shape(1);
+    let from = head / kv_heads * scores.stride(0) + head % kv_heads * scores.stride(1);
     let mut ranks = Shared::<[u32]>::new_slice(UNITS);
     let mut places = Shared::<[u32]>::new_slice(UNITS);
     let mut slots = Shared::<[u32]>::new_slice(UNITS);
@@ -368,7 +388,7 @@ fn lowest_kernel<I: Int>(
     let mut count = 0u32;
     let mut j = unit;
     while j < n {
-        let score = scores[start + j];
+        let score = scores[from + j];
         let position = i32::cast_from(positions[start + j]);
         let key = rank(score, position, spans, sinks, recent, span_count);
         let at = u32::cast_from(position);
@@ -397,6 +417,7 @@ fn lowest_kernel<I: Int>(
             count += counts[u];
         }
         victim[head] = I::cast_from(slot);
-        nans[head] = f32::cast_from(count);
+        let earlier: ComptimeOption<f32> = before.map(|all| all[head]);
+        nans[head] = f32::cast_from(count) + earlier.unwrap_or(0.0f32);
     }
 }

@@ -1,7 +1,7 @@
 //! Moving and overwriting entries.
 
 use super::{dense, empty, existing, width, writable};
-use crate::ops::kernels::EntryOps;
+use crate::ops::kernels::{EntryOps, GrowOps};
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
@@ -20,47 +20,7 @@ impl EntryOps for CubeBackend {
         slots: CubeTensor,
         capacity: usize,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let (keys, values, slots) = (dense(keys), dense(values), into_contiguous(slots));
-        let [batch, kv_heads, _, dim] = keys.shape().dims::<4>();
-        let count = slots.shape().dims::<3>()[2];
-        let new_keys = empty(&keys, [batch, kv_heads, capacity, dim], keys.dtype);
-        let new_values = empty(&keys, [batch, kv_heads, capacity, dim], keys.dtype);
-        let new_positions = empty(&keys, [batch, kv_heads, capacity], positions.dtype);
-        let width = width(&[&keys, &values]);
-        let words = dim / width;
-        let client = keys.client.clone();
-        let dtypes = [keys.dtype, positions.dtype, slots.dtype].map(dtype_to_storage_type);
-        debug_assert_eq!(keys.shape(), values.shape());
-        debug_assert_eq!(keys.dtype, values.dtype);
-        debug_assert_eq!(positions.shape().dims::<3>(), keys.shape().dims::<4>()[..3]);
-        debug_assert!(count <= capacity);
-        // SAFETY: units beyond the last word end; the others write their own word of the new tensors, read a slot below
-        // `count` and from it an entry that `existing` has put below the number of entries.
-        unsafe {
-            compact_kernel::launch_unchecked(
-                &client,
-                CubeCount::Static(
-                    (batch * kv_heads) as u32,
-                    (capacity * words).div_ceil(UNITS) as u32,
-                    1,
-                ),
-                CubeDim::new_1d(UNITS as u32),
-                width,
-                keys.into_tensor_arg(),
-                values.into_tensor_arg(),
-                positions.into_tensor_arg(),
-                slots.into_tensor_arg(),
-                new_keys.clone().into_tensor_arg(),
-                new_values.clone().into_tensor_arg(),
-                new_positions.clone().into_tensor_arg(),
-                capacity,
-                count,
-                words,
-                width,
-                dtypes,
-            );
-        }
-        (new_keys, new_values, new_positions)
+        compact_all(keys, values, positions, slots, capacity)
     }
 
     fn replace_entry(
@@ -127,9 +87,102 @@ impl EntryOps for CubeBackend {
     }
 }
 
+impl GrowOps for CubeBackend {
+    fn extend(statistics: CubeTensor, count: usize) -> CubeTensor {
+        let statistics = into_contiguous(statistics);
+        let mut dims = statistics.shape().to_vec();
+        let (heads, entries) = (dims[0] * dims[1], dims[2]);
+        let width: usize = dims[3..].iter().product();
+        dims[2] += count;
+        let (held, all) = (entries * width, dims[2] * width);
+        let extended = empty(&statistics, dims, DType::F32);
+        let client = statistics.client.clone();
+        debug_assert_eq!(statistics.dtype, DType::F32);
+        // SAFETY: units beyond the `all` numbers of a head end; the others read below its `held` ones and write their own.
+        unsafe {
+            extend_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static(heads as u32, all.div_ceil(UNITS) as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                statistics.into_tensor_arg(),
+                extended.clone().into_tensor_arg(),
+                held,
+                all,
+            );
+        }
+        extended
+    }
+}
+
+/// One unit per number.
+#[cube(launch_unchecked)]
+fn extend_kernel(statistics: &Tensor<f32>, extended: &mut Tensor<f32>, held: usize, all: usize) {
+    let head = CUBE_POS_X as usize;
+    let i = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if i >= all {
+        terminate!();
+    }
+    let mut number = 0.0f32;
+    if i < held {
+        number = statistics[head * held + i];
+    }
+    extended[head * all + i] = number;
+}
+
+/// [`EntryOps::compact`] of any numbers.
+pub(super) fn compact_all(
+    keys: CubeTensor,
+    values: CubeTensor,
+    positions: CubeTensor,
+    slots: CubeTensor,
+    capacity: usize,
+) -> (CubeTensor, CubeTensor, CubeTensor) {
+    let (keys, values, slots) = (dense(keys), dense(values), into_contiguous(slots));
+    let [batch, kv_heads, _, dim] = keys.shape().dims::<4>();
+    let count = slots.shape().dims::<3>()[2];
+    let new_keys = empty(&keys, [batch, kv_heads, capacity, dim], keys.dtype);
+    let new_values = empty(&keys, [batch, kv_heads, capacity, dim], keys.dtype);
+    let new_positions = empty(&keys, [batch, kv_heads, capacity], positions.dtype);
+    let width = width(&[&keys, &values]);
+    let words = dim / width;
+    let client = keys.client.clone();
+    let dtypes = [keys.dtype, positions.dtype, slots.dtype].map(dtype_to_storage_type);
+    debug_assert_eq!(keys.shape(), values.shape());
+    debug_assert_eq!(keys.dtype, values.dtype);
+    debug_assert_eq!(positions.shape().dims::<3>(), keys.shape().dims::<4>()[..3]);
+    debug_assert!(count <= capacity);
+    // SAFETY: units beyond the last word end; the others write their own word of the new tensors, read a slot below
+    // `count` and from it an entry that `existing` has put below the number of entries.
+    unsafe {
+        compact_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static(
+                (batch * kv_heads) as u32,
+                (capacity * words).div_ceil(UNITS) as u32,
+                1,
+            ),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            keys.into_tensor_arg(),
+            values.into_tensor_arg(),
+            positions.into_tensor_arg(),
+            slots.into_tensor_arg(),
+            new_keys.clone().into_tensor_arg(),
+            new_values.clone().into_tensor_arg(),
+            new_positions.clone().into_tensor_arg(),
+            capacity,
+            count,
+            words,
+            width,
+            dtypes,
+        );
+    }
+    (new_keys, new_values, new_positions)
+}
+
 /// One unit per word of an entry.
 #[cube(launch_unchecked)]
-fn compact_kernel<E: Float, I: Int, S: Int, N: Size>(
+fn compact_kernel<E: Numeric, I: Int, S: Int, N: Size>(
     keys: &Tensor<Vector<E, N>>,
     values: &Tensor<Vector<E, N>>,
     positions: &Tensor<I>,
@@ -151,8 +204,8 @@ fn compact_kernel<E: Float, I: Int, S: Int, N: Size>(
     let kv_heads = keys.shape(1);
     let (batch, head) = (kv / kv_heads, kv % kv_heads);
     let (entry, word) = (i / words, i % words);
-    let mut key = Vector::<E, N>::new(E::new(0.0f32));
-    let mut value = Vector::<E, N>::new(E::new(0.0f32));
+    let mut key = Vector::<E, N>::new(E::from_int(0));
+    let mut value = Vector::<E, N>::new(E::from_int(0));
     let mut position = I::new(0);
     if entry < count {
         let slot = existing::<S>(slots[kv * count + entry], keys.shape(2));

@@ -16,20 +16,29 @@ impl FusedOps for CubeBackend {
         sin: CubeTensor,
         eps: f32,
     ) -> (CubeTensor, CubeTensor, CubeTensor) {
-        let normed = pointwise::rms_norm(x, weights.norm, eps);
         let projections = [weights.q, weights.k, weights.v].map(dense);
         let dim = 2 * cos.shape().dims::<4>()[3];
-        let [mut q, mut k, v] = gemv::multiply_three(normed, projections).map(|x| {
+        let x = into_contiguous(x);
+        // Norms over heads stand between the products and the rotary embedding.
+        let rotary = match weights.norms {
+            HeadNorms::None => Some([cos.clone(), sin.clone()]),
+            HeadNorms::Both { .. } => None,
+        };
+        let heads = gemv::norm_qkv(x, weights.norm, projections, rotary, dim, eps).map(|x| {
             // Of one token the heads follow each other as they are.
             let [batch, _, wide] = x.shape().dims::<3>();
             reshape(x, [batch, wide / dim, 1, dim].into())
         });
-        if let HeadNorms::Both { q: of_q, k: of_k } = weights.norms {
-            q = pointwise::rms_norm(q, of_q, eps);
-            k = pointwise::rms_norm(k, of_k, eps);
+        let [q, k, v] = heads;
+        match weights.norms {
+            HeadNorms::None => (q, k, v),
+            HeadNorms::Both { q: of_q, k: of_k } => {
+                let q = pointwise::rms_norm(q, of_q, eps);
+                let k = pointwise::rms_norm(k, of_k, eps);
+                let [q, k] = pointwise::rotate_both(q, k, cos, sin);
+                (q, k, v)
+            }
         }
-        let [q, k] = pointwise::rotate_both(q, k, cos, sin);
-        (q, k, v)
     }
 
     fn output_swiglu(
@@ -43,8 +52,8 @@ impl FusedOps for CubeBackend {
         let joined = reshape(attended, [batch, 1, heads * dim].into());
         let residual = Some(into_contiguous(x));
         let h = gemv::multiply(joined, dense(weights.projection), residual);
-        let normed = pointwise::rms_norm(h.clone(), weights.norm, eps);
-        let inner = gemv::swiglu(normed, dense(weights.gate), dense(weights.up));
+        let (gate, up) = (dense(weights.gate), dense(weights.up));
+        let inner = gemv::norm_swiglu(h.clone(), weights.norm, gate, up, eps);
         gemv::multiply(inner, dense(weights.down), Some(h))
     }
 }

@@ -12,7 +12,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 /// Keys per cube.
-const CHUNK: usize = 128;
+pub(super) const CHUNK: usize = 128;
 
 impl TokenOps for CubeBackend {
     fn attend_token(
@@ -237,49 +237,21 @@ fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
         }
         j += units;
     }
-    #[unroll]
-    for g in 0..part {
-        gathered[g * units + unit] = best[g];
-    }
-    sync_cube();
-    if unit < part {
-        let mut largest = f32::new(HIDDEN);
-        for u in 0..units {
-            largest = max(largest, gathered[unit * units + u]);
-        }
-        most[unit] = largest;
-    }
-    sync_cube();
-    let mut totals = Array::<f32>::new(part);
-    #[unroll]
-    for g in 0..part {
-        totals[g] = 0.0f32;
-    }
-    let mut j = unit;
-    while j < count {
-        #[unroll]
-        for g in 0..part {
-            let p = (scores[g * CHUNK + j] - most[g]).exp();
-            scores[g * CHUNK + j] = p;
-            row[(block * part + g) * n + first + j] = p;
-            totals[g] += p;
-        }
-        j += units;
-    }
-    #[unroll]
-    for g in 0..part {
-        gathered[g * units + unit] = totals[g];
-    }
-    sync_cube();
     let place = (block * splits + split) * part;
-    if unit < part {
-        let mut total = 0.0f32;
-        for u in 0..units {
-            total += gathered[unit * units + u];
-        }
-        stats[(place + unit) * 2] = most[unit];
-        stats[(place + unit) * 2 + 1] = total;
-    }
+    exponentiate(
+        &best,
+        &mut scores,
+        &mut most,
+        &mut gathered,
+        row,
+        block * part * n + first,
+        stats,
+        place,
+        n,
+        count,
+        part,
+        units,
+    );
 
     // One word per unit, and as many keys at a time as there are units for.
     let slices = comptime!(units / words);
@@ -321,6 +293,69 @@ fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
     }
 }
 
+/// Makes exponentials relative to the largest of a cube's `scores [part][CHUNK]`, of which a unit has seen `best [part]` at the
+/// most: of `count` keys, also in rows of `n` keys from `first` of `row` on. `stats` get the largest and the sum from `place` on. All
+/// units call it together.
+#[cube]
+pub(super) fn exponentiate(
+    best: &Array<f32>,
+    scores: &mut Shared<[f32]>,
+    most: &mut Shared<[f32]>,
+    gathered: &mut Shared<[f32]>,
+    row: &mut Tensor<f32>,
+    first: usize,
+    stats: &mut Tensor<f32>,
+    place: usize,
+    n: usize,
+    count: usize,
+    #[comptime] part: usize,
+    #[comptime] units: usize,
+) {
+    let unit = UNIT_POS_X as usize;
+    #[unroll]
+    for g in 0..part {
+        gathered[g * units + unit] = best[g];
+    }
+    sync_cube();
+    if unit < part {
+        let mut largest = f32::new(HIDDEN);
+        for u in 0..units {
+            largest = max(largest, gathered[unit * units + u]);
+        }
+        most[unit] = largest;
+    }
+    sync_cube();
+    let mut totals = Array::<f32>::new(part);
+    #[unroll]
+    for g in 0..part {
+        totals[g] = 0.0f32;
+    }
+    let mut j = unit;
+    while j < count {
+        #[unroll]
+        for g in 0..part {
+            let p = (scores[g * CHUNK + j] - most[g]).exp();
+            scores[g * CHUNK + j] = p;
+            row[first + g * n + j] = p;
+            totals[g] += p;
+        }
+        j += units;
+    }
+    #[unroll]
+    for g in 0..part {
+        gathered[g * units + unit] = totals[g];
+    }
+    sync_cube();
+    if unit < part {
+        let mut total = 0.0f32;
+        for u in 0..units {
+            total += gathered[unit * units + u];
+        }
+        stats[(place + unit) * 2] = most[unit];
+        stats[(place + unit) * 2 + 1] = total;
+    }
+}
+
 /// How many of its `n` keys a head sees, 1 to n.
 #[cube]
 fn visible<I: Int>(lengths: ComptimeOption<&[I]>, head: usize, n: usize) -> usize {
@@ -332,7 +367,7 @@ fn visible<I: Int>(lengths: ComptimeOption<&[I]>, head: usize, n: usize) -> usiz
 /// One cube per query head: puts its splits together, up to the one where its length ends, and scales its row to
 /// probabilities.
 #[cube(launch_unchecked)]
-fn join_kernel<I: Int, N: Size>(
+pub(super) fn join_kernel<I: Int, N: Size>(
     parts: &Tensor<Vector<f32, N>>,
     stats: &Tensor<f32>,
     lengths: ComptimeOption<&[I]>,

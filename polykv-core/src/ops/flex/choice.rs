@@ -2,7 +2,7 @@
 
 use super::PARALLEL_BYTES;
 use super::bridge::{elements, integer_tensor, integers, tensor};
-use crate::ops::kernels::ChoiceOps;
+use crate::ops::kernels::{ChoiceOps, Counts};
 use crate::ops::protect::Guard;
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
@@ -24,11 +24,21 @@ impl ChoiceOps for Flex {
         (kept, tensor(nans, [batch, heads]))
     }
 
-    fn lowest(scores: FlexTensor, positions: FlexTensor, guard: Guard) -> (FlexTensor, FlexTensor) {
+    fn lowest(
+        scores: FlexTensor,
+        positions: FlexTensor,
+        guard: Guard,
+        before: Counts<Self>,
+    ) -> (FlexTensor, FlexTensor) {
         let (scores, positions) = (scores.to_contiguous(), positions.to_contiguous());
         let [batch, heads, entries] = scores.layout().shape().dims::<3>();
         let (values, places) = (elements::<f32>(&scores), integers(&positions));
-        let (slots, nans) = lowest(values, &places, &guard, entries);
+        let (slots, mut nans) = lowest(values, &places, &guard, entries);
+        if let Counts::Known { counts } = before {
+            let counts = counts.to_contiguous();
+            let both = nans.iter_mut().zip(elements::<f32>(&counts));
+            both.for_each(|(count, before)| *count += before);
+        }
         let slots = integer_tensor(slots, [batch, heads, 1], positions.dtype());
         (slots, tensor(nans, [batch, heads]))
     }

@@ -8,41 +8,40 @@ mod rows;
 mod tests;
 
 use super::PARALLEL_BYTES;
-use super::bridge::{elements, flex, float, float_back, inner_dense, integers, tensor, widened};
-use super::entries::{self, kept_positions, set_positions, whole};
+use super::bridge::{elements, inner_dense, integer_tensor, integers, tensor, widened};
+use super::entries::{self, kept_positions, overwrite, set_positions};
 use super::mask::Mask;
 use super::simd::{Level, Vector, dispatch};
 use super::token::{Part, Partial, Shape, in_parts};
 use super::view::Heads;
 use crate::codes::Codes;
-use crate::ops;
-use crate::ops::coded::CodedEntries;
-use crate::ops::kernels;
-use attention::{Entries, ExactRows, part_attention};
+use crate::ops::coded::Format;
+use crate::ops::kernels::{self, CodeOps, ExactEntries, ExactRows, Place, Relative};
+use attention::{Entries, Exact, part_attention};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::TensorData;
 use rayon::prelude::*;
-use rows::Format;
+use rows::DecodeLanes;
 
 /// Words of `[batch, kv_heads, n, words]`.
 type Words<'a> = Heads<'a, i32>;
 
-fn words(tensor: Tensor<4, Int>) -> FlexTensor {
-    inner_dense(flex(tensor).int())
-}
-
-fn words_back(values: Vec<i32>, dims: [usize; 4]) -> Tensor<4, Int> {
-    Tensor::from_primitive::<Flex>(FlexTensor::from_data(TensorData::new(values, dims)))
+fn words_back(values: Vec<i32>, dims: [usize; 4]) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(values, dims))
 }
 
 /// Mean and scale of each head's channels as slices of `[batch * kv_heads][dim]`.
 struct Channels([FlexTensor; 2]);
 
 impl Channels {
-    fn of(channels: Option<[&Tensor<4>; 2]>) -> Option<Self> {
-        let dense = |tensor: &Tensor<4>| float(tensor.clone()).to_contiguous();
-        channels.map(|channels| Self(channels.map(dense)))
+    fn of(relative: Relative<Flex>) -> Option<Self> {
+        match relative {
+            Relative::No => None,
+            Relative::Channels { mean, scale } => {
+                Some(Self([mean, scale].map(|all| all.to_contiguous())))
+            }
+        }
     }
 
     fn slices(&self) -> [&[f32]; 2] {
@@ -51,15 +50,138 @@ impl Channels {
     }
 }
 
-pub fn encode(
-    vectors: Tensor<4>,
-    codes: Codes,
-    channels: Option<[&Tensor<4>; 2]>,
-) -> Tensor<4, Int> {
-    let vectors = widened(float(vectors));
+impl CodeOps for Flex {
+    fn encode(vectors: FlexTensor, relative: Relative<Self>, codes: Codes) -> FlexTensor {
+        encode(vectors, Channels::of(relative).as_ref(), codes)
+    }
+
+    fn decode(
+        words: FlexTensor,
+        relative: Relative<Self>,
+        exact: ExactRows<Self>,
+        codes: Codes,
+        dim: usize,
+        first: usize,
+        count: usize,
+    ) -> FlexTensor {
+        let words = inner_dense(words);
+        let words = Words::of(&words);
+        let [batch, heads] = [words.batch, words.heads];
+        let channels = Channels::of(relative);
+        let channels = channels.as_ref().map(Channels::slices);
+        let format = Format { codes, dim };
+        let mut output = vec![0.0; batch * heads * count * dim];
+        let head = |(kv, output): (usize, &mut [f32])| {
+            let channels = channels.map(|all| all.map(|all| &all[kv * dim..(kv + 1) * dim]));
+            let at = [kv / heads, kv % heads, first];
+            dispatch!(Level::best(), fn decode_head(
+                words: Words<'_>, format: Format, at: [usize; 3], channels: Option<[&[f32]; 2]>, output: &mut [f32],
+            ));
+        };
+        match size_of_val(&output[..]) < PARALLEL_BYTES {
+            true => output
+                .chunks_exact_mut((count * dim).max(1))
+                .enumerate()
+                .for_each(head),
+            false => output
+                .par_chunks_exact_mut(count * dim)
+                .enumerate()
+                .for_each(head),
+        }
+        if let ExactRows::Rows { rows, slots } = exact {
+            put_rows(&mut output, rows, slots, [first, count, dim]);
+        }
+        tensor(output, [batch, heads, count, dim])
+    }
+
+    fn compact_codes(
+        keys: FlexTensor,
+        values: FlexTensor,
+        positions: FlexTensor,
+        slots: FlexTensor,
+        capacity: usize,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let (slots, positions) = (slots.to_contiguous(), positions.to_contiguous());
+        let slots = integers(&slots);
+        let gather = |words: FlexTensor| {
+            let words = inner_dense(words);
+            let words = Words::of(&words);
+            let dims = [words.batch, words.heads, capacity, words.dim];
+            words_back(entries::gather(&words, &slots, capacity), dims)
+        };
+        let (keys, values) = (gather(keys), gather(values));
+        (keys, values, kept_positions(&positions, &slots, capacity))
+    }
+
+    fn put_codes(
+        keys: FlexTensor,
+        values: FlexTensor,
+        positions: FlexTensor,
+        place: Place<Self>,
+        key: FlexTensor,
+        value: FlexTensor,
+        relative: Relative<Self>,
+        codes: Codes,
+        position: usize,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        let slots = match place {
+            Place::Each { slots } => integers(&slots.to_contiguous()).into_owned(),
+            Place::Same { slot } => {
+                let [batch, heads, _] = positions.layout().shape().dims::<3>();
+                vec![slot as i64; batch * heads]
+            }
+        };
+        let channels = Channels::of(relative);
+        let key = encode(key, channels.as_ref(), codes);
+        let value = encode(value, None, codes);
+        (
+            overwrite::<i32>(keys, &slots, key),
+            overwrite::<i32>(values, &slots, value),
+            set_positions(positions, &slots, position),
+        )
+    }
+
+    fn attend_codes(
+        q: FlexTensor,
+        keys: FlexTensor,
+        values: FlexTensor,
+        relative: Relative<Self>,
+        exact: ExactEntries<Self>,
+        codes: Codes,
+        entries: usize,
+        mask: kernels::Mask<Self>,
+    ) -> (FlexTensor, FlexTensor) {
+        let coded = Coded {
+            keys: inner_dense(keys),
+            values: inner_dense(values),
+            channels: Channels::of(relative),
+            exact: OwnedExact::of(exact),
+            codes,
+        };
+        attend_at(Level::best(), q, &coded, entries, mask)
+    }
+
+    fn move_exact(slots: FlexTensor, victims: FlexTensor, last: usize) -> FlexTensor {
+        let (slots, victims) = (slots.to_contiguous(), victims.to_contiguous());
+        let dims = slots.layout().shape().dims::<3>();
+        let (mut moved, victims) = (integers(&slots).into_owned(), integers(&victims));
+        for (slots, &victim) in moved.chunks_exact_mut(dims[2]).zip(&*victims) {
+            for slot in slots {
+                *slot = match *slot {
+                    slot if slot == victim => -1,
+                    slot if slot == last as i64 => victim,
+                    slot => slot,
+                };
+            }
+        }
+        integer_tensor(moved, dims, slots.dtype())
+    }
+}
+
+fn encode(vectors: FlexTensor, channels: Option<&Channels>, codes: Codes) -> FlexTensor {
+    let vectors = widened(vectors);
     let vectors = Heads::<f32>::of(&vectors);
-    let channels = Channels::of(channels);
-    let channels = channels.as_ref().map(Channels::slices);
+    let channels = channels.map(Channels::slices);
     let format = Format {
         codes,
         dim: vectors.dim,
@@ -80,49 +202,17 @@ pub fn encode(
     words_back(output, [vectors.batch, vectors.heads, n, width])
 }
 
-pub fn decode(
-    coded: Tensor<4, Int>,
-    codes: Codes,
-    dim: usize,
-    channels: Option<[&Tensor<4>; 2]>,
-) -> Tensor<4> {
-    let coded = words(coded);
-    let [batch, heads, n, _] = coded.layout().shape().dims::<4>();
-    let channels = Channels::of(channels);
-    let channels = channels.as_ref().map(Channels::slices);
-    let coded = Words::of(&coded);
-    let format = Format { codes, dim };
-    let mut output = vec![0.0; batch * heads * n * dim];
-    let head = |(kv, output): (usize, &mut [f32])| {
-        let channels = channels.map(|all| all.map(|all| &all[kv * dim..(kv + 1) * dim]));
-        let at = [kv / heads, kv % heads];
-        dispatch!(Level::best(), fn decode_head(
-            coded: Words<'_>, format: Format, at: [usize; 2], channels: Option<[&[f32]; 2]>, output: &mut [f32],
-        ));
-    };
-    match size_of_val(&output[..]) < PARALLEL_BYTES {
-        true => output
-            .chunks_exact_mut((n * dim).max(1))
-            .enumerate()
-            .for_each(head),
-        false => output
-            .par_chunks_exact_mut(n * dim)
-            .enumerate()
-            .for_each(head),
-    }
-    float_back(tensor(output, [batch, heads, n, dim]))
-}
-
+/// The vectors of one head from place `first` on.
 #[inline(always)]
 fn decode_head<V: Vector>(
-    coded: Words<'_>,
+    words: Words<'_>,
     format: Format,
-    [batch, head]: [usize; 2],
+    [batch, head, first]: [usize; 3],
     channels: Option<[&[f32]; 2]>,
     output: &mut [f32],
 ) {
     for (entry, vector) in output.chunks_exact_mut(format.dim).enumerate() {
-        format.decode::<V>(coded.row(batch, head, entry), vector);
+        format.decode_lanes::<V>(words.row(batch, head, first + entry), vector);
         if let Some([mean, scale]) = channels {
             for i in 0..vector.len() {
                 vector[i] = vector[i] * scale[i] + mean[i];
@@ -131,143 +221,88 @@ fn decode_head<V: Vector>(
     }
 }
 
-/// The entries at `slots [batch, kv_heads, count]` in room for `capacity` of them.
-pub fn gather(coded: Tensor<4, Int>, slots: &Tensor<3, Int>, capacity: usize) -> Tensor<4, Int> {
-    let coded = words(coded);
-    let coded = Words::of(&coded);
-    let dims = [coded.batch, coded.heads, capacity, coded.dim];
-    words_back(entries::gather(&coded, &numbers(slots), capacity), dims)
-}
-
-/// Overwrites the entries at `slots [batch, kv_heads, count]` by `entry [batch, kv_heads, count, words]`, in place while the
-/// tensor is not shared.
-pub fn put(coded: Tensor<4, Int>, slots: &Tensor<3, Int>, entry: Tensor<4, Int>) -> Tensor<4, Int> {
-    put_at(coded, &numbers(slots), entry)
-}
-
-/// [`put`] in the same slot of all heads.
-pub fn write(coded: Tensor<4, Int>, slot: usize, entry: Tensor<4, Int>) -> Tensor<4, Int> {
-    let [batch, heads, ..] = coded.dims();
-    put_at(coded, &vec![slot as i64; batch * heads], entry)
-}
-
-fn put_at(coded: Tensor<4, Int>, slots: &[i64], entry: Tensor<4, Int>) -> Tensor<4, Int> {
-    let (coded, entry) = (flex(coded).int(), flex(entry).int());
-    Tensor::from_primitive::<Flex>(entries::overwrite::<i32>(coded, slots, entry))
-}
-
-/// Positions `[batch, kv_heads, n]` with `position` at `slots [batch, kv_heads, 1]`.
-pub fn put_position(
-    positions: Tensor<3, Int>,
-    slots: &Tensor<3, Int>,
-    position: usize,
-) -> Tensor<3, Int> {
-    let positions = set_positions(flex(positions).int(), &numbers(slots), position);
-    Tensor::from_primitive::<Flex>(positions)
-}
-
-/// [`put_position`] in the same slot of all heads.
-pub fn write_position(positions: Tensor<3, Int>, slot: usize, position: usize) -> Tensor<3, Int> {
-    let [batch, heads, _] = positions.dims();
-    let slots = vec![slot as i64; batch * heads];
-    Tensor::from_primitive::<Flex>(set_positions(flex(positions).int(), &slots, position))
-}
-
-/// The positions at `slots [batch, kv_heads, count]` in room for `capacity` of them.
-pub fn gather_positions(
-    positions: Tensor<3, Int>,
-    slots: &Tensor<3, Int>,
-    capacity: usize,
-) -> Tensor<3, Int> {
-    let positions = flex(positions).int().to_contiguous();
-    Tensor::from_primitive::<Flex>(kept_positions(&positions, &numbers(slots), capacity))
-}
-
-/// Vectors `[batch, kv_heads, n, dim]` with rows of `exact [batch, kv_heads, count, dim]` in `slots [batch * kv_heads * count]`,
-/// where these are below n.
-pub fn put_rows(vectors: Tensor<4>, slots: &[i64], exact: Tensor<4>) -> Tensor<4> {
-    let mut vectors = whole(float(vectors));
-    let exact = float(exact).to_contiguous();
-    let [batch, heads, n, dim] = vectors.layout().shape().dims::<4>();
-    let count = slots.len() / (batch * heads);
-    let rows = elements::<f32>(&exact).chunks_exact(dim);
-    let all = vectors.storage_mut::<f32>();
+/// Puts `rows [batch, kv_heads, m, dim]` into vectors `[batch * kv_heads][count][dim]`, the first of which is that of slot `first`,
+/// where their `slots [batch, kv_heads, m]` are among them.
+fn put_rows(
+    vectors: &mut [f32],
+    rows: FlexTensor,
+    slots: FlexTensor,
+    [first, count, dim]: [usize; 3],
+) {
+    let (rows, slots) = (widened(rows).to_contiguous(), slots.to_contiguous());
+    let of_head = slots.layout().shape().dims::<3>()[2];
+    let slots = integers(&slots);
+    let rows = elements::<f32>(&rows).chunks_exact(dim);
     for (index, (&slot, row)) in slots.iter().zip(rows).enumerate() {
-        if let Some(slot) = usize::try_from(slot).ok().filter(|&slot| slot < n) {
-            let at = (index / count * n + slot) * dim;
-            all[at..at + dim].copy_from_slice(row);
+        let place = usize::try_from(slot).ok();
+        let place = place.and_then(|slot| slot.checked_sub(first));
+        if let Some(place) = place.filter(|&place| place < count) {
+            let at = (index / of_head * count + place) * dim;
+            vectors[at..at + dim].copy_from_slice(row);
         }
     }
-    float_back(vectors)
 }
 
-/// The numbers of an integer tensor, row-major.
-pub fn numbers(tensor: &Tensor<3, Int>) -> Vec<i64> {
-    integers(&flex(tensor.clone()).int().to_contiguous()).into_owned()
+/// What attention reads, with inner axes that are dense.
+struct Coded {
+    keys: FlexTensor,
+    values: FlexTensor,
+    channels: Option<Channels>,
+    exact: Option<OwnedExact>,
+    codes: Codes,
 }
 
-/// Attention of one query per head, `q [batch, heads, 1, dim]`, over the first `entries` entries: the output and the
-/// probabilities `[batch, kv_heads, group, entries]`.
-pub fn attend(
-    q: Tensor<4>,
-    coded: &CodedEntries,
-    entries: usize,
-    mask: &ops::Mask,
-) -> (Tensor<4>, Tensor<4>) {
-    attend_at(Level::best(), q, coded, entries, mask)
+/// [`ExactEntries`] in f32, and their slots.
+struct OwnedExact {
+    keys: FlexTensor,
+    values: FlexTensor,
+    slots: Vec<i64>,
+}
+
+impl OwnedExact {
+    fn of(exact: ExactEntries<Flex>) -> Option<Self> {
+        let dense = |all: FlexTensor| widened(all).to_contiguous();
+        match exact {
+            ExactEntries::None => None,
+            ExactEntries::Rows {
+                keys,
+                values,
+                slots,
+            } => Some(Self {
+                keys: dense(keys),
+                values: dense(values),
+                slots: integers(&slots.to_contiguous()).into_owned(),
+            }),
+        }
+    }
 }
 
 fn attend_at(
     level: Level,
-    q: Tensor<4>,
-    coded: &CodedEntries,
+    q: FlexTensor,
+    coded: &Coded,
     entries: usize,
-    mask: &ops::Mask,
-) -> (Tensor<4>, Tensor<4>) {
-    let [batch, heads, _, dim] = q.dims();
-    let [_, kv_heads, ..] = coded.keys.dims();
-    let (keys, values) = (
-        words(coded.keys.words.clone()),
-        words(coded.values.words.clone()),
-    );
-    let q = widened(float(q));
-    let channels = coded.keys.channels.as_ref();
-    let channels = Channels::of(channels.map(|channels| [&channels.mean, &channels.scale]));
-    let exact = coded.exact.as_ref().map(|exact| {
-        let dense = |all: &Tensor<4>| widened(float(all.clone())).to_contiguous();
-        ([dense(&exact.keys), dense(&exact.values)], &exact.slots[..])
-    });
+    mask: kernels::Mask<Flex>,
+) -> (FlexTensor, FlexTensor) {
+    let q = inner_dense(q);
+    let [batch, heads, _, dim] = q.layout().shape().dims::<4>();
+    let [_, kv_heads, ..] = coded.keys.layout().shape().dims::<4>();
     let all = Entries {
         format: Format {
-            codes: coded.keys.codes,
+            codes: coded.codes,
             dim,
         },
-        keys: Words::of(&keys),
-        values: Words::of(&values),
-        channels: channels.as_ref().map(Channels::slices),
-        exact: exact.as_ref().map(|([keys, values], slots)| ExactRows {
-            keys: elements::<f32>(keys),
-            values: elements::<f32>(values),
-            slots,
-            count: slots.len() / (batch * kv_heads),
+        keys: Words::of(&coded.keys),
+        values: Words::of(&coded.values),
+        channels: coded.channels.as_ref().map(Channels::slices),
+        exact: coded.exact.as_ref().map(|exact| Exact {
+            keys: elements::<f32>(&exact.keys),
+            values: elements::<f32>(&exact.values),
+            slots: &exact.slots,
+            count: exact.slots.len() / (batch * kv_heads),
         }),
     };
-    let places = mask.places.as_ref();
-    let window = places.and_then(|places| places.window.map(|size| (places, size)));
-    let mask = Mask::of(
-        kernels::Mask::<Flex> {
-            softcap: mask.softcap.map(|cap| cap as f32),
-            window: match window {
-                None => kernels::Window::None,
-                Some((places, size)) => kernels::Window::Latest {
-                    positions: flex(places.positions.clone()).int(),
-                    size,
-                    seen: places.seen,
-                },
-            },
-        },
-        1,
-    );
+    let mask = Mask::of(mask, 1);
     let shape = Shape {
         batch,
         heads,
@@ -285,7 +320,7 @@ fn attend_at(
         ) -> Partial)
     });
     (
-        float_back(tensor(output, [batch, heads, 1, dim])),
-        float_back(tensor(row, [batch, kv_heads, heads / kv_heads, entries])),
+        tensor(output, [batch, heads, 1, dim]),
+        tensor(row, [batch, kv_heads, heads / kv_heads, entries]),
     )
 }

@@ -7,8 +7,21 @@
 use super::shapes;
 use crate::ops::pool::Pool;
 use crate::ops::protect::Guard;
+#[cfg(feature = "cube")]
+use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, backend_extension};
+use burn::backend::{Backend, ExtensionType, backend_extension};
+
+/// Numbers that are added to.
+#[derive(Clone, ExtensionType)]
+#[extension_type(fusion: cfg(feature = "cube"))]
+pub enum Counts<B: Backend> {
+    None,
+    /// `[batch, kv_heads]`
+    Known {
+        counts: FloatTensor<B>,
+    },
+}
 
 /// Which entries stay and which one goes.
 #[backend_extension(
@@ -33,8 +46,8 @@ pub trait ChoiceOps: Backend {
     ) -> (IntTensor<Self>, FloatTensor<Self>);
 
     /// The slot of the lowest score outside `guard`, `[batch, kv_heads, 1]`, of equal ones that of the earlier
-    /// position; and how many scores are NaN, `[batch, kv_heads]`.
-    #[fusion(meta = |scores, positions, _guard| (
+    /// position; and how many scores are NaN, `[batch, kv_heads]`, beside those that `before` counts.
+    #[fusion(meta = |scores, positions, _guard, _before| (
         shapes::like(positions, [scores.shape[0], scores.shape[1], 1]),
         shapes::without_last(scores),
     ))]
@@ -42,6 +55,7 @@ pub trait ChoiceOps: Backend {
         scores: FloatTensor<Self>,
         positions: IntTensor<Self>,
         guard: Guard,
+        #[extension_type] before: Counts<Self>,
     ) -> (IntTensor<Self>, FloatTensor<Self>);
 }
 
@@ -103,6 +117,18 @@ pub trait EntryOps: Backend {
     /// `victim [batch, kv_heads, 1]`: `n − 1` entries.
     #[fusion(meta = |statistics, _victim| shapes::one_less(statistics))]
     fn move_last(statistics: FloatTensor<Self>, victim: IntTensor<Self>) -> FloatTensor<Self>;
+}
+
+/// What the statistics of entries need on GPUs.
+#[backend_extension(Cube: cfg(feature = "cube"), Fusion: cfg(feature = "cube"))]
+pub trait GrowOps: Backend {
+    /// `statistics [batch, kv_heads, n, ..]` with `count` zeros behind the entries of each head.
+    #[fusion(meta = |statistics, count| {
+        let mut dims = statistics.shape.to_vec();
+        dims[2] += *count;
+        TensorSpec::new(dims.into(), statistics.dtype)
+    })]
+    fn extend(statistics: FloatTensor<Self>, count: usize) -> FloatTensor<Self>;
 }
 
 /// The order of entries by position.

@@ -1,7 +1,8 @@
 //! Attention of one token per sequence over entries in codes: a tile of vectors is decoded for all queries of a group.
 
 use super::Words;
-use super::rows::Format;
+use super::rows::DecodeLanes;
+use crate::ops::coded::Format;
 use crate::ops::flex::mask::Mask;
 use crate::ops::flex::simd::{LANES, Vector, dot, dots, fetch_ahead, fma};
 use crate::ops::flex::token::{Part, Partial};
@@ -18,12 +19,12 @@ pub struct Entries<'a> {
     pub values: Words<'a>,
     /// Mean and scale, `[batch * kv_heads][dim]`.
     pub channels: Option<[&'a [f32]; 2]>,
-    pub exact: Option<ExactRows<'a>>,
+    pub exact: Option<Exact<'a>>,
 }
 
 /// Entries that are kept in floats as well, `count` of each head.
 #[derive(Clone, Copy)]
-pub struct ExactRows<'a> {
+pub struct Exact<'a> {
     /// `[batch * kv_heads][count][dim]`
     pub keys: &'a [f32],
     pub values: &'a [f32],
@@ -32,7 +33,7 @@ pub struct ExactRows<'a> {
     pub count: usize,
 }
 
-impl<'a> ExactRows<'a> {
+impl<'a> Exact<'a> {
     /// Those of a head in the `len` slots from `first` on: which of its rows, and how far from the first slot.
     #[inline(always)]
     fn within(self, head: usize, first: usize, len: usize) -> impl Iterator<Item = (usize, usize)> {
@@ -82,7 +83,7 @@ fn decode<V: Vector>(at: Part, format: Format, words: Words<'_>, start: usize, t
     for (i, vector) in tile.chunks_exact_mut(format.dim).enumerate() {
         let row = words.row(at.batch, at.kv_head, at.first + start + i);
         fetch_ahead(row);
-        format.decode::<V>(row, vector);
+        format.decode_lanes::<V>(row, vector);
     }
 }
 

@@ -1,8 +1,11 @@
-use super::{Level, attend_at};
+use super::{Level, OwnedExact, attend_at};
 use crate::codes::Codes;
-use crate::ops::coded::{Channels, Coded, CodedEntries};
+use crate::ops::coded::{Channels, Coded, CodedEntries, Exact, Format};
+use crate::ops::flex::bridge::{flex, float, float_back};
+use crate::ops::kernels::{self, ExactEntries};
 use crate::ops::oracle;
 use crate::ops::{Mask, Places};
+use burn::backend::Flex;
 use burn::tensor::{Device, Distribution, Int, Tensor, TensorData};
 
 const DIMS: [usize; 7] = [1, 7, 32, 40, 64, 80, 128];
@@ -114,6 +117,41 @@ fn numbers_that_are_not_finite_are_found() {
     }
 }
 
+fn attend_on(
+    level: Level,
+    q: Tensor<4>,
+    coded: &CodedEntries,
+    n: usize,
+    mask: &Mask,
+) -> (Tensor<4>, Tensor<4>) {
+    let channels = coded.keys.channels.as_ref();
+    let exact = coded.exact.as_ref().map(|exact| ExactEntries::Rows {
+        keys: float(exact.keys.clone()),
+        values: float(exact.values.clone()),
+        slots: flex(exact.slots.clone()).int(),
+    });
+    let words = |all: &Coded| flex(all.words.clone()).int();
+    let coded = super::Coded {
+        keys: words(&coded.keys),
+        values: words(&coded.values),
+        channels: channels
+            .map(|all| super::Channels([&all.mean, &all.scale].map(|x| float(x.clone())))),
+        exact: OwnedExact::of(exact.unwrap_or(ExactEntries::None)),
+        codes: coded.keys.codes,
+    };
+    let window = mask.window().map(|(places, size)| kernels::Window::Latest {
+        positions: flex(places.positions.clone()).int(),
+        size,
+        seen: places.seen,
+    });
+    let mask = kernels::Mask::<Flex> {
+        softcap: mask.softcap.map(|cap| cap as f32),
+        window: window.unwrap_or(kernels::Window::None),
+    };
+    let (output, row) = attend_at(level, float(q), &coded, n, mask);
+    (float_back(output), float_back(row))
+}
+
 /// Against attention in plain tensor operations over the decoded vectors.
 #[test]
 fn attention_is_that_over_the_decoded_vectors() {
@@ -168,7 +206,7 @@ fn attention_is_that_over_the_decoded_vectors() {
                     let (want, row) = oracle::attend_token(q.clone(), k, v, None, mask);
                     let (want, row) = (vec(want), vec(row));
                     for level in Level::available() {
-                        let (output, found) = attend_at(level, q.clone(), &coded, n, mask);
+                        let (output, found) = attend_on(level, q.clone(), &coded, n, mask);
                         close(&vec(output), &want, 1e-4);
                         close(&vec(found), &row, 1e-4);
                     }
@@ -185,31 +223,169 @@ fn close(found: &[f32], want: &[f32], allowed: f32) {
     }
 }
 
+/// What a reader of the format on the host gets.
+#[test]
+fn vectors_are_those_of_the_format() {
+    for dim in DIMS {
+        let vectors = keys([1, 2, 9, dim]);
+        for codes in Codes::ALL {
+            let coded = Coded::of(vectors.clone(), codes, None);
+            let format = Format { codes, dim };
+            let words = oracle::codes::encode(vectors.clone(), codes, None);
+            let numbers: Vec<i32> = words.clone().try_into_vec_as().unwrap();
+            let numbers: Vec<u32> = numbers.into_iter().map(|word| word as u32).collect();
+            assert_eq!(coded.numbers().unwrap(), numbers);
+            let wanted = vec(oracle::codes::decode(words, format, None));
+            close(&vec(coded.vectors()), &wanted, 1e-6);
+        }
+    }
+}
+
+fn slots(numbers: &[i64], dims: [usize; 3]) -> Tensor<3, Int> {
+    Tensor::from_data(TensorData::new(numbers.to_vec(), dims), &Device::flex())
+}
+
+fn read(tensor: &Tensor<3, Int>) -> Vec<i64> {
+    tensor.clone().try_into_vec_as().unwrap()
+}
+
 #[test]
 fn entries_are_moved_and_overwritten_alone() {
-    let device = Device::flex();
-    let vectors = keys([2, 3, 9, 40]);
-    let new = keys([2, 3, 1, 40]);
+    let dims = [2, 3, 9, 40];
+    let (k, v, new) = (keys(dims), random(dims), keys([2, 3, 1, 40]));
+    let positions = slots(&(0..9).collect::<Vec<_>>().repeat(6), [2, 3, 9]);
     for codes in Codes::ALL {
-        let channels = Channels::of(vectors.clone());
-        let mut coded = Coded::of(vectors.clone(), codes, Some(channels.clone()));
-        let before = coded.vectors();
-        let slots: Vec<i64> = (0..6).flat_map(|i| [8, i, 0]).collect();
-        let slots = Tensor::<3, Int>::from_data(TensorData::new(slots, [2, 3, 3]), &device);
-        coded.keep(&slots, 5);
-        let kept = crate::ops::take(before, slots);
-        assert_eq!(vec(coded.first(3).vectors()), vec(kept.clone()));
-        let victims = Tensor::<3, Int>::from_data([[[0], [1], [2]], [[2], [1], [0]]], &device);
-        coded.put(&victims, new.clone());
-        let wanted = Coded::of(new.clone(), codes, Some(channels.clone())).vectors();
-        let wanted = crate::ops::put(kept, victims, wanted);
-        assert_eq!(vec(coded.first(3).vectors()), vec(wanted));
-        coded.write(4, new.clone());
-        assert_eq!(
-            vec(coded.at(4).vectors()),
-            vec(Coded::of(new.clone(), codes, Some(channels)).vectors())
-        );
+        let channels = Channels::of(k.clone());
+        let mut coded =
+            CodedEntries::of([k.clone(), v.clone()], &positions, codes, channels.clone());
+        let before = [coded.keys(9), coded.values(9)];
+        let kept: Vec<i64> = (0..6).flat_map(|i| [8, i + 1, 0]).collect();
+        let kept = slots(&kept, [2, 3, 3]);
+        let places = coded.keep(positions.clone(), &kept, 5);
+        assert_eq!(read(&places.clone().narrow(2, 0, 3)), read(&kept));
+        let after = [coded.keys(3), coded.values(3)];
+        for (after, before) in after.iter().zip(&before) {
+            let wanted = crate::ops::take(before.clone(), kept.clone());
+            assert_eq!(vec(after.clone()), vec(wanted));
+        }
+        // What the new key and value are after coding.
+        let alone = |channels| vec(Coded::of(new.clone(), codes, channels).vectors());
+        let wanted = [alone(Some(channels.clone())), alone(None)];
+        let exact = codes == Codes::Q4;
+        let places = coded.write(places, 3, [new.clone(), new.clone()], 77);
+        assert_eq!(read(&places.clone().narrow(2, 3, 1)), [77; 6]);
+        for (found, wanted) in coded.at(3).into_iter().zip(&wanted) {
+            let wanted = if exact {
+                vec(new.clone())
+            } else {
+                wanted.clone()
+            };
+            assert_eq!(vec(found), wanted);
+        }
+        // The one in slot 3 takes the places of others, and what is exact goes with it. The oldest that was exact is so no longer.
+        let after = [coded.keys(3), coded.values(3)];
+        let victims = slots(&[0, 1, 2, 2, 1, 0], [2, 3, 1]);
+        let places = coded.replace(places, victims.clone(), 3, [new.clone(), new.clone()], 77);
+        assert_eq!(read(&places.gather(2, victims.clone())), [77; 6]);
+        let found = [coded.keys(3), coded.values(3)];
+        for ((found, after), wanted) in found.into_iter().zip(after).zip(&wanted) {
+            let moved = if exact {
+                vec(new.clone())
+            } else {
+                wanted.clone()
+            };
+            let moved = Tensor::from_data(TensorData::new(moved, [2, 3, 1, 40]), &Device::flex());
+            let wanted = crate::ops::put(after, victims.clone(), moved);
+            assert_eq!(vec(found), vec(wanted));
+        }
         coded.grow(7);
         assert_eq!(coded.capacity(), 7);
+    }
+}
+
+#[test]
+fn exact_entries_are_the_first_and_the_latest() {
+    let of = |numbers: &[i64]| {
+        let count = numbers.len();
+        let vectors = random([1, 1, count, 4]);
+        let exact = Exact::of([&vectors, &vectors], &slots(numbers, [1, 1, count]));
+        let found = read(&exact.slots);
+        for (place, &slot) in found.iter().enumerate() {
+            if slot >= 0 {
+                let row = vec(exact.keys.clone().narrow(2, place, 1));
+                assert_eq!(row, vec(vectors.clone().narrow(2, slot as usize, 1)));
+            }
+        }
+        found
+    };
+    // Out of order, with the first token and without.
+    assert_eq!(of(&[5, 0, 9, 3]), [1, -1, -1, -1, -1, -1, 3, 0, 2]);
+    assert_eq!(of(&[5, 4]), [-1, -1, -1, -1, -1, -1, -1, 1, 0]);
+    let many: Vec<i64> = (0..20).rev().collect();
+    assert_eq!(of(&many), [19, 7, 6, 5, 4, 3, 2, 1, 0]);
+}
+
+#[test]
+fn exact_entries_follow_what_happens_to_entries() {
+    let vectors = random([1, 1, 12, 4]);
+    let positions = slots(&(0..12).collect::<Vec<_>>(), [1, 1, 12]);
+    let start = || Exact::of([&vectors, &vectors], &positions);
+    let one = |slot: i64| slots(&[slot], [1, 1, 1]);
+    assert_eq!(read(&start().slots), [0, 4, 5, 6, 7, 8, 9, 10, 11]);
+    let mut exact = start();
+    exact.push(12, random([1, 1, 1, 4]), random([1, 1, 1, 4]));
+    assert_eq!(read(&exact.slots), [0, 12, 5, 6, 7, 8, 9, 10, 11]);
+    exact.replace(one(7), 12);
+    assert_eq!(read(&exact.slots), [0, 7, 5, 6, -1, 8, 9, 10, 11]);
+    // The last one itself goes.
+    exact.replace(one(11), 11);
+    assert_eq!(read(&exact.slots), [0, 7, 5, 6, -1, 8, 9, 10, -1]);
+    exact.keep(&slots(&[10, 3, 0, 5], [1, 1, 4]));
+    assert_eq!(read(&exact.slots), [2, -1, 3, -1, -1, -1, -1, 0, -1]);
+    exact.forget(&slots(&[3, 1], [1, 1, 2]));
+    assert_eq!(read(&exact.slots), [2, -1, -1, -1, -1, -1, -1, 0, -1]);
+    exact.forget_first(1);
+    assert_eq!(read(&exact.slots), [2, -1, -1, -1, -1, -1, -1, -1, -1]);
+}
+
+/// The operators without kernels do the same.
+#[test]
+fn plain_operators_agree() {
+    let dims = [2, 2, 7, 40];
+    let (k, v) = (keys(dims), random(dims));
+    let positions = slots(&(3..10).collect::<Vec<_>>().repeat(4), [2, 2, 7]);
+    let kept = slots(&[6, 0, 2, 5, 1, 3, 99, -4], [2, 2, 2]);
+    for codes in Codes::ALL {
+        let channels = Channels::of(k.clone());
+        let mut coded =
+            CodedEntries::of([k.clone(), v.clone()], &positions, codes, channels.clone());
+        if let Some(exact) = &coded.exact {
+            let victims = slots(&[6, 0, 2, 5], [2, 2, 1]);
+            let plain = oracle::codes::move_exact(exact.slots.clone(), victims.clone(), 6);
+            let mut moved = exact.clone();
+            moved.replace(victims, 6);
+            assert_eq!(read(&moved.slots), read(&plain));
+            let format = Format { codes, dim: 40 };
+            for first in [0, 2] {
+                let words = coded.keys.words.clone().narrow(2, first, 4);
+                let plain = oracle::codes::decode(words, format, Some(&channels));
+                let plain = oracle::codes::put_exact(plain, &exact.keys, &exact.slots, first);
+                let found = coded
+                    .keys
+                    .range(first, 4, Some((&exact.keys, &exact.slots)));
+                close(&vec(found), &vec(plain), 1e-5);
+            }
+        }
+        let words = [&coded.keys, &coded.values].map(|all| all.words.clone());
+        let [keys, values] = words;
+        let (keys, values, places) =
+            oracle::codes::compact(keys, values, positions.clone(), kept.clone(), 3);
+        let found = coded.keep(positions.clone(), &kept, 3);
+        assert_eq!(read(&found), read(&places));
+        for (found, plain) in [(&coded.keys, keys), (&coded.values, values)] {
+            let plain: Vec<i32> = plain.try_into_vec_as().unwrap();
+            let plain: Vec<u32> = plain.into_iter().map(|word| word as u32).collect();
+            assert_eq!(found.numbers().unwrap(), plain);
+        }
     }
 }
