@@ -70,11 +70,11 @@ fn a_decoded_token_launches_no_more_than_stated() {
     // Those beyond the full cache, for a layer.
     let stated = [
         ("full", Plan::full(LAYERS), 0.0),
-        ("streaming-llm", evicting("streaming-llm", 1), 3.0),
-        ("tova", evicting("tova", 1), 3.0),
-        ("h2o", evicting("h2o", 1), 6.0),
-        ("cake", evicting("cake", 1), 7.3),
-        ("snapkv", evicting("snapkv", 1), 9.3),
+        ("streaming-llm", evicting("streaming-llm", 1), 2.0),
+        ("tova", evicting("tova", 1), 2.0),
+        ("h2o", evicting("h2o", 1), 4.0),
+        ("cake", evicting("cake", 1), 6.3),
+        ("snapkv", evicting("snapkv", 1), 8.3),
         ("snapkv every 8", evicting("snapkv", 8), 2.8),
     ];
     let mut wrong = Vec::new();

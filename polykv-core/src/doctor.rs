@@ -1,5 +1,6 @@
 //! Self-test of a device: the number formats that it has, and whether the operators are right on it.
 
+mod codes;
 mod fused;
 mod host;
 mod keys;
@@ -48,6 +49,7 @@ pub fn self_test(device: &Device) -> Result<Vec<Check>> {
     choices(&inputs, device, &mut checks)?;
     order(&inputs, device, &mut checks)?;
     keys(&inputs, device, &mut checks)?;
+    codes::codes(&inputs, device, &mut checks)?;
     Ok(checks)
 }
 

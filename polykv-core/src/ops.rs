@@ -56,7 +56,7 @@ pub use weight::GpuBlocks;
 pub use weight::Q8Weight;
 pub use weight::{BlockType, Q8_BLOCK, SharedBytes, Weight, q8_scheme};
 
-pub(crate) use choice::{drop_lowest_after, rest};
+pub(crate) use choice::{drop_lowest_after, evict, rest};
 pub(crate) use entries::{extend, grow};
 pub(crate) use heads::{HeadScores, choose_of_heads};
 pub(crate) use tensor::{put, take};

@@ -29,6 +29,6 @@ pub use inputs::{
     shape, tensor, tokens,
 };
 #[cfg(feature = "cube")]
-pub use launches::launches;
+pub use launches::{launches, without_device};
 pub use maths::{dot, max_difference, mean, norm, pooled, softmax, staged};
 pub use reference::{Entry, Head, Oracle, Reference};

@@ -2,7 +2,7 @@
 
 use crate::codes::Codes;
 use crate::ops::coded::{Channels, CodedEntries};
-use crate::ops::{self, AttentionBlock, Entries, Mask};
+use crate::ops::{self, AttentionBlock, Entries, Mask, Nans, Protected};
 use crate::policy::{Merge, Stored};
 use crate::shape::LayerShape;
 use burn::tensor::{DType, Device, Int, Tensor, s};
@@ -292,6 +292,28 @@ impl Store {
         if let Vectors::Codes(coded) = &mut self.vectors {
             self.positions = coded.keep(self.positions.extract(), &slots, capacity);
         }
+    }
+
+    /// Drops the entry with the lowest of `scores [batch, kv_heads, entries]` as [`Store::replace`] does. Returns its slot, and whether
+    /// a score is or was NaN.
+    pub fn evict(
+        &mut self,
+        scores: Tensor<3>,
+        protected: Protected<'_>,
+        before: Nans,
+        [key, value]: [Tensor<4>; 2],
+        position: usize,
+    ) -> (Tensor<3, Int>, Nans) {
+        if let Some(entries) = self.extract() {
+            self.len = self.len.saturating_sub(1);
+            let (entries, victim, nans) =
+                ops::evict(scores, protected, before, entries, [key, value], position);
+            self.set(entries);
+            return (victim, nans);
+        }
+        let (victim, nans) = ops::drop_lowest_after(scores, self.positions(), protected, before);
+        self.replace(victim.clone(), key, value, position);
+        (victim, nans)
     }
 
     /// Drops the entry in `victim [batch, kv_heads, 1]` by moving the last entry, whose key and value are `key` and

@@ -4,6 +4,7 @@ use super::on;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 /// Seeded numbers: queries of 4 heads over 2 KV heads of 32, and a weight.
+#[derive(Clone)]
 pub struct Inputs {
     q: Vec<f32>,
     pub(super) k: Vec<f32>,
@@ -106,6 +107,29 @@ impl Inputs {
             on(angles().map(|a| a.cos() as f32).collect(), dims, device),
             on(angles().map(|a| a.sin() as f32).collect(), dims, device),
         ]
+    }
+
+    /// The same with other keys and values, `[kv_heads][tokens][dim]` each.
+    pub fn with_entries(&self, k: Vec<f32>, v: Vec<f32>) -> Self {
+        Self {
+            k,
+            v,
+            ..self.clone()
+        }
+    }
+
+    /// The largest difference of a key or value from those of other inputs.
+    pub fn farthest(&self, other: &Self) -> f64 {
+        let pairs = self.k.iter().zip(&other.k);
+        let pairs = pairs.chain(self.v.iter().zip(&other.v));
+        pairs.fold(0.0, |most, (a, b)| {
+            let apart = f64::from((a - b).abs());
+            if apart > most || apart.is_nan() {
+                apart
+            } else {
+                most
+            }
+        })
     }
 
     pub fn attended(&self) -> Attended {

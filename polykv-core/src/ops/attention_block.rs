@@ -1,8 +1,12 @@
 //! Statistics of the attention that was just computed, for policies.
 
+#[cfg(feature = "cube")]
+use super::kernels::StepOps;
 use super::kernels::{HitOps, PromptOps, TokenOps, kernel};
 use super::mask::Mask;
 use super::oracle;
+#[cfg(feature = "cube")]
+use super::route::Route;
 use crate::Result;
 use burn::tensor::{Tensor, s};
 use std::cell::OnceCell;
@@ -78,6 +82,30 @@ impl AttentionBlock {
             }
         };
         self.sums.get_or_init(sums).clone()
+    }
+
+    /// `sums [batch, kv_heads, n]` with [`AttentionBlock::column_sums`] added to those of the first entries.
+    ///
+    /// # Panics
+    /// If there are more entries than sums.
+    pub fn add_to(&self, sums: Tensor<3>) -> Tensor<3> {
+        #[cfg(feature = "cube")]
+        if let Source::Probabilities { rows, group } = &self.source
+            && rows.dims()[2] == *group
+            && rows.dims()[3] == sums.dims()[2]
+            && Route::of(&sums).if_f32(rows) == Route::Gpu
+        {
+            return kernel!(StepOps::add_mean(sums, rows.clone()));
+        }
+        let own = self.column_sums();
+        let seen = own.dims()[2];
+        match sums.dims()[2] == seen {
+            true => sums + own,
+            false => {
+                let updated = sums.clone().slice(s![.., .., 0..seen]) + own;
+                sums.slice_assign(s![.., .., 0..seen], updated)
+            }
+        }
     }
 
     /// The number of queries in the block.

@@ -1,11 +1,15 @@
 //! Choosing which entries stay.
 
+use super::entries::Entries;
+#[cfg(feature = "cube")]
+use super::kernels::StepOps;
 use super::kernels::{ChoiceOps, Counts, kernel};
 use super::oracle;
 use super::protect::{Guard, Protected};
 use super::route::{Route, is_cpu};
 use super::tensor::read_error;
 use crate::{Error, Result};
+use burn::backend::Dispatch;
 use burn::tensor::{Bool, IndexingUpdateOp, Int, Tensor};
 
 /// Whether scores were NaN, as far as the host knows.
@@ -44,6 +48,17 @@ impl Nans {
             (own, Self::Known(false)) => own,
             (Self::OnDevice(own), Self::OnDevice(other)) => Self::OnDevice(own.add(other)),
             _ => Self::Known(true),
+        }
+    }
+
+    /// The counts on a device in the form that kernels take, and what the host knows.
+    fn kernel(self) -> (Counts<Dispatch>, Self) {
+        match self {
+            Self::OnDevice(counts) => {
+                let counts = counts.into_dispatch();
+                (Counts::Known { counts }, Self::Known(false))
+            }
+            known => (Counts::None, known),
         }
     }
 
@@ -188,15 +203,43 @@ pub(crate) fn drop_lowest_after(
         return (slots, before.and(nans));
     }
     let guard = protected.guard();
-    let (counts, before) = match before {
-        Nans::OnDevice(counts) => {
-            let counts = counts.into_dispatch();
-            (Counts::Known { counts }, Nans::Known(false))
-        }
-        known => (Counts::None, known),
-    };
+    let (counts, before) = before.kernel();
     let (slots, nans) = kernel!(ChoiceOps::lowest(scores, positions, guard, counts));
     (slots, before.and(Nans::counted(nans)))
+}
+
+/// [`drop_lowest_after`] of entries, the first of which have `scores [batch, kv_heads, n]`, and [`replace`](super::replace) in
+/// its slot by `key` and `value` at `position`; also returns the slot. On GPUs it is one kernel.
+pub(crate) fn evict(
+    scores: Tensor<3>,
+    protected: Protected<'_>,
+    before: Nans,
+    entries: Entries,
+    [key, value]: [Tensor<4>; 2],
+    position: usize,
+) -> (Entries, Tensor<3, Int>, Nans) {
+    #[cfg(feature = "cube")]
+    {
+        let route = Route::of(&scores).if_alike([entries.0.dtype(), entries.1.dtype()]);
+        if route == Route::Gpu {
+            let (keys, values, positions) = entries;
+            let (counts, before) = before.kernel();
+            let guard = protected.guard();
+            let (keys, values, positions, victim, nans) = kernel!(StepOps::evict(
+                scores, keys, values, positions, guard, counts, key, value, position
+            ));
+            let nans = before.and(Nans::counted(nans));
+            return ((keys, values, positions), victim, nans);
+        }
+    }
+    let count = scores.dims()[2];
+    let positions = match entries.2.dims()[2] > count {
+        true => entries.2.clone().narrow(2, 0, count),
+        false => entries.2.clone(),
+    };
+    let (victim, nans) = drop_lowest_after(scores, positions, protected, before);
+    let entries = super::replace(entries, victim.clone(), key, value, position);
+    (entries, victim, nans)
 }
 
 /// True for the `count` highest scores per sequence and head, for policies that choose in stages: `scores` and `positions

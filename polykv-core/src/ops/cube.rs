@@ -23,6 +23,7 @@ mod merge;
 mod order;
 mod pointwise;
 mod prompt;
+mod step;
 mod token;
 mod window;
 

@@ -1,7 +1,7 @@
 //! Moving and overwriting the entries of a cache. A slot that is no number below n counts as n − 1.
 
 #[cfg(feature = "cube")]
-use super::kernels::GrowOps;
+use super::kernels::StepOps;
 use super::kernels::{EntryOps, kernel};
 use super::oracle;
 use super::route::Route;
@@ -129,7 +129,7 @@ pub fn move_last<const D: usize>(statistics: Tensor<D>, victim: Tensor<3, Int>) 
 pub(crate) fn extend<const D: usize>(statistics: Tensor<D>, count: usize) -> Tensor<D> {
     #[cfg(feature = "cube")]
     if Route::of(&statistics) == Route::Gpu {
-        return kernel!(GrowOps::extend(statistics, count));
+        return kernel!(StepOps::extend(statistics, count));
     }
     let mut dims = statistics.dims();
     dims[2] = count;

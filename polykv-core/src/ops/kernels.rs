@@ -23,7 +23,7 @@ pub use attention::{HitOps, Mask, PromptOps, TokenOps, Window, WindowOps};
 #[cfg(feature = "cube")]
 pub use blocks::BlockOps;
 pub use codes::{CodeOps, ExactEntries, ExactRows, Place, Relative};
-pub use entries::{ChoiceOps, Counts, EntryOps, GrowOps, OrderOps};
+pub use entries::{ChoiceOps, Counts, EntryOps, OrderOps, StepOps};
 pub use keys::{KeyOps, MergeOps};
 pub use layers::{FusedOps, GemmOps, HeadNorms, OutputWeights, PointwiseOps, QkvWeights};
 
@@ -121,6 +121,19 @@ where
 {
     fn wrap((a, b, c): (X, Y, Z)) -> Self {
         (A::wrap(a), B::wrap(b), C::wrap(c))
+    }
+}
+
+impl<A, B, C, D, E, V, W, X, Y, Z> Output<(V, W, X, Y, Z)> for (A, B, C, D, E)
+where
+    A: Output<V>,
+    B: Output<W>,
+    C: Output<X>,
+    D: Output<Y>,
+    E: Output<Z>,
+{
+    fn wrap((a, b, c, d, e): (V, W, X, Y, Z)) -> Self {
+        (A::wrap(a), B::wrap(b), C::wrap(c), D::wrap(d), E::wrap(e))
     }
 }
 

@@ -3,7 +3,7 @@ use super::{
 };
 use crate::Result;
 use crate::ops::AttentionBlock;
-use burn::tensor::{Tensor, s};
+use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 /// Keeps the entries that received the most attention from all queries so far, mean over the query group, and the latest
@@ -124,13 +124,5 @@ pub(super) fn append_sums(state: &mut State, appended: &Appended) {
 
 /// Adds the attention that a block of queries pays to each entry.
 pub(super) fn observe_sums(state: &mut State, block: &AttentionBlock) {
-    let sums = block.column_sums();
-    let seen = sums.dims()[2];
-    state.entries[0].inplace(|total| match total.dims()[2] == seen {
-        true => total + sums,
-        false => {
-            let updated = total.clone().slice(s![.., .., 0..seen]) + sums;
-            total.slice_assign(s![.., .., 0..seen], updated)
-        }
-    });
+    state.entries[0].inplace(|total| block.add_to(total));
 }

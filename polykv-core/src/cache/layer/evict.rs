@@ -2,7 +2,7 @@
 
 use super::LayerCache;
 use crate::allocate::{Note, Online};
-use crate::ops::{self, Nans};
+use crate::ops::{self, Nans, Protected};
 use crate::phase::Phase;
 use crate::plan::Eviction;
 use crate::policy::{LayerView, Merge, Policy, Split};
@@ -160,47 +160,62 @@ impl LayerCache {
         let before = std::mem::replace(&mut self.nans, Nans::Known(false));
         let view = self.view(Phase::Decode, &**policy, stay, row)?;
         let scores = left_last(policy.score(self.states.of(Phase::Decode), &view)?, &view);
+        let agree = self.heads_agree && policy.same_for_all_heads();
+        if !policy.merges(Phase::Decode) {
+            let spans = view.protected.spans.to_vec();
+            let protected = Protected {
+                spans: &spans,
+                ..view.protected
+            };
+            drop(view);
+            self.heads_agree = agree;
+            let position = self.seen.saturating_sub(1);
+            if let Some(store) = &mut self.store {
+                let (victim, nans) = store.evict(scores, protected, before, [key, value], position);
+                self.remember_nans(nans);
+                self.follow(&victim, len);
+            }
+            return Ok(());
+        }
         let (positions, protected) = (view.positions.clone(), view.protected);
         let (victim, nans) = ops::drop_lowest_after(scores, positions, protected, before);
-        let (mut key, mut value) = (key, value);
-        match policy.merges(Phase::Decode) {
-            false => drop(view),
-            true => {
-                let split = Split {
-                    kept: self.order.without(&victim, len, self.shape),
-                    left: left_of(&view, &victim),
-                    evicted: victim.clone(),
-                };
-                let mut state = self.states.of(Phase::Decode).clone();
-                let merge = policy.merge(&mut state, &view, &split)?;
-                drop(view);
-                *self.states.of_mut(Phase::Decode) = state;
-                // Here what stays does not lie side by side.
-                self.merge(merge.map(|merge| Merge {
-                    slots: merge.slots.or(Some(split.kept)),
-                    ..merge
-                }));
-                // The newest entry moves next, with what it may have received.
-                if let Some(store) = &self.store {
-                    (key, value) = store.last();
-                }
-            }
-        }
+        let split = Split {
+            kept: self.order.without(&victim, len, self.shape),
+            left: left_of(&view, &victim),
+            evicted: victim.clone(),
+        };
+        let mut state = self.states.of(Phase::Decode).clone();
+        let merge = policy.merge(&mut state, &view, &split)?;
+        drop(view);
+        self.heads_agree = agree;
+        *self.states.of_mut(Phase::Decode) = state;
+        // Here what stays does not lie side by side.
+        self.merge(merge.map(|merge| Merge {
+            slots: merge.slots.or(Some(split.kept)),
+            ..merge
+        }));
         self.remember_nans(nans);
-        self.heads_agree &= policy.same_for_all_heads();
-        self.overwrite(victim, key, value);
+        // The newest entry moves next, with what it may have received.
+        if let Some(store) = &self.store {
+            let (key, value) = store.last();
+            self.overwrite(victim, key, value);
+        }
         Ok(())
     }
 
     /// Moves the newest entry, with its statistics, into the slot `victim [batch, kv_heads, 1]`.
     pub(super) fn overwrite(&mut self, victim: Tensor<3, Int>, key: Tensor<4>, value: Tensor<4>) {
-        let len = self.len();
-        self.states.replace(&victim);
-        if self.needs.position_order {
-            self.order.replace(victim.clone(), len, self.shape);
-        }
+        self.follow(&victim, self.len());
         if let Some(store) = &mut self.store {
             store.replace(victim, key, value, self.seen.saturating_sub(1));
+        }
+    }
+
+    /// Statistics and the order of positions follow the newest of `len` entries into the slot `victim`.
+    fn follow(&mut self, victim: &Tensor<3, Int>, len: usize) {
+        self.states.replace(victim);
+        if self.needs.position_order {
+            self.order.replace(victim.clone(), len, self.shape);
         }
     }
 

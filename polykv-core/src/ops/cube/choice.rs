@@ -11,7 +11,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-const UNITS: usize = 128;
+pub(super) const UNITS: usize = 128;
 const DIGITS: usize = 256;
 
 impl ChoiceOps for CubeBackend {
@@ -83,10 +83,7 @@ impl ChoiceOps for CubeBackend {
         let [batch, kv_heads, n] = scores.shape().dims::<3>();
         let victim = empty(&scores, [batch, kv_heads, 1], positions.dtype);
         let nans = empty(&scores, [batch, kv_heads], DType::F32);
-        let before = match before {
-            Counts::None => None,
-            Counts::Known { counts } => Some(into_contiguous(counts)),
-        };
+        let before = before.tensor();
         let client = scores.client.clone();
         let dtype = dtype_to_storage_type(positions.dtype);
         debug_assert_eq!(positions.shape(), scores.shape());
@@ -119,8 +116,17 @@ impl ChoiceOps for CubeBackend {
     }
 }
 
+impl Counts<CubeBackend> {
+    pub(super) fn tensor(self) -> Option<CubeTensor> {
+        match self {
+            Self::None => None,
+            Self::Known { counts } => Some(into_contiguous(counts)),
+        }
+    }
+}
+
 /// Starts and ends, on the device of `like`; room that is not read if there are none.
-fn spans(like: &CubeTensor, guard: &Guard) -> BufferArg {
+pub(super) fn spans(like: &CubeTensor, guard: &Guard) -> BufferArg {
     if guard.spans.is_empty() {
         return empty(like, [2], DType::I32).into_buffer_arg();
     }
@@ -373,11 +379,32 @@ fn lowest_kernel<I: Int>(
     span_count: usize,
     #[define(I)] _dtype: ElemType,
 ) {
+    find_lowest::<I>(
+        scores, positions, spans, before, victim, nans, n, sinks, recent, span_count,
+    );
+}
+
+/// The slot of the lowest of a head's `n` scores, which `victim` gets as well, and `nans` how many are NaN beside those `before`.
+/// All units of the cube of a head call it together.
+#[cube]
+pub(super) fn find_lowest<I: Int>(
+    scores: &Tensor<f32>,
+    positions: &Tensor<I>,
+    spans: &[i32],
+    before: ComptimeOption<&[f32]>,
+    victim: &mut Tensor<I>,
+    nans: &mut Tensor<f32>,
+    n: usize,
+    sinks: i32,
+    recent: i32,
+    span_count: usize,
+) -> usize {
     let head = CUBE_POS_X as usize;
     let unit = UNIT_POS_X as usize;
-    let start = head * n;
     let kv_heads = scores.shape(1);
-    let from = head / kv_heads * scores.stride(0) + head % kv_heads * scores.stride(1);
+    let (batch, kv_head) = (head / kv_heads, head % kv_heads);
+    let from = batch * scores.stride(0) + kv_head * scores.stride(1);
+    let start = batch * positions.stride(0) + kv_head * positions.stride(1);
     let mut ranks = Shared::<[u32]>::new_slice(UNITS);
     let mut places = Shared::<[u32]>::new_slice(UNITS);
     let mut slots = Shared::<[u32]>::new_slice(UNITS);
@@ -416,8 +443,11 @@ fn lowest_kernel<I: Int>(
             }
             count += counts[u];
         }
+        slots[0] = slot;
         victim[head] = I::cast_from(slot);
         let earlier: ComptimeOption<f32> = before.map(|all| all[head]);
         nans[head] = f32::cast_from(count) + earlier.unwrap_or(0.0f32);
     }
+    sync_cube();
+    slots[0] as usize
 }

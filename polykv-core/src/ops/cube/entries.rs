@@ -1,7 +1,7 @@
 //! Moving and overwriting entries.
 
 use super::{dense, empty, existing, width, writable};
-use crate::ops::kernels::{EntryOps, GrowOps};
+use crate::ops::kernels::EntryOps;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
@@ -85,48 +85,6 @@ impl EntryOps for CubeBackend {
         }
         moved
     }
-}
-
-impl GrowOps for CubeBackend {
-    fn extend(statistics: CubeTensor, count: usize) -> CubeTensor {
-        let statistics = into_contiguous(statistics);
-        let mut dims = statistics.shape().to_vec();
-        let (heads, entries) = (dims[0] * dims[1], dims[2]);
-        let width: usize = dims[3..].iter().product();
-        dims[2] += count;
-        let (held, all) = (entries * width, dims[2] * width);
-        let extended = empty(&statistics, dims, DType::F32);
-        let client = statistics.client.clone();
-        debug_assert_eq!(statistics.dtype, DType::F32);
-        // SAFETY: units beyond the `all` numbers of a head end; the others read below its `held` ones and write their own.
-        unsafe {
-            extend_kernel::launch_unchecked(
-                &client,
-                CubeCount::Static(heads as u32, all.div_ceil(UNITS) as u32, 1),
-                CubeDim::new_1d(UNITS as u32),
-                statistics.into_tensor_arg(),
-                extended.clone().into_tensor_arg(),
-                held,
-                all,
-            );
-        }
-        extended
-    }
-}
-
-/// One unit per number.
-#[cube(launch_unchecked)]
-fn extend_kernel(statistics: &Tensor<f32>, extended: &mut Tensor<f32>, held: usize, all: usize) {
-    let head = CUBE_POS_X as usize;
-    let i = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
-    if i >= all {
-        terminate!();
-    }
-    let mut number = 0.0f32;
-    if i < held {
-        number = statistics[head * held + i];
-    }
-    extended[head * all + i] = number;
 }
 
 /// [`EntryOps::compact`] of any numbers.

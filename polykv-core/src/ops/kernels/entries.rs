@@ -119,9 +119,9 @@ pub trait EntryOps: Backend {
     fn move_last(statistics: FloatTensor<Self>, victim: IntTensor<Self>) -> FloatTensor<Self>;
 }
 
-/// What the statistics of entries need on GPUs.
+/// What is done for every decoded token on GPUs in fewer launches.
 #[backend_extension(Cube: cfg(feature = "cube"), Fusion: cfg(feature = "cube"))]
-pub trait GrowOps: Backend {
+pub trait StepOps: Backend {
     /// `statistics [batch, kv_heads, n, ..]` with `count` zeros behind the entries of each head.
     #[fusion(meta = |statistics, count| {
         let mut dims = statistics.shape.to_vec();
@@ -129,6 +129,37 @@ pub trait GrowOps: Backend {
         TensorSpec::new(dims.into(), statistics.dtype)
     })]
     fn extend(statistics: FloatTensor<Self>, count: usize) -> FloatTensor<Self>;
+
+    /// `sums [batch, kv_heads, n]` plus the mean of `rows [batch, kv_heads, group, n]` over the group.
+    #[fusion(meta = |sums, _rows| sums.clone())]
+    fn add_mean(sums: FloatTensor<Self>, rows: FloatTensor<Self>) -> FloatTensor<Self>;
+
+    /// [`ChoiceOps::lowest`] of the first n of `scores [batch, kv_heads, n]`, then [`EntryOps::replace_entry`] in its slot.
+    /// Returns keys, values and positions, the slot, and how many scores were NaN.
+    #[fusion(meta = |scores, keys, values, positions, _guard, _before, _key, _value, _position| (
+        keys.clone(),
+        values.clone(),
+        positions.clone(),
+        shapes::like(positions, [scores.shape[0], scores.shape[1], 1]),
+        shapes::without_last(scores),
+    ))]
+    fn evict(
+        scores: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        guard: Guard,
+        #[extension_type] before: Counts<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        position: usize,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        IntTensor<Self>,
+        IntTensor<Self>,
+        FloatTensor<Self>,
+    );
 }
 
 /// The order of entries by position.

@@ -1,0 +1,209 @@
+//! What is done for every decoded token, in as few launches as there can be.
+
+use super::choice::{UNITS as CHOOSING, find_lowest, spans};
+use super::{dense, empty, writable};
+use crate::ops::kernels::{Counts, StepOps};
+use crate::ops::protect::Guard;
+use burn::backend::TensorMetadata;
+use burn::backend::cubecl::dtype_to_storage_type;
+use burn::tensor::DType;
+use burn_cubecl::CubeBackend;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+const UNITS: usize = 64;
+
+impl StepOps for CubeBackend {
+    fn extend(statistics: CubeTensor, count: usize) -> CubeTensor {
+        let statistics = into_contiguous(statistics);
+        let mut dims = statistics.shape().to_vec();
+        let (heads, entries) = (dims[0] * dims[1], dims[2]);
+        let width: usize = dims[3..].iter().product();
+        dims[2] += count;
+        let (held, all) = (entries * width, dims[2] * width);
+        let extended = empty(&statistics, dims, DType::F32);
+        let client = statistics.client.clone();
+        debug_assert_eq!(statistics.dtype, DType::F32);
+        // SAFETY: units beyond the `all` numbers of a head end; the others read below its `held` ones and write their own.
+        unsafe {
+            extend_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static(heads as u32, all.div_ceil(UNITS) as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                statistics.into_tensor_arg(),
+                extended.clone().into_tensor_arg(),
+                held,
+                all,
+            );
+        }
+        extended
+    }
+
+    fn add_mean(sums: CubeTensor, rows: CubeTensor) -> CubeTensor {
+        let (sums, rows) = (into_contiguous(sums), into_contiguous(rows));
+        let [batch, kv_heads, group, n] = rows.shape().dims::<4>();
+        let more = empty(&sums, [batch, kv_heads, n], DType::F32);
+        let client = sums.client.clone();
+        debug_assert_eq!(sums.shape(), more.shape());
+        // SAFETY: units beyond the `n` numbers of a head end; the others read theirs of the sums and of `group` rows.
+        unsafe {
+            add_mean_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, n.div_ceil(UNITS) as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                sums.into_tensor_arg(),
+                rows.into_tensor_arg(),
+                more.clone().into_tensor_arg(),
+                n,
+                group,
+            );
+        }
+        more
+    }
+
+    fn evict(
+        scores: CubeTensor,
+        keys: CubeTensor,
+        values: CubeTensor,
+        positions: CubeTensor,
+        guard: Guard,
+        before: Counts<Self>,
+        key: CubeTensor,
+        value: CubeTensor,
+        position: usize,
+    ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
+        let scores = dense(scores);
+        let [keys, values, positions] = [keys, values, positions].map(writable);
+        let (key, value) = (into_contiguous(key), into_contiguous(value));
+        let [batch, kv_heads, n] = scores.shape().dims::<3>();
+        let dim = keys.shape().dims::<4>()[3];
+        let victim = empty(&scores, [batch, kv_heads, 1], positions.dtype);
+        let nans = empty(&scores, [batch, kv_heads], DType::F32);
+        let before = before.tensor();
+        let client = keys.client.clone();
+        let dtypes = [keys.dtype, positions.dtype, key.dtype, value.dtype];
+        let dtypes = dtypes.map(dtype_to_storage_type);
+        debug_assert_eq!(keys.shape(), values.shape());
+        debug_assert_eq!(keys.dtype, values.dtype);
+        debug_assert_eq!(positions.shape().dims::<3>(), keys.shape().dims::<4>()[..3]);
+        debug_assert!((1..=keys.shape().dims::<4>()[2]).contains(&n));
+        debug_assert_eq!(key.shape().num_elements(), batch * kv_heads * dim);
+        debug_assert_eq!(value.shape().num_elements(), batch * kv_heads * dim);
+        // SAFETY: a cube has a head's `n` scores and the positions of as many entries, whose slots it finds the victim among; it
+        // overwrites the elements of that entry below `dim`, through the strides of tensors that nobody else holds.
+        unsafe {
+            evict_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, 1, 1),
+                CubeDim::new_1d(CHOOSING as u32),
+                scores.into_tensor_arg(),
+                keys.clone().into_tensor_arg(),
+                values.clone().into_tensor_arg(),
+                positions.clone().into_tensor_arg(),
+                spans(&victim, &guard),
+                before.map(CubeTensor::into_buffer_arg).into(),
+                key.into_tensor_arg(),
+                value.into_tensor_arg(),
+                victim.clone().into_tensor_arg(),
+                nans.clone().into_tensor_arg(),
+                n,
+                guard.sinks,
+                guard.recent,
+                guard.spans.len(),
+                position,
+                dim,
+                dtypes,
+            );
+        }
+        (keys, values, positions, victim, nans)
+    }
+}
+
+/// One unit per number.
+#[cube(launch_unchecked)]
+fn extend_kernel(statistics: &Tensor<f32>, extended: &mut Tensor<f32>, held: usize, all: usize) {
+    let head = CUBE_POS_X as usize;
+    let i = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if i >= all {
+        terminate!();
+    }
+    let mut number = 0.0f32;
+    if i < held {
+        number = statistics[head * held + i];
+    }
+    extended[head * all + i] = number;
+}
+
+/// One unit per sum.
+#[cube(launch_unchecked)]
+fn add_mean_kernel(
+    sums: &Tensor<f32>,
+    rows: &Tensor<f32>,
+    more: &mut Tensor<f32>,
+    n: usize,
+    group: usize,
+) {
+    let head = CUBE_POS_X as usize;
+    let i = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if i >= n {
+        terminate!();
+    }
+    let mut sum = 0.0f32;
+    for g in 0..group {
+        sum += rows[(head * group + g) * n + i];
+    }
+    more[head * n + i] = sums[head * n + i] + sum / f32::cast_from(group);
+}
+
+/// One cube per sequence and KV head.
+#[cube(launch_unchecked)]
+fn evict_kernel<E: Float, I: Int, K: Float, V: Float>(
+    scores: &Tensor<f32>,
+    keys: &mut Tensor<E>,
+    values: &mut Tensor<E>,
+    positions: &mut Tensor<I>,
+    spans: &[i32],
+    before: ComptimeOption<&[f32]>,
+    key: &Tensor<K>,
+    value: &Tensor<V>,
+    victim: &mut Tensor<I>,
+    nans: &mut Tensor<f32>,
+    n: usize,
+    sinks: i32,
+    recent: i32,
+    span_count: usize,
+    position: usize,
+    dim: usize,
+    #[define(E, I, K, V)] _dtypes: [ElemType; 4],
+) {
+    let kv = CUBE_POS_X as usize;
+    let unit = UNIT_POS_X as usize;
+    let slot = find_lowest::<I>(
+        scores,
+        &*positions,
+        spans,
+        before,
+        victim,
+        nans,
+        n,
+        sinks,
+        recent,
+        span_count,
+    );
+    let kv_heads = keys.shape(1);
+    let (batch, head) = (kv / kv_heads, kv % kv_heads);
+    let key_at = batch * keys.stride(0) + head * keys.stride(1) + slot * keys.stride(2);
+    let value_at = batch * values.stride(0) + head * values.stride(1) + slot * values.stride(2);
+    let mut d = unit;
+    while d < dim {
+        keys[key_at + d] = E::cast_from(key[kv * dim + d]);
+        values[value_at + d] = E::cast_from(value[kv * dim + d]);
+        d += CHOOSING;
+    }
+    if unit == 0 {
+        let at = batch * positions.stride(0) + head * positions.stride(1);
+        let at = at + slot * positions.stride(2);
+        positions[at] = I::cast_from(position);
+    }
+}
