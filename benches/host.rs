@@ -1,5 +1,6 @@
 //! The host's time for a decoded token on a GPU, for the full cache and under policies: kernels are issued as ever but not executed, so
 //! that any adapter will do, a software one too. What it is on a card depends on the driver; the ratios tell what a policy costs.
+//! Three threads take part, which wait for each other by spinning: on fewer than four cores the times say nothing.
 //!
 //! ```sh
 //! cargo bench --features wgpu --bench host

@@ -62,6 +62,27 @@ impl StepOps for CubeBackend {
         more
     }
 
+    fn count_hits(rows: CubeTensor, least: f32) -> CubeTensor {
+        let rows = into_contiguous(rows);
+        let [batch, kv_heads, group, n] = rows.shape().dims::<4>();
+        let counts = empty(&rows, [batch, kv_heads, n], DType::F32);
+        let client = rows.client.clone();
+        // SAFETY: units beyond the `n` numbers of a head end; the others read theirs of `group` rows.
+        unsafe {
+            count_hits_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, n.div_ceil(UNITS) as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                rows.into_tensor_arg(),
+                counts.clone().into_tensor_arg(),
+                least,
+                n,
+                group,
+            );
+        }
+        counts
+    }
+
     fn evict(
         scores: CubeTensor,
         keys: CubeTensor,
@@ -154,6 +175,29 @@ fn add_mean_kernel(
         sum += rows[(head * group + g) * n + i];
     }
     more[head * n + i] = sums[head * n + i] + sum / f32::cast_from(group);
+}
+
+/// One unit per count.
+#[cube(launch_unchecked)]
+fn count_hits_kernel(
+    rows: &Tensor<f32>,
+    counts: &mut Tensor<f32>,
+    least: f32,
+    n: usize,
+    group: usize,
+) {
+    let head = CUBE_POS_X as usize;
+    let i = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if i >= n {
+        terminate!();
+    }
+    let mut count = 0.0f32;
+    for g in 0..group {
+        if rows[(head * group + g) * n + i] >= least {
+            count += 1.0f32;
+        }
+    }
+    counts[head * n + i] = count;
 }
 
 /// One cube per sequence and KV head.

@@ -134,6 +134,10 @@ pub trait StepOps: Backend {
     #[fusion(meta = |sums, _rows| sums.clone())]
     fn add_mean(sums: FloatTensor<Self>, rows: FloatTensor<Self>) -> FloatTensor<Self>;
 
+    /// How many of `rows [batch, kv_heads, group, n]` have `least` or more in each column: `[batch, kv_heads, n]`.
+    #[fusion(meta = |rows, _least| shapes::like(rows, [rows.shape[0], rows.shape[1], rows.shape[3]]))]
+    fn count_hits(rows: FloatTensor<Self>, least: f32) -> FloatTensor<Self>;
+
     /// [`ChoiceOps::lowest`] of the first n of `scores [batch, kv_heads, n]`, then [`EntryOps::replace_entry`] in its slot.
     /// Returns keys, values and positions, the slot, and how many scores were NaN.
     #[fusion(meta = |scores, keys, values, positions, _guard, _before, _key, _value, _position| (
