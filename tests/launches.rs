@@ -16,9 +16,9 @@ use std::path::Path;
 const LAYERS: usize = 3;
 const TOKENS: usize = 16;
 
-/// Launches of a layer for a token: RMS norm, QKV and rotary embedding; writing the entry; attention and joining its parts; the
+/// Launches of a layer for a token: RMS norm, QKV and rotary embedding; writing the entry and attention; joining its parts; the
 /// output projection; RMS norm and SwiGLU; the down projection.
-const FULL: usize = 7;
+const FULL: usize = 6;
 
 /// Launches of a token beside its layers: embedding, the last norm, the head.
 const TOKEN: usize = 3;

@@ -56,6 +56,9 @@ pub use weight::GpuBlocks;
 pub use weight::Q8Weight;
 pub use weight::{BlockType, Q8_BLOCK, SharedBytes, Weight, q8_scheme};
 
+#[cfg(feature = "cube")]
+pub(crate) use attend::attend_new;
+pub(crate) use attend::attends_new;
 pub(crate) use choice::{drop_lowest_after, evict, rest};
 pub(crate) use entries::{extend, grow};
 pub(crate) use heads::{HeadScores, choose_of_heads};

@@ -1,3 +1,4 @@
+mod attend;
 mod evict;
 mod heads;
 mod measure;
@@ -17,7 +18,7 @@ use super::spans::Spans;
 use super::states::States;
 use super::store::Store;
 use crate::facts::LayerFacts;
-use crate::ops::{self, AttentionBlock, Nans, Protected};
+use crate::ops::{Nans, Protected};
 use crate::phase::Phase;
 use crate::plan::LayerEvictions;
 use crate::policy::{Appended, LayerView, Needs, Policy};
@@ -177,7 +178,7 @@ impl LayerCache {
         in_pieces(self.pieces(tokens), [q, k, v], &mut |[q, k, v]| {
             let tokens = q.dims()[2];
             self.make_room(tokens)?;
-            let appended = self.append(&rules, &q, k, v, tokens);
+            let appended = self.append(&rules, &q, [k, v], true);
             self.states.append(&rules, &appended)?;
             Ok(self.attend(&rules, q, false)?.0)
         })
@@ -227,8 +228,10 @@ impl LayerCache {
         if self.is_divided() {
             return self.decode_heads([q, k, v]);
         }
+        let with_attention = self.facts.window.is_none()
+            && (self.store.as_ref()).is_some_and(|store| store.attends_new(&q));
         // A single entry is rounded where it is written.
-        let appended = self.append(&rules, &q, k.clone(), v.clone(), 1);
+        let appended = self.append(&rules, &q, [k.clone(), v.clone()], !with_attention);
         self.states.append(&rules, &appended)?;
         let most = rules.most(Phase::Decode);
         // What has left a full window needs no policy.
@@ -236,8 +239,12 @@ impl LayerCache {
             .decode
             .as_ref()
             .filter(|eviction| eviction.budget < self.most_entries());
-        let over = eviction.filter(|eviction| self.len() > eviction.budget);
-        let (output, row) = self.attend(&rules, q, over.is_some())?;
+        let len = self.len().saturating_add(usize::from(with_attention));
+        let over = eviction.filter(|eviction| len > eviction.budget);
+        let (output, row) = match with_attention {
+            true => self.attend_new(&rules, q, [k.clone(), v.clone()], over.is_some())?,
+            false => self.attend(&rules, q, over.is_some())?,
+        };
         match (over, self.len().saturating_sub(most)) {
             (_, 0) => {}
             (None, 1) => self.replace_oldest(k, v),
@@ -307,16 +314,15 @@ impl LayerCache {
         }
     }
 
-    /// Appends new entries without telling the policies.
+    /// Appends new entries without telling the policies; makes room only unless it is to `write` them.
     fn append(
         &mut self,
         rules: &LayerEvictions,
         q: &Tensor<4>,
-        k: Tensor<4>,
-        v: Tensor<4>,
-        tokens: usize,
+        [k, v]: [Tensor<4>; 2],
+        write: bool,
     ) -> Appended {
-        let before = self.len();
+        let (before, tokens) = (self.len(), q.dims()[2]);
         let values = v.clone();
         let capacity = slots_for(rules, before, tokens, self.expected);
         match &mut self.store {
@@ -328,7 +334,7 @@ impl LayerCache {
             }
             None => self.store = Some(Store::new(self.shape, capacity, &self.device)),
         }
-        if let Some(store) = &mut self.store {
+        if let Some(store) = self.store.as_mut().filter(|_| write) {
             store.append([k, v], self.seen);
         }
         self.order.append(tokens);
@@ -351,41 +357,6 @@ impl LayerCache {
             facts: self.facts.clone(),
             device: self.device.clone(),
         }
-    }
-
-    /// The attention output, and the last query's attention row if `want_row`.
-    fn attend(
-        &mut self,
-        rules: &LayerEvictions,
-        q: Tensor<4>,
-        want_row: bool,
-    ) -> Result<(Tensor<4>, Option<Tensor<4>>)> {
-        let Some(store) = &self.store else {
-            return Err(Error::Failed("attention over an empty cache".into()));
-        };
-        let mask = self.mask();
-        if q.dims()[2] == 1 {
-            let (output, block) = store.attend(q, &mask);
-            if self.needs.attention {
-                self.states.observe(rules, &block)?;
-            }
-            return Ok((output, want_row.then(|| block.last_row())));
-        }
-        let (keys, values) = (store.keys(), store.values());
-        if !want_row && !self.needs.attention {
-            return Ok((ops::attend(q, keys, values, &mask, None)?, None));
-        }
-        let mut row = None;
-        let states = &mut self.states;
-        let mut observe = |block: &AttentionBlock| {
-            row = want_row.then(|| block.last_row());
-            states.observe(rules, block)
-        };
-        let output = match self.needs.column_sums {
-            true => ops::attend_summed(q, keys, values, &mask, &mut observe)?,
-            false => ops::attend(q, keys, values, &mask, Some(&mut observe))?,
-        };
-        Ok((output, row))
     }
 
     fn view(

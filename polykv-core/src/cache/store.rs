@@ -161,6 +161,34 @@ impl Store {
         }
     }
 
+    /// Whether [`Store::attend_new`] is less work than appending and attending.
+    pub fn attends_new(&self, q: &Tensor<4>) -> bool {
+        match &self.vectors {
+            Vectors::Floats(both) => ops::attends_new(q, both.each_ref().map(Tensor::dtype)),
+            Vectors::Codes(_) => false,
+        }
+    }
+
+    /// Appends one entry, for which there is room, and attends to all: [`Store::append`] and [`Store::attend`] without a window.
+    pub fn attend_new(
+        &mut self,
+        q: Tensor<4>,
+        new: [Tensor<4>; 2],
+        position: usize,
+        mask: &Mask,
+    ) -> (Tensor<4>, AttentionBlock) {
+        #[cfg(feature = "cube")]
+        if let Some(entries) = self.extract() {
+            self.len = self.len.saturating_add(1);
+            let (output, block, entries) =
+                ops::attend_new(q, entries, new, self.len, position, mask);
+            self.set(entries);
+            return (output, block);
+        }
+        self.append(new, position);
+        self.attend(q, mask)
+    }
+
     /// Takes what keys are coded relative to from the keys that are held, unless earlier ones were enough.
     pub fn measure_channels(&mut self) {
         let settled = self.channels.as_ref().is_some_and(Channels::are_settled);

@@ -1,12 +1,16 @@
 //! Attention of grouped queries (GQA) over a cache, without expanding keys or values.
 
 use super::attention_block::{AttentionBlock, Observer};
+#[cfg(feature = "cube")]
+use super::entries::Entries;
+#[cfg(feature = "cube")]
+use super::kernels::StepOps;
 use super::kernels::{PromptOps, TokenOps, WindowOps, kernel};
 use super::mask::{Mask, Places};
 use super::oracle;
 use super::route::Route;
 use crate::Result;
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{DType, Int, Tensor};
 
 /// Causal attention of the last `t` tokens over `n` entries: query `i` sees those of the first `n − t + i + 1` entries that
 /// `mask` lets it see.
@@ -129,6 +133,36 @@ pub fn attend_first(
     };
     let block = AttentionBlock::of_probabilities(row, group, mask.clone());
     (output, block)
+}
+
+/// Whether [`attend_new`] is one kernel with what follows it.
+pub(crate) fn attends_new(q: &Tensor<4>, types: [DType; 2]) -> bool {
+    Route::of(q).if_alike(types) == Route::Gpu
+}
+
+/// Writes an entry, `key` and `value [batch, kv_heads, 1, d]` in the type that is stored or in f32, at `position` into slot `n − 1` of
+/// all heads, then [`attend_first`] over the first `n` of the entries, which no window leaves any of out.
+#[cfg(feature = "cube")]
+pub(crate) fn attend_new(
+    q: Tensor<4>,
+    entries: Entries,
+    [key, value]: [Tensor<4>; 2],
+    n: usize,
+    position: usize,
+    mask: &Mask,
+) -> (Tensor<4>, AttentionBlock, Entries) {
+    check(&q, &entries.0, &entries.1, &Mask::default());
+    let [_, kv_heads, all, _] = entries.0.dims();
+    let group = q.dims()[1] / kv_heads;
+    assert_eq!(q.dims()[2], 1, "one query per head");
+    assert!((1..=all).contains(&n), "{n} entries of {all}");
+    let (keys, values, positions) = entries;
+    let softcap = mask.softcap.map(|cap| cap as f32);
+    let (output, row, keys, values, positions) = kernel!(StepOps::attend_new(
+        q, keys, values, positions, key, value, n, position, softcap
+    ));
+    let block = AttentionBlock::of_probabilities(row, group, mask.clone());
+    (output, block, (keys, values, positions))
 }
 
 /// Shapes of queries, keys, values and places that fit each other.

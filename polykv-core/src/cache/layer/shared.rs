@@ -74,7 +74,7 @@ impl LayerCache {
             let followers = followers.iter_mut();
             followers.for_each(|follower| follower.states.keep(&kept));
         }
-        let appended = self.append(rules, &q, k, v, tokens);
+        let appended = self.append(rules, &q, [k, v], true);
         for follower in followers.iter_mut() {
             let rules = follower.rules()?;
             follower.states.append(&rules, &appended)?;

@@ -1,5 +1,9 @@
 //! Choosing entries on the device: one cube per sequence and KV head, nothing sorted.
 
+mod lowest;
+
+pub(super) use lowest::find_lowest;
+
 use super::{dense, empty, existing};
 use crate::ops::kernels::{ChoiceOps, Counts};
 use crate::ops::protect::Guard;
@@ -10,6 +14,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+use lowest::lowest_kernel;
 
 pub(super) const UNITS: usize = 128;
 const DIGITS: usize = 256;
@@ -139,7 +144,7 @@ pub(super) fn spans(like: &CubeTensor, guard: &Guard) -> BufferArg {
 
 /// What scores are compared by: integers in the order of `f32::total_cmp`. Protected entries are above all.
 #[cube]
-fn rank(
+pub(super) fn rank(
     score: f32,
     position: i32,
     spans: &[i32],
@@ -363,91 +368,4 @@ fn order_kernel<I: Int>(
         }
     }
     kept[first + at] = slot;
-}
-
-#[cube(launch_unchecked)]
-fn lowest_kernel<I: Int>(
-    scores: &Tensor<f32>,
-    positions: &Tensor<I>,
-    spans: &[i32],
-    before: ComptimeOption<&[f32]>,
-    victim: &mut Tensor<I>,
-    nans: &mut Tensor<f32>,
-    n: usize,
-    sinks: i32,
-    recent: i32,
-    span_count: usize,
-    #[define(I)] _dtype: ElemType,
-) {
-    find_lowest::<I>(
-        scores, positions, spans, before, victim, nans, n, sinks, recent, span_count,
-    );
-}
-
-/// The slot of the lowest of a head's `n` scores, which `victim` gets as well, and `nans` how many are NaN beside those `before`.
-/// All units of the cube of a head call it together.
-#[cube]
-pub(super) fn find_lowest<I: Int>(
-    scores: &Tensor<f32>,
-    positions: &Tensor<I>,
-    spans: &[i32],
-    before: ComptimeOption<&[f32]>,
-    victim: &mut Tensor<I>,
-    nans: &mut Tensor<f32>,
-    n: usize,
-    sinks: i32,
-    recent: i32,
-    span_count: usize,
-) -> usize {
-    let head = CUBE_POS_X as usize;
-    let unit = UNIT_POS_X as usize;
-    let kv_heads = scores.shape(1);
-    let (batch, kv_head) = (head / kv_heads, head % kv_heads);
-    let from = batch * scores.stride(0) + kv_head * scores.stride(1);
-    let start = batch * positions.stride(0) + kv_head * positions.stride(1);
-    let mut ranks = Shared::<[u32]>::new_slice(UNITS);
-    let mut places = Shared::<[u32]>::new_slice(UNITS);
-    let mut slots = Shared::<[u32]>::new_slice(UNITS);
-    let mut counts = Shared::<[u32]>::new_slice(UNITS);
-    let mut least = 0xFFFF_FFFFu32;
-    let mut place = 0xFFFF_FFFFu32;
-    let mut slot = 0u32;
-    let mut count = 0u32;
-    let mut j = unit;
-    while j < n {
-        let score = scores[from + j];
-        let position = i32::cast_from(positions[start + j]);
-        let key = rank(score, position, spans, sinks, recent, span_count);
-        let at = u32::cast_from(position);
-        if key < least || key == least && at < place {
-            least = key;
-            place = at;
-            slot = j as u32;
-        }
-        if is_nan_bits(score) {
-            count += 1u32;
-        }
-        j += UNITS;
-    }
-    ranks[unit] = least;
-    places[unit] = place;
-    slots[unit] = slot;
-    counts[unit] = count;
-    sync_cube();
-    if unit == 0 {
-        for u in 1..UNITS {
-            if ranks[u] < least || ranks[u] == least && places[u] < place {
-                least = ranks[u];
-                place = places[u];
-                slot = slots[u];
-            }
-            count += counts[u];
-        }
-        slots[0] = slot;
-        victim[head] = I::cast_from(slot);
-        let earlier: ComptimeOption<f32> = before.map(|all| all[head]);
-        nans[head] = f32::cast_from(count) + earlier.unwrap_or(0.0f32);
-    }
-    sync_cube();
-    slots[0] as usize
 }

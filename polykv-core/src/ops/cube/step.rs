@@ -1,8 +1,9 @@
 //! What is done for every decoded token, in as few launches as there can be.
 
 use super::choice::{UNITS as CHOOSING, find_lowest, spans};
-use super::{dense, empty, writable};
-use crate::ops::kernels::{Counts, StepOps};
+use super::token::{New, attend};
+use super::{Mask, dense, empty, writable};
+use crate::ops::kernels::{self, Counts, StepOps, Window};
 use crate::ops::protect::Guard;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -60,6 +61,35 @@ impl StepOps for CubeBackend {
             );
         }
         more
+    }
+
+    fn attend_new(
+        q: CubeTensor,
+        keys: CubeTensor,
+        values: CubeTensor,
+        positions: CubeTensor,
+        key: CubeTensor,
+        value: CubeTensor,
+        entries: usize,
+        position: usize,
+        softcap: Option<f32>,
+    ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
+        let new = New {
+            key: into_contiguous(key),
+            value: into_contiguous(value),
+            positions: writable(positions),
+            position,
+        };
+        let [keys, values] = [keys, values].map(writable);
+        let positions = new.positions.clone();
+        let mask = kernels::Mask::<Self> {
+            softcap,
+            window: Window::None,
+        };
+        let mask = Mask::of(mask, 1);
+        let held = (keys.clone(), values.clone());
+        let (output, row) = attend(q, [keys, values], entries, Some(new), None, mask);
+        (output, row, held.0, held.1, positions)
     }
 
     fn count_hits(rows: CubeTensor, least: f32) -> CubeTensor {

@@ -1,6 +1,10 @@
 //! Attention of one token per sequence. Keys are split over cubes; a second kernel joins the parts. Each key and value
 //! is read once for the queries of its group, or for eight of them at a time.
 
+mod parts;
+
+pub(super) use parts::{exponentiate, join_kernel};
+
 use super::{HIDDEN, Mask, cap, dense, empty, in_window, length, share, unrolls, width};
 use crate::ops::kernels::{self, TokenOps, Window};
 use burn::backend::TensorMetadata;
@@ -10,6 +14,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+use parts::visible;
 
 /// Keys per cube.
 pub(super) const CHUNK: usize = 128;
@@ -22,12 +27,7 @@ impl TokenOps for CubeBackend {
         entries: usize,
         mask: kernels::Mask<Self>,
     ) -> (CubeTensor, CubeTensor) {
-        debug_assert!(entries <= k.shape()[2] && entries <= v.shape()[2]);
-        let [k, v] = [k, v].map(|mut all| {
-            all.meta.shape[2] = entries;
-            all
-        });
-        attend(q, k, v, None, Mask::of(mask, 1))
+        attend(q, [k, v], entries, None, None, Mask::of(mask, 1))
     }
 
     fn attend_lengths(
@@ -41,23 +41,36 @@ impl TokenOps for CubeBackend {
             window: Window::None,
         };
         let lengths = into_contiguous(lengths);
-        attend(q, k, v, Some(lengths), Mask::of(none, 1))
+        let n = k.shape()[2];
+        attend(q, [k, v], n, None, Some(lengths), Mask::of(none, 1))
     }
 }
 
-/// `q [batch, heads, 1, d]`, `k`, `v [batch, kv_heads, n, d]` → the output like `q` and the probabilities `[batch,
-/// kv_heads, group, n]`; of each KV head the first `lengths [batch, kv_heads]` keys if they are given, or those that the
-/// mask lets the query see.
-fn attend(
+/// An entry that is written before it is attended to: key and value `[batch, kv_heads, 1, d]` in any type, contiguous, and the
+/// positions `[batch, kv_heads, capacity]`, which nobody else holds.
+pub(super) struct New {
+    pub key: CubeTensor,
+    pub value: CubeTensor,
+    pub positions: CubeTensor,
+    pub position: usize,
+}
+
+/// `q [batch, heads, 1, d]`, `k`, `v [batch, kv_heads, capacity, d]` → the output like `q` and the probabilities `[batch,
+/// kv_heads, group, n]` over the first `n` keys; of each KV head the first `lengths [batch, kv_heads]` of them if they are given, or
+/// those that the mask lets the query see. The last of them is `new` if it is given: then nobody else holds `k` and `v`.
+pub(super) fn attend(
     q: CubeTensor,
-    k: CubeTensor,
-    v: CubeTensor,
+    [k, v]: [CubeTensor; 2],
+    n: usize,
+    new: Option<New>,
     lengths: Option<CubeTensor>,
     mask: Mask,
 ) -> (CubeTensor, CubeTensor) {
-    let (q, k, v) = (into_contiguous(q), dense(k), dense(v));
+    debug_assert!(n <= k.shape()[2] && n <= v.shape()[2]);
+    let capacity = k.shape()[2];
+    let [q, k, v] = [into_contiguous(q), dense(k), dense(v)];
     let [batch, heads, _, dim] = q.shape().dims::<4>();
-    let [_, kv_heads, n, _] = k.shape().dims::<4>();
+    let kv_heads = k.shape()[1];
     let group = heads / kv_heads;
     let part = share(group, 8);
     let width = width(&[&k, &v]);
@@ -73,14 +86,25 @@ fn attend(
     let client = q.client.clone();
     let integer = lengths.as_ref().map_or(DType::I32, |lengths| lengths.dtype);
     let [dtype, integer, place] = [k.dtype, integer, mask.dtype()].map(dtype_to_storage_type);
+    let writes = new.is_some();
+    let (key, value, positions, position) = match new {
+        Some(new) => (new.key, new.value, new.positions, new.position),
+        // Room that is not touched.
+        None => (q.clone(), q.clone(), empty(&q, [1], DType::I32), 0),
+    };
+    let written = [key.dtype, value.dtype, positions.dtype].map(dtype_to_storage_type);
+    debug_assert!(!writes || key.shape().num_elements() == batch * kv_heads * dim);
+    debug_assert!(!writes || value.shape().num_elements() == batch * kv_heads * dim);
+    debug_assert!(!writes || positions.shape().num_elements() == batch * kv_heads * capacity);
     let lengths = || lengths.clone().map(CubeTensor::into_buffer_arg);
     debug_assert_eq!(k.shape(), v.shape());
     debug_assert_eq!(k.dtype, v.dtype);
     debug_assert!(heads.is_multiple_of(kv_heads) && group.is_multiple_of(part));
     debug_assert!(units >= words && n > 0);
     // SAFETY: a cube has `part` queries of a KV head and a split of its keys, of which it passes those below its `seen`:
-    // `visible` makes that 1 to n of any length. It writes the places of its block and split; shared memory has a place
-    // per unit, word and key of a split. The second kernel has a cube per query head and reads the splits up to `seen`.
+    // `visible` makes that 1 to n of any length. It writes the places of its block and split, and of a new entry the vectors and
+    // the position in slot `n − 1`, which is below the capacity; shared memory has a place per unit, word and key of a split. The
+    // second kernel has a cube per query head and reads the splits up to `seen`.
     unsafe {
         part_kernel::launch_unchecked(
             &client,
@@ -90,6 +114,9 @@ fn attend(
             q.into_tensor_arg(),
             k.into_tensor_arg(),
             v.into_tensor_arg(),
+            key.into_tensor_arg(),
+            value.into_tensor_arg(),
+            positions.into_tensor_arg(),
             lengths().into(),
             row.clone().into_tensor_arg(),
             parts.clone().into_tensor_arg(),
@@ -99,7 +126,11 @@ fn attend(
             mask.softcap,
             mask.size,
             mask.first,
+            n,
+            position,
+            capacity,
             words,
+            writes,
             mask.capped,
             group,
             part,
@@ -108,6 +139,7 @@ fn attend(
             units,
             unrolls(&client),
             [dtype, integer, place],
+            written,
         );
         join_kernel::launch_unchecked(
             &client,
@@ -135,10 +167,13 @@ fn attend(
 /// relative to the part's largest score, `stats` that score and the exponentials' sum, `row` the exponentials. Keys from
 /// the head's length on are left alone; compiled without lengths, the kernel has no trace of them.
 #[cube(launch_unchecked)]
-fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
+fn part_kernel<E: Float, I: Int, P: Int, K: Float, V: Float, W: Int, N: Size>(
     q: &Tensor<Vector<f32, N>>,
-    k: &Tensor<Vector<E, N>>,
-    v: &Tensor<Vector<E, N>>,
+    k: &mut Tensor<Vector<E, N>>,
+    v: &mut Tensor<Vector<E, N>>,
+    new_key: &Tensor<Vector<K, N>>,
+    new_value: &Tensor<Vector<V, N>>,
+    new_position: &mut Tensor<W>,
     lengths: ComptimeOption<&[I]>,
     row: &mut Tensor<f32>,
     parts: &mut Tensor<Vector<f32, N>>,
@@ -148,7 +183,11 @@ fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
     softcap: f32,
     size: usize,
     position: usize,
+    n: usize,
+    written_at: usize,
+    capacity: usize,
     steps: usize,
+    #[comptime] writes: bool,
     #[comptime] capped: bool,
     #[comptime] group: usize,
     #[comptime] part: usize,
@@ -157,6 +196,7 @@ fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
     #[comptime] units: usize,
     #[comptime] known: bool,
     #[define(E, I, P)] _dtypes: [ElemType; 3],
+    #[define(K, V, W)] _written: [ElemType; 3],
 ) {
     let steps = length(steps, words, known);
     let unit = UNIT_POS_X as usize;
@@ -165,7 +205,6 @@ fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
     let splits = CUBE_COUNT_Y as usize;
     let blocks = comptime!(group / part);
     let kv_heads = k.shape(1);
-    let n = k.shape(2);
     let batch = block / blocks / kv_heads;
     let head = block / blocks % kv_heads;
     let first = split * CHUNK;
@@ -208,8 +247,18 @@ fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
         for g in 0..part {
             products[g] = Vector::new(0.0f32);
         }
+        let mut newest = false;
+        if comptime!(writes) {
+            newest = first + j + 1 == n;
+        }
         for w in 0..steps {
-            let key = Vector::<f32, N>::cast_from(k[at + w]);
+            let mut stored = k[at + w];
+            if newest {
+                // Rounded as it is stored. Cubes with other queries of the head write the same.
+                stored = Vector::cast_from(new_key[block / blocks * words + w]);
+                k[at + w] = stored;
+            }
+            let key = Vector::<f32, N>::cast_from(stored);
             #[unroll]
             for g in 0..part {
                 products[g] += key * queries[g * words + w];
@@ -264,11 +313,23 @@ fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
     for g in 0..part {
         weighted[g] = Vector::new(0.0f32);
     }
+    if comptime!(writes) {
+        if unit == 0 && first + count == n {
+            new_position[block / blocks * capacity + n - 1] = W::cast_from(written_at);
+        }
+    }
     if slice < slices {
         let mut j = slice;
         while j < count {
             let at = value_start + (first + j) * value_step + word;
-            let value = Vector::<f32, N>::cast_from(v[at]);
+            let mut stored = v[at];
+            if comptime!(writes) {
+                if first + j + 1 == n {
+                    stored = Vector::cast_from(new_value[block / blocks * words + word]);
+                    v[at] = stored;
+                }
+            }
+            let value = Vector::<f32, N>::cast_from(stored);
             #[unroll]
             for g in 0..part {
                 weighted[g] += value * Vector::new(scores[g * CHUNK + j]);
@@ -290,133 +351,5 @@ fn part_kernel<E: Float, I: Int, P: Int, N: Size>(
         }
         parts[place * words + i] = sum;
         i += units;
-    }
-}
-
-/// Makes exponentials relative to the largest of a cube's `scores [part][CHUNK]`, of which a unit has seen `best [part]` at the
-/// most: of `count` keys, also in rows of `n` keys from `first` of `row` on. `stats` get the largest and the sum from `place` on. All
-/// units call it together.
-#[cube]
-pub(super) fn exponentiate(
-    best: &Array<f32>,
-    scores: &mut Shared<[f32]>,
-    most: &mut Shared<[f32]>,
-    gathered: &mut Shared<[f32]>,
-    row: &mut Tensor<f32>,
-    first: usize,
-    stats: &mut Tensor<f32>,
-    place: usize,
-    n: usize,
-    count: usize,
-    #[comptime] part: usize,
-    #[comptime] units: usize,
-) {
-    let unit = UNIT_POS_X as usize;
-    #[unroll]
-    for g in 0..part {
-        gathered[g * units + unit] = best[g];
-    }
-    sync_cube();
-    if unit < part {
-        let mut largest = f32::new(HIDDEN);
-        for u in 0..units {
-            largest = max(largest, gathered[unit * units + u]);
-        }
-        most[unit] = largest;
-    }
-    sync_cube();
-    let mut totals = Array::<f32>::new(part);
-    #[unroll]
-    for g in 0..part {
-        totals[g] = 0.0f32;
-    }
-    let mut j = unit;
-    while j < count {
-        #[unroll]
-        for g in 0..part {
-            let p = (scores[g * CHUNK + j] - most[g]).exp();
-            scores[g * CHUNK + j] = p;
-            row[first + g * n + j] = p;
-            totals[g] += p;
-        }
-        j += units;
-    }
-    #[unroll]
-    for g in 0..part {
-        gathered[g * units + unit] = totals[g];
-    }
-    sync_cube();
-    if unit < part {
-        let mut total = 0.0f32;
-        for u in 0..units {
-            total += gathered[unit * units + u];
-        }
-        stats[(place + unit) * 2] = most[unit];
-        stats[(place + unit) * 2 + 1] = total;
-    }
-}
-
-/// How many of its `n` keys a head sees, 1 to n.
-#[cube]
-fn visible<I: Int>(lengths: ComptimeOption<&[I]>, head: usize, n: usize) -> usize {
-    let length: ComptimeOption<usize> =
-        lengths.map(|all| usize::cast_from(max(all[head], I::cast_from(1u32))));
-    min(length.unwrap_or(n), n)
-}
-
-/// One cube per query head: puts its splits together, up to the one where its length ends, and scales its row to
-/// probabilities.
-#[cube(launch_unchecked)]
-pub(super) fn join_kernel<I: Int, N: Size>(
-    parts: &Tensor<Vector<f32, N>>,
-    stats: &Tensor<f32>,
-    lengths: ComptimeOption<&[I]>,
-    row: &mut Tensor<f32>,
-    output: &mut Tensor<Vector<f32, N>>,
-    splits: usize,
-    n: usize,
-    #[comptime] group: usize,
-    #[comptime] part: usize,
-    #[comptime] words: usize,
-    #[comptime] units: usize,
-    #[define(I)] _dtype: ElemType,
-) {
-    let unit = UNIT_POS_X as usize;
-    let head = CUBE_POS_X as usize;
-    let place = head / part * splits * part + head % part;
-    let ragged = lengths.is_some();
-    let seen = visible(lengths, head / group, n);
-    let splits = (seen + CHUNK - 1) / CHUNK;
-    let mut most = f32::new(HIDDEN);
-    for s in 0..splits {
-        most = max(most, stats[(place + s * part) * 2]);
-    }
-    let mut total = 0.0f32;
-    for s in 0..splits {
-        let at = (place + s * part) * 2;
-        total += stats[at + 1] * (stats[at] - most).exp();
-    }
-    let mut w = unit;
-    while w < words {
-        let mut sum = Vector::<f32, N>::new(0.0f32);
-        for s in 0..splits {
-            let at = place + s * part;
-            let weight = (stats[at * 2] - most).exp() / total;
-            sum += parts[at * words + w] * Vector::new(weight);
-        }
-        output[head * words + w] = sum;
-        w += units;
-    }
-    let mut j = unit;
-    while j < seen {
-        let weight = (stats[(place + j / CHUNK * part) * 2] - most).exp() / total;
-        row[head * n + j] = row[head * n + j] * weight;
-        j += units;
-    }
-    if comptime!(ragged) {
-        while j < n {
-            row[head * n + j] = 0.0f32;
-            j += units;
-        }
     }
 }

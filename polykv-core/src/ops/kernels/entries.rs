@@ -134,6 +134,36 @@ pub trait StepOps: Backend {
     #[fusion(meta = |sums, _rows| sums.clone())]
     fn add_mean(sums: FloatTensor<Self>, rows: FloatTensor<Self>) -> FloatTensor<Self>;
 
+    /// [`EntryOps::write_entry`] in slot `entries − 1`, then [`TokenOps::attend_token`](super::TokenOps::attend_token) over so many
+    /// entries, without a window. Returns the output, the probabilities, and keys, values and positions.
+    #[fusion(meta = |q, keys, values, positions, _key, _value, entries, _position, _softcap| {
+        let row = [keys.shape[0], keys.shape[1], q.shape[1] / keys.shape[1], *entries];
+        (
+            q.clone(),
+            shapes::like(q, row),
+            keys.clone(),
+            values.clone(),
+            positions.clone(),
+        )
+    })]
+    fn attend_new(
+        q: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        entries: usize,
+        position: usize,
+        softcap: Option<f32>,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        IntTensor<Self>,
+    );
+
     /// How many of `rows [batch, kv_heads, group, n]` have `least` or more in each column: `[batch, kv_heads, n]`.
     #[fusion(meta = |rows, _least| shapes::like(rows, [rows.shape[0], rows.shape[1], rows.shape[3]]))]
     fn count_hits(rows: FloatTensor<Self>, least: f32) -> FloatTensor<Self>;

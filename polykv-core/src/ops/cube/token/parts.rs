@@ -1,0 +1,133 @@
+//! What the parts of a token's attention have in common, of entries in floats and in codes: exponentials, and how parts are joined.
+
+use super::CHUNK;
+use crate::ops::cube::HIDDEN;
+use cubecl::prelude::*;
+
+/// Makes exponentials relative to the largest of a cube's `scores [part][CHUNK]`, of which a unit has seen `best [part]` at the
+/// most: of `count` keys, also in rows of `n` keys from `first` of `row` on. `stats` get the largest and the sum from `place` on. All
+/// units call it together.
+#[cube]
+pub fn exponentiate(
+    best: &Array<f32>,
+    scores: &mut Shared<[f32]>,
+    most: &mut Shared<[f32]>,
+    gathered: &mut Shared<[f32]>,
+    row: &mut Tensor<f32>,
+    first: usize,
+    stats: &mut Tensor<f32>,
+    place: usize,
+    n: usize,
+    count: usize,
+    #[comptime] part: usize,
+    #[comptime] units: usize,
+) {
+    let unit = UNIT_POS_X as usize;
+    #[unroll]
+    for g in 0..part {
+        gathered[g * units + unit] = best[g];
+    }
+    sync_cube();
+    if unit < part {
+        let mut largest = f32::new(HIDDEN);
+        for u in 0..units {
+            largest = max(largest, gathered[unit * units + u]);
+        }
+        most[unit] = largest;
+    }
+    sync_cube();
+    let mut totals = Array::<f32>::new(part);
+    #[unroll]
+    for g in 0..part {
+        totals[g] = 0.0f32;
+    }
+    let mut j = unit;
+    while j < count {
+        #[unroll]
+        for g in 0..part {
+            let p = (scores[g * CHUNK + j] - most[g]).exp();
+            scores[g * CHUNK + j] = p;
+            row[first + g * n + j] = p;
+            totals[g] += p;
+        }
+        j += units;
+    }
+    #[unroll]
+    for g in 0..part {
+        gathered[g * units + unit] = totals[g];
+    }
+    sync_cube();
+    if unit < part {
+        let mut total = 0.0f32;
+        for u in 0..units {
+            total += gathered[unit * units + u];
+        }
+        stats[(place + unit) * 2] = most[unit];
+        stats[(place + unit) * 2 + 1] = total;
+    }
+}
+
+/// How many of its `n` keys a head sees, 1 to n.
+#[cube]
+pub fn visible<I: Int>(lengths: ComptimeOption<&[I]>, head: usize, n: usize) -> usize {
+    let length: ComptimeOption<usize> =
+        lengths.map(|all| usize::cast_from(max(all[head], I::cast_from(1u32))));
+    min(length.unwrap_or(n), n)
+}
+
+/// One cube per query head: puts its splits together, up to the one where its length ends, and scales its row to
+/// probabilities.
+#[cube(launch_unchecked)]
+pub fn join_kernel<I: Int, N: Size>(
+    parts: &Tensor<Vector<f32, N>>,
+    stats: &Tensor<f32>,
+    lengths: ComptimeOption<&[I]>,
+    row: &mut Tensor<f32>,
+    output: &mut Tensor<Vector<f32, N>>,
+    splits: usize,
+    n: usize,
+    #[comptime] group: usize,
+    #[comptime] part: usize,
+    #[comptime] words: usize,
+    #[comptime] units: usize,
+    #[define(I)] _dtype: ElemType,
+) {
+    let unit = UNIT_POS_X as usize;
+    let head = CUBE_POS_X as usize;
+    let place = head / part * splits * part + head % part;
+    let ragged = lengths.is_some();
+    let seen = visible(lengths, head / group, n);
+    let splits = (seen + CHUNK - 1) / CHUNK;
+    let mut most = f32::new(HIDDEN);
+    for s in 0..splits {
+        most = max(most, stats[(place + s * part) * 2]);
+    }
+    let mut total = 0.0f32;
+    for s in 0..splits {
+        let at = (place + s * part) * 2;
+        total += stats[at + 1] * (stats[at] - most).exp();
+    }
+    let mut w = unit;
+    while w < words {
+        let mut sum = Vector::<f32, N>::new(0.0f32);
+        for s in 0..splits {
+            let at = place + s * part;
+            let weight = (stats[at * 2] - most).exp() / total;
+            sum += parts[at * words + w] * Vector::new(weight);
+        }
+        output[head * words + w] = sum;
+        w += units;
+    }
+    let mut j = unit;
+    while j < seen {
+        let weight = (stats[(place + j / CHUNK * part) * 2] - most).exp() / total;
+        row[head * n + j] = row[head * n + j] * weight;
+        j += units;
+    }
+    if comptime!(ragged) {
+        while j < n {
+            row[head * n + j] = 0.0f32;
+            j += units;
+        }
+    }
+}
