@@ -22,7 +22,7 @@ pub struct Check {
     /// Whether the result is right.
     pub ok: bool,
     /// The largest absolute difference from the same computation in f64 on the host, where elements are about 1. `None` for
-    /// operators that choose slots, which are right or wrong.
+    /// operators that choose slots or round to codes, which are right or wrong.
     pub max_error: Option<f64>,
 }
 
