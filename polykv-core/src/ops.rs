@@ -18,6 +18,12 @@ mod entries;
 mod flex;
 mod fused;
 mod heads;
+#[allow(
+    clippy::too_many_arguments,
+    clippy::type_complexity,
+    clippy::large_enum_variant,
+    reason = "the macro of operators takes flat arguments and results"
+)]
 mod kernels;
 mod keys;
 mod linear;

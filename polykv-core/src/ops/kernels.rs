@@ -18,14 +18,18 @@ mod entries;
 mod keys;
 #[cfg_attr(not(feature = "cube"), expect(unused_variables))]
 mod layers;
+#[cfg(feature = "cube")]
+mod step;
 
 pub use attention::{HitOps, Mask, PromptOps, TokenOps, Window, WindowOps};
 #[cfg(feature = "cube")]
 pub use blocks::BlockOps;
 pub use codes::{CodeOps, ExactEntries, ExactRows, Place, Relative};
-pub use entries::{ChoiceOps, Counts, EntryOps, OrderOps, StepOps};
+pub use entries::{ChoiceOps, Counts, EntryOps, OrderOps};
 pub use keys::{KeyOps, MergeOps};
 pub use layers::{FusedOps, GemmOps, HeadNorms, OutputWeights, PointwiseOps, QkvWeights};
+#[cfg(feature = "cube")]
+pub use step::StepOps;
 
 use super::pool::Pool;
 use super::protect::Guard;

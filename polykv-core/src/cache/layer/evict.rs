@@ -157,7 +157,6 @@ impl LayerCache {
         let policy = &eviction.policy;
         // The view must be gone before the store is written: only unshared tensors are written in place.
         let stay = len.saturating_sub(1);
-        let before = std::mem::replace(&mut self.nans, Nans::Known(false));
         let view = self.view(Phase::Decode, &**policy, stay, row)?;
         let scores = left_last(policy.score(self.states.of(Phase::Decode), &view)?, &view);
         let agree = self.heads_agree && policy.same_for_all_heads();
@@ -171,14 +170,15 @@ impl LayerCache {
             self.heads_agree = agree;
             let position = self.seen.saturating_sub(1);
             if let Some(store) = &mut self.store {
+                let before = std::mem::replace(&mut self.nans, Nans::Known(false));
                 let (victim, nans) = store.evict(scores, protected, before, [key, value], position);
-                self.remember_nans(nans);
+                self.nans = nans;
                 self.follow(&victim, len);
             }
             return Ok(());
         }
         let (positions, protected) = (view.positions.clone(), view.protected);
-        let (victim, nans) = ops::drop_lowest_after(scores, positions, protected, before);
+        let (victim, nans) = ops::drop_lowest(scores, positions, protected);
         let split = Split {
             kept: self.order.without(&victim, len, self.shape),
             left: left_of(&view, &victim),

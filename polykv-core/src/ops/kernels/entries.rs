@@ -7,8 +7,6 @@
 use super::shapes;
 use crate::ops::pool::Pool;
 use crate::ops::protect::Guard;
-#[cfg(feature = "cube")]
-use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, ExtensionType, backend_extension};
 
@@ -117,83 +115,6 @@ pub trait EntryOps: Backend {
     /// `victim [batch, kv_heads, 1]`: `n − 1` entries.
     #[fusion(meta = |statistics, _victim| shapes::one_less(statistics))]
     fn move_last(statistics: FloatTensor<Self>, victim: IntTensor<Self>) -> FloatTensor<Self>;
-}
-
-/// What is done for every decoded token on GPUs in fewer launches.
-#[backend_extension(Cube: cfg(feature = "cube"), Fusion: cfg(feature = "cube"))]
-pub trait StepOps: Backend {
-    /// `statistics [batch, kv_heads, n, ..]` with `count` zeros behind the entries of each head.
-    #[fusion(meta = |statistics, count| {
-        let mut dims = statistics.shape.to_vec();
-        dims[2] += *count;
-        TensorSpec::new(dims.into(), statistics.dtype)
-    })]
-    fn extend(statistics: FloatTensor<Self>, count: usize) -> FloatTensor<Self>;
-
-    /// `sums [batch, kv_heads, n]` plus the mean of `rows [batch, kv_heads, group, n]` over the group.
-    #[fusion(meta = |sums, _rows| sums.clone())]
-    fn add_mean(sums: FloatTensor<Self>, rows: FloatTensor<Self>) -> FloatTensor<Self>;
-
-    /// [`EntryOps::write_entry`] in slot `entries − 1`, then [`TokenOps::attend_token`](super::TokenOps::attend_token) over so many
-    /// entries, without a window. Returns the output, the probabilities, and keys, values and positions.
-    #[fusion(meta = |q, keys, values, positions, _key, _value, entries, _position, _softcap| {
-        let row = [keys.shape[0], keys.shape[1], q.shape[1] / keys.shape[1], *entries];
-        (
-            q.clone(),
-            shapes::like(q, row),
-            keys.clone(),
-            values.clone(),
-            positions.clone(),
-        )
-    })]
-    fn attend_new(
-        q: FloatTensor<Self>,
-        keys: FloatTensor<Self>,
-        values: FloatTensor<Self>,
-        positions: IntTensor<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        entries: usize,
-        position: usize,
-        softcap: Option<f32>,
-    ) -> (
-        FloatTensor<Self>,
-        FloatTensor<Self>,
-        FloatTensor<Self>,
-        FloatTensor<Self>,
-        IntTensor<Self>,
-    );
-
-    /// How many of `rows [batch, kv_heads, group, n]` have `least` or more in each column: `[batch, kv_heads, n]`.
-    #[fusion(meta = |rows, _least| shapes::like(rows, [rows.shape[0], rows.shape[1], rows.shape[3]]))]
-    fn count_hits(rows: FloatTensor<Self>, least: f32) -> FloatTensor<Self>;
-
-    /// [`ChoiceOps::lowest`] of the first n of `scores [batch, kv_heads, n]`, then [`EntryOps::replace_entry`] in its slot.
-    /// Returns keys, values and positions, the slot, and how many scores were NaN.
-    #[fusion(meta = |scores, keys, values, positions, _guard, _before, _key, _value, _position| (
-        keys.clone(),
-        values.clone(),
-        positions.clone(),
-        shapes::like(positions, [scores.shape[0], scores.shape[1], 1]),
-        shapes::without_last(scores),
-    ))]
-    fn evict(
-        scores: FloatTensor<Self>,
-        keys: FloatTensor<Self>,
-        values: FloatTensor<Self>,
-        positions: IntTensor<Self>,
-        guard: Guard,
-        #[extension_type] before: Counts<Self>,
-        key: FloatTensor<Self>,
-        value: FloatTensor<Self>,
-        position: usize,
-    ) -> (
-        FloatTensor<Self>,
-        FloatTensor<Self>,
-        IntTensor<Self>,
-        IntTensor<Self>,
-        FloatTensor<Self>,
-    );
 }
 
 /// The order of entries by position.
