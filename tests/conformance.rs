@@ -308,7 +308,14 @@ fn sessions_go_on_on_every_device() {
         .iter()
         .map(|(_, device)| load::load_weights(&folder, Storage::F32, device).unwrap())
         .collect();
-    for (name, plan) in plans() {
+    let coded = plans()
+        .into_iter()
+        .skip(1)
+        .take(2)
+        .flat_map(|(name, plan)| {
+            Codes::ALL.map(|codes| (format!("{name} in {codes}"), plan.clone().with_kv(codes)))
+        });
+    for (name, plan) in plans().into_iter().chain(coded) {
         let info = SessionInfo {
             model: "tiny".into(),
             plan: PlanFile::of(&plan, &Registry::default()),

@@ -112,10 +112,10 @@ pub fn describe_budget(plan: &PlanFile) -> String {
     match plan.budget {
         Budget::Tokens(tokens) => format!("{tokens} entries per layer on average{split}"),
         Budget::Total(total) => format!("{total} entries over all layers{split}"),
-        Budget::Ratio(ratio) => format!("{} % of the prompt{split}", trimmed(ratio * 100.0)),
+        Budget::Ratio(ratio) => format!("{} of the prompt{split}", percent(ratio)),
         Budget::ByteRatio(ratio) => {
-            let part = trimmed(ratio * 100.0);
-            format!("{part} % of the prompt's bytes in 16-bit floats{split}")
+            let part = percent(ratio);
+            format!("{part} of the prompt's bytes in 16-bit floats{split}")
         }
         Budget::Bytes(count) => format!("{} over all layers{split}", bytes(count as usize)),
     }
@@ -154,6 +154,13 @@ pub fn bytes(count: usize) -> String {
     }
 }
 
+/// A share that somebody stated, with the digits that it was stated with.
+fn percent(share: f64) -> String {
+    let text = format!("{:.4}", share * 100.0);
+    let text = text.trim_end_matches('0').trim_end_matches('.');
+    format!("{text} %")
+}
+
 /// At most one decimal, none if it is zero.
 fn trimmed(number: f64) -> String {
     let text = format!("{number:.1}");
@@ -163,6 +170,15 @@ fn trimmed(number: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_keep_their_digits() {
+        let shares = [1.0, 0.5, 0.125, 0.0625, 0.1, 0.001].map(percent);
+        assert_eq!(
+            shares,
+            ["100 %", "50 %", "12.5 %", "6.25 %", "10 %", "0.1 %"]
+        );
+    }
 
     #[test]
     fn numbers_are_short() {
