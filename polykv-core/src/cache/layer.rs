@@ -228,8 +228,9 @@ impl LayerCache {
         if self.is_divided() {
             return self.decode_heads([q, k, v]);
         }
-        let with_attention = self.facts.window.is_none()
-            && (self.store.as_ref()).is_some_and(|store| store.attends_new(&q));
+        let store = self.store.as_ref();
+        let with_attention =
+            self.facts.window.is_none() && store.is_some_and(|store| store.attends_new(&q));
         // A single entry is rounded where it is written.
         let appended = self.append(&rules, &q, [k.clone(), v.clone()], !with_attention);
         self.states.append(&rules, &appended)?;

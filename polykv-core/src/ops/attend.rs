@@ -142,6 +142,9 @@ pub(crate) fn attends_new(q: &Tensor<4>, types: [DType; 2]) -> bool {
 
 /// Writes an entry, `key` and `value [batch, kv_heads, 1, d]` in the type that is stored or in f32, at `position` into slot `n − 1` of
 /// all heads, then [`attend_first`] over the first `n` of the entries, which no window leaves any of out.
+///
+/// # Panics
+/// If the shapes do not fit.
 #[cfg(feature = "cube")]
 pub(crate) fn attend_new(
     q: Tensor<4>,
@@ -152,7 +155,8 @@ pub(crate) fn attend_new(
     mask: &Mask,
 ) -> (Tensor<4>, AttentionBlock, Entries) {
     check(&q, &entries.0, &entries.1, &Mask::default());
-    let [_, kv_heads, all, _] = entries.0.dims();
+    let [_, kv_heads, all] = super::entries::check(&entries);
+    super::entries::check_entry(&entries, &key, &value);
     let group = q.dims()[1] / kv_heads;
     assert_eq!(q.dims()[2], 1, "one query per head");
     assert!((1..=all).contains(&n), "{n} entries of {all}");

@@ -91,8 +91,9 @@ impl AttentionBlock {
     pub fn add_to(&self, sums: Tensor<3>) -> Tensor<3> {
         #[cfg(feature = "cube")]
         if let Source::Probabilities { rows, group } = &self.source
-            && rows.dims()[2] == *group
-            && rows.dims()[3] == sums.dims()[2]
+            && let [batch, kv_heads, heads, entries] = rows.dims()
+            && heads == *group
+            && sums.dims() == [batch, kv_heads, entries]
             && Route::of(&sums).if_f32(rows) == Route::Gpu
         {
             return kernel!(StepOps::add_mean(sums, rows.clone()));

@@ -210,6 +210,9 @@ pub(crate) fn drop_lowest_after(
 
 /// [`drop_lowest_after`] of entries, the first of which have `scores [batch, kv_heads, n]`, and [`replace`](super::replace) in
 /// its slot by `key` and `value` at `position`; also returns the slot. On GPUs it is one kernel.
+///
+/// # Panics
+/// If the shapes do not fit, and without scores.
 pub(crate) fn evict(
     scores: Tensor<3>,
     protected: Protected<'_>,
@@ -218,6 +221,11 @@ pub(crate) fn evict(
     [key, value]: [Tensor<4>; 2],
     position: usize,
 ) -> (Entries, Tensor<3, Int>, Nans) {
+    let [batch, kv_heads, count] = scores.dims();
+    let held = super::entries::check(&entries);
+    assert_eq!(held[..2], [batch, kv_heads], "scores of every head");
+    assert!((1..=held[2]).contains(&count), "{count} scores of {held:?}");
+    super::entries::check_entry(&entries, &key, &value);
     #[cfg(feature = "cube")]
     {
         let route = Route::of(&scores).if_alike([entries.0.dtype(), entries.1.dtype()]);
@@ -232,8 +240,7 @@ pub(crate) fn evict(
             return ((keys, values, positions), victim, nans);
         }
     }
-    let count = scores.dims()[2];
-    let positions = match entries.2.dims()[2] > count {
+    let positions = match held[2] > count {
         true => entries.2.clone().narrow(2, 0, count),
         false => entries.2.clone(),
     };

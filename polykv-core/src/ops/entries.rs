@@ -138,7 +138,7 @@ pub(crate) fn extend<const D: usize>(statistics: Tensor<D>, count: usize) -> Ten
 }
 
 /// `[batch, kv_heads, n]` of entries whose shapes fit each other.
-fn check((keys, values, positions): &Entries) -> [usize; 3] {
+pub(super) fn check((keys, values, positions): &Entries) -> [usize; 3] {
     let dims @ [batch, kv_heads, entries] = positions.dims();
     let d = keys.dims()[3];
     assert!(entries > 0, "at least one entry");
@@ -153,7 +153,7 @@ fn check((keys, values, positions): &Entries) -> [usize; 3] {
 }
 
 /// The shapes of one new entry of every head.
-fn check_entry((keys, ..): &Entries, key: &Tensor<4>, value: &Tensor<4>) {
+pub(super) fn check_entry((keys, ..): &Entries, key: &Tensor<4>, value: &Tensor<4>) {
     let [batch, kv_heads, _, d] = keys.dims();
     for vector in [key, value] {
         assert_eq!(vector.dims(), [batch, kv_heads, 1, d], "an entry per head");

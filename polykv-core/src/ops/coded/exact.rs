@@ -79,13 +79,13 @@ impl Exact {
     /// Only the entries in `kept [batch, kv_heads, count]` stay, in this order.
     pub fn keep(&mut self, kept: &Tensor<3, Int>) {
         let same = self.are(kept).int();
-        let [.., count] = same.dims();
+        let dims @ [.., count] = same.dims();
         let ranks = Tensor::<1, Int>::arange(1..count as i64 + 1, &kept.device());
         let dtype = IntDType::from(self.slots.dtype());
         let ranks = ranks
             .cast(IntDType::from(same.dtype()))
             .reshape([1, 1, 1, count]);
-        let places = (same.clone() * ranks.expand(same.dims())).max_dim(3);
+        let places = (same * ranks.expand(dims)).max_dim(3);
         self.slots = places.squeeze_dim::<3>(3).sub_scalar(1).cast(dtype);
     }
 

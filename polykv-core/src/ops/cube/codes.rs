@@ -14,7 +14,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
-use run::{code_words, encode_run, number_of, per_word, step_and_zero, steps, unsigned};
+use run::{code_words, decode_word, encode_run, number_of, per_word};
 
 const UNITS: usize = 64;
 
@@ -313,7 +313,6 @@ fn decode_kernel<E: Float, I: Int>(
 ) {
     let per = comptime!(per_word(codes));
     let in_vector = comptime!(code_words(codes, dim));
-    let in_run = comptime!(Codes::RUN / per);
     let kv = CUBE_POS_X as usize;
     let i = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
     if i >= count * in_vector {
@@ -330,12 +329,13 @@ fn decode_kernel<E: Float, I: Int>(
             row = e;
         }
     }
-    let (step, zero) = step_and_zero(words[at + in_vector + w / in_run]);
-    let word = unsigned(words[at + w], codes);
+    let mut numbers = Array::<f32>::new(per);
+    decode_word(words, at, w, &mut numbers, codes, dim);
+    #[unroll]
     for c in 0..per {
         let number = number_of(w * per + c, codes, dim);
         if number < dim {
-            let mut x = steps(word, zero, c, codes) * step;
+            let mut x = numbers[c];
             if comptime!(relative) {
                 x = x * scale[kv * dim + number] + mean[kv * dim + number];
             }

@@ -42,7 +42,7 @@ pub fn number_of(code: usize, #[comptime] codes: Codes, #[comptime] dim: usize) 
 
 /// A word of codes without signs.
 #[cube]
-pub fn unsigned(word: u32, #[comptime] codes: Codes) -> u32 {
+fn unsigned(word: u32, #[comptime] codes: Codes) -> u32 {
     let mut result = word;
     if comptime!(codes == Codes::Q8) {
         result = word ^ SIGNS;
@@ -52,7 +52,7 @@ pub fn unsigned(word: u32, #[comptime] codes: Codes) -> u32 {
 
 /// Code `i` of a word without signs, less the code of 0.
 #[cube]
-pub fn steps(word: u32, zero: i32, i: usize, #[comptime] codes: Codes) -> f32 {
+fn steps(word: u32, zero: i32, i: usize, #[comptime] codes: Codes) -> f32 {
     let bits = comptime!(codes.bits() as u32);
     let code = (word >> (u32::cast_from(i) * bits)) & comptime!((1u32 << codes.bits()) - 1);
     f32::cast_from(i32::cast_from(code) - zero)
@@ -60,13 +60,33 @@ pub fn steps(word: u32, zero: i32, i: usize, #[comptime] codes: Codes) -> f32 {
 
 /// The step between codes and the code of 0, from the word of a run.
 #[cube]
-pub fn step_and_zero(word: u32) -> (f32, i32) {
+fn step_and_zero(word: u32) -> (f32, i32) {
     let low = i32::cast_from(word & 0xfffu32);
     let mut zero = low;
     if low >= 2048i32 {
         zero = low - 4096i32;
     }
     (f32::reinterpret(word & 0xffff_f000u32), zero)
+}
+
+/// The numbers of word `w` of the vector whose words begin at `at`, less the mean and divided by the scale still.
+#[cube]
+pub fn decode_word(
+    words: &Tensor<u32>,
+    at: usize,
+    w: usize,
+    x: &mut Array<f32>,
+    #[comptime] codes: Codes,
+    #[comptime] dim: usize,
+) {
+    let per = comptime!(per_word(codes));
+    let runs = at + comptime!(code_words(codes, dim));
+    let (step, zero) = step_and_zero(words[runs + w / comptime!(Codes::RUN / per)]);
+    let word = unsigned(words[at + w], codes);
+    #[unroll]
+    for c in 0..per {
+        x[c] = steps(word, zero, c, codes) * step;
+    }
 }
 
 /// Rounded to a whole number, halves away from 0.

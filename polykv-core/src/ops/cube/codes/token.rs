@@ -2,7 +2,7 @@
 //! four of them at a time, and no vector is decoded into memory. The parts are joined as those of floats are.
 
 use super::Channels;
-use super::run::{code_words, number_of, per_word, step_and_zero, steps, unsigned};
+use super::run::{code_words, decode_word, number_of, per_word};
 use crate::codes::Codes;
 use crate::ops::cube::token::{CHUNK, exponentiate, join_kernel};
 use crate::ops::cube::{HIDDEN, Mask, cap, dense, empty, in_window, share, width};
@@ -160,7 +160,6 @@ fn part_kernel<E: Float, I: Int, P: Int>(
 ) {
     let per = comptime!(per_word(codes));
     let in_vector = comptime!(code_words(codes, dim));
-    let in_run = comptime!(Codes::RUN / per);
     let coded = comptime!(in_vector * per);
     let unit = UNIT_POS_X as usize;
     let block = CUBE_POS_X as usize;
@@ -236,12 +235,7 @@ fn part_kernel<E: Float, I: Int, P: Int>(
         for w in 0..in_vector {
             let mut x = Array::<f32>::new(per);
             if exact_row == 0usize {
-                let (step, zero) = step_and_zero(keys[at + in_vector + w / in_run]);
-                let word = unsigned(keys[at + w], codes);
-                #[unroll]
-                for c in 0..per {
-                    x[c] = steps(word, zero, c, codes) * step;
-                }
+                decode_word(keys, at, w, &mut x, codes, dim);
             } else {
                 let from = (kv * exact + exact_row - 1) * dim;
                 for c in 0..per {
@@ -313,12 +307,7 @@ fn part_kernel<E: Float, I: Int, P: Int>(
             let exact_row = exact_rows[j] as usize;
             let mut x = Array::<f32>::new(per);
             if exact_row == 0usize {
-                let (step, zero) = step_and_zero(values[at + in_vector + word / in_run]);
-                let bits = unsigned(values[at + word], codes);
-                #[unroll]
-                for c in 0..per {
-                    x[c] = steps(bits, zero, c, codes) * step;
-                }
+                decode_word(values, at, word, &mut x, codes, dim);
             } else {
                 let from = (kv * exact + exact_row - 1) * dim;
                 for c in 0..per {
