@@ -31,6 +31,8 @@ mod properties;
 mod protect;
 #[path = "cache/protocol.rs"]
 mod protocol;
+#[path = "cache/repetition.rs"]
+mod repetition;
 #[path = "cache/session.rs"]
 mod session;
 #[path = "cache/shared.rs"]
@@ -41,7 +43,7 @@ mod windows;
 mod world;
 
 use burn::tensor::Device;
-use common::{all_variants, each_policy, policy, rule, uniform, written};
+use common::{all_variants, each_policy, policy, repeat, rule, uniform, written};
 use polykv::policy::Policies;
 use polykv::testing::{Case, Inputs, cache, check, compare, kept};
 use polykv::{Budget, KvCache, Phase, Plan, Policy, Prompt, PromptCache, Result};
@@ -81,6 +83,7 @@ fn prefill<C: PromptCache>(
             let output = prompt.attend(layer, q, k, v)?;
             outputs.extend(output.try_into_vec_as::<f32>().unwrap());
         }
+        repeat(&mut prompt, layer, own.part(range.clone(), &Device::flex()))?;
         prompt.end_layer(layer)?;
     }
     Ok((prompt.finish()?, outputs))

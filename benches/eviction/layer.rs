@@ -62,6 +62,10 @@ impl Layer {
             let [q, k, v] = self.part(first, CHUNK.min(tokens - first));
             black_box(prompt.attend(0, q, k, v).expect("shapes match"));
         }
+        if prompt.layers_to_repeat() > 0 {
+            let [q, k, v] = self.part(0, CHUNK.min(tokens));
+            black_box(prompt.repeat(0, q, k, v).expect("shapes match"));
+        }
         prompt.end_layer(0).expect("no score is NaN");
         prompt.finish().expect("no score is NaN");
         cache.reserve(room);

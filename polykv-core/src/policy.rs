@@ -56,6 +56,7 @@ policies! {
     cam::Cam,
     expected_attention::ExpectedAttention,
     lagkv::LagKv,
+    kvzip::KvZip,
     criticalkv::CriticalKv,
     refit::Refit,
     adakv::AdaKv,
@@ -76,6 +77,9 @@ pub struct Needs {
     /// Whether [`Policy::observe`] reads the sums of attention per entry ([`AttentionBlock::column_sums`]), which are then
     /// computed with the attention.
     pub column_sums: bool,
+    /// Whether the prompt runs a second time behind itself for [`Policy::observe_repetition`], see
+    /// [`Prompt::repeat`](crate::Prompt::repeat).
+    pub repetition: bool,
     /// Whether scores or merges depend on the entries' order of position, as pooling and partitions do; see
     /// [`LayerView::order`].
     pub position_order: bool,
@@ -94,6 +98,7 @@ impl Needs {
             queries: self.queries.max(other.queries),
             attention: self.attention || other.attention,
             column_sums: self.column_sums || other.column_sums,
+            repetition: self.repetition || other.repetition,
             position_order: self.position_order || other.position_order,
             rope: self.rope || other.rope,
             output: self.output || other.output,
@@ -157,6 +162,16 @@ pub trait Policy: Send + Sync + fmt::Debug {
     /// # Errors
     /// Anything that keeps the policy from going on; the caller of the cache gets it.
     fn observe(&self, _state: &mut State, _block: &AttentionBlock) -> Result<()> {
+        Ok(())
+    }
+
+    /// Called after the last tokens of a prompt with every block of attention that the prompt's repetition pays, if
+    /// [`Needs::repetition`] is set. The block's last entries are those of the repeated tokens, which are gone afterwards; all
+    /// before them are the layer's.
+    ///
+    /// # Errors
+    /// Anything that keeps the policy from going on; the caller of the cache gets it.
+    fn observe_repetition(&self, _state: &mut State, _block: &AttentionBlock) -> Result<()> {
         Ok(())
     }
 

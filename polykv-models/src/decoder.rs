@@ -4,6 +4,7 @@
 use crate::causal_lm::{Attend, CausalLm, PrefillOptions};
 use crate::config::ModelConfig;
 use crate::layers::{Block, Embedding, Linear, LoadedWeights, RmsNorm, Rope, RopeTable, Rotation};
+use crate::repetition;
 use burn::module::{Module, ModuleDisplay};
 use burn::tensor::{Device, Int, Tensor};
 use polykv_core::ops::{Weight, bytes};
@@ -156,13 +157,24 @@ impl<L: Layer> Decoder<L> {
                 self.rope_of_rows(&positions, last - first),
             ));
         }
+        let mut parts = match prompt.layers_to_repeat() {
+            0 => Vec::new(),
+            _ => repetition::parts(self, &ids, &starts),
+        };
         // A chunk's input is still held while its output is computed.
-        let held: usize = chunks.iter().map(|(x, _)| bytes(x)).sum();
-        options.activation_peak_bytes = held + chunks.first().map_or(0, |(x, _)| bytes(x));
+        let held = chunks.iter().chain(&parts).map(|(x, _)| bytes(x));
+        let most = chunks.iter().chain(&parts).map(|(x, _)| bytes(x)).max();
+        options.activation_peak_bytes = held.sum::<usize>() + most.unwrap_or(0);
         for (index, layer) in self.weights.model.layers.iter().enumerate() {
             for (x, rope) in &mut chunks {
                 let attend = |q, k, v| prompt.attend(index, q, k, v);
                 *x = layer.forward(x.clone(), rope.of(index), attend)?;
+            }
+            if index < prompt.layers_to_repeat() {
+                for (x, rope) in &mut parts {
+                    let attend = |q, k, v| prompt.repeat(index, q, k, v);
+                    *x = layer.forward(x.clone(), rope.of(index), attend)?;
+                }
             }
             prompt.end_layer(index)?;
             options.report(index + 1, self.config.layers.len());

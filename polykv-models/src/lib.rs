@@ -39,6 +39,7 @@ pub mod qwen2;
 pub mod qwen3;
 pub mod qwen3_moe;
 pub mod random;
+mod repetition;
 #[cfg(any(feature = "eval", feature = "calibrate"))]
 mod rows;
 pub mod sample;

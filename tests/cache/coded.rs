@@ -1,7 +1,7 @@
 //! Caches that keep their entries in codes.
 
 use super::world::{World, allocators, phases, plan};
-use crate::common::{all_variants, uniform, written};
+use crate::common::{all_variants, repeat, uniform, written};
 use polykv::allocate::least_budget;
 use polykv::testing::kept;
 use polykv::{Budget, Codes, KvCache, Phase, Plan};
@@ -80,7 +80,9 @@ fn prompt(world: &World, cache: &mut KvCache, tokens: usize) {
     let mut prompt = cache.prompt(tokens).unwrap();
     for layer in 0..world.layers {
         let [q, k, v] = [0, 1, 2].map(|kind| world.part(layer, kind, start..start + tokens));
+        let same = [q.clone(), k.clone(), v.clone()];
         prompt.attend(layer, q, k, v).unwrap();
+        repeat(&mut prompt, layer, same).unwrap();
         prompt.end_layer(layer).unwrap();
     }
     prompt.finish().unwrap();

@@ -1,6 +1,6 @@
 //! Any sequence of calls on a cache, beside a naive cache in f64 that is called the same way.
 
-use crate::common::{all_variants, written};
+use crate::common::{all_variants, repeat, written};
 use burn::tensor::{Device, Tensor};
 use polykv::testing::{HEADS, Inputs, KV_HEADS, Reference, Token, cache, kept, max_difference};
 use polykv::{Budget, ErrorKind, KvCache, Phase, Plan, Rule, Spans};
@@ -112,6 +112,12 @@ impl Both {
                 let step = |i: usize| naive.step(&data.q[i], &data.k[i], &data.v[i]);
                 assert_equal(found, &range.map(step).collect::<Vec<_>>());
             }
+            if layer < prompt.layers_to_repeat() {
+                let part = Inputs::seeded(3, self.seen as u64, layer);
+                let [q, k, v] = part.part(0..3, &Device::flex());
+                let found = prompt.repeat(layer, q, k, v).unwrap();
+                assert_equal(found, &naive.repeat(&part));
+            }
             prompt.end_layer(layer).unwrap();
             naive.evict(Phase::Prefill).unwrap();
         }
@@ -150,8 +156,10 @@ impl Both {
         for _ in 0..2 {
             let mut prompt = other.prompt(9).unwrap();
             for layer in 0..LAYERS {
-                let [q, k, v] = Inputs::seeded(9, 9, layer).part(0..9, &Device::flex());
+                let parts = Inputs::seeded(9, 9, layer).part(0..9, &Device::flex());
+                let [q, k, v] = parts.clone();
                 prompt.attend(layer, q, k, v).unwrap();
+                repeat(&mut prompt, layer, parts).unwrap();
                 prompt.end_layer(layer).unwrap();
             }
             prompt.finish().unwrap();
@@ -166,8 +174,10 @@ impl Both {
     fn give_up(&mut self, layers: usize) {
         let mut prompt = self.cache.prompt(5).unwrap();
         for layer in 0..layers {
-            let [q, k, v] = self.data[layer].part(0..5, &Device::flex());
+            let parts = self.data[layer].part(0..5, &Device::flex());
+            let [q, k, v] = parts.clone();
             prompt.attend(layer, q, k, v).unwrap();
+            repeat(&mut prompt, layer, parts).unwrap();
             prompt.end_layer(layer).unwrap();
         }
         let error = prompt.finish().map(drop).unwrap_err();

@@ -1,7 +1,7 @@
 //! Budgets by allocators that see the layers first.
 
 use super::{BOTH, decode, length};
-use crate::common::{each_policy, policy, uniform};
+use crate::common::{each_policy, policy, repeat, uniform};
 use burn::tensor::Device;
 use polykv::allocate::Allocators;
 use polykv::plan::Share;
@@ -53,6 +53,8 @@ fn prefill(cache: &mut KvCache, data: &[Inputs], after: &mut dyn FnMut(usize, &K
     for (layer, own) in data.iter().enumerate() {
         let [q, k, v] = own.part(0..PROMPT, &Device::flex());
         prompt.attend(layer, q, k, v).unwrap();
+        let parts = own.part(0..PROMPT, &Device::flex());
+        repeat(&mut prompt, layer, parts).unwrap();
         prompt.end_layer(layer).unwrap();
         after(layer, prompt.cache());
     }

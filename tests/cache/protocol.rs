@@ -1,7 +1,7 @@
 //! The order of calls and the counts of tokens.
 
 use super::{BOTH, data, decode, length, prefill};
-use crate::common::{each_policy, uniform};
+use crate::common::{each_policy, repeat, uniform};
 use burn::tensor::{Device, Tensor};
 use polykv::testing::{Inputs, cache, kept, max_difference, shape};
 use polykv::{Budget, Error, ErrorKind, KvCache, Plan, Prompt, PromptCache, SharedPrefill};
@@ -241,6 +241,8 @@ fn a_prompt_can_wait_while_others_decode() {
                 let output = prompt.attend(layer, q, k, v).unwrap();
                 found.extend(output.try_into_vec_as::<f32>().unwrap());
                 if prompt.given() == tokens {
+                    let parts = inputs.part(0..tokens, &Device::flex());
+                    repeat(&mut prompt, layer, parts).unwrap();
                     prompt.end_layer(layer).unwrap();
                 }
                 waiting.push(prompt);

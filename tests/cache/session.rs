@@ -4,7 +4,7 @@
 mod forged;
 
 use super::world::{Fill, World, allocators, phases, plan};
-use crate::common::{all_variants, each_policy, uniform, written};
+use crate::common::{all_variants, each_policy, repeat, uniform, written};
 use burn::tensor::DType;
 use polykv::allocate::least_budget;
 use polykv::testing::kept;
@@ -52,6 +52,9 @@ fn prompt(world: &World, cache: &mut KvCache, tokens: usize) -> Vec<u32> {
             let output = prompt.attend(layer, q, k, v).unwrap();
             bits.extend(output.try_into_vec_as::<f32>().unwrap());
         }
+        let again = start..start + tokens;
+        let parts = [0, 1, 2].map(|kind| world.part(layer, kind, again.clone()));
+        repeat(&mut prompt, layer, parts).unwrap();
         prompt.end_layer(layer).unwrap();
     }
     prompt.finish().unwrap();

@@ -1,5 +1,6 @@
 //! Synthetic models of any shape, and what runs on them.
 
+use crate::common::repeat;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 use polykv::allocate::Allocators;
 use polykv::policy::HeadBudgets;
@@ -155,6 +156,8 @@ impl World {
                 let [q, k, v] = [0, 1, 2].map(|kind| self.part(layer, kind, range.clone()));
                 take(prompt.attend(layer, q, k, v)?);
             }
+            let [q, k, v] = [0, 1, 2].map(|kind| self.part(layer, kind, 0..self.prompt));
+            repeat(&mut prompt, layer, [q, k, v])?;
             prompt.end_layer(layer)?;
         }
         prompt.finish()?;

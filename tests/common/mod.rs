@@ -1,10 +1,11 @@
-//! Policies and plans by name.
+//! Policies and plans by name, and what all prompts here do.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+use burn::tensor::Tensor;
 use polykv::policy::{Params, Policies};
 use polykv::testing::variants;
-use polykv::{Budget, Phase, Plan, PlanFile, Policy, Registry, Rule};
+use polykv::{Budget, Error, Phase, Plan, PlanFile, Policy, Prompt, PromptCache, Registry, Rule};
 use std::sync::Arc;
 
 /// A policy of ours with parameters as a YAML map.
@@ -44,4 +45,16 @@ pub fn written(plan: &Plan) -> String {
 pub fn plan(text: &str) -> Plan {
     let file = PlanFile::from_yaml(text).unwrap();
     file.build(&Registry::default()).unwrap()
+}
+
+/// Gives the layer that is next a repetition of its prompt, if a policy asks for one.
+pub fn repeat<C: PromptCache>(
+    prompt: &mut Prompt<C>,
+    layer: usize,
+    [q, k, v]: [Tensor<4>; 3],
+) -> Result<(), Error> {
+    match layer < prompt.layers_to_repeat() {
+        true => prompt.repeat(layer, q, k, v).map(drop),
+        false => Ok(()),
+    }
 }

@@ -35,6 +35,8 @@ pub struct Attention {
     pub output: Vec<f64>,
     /// `[batch][kv_heads][n]`
     pub column_sums: Vec<f64>,
+    /// `[batch][kv_heads][n]`
+    pub column_max: Vec<f64>,
     /// `[batch][heads][n]`, of the last query.
     pub last_row: Vec<f64>,
     /// Sum over the queries and variance over them, means over the group: `[batch][kv_heads][n]`.
@@ -56,6 +58,7 @@ pub fn attention(
         rows: Vec::new(),
         output: Vec::new(),
         column_sums: vec![0.0; columns],
+        column_max: vec![0.0; columns],
         last_row: Vec::new(),
         window: [vec![0.0; columns], vec![0.0; columns]],
     };
@@ -89,8 +92,10 @@ pub fn attention(
             let column = rows.iter().map(|row| row[j]);
             let sum: f64 = column.clone().sum();
             let mean = sum / q.tokens as f64;
-            let squares: f64 = column.map(|p| (p - mean).powi(2)).sum();
+            let squares: f64 = column.clone().map(|p| (p - mean).powi(2)).sum();
             found.column_sums[at] += sum / group as f64;
+            let most = column.fold(found.column_max[at], f64::max);
+            found.column_max[at] = most;
             found.window[0][at] += sum / group as f64;
             found.window[1][at] += squares / (q.tokens.max(2) - 1) as f64 / group as f64;
         }

@@ -108,6 +108,7 @@ fn masked(
         case.cached(&v, device),
     );
     let mut sums = Tensor::<3>::zeros([case.batch, case.kv_heads, case.entries], device);
+    let mut most = sums.clone();
     let (mut row, mut hits) = (None, None);
     // As many queries as digits fit an f32.
     let bits = (usize::BITS - (case.heads / case.kv_heads).leading_zeros()) as usize;
@@ -117,6 +118,11 @@ fn masked(
         let seen = part.dims()[2];
         let old = sums.clone().slice(s![.., .., 0..seen]);
         sums = sums.clone().slice_assign(s![.., .., 0..seen], old + part);
+        let part = block.column_max();
+        let old = most.clone().slice(s![.., .., 0..seen]);
+        most = most
+            .clone()
+            .slice_assign(s![.., .., 0..seen], old.max_pair(part));
         row = Some(block.last_row());
         let tokens = block.tokens();
         hits = Some(block.hits(tokens - looked_at.min(tokens)..tokens, bits));
@@ -126,6 +132,7 @@ fn masked(
     let output = ops::attend(queries.clone(), k2, v2, &mask, Some(&mut observe)).unwrap();
     table.add(&of("attention"), output, &wanted.output);
     table.add(&of("column sums"), sums, &wanted.column_sums);
+    table.add(&of("column maxima"), most, &wanted.column_max);
     table.add(&of("last row"), row.unwrap(), &wanted.last_row);
     let (digits, counts) = hits.unwrap();
     let [wanted_digits, wanted_counts] = wanted.hits(case.kv_heads, case.entries, looked_at, bits);

@@ -108,6 +108,22 @@ impl Drive for KvCache {
         self.run(layer, |cache| cache.prefill(q, k, v))
     }
 
+    fn layers_to_repeat(&self) -> usize {
+        let last = self.layers.iter().rposition(LayerCache::wants_repetition);
+        last.map_or(0, |last| last.saturating_add(1))
+    }
+
+    fn repeat(
+        &mut self,
+        layer: usize,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> Result<Tensor<4>> {
+        let q = self.scaled(q);
+        self.run(layer, |cache| cache.repeat(q, k, v))
+    }
+
     fn end_layer(&mut self, layer: usize) -> Result<()> {
         self.trim(layer)
     }

@@ -4,6 +4,7 @@ mod heads;
 mod measure;
 mod nans;
 mod pack;
+mod repeat;
 mod session;
 mod shared;
 mod window;

@@ -38,6 +38,18 @@ pub trait Drive {
     ) -> Result<Tensor<4>>;
 
     #[doc(hidden)]
+    fn layers_to_repeat(&self) -> usize;
+
+    #[doc(hidden)]
+    fn repeat(
+        &mut self,
+        layer: usize,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> Result<Tensor<4>>;
+
+    #[doc(hidden)]
     fn end_layer(&mut self, layer: usize) -> Result<()>;
 
     #[doc(hidden)]
@@ -62,6 +74,10 @@ pub struct Prompt<C: PromptCache> {
     layer: usize,
     /// Tokens that this layer has been given.
     given: usize,
+    /// Tokens of the repetition that this layer has been given.
+    repeated: usize,
+    /// How many of the first layers want it.
+    to_repeat: usize,
 }
 
 impl<C: PromptCache> Prompt<C> {
@@ -74,11 +90,14 @@ impl<C: PromptCache> Prompt<C> {
             return Err(Error::invalid("prompt", "length", "0 tokens", "at least 1"));
         }
         cache.begin(tokens)?;
+        let to_repeat = cache.layers_to_repeat();
         Ok(Self {
             cache,
             tokens,
             layer: 0,
             given: 0,
+            repeated: 0,
+            to_repeat,
         })
     }
 
@@ -135,21 +154,67 @@ impl<C: PromptCache> Prompt<C> {
         Ok(output)
     }
 
+    /// Through how many of the first layers the prompt's repetition has to run, see [`Prompt::repeat`]; 0 if no policy asks for
+    /// it, as most do not.
+    pub fn layers_to_repeat(&self) -> usize {
+        self.to_repeat
+    }
+
+    /// The attention of a part of the prompt's repetition, for policies that score entries by it
+    /// ([`Needs::repetition`](crate::policy::Needs::repetition)). When the layer that is next, below
+    /// [`Prompt::layers_to_repeat`], has been given the whole prompt, call this for each part: some of the prompt's tokens run
+    /// through the layers once more, at the positions that follow the prompt. They see all entries, and of each other those of
+    /// their own part; nothing of them stays. Every part begins at the same position.
+    ///
+    /// Shapes and scale are those of [`Prompt::attend`].
+    ///
+    /// # Errors
+    /// Another layer than [`Prompt::layer`] or one that nothing has to be repeated in, fewer tokens of the prompt than announced,
+    /// and shapes that do not match the cache's.
+    pub fn repeat(
+        &mut self,
+        layer: usize,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> Result<Tensor<4>> {
+        self.check_layer(layer)?;
+        self.check_given(layer)?;
+        if layer >= self.to_repeat {
+            let allowed = match self.to_repeat {
+                0 => "none, as no policy asks for it".into(),
+                most => format!("layers below {most}"),
+            };
+            return Err(Error::order(
+                "prompt",
+                "repetition",
+                format!("layer {layer}"),
+                allowed,
+            ));
+        }
+        let tokens = q.dims()[2];
+        let output = self.cache.repeat(layer, q, k, v)?;
+        self.repeated = self.repeated.saturating_add(tokens);
+        Ok(output)
+    }
+
     /// Ends a layer that has been given the whole prompt: evicts by its prefill rule and goes on to the next layer. Under an
     /// allocator that splits by what the layers do ([`Online`](crate::allocate::Online)), earlier layers may evict again.
     ///
     /// # Errors
-    /// Another layer than [`Prompt::layer`], fewer tokens than announced, and NaN scores.
+    /// Another layer than [`Prompt::layer`], fewer tokens than announced, a repetition that is missing, and NaN scores.
     pub fn end_layer(&mut self, layer: usize) -> Result<()> {
         self.check_layer(layer)?;
-        if self.given < self.tokens {
-            let allowed = format!("{}, as announced", self.tokens);
-            let field = format!("tokens of layer {layer}");
-            return Err(Error::order("prompt", field, self.given, allowed));
+        self.check_given(layer)?;
+        if layer < self.to_repeat && self.repeated == 0 {
+            let field = format!("repeated tokens of layer {layer}");
+            let allowed =
+                "at least 1, which a policy asks for: Prompt::repeat before the layer ends";
+            return Err(Error::order("prompt", field, 0, allowed));
         }
         self.cache.end_layer(layer)?;
         self.layer = layer.saturating_add(1);
-        self.given = 0;
+        (self.given, self.repeated) = (0, 0);
         Ok(())
     }
 
@@ -165,6 +230,17 @@ impl<C: PromptCache> Prompt<C> {
         }
         self.cache.end()?;
         Ok(self.cache)
+    }
+
+    fn check_given(&self, layer: usize) -> Result<()> {
+        match self.given < self.tokens {
+            true => {
+                let allowed = format!("{}, as announced", self.tokens);
+                let field = format!("tokens of layer {layer}");
+                Err(Error::order("prompt", field, self.given, allowed))
+            }
+            false => Ok(()),
+        }
     }
 
     fn check_layer(&self, layer: usize) -> Result<()> {
@@ -217,6 +293,20 @@ macro_rules! forward {
                 v: Tensor<4>,
             ) -> Result<Tensor<4>> {
                 (**self).attend(layer, q, k, v)
+            }
+
+            fn layers_to_repeat(&self) -> usize {
+                (**self).layers_to_repeat()
+            }
+
+            fn repeat(
+                &mut self,
+                layer: usize,
+                q: Tensor<4>,
+                k: Tensor<4>,
+                v: Tensor<4>,
+            ) -> Result<Tensor<4>> {
+                (**self).repeat(layer, q, k, v)
             }
 
             fn end_layer(&mut self, layer: usize) -> Result<()> {

@@ -135,17 +135,38 @@ impl Drive for SharedPrefill {
                 .filter_map(|cache| cache.layers.get(layer));
             LayerCache::leader(layer, self.shape, &self.device, tokens, followers)
         });
-        let caches = self.caches.iter_mut().zip(&self.origins).enumerate();
-        let mut followers: Vec<&mut LayerCache> = caches
-            .filter(|(index, (_, origins))| origins.get(layer) == Some(index))
-            .filter_map(|(_, (cache, _))| cache.layers.get_mut(layer))
-            .collect();
+        let mut followers = followers(&mut self.caches, &self.origins, layer);
         let output = self
             .leader
             .insert(leader)
             .attend_for(&mut followers, q, k, v)?;
         self.note_peak();
         Ok(output)
+    }
+
+    fn layers_to_repeat(&self) -> usize {
+        let caches = self.caches.iter();
+        caches.map(Drive::layers_to_repeat).max().unwrap_or(0)
+    }
+
+    fn repeat(
+        &mut self,
+        layer: usize,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> Result<Tensor<4>> {
+        let q = match self.caches.first() {
+            Some(cache) => cache.scaled(q),
+            None => q,
+        };
+        let Some(leader) = &mut self.leader else {
+            let found = format!("layer {layer} repeats without a prompt");
+            return Err(Error::Failed(found));
+        };
+        let mut followers = followers(&mut self.caches, &self.origins, layer);
+        followers.retain(|follower| follower.wants_repetition());
+        leader.repeat_for(&mut followers, q, k, v)
     }
 
     fn end_layer(&mut self, layer: usize) -> Result<()> {
@@ -183,6 +204,19 @@ impl Drive for SharedPrefill {
     fn end(&mut self) -> Result<()> {
         self.caches.iter_mut().try_for_each(KvCache::end)
     }
+}
+
+/// The caches of one layer that evict by rules which no cache before them has.
+fn followers<'a>(
+    caches: &'a mut [KvCache],
+    origins: &[Vec<usize>],
+    layer: usize,
+) -> Vec<&'a mut LayerCache> {
+    let caches = caches.iter_mut().zip(origins).enumerate();
+    caches
+        .filter(|(index, (_, origins))| origins.get(layer) == Some(index))
+        .filter_map(|(_, (cache, _))| cache.layers.get_mut(layer))
+        .collect()
 }
 
 /// For each cache and layer the first cache with the same rules there. A cache whose budgets depend on its other layers

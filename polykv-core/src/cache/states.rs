@@ -38,6 +38,20 @@ impl States {
             .try_for_each(|(rule, state)| rule.policy.observe(state, block))
     }
 
+    /// Passes a block of attention of the prompt's repetition to the policies that ask for it.
+    ///
+    /// # Errors
+    /// Those of the policies.
+    pub fn observe_repetition(
+        &mut self,
+        rules: &LayerEvictions,
+        block: &AttentionBlock,
+    ) -> Result<()> {
+        self.with(rules)
+            .filter(|(rule, _)| rule.policy.needs().repetition)
+            .try_for_each(|(rule, state)| rule.policy.observe_repetition(state, block))
+    }
+
     /// The state that is kept for one phase; if both share one, it is that of the prefill.
     pub fn own(&self, phase: Phase) -> &State {
         match phase {

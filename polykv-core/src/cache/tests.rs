@@ -42,6 +42,11 @@ fn decode_writes_in_place() {
         prompt
             .attend(0, random(4, 20), random(2, 20), random(2, 20))
             .unwrap();
+        if prompt.layers_to_repeat() > 0 {
+            prompt
+                .repeat(0, random(4, 5), random(2, 5), random(2, 5))
+                .unwrap();
+        }
         prompt.end_layer(0).unwrap();
         prompt.finish().unwrap();
         // The first step may make room or compact once.

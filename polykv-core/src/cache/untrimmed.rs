@@ -73,6 +73,20 @@ impl Drive for Untrimmed<'_> {
         self.0.attend(layer, q, k, v)
     }
 
+    fn layers_to_repeat(&self) -> usize {
+        0
+    }
+
+    fn repeat(
+        &mut self,
+        layer: usize,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> Result<Tensor<4>> {
+        self.0.repeat(layer, q, k, v)
+    }
+
     fn end_layer(&mut self, layer: usize) -> Result<()> {
         self.0.run(layer, LayerCache::leave_window)?;
         self.0.code(layer)

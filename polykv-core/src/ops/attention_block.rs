@@ -84,6 +84,17 @@ impl AttentionBlock {
         self.sums.get_or_init(sums).clone()
     }
 
+    /// The most attention that any query of the block and of the query group pays to each entry: `[batch, kv_heads, entries]`.
+    pub fn column_max(&self) -> Tensor<3> {
+        match &self.source {
+            Source::Probabilities { rows, .. } => oracle::column_max(rows.clone()),
+            Source::Kernel(from) => {
+                let (q, k, log_sums) = (from.q.clone(), from.k.clone(), from.log_sums.clone());
+                kernel!(PromptOps::column_max(q, k, log_sums, self.mask.kernel()))
+            }
+        }
+    }
+
     /// `sums [batch, kv_heads, n]` with [`AttentionBlock::column_sums`] added to those of the first entries.
     ///
     /// # Panics

@@ -173,6 +173,12 @@ pub fn column_sums(probabilities: Tensor<4>, group: usize) -> Tensor<3> {
     sums.reshape([batch, kv_heads, entries])
 }
 
+/// The largest of the rows of `[batch, kv_heads, group * tokens, entries]`: `[batch, kv_heads, entries]`.
+pub fn column_max(probabilities: Tensor<4>) -> Tensor<3> {
+    let [batch, kv_heads, _, entries] = probabilities.dims();
+    probabilities.max_dim(2).reshape([batch, kv_heads, entries])
+}
+
 /// [`AttentionBlock::hits`](super::AttentionBlock::hits), from the block's probabilities and how many entries each of the
 /// queries sees, `[batch or 1, kv_heads or 1, queries]`.
 pub fn attention_hits(

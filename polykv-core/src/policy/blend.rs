@@ -131,6 +131,14 @@ impl Policy for Blend {
         })
     }
 
+    fn observe_repetition(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
+        let mut members = self.members.iter().zip(&mut state.members);
+        members.try_for_each(|(member, state)| match member.policy.needs().repetition {
+            true => member.policy.observe_repetition(state, block),
+            false => Ok(()),
+        })
+    }
+
     fn can_cut_in_steps(&self) -> bool {
         false
     }

@@ -117,6 +117,13 @@ impl Policy for CriticalKv {
         }
     }
 
+    fn observe_repetition(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
+        match self.base.policy.needs().repetition {
+            true => self.base.policy.observe_repetition(&mut state.members[0], block),
+            false => Ok(()),
+        }
+    }
+
     fn can_cut_in_steps(&self) -> bool {
         false
     }

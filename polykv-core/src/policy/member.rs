@@ -126,6 +126,14 @@ macro_rules! through_base {
                 self.base.policy.observe(state, block)
             }
 
+            fn observe_repetition(
+                &self,
+                state: &mut $crate::policy::State,
+                block: &$crate::ops::AttentionBlock,
+            ) -> $crate::Result<()> {
+                self.base.policy.observe_repetition(state, block)
+            }
+
             fn score(
                 &self,
                 state: &$crate::policy::State,

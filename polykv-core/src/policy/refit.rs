@@ -112,6 +112,13 @@ impl Policy for Refit {
         }
     }
 
+    fn observe_repetition(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
+        match self.base.policy.needs().repetition {
+            true => self.base.policy.observe_repetition(state, block),
+            false => Ok(()),
+        }
+    }
+
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
         self.base.policy.score(state, view)
     }

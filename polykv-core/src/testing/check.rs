@@ -174,6 +174,10 @@ impl<'a> Check<'a> {
             let [q, k, v] = self.part(&rows, start..self.prompt.min(start + chunk));
             outputs.push(prompt.attend(0, q, k, v).map_err(text)?);
         }
+        if prompt.layers_to_repeat() > 0 {
+            let [q, k, v] = self.part(&rows, 0..self.prompt);
+            prompt.repeat(0, q, k, v).map_err(text)?;
+        }
         prompt.end_layer(0).map_err(text)?;
         prompt.finish().map_err(text)?;
         let mut outputs = vec![read(Tensor::cat(outputs, 2))?];
@@ -385,6 +389,10 @@ impl<'a> Check<'a> {
                 if healthy < self.prompt {
                     let [_, k, v] = inputs.part(healthy..self.prompt, self.device);
                     prompt.attend(0, nan.clone(), k, v)?;
+                }
+                if prompt.layers_to_repeat() > 0 {
+                    let [q, k, v] = inputs.part(0..self.prompt, self.device);
+                    prompt.repeat(0, q, k, v)?;
                 }
                 prompt.end_layer(0)?;
                 prompt.finish()?;

@@ -126,6 +126,15 @@ pub fn compare(case: &Case, device: &Device) -> Result<Difference> {
                 let step = |i: usize| reference.step(&data.q[i], &data.k[i], &data.v[i]);
                 difference.add_output(output, &range.map(step).collect::<Vec<_>>())?;
             }
+            if layer < prompt.layers_to_repeat() {
+                // Two parts, of other tokens than the prompt's: what they are does not matter to a cache.
+                for (part, tokens) in [5, 8].into_iter().enumerate() {
+                    let part = Inputs::seeded(tokens, 40 + part as u64, layer);
+                    let [q, k, v] = part.part(0..tokens, device);
+                    let output = prompt.repeat(layer, q, k, v)?;
+                    difference.add_output(output, &reference.repeat(&part))?;
+                }
+            }
             prompt.end_layer(layer)?;
             reference.evict(Phase::Prefill)?;
             difference.add_kept(prompt.cache(), layer, reference)?;

@@ -1,6 +1,7 @@
 //! A naive cache in f64 on the host, with entries in order of position, written from the definitions alone.
 
 mod division;
+mod repetition;
 
 use super::inputs::{DIM, GROUP, KV_HEADS, Token, Windows, output_weight, rope, shape};
 use super::maths::{dot, softmax};
@@ -42,6 +43,8 @@ pub struct Entry {
     pub arrived: Vec<f64>,
     /// The attention from all queries so far, mean over the query group.
     pub sum: f64,
+    /// The most attention from all queries of the prompts' repetitions, of any head of the query group.
+    pub repeated: f64,
     /// For each query since it was appended, the number of query heads of the group that paid it at least the average of their
     /// attention.
     pub hits: Vec<usize>,
@@ -278,6 +281,7 @@ impl Reference {
                 value: v[head].clone(),
                 arrived: v[head].clone(),
                 sum: 0.0,
+                repeated: 0.0,
                 hits: Vec::new(),
             });
             let view = self.head(head, Phase::Decode, 0);

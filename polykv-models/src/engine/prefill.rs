@@ -4,9 +4,8 @@ use super::request::{Request, RequestId, Waiting};
 use super::room::Need;
 use crate::causal_lm::CausalLm;
 use crate::generate::Held;
-use crate::layers::RopeTable;
 use crate::load::LoadedModel;
-use burn::tensor::Tensor;
+use crate::repetition::{self, Chunk};
 use polykv_core::{Error, KvCache, Prompt, Result, ops};
 
 /// A request whose prompt is running.
@@ -21,8 +20,10 @@ pub(super) struct Prefill {
     /// The sequence as it was, if it is to be kept.
     before: Option<Box<Held>>,
     /// The hidden states of each chunk, with its positions.
-    chunks: Vec<(Tensor<3>, RopeTable)>,
-    /// The chunk that goes through the layer next.
+    chunks: Vec<Chunk>,
+    /// The parts of the prompt's repetition, if a policy asks for it.
+    parts: Vec<Chunk>,
+    /// The chunk that goes through the layer next; those of the repetition come after the prompt's.
     next: usize,
 }
 
@@ -75,10 +76,15 @@ impl Prefill {
         if request.options.packed {
             cache.check_packs()?;
         }
-        let mut first = cache.next_positions().first().copied().unwrap_or(0);
+        let starts = cache.next_positions();
+        let mut first = starts.first().copied().unwrap_or(0);
         let fed: Vec<u32> = pending.into_iter().chain(request.prompt.clone()).collect();
         tokens.extend_from_slice(&fed);
         let prompt = Prompt::new(cache, fed.len())?;
+        let parts = match prompt.layers_to_repeat() {
+            0 => Vec::new(),
+            _ => repetition::parts(lm, &model.ids(&fed), &starts),
+        };
         let chunks = fed.chunks(chunk.max(1)).map(|ids| {
             let positions = first..first.saturating_add(ids.len());
             first = positions.end;
@@ -89,6 +95,7 @@ impl Prefill {
             need,
             prompt,
             chunks: chunks.collect(),
+            parts,
             next: 0,
             request,
             tokens,
@@ -115,13 +122,21 @@ impl Prefill {
     /// An error of the model or of the cache.
     pub fn step(&mut self, model: &dyn CausalLm) -> Result<bool> {
         let (layer, prompt) = (self.prompt.layer(), &mut self.prompt);
-        if let Some((x, rope)) = self.chunks.get_mut(self.next) {
-            *x = model.layer(layer, x.clone(), rope, &mut |q, k, v| {
-                prompt.attend(layer, q, k, v)
+        let given = self.chunks.len();
+        let all = match layer < prompt.layers_to_repeat() {
+            true => given.saturating_add(self.parts.len()),
+            false => given,
+        };
+        let repeats = self.next >= given;
+        let mut chunks = self.chunks.iter_mut().chain(&mut self.parts);
+        if let Some((x, rope)) = chunks.nth(self.next).filter(|_| self.next < all) {
+            *x = model.layer(layer, x.clone(), rope, &mut |q, k, v| match repeats {
+                true => prompt.repeat(layer, q, k, v),
+                false => prompt.attend(layer, q, k, v),
             })?;
             self.next = self.next.saturating_add(1);
         }
-        if self.next == self.chunks.len() {
+        if self.next == all {
             self.prompt.end_layer(layer)?;
             self.next = 0;
         }

@@ -88,7 +88,7 @@ impl LayerCache {
     }
 
     /// Runs a step in every head with its part of queries, keys and values, and puts the outputs together.
-    fn in_heads(
+    pub(super) fn in_heads(
         &mut self,
         [q, k, v]: [Tensor<4>; 3],
         step: impl Fn(&mut Self, [Tensor<4>; 3]) -> Result<Tensor<4>> + Sync,

@@ -1,4 +1,4 @@
-//! Causal attention of many queries by online softmax, and the sums of its columns. No row of scores ever exists.
+//! Causal attention of many queries by online softmax, and the sums and maxima of its columns. No row of scores ever exists.
 
 use super::{HIDDEN, Mask, cap, dense, empty, in_window, length, unrolls, width};
 use crate::ops::kernels::{self, PromptOps};
@@ -89,48 +89,67 @@ impl PromptOps for CubeBackend {
         log_sums: CubeTensor,
         mask: kernels::Mask<Self>,
     ) -> CubeTensor {
-        let (q, k, log_sums) = (into_contiguous(q), dense(k), into_contiguous(log_sums));
-        let [_, heads, tokens, dim] = q.shape().dims::<4>();
-        let mask = Mask::of(mask, tokens);
-        let [batch, kv_heads, n, _] = k.shape().dims::<4>();
-        let width = width(&[&k]);
-        let sums = empty(&q, [batch, kv_heads, n], DType::F32);
-        let client = q.client.clone();
-        let known = unrolls(&client);
-        let dtypes = [k.dtype, mask.dtype()].map(dtype_to_storage_type);
-        debug_assert_eq!(
-            log_sums.shape().num_elements(),
-            batch * heads * q.shape()[2]
-        );
-        debug_assert!(q.shape()[2] <= n && heads.is_multiple_of(kv_heads));
-        // SAFETY: units beyond the keys end; the others read their own key and the queries of its head, below all of them,
-        // and write their own sum.
-        unsafe {
-            columns_kernel::launch_unchecked(
-                &client,
-                CubeCount::Static((batch * kv_heads) as u32, n.div_ceil(UNITS) as u32, 1),
-                CubeDim::new_1d(UNITS as u32),
-                width,
-                q.into_tensor_arg(),
-                k.into_tensor_arg(),
-                log_sums.into_tensor_arg(),
-                sums.clone().into_tensor_arg(),
-                mask.positions.map(CubeTensor::into_buffer_arg).into(),
-                1.0 / (dim as f32).sqrt(),
-                mask.softcap,
-                mask.size,
-                mask.first,
-                heads / kv_heads,
-                dim / width,
-                mask.capped,
-                dim / width,
-                width,
-                known,
-                dtypes,
-            );
-        }
-        sums
+        columns([q, k, log_sums], mask, false)
     }
+
+    fn column_max(
+        q: CubeTensor,
+        k: CubeTensor,
+        log_sums: CubeTensor,
+        mask: kernels::Mask<Self>,
+    ) -> CubeTensor {
+        columns([q, k, log_sums], mask, true)
+    }
+}
+
+/// The sums over the columns, or the largest of them.
+fn columns(
+    [q, k, log_sums]: [CubeTensor; 3],
+    mask: kernels::Mask<CubeBackend>,
+    largest: bool,
+) -> CubeTensor {
+    let (q, k, log_sums) = (into_contiguous(q), dense(k), into_contiguous(log_sums));
+    let [_, heads, tokens, dim] = q.shape().dims::<4>();
+    let mask = Mask::of(mask, tokens);
+    let [batch, kv_heads, n, _] = k.shape().dims::<4>();
+    let width = width(&[&k]);
+    let sums = empty(&q, [batch, kv_heads, n], DType::F32);
+    let client = q.client.clone();
+    let known = unrolls(&client);
+    let dtypes = [k.dtype, mask.dtype()].map(dtype_to_storage_type);
+    debug_assert_eq!(
+        log_sums.shape().num_elements(),
+        batch * heads * q.shape()[2]
+    );
+    debug_assert!(q.shape()[2] <= n && heads.is_multiple_of(kv_heads));
+    // SAFETY: units beyond the keys end; the others read their own key and the queries of its head, below all of them,
+    // and write their own sum.
+    unsafe {
+        columns_kernel::launch_unchecked(
+            &client,
+            CubeCount::Static((batch * kv_heads) as u32, n.div_ceil(UNITS) as u32, 1),
+            CubeDim::new_1d(UNITS as u32),
+            width,
+            q.into_tensor_arg(),
+            k.into_tensor_arg(),
+            log_sums.into_tensor_arg(),
+            sums.clone().into_tensor_arg(),
+            mask.positions.map(CubeTensor::into_buffer_arg).into(),
+            1.0 / (dim as f32).sqrt(),
+            mask.softcap,
+            mask.size,
+            mask.first,
+            heads / kv_heads,
+            dim / width,
+            mask.capped,
+            dim / width,
+            width,
+            known,
+            largest,
+            dtypes,
+        );
+    }
+    sums
 }
 
 /// One unit per query; keys and values pass through shared memory.
@@ -261,6 +280,7 @@ fn columns_kernel<E: Float, I: Int, N: Size>(
     #[comptime] words: usize,
     #[comptime] width: usize,
     #[comptime] known: bool,
+    #[comptime] largest: bool,
     #[define(E, I)] _dtypes: [ElemType; 2],
 ) {
     let steps = length(steps, words, known);
@@ -297,8 +317,16 @@ fn columns_kernel<E: Float, I: Int, N: Size>(
             for lane in 0..width {
                 score += products.extract(lane);
             }
-            sum += (cap(score, softcap, capped) - log_sums[row]).exp();
+            let p = (cap(score, softcap, capped) - log_sums[row]).exp();
+            if comptime!(largest) {
+                sum = max(sum, p);
+            } else {
+                sum += p;
+            }
         }
     }
-    sums[kv * n + j] = sum / f32::cast_from(group);
+    if comptime!(!largest) {
+        sum /= f32::cast_from(group);
+    }
+    sums[kv * n + j] = sum;
 }

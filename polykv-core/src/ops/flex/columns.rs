@@ -1,4 +1,4 @@
-//! Sums over the columns of a prompt's attention, from what the attention left.
+//! Sums and maxima over the columns of a prompt's attention, from what the attention left.
 
 use super::mask::Mask;
 use super::simd::{Level, Vector, dispatch, exp};
@@ -6,14 +6,24 @@ use super::tiles::{KEYS, ROWS, Tile, pack_all, scores};
 use super::view::Heads;
 use rayon::prelude::*;
 
-/// Attention received per key: sum over the queries, mean over the query group. `log_sums` is what
-/// [`attend`](super::prefill::attend) returned for the same `q` and `k`. Returns `[batch, kv_heads, n]`.
-pub fn column_sums(
+/// What is made of the attention that a key receives.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Fold {
+    /// The sum over the queries, mean over the query group.
+    Sum,
+    /// The most of all queries and all heads of the query group.
+    Max,
+}
+
+/// Attention received per key. `log_sums` is what [`attend`](super::prefill::attend) returned for the same `q` and `k`.
+/// Returns `[batch, kv_heads, n]`.
+pub fn columns(
     level: Level,
     q: &Heads<'_>,
     k: &Heads<'_>,
     log_sums: &[f32],
     mask: &Mask,
+    fold: Fold,
 ) -> Vec<f32> {
     let keys = pack_all(k);
     let group = q.heads / k.heads;
@@ -27,6 +37,7 @@ pub fn column_sums(
             group,
             start: index * KEYS,
             hidden: k.tokens - q.tokens,
+            fold,
         };
         let keys = &keys[kv][index * KEYS * k.dim..(index + 1) * KEYS * k.dim];
         dispatch!(level, fn tile_columns(
@@ -47,6 +58,7 @@ struct Columns {
     start: usize,
     /// Keys before the first query's own.
     hidden: usize,
+    fold: Fold,
 }
 
 #[inline(always)]
@@ -80,14 +92,24 @@ fn tile_columns<V: Vector>(
             let scores = scores::<V>(tile, &tile.pack(q), keys, at.start);
             for (r, row) in scores.iter().enumerate().take(tile.rows) {
                 let log_sum = log_sums[(at.batch * q.heads + head) * q.tokens + first + r];
-                for i in 0..KEYS {
-                    // exp clamps at e⁻⁸⁷, which is nothing beside a probability.
-                    sums[i] += exp::<V>(row[i] - log_sum);
+                // exp clamps at e⁻⁸⁷, which is nothing beside a probability.
+                match at.fold {
+                    Fold::Sum => (0..KEYS).for_each(|i| sums[i] += exp::<V>(row[i] - log_sum)),
+                    Fold::Max => {
+                        (0..KEYS)
+                            .for_each(|i| sums[i] = larger(sums[i], exp::<V>(row[i] - log_sum)));
+                    }
                 }
             }
         }
     }
-    for sum in sums {
-        *sum /= at.group as f32;
+    if at.fold == Fold::Sum {
+        sums.iter_mut().for_each(|sum| *sum /= at.group as f32);
     }
+}
+
+/// The larger of two numbers, or NaN if one of them is.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a >= b || a.is_nan() { a } else { b }
 }

@@ -4,7 +4,7 @@
 #[cfg(target_arch = "x86_64")]
 use super::blocks::gemm::Hardware;
 use super::bridge::{elements, inner_dense, tensor, widened};
-use super::columns;
+use super::columns::{self, Fold};
 use super::mask::Mask;
 #[cfg(target_arch = "x86_64")]
 use super::prefill_tiles;
@@ -59,12 +59,25 @@ impl PromptOps for Flex {
         log_sums: FlexTensor,
         mask: kernels::Mask<Self>,
     ) -> FlexTensor {
-        let (q, k, log_sums) = (inner_dense(q), widened(k), log_sums.to_contiguous());
-        let (q, k) = (Heads::of(&q), Heads::of(&k));
-        let mask = Mask::of(mask, q.tokens);
-        let sums = columns::column_sums(Level::best(), &q, &k, elements(&log_sums), &mask);
-        tensor(sums, [k.batch, k.heads, k.tokens])
+        columns([q, k, log_sums], mask, Fold::Sum)
     }
+
+    fn column_max(
+        q: FlexTensor,
+        k: FlexTensor,
+        log_sums: FlexTensor,
+        mask: kernels::Mask<Self>,
+    ) -> FlexTensor {
+        columns([q, k, log_sums], mask, Fold::Max)
+    }
+}
+
+fn columns([q, k, log_sums]: [FlexTensor; 3], mask: kernels::Mask<Flex>, fold: Fold) -> FlexTensor {
+    let (q, k, log_sums) = (inner_dense(q), widened(k), log_sums.to_contiguous());
+    let (q, k) = (Heads::of(&q), Heads::of(&k));
+    let mask = Mask::of(mask, q.tokens);
+    let found = columns::columns(Level::best(), &q, &k, elements(&log_sums), &mask, fold);
+    tensor(found, [k.batch, k.heads, k.tokens])
 }
 
 /// [`attend`] where keys and values are stored in 16 bits and the processor has tiles of bf16.

@@ -10,9 +10,10 @@ mod slots;
 mod tiles;
 
 use super::bridge::{elements, float};
+use super::columns::{Fold, columns};
 use super::simd::Level;
 use super::view::Heads;
-use super::{columns, hits, keys, mask, merge, order, prefill, token, window};
+use super::{hits, keys, mask, merge, order, prefill, token, window};
 use crate::ops::{self, Mask, Places, oracle};
 use crate::random::splitmix;
 use burn::backend::flex::FlexTensor;
@@ -200,7 +201,14 @@ fn prompt_attention_and_column_sums_equal_the_oracle() {
         for (plain, mask) in masks(case) {
             let dims = [case.batch, case.kv_heads, case.entries];
             let mut sums = Tensor::<3>::zeros(dims, &Device::flex());
-            let mut add = |rows| {
+            let mut most = Tensor::<3>::zeros(dims, &Device::flex());
+            let mut add = |rows: Tensor<4>| {
+                let part = oracle::column_max(rows.clone());
+                let seen = part.dims()[2];
+                let old = most.clone().slice(s![.., .., 0..seen]);
+                most = most
+                    .clone()
+                    .slice_assign(s![.., .., 0..seen], old.max_pair(part));
                 let part = oracle::column_sums(rows, group);
                 let seen = part.dims()[2];
                 let old = sums.clone().slice(s![.., .., 0..seen]);
@@ -210,6 +218,7 @@ fn prompt_attention_and_column_sums_equal_the_oracle() {
             let (q, k, v) = (q.clone(), k.clone(), v.clone());
             let wanted = oracle::attend(q, k, v, &plain, Some(&mut add)).unwrap();
             let (wanted, sums) = (values(wanted.swap_dims(1, 2)), values(sums));
+            let most = values(most);
             let window = plain.places.and_then(|places| places.window);
             for level in Level::available() {
                 let what = format!(
@@ -218,8 +227,10 @@ fn prompt_attention_and_column_sums_equal_the_oracle() {
                 );
                 let (found, log_sums) = prefill::attend(level, &q2, &k2, &v2, &mask);
                 assert_close(&found, &wanted, 2e-5, &what);
-                let columns = columns::column_sums(level, &q2, &k2, &log_sums, &mask);
-                assert_close(&columns, &sums, 2e-5, &what);
+                for (fold, wanted) in [(Fold::Sum, &sums), (Fold::Max, &most)] {
+                    let columns = columns(level, &q2, &k2, &log_sums, &mask, fold);
+                    assert_close(&columns, wanted, 2e-5, &what);
+                }
                 let (summed, logs, columns) = prefill::attend_summed(level, &q2, &k2, &v2, &mask);
                 assert_eq!((summed, logs), (found, log_sums), "{what}");
                 assert_close(&columns, &sums, 2e-5, &what);

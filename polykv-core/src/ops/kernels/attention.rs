@@ -70,6 +70,15 @@ pub trait PromptOps: Backend {
         log_sums: FloatTensor<Self>,
         #[extension_type] mask: Mask<Self>,
     ) -> FloatTensor<Self>;
+
+    /// The most attention received per key, of all queries and of all heads of the query group: `[batch, kv_heads, n]`.
+    #[fusion(meta = |_q, k, log_sums, _mask| shapes::like(log_sums, [k.shape[0], k.shape[1], k.shape[2]]))]
+    fn column_max(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        log_sums: FloatTensor<Self>,
+        #[extension_type] mask: Mask<Self>,
+    ) -> FloatTensor<Self>;
 }
 
 /// Which queries pay attention to a key.
