@@ -96,7 +96,8 @@ fn one_layer(phase: Phase, layer: usize, candidate: &Candidate) -> Plan {
 
 fn measure(model: &LoadedModel, budget: usize) -> Measured {
     let candidates = candidates();
-    let measurer = Measurer::new(model, &candidates, &BOTH, Budget::Tokens(budget), true).unwrap();
+    let measurer =
+        Measurer::new(model, &candidates, &BOTH, Budget::Tokens(budget), true, &[]).unwrap();
     let mut layers = Vec::new();
     let found = measurer
         .measure(&example(), &mut |layer| layers.push(layer))
@@ -141,7 +142,7 @@ fn a_layer_in_codes_alone_equals_a_plan_with_one_layer_in_codes() {
     let (model, example) = (model(), example());
     let candidates = in_formats(&[None, Some(Codes::Q8), Some(Codes::Q4)]);
     let (budget, cost) = (Budget::ByteRatio(0.25), model.model.cache_cost(1));
-    let measurer = Measurer::new(&model, &candidates, &BOTH, budget, true).unwrap();
+    let measurer = Measurer::new(&model, &candidates, &BOTH, budget, true, &[]).unwrap();
     let found = measurer.measure(&example, &mut |_| ()).unwrap();
     // Beside a prefill that evicts, the decode phase chooses a policy only.
     assert!(found.decode.nll.iter().all(|layer| layer.len() == 3));
@@ -192,7 +193,7 @@ fn one_phase_alone_measures_the_same() {
     for phase in BOTH {
         let budget = Budget::Tokens(BUDGET);
         let phases = [phase];
-        let measurer = Measurer::new(&model, &candidates, &phases, budget, true).unwrap();
+        let measurer = Measurer::new(&model, &candidates, &phases, budget, true, &[]).unwrap();
         let found = measurer.measure(&example(), &mut |_| ()).unwrap();
         let (own, other, wanted) = match phase {
             Phase::Prefill => (&found.prefill, &found.decode, &both.prefill),
@@ -211,6 +212,7 @@ fn mixtures_equal_whole_plans() {
         cost: model.model.cache_cost(1),
         budget: Budget::Tokens(BUDGET),
         budgets: [vec![60, 50, 40], vec![40, 50, 60]],
+        heads: Vec::new(),
         online: None,
     };
     let full = nll(&model, Plan::full(3), &examples[0], false);
@@ -298,6 +300,7 @@ fn mixtures_of_budgets_equal_whole_plans() {
             cost: model.model.cache_cost(1),
             budget,
             budgets: [vec![48; 3], vec![48; 3]],
+            heads: Vec::new(),
             online: None,
         };
         let plan = |budgets: [usize; 3]| draft.trial(phase, Some(&prefill), &picks, &budgets);

@@ -136,6 +136,13 @@ pub fn describe_codes(plan: &PlanFile) -> String {
     }
 }
 
+/// How the layers of a plan divide their budgets over their KV heads; `None` if their policies do.
+pub fn describe_heads(plan: &PlanFile) -> Option<String> {
+    let counts = plan.heads.iter().map(|one| one.layers.count());
+    let layers: usize = counts.sum();
+    (layers > 0).then(|| format!("by parts in {layers} of {} layers", plan.layers))
+}
+
 /// Parameters as `--set` takes them.
 pub fn describe_params(params: &Params) -> String {
     let parts: Vec<_> = params

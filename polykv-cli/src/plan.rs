@@ -11,7 +11,8 @@ mod memory;
 
 use crate::args::{Kept, PlanAction, PlanArgs};
 use crate::output::{
-    console, describe_budget, describe_codes, describe_params, picture, table, write_whole,
+    console, describe_budget, describe_codes, describe_heads, describe_params, picture, table,
+    write_whole,
 };
 use crate::registry::registry;
 use anyhow::Context;
@@ -132,6 +133,9 @@ pub fn as_table(plan: &PlanFile) -> String {
     }
     if !plan.kv.is_empty() {
         lines.push(format!("entries: {}", describe_codes(plan)));
+    }
+    if let Some(heads) = describe_heads(plan) {
+        lines.push(format!("KV heads: budgets {heads}"));
     }
     let mut table = table(&["phase", "layers", "policy", "params", "entries per layer"]);
     for phase in Phase::BOTH {

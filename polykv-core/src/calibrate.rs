@@ -8,6 +8,7 @@
 mod budgets;
 mod candidate;
 mod draft;
+mod heads;
 mod measurements;
 mod profile;
 mod report;
@@ -20,6 +21,7 @@ pub mod signals;
 pub use budgets::{BudgetSearch, FoundBudgets, Trials, TriedBudgets};
 pub use candidate::{Candidate, CandidatePolicy};
 pub use draft::PlanDraft;
+pub use heads::{contest, parts};
 pub use measurements::Measurements;
 pub use profile::{Data, Measured, PhaseMeasured, PhaseProfile, Profile};
 pub use report::{BudgetSignal, PhaseReport, Report, SCHEMA, Settings};

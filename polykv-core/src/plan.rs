@@ -19,7 +19,7 @@ mod resolve;
 )]
 mod shuffle;
 
-pub use file::{FileCodes, FileRule, MAX_FILE_BYTES, PlanFile, SCHEMA};
+pub use file::{FileCodes, FileHeads, FileRule, MAX_FILE_BYTES, PlanFile, SCHEMA};
 pub use range::{LayerRange, LayerSet};
 pub use resolve::{Eviction, LayerEvictions, Resolved};
 pub use shuffle::Moved;
@@ -67,6 +67,9 @@ pub struct LayerPlan {
     pub decode: Rule,
     /// The codes in which the layer keeps its entries from the end of a prompt on; `None` keeps them in the type of the cache.
     pub kv: Option<Codes>,
+    /// How an eviction divides the layer's budget over its KV heads: a part for each of them, above 0, at most 1e6. Its
+    /// policies then neither merge nor divide budgets themselves. `None` leaves the division to the policy.
+    pub heads: Option<Arc<[f64]>>,
 }
 
 /// The eviction rule of a layer in one phase.
@@ -143,6 +146,7 @@ impl LayerPlan {
         prefill: Rule::Keep,
         decode: Rule::Keep,
         kv: None,
+        heads: None,
     };
 
     /// The rule of one phase.
@@ -274,6 +278,10 @@ impl Plan {
             let codes = self.layers.iter().map(|layer| layer.kv);
             hash.update(format!("{:?}\n", codes.collect::<Vec<_>>()));
         }
+        if self.layers.iter().any(|layer| layer.heads.is_some()) {
+            let heads = self.layers.iter().map(|layer| &layer.heads);
+            hash.update(format!("{:?}\n", heads.collect::<Vec<_>>()));
+        }
         let digest = hash.finalize();
         let digits = digest.iter().take(8).map(|byte| format!("{byte:02x}"));
         digits.collect()
@@ -282,8 +290,8 @@ impl Plan {
     /// Checks what can be checked without a prompt or a model.
     ///
     /// # Errors
-    /// A number of layers, a budget or a share out of range, both kinds of [`Share`] in one phase, an allocator beside stated
-    /// shares, and one that splits by what the layers do ([`Basis::Layers`]) beside a prefill policy that cannot cut in steps
+    /// A number of layers, a budget or a share out of range, both kinds of [`Share`] in one phase, parts of KV heads beside a
+    /// policy that merges or divides budgets itself, an allocator beside stated shares, and one that splits by what the layers do ([`Basis::Layers`]) beside a prefill policy that cannot cut in steps
     /// ([`Policy::can_cut_in_steps`]).
     pub fn check(&self) -> Result<()> {
         if self.layers.is_empty() || self.layers.len() > MAX_LAYERS {
@@ -297,6 +305,7 @@ impl Plan {
         }
         for phase in Phase::BOTH {
             self.check_shares(phase)?;
+            self.check_divided(phase)?;
         }
         match &self.online {
             Some(allocator) => self.check_online(&**allocator),
@@ -314,8 +323,39 @@ impl Plan {
         Ok(())
     }
 
-    /// Checks that policies with shares for the KV heads have one for each of `kv_heads`.
+    /// Checks the parts of KV heads and that the policies under them can be divided.
+    fn check_divided(&self, phase: Phase) -> Result<()> {
+        for (layer, own) in self.layers.iter().enumerate() {
+            let Some(heads) = &own.heads else { continue };
+            let usable = |part: &f64| *part > 0.0 && *part <= 1e6;
+            let wrong = heads.iter().find(|part| !usable(part));
+            if let Some(found) = wrong
+                .map(f64::to_string)
+                .or(heads.is_empty().then(String::new))
+            {
+                let field = format!("heads of layer {layer}");
+                return Err(Error::plan(field, found, "parts above 0, at most 1e6"));
+            }
+            let whole = |policy: &&Arc<dyn Policy>| !policy.can_be_divided();
+            if let Some(policy) = own.rule(phase).policy().filter(whole) {
+                let found = format!("of layer {layer} beside policy {}", policy.name());
+                let allowed = "a policy that neither merges nor divides budgets itself";
+                return Err(Error::plan("heads", found, allowed));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that layers and policies with shares for the KV heads have one for each of `kv_heads`.
     pub(crate) fn check_heads(&self, kv_heads: usize) -> Result<()> {
+        for (layer, own) in self.layers.iter().enumerate() {
+            let parts = own.heads.as_ref().map(|heads| heads.len());
+            if let Some(parts) = parts.filter(|&parts| parts != kv_heads) {
+                let field = format!("heads of layer {layer}");
+                let allowed = format!("{kv_heads} parts, one per KV head");
+                return Err(Error::plan(field, parts, allowed));
+            }
+        }
         for phase in Phase::BOTH {
             for (layer, rule) in self.rules(phase).enumerate() {
                 let heads = rule.policy().map(|policy| policy.heads());
@@ -383,8 +423,14 @@ impl Plan {
             }
             let mut rules = Phase::BOTH.into_iter().flat_map(|phase| self.rules(phase));
             let divides = |policy: &&Arc<dyn Policy>| policy.heads() != HeadBudgets::Even;
-            if let Some(policy) = rules.find_map(|rule| rule.policy().filter(divides)) {
-                let found = format!("{name} beside policy {}", policy.name());
+            let divided = self.layers.iter().any(|layer| layer.heads.is_some());
+            let divided = divided.then(|| "parts of KV heads".to_string());
+            let policy = rules.find_map(|rule| rule.policy().filter(divides));
+            if let Some(other) = policy
+                .map(|policy| format!("policy {}", policy.name()))
+                .or(divided)
+            {
+                let found = format!("{name} beside {other}");
                 let allowed = "an allocator that need not see the layers first, or policies that treat all heads alike";
                 return Err(Error::plan("online", found, allowed));
             }

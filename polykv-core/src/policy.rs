@@ -206,6 +206,13 @@ pub trait Policy: Send + Sync + fmt::Debug {
         !self.merges(Phase::Prefill)
     }
 
+    /// Whether the KV heads of a layer may get budgets by parts beside this policy
+    /// ([`LayerPlan::heads`](crate::plan::LayerPlan::heads)): it neither merges nor divides budgets itself.
+    fn can_be_divided(&self) -> bool {
+        let merges = Phase::BOTH.into_iter().any(|phase| self.merges(phase));
+        !merges && self.heads() == HeadBudgets::Even
+    }
+
     /// The policy's definition in f64, which the test harness compares with; `None` if there is none.
     #[cfg(feature = "testing")]
     fn oracle(&self) -> Option<&dyn crate::testing::Oracle> {

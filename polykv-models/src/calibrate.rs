@@ -5,6 +5,7 @@
 mod evidence;
 mod example;
 mod examples;
+mod heads;
 mod journal;
 mod measure;
 mod options;

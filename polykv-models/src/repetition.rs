@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// Tokens per part. A part sees the prompt and itself, so that the repetition takes one part's positions behind the prompt,
 /// however long that is.
-const PART: usize = 512;
+const PART: usize = 256;
 
 /// Tokens at the end of a part with which the next one begins again: they tell the model where it is in the prompt.
 const LEAD: usize = 8;

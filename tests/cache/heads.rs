@@ -1,7 +1,7 @@
 //! Budgets per KV head.
 
 use super::{BOTH, data, decode, prefill};
-use crate::common::{policy, uniform};
+use crate::common::{each_policy, policy, uniform};
 use burn::tensor::Device;
 use polykv::testing::{Case, cache, compare, kept};
 use polykv::{Budget, ErrorKind, KvCache, Phase, Plan, Rule};
@@ -46,6 +46,28 @@ fn heads_hold_what_they_need_in_as_many_bytes() {
             );
         }
     }
+}
+
+/// A layer of a plan that states parts is a layer under `per-head` with the same parts.
+#[test]
+fn parts_of_a_plan_divide_every_policy() {
+    for own in each_policy() {
+        if !own.can_be_divided() {
+            continue;
+        }
+        let mut plan = Plan::uniform(2, own.clone(), Budget::Tokens(BUDGET), &BOTH);
+        plan.layers[1].heads = Some([3.0, 1.0].into());
+        plan.check().unwrap();
+        let difference = compare(&Case::new(plan), &Device::flex()).unwrap();
+        let right = difference.output < 1e-5 && difference.kept == 0;
+        assert!(right, "{}: {difference:?}", own.name());
+    }
+    let mut plan = uniform(1, "knorm", Budget::Tokens(BUDGET), &BOTH);
+    plan.layers[0].heads = Some([3.0, 1.0].into());
+    assert_eq!(after(plan.clone(), 9).layers()[0].head_entries(), [21, 7]);
+    plan.layers[0].heads = Some([3.0, 1.0, 1.0].into());
+    let refused = cache(plan, &Device::flex()).unwrap_err();
+    assert_eq!(refused.kind(), ErrorKind::Plan, "{refused}");
 }
 
 #[test]

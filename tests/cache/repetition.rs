@@ -14,7 +14,7 @@ const PROMPT: usize = 20;
 fn two_layers() -> Plan {
     let mut plan = Plan::new(vec![LayerPlan::KEEP; 3], Budget::Tokens(12));
     let of = |name| match name {
-        "kvzip" => polykv::Rule::evict(policy("kvzip", "{sinks: 1, recent: 2}")),
+        "kvzip" => polykv::Rule::evict(policy("kvzip", "{sinks: 1, recent: 2, window: 0}")),
         other => rule(other),
     };
     plan.set_rules(Phase::Prefill, ["tova", "kvzip", "tova"].map(of));
@@ -88,15 +88,21 @@ fn nothing_is_repeated_where_nothing_would_go() {
 #[test]
 fn members_of_other_policies_are_told() {
     for (name, params) in [
-        ("adakv", "{base: {policy: kvzip, sinks: 1, recent: 2}}"),
-        ("criticalkv", "{base: {policy: kvzip, sinks: 1, recent: 2}}"),
+        (
+            "adakv",
+            "{base: {policy: kvzip, sinks: 1, recent: 2, window: 3}}",
+        ),
+        (
+            "criticalkv",
+            "{base: {policy: kvzip, sinks: 1, recent: 2, window: 3}}",
+        ),
         (
             "refit",
-            "{base: {policy: kvzip, sinks: 1, recent: 2}, queries: 4}",
+            "{base: {policy: kvzip, sinks: 1, recent: 2, window: 3}, queries: 4}",
         ),
         (
             "blend",
-            "{policies: [{policy: kvzip, sinks: 1, recent: 2}, tova]}",
+            "{policies: [{policy: kvzip, sinks: 1, recent: 2, window: 3}, tova]}",
         ),
     ] {
         for window in [None, Some(9), Some(30)] {
@@ -118,7 +124,7 @@ fn members_of_other_policies_are_told() {
 fn parts_are_independent_and_leave_nothing() {
     let run = |order: [u64; 2]| {
         let mut own = cache(
-            plan(policy("kvzip", "{sinks: 0, recent: 1}"), 6),
+            plan(policy("kvzip", "{sinks: 0, recent: 1, window: 0}"), 6),
             &Device::flex(),
         );
         let own = own.as_mut().unwrap();

@@ -233,6 +233,66 @@ fn budgets_follow_what_they_do_to_the_plan() {
 }
 
 #[test]
+fn heads_get_parts_of_the_budget() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (text(&dir), dir.path().join("out"));
+    let args = format!(
+        "--data {data} {SMALL} --objective both --phase prefill --heads --refine 2 --out {}",
+        path_str(&out)
+    );
+    let json = calibrate_json(&args);
+    let heads: Vec<Vec<f64>> = serde_json::from_value(json["heads"].clone()).unwrap();
+    let sum: f64 = heads.iter().flatten().sum();
+    assert!(heads.len() == 3 && (sum - 1.0).abs() < 1e-4, "{heads:?}");
+    let budgets: Vec<f64> = serde_json::from_value(json["prefill"]["budgets"].clone()).unwrap();
+    assert_eq!(budgets.iter().sum::<f64>(), 270.0);
+    for (parts, budget) in heads.iter().zip(&budgets) {
+        let part = 270.0 * parts.iter().sum::<f64>();
+        assert!((part - budget).abs() < 2.0, "{heads:?} {budgets:?}");
+    }
+    let plan = PlanFile::read(&out.join("plan.yaml")).unwrap();
+    let stated = plan.heads.iter().map(|one| one.layers.count());
+    assert_eq!(stated.sum::<usize>(), 3);
+    // What is known is not measured again, and the rest comes out the same.
+    let lines = read(&out, "measurements.jsonl");
+    let known: String = lines.split_inclusive('\n').take(3).collect();
+    assert!(known.contains("\"heads\""), "{known}");
+    std::fs::write(out.join("measurements.jsonl"), known).unwrap();
+    assert_eq!(calibrate_json(&format!("{args} --resume")), json);
+    assert_eq!(read(&out, "measurements.jsonl"), lines);
+    let table = calibrate(&format!("{args} --resume")).stdout;
+    assert!(table.contains("by parts in 3 of 3 layers"), "{table}");
+
+    for (more, reason) in [
+        (
+            "--allocator calibrated",
+            "--heads is beside allocator calibrated",
+        ),
+        (
+            "--allocator dynamic --refine 0",
+            "--heads is beside allocator dynamic",
+        ),
+        ("--policies tova,cam", "--policies is cam"),
+    ] {
+        let args = args.replace("--policies h2o,tova,streaming-llm", "");
+        let policies = if more.contains("policies") {
+            ""
+        } else {
+            "--policies tova"
+        };
+        let answer = calibrate(&format!(
+            "{} {policies} {more}",
+            args.replace("--refine 2", "")
+        ));
+        assert!(
+            answer.code != 0 && answer.stderr.contains(reason),
+            "{}",
+            answer.stderr
+        );
+    }
+}
+
+#[test]
 fn an_interrupted_run_ends_with_the_same_profile() {
     let dir = tempfile::tempdir().unwrap();
     let data = text(&dir);

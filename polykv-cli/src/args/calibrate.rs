@@ -79,7 +79,8 @@ pub enum Objective {
 #[group(skip)]
 #[command(group = ArgGroup::new("budgets").required(true))]
 pub struct ChoiceArgs {
-    /// The policies to choose from, with parameters if wanted: h2o,tova,snapkv:window=64 [default: all published ones]
+    /// The policies to choose from, with parameters if wanted: h2o,tova,snapkv:window=64 [default: all published ones
+    /// that do without a second run of the prompt]
     #[arg(long, value_name = "NAME,…")]
     pub policies: Option<PolicyList>,
     #[command(flatten)]
@@ -94,6 +95,9 @@ pub struct ChoiceArgs {
         default_value = "cache"
     )]
     pub kv_dtype: Vec<KvDtype>,
+    /// Give every KV head a part of the budget of its own, by what repeating the examples attends to; layers' budgets follow
+    #[arg(long)]
+    pub heads: bool,
     /// What the route follows: the attention output's cosine with the full cache's, or perplexity (which takes minutes
     /// more)
     #[arg(long, value_enum, default_value = "cosine")]
@@ -152,11 +156,15 @@ impl CalibrateArgs {
                 let built = specs.map(|spec| CandidatePolicy::build(spec, &registry().policies));
                 built.collect::<Result<Vec<_>>>()
             }
-            None => CandidatePolicy::published(&registry().policies),
+            None => CandidatePolicy::published(&registry().policies).map(|mut all| {
+                all.retain(|one| !choice.heads || one.policy.can_be_divided());
+                all
+            }),
         };
         let budget = compression::budget(&choice.budget)?;
         let mut options = CalibrateOptions::new(candidates.at(place)?, budget);
         options.kv = choice.kv_dtype.iter().map(|kv| kv.codes()).collect();
+        options.heads = choice.heads;
         options.phases = choice.phase.list().to_vec();
         options.objective = examples.objective.into();
         options.examples = examples.examples;

@@ -1,6 +1,6 @@
 //! What `calibrate` prints.
 
-use super::{describe_budget, describe_codes, table as new_table};
+use super::{describe_budget, describe_codes, describe_heads, table as new_table};
 use polykv::plan::Resolved;
 use polykv::{Phase, PlanFile};
 use polykv_core::calibrate::{Data, Losses, Report, Source};
@@ -41,6 +41,9 @@ pub fn table(report: &Report, plan: &PlanFile, resolved: &Resolved) -> String {
         }
     }
     lines.push(rows.to_string());
+    if let Some(heads) = describe_heads(plan) {
+        lines.push(format!("KV heads have budgets {heads}"));
+    }
     if !plan.kv.is_empty() {
         lines.push(format!("entries are kept {}", describe_codes(plan)));
     }

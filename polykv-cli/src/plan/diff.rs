@@ -41,6 +41,7 @@ pub fn text(a: &Path, b: &Path, json: bool) -> Result<String> {
             "b": other.hash(),
             "budget": plans.each_ref().map(describe_budget),
             "entries": plans.each_ref().map(describe_codes),
+            "same_heads": plan.heads == other.heads,
             "layers": all,
             "differing": {"prefill": prefill, "decode": decode},
             "differences": found,
@@ -55,6 +56,9 @@ pub fn text(a: &Path, b: &Path, json: bool) -> Result<String> {
     let [codes, others] = plans.each_ref().map(describe_codes);
     if codes != others {
         lines.push(format!("entries: {codes} against {others}"));
+    }
+    if plan.heads != other.heads {
+        lines.push("parts of KV heads differ".into());
     }
     if !found.is_empty() {
         let [a, b] = [a, b].map(|path| path.display().to_string());

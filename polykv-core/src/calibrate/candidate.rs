@@ -71,12 +71,16 @@ impl CandidatePolicy {
         Ok(Self { spec, policy })
     }
 
-    /// Every listed policy that a paper describes, with its default parameters.
+    /// Every listed policy that a paper describes, with its default parameters, without those that need a second run of the
+    /// prompt ([`Needs::repetition`](crate::policy::Needs::repetition)): a plan has them where they are named.
     ///
     /// # Errors
     /// A listed policy that refuses its own defaults.
     pub fn published(policies: &Policies) -> Result<Vec<Self>> {
         let specs = PolicySpec::published(policies).into_iter();
-        specs.map(|spec| Self::build(spec, policies)).collect()
+        let built = specs.map(|spec| Self::build(spec, policies));
+        let mut all = built.collect::<Result<Vec<_>>>()?;
+        all.retain(|one| !one.policy.needs().repetition);
+        Ok(all)
     }
 }

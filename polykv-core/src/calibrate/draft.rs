@@ -18,6 +18,8 @@ pub struct PlanDraft<'a> {
     /// Entries per KV head in each layer if it keeps them in the cache's type, for the prefill and for the decode phase; empty
     /// for equal budgets in all layers. Under a budget in bytes a layer in codes has as many as fit in the same memory.
     pub budgets: [Vec<usize>; 2],
+    /// A part for each KV head in each layer, see [`LayerPlan::heads`]; empty if policies divide the budgets.
+    pub heads: Vec<Vec<f64>>,
     /// An allocator that splits the budget anew for each prompt, if the plan names one; then there are no budgets.
     pub online: Option<Arc<dyn Allocator>>,
 }
@@ -109,6 +111,10 @@ impl PlanDraft<'_> {
                 layer.kv = kv;
             }
         }
+        for (layer, heads) in plan.layers.iter_mut().zip(&self.heads) {
+            // A head alone has all of its layer's.
+            layer.heads = (heads.len() > 1).then(|| heads.as_slice().into());
+        }
         let mut most = 1;
         for (phase, picks) in Phase::BOTH.into_iter().zip(picks) {
             let Some(picks) = picks else { continue };
@@ -185,6 +191,7 @@ mod tests {
     fn draft(candidates: &[Candidate], budget: Budget, budgets: [usize; 3]) -> PlanDraft<'_> {
         PlanDraft {
             candidates,
+            heads: Vec::new(),
             cost: EntryCost {
                 windows: vec![None; 3].into(),
                 bytes: 200,

@@ -1,3 +1,4 @@
+use super::heads;
 use super::report::best;
 use super::{
     BudgetSignal, Candidate, Data, Measured, PhaseReport, Profile, Report, SCHEMA, Settings,
@@ -32,6 +33,9 @@ pub struct Measurements<'a> {
     pub allocator: &'a dyn Allocator,
     /// The signal that it splits by, if its basis is [`Basis::Calibration`].
     pub budget_signal: BudgetSignal,
+    /// The part of the budget for each KV head of each layer, see [`parts`](super::parts), which the layers' budgets then follow;
+    /// empty to leave the division to the policies.
+    pub heads: Vec<Vec<f64>>,
     /// The settings that the report states. [`Settings::signal`] and [`Settings::route`] decide the route, and
     /// [`Settings::length`] is the prompt length for which the budget is split.
     pub settings: Settings,
@@ -66,6 +70,7 @@ impl Measurements<'_> {
             settings,
             candidates: self.specs,
             kv,
+            heads: self.heads,
             profiles,
             prefill: PhaseReport::default(),
             decode: PhaseReport::default(),
@@ -92,9 +97,13 @@ impl Measurements<'_> {
             };
             let stats = sensitivity(&report, phase, self.budget_signal);
             let stats: Vec<LayerStat> = stats.into_iter().zip(&most).map(stat).collect();
+            let split = match report.heads.is_empty() {
+                true => self.allocator.split(total, length, &stats),
+                false => heads::budgets(&report.heads, total, least, &most),
+            };
             let found = PhaseReport {
                 route,
-                budgets: capped(&self.allocator.split(total, length, &stats), &most, length),
+                budgets: capped(&split, &most, length),
                 ..PhaseReport::default()
             };
             match phase {

@@ -45,6 +45,9 @@ pub struct Report {
     /// The formats of entries to choose from, `None` for the cache's type; empty if there was only that one.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kv: Vec<Option<Codes>>,
+    /// The part of the budget for each KV head of each layer, see [`parts`](super::parts); empty if policies divide the budgets.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heads: Vec<Vec<f64>>,
     /// The signals for each kind of data that was measured.
     pub profiles: BTreeMap<Data, Profile>,
     /// The route and the budgets of the prefill.
@@ -212,6 +215,7 @@ impl Report {
             cost,
             budget: self.budget,
             budgets: [budgets(&self.prefill), budgets(&self.decode)],
+            heads: self.heads.clone(),
             online: online.then(|| allocator.clone()),
         }
     }
@@ -251,6 +255,7 @@ impl Report {
             cost: cost.clone(),
             budget: self.budget,
             budgets: [Vec::new(), Vec::new()],
+            heads: Vec::new(),
             online: None,
         };
         let mut least = 1;

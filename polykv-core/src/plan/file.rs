@@ -1,8 +1,10 @@
 //! The plan file: a plan as YAML, with policies and allocators by name.
 
+mod heads;
 mod kv;
 mod rule;
 
+pub use heads::FileHeads;
 pub use kv::FileCodes;
 pub use rule::FileRule;
 
@@ -64,6 +66,9 @@ pub struct PlanFile {
     /// Layers that keep their entries in codes; the others keep them in the type of the cache.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub kv: Vec<FileCodes>,
+    /// Layers that divide their budgets over their KV heads by parts; in the others the policy decides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub heads: Vec<FileHeads>,
 }
 
 fn one() -> usize {
@@ -105,6 +110,7 @@ impl PlanFile {
             decode: rules(Phase::Decode),
             every: plan.every,
             kv: kv::of(plan),
+            heads: heads::of(plan),
         }
     }
 
@@ -238,6 +244,7 @@ impl PlanFile {
             self.check_sum(phase)?;
         }
         kv::build(&self.kv, &mut plan)?;
+        heads::build(&self.heads, &mut plan)?;
         plan.check()?;
         Ok(plan)
     }

@@ -8,7 +8,7 @@ use crate::cache::Spans;
 use crate::codes::Codes;
 use crate::facts::{first_seen, most_entries};
 use crate::phase::Phase;
-use crate::policy::{HeadBudgets, Policy};
+use crate::policy::{HeadBudgets, PerHead, Policy};
 use crate::{Error, Result};
 use std::sync::Arc;
 
@@ -203,9 +203,13 @@ impl Plan {
             }
         };
         let mut budgets = budgets.into_iter();
-        let evictions = self.rules(phase).map(|rule| {
-            let policy = rule.policy()?.clone();
+        let evictions = self.layers.iter().map(|layer| {
+            let policy = layer.rule(phase).policy()?.clone();
             let budget = budgets.next()?;
+            let policy = match &layer.heads {
+                Some(parts) => PerHead::over(policy, parts),
+                None => policy,
+            };
             Some(Eviction { policy, budget })
         });
         Ok(evictions.collect())

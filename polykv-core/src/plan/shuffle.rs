@@ -12,7 +12,7 @@ pub enum Moved {
     Layers,
     /// The policies. Every layer keeps its budgets, so that the control says what the route adds to them.
     Policies,
-    /// The budgets with the formats of entries. Every layer keeps its policies, so that the control says what the budgets add
+    /// The budgets with the formats of entries and the parts of KV heads. Every layer keeps its policies, so that the control says what the budgets add
     /// to the route.
     Budgets,
 }
@@ -43,7 +43,9 @@ impl Plan {
                     _ => with_share_of(other, there),
                 };
                 if formats {
-                    plan.layers[to].kv = self.layers[evicting[from]].kv;
+                    let other = &self.layers[evicting[from]];
+                    plan.layers[to].kv = other.kv;
+                    plan.layers[to].heads.clone_from(&other.heads);
                 }
             }
             formats &= evicting.is_empty();

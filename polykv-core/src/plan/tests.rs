@@ -3,7 +3,7 @@ use crate::Registry;
 use crate::budget::EntryCost;
 use crate::codes::Codes;
 use crate::error::At;
-use crate::policy::{Params, Policies};
+use crate::policy::{HeadBudgets, Params, Policies};
 use proptest::prelude::*;
 
 const MIXED: &str = "
@@ -295,6 +295,81 @@ fn layers_state_their_codes() {
         "{twice}"
     );
     assert!(refused("[{layers: 0, codes: q5}]").contains("q5"));
+}
+
+#[test]
+fn layers_state_parts_of_their_heads() {
+    let text = format!(
+        "{MIXED}heads:\n  - {{layers: 0-1, parts: [2, 0.5]}}\n  - {{layers: 3, parts: [1, 1]}}\n"
+    );
+    let plan = build(&text).unwrap();
+    let parts = |layer: usize| plan.layers[layer].heads.as_deref();
+    assert_eq!(parts(0), Some(&[2.0, 0.5][..]));
+    assert_eq!([parts(1), parts(2)], [parts(0), None]);
+    let stated = PlanFile::of(&plan, &Registry::default());
+    assert_eq!(stated.heads, file(&text).heads);
+    assert_ne!(plan.fingerprint(), build(MIXED).unwrap().fingerprint());
+    // Each policy of such a layer is divided by them.
+    let resolved = plan.resolve(1000, &cost(4)).unwrap();
+    let heads = |layer: usize| {
+        let eviction = resolved.layers[layer].of(Phase::Prefill);
+        eviction.map(|eviction| eviction.policy.heads())
+    };
+    let shares = Some(HeadBudgets::Shares(vec![2.0, 0.5]));
+    assert!(heads(0).is_none_or(|found| Some(found) == shares));
+    assert!((0..4).any(|layer| heads(layer) == shares), "{resolved:?}");
+    assert!(plan.check_heads(2).is_ok());
+    let wrong = plan.check_heads(3).unwrap_err().to_string();
+    assert!(
+        wrong.contains("heads of layer 0 is 2; allowed: 3 parts"),
+        "{wrong}"
+    );
+
+    let refused = |heads: &str| {
+        build(&format!("{MIXED}heads: {heads}"))
+            .unwrap_err()
+            .to_string()
+    };
+    for (heads, reason) in [
+        (
+            "[{layers: 2-4, parts: [1]}]",
+            "heads[0].layers is 2-4; allowed: layers 0 to 3",
+        ),
+        (
+            "[{layers: 0-2, parts: [1]}, {layers: 2, parts: [2]}]",
+            "heads[1].layers is 2, which repeats layer 2",
+        ),
+        (
+            "[{layers: 0, parts: [1, 0]}]",
+            "heads of layer 0 is 0; allowed: parts above 0",
+        ),
+        ("[{layers: 0, parts: [.nan]}]", "parts above 0"),
+        ("[{layers: 0, parts: []}]", "parts above 0"),
+    ] {
+        let found = refused(heads);
+        assert!(found.contains(reason), "{found}");
+    }
+    for (policy, reason) in [
+        ("cam", "beside policy cam"),
+        ("adakv", "beside policy adakv"),
+    ] {
+        let text = format!(
+            "{{schema: 1, layers: 2, budget: {{ratio: 0.5}}, prefill: [{{layers: 0-1, policy: {policy}}}], heads: \
+             [{{layers: 1, parts: [1, 2]}}]}}"
+        );
+        let found = build(&text).unwrap_err().to_string();
+        assert!(
+            found.contains(reason) && found.contains("layer 1"),
+            "{found}"
+        );
+    }
+    let online = "{schema: 1, layers: 2, budget: {ratio: 0.5}, online: dynamic, prefill: [{layers: 0-1, policy: tova}], \
+                  heads: [{layers: 1, parts: [1, 2]}]}";
+    let found = build(online).unwrap_err().to_string();
+    assert!(
+        found.contains("dynamic beside parts of KV heads"),
+        "{found}"
+    );
 }
 
 #[test]

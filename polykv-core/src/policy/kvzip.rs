@@ -1,21 +1,23 @@
 use super::h2o::append_sums;
 use super::{
     Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State,
-    check_range,
+    check_odd, check_range,
 };
 use crate::Result;
-use crate::ops::AttentionBlock;
+use crate::ops::{AttentionBlock, Pool};
 use crate::shape::LayerShape;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
 /// Keeps what is needed to say the prompt again (KVzip, arXiv 2505.23416): after the prompt its tokens run a second time with
-/// all entries in sight, and the score of an entry is the most attention that any of these queries and any head of the query
-/// group pays it. So the choice does not depend on a question at the prompt's end, and suits prompts that are compressed once
-/// and asked about later. The first `sinks` and the latest `recent` entries always stay.
+/// all entries in sight, and an entry counts by the most attention that any of these queries and any head of the query group
+/// pays it. That does not depend on a question at the prompt's end, and suits prompts that are compressed once and asked about
+/// later. Beyond the paper the score adds what [`SnapKv`](super::SnapKv) sees, the sum of the attention of the last `window`
+/// queries, mean over the query group, pooled by the maximum of `kernel` neighbours; a window of 0 adds nothing. The first
+/// `sinks` and the latest `recent` entries always stay.
 ///
-/// The repetition costs about two more runs of the prompt. In the decode phase the prompt's entries keep their scores and
-/// those of generated tokens have none, so that beside the prompt's the latest stay.
+/// The repetition takes one to two more runs of the prompt. In the decode phase the prompt's entries keep what the repetition
+/// gave them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KvZip {
@@ -23,6 +25,10 @@ pub struct KvZip {
     pub sinks: usize,
     /// How many of the latest entries always stay.
     pub recent: usize,
+    /// How many of the latest queries are looked at beside the repetition.
+    pub window: usize,
+    /// How many neighbouring positions are pooled in what these queries see, odd; 1 turns pooling off.
+    pub kernel: usize,
 }
 
 impl Default for KvZip {
@@ -30,6 +36,8 @@ impl Default for KvZip {
         Self {
             sinks: 4,
             recent: 16,
+            window: 16,
+            kernel: 7,
         }
     }
 }
@@ -39,12 +47,14 @@ impl NamedPolicy for KvZip {
     const SUMMARY: &'static str = "what repeating the prompt attends to";
     const SOURCE: Option<&'static str> = Some("arXiv 2505.23416");
     const VARIANTS: &'static [&'static str] =
-        &["{sinks: 1, recent: 3}", "{sinks: 0, recent: 0}"];
+        &["{sinks: 1, recent: 3, window: 4, kernel: 3}", "{sinks: 0, recent: 0, window: 0}"];
 
     fn from_params(params: &Params, _: &Policies) -> std::result::Result<Self, String> {
         let policy: Self = params.read()?;
         check_range("sinks", policy.sinks, 0..=MOST)?;
         check_range("recent", policy.recent, 0..=MOST)?;
+        check_range("window", policy.window, 0..=MOST)?;
+        check_odd("kernel", policy.kernel)?;
         Ok(policy)
     }
 }
@@ -61,6 +71,8 @@ impl Policy for KvZip {
     fn needs(&self) -> Needs {
         Needs {
             repetition: true,
+            queries: self.window,
+            position_order: self.window > 0,
             ..Needs::default()
         }
     }
@@ -97,8 +109,14 @@ impl Policy for KvZip {
         Ok(())
     }
 
-    fn score(&self, state: &State, _view: &LayerView<'_>) -> Result<Tensor<3>> {
-        Ok(state.entries[0].clone())
+    fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
+        let repeated = state.entries[0].clone();
+        if self.window == 0 {
+            return Ok(repeated);
+        }
+        let (sums, _) = view.window_score(self.window)?;
+        let window = self.window.min(view.seen);
+        Ok(repeated + view.pool_before(sums, window, self.kernel, Pool::Max))
     }
 
     #[cfg(feature = "testing")]
@@ -110,12 +128,22 @@ impl Policy for KvZip {
 #[cfg(feature = "testing")]
 mod oracle {
     use super::*;
+    use super::super::SnapKv;
     use crate::testing::{Head, Oracle};
 
     impl Oracle for KvZip {
         fn scores(&self, head: &Head<'_>) -> Vec<f64> {
-            let entries = head.entries().iter();
-            entries.map(|entry| entry.repeated).collect()
+            let repeated = head.entries().iter().map(|entry| entry.repeated);
+            if self.window == 0 {
+                return repeated.collect();
+            }
+            let window = SnapKv {
+                window: self.window,
+                kernel: self.kernel,
+                pool: Pool::Max,
+            };
+            let seen = window.scores(head);
+            repeated.zip(seen).map(|(a, b)| a + b).collect()
         }
     }
 }

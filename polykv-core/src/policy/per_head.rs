@@ -1,8 +1,9 @@
 use super::heads::HeadBudgets;
 use super::member::{Member, through_base};
-use super::{NamedPolicy, Params, Policies};
+use super::{NamedPolicy, Params, Policies, Policy};
 use serde::Deserialize;
 use serde_yaml_ng::Value;
+use std::sync::Arc;
 
 /// Divides a layer's budget over its KV heads in proportion to `shares`, one number per KV head: with a budget of `b` entries
 /// per head and H heads, head h keeps about H · b · share_h / Σ share entries, the best by the scores of a `base` policy, at
@@ -50,6 +51,16 @@ impl NamedPolicy for PerHead {
         Ok(Self {
             base: base.map_err(|reason| format!("base: {reason}"))?,
             shares: text.shares,
+        })
+    }
+}
+
+impl PerHead {
+    /// A policy that treats all heads alike and does not merge, under these shares.
+    pub(crate) fn over(policy: Arc<dyn Policy>, shares: &[f64]) -> Arc<dyn Policy> {
+        Arc::new(Self {
+            base: Member { policy, share: 1.0 },
+            shares: shares.to_vec(),
         })
     }
 }

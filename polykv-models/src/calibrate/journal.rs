@@ -47,6 +47,11 @@ enum Record {
         example: usize,
         signals: Measured,
     },
+    /// The counts of an example, see [`counts`](super::heads::counts).
+    Heads {
+        example: usize,
+        counts: Vec<Vec<usize>>,
+    },
     /// The losses of a whole plan, named by its fingerprint.
     Losses {
         plan: String,
@@ -61,6 +66,7 @@ pub struct Journal {
     file: Option<(PathBuf, Appender)>,
     shape: Shape,
     measured: BTreeMap<usize, Measured>,
+    heads: BTreeMap<usize, Vec<Vec<usize>>>,
     losses: BTreeMap<String, ExampleLosses>,
 }
 
@@ -79,6 +85,7 @@ impl Journal {
             file: None,
             shape: Shape::new(options, model.model.config().layers.len(), examples),
             measured: BTreeMap::new(),
+            heads: BTreeMap::new(),
             losses: BTreeMap::new(),
         };
         let Some(place) = &options.journal else {
@@ -133,6 +140,17 @@ impl Journal {
     /// In the order of the examples.
     pub fn measured(&self) -> Vec<Measured> {
         self.measured.values().cloned().collect()
+    }
+
+    /// The counts of an example's heads, if they are known.
+    pub fn heads(&self, example: usize) -> Option<&Vec<Vec<usize>>> {
+        self.heads.get(&example)
+    }
+
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn add_heads(&mut self, example: usize, counts: Vec<Vec<usize>>) -> Result<()> {
+        self.add(&Record::Heads { example, counts })
     }
 
     /// The losses of a whole plan, if it has been evaluated.
@@ -191,6 +209,10 @@ impl Journal {
                 self.shape.check_measured(example, &signals)?;
                 self.measured.insert(example, signals);
             }
+            Record::Heads { example, counts } => {
+                self.shape.check_heads(example, &counts)?;
+                self.heads.insert(example, counts);
+            }
             Record::Losses { plan, losses } => {
                 self.shape.check_losses(&losses)?;
                 self.losses.insert(plan, losses);
@@ -212,6 +234,7 @@ pub(crate) fn read(
         file: None,
         shape: Shape::new(options, layers, examples),
         measured: BTreeMap::new(),
+        heads: BTreeMap::new(),
         losses: BTreeMap::new(),
     };
     journal.take_all(path, &lines::read(path)?)?;
@@ -251,6 +274,11 @@ fn header(
         && let Some(fields) = header.as_object_mut()
     {
         fields.insert("kv".into(), json!(options.kv));
+    }
+    if options.heads
+        && let Some(fields) = header.as_object_mut()
+    {
+        fields.insert("heads".into(), json!(true));
     }
     header
 }

@@ -6,6 +6,7 @@ use crate::rows;
 use burn::tensor::Tensor;
 use polykv_core::calibrate::{Candidate, Measured, PhaseMeasured, signals};
 use polykv_core::device::run_on;
+use polykv_core::plan::Share;
 use polykv_core::{At, Budget, Error, KvCache, Phase, Plan, Prompt, Result, SharedPrefill};
 
 /// Measures what each policy costs in one layer alone: in each layer and phase it runs every candidate at the budget
@@ -33,7 +34,8 @@ struct Signals {
 
 impl<'a> Measurer<'a> {
     /// A measurer for the given candidates at one budget. It measures the phases in `phases`, each of which must occur
-    /// once, and likelihoods only if `likelihoods` is true.
+    /// once, and likelihoods only if `likelihoods` is true. `heads` are the parts of the budget for each KV head of each layer,
+    /// or empty for equal budgets.
     ///
     /// # Errors
     /// No candidate, and candidates or a budget that are refused.
@@ -43,6 +45,7 @@ impl<'a> Measurer<'a> {
         phases: &'a [Phase],
         budget: Budget,
         likelihoods: bool,
+        heads: &[Vec<f64>],
     ) -> Result<Self> {
         if candidates.is_empty() {
             return Err(Error::invalid("calibration", "policies", 0, "at least 1"));
@@ -56,6 +59,7 @@ impl<'a> Measurer<'a> {
                 if let Some(codes) = candidate.kv {
                     plan = plan.with_kv(codes);
                 }
+                divide(&mut plan, phase, heads);
                 plan.check()?;
                 plans.push((phase, candidate, plan));
             }
@@ -226,6 +230,16 @@ impl<'a> Measurer<'a> {
             prefill: of(Phase::Prefill),
             decode: of(Phase::Decode),
         })
+    }
+}
+
+/// Gives every KV head of every layer its part of a plan's budget.
+fn divide(plan: &mut Plan, phase: Phase, heads: &[Vec<f64>]) {
+    for (layer, parts) in plan.layers.iter_mut().zip(heads) {
+        let share = parts.iter().sum::<f64>();
+        let rule = layer.rule(phase).clone();
+        *layer.rule_mut(phase) = rule.with_share(Share::Part(share));
+        layer.heads = (parts.len() > 1).then(|| parts.as_slice().into());
     }
 }
 

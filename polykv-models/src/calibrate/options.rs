@@ -45,6 +45,9 @@ pub struct CalibrateOptions {
     pub question_after: bool,
     /// Seed of the examples and of the searches.
     pub seed: u64,
+    /// Whether every KV head gets a part of the budget of its own, by what repeating the examples attends to (KVzip, arXiv
+    /// 2505.23416, as a teacher; our addition). The layers' budgets follow it instead of the allocator.
+    pub heads: bool,
     /// The signal by which the route ranks the candidates of a layer.
     pub signal: Signal,
     /// Whether the route takes the best candidate of each layer, or as a control the worst.
@@ -79,6 +82,7 @@ impl CalibrateOptions {
             continuation: 128,
             question_after: false,
             seed: 0,
+            heads: false,
             signal: Signal::Cosine,
             route: Direction::Forward,
             allocator: Arc::new(UniformAllocator),
@@ -111,6 +115,7 @@ impl CalibrateOptions {
             let found = format!("{} formats beside a budget in entries", self.kv.len());
             return refuse("kv", found, "1, or a budget in bytes");
         }
+        self.check_heads()?;
         let Some(first) = self.phases.first() else {
             return refuse("phases", "none".into(), "prefill, decode, or both");
         };
@@ -132,6 +137,31 @@ impl CalibrateOptions {
             return refuse("budget_signal", "effect".into(), allowed);
         }
         Ok(())
+    }
+
+    /// Whether budgets of KV heads go with the other options.
+    fn check_heads(&self) -> Result<()> {
+        if !self.heads {
+            return Ok(());
+        }
+        let refuse = |field: &str, found: String, allowed: &str| {
+            Err(Error::invalid("calibration", field, found, allowed))
+        };
+        let basis = self.allocator.basis();
+        let follows = basis == Basis::Calibration && !self.searches_budgets();
+        if basis.is_online() || follows {
+            let found = format!("beside allocator {}", self.allocator.name());
+            let allowed = "allocator uniform, or calibrated by effect: budgets follow the heads";
+            return refuse("heads", found, allowed);
+        }
+        let whole = |candidate: &&CandidatePolicy| !candidate.policy.can_be_divided();
+        match self.candidates.iter().find(whole) {
+            Some(found) => {
+                let allowed = "policies that neither merge nor divide budgets, beside heads";
+                refuse("policies", found.spec.to_string(), allowed)
+            }
+            None => Ok(()),
+        }
     }
 
     /// The policies in every format.

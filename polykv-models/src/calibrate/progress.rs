@@ -17,6 +17,8 @@ pub struct Progress {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Stage {
+    /// The repetition of every example, for budgets of KV heads.
+    Repeating,
     /// The measurement of every candidate in every layer alone.
     Measuring,
     /// The prompts that the evaluations of a search share.
@@ -34,7 +36,7 @@ impl Stage {
     pub fn unit(self) -> &'static str {
         match self {
             Self::Measuring => "layer",
-            Self::Preparing => "prompt",
+            Self::Preparing | Self::Repeating => "prompt",
             Self::Refining(_) | Self::Screening(_) | Self::Budgets(_) => "plan",
         }
     }
@@ -43,6 +45,7 @@ impl Stage {
 impl fmt::Display for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Repeating => f.write_str("repeating"),
             Self::Measuring => f.write_str("measuring"),
             Self::Preparing => f.write_str("preparing"),
             Self::Refining(phase) => write!(f, "refining {phase}"),

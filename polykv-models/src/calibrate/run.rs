@@ -1,8 +1,9 @@
+use super::heads;
 use super::journal::Journal;
 use super::refine::Refinement;
 use super::{CalibrateOptions, Example, Measurer, Progress, Stage};
 use crate::LoadedModel;
-use polykv_core::calibrate::{Candidate, Measurements, Report};
+use polykv_core::calibrate::{self, Candidate, Measurements, Report};
 use polykv_core::{Error, Phase, Plan, PlanFile, Result};
 
 /// The result of a calibration.
@@ -38,7 +39,7 @@ pub fn calibrate(
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Calibration> {
     let examples = options.make_examples(model, texts)?;
-    let mut journal = measured(model, &examples, options, (0, 1), progress)?;
+    let (mut journal, heads) = measured(model, &examples, options, (0, 1), progress)?;
     let candidates = options.all_candidates();
 
     let config = model.model.config();
@@ -57,6 +58,7 @@ pub fn calibrate(
         budget: options.budget,
         allocator: &*options.allocator,
         budget_signal: options.budget_signal,
+        heads,
         settings: options.settings(),
         measured: &journal.measured(),
     };
@@ -133,23 +135,29 @@ pub fn measure_part(
     measured(model, &examples, options, (index, count), progress).map(|_| ())
 }
 
-/// Measures the examples of a part that the journal does not know yet.
+/// Measures the examples of a part that the journal does not know yet; and the parts of the budget for each KV head of each
+/// layer, if heads get some.
 fn measured(
     model: &LoadedModel,
     examples: &[Example],
     options: &CalibrateOptions,
     (part, parts): (usize, usize),
     progress: &mut (dyn FnMut(Progress) + Send),
-) -> Result<Journal> {
+) -> Result<(Journal, Vec<Vec<f64>>)> {
     options.check()?;
     let candidates = options.all_candidates();
     let likelihoods = options.likelihoods();
     let phases = &options.phases;
-    let measurer = Measurer::new(model, &candidates, phases, options.budget, likelihoods)?;
+    let mut journal = Journal::open(model, options, examples)?;
+    let heads = match options.heads {
+        true => head_parts(model, examples, options, &mut journal, progress)?,
+        false => Vec::new(),
+    };
+    let budget = options.budget;
+    let measurer = Measurer::new(model, &candidates, phases, budget, likelihoods, &heads)?;
     for example in examples {
         measurer.check(example.prompt.len())?;
     }
-    let mut journal = Journal::open(model, options, examples)?;
     let layers = journal.layers();
     let examples = examples.iter().enumerate().skip(part).step_by(parts);
     let of = examples.len() * layers;
@@ -166,5 +174,34 @@ fn measured(
         })?;
         journal.add_measured(index, measured)?;
     }
-    Ok(journal)
+    Ok((journal, heads))
+}
+
+/// The parts of the budget for each KV head of each layer, from all examples.
+fn head_parts(
+    model: &LoadedModel,
+    examples: &[Example],
+    options: &CalibrateOptions,
+    journal: &mut Journal,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Vec<Vec<f64>>> {
+    let kv = options.kv.first().copied().flatten();
+    let mut all = Vec::new();
+    for (index, example) in examples.iter().enumerate() {
+        progress(Progress {
+            stage: Stage::Repeating,
+            done: index,
+            of: examples.len(),
+        });
+        let counts = match journal.heads(index) {
+            Some(counts) => counts.clone(),
+            None => {
+                let counts = heads::counts(model, example, options.budget, kv)?;
+                journal.add_heads(index, counts.clone())?;
+                counts
+            }
+        };
+        all.push(counts);
+    }
+    Ok(calibrate::parts(&all))
 }

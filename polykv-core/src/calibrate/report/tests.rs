@@ -34,6 +34,7 @@ fn report() -> Report {
         },
         candidates: ["tova", "h2o", "snapkv"].map(PolicySpec::named).into(),
         kv: Vec::new(),
+        heads: Vec::new(),
         profiles: BTreeMap::from([(Data::Text, profile)]),
         prefill: PhaseReport::default(),
         decode: PhaseReport::default(),

@@ -71,6 +71,25 @@ impl Shape {
         Ok(())
     }
 
+    /// Whether these are the counts of an example's heads.
+    ///
+    /// # Errors
+    /// What was found and what is allowed.
+    pub fn check_heads(&self, example: usize, counts: &[Vec<usize>]) -> Result<(), Refused> {
+        if example >= self.examples.len() {
+            let allowed = format!("below {}, the examples", self.examples.len());
+            return Err((format!("of example {example}"), allowed));
+        }
+        let heads = counts.first().map_or(0, Vec::len);
+        if counts.len() != self.layers || heads == 0 || counts.iter().any(|own| own.len() != heads)
+        {
+            let found = format!("with the heads of {} layers", counts.len());
+            let allowed = format!("{} layers with equally many heads", self.layers);
+            return Err((found, allowed));
+        }
+        Ok(())
+    }
+
     fn check_phase(&self, phase: Phase, of_phase: &PhaseMeasured) -> Result<(), Refused> {
         let mut own = self.phases.iter().filter(|(own, _)| *own == phase);
         let candidates = own.next().map(|&(_, candidates)| candidates);
