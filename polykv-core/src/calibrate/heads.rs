@@ -26,8 +26,8 @@ pub fn contest(scores: &[Vec<Vec<f32>>], total: usize) -> Vec<Vec<usize>> {
     counts
 }
 
-/// The part of the budget that each KV head of each layer gets, `[layer][head]`, which sum to 1: the mean of what it has in the
-/// contests of several examples, each relative to their total. No head has none.
+/// The part of the budget that each KV head of each layer gets, `[layer][head]`, relative to the average head's: the mean of what
+/// it has in the contests of several examples, each relative to their total, in thousandths. No head has none.
 pub fn parts(contests: &[Vec<Vec<usize>>]) -> Vec<Vec<f64>> {
     let Some(first) = contests.first() else {
         return Vec::new();
@@ -42,7 +42,8 @@ pub fn parts(contests: &[Vec<Vec<usize>>]) -> Vec<Vec<f64>> {
         }
     }
     let all: f64 = sums.iter().flatten().sum();
-    let rounded = |part: &f64| (part / all * 1e6).round().max(1.0) / 1e6;
+    let count = sums.iter().flatten().count() as f64;
+    let rounded = |part: &f64| (part / all * count * 1e3).round().max(1.0) / 1e3;
     let layers = sums.iter();
     layers
         .map(|heads| heads.iter().map(rounded).collect())
@@ -81,11 +82,9 @@ mod tests {
     #[test]
     fn every_example_counts_alike_and_every_head_gets_something() {
         let found = parts(&[vec![vec![6, 0], vec![4, 0]], vec![vec![2, 0], vec![0, 2]]]);
-        let sum: f64 = found.iter().flatten().sum();
-        assert!((sum - 1.0).abs() < 1e-5, "{found:?}");
         // 6/10 + 2/4, 1/10 + 1/4, 4/10 + 1/4, 1/10 + 2/4.
         for (part, wanted) in found.iter().flatten().zip([1.1, 0.35, 0.65, 0.6]) {
-            assert!((part - wanted / 2.7).abs() < 1e-5, "{found:?}");
+            assert!((part - 4.0 * wanted / 2.7).abs() < 1e-3, "{found:?}");
         }
         assert!(parts(&[]).is_empty());
         assert_eq!(
