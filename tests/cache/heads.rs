@@ -3,7 +3,7 @@
 use super::{BOTH, data, decode, prefill};
 use crate::common::{each_policy, policy, uniform};
 use burn::tensor::Device;
-use polykv::testing::{Case, cache, compare, kept};
+use polykv::testing::{Case, Windows, cache, compare, kept};
 use polykv::{Budget, ErrorKind, KvCache, Phase, Plan, Rule};
 
 const BUDGET: usize = 14;
@@ -58,9 +58,23 @@ fn parts_of_a_plan_divide_every_policy() {
         let mut plan = Plan::uniform(2, own.clone(), Budget::Tokens(BUDGET), &BOTH);
         plan.layers[1].heads = Some([3.0, 1.0].into());
         plan.check().unwrap();
-        let difference = compare(&Case::new(plan), &Device::flex()).unwrap();
-        let right = difference.output < 1e-5 && difference.kept == 0;
-        assert!(right, "{}: {difference:?}", own.name());
+        for windows in [
+            vec![None, None],
+            vec![None, Some(19)],
+            vec![Some(9), Some(40)],
+        ] {
+            let windows = Windows {
+                layers: windows,
+                softcap: None,
+            };
+            let case = Case {
+                windows,
+                ..Case::new(plan.clone())
+            };
+            let difference = compare(&case, &Device::flex()).unwrap();
+            let right = difference.output < 1e-5 && difference.kept == 0;
+            assert!(right, "{}: {difference:?}", own.name());
+        }
     }
     let mut plan = uniform(1, "knorm", Budget::Tokens(BUDGET), &BOTH);
     plan.layers[0].heads = Some([3.0, 1.0].into());

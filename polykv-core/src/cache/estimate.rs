@@ -4,7 +4,9 @@ use super::Spans;
 use super::cascade::Cascade;
 use super::slots::{PIECE, slots_for};
 use crate::budget::EntryCost;
+use crate::codes::Codes;
 use crate::facts::most_entries;
+use crate::ops::coded::Exact;
 use crate::phase::Phase;
 use crate::plan::{Eviction, LayerEvictions, Plan};
 use crate::policy::Needs;
@@ -158,11 +160,18 @@ impl Plan {
                 true => shape.head_dim.saturating_add(1).saturating_mul(2),
                 false => 0,
             };
-            // Mean and spread of the channels of keys in codes.
+            // Mean and spread of the channels of keys in codes, and the places of entries in floats beside them, which are
+            // fewer bytes than as many entries' positions.
             let channels = match layer.kv {
                 Some(_) => of_entries(1, shape.head_dim.saturating_mul(size_of::<[f32; 2]>())),
                 None => 0,
             };
+            let exact = if layer.kv == Some(Codes::Q4) {
+                Exact::COUNT
+            } else {
+                0
+            };
+            let channels = channels.saturating_add(of_entries(exact, 0));
             of_entries(count.saturating_add(1), remembers)
                 .saturating_add(channels)
                 .saturating_add(queries(remembered.saturating_add(moments)))

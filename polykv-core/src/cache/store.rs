@@ -104,10 +104,15 @@ impl Store {
         }
     }
 
-    /// Bytes of the positions, and of what keys are coded relative to.
+    /// Bytes of the positions, of what keys are coded relative to, and of where entries in floats are among those in codes.
     pub fn aux_bytes(&self) -> usize {
         let channels = self.channels.as_ref().map_or(0, Channels::bytes);
-        ops::bytes(&self.positions).saturating_add(channels)
+        let places = match &self.vectors {
+            Vectors::Floats(_) => 0,
+            Vectors::Codes(coded) => coded.place_bytes(),
+        };
+        let parts = [ops::bytes(&self.positions), channels, places];
+        parts.into_iter().fold(0, usize::saturating_add)
     }
 
     /// The keys, of the type in which the cache stores floats; in f32 if they are in codes.

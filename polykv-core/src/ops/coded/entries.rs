@@ -4,7 +4,7 @@ use super::{Channels, Coded, Exact};
 use crate::codes::Codes;
 use crate::ops::kernels::{CodeOps, ExactEntries, Place, kernel};
 use crate::ops::route::Route;
-use crate::ops::{AttentionBlock, Mask, oracle};
+use crate::ops::{AttentionBlock, Mask, bytes, oracle};
 use burn::backend::Dispatch;
 use burn::tensor::{IndexingUpdateOp, Int, Tensor};
 
@@ -47,6 +47,11 @@ impl CodedEntries {
         let exact = self.exact.as_ref().map_or(0, Exact::bytes);
         let codes = self.keys.bytes().saturating_add(self.values.bytes());
         codes.saturating_add(exact)
+    }
+
+    /// Bytes that say where the entries in floats are.
+    pub fn place_bytes(&self) -> usize {
+        self.exact.as_ref().map_or(0, |exact| bytes(&exact.slots))
     }
 
     /// The keys of the first `count` entries in f32, `[batch, kv_heads, count, head_dim]`.
