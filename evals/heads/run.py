@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Budgets of KV heads on the frozen suite: SmolLM2-135M, a sixteenth of the bytes of an f16 cache, prefill only, entries in q4.
+"""Budgets of KV heads on the frozen suite: a sixteenth of the bytes of an f16 cache, prefill only, entries in q4.
 
 Calibrates the parts of the heads on texts that the suite does not read, runs single policies under them, a plan that is routed under
 them, and controls, and sets them beside the plans of ../suite/results.json, which ran on the same samples. Finished steps are skipped
-when it runs again with the same --work. Writes results.json and results.md beside this file; for --part dev results-dev.…
+when it runs again with the same --work. Writes results.json and results.md beside this file; for another part or model with its name
+(results-dev.…, results-qwen2.5-coder-0.5b.…).
 """
 
 import argparse
@@ -18,8 +19,8 @@ import run as suite
 from steps import run_once
 from tables import report
 
-LAYERS = suite.LAYERS
-CALIBRATE = ["calibrate", "-m", suite.MODEL, "--device", "cpu", "--dtype", "native", "--phase", "prefill", "--kv-dtype", "q4", "--seed", "31", "--heads",
+DEFAULT = suite.MODEL
+CALIBRATE = ["calibrate", "--device", "cpu", "--dtype", "native", "--phase", "prefill", "--kv-dtype", "q4", "--seed", "31", "--heads",
              "--resume"]
 ROUTED = ["kvzip", "snapkv:window=16", "h2o:{normalize: true, recent_fraction: 0}", "streaming-llm", "tova"]
 # One policy in all layers, under the parts of the heads.
@@ -32,7 +33,7 @@ EARLIER = ["smollm2-135m-25-q4", "kv-codes-chosen", "smollm2-135m-after-25-q4", 
 def calibrate(args, name, options):
     out = args.work / name
     texts = sorted((args.texts / "calibration").glob("*.txt"))
-    run_once([args.binary, *CALIBRATE, "--data", *texts, "--budget-byte-ratio", args.share, *options, "--out", out], out, texts)
+    run_once([args.binary, *CALIBRATE, "-m", args.model, "--data", *texts, "--budget-byte-ratio", args.share, *options, "--out", out], out, texts)
     return suite.shown(args, out / "plan.yaml")
 
 
@@ -50,13 +51,14 @@ def moved(args, source, name, keep, seed):
 
 
 def make_plans(args):
-    heads = calibrate(args, "heads", ["--objective", "text", "--examples", "16", "--length", "1500", "--policies", "kvzip"])
+    heads = calibrate(args, "heads", ["--objective", "text", "--examples", args.examples, "--length", "1500", "--policies", "kvzip"])
+    suite.LAYERS = heads["layers"]
     paths = [suite.write(args, f"heads-{name}", with_policy(heads, *own)) for name, own in SINGLES.items()]
     layers = {key: own for key, own in heads.items() if key != "heads"}
     paths.append(suite.write(args, "layers-adakv-kvzip", with_policy(layers, "adakv", {"base": {"policy": "kvzip"}})))
     controls = [suite.write(args, "layers-kvzip", with_policy(layers, "kvzip", {})),
-                suite.write(args, "even-kvzip", suite.in_codes(args, {"schema": 1, "layers": LAYERS, "decode": heads["decode"], "prefill": [
-                    {"layers": f"0-{LAYERS - 1}", "policy": "kvzip"}]}))]
+                suite.write(args, "even-kvzip", suite.in_codes(args, {"schema": 1, "layers": suite.LAYERS, "decode": heads["decode"], "prefill": [
+                    {"layers": f"0-{suite.LAYERS - 1}", "policy": "kvzip"}]}))]
     source = args.work / "plans" / f"heads-{args.base}.yaml"
     controls += [moved(args, source, f"moved-heads-{seed}", "route", seed) for seed in range(1, args.moved + 1)]
     groups = {"": paths, "controls": controls}
@@ -79,23 +81,28 @@ def main():
     parser.add_argument("--suite", type=pathlib.Path, required=True, help="folder that ../suite/make.py made")
     parser.add_argument("--texts", type=pathlib.Path, required=True, help="folder that ../smollm2/texts.py made, to calibrate on")
     parser.add_argument("--work", type=pathlib.Path, default="work", help="folder for steps, which a later run goes on from")
+    parser.add_argument("--model", default=DEFAULT)
     parser.add_argument("--part", choices=["dev", "test"], default="test")
-    parser.add_argument("--positions", type=lambda text: text.split(","), default=list(suite.POSITIONS))
+    parser.add_argument("--positions", type=lambda text: text.split(","), default=["after", "inside", "lead-in"])
     parser.add_argument("--windows", type=int, default=8, help="of each kind of text")
     parser.add_argument("--share", type=float, default=0.0625, help="of the bytes of an f16 cache of the prompt")
     parser.add_argument("--base", choices=SINGLES, default="kvzip", help="the policy whose heads' budgets are moved to other layers as a control")
+    parser.add_argument("--examples", default="16", help="windows of text that the parts of the heads are found on")
     parser.add_argument("--moved", type=int, default=3)
     parser.add_argument("--routed", action="store_true", help="calibrate a route under the heads' budgets, too, and run it beside the others")
     args = parser.parse_args()
     args.lengths, args.shuffle_of = [1500], f"heads-{args.base}"
+    suite.MODEL = args.model
     (args.work / "plans").mkdir(parents=True, exist_ok=True)
     groups = make_plans(args)
     left_out = ("binary", "work", "texts", "suite")
     results = {"settings": {name: own for name, own in vars(args).items() if name not in left_out},
                "plans": {path.stem: json.loads(path.read_text()) for paths in groups.values() for path in paths}, "needles": {}, "text": {}}
-    earlier = json.loads((HERE.parent / "suite" / "results.json").read_text()) if args.part == "test" else {"needles": {}, "text": {}}
-    stem = HERE / ("results" if args.part == "test" else f"results-{args.part}")
-    steps = [("needles", position, suite.answers) for position in args.positions] + [("text", kind, suite.losses) for kind in suite.KINDS]
+    earlier = json.loads((HERE.parent / "suite" / "results.json").read_text()) if (args.part, args.model) == ("test", DEFAULT) else {"needles": {}, "text": {}}
+    names = ["results", *([args.part] if args.part != "test" else []), *([args.model] if args.model != DEFAULT else [])]
+    stem = "-".join(names)
+    steps = [("needles", position, suite.answers) for position in args.positions]
+    steps[1:1] = [("text", kind, suite.losses) for kind in suite.KINDS]
     for group, name, step in steps:
         found = step(args, name, 1500, groups)
         known = earlier[group].get(f"{name}-1500", {"scores": {}, "held": {}})
@@ -106,8 +113,8 @@ def main():
             if plan in known["scores"]:
                 found["scores"][plan], found["held"][plan] = known["scores"][plan], known["held"][plan]
         results[group][f"{name}-1500"] = found
-        stem.with_suffix(".json").write_text(json.dumps(results) + "\n")
-        stem.with_suffix(".md").write_text(report(results).replace("# Plans on the frozen suite", "# Budgets of KV heads on the frozen suite", 1))
+        (HERE / f"{stem}.json").write_text(json.dumps(results) + "\n")
+        (HERE / f"{stem}.md").write_text(report(results).replace("# Plans on the frozen suite", "# Budgets of KV heads on the frozen suite", 1))
 
 
 if __name__ == "__main__":

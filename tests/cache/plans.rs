@@ -33,7 +33,7 @@ fn every_plan_of_the_project_can_be_carried_out() {
         };
         let cost = shape.cost(&config.windows());
         let resolved = plan.resolve(config.max_positions, &cost).unwrap();
-        let total = plan.budget.total(config.max_positions, &cost);
+        let total = plan.most_entries(config.max_positions, &cost);
         for phase in Phase::BOTH.into_iter().filter(|phase| file.evicts(*phase)) {
             assert_eq!(resolved.total(phase), total, "{place}, {phase}");
         }
