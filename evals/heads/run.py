@@ -61,7 +61,7 @@ def make_plans(args):
                     {"layers": f"0-{suite.LAYERS - 1}", "policy": "kvzip"}]}))]
     source = args.work / "plans" / f"heads-{args.base}.yaml"
     controls += [moved(args, source, f"moved-heads-{seed}", "route", seed) for seed in range(1, args.moved + 1)]
-    groups = {"": paths, "controls": controls}
+    groups = {"": paths, **({"controls": controls} if args.controls else {})}
     if args.routed:
         groups["routed"] = make_routed(args)
     return groups
@@ -88,6 +88,7 @@ def main():
     parser.add_argument("--share", type=float, default=0.0625, help="of the bytes of an f16 cache of the prompt")
     parser.add_argument("--base", choices=SINGLES, default="kvzip", help="the policy whose heads' budgets are moved to other layers as a control")
     parser.add_argument("--examples", default="16", help="windows of text that the parts of the heads are found on")
+    parser.add_argument("--no-controls", dest="controls", action="store_false", help="leave out what has other budgets in the heads")
     parser.add_argument("--moved", type=int, default=3)
     parser.add_argument("--routed", action="store_true", help="calibrate a route under the heads' budgets, too, and run it beside the others")
     args = parser.parse_args()

@@ -19,6 +19,18 @@ struct Teacher {
     scores: Mutex<Vec<Vec<Vec<f32>>>>,
 }
 
+impl Teacher {
+    fn new() -> Self {
+        // What a question at the end looks at is no matter of the heads.
+        let policy = KvZip {
+            window: 0,
+            ..KvZip::default()
+        };
+        let scores = Mutex::default();
+        Self { policy, scores }
+    }
+}
+
 impl Policy for Teacher {
     fn name(&self) -> &str {
         "teacher"
@@ -59,6 +71,28 @@ impl Policy for Teacher {
     }
 }
 
+/// The entries that all KV heads of all layers keep together of a prompt of `tokens` tokens under a budget, where layers keep
+/// their entries in codes or not.
+///
+/// # Errors
+/// A budget that is less than what is protected.
+pub fn total(
+    model: &LoadedModel,
+    tokens: usize,
+    budget: Budget,
+    kv: Option<Codes>,
+) -> Result<usize> {
+    let lm = &model.model;
+    let policy = Arc::new(Teacher::new());
+    let mut plan = Plan::uniform(lm.config().layers.len(), policy, budget, &[Phase::Prefill]);
+    if let Some(codes) = kv {
+        plan = plan.with_kv(codes);
+    }
+    let resolved = plan.resolve(tokens, &lm.cache_cost(1))?;
+    let heads = lm.cache_shape(1).kv_heads;
+    Ok(resolved.total(Phase::Prefill).saturating_mul(heads))
+}
+
 /// How many entries each KV head of each layer has among the best of an example's prompt under a budget, `[layer][head]`, where
 /// layers keep their entries in codes or not.
 ///
@@ -72,26 +106,12 @@ pub fn counts(
 ) -> Result<Vec<Vec<usize>>> {
     let lm = &model.model;
     let (layers, shape) = (lm.config().layers.len(), lm.cache_shape(1));
-    let teacher = Arc::new(Teacher {
-        // What a question at the end looks at is no matter of the heads.
-        policy: KvZip {
-            window: 0,
-            ..KvZip::default()
-        },
-        scores: Mutex::default(),
-    });
+    let teacher = Arc::new(Teacher::new());
     let tokens = example.prompt.len();
-    let plan = |budget| Plan::uniform(layers, teacher.clone(), budget, &[Phase::Prefill]);
-    let at_budget = match kv {
-        Some(codes) => plan(budget).with_kv(codes),
-        None => plan(budget),
-    };
-    let resolved = at_budget.resolve(tokens, &lm.cache_cost(1))?;
-    let total = resolved
-        .total(Phase::Prefill)
-        .saturating_mul(shape.kv_heads);
+    let total = total(model, tokens, budget, kv)?;
     // As much as can be while every layer still scores, so that all scores are of the whole prompt.
-    let all = plan(Budget::Tokens(tokens.saturating_sub(1)));
+    let most = Budget::Tokens(tokens.saturating_sub(1));
+    let all = Plan::uniform(layers, teacher.clone(), most, &[Phase::Prefill]);
     let mut cache = KvCache::new(all, shape, lm.device())?;
     let ids = model.ids(&example.prompt);
     run_on(lm.device(), || {

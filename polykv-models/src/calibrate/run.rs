@@ -148,15 +148,25 @@ fn measured(
     let candidates = options.all_candidates();
     let likelihoods = options.likelihoods();
     let phases = &options.phases;
-    let mut journal = Journal::open(model, options, examples)?;
-    let heads = match options.heads {
-        true => head_parts(model, examples, options, &mut journal, progress)?,
-        false => Vec::new(),
+    let under = |heads: &[Vec<f64>]| {
+        let budget = options.budget;
+        let measurer = Measurer::new(model, &candidates, phases, budget, likelihoods, heads)?;
+        let mut prompts = examples.iter().map(|example| example.prompt.len());
+        prompts.try_for_each(|tokens| measurer.check(tokens))?;
+        Ok::<_, Error>(measurer)
     };
-    let budget = options.budget;
-    let measurer = Measurer::new(model, &candidates, phases, budget, likelihoods, &heads)?;
-    for example in examples {
-        measurer.check(example.prompt.len())?;
+    // What is refused is refused before anything is written.
+    let mut measurer = under(&[])?;
+    if options.heads {
+        let kv = options.kv.first().copied().flatten();
+        let mut prompts = examples.iter().map(|example| example.prompt.len());
+        prompts.try_for_each(|tokens| heads::total(model, tokens, options.budget, kv).map(drop))?;
+    }
+    let mut journal = Journal::open(model, options, examples)?;
+    let mut heads = Vec::new();
+    if options.heads {
+        heads = head_parts(model, examples, options, &mut journal, progress)?;
+        measurer = under(&heads)?;
     }
     let layers = journal.layers();
     let examples = examples.iter().enumerate().skip(part).step_by(parts);
