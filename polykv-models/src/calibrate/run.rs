@@ -3,7 +3,7 @@ use super::journal::Journal;
 use super::refine::Refinement;
 use super::{CalibrateOptions, Example, Measurer, Progress, Stage};
 use crate::LoadedModel;
-use polykv_core::calibrate::{self, Candidate, Measurements, Report};
+use polykv_core::calibrate::{Candidate, Measurements, Report};
 use polykv_core::{Error, Phase, Plan, PlanFile, Result};
 
 /// The result of a calibration.
@@ -213,5 +213,5 @@ fn head_parts(
         };
         all.push(counts);
     }
-    Ok(calibrate::parts(&all))
+    Ok(polykv_core::calibrate::parts(&all))
 }
