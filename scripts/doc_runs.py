@@ -120,9 +120,12 @@ RUN = [
     ("docs/reference.md", "polykv completions bash", {"~/.local/share/bash-completion/completions/polykv": "completions.bash"}, ""),
     ("docs/reference.md", "polykv completions zsh", {"~/.zfunc/_polykv": "completions.zsh"}, ""),
 
-    ("plans/README.md", "polykv calibrate",
+    ("plans/README.md", "polykv calibrate -m smollm2-135m --dtype f32",
      {REAL: TINY, "texts/calibration": "texts", "--examples 12 --evidence 32 --length 1200 --continuation 128": TINY_EXAMPLES,
       "--refine 76": "--refine 3", "--out found": "--out c4"}, "plan"),
+    ("plans/README.md", "polykv calibrate -m smollm2-135m --device cpu",
+     {REAL: TINY, "--dtype native": "--dtype f32", "texts/calibration": "texts", "--examples 16 --length 1500": "--examples 2 --length 300 --continuation 12",
+      "0.0625": "0.25", "--out found": "--out c5"}, "by parts"),
 ]
 
 ELSEWHERE = [
