@@ -110,7 +110,9 @@ def main():
     steps = [("needles", position, suite.answers) for position in args.positions]
     steps[1:1] = [("text", kind, suite.losses) for kind in suite.KINDS]
     for group, name, step in steps:
-        found = step(args, name, 1500, groups)
+        # Controls run on text and with the first place of the question.
+        own = {key: paths for key, paths in groups.items() if key != "controls" or group == "text" or name == args.positions[0]}
+        found = step(args, name, 1500, own)
         known = earlier[group].get(f"{name}-1500", {"scores": {}, "held": {}})
         if known["scores"]:
             # The samples are the same: so is what FullKV makes of them, but for the sums of other instructions.

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 /// queries, mean over the query group, pooled by the maximum of `kernel` neighbours; a window of 0 adds nothing. The first
 /// `sinks` and the latest `recent` entries always stay.
 ///
-/// The repetition takes one to two more runs of the prompt. In the decode phase the prompt's entries keep what the repetition
+/// The repetition takes as long as two to three more runs of the prompt. In the decode phase the prompt's entries keep what the repetition
 /// gave them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
