@@ -15,6 +15,7 @@ mod uniform;
 pub use cake::CakeAllocator;
 pub use calibrated::CalibratedAllocator;
 pub use dynamic::DynamicAllocator;
+pub(crate) use dynamic::wins;
 pub use pyramid::PyramidAllocator;
 pub use uniform::UniformAllocator;
 

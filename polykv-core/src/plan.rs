@@ -221,6 +221,14 @@ impl Plan {
         self
     }
 
+    /// Divides the budget of each layer over its KV heads by `parts [layer][head]`, see [`LayerPlan::heads`]. A head alone has all
+    /// of its layer's; layers without parts stay as they are.
+    pub fn set_heads(&mut self, parts: &[Vec<f64>]) {
+        for (layer, parts) in self.layers.iter_mut().zip(parts) {
+            layer.heads = (parts.len() > 1).then(|| parts.as_slice().into());
+        }
+    }
+
     /// Bytes of one entry in a layer, where an entry costs `cost`.
     pub fn entry_bytes(&self, layer: usize, cost: &EntryCost) -> usize {
         let codes = self.layers.get(layer).and_then(|layer| layer.kv);

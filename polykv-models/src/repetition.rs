@@ -41,9 +41,7 @@ mod tests {
 
     #[test]
     fn every_token_is_repeated_and_parts_overlap() {
-        for tokens in [
-            1, 2, 7, 8, 9, 511, 512, 513, 520, 521, 1015, 1016, 1017, 5000,
-        ] {
+        for tokens in [1, 2, 7, 8, 9, 255, 256, 257, 264, 265, 503, 504, 505, 5000] {
             let parts: Vec<_> = ranges(tokens).collect();
             assert_eq!((parts[0].start, parts[parts.len() - 1].end), (0, tokens));
             assert!(parts.iter().all(|part| (1..=PART).contains(&part.len())));

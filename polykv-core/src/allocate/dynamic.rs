@@ -72,7 +72,7 @@ impl Online for DynamicAllocator {
         let rows = notes.first().map_or(1, |note| note.rows);
         let claimed: Vec<LayerStat> = layers
             .iter()
-            .zip(wins(notes, total.saturating_mul(rows)))
+            .zip(wins(values(notes), total.saturating_mul(rows)))
             .map(|(layer, wins)| LayerStat {
                 sensitivity: wins as f64,
                 ..*layer
@@ -82,6 +82,10 @@ impl Online for DynamicAllocator {
             notes.get(layer).map_or(0, |note| note.entries)
         })
     }
+}
+
+fn values(notes: &[Note]) -> impl Iterator<Item = &[f32]> {
+    notes.iter().map(|note| note.values.as_slice())
 }
 
 /// Shares of a layer's sum, infinite where `protected` is 1.
@@ -106,21 +110,21 @@ fn normalise(scores: &mut [f32], protected: &[f32]) {
     }
 }
 
-/// How many of the `total` highest scores of all layers each layer has; of equal scores the lower layers' come first.
-fn wins(notes: &[Note], total: usize) -> Vec<usize> {
-    let mut all: Vec<(f32, usize)> = notes
-        .iter()
-        .enumerate()
-        .flat_map(|(layer, note)| note.values.iter().map(move |&score| (score, layer)))
-        .collect();
+/// How many of the `total` highest scores of all groups each group has; of equal scores those of earlier groups come first.
+pub(crate) fn wins<'a>(groups: impl Iterator<Item = &'a [f32]>, total: usize) -> Vec<usize> {
+    let mut wins = Vec::new();
+    let mut all: Vec<(f32, usize)> = Vec::new();
+    for (group, scores) in groups.enumerate() {
+        all.extend(scores.iter().map(|&score| (score, group)));
+        wins.push(0usize);
+    }
     let best_first = |a: &(f32, usize), b: &(f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
     if total < all.len() {
         all.select_nth_unstable_by(total, best_first);
         all.truncate(total);
     }
-    let mut wins = vec![0usize; notes.len()];
-    for (_, layer) in all {
-        if let Some(wins) = wins.get_mut(layer) {
+    for (_, group) in all {
+        if let Some(wins) = wins.get_mut(group) {
             *wins = wins.saturating_add(1);
         }
     }
@@ -152,8 +156,8 @@ mod tests {
             values: values.to_vec(),
         };
         let notes = [note([0.5, 0.3, 0.2], 3), note([0.9, 0.1, 0.0], 3)];
-        assert_eq!(wins(&notes, 3), [2, 1]);
-        assert_eq!(wins(&notes, 9), [3, 3]);
+        assert_eq!(wins(values(&notes), 3), [2, 1]);
+        assert_eq!(wins(values(&notes), 9), [3, 3]);
         let layers = [LayerStat {
             share: 1.0,
             least: 0,

@@ -75,6 +75,13 @@ impl SharedPrefill {
         self.caches
     }
 
+    fn scaled(&self, q: Tensor<4>) -> Tensor<4> {
+        match self.caches.first() {
+            Some(cache) => cache.scaled(q),
+            None => q,
+        }
+    }
+
     fn note_peak(&mut self) {
         let budgets: usize = self.caches.iter().map(KvCache::kv_bytes).sum();
         let leader = self.leader.as_ref().map_or(0, LayerCache::kv_bytes);
@@ -123,10 +130,7 @@ impl Drive for SharedPrefill {
         k: Tensor<4>,
         v: Tensor<4>,
     ) -> Result<Tensor<4>> {
-        let q = match self.caches.first() {
-            Some(cache) => cache.scaled(q),
-            None => q,
-        };
+        let q = self.scaled(q);
         let tokens = self.tokens.unwrap_or(0);
         let leader = self.leader.take().unwrap_or_else(|| {
             let followers = self
@@ -156,10 +160,7 @@ impl Drive for SharedPrefill {
         k: Tensor<4>,
         v: Tensor<4>,
     ) -> Result<Tensor<4>> {
-        let q = match self.caches.first() {
-            Some(cache) => cache.scaled(q),
-            None => q,
-        };
+        let q = self.scaled(q);
         let Some(leader) = &mut self.leader else {
             let found = format!("layer {layer} repeats without a prompt");
             return Err(Error::Failed(found));

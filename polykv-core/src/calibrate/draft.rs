@@ -111,10 +111,7 @@ impl PlanDraft<'_> {
                 layer.kv = kv;
             }
         }
-        for (layer, heads) in plan.layers.iter_mut().zip(&self.heads) {
-            // A head alone has all of its layer's.
-            layer.heads = (heads.len() > 1).then(|| heads.as_slice().into());
-        }
+        plan.set_heads(&self.heads);
         let mut most = 1;
         for (phase, picks) in Phase::BOTH.into_iter().zip(picks) {
             let Some(picks) = picks else { continue };

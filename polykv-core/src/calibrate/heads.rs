@@ -1,29 +1,18 @@
 //! Budgets of KV heads from what repeating the examples attends to (KVzip, arXiv 2505.23416, as the teacher of a fixed plan; an
 //! addition of this project).
 
+use crate::allocate::wins;
 use crate::apportion::within;
 
 /// How many of the `total` entries with the highest scores of all heads of all layers each of them has:
 /// `scores [layer][head][entry]` → `[layer][head]`. Of equal scores the lower layer's and head's come first.
 pub fn contest(scores: &[Vec<Vec<f32>>], total: usize) -> Vec<Vec<usize>> {
-    let mut counts: Vec<Vec<usize>> = scores.iter().map(|heads| vec![0; heads.len()]).collect();
-    let mut all = Vec::new();
-    for (layer, heads) in scores.iter().enumerate() {
-        for (head, entries) in heads.iter().enumerate() {
-            all.extend(entries.iter().map(|&score| (score, layer, head)));
-        }
-    }
-    if total < all.len() {
-        let order = |a: &(f32, usize, usize), b: &(f32, usize, usize)| {
-            b.0.total_cmp(&a.0).then((a.1, a.2).cmp(&(b.1, b.2)))
-        };
-        all.select_nth_unstable_by(total, order);
-        all.truncate(total);
-    }
-    for (_, layer, head) in all {
-        counts[layer][head] += 1;
-    }
-    counts
+    let heads = scores.iter().flatten().map(Vec::as_slice);
+    let mut counts = wins(heads, total).into_iter();
+    let layers = scores.iter();
+    layers
+        .map(|heads| counts.by_ref().take(heads.len()).collect())
+        .collect()
 }
 
 /// The part of the budget that each KV head of each layer gets, `[layer][head]`, relative to the average head's: the mean of what

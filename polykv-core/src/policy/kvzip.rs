@@ -1,7 +1,7 @@
 use super::h2o::append_sums;
 use super::{
-    Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State,
-    check_odd, check_range,
+    Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, SnapKv,
+    State, check_odd, check_range,
 };
 use crate::Result;
 use crate::ops::{AttentionBlock, Pool};
@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 /// Keeps what is needed to say the prompt again (KVzip, arXiv 2505.23416): after the prompt its tokens run a second time with
 /// all entries in sight, and an entry counts by the most attention that any of these queries and any head of the query group
 /// pays it. That does not depend on a question at the prompt's end, and suits prompts that are compressed once and asked about
-/// later. Beyond the paper the score adds what [`SnapKv`](super::SnapKv) sees, the sum of the attention of the last `window`
+/// later. Beyond the paper the score adds what [`SnapKv`] sees, the sum of the attention of the last `window`
 /// queries, mean over the query group, pooled by the maximum of `kernel` neighbours; a window of 0 adds nothing. The first
 /// `sinks` and the latest `recent` entries always stay.
 ///
-/// The repetition takes as long as two to three more runs of the prompt. In the decode phase the prompt's entries keep what the repetition
-/// gave them.
+/// The repetition takes as long as two to three more runs of the prompt. In the decode phase the prompt's entries keep what
+/// the repetition gave them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct KvZip {
@@ -56,6 +56,17 @@ impl NamedPolicy for KvZip {
         check_range("window", policy.window, 0..=MOST)?;
         check_odd("kernel", policy.kernel)?;
         Ok(policy)
+    }
+}
+
+impl KvZip {
+    /// What looks at the last queries.
+    fn window(&self) -> SnapKv {
+        SnapKv {
+            window: self.window,
+            kernel: self.kernel,
+            pool: Pool::Max,
+        }
     }
 }
 
@@ -114,9 +125,7 @@ impl Policy for KvZip {
         if self.window == 0 {
             return Ok(repeated);
         }
-        let (sums, _) = view.window_score(self.window)?;
-        let window = self.window.min(view.seen);
-        Ok(repeated + view.pool_before(sums, window, self.kernel, Pool::Max))
+        Ok(repeated + self.window().score(state, view)?)
     }
 
     #[cfg(feature = "testing")]
@@ -128,7 +137,6 @@ impl Policy for KvZip {
 #[cfg(feature = "testing")]
 mod oracle {
     use super::*;
-    use super::super::SnapKv;
     use crate::testing::{Head, Oracle};
 
     impl Oracle for KvZip {
@@ -137,12 +145,7 @@ mod oracle {
             if self.window == 0 {
                 return repeated.collect();
             }
-            let window = SnapKv {
-                window: self.window,
-                kernel: self.kernel,
-                pool: Pool::Max,
-            };
-            let seen = window.scores(head);
+            let seen = self.window().scores(head);
             repeated.zip(seen).map(|(a, b)| a + b).collect()
         }
     }

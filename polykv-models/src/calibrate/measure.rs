@@ -239,8 +239,8 @@ fn divide(plan: &mut Plan, phase: Phase, heads: &[Vec<f64>]) {
         let share = parts.iter().sum::<f64>();
         let rule = layer.rule(phase).clone();
         *layer.rule_mut(phase) = rule.with_share(Share::Part(share));
-        layer.heads = (parts.len() > 1).then(|| parts.as_slice().into());
     }
+    plan.set_heads(heads);
 }
 
 /// The mean entropy of the attention of the scored queries over all entries.
