@@ -2,6 +2,8 @@
 
 mod cli_support;
 
+#[path = "cli/at_least.rs"]
+mod at_least;
 #[path = "cli/bench.rs"]
 mod bench;
 #[path = "cli/beyond.rs"]

@@ -215,6 +215,10 @@ pub struct CompressionArgs {
     /// Layers that keep everything come on top of the budget
     #[arg(long)]
     pub allow_full_extra: bool,
+    /// Entries per layer on average that the budget never falls below, however short the prompt is [default: as the plan states,
+    /// else 0]
+    #[arg(long, value_name = "N")]
+    pub at_least: Option<usize>,
     /// How entries are kept after the prompt: cache in the type that goes with --dtype, q8 and q4 in codes of so many bits
     /// [default: as the plan states, else cache]
     #[arg(long, value_enum, value_name = "FORMAT")]

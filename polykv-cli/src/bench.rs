@@ -12,7 +12,8 @@ use polykv::device::run_on;
 use polykv::models::{CausalLm, ModelConfig, load, random};
 use polykv::{Budget, Error, KvCache, machine, ops};
 
-/// Tokens of the unmeasured first run on the CPU, where only the allocator and the clock speed need waking.
+/// Tokens of the unmeasured first run on the CPU, where only the allocator and the clock speed need waking; more where a plan
+/// cannot be carried out for so few.
 const WARM_UP: usize = 32;
 
 /// Depths unless said otherwise, as far as they fit the model.
@@ -176,6 +177,8 @@ struct Subject {
     name: String,
     plan_hash: String,
     cache: KvCache,
+    /// Tokens of a first run.
+    warm_up: usize,
 }
 
 fn subjects(
@@ -191,11 +194,16 @@ fn subjects(
         for test in tests {
             placed.check(test.prompt(), &cost)?;
         }
+        let mut lengths = std::iter::successors(Some(WARM_UP), |&length| length.checked_mul(2));
+        let warm_up = lengths.find(|&length| {
+            length >= model.config().max_positions || placed.check(length, &cost).is_ok()
+        });
         let cache = KvCache::new(placed.plan, shape, model.device())?;
         Ok(Subject {
             name,
             plan_hash: placed.file.hash(),
             cache,
+            warm_up: warm_up.unwrap_or(usize::MAX),
         })
     };
     sources.into_iter().map(subject).collect()
@@ -249,6 +257,7 @@ fn measure_all(
             })
         })
         .collect();
+    let warm_up: Vec<usize> = subjects.iter().map(|own| own.warm_up).collect();
     let mut sample = |row: &Measured, test: Test, repeat: u64| {
         let cache = &mut subjects[row.subject].cache;
         let seed = args.seed.wrapping_add(repeat);
@@ -256,7 +265,10 @@ fn measure_all(
     };
     for row in &rows {
         // Other devices compile and tune kernels per shape, so they need the real lengths.
-        let most = if cpu { WARM_UP } else { usize::MAX };
+        let most = match cpu {
+            true => warm_up[row.subject],
+            false => usize::MAX,
+        };
         sample(row, row.test.shortened(most), 0)?;
     }
     for repeat in 0..args.repeat {

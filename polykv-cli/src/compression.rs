@@ -47,6 +47,8 @@ pub enum Change {
     Codes(Codes),
     /// Evictions while decoding are so many tokens apart.
     Every(usize),
+    /// The budget is never less than so many entries per layer.
+    AtLeast(usize),
 }
 
 impl Source {
@@ -56,7 +58,11 @@ impl Source {
     /// A plan file that is refused, a budget or a parameter out of range.
     pub fn read(args: &CompressionArgs) -> Result<Self> {
         let codes = args.kv_dtype.and_then(KvDtype::codes);
-        let changes = [codes.map(Change::Codes), args.every.map(Change::Every)];
+        let changes = [
+            codes.map(Change::Codes),
+            args.every.map(Change::Every),
+            args.at_least.map(Change::AtLeast),
+        ];
         Ok(Self::read_policies(args)?.changed(changes))
     }
 
@@ -106,6 +112,8 @@ impl Source {
             Self::Changed { source, change } => match change {
                 Change::Codes(codes) => format!("{} {codes}", source.name()),
                 Change::Every(tokens) => format!("{} every {tokens}", source.name()),
+                Change::AtLeast(0) => source.name(),
+                Change::AtLeast(entries) => format!("{} at least {entries}", source.name()),
             },
             Self::File { place, file, .. } => file.name.clone().unwrap_or_else(|| {
                 let stem = Path::new(place).file_stem();
@@ -179,6 +187,11 @@ impl Source {
                     Change::Every(tokens) => {
                         placed.file.every = tokens;
                         placed.plan.every = tokens;
+                        placed.plan.check().at(COMMAND_LINE)?;
+                    }
+                    Change::AtLeast(entries) => {
+                        placed.file.at_least = entries;
+                        placed.plan.at_least = entries;
                         placed.plan.check().at(COMMAND_LINE)?;
                     }
                 }

@@ -109,6 +109,10 @@ pub fn describe_budget(plan: &PlanFile) -> String {
     }
     let online = plan.online.as_ref();
     let split = online.map_or(String::new(), |name| format!(", split by {name}"));
+    let split = match plan.at_least {
+        0 => split,
+        least => format!(", at least {least} entries per layer{split}"),
+    };
     match plan.budget {
         Budget::Tokens(tokens) => format!("{tokens} entries per layer on average{split}"),
         Budget::Total(total) => format!("{total} entries over all layers{split}"),

@@ -101,6 +101,10 @@ impl Resumed {
             let allowed = format!("{}, as the session's", plan.every);
             return Err(Error::invalid("command line", "--every", every, allowed));
         }
+        if let Some(least) = flags.at_least.filter(|&least| least != plan.at_least) {
+            let allowed = format!("{}, as the session's", plan.at_least);
+            return Err(Error::invalid("command line", "--at-least", least, allowed));
+        }
         if let Some(flag) = flag {
             let given = given.plan(config)?;
             let [found, own] = [&given.plan, &plan].map(Plan::fingerprint);

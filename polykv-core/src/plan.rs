@@ -36,6 +36,9 @@ use std::sync::Arc;
 /// The most layers that a plan may have.
 const MAX_LAYERS: usize = 1024;
 
+/// The most entries that a plan may state as the least that its budget comes to.
+const MOST_AT_LEAST: usize = 1 << 20;
+
 /// The most tokens between two evictions that a plan may state.
 const MOST_EVERY: usize = 1 << 20;
 
@@ -54,6 +57,9 @@ pub struct Plan {
     /// While decoding a layer that exceeds its budget `b` is cut to `b - every + 1` entries, so that evictions are `every` tokens
     /// apart and it never holds more than `b`: from 1, the default, to 2^20. It is not cut below what its policy protects.
     pub every: usize,
+    /// Entries per layer on average that the budget never falls below, however short a prompt is, up to 2^20; 0, the default,
+    /// sets no such limit. A ratio of a short prompt would else leave little of it, or less than what policies protect.
+    pub at_least: usize,
     /// One per layer, from the first to the last.
     pub layers: Vec<LayerPlan>,
 }
@@ -175,6 +181,7 @@ impl Plan {
             allow_full_extra: false,
             online: None,
             every: 1,
+            at_least: 0,
             layers,
         }
     }
@@ -249,11 +256,26 @@ impl Plan {
         beside.fold(0, usize::saturating_add)
     }
 
+    /// The bytes of all layers together for a prompt of `prompt` tokens; `None` under a budget that counts entries.
+    fn bytes(&self, prompt: usize, cost: &EntryCost) -> Option<usize> {
+        let bytes = self.budget.bytes(prompt, cost)?;
+        let layers = 0..self.layers.len();
+        let sizes = layers.map(|layer| self.entry_bytes(layer, cost));
+        let least = sizes.fold(0, usize::saturating_add);
+        let least = least.saturating_mul(self.at_least);
+        let beside = match self.at_least {
+            0 => 0,
+            _ => self.bytes_beside(cost),
+        };
+        Some(bytes.max(least.saturating_add(beside)))
+    }
+
     /// The most entries per KV head that all layers may hold together, for a prompt of `prompt` tokens, where an entry costs
     /// `cost`: a budget in bytes is one of the layers whose entries are the smallest.
     pub fn most_entries(&self, prompt: usize, cost: &EntryCost) -> usize {
-        let Some(bytes) = self.budget.bytes(prompt, cost) else {
-            return self.budget.total(prompt, cost);
+        let Some(bytes) = self.bytes(prompt, cost) else {
+            let least = self.at_least.saturating_mul(self.layers.len());
+            return self.budget.total(prompt, cost).max(least);
         };
         let sizes = (0..self.layers.len()).map(|layer| self.entry_bytes(layer, cost));
         let size = sizes.min().unwrap_or(cost.bytes).max(1);
@@ -281,6 +303,9 @@ impl Plan {
         }
         if self.every > 1 {
             hash.update(format!("every {}\n", self.every));
+        }
+        if self.at_least > 0 {
+            hash.update(format!("at least {}\n", self.at_least));
         }
         if self.layers.iter().any(|layer| layer.kv.is_some()) {
             let codes = self.layers.iter().map(|layer| layer.kv);
@@ -310,6 +335,10 @@ impl Plan {
         if !(1..=MOST_EVERY).contains(&self.every) {
             let allowed = format!("1 to {MOST_EVERY}");
             return Err(Error::plan("every", self.every, allowed));
+        }
+        if self.at_least > MOST_AT_LEAST {
+            let allowed = format!("0 to {MOST_AT_LEAST}");
+            return Err(Error::plan("at_least", self.at_least, allowed));
         }
         for phase in Phase::BOTH {
             self.check_shares(phase)?;

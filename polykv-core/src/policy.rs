@@ -29,6 +29,7 @@ use crate::shape::LayerShape;
 use burn::tensor::Tensor;
 use std::fmt;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 
 /// Declares the files and lists their policies.
 macro_rules! policies {
@@ -61,6 +62,7 @@ policies! {
     refit::Refit,
     adakv::AdaKv,
     per_head::PerHead,
+    by_head::ByHead,
     knorm::KNorm,
     keydiff::KeyDiff,
     blend::Blend,
@@ -211,6 +213,11 @@ pub trait Policy: Send + Sync + fmt::Debug {
     fn can_be_divided(&self) -> bool {
         let merges = Phase::BOTH.into_iter().any(|phase| self.merges(phase));
         !merges && self.heads() == HeadBudgets::Even
+    }
+
+    /// The policy of a layer whose KV heads get these parts of its budget, if it is another one than this.
+    fn for_parts(&self, _parts: &[f64]) -> Option<Arc<dyn Policy>> {
+        None
     }
 
     /// The policy's definition in f64, which the test harness compares with; `None` if there is none.

@@ -140,3 +140,27 @@ fn shares_for_other_heads_are_refused_by_name() {
     let wanted = "prefill shares of the heads of layer 0 is 3; allowed: 2, one per KV head";
     assert!(error.to_string().contains(wanted), "{error}");
 }
+
+/// What `by-head` keeps in a head is what that head's policy keeps alone under the same parts.
+#[test]
+fn wide_and_narrow_heads_have_policies_of_their_own() {
+    let alone = |name: &str, params: &str| {
+        let mut plan = Plan::uniform(1, policy(name, params), Budget::Tokens(BUDGET), &BOTH);
+        plan.layers[0].heads = Some([1.0, 3.0].into());
+        kept(&after(plan, 0), 0).unwrap()
+    };
+    let both = alone("by-head", "{wide: tova, narrow: knorm}");
+    let [wide, narrow] = [alone("tova", "{}"), alone("knorm", "{}")];
+    assert_eq!(both, [narrow[0].clone(), wide[1].clone()]);
+    assert_ne!(both, wide);
+    assert_ne!(both, narrow);
+    // Without parts a list says which heads are wide.
+    let even = |params: &str| {
+        let plan = Plan::uniform(1, policy("by-head", params), Budget::Tokens(BUDGET), &BOTH);
+        kept(&after(plan, 0), 0).unwrap()
+    };
+    let [all, first, none] = ["", ", heads: [0]", ", heads: []"]
+        .map(|heads| even(&format!("{{wide: tova, narrow: knorm{heads}}}")));
+    assert_eq!(first, [all[0].clone(), none[1].clone()]);
+    assert_ne!(all, none);
+}

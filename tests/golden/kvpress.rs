@@ -134,6 +134,7 @@ fn scores_equal_kvpress() {
             let view = LayerView {
                 phase: Phase::Prefill,
                 layer,
+                first_head: 0,
                 shape: PRESS_SHAPE,
                 seen: 61,
                 budget: 20,

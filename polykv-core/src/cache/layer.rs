@@ -376,6 +376,7 @@ impl LayerCache {
         Ok(LayerView {
             phase,
             layer: self.layer,
+            first_head: self.part.unwrap_or(0),
             shape: self.shape,
             seen: self.seen,
             budget,

@@ -47,6 +47,9 @@ pub struct PlanFile {
     /// How many entries per KV head the layers may keep in each phase.
     #[serde(with = "serde_yaml_ng::with::singleton_map")]
     pub budget: Budget,
+    /// Entries per layer on average that the budget never falls below, see [`Plan::at_least`].
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub at_least: usize,
     /// Whether layers that keep everything come on top of the budget instead of being charged to it. The other layers then
     /// share the part of the budget that they would have if every layer had its share.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
@@ -73,6 +76,10 @@ pub struct PlanFile {
 
 fn one() -> usize {
     1
+}
+
+fn is_none(number: &usize) -> bool {
+    *number == 0
 }
 
 fn is_one(number: &usize) -> bool {
@@ -109,6 +116,7 @@ impl PlanFile {
             prefill: rules(Phase::Prefill),
             decode: rules(Phase::Decode),
             every: plan.every,
+            at_least: plan.at_least,
             kv: kv::of(plan),
             heads: heads::of(plan),
         }
@@ -233,6 +241,7 @@ impl PlanFile {
             allow_full_extra: self.allow_full_extra,
             online: online.transpose()?,
             every: self.every,
+            at_least: self.at_least,
             layers: vec![LayerPlan::KEEP; self.layers],
         };
         for phase in Phase::BOTH {

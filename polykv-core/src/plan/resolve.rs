@@ -207,7 +207,7 @@ impl Plan {
             let policy = layer.rule(phase).policy()?.clone();
             let budget = budgets.next()?;
             let policy = match &layer.heads {
-                Some(parts) => PerHead::over(policy, parts),
+                Some(parts) => PerHead::over(policy.for_parts(parts).unwrap_or(policy), parts),
                 None => policy,
             };
             Some(Eviction { policy, budget })
@@ -263,7 +263,7 @@ impl Plan {
         prompt: usize,
         cost: &EntryCost,
     ) -> Result<Option<(usize, Vec<usize>)>> {
-        let bytes = self.budget.bytes(prompt, cost);
+        let bytes = self.bytes(prompt, cost);
         let Some(bytes) = bytes.filter(|_| self.mixes_codes()) else {
             return Ok(None);
         };

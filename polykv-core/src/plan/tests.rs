@@ -1,3 +1,5 @@
+mod at_least;
+
 use super::*;
 use crate::Registry;
 use crate::budget::EntryCost;

@@ -106,6 +106,8 @@ pub struct LayerView<'a> {
     pub phase: Phase,
     /// The layer, from 0.
     pub layer: usize,
+    /// The layer's KV head that comes first here, see [`Appended::first_head`].
+    pub first_head: usize,
     /// The shape of the layer's queries, keys and values.
     pub shape: LayerShape,
     /// How many tokens per sequence the layer has been given, which is the position of the next one.

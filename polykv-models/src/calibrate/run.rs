@@ -4,7 +4,7 @@ use super::refine::Refinement;
 use super::{CalibrateOptions, Example, Measurer, Progress, Stage};
 use crate::LoadedModel;
 use polykv_core::calibrate::{Candidate, Measurements, Report};
-use polykv_core::{Error, Phase, Plan, PlanFile, Result};
+use polykv_core::{Budget, Error, Phase, Plan, PlanFile, Result};
 
 /// The result of a calibration.
 #[derive(Clone, Debug)]
@@ -100,8 +100,13 @@ pub fn calibrate(
         };
         report.set_refined(phase, found, budgets);
     }
-    let draft = report.draft(&candidates, &options.allocator, cost);
-    let plan = draft.plan(report.prefill.picks(), report.decode.picks());
+    let draft = report.draft(&candidates, &options.allocator, cost.clone());
+    let mut plan = draft.plan(report.prefill.picks(), report.decode.picks());
+    if let Budget::Ratio(_) | Budget::ByteRatio(_) = plan.budget {
+        // Prompts shorter than those that it was found with keep as many entries as these did.
+        let total = plan.most_entries(report.settings.length, &cost);
+        plan.at_least = total.checked_div(report.layers).unwrap_or(0);
+    }
     plan.check()?;
     let mut file = PlanFile::of(&plan, &options.registry);
     file.model = Some(report.model.clone());

@@ -71,6 +71,10 @@ pub struct PlansArgs {
     /// Tokens between two evictions while decoding, every plan with each [default: as the plans state, else 1]
     #[arg(long, value_name = "K,…", value_delimiter = ',')]
     every: Vec<usize>,
+    /// Entries per layer on average that no budget falls below, however short a prompt is; what plans state is not used, so that
+    /// budgets are equal
+    #[arg(long, value_name = "N", default_value = "0")]
+    at_least: usize,
 }
 
 impl PlansArgs {
@@ -113,6 +117,7 @@ impl PlansArgs {
             allow_full_extra: self.allow_full_extra,
             kv_dtype: None,
             every: None,
+            at_least: Some(self.at_least),
         };
         let mut all: Vec<_> = self.plan.iter().map(|file| one(Some(file), None)).collect();
         let phases = match self.phase.as_slice() {

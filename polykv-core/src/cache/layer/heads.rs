@@ -102,7 +102,9 @@ impl LayerCache {
             };
             step(part, [of(&q, group), of(&k, 1), of(&v, 1)])
         };
-        let outputs: Result<Vec<Tensor<4>>> = match ops::is_cpu(&self.device) {
+        // A decoded token's heads are done before another thread has woken.
+        let at_once = ops::is_cpu(&self.device) && q.dims()[2] > 1;
+        let outputs: Result<Vec<Tensor<4>>> = match at_once {
             true => self.heads.par_iter_mut().enumerate().map(run).collect(),
             false => self.heads.iter_mut().enumerate().map(run).collect(),
         };

@@ -114,11 +114,12 @@ def resolve(
 def _total(plan: PlanFile, held: int, entry_bytes: int) -> int:
     """The entries of all layers together; `held` is what they hold without eviction."""
     unit, amount = plan.budget
+    least = plan.at_least * plan.layers
     if unit == "ratio":
-        return rounded(amount * held)
+        return max(rounded(amount * held), least)
     if unit == "bytes":
-        return int(amount) // entry_bytes
-    return int(amount) * (plan.layers if unit == "tokens" else 1)
+        return max(int(amount) // entry_bytes, least)
+    return max(int(amount) * (plan.layers if unit == "tokens" else 1), least)
 
 
 def _pyramid(total: int, prompt: int, window: int, layers: int) -> list[int]:

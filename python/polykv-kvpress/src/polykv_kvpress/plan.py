@@ -16,6 +16,7 @@ MAX_LAYERS = 1024
 MAX_FILE_BYTES = 1 << 20
 MAX_ENTRIES = 1 << 40
 MAX_SHARE = 1e6
+MAX_AT_LEAST = 1 << 20
 BUDGETS = ("tokens", "total", "ratio", "bytes")
 
 
@@ -43,7 +44,8 @@ class Rule:
 class PlanFile:
     """The content of a plan file. Names of policies and allocators, and parameters, have not been looked up yet.
 
-    `budget` is the unit (tokens, total, ratio or bytes) with its number. `prefill` and `decode` have one rule for each layer,
+    `budget` is the unit (tokens, total, ratio or bytes) with its number, which never comes to less than `at_least` entries per layer
+    on average. `prefill` and `decode` have one rule for each layer,
     or none at all.
     """
 
@@ -51,6 +53,7 @@ class PlanFile:
     budget: tuple[str, float]
     name: str | None = None
     model: str | None = None
+    at_least: int = 0
     allow_full_extra: bool = False
     online: str | None = None
     prefill: tuple[Rule, ...] = ()
@@ -77,7 +80,7 @@ class PlanFile:
             content = yaml.load(text, _Loader)
         except (yaml.YAMLError, RecursionError, ValueError) as error:
             raise PlanError("content", f"not a plan ({' '.join(str(error).split())})", "plan schema 1") from error
-        known = ("schema", "name", "model", "layers", "budget", "allow_full_extra", "online", "prefill", "decode")
+        known = ("schema", "name", "model", "layers", "budget", "at_least", "allow_full_extra", "online", "prefill", "decode")
         fields = _map(content, "content", known)
         if fields.get("schema") != 1:
             raise PlanError("schema", fields.get("schema", "missing"), 1)
@@ -90,6 +93,7 @@ class PlanFile:
             budget=_budget(fields.get("budget", "missing")),
             name=_text(fields, "name"),
             model=_text(fields, "model"),
+            at_least=whole(fields.get("at_least", 0), "at_least", 0, MAX_AT_LEAST),
             allow_full_extra=extra,
             online=_text(fields, "online"),
             prefill=_rules(fields.get("prefill"), "prefill", layers),
