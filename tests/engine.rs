@@ -8,6 +8,8 @@ mod guided;
 mod memory;
 #[path = "engine/operations.rs"]
 mod operations;
+#[path = "engine/rows.rs"]
+mod rows;
 
 use burn::tensor::Device;
 use common::{all_variants, rule, uniform, written};

@@ -255,8 +255,9 @@ fn plans_that_decode_together_do_as_each_alone() {
         let wanted = whole.iter().position(|token| *token == stop[0]);
         assert_eq!(cut[..], whole[..wanted.unwrap_or(20)]);
     }
-    let mut apart: Vec<&mut KvCache> = prompted.caches.iter_mut().chain(&mut copies).collect();
-    let error = evaluator.step(&mut apart, &[3; 8]).unwrap_err().to_string();
+    let mut apart: Vec<KvCache> = prompted.caches.into_iter().chain(copies).collect();
+    let error = evaluator.feed(&mut apart, &[3; 8], &mut |_, _, _| Ok(()));
+    let error = error.unwrap_err().to_string();
     assert!(error.contains("length of a cache"), "{error}");
 }
 

@@ -4,7 +4,7 @@
 Calibrates the parts of the heads on texts that the suite does not read, runs single policies under them, a plan that is routed under
 them, and controls, and sets them beside the plans of ../suite/results.json, which ran on the same samples. Finished steps are skipped
 when it runs again with the same --work. Writes results.json and results.md beside this file; for another part or model with its name
-(results-dev.…, results-qwen2.5-coder-0.5b.…).
+(results-dev.…, results-qwen2.5-coder-0.5b.…), for another share of the bytes with that (results-0.03125.…).
 """
 
 import argparse
@@ -64,7 +64,10 @@ def make_plans(args):
     groups = {"": paths, **({"controls": controls} if args.controls else {})}
     if args.routed:
         groups["routed"] = make_routed(args)
-    return groups
+        source = groups["routed"][0]
+        groups["shuffles"] = [moved(args, source, f"routed-moved-{seed}", "budgets", seed)
+                              for seed in range(args.moved + 1, args.moved + args.shuffles + 1)]
+    return {name: paths for name, paths in groups.items() if paths}
 
 
 def make_routed(args):
@@ -95,6 +98,8 @@ def main():
     parser.add_argument("--examples", default="16", help="windows of text that the parts of the heads are found on")
     parser.add_argument("--no-controls", dest="controls", action="store_false", help="leave out what has other budgets in the heads")
     parser.add_argument("--moved", type=int, default=3)
+    parser.add_argument("--shuffles", type=int, default=0, help="more of the route's policies in other layers, on text and with the first place of "
+                        "the question")
     parser.add_argument("--routed", action="store_true", help="calibrate a route under the heads' budgets, too, and run it beside the others")
     args = parser.parse_args()
     args.lengths, args.shuffle_of = [1500], f"heads-{args.base}"
@@ -104,14 +109,16 @@ def main():
     left_out = ("binary", "work", "texts", "suite")
     results = {"settings": {name: own for name, own in vars(args).items() if name not in left_out},
                "plans": {path.stem: json.loads(path.read_text()) for paths in groups.values() for path in paths}, "needles": {}, "text": {}}
-    earlier = json.loads((HERE.parent / "suite" / "results.json").read_text()) if (args.part, args.model) == ("test", DEFAULT) else {"needles": {}, "text": {}}
-    names = ["results", *([args.part] if args.part != "test" else []), *([args.model] if args.model != DEFAULT else [])]
+    earlier = json.loads((HERE.parent / "suite" / "results.json").read_text()) if (args.part, args.model, share) == ("test", DEFAULT, []) else {"needles": {}, "text": {}}
+    share = [f"{args.share:g}"] if args.share != parser.get_default("share") else []
+    names = ["results", *share, *([args.part] if args.part != "test" else []), *([args.model] if args.model != DEFAULT else [])]
     stem = "-".join(names)
     steps = [("needles", position, suite.answers) for position in args.positions]
     steps[1:1] = [("text", kind, suite.losses) for kind in suite.KINDS]
     for group, name, step in steps:
         # Controls run on text and with the first place of the question.
-        own = {key: paths for key, paths in groups.items() if key != "controls" or group == "text" or name == args.positions[0]}
+        own = {key: paths for key, paths in groups.items()
+               if key not in ("controls", "shuffles") or group == "text" or name == args.positions[0]}
         found = step(args, name, 1500, own)
         known = earlier[group].get(f"{name}-1500", {"scores": {}, "held": {}})
         if known["scores"]:

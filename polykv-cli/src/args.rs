@@ -11,7 +11,7 @@ mod policies;
 mod serve;
 mod values;
 
-pub use bench::{BenchArgs, Format};
+pub use bench::{BenchArgs, Depths, Format};
 pub use calibrate::{CalibrateArgs, Objective};
 pub use chat::ChatArgs;
 pub use eval::{EvalArgs, EvalCommand, MergeArgs, SampleArgs, Shard, TaskName};

@@ -2,7 +2,7 @@
 
 mod measure;
 
-use crate::args::{BenchArgs, KvDtype};
+use crate::args::{BenchArgs, Depths, KvDtype};
 use crate::compression::{Change, Placed, Source};
 use crate::model;
 use crate::output::{bench as output, console, progress};
@@ -27,11 +27,11 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     let (spec, device) = model::device(args.device)?;
     let model = model(args, &device)?;
     let tests = tests(args, model.config().max_positions)?;
-    let mut subjects = subjects(sources, model.as_ref(), args.batch, &tests)?;
+    let subjects = subjects(sources, model.as_ref(), args.batch, &tests)?;
 
     let measuring = progress::spinner("measuring");
     let measured = run_on(&device, || {
-        measure_all(args, model.as_ref(), &tests, &mut subjects)
+        measure_all(args, model.as_ref(), &tests, &subjects)
     })?;
     measuring.finish_and_clear();
     let name = args.model.as_ref().or(args.random_weights.as_ref());
@@ -45,7 +45,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
             tok_s: Spread::of(rows.samples.iter().map(|sample| sample.tok_s)),
             ttft_ms: Spread::of(rows.samples.iter().map(|sample| sample.ttft * 1e3)),
             // Bytes and entries depend on lengths and budgets only, so every repeat has the same.
-            kv: rows.samples[0].cache.clone(),
+            kv: rows.samples[0].caches.clone(),
             bound_share: rows.bound_share(),
             bandwidth: rows.bandwidth(),
             model: name.cloned().unwrap_or_default(),
@@ -84,17 +84,23 @@ fn check_lengths(args: &BenchArgs) -> polykv::Result<()> {
 /// Lengths beyond the model's context, unless nobody asked for them.
 fn tests(args: &BenchArgs, context: usize) -> polykv::Result<Vec<Test>> {
     let tokens = args.new_tokens;
-    let decode = |depth: usize| Test::Decode { tokens, depth };
+    // As many sequences of each depth as there are rows, unless they are rows of one cache.
+    let decode = |depths: &[usize]| {
+        let each = if depths.len() > 1 { args.batch } else { 1 };
+        let depths = depths.iter().flat_map(|&depth| vec![depth; each]);
+        let depths = depths.collect();
+        Test::Decode { tokens, depths }
+    };
     let prefill = Test::Prefill {
         tokens: args.prompt,
     };
     let mut tests: Vec<Test> = (args.prompt > 0).then_some(prefill).into_iter().collect();
     if tokens > 0 {
-        let fits = |depth: usize| depth == 0 || decode(depth).positions() <= context;
+        let fits = |depth: usize| depth == 0 || decode(&[depth]).positions() <= context;
         let default = DEPTHS.into_iter().filter(|&depth| fits(depth));
         match args.depth.is_empty() {
-            true => tests.extend(default.map(decode)),
-            false => tests.extend(args.depth.iter().map(|&depth| decode(depth))),
+            true => tests.extend(default.map(|depth| decode(&[depth]))),
+            false => tests.extend(args.depth.iter().map(|Depths(depths)| decode(depths))),
         }
     }
     match tests.iter().find(|test| test.positions() > context) {
@@ -172,11 +178,14 @@ fn model(args: &BenchArgs, device: &burn::tensor::Device) -> polykv::Result<Box<
     model
 }
 
-/// A plan with its cache.
+/// A plan with its empty caches.
 struct Subject {
     name: String,
     plan_hash: String,
+    /// Of as many rows as there are sequences side by side.
     cache: KvCache,
+    /// Of one sequence.
+    single: KvCache,
     /// Tokens of a first run.
     warm_up: usize,
 }
@@ -191,18 +200,20 @@ fn subjects(
     let subject = |source: Source| {
         let name = source.name();
         let placed: Placed = source.plan(model.config())?;
-        for test in tests {
-            placed.check(test.prompt(), &cost)?;
+        for prompt in tests.iter().flat_map(Test::prompts) {
+            placed.check(prompt, &cost)?;
         }
         let mut lengths = std::iter::successors(Some(WARM_UP), |&length| length.checked_mul(2));
         let warm_up = lengths.find(|&length| {
             length >= model.config().max_positions || placed.check(length, &cost).is_ok()
         });
-        let cache = KvCache::new(placed.plan, shape, model.device())?;
+        let empty = |shape| KvCache::new(placed.plan.clone(), shape, model.device());
+        let (cache, single) = (empty(shape)?, empty(model.cache_shape(1))?);
         Ok(Subject {
             name,
             plan_hash: placed.file.hash(),
             cache,
+            single,
             warm_up: warm_up.unwrap_or(usize::MAX),
         })
     };
@@ -243,38 +254,41 @@ fn measure_all(
     args: &BenchArgs,
     model: &dyn CausalLm,
     tests: &[Test],
-    subjects: &mut [Subject],
+    subjects: &[Subject],
 ) -> polykv::Result<Vec<Measured>> {
     let cpu = ops::is_cpu(model.device());
     let mut rows: Vec<Measured> = tests
         .iter()
-        .flat_map(|&test| {
+        .flat_map(|test| {
             (0..subjects.len()).map(move |subject| Measured {
                 subject,
-                test,
+                test: test.clone(),
                 samples: Vec::new(),
                 bandwidths: Vec::new(),
             })
         })
         .collect();
-    let warm_up: Vec<usize> = subjects.iter().map(|own| own.warm_up).collect();
-    let mut sample = |row: &Measured, test: Test, repeat: u64| {
-        let cache = &mut subjects[row.subject].cache;
+    let sample = |row: &Measured, test: &Test, repeat: u64| {
+        let subject = &subjects[row.subject];
+        let empty = match test.prompts().len() {
+            1 => &subject.cache,
+            _ => &subject.single,
+        };
         let seed = args.seed.wrapping_add(repeat);
-        measure::run(model, cache, test, args.chunk, seed)
+        measure::run(model, empty, test, args.chunk, seed)
     };
     for row in &rows {
         // Other devices compile and tune kernels per shape, so they need the real lengths.
         let most = match cpu {
-            true => warm_up[row.subject],
+            true => subjects[row.subject].warm_up,
             false => usize::MAX,
         };
-        sample(row, row.test.shortened(most), 0)?;
+        sample(row, &row.test.shortened(most), 0)?;
     }
     for repeat in 0..args.repeat {
         let bandwidth = cpu.then(machine::read_bandwidth);
         for row in &mut rows {
-            let taken = sample(row, row.test, repeat as u64)?;
+            let taken = sample(row, &row.test, repeat as u64)?;
             row.samples.push(taken);
             row.bandwidths.extend(bandwidth);
         }

@@ -109,9 +109,14 @@ fn layers(
     rope: &RopeTable,
     caches: &mut [Continued<'_>],
 ) -> Result<Tensor<3>> {
-    rows::run(&*model.model, range, x, rope, &mut |row, layer, q, k, v| {
-        caches[row].attend(layer, [&q, &k, &v])
-    })
+    rows::run(
+        &*model.model,
+        range,
+        x,
+        rope,
+        caches,
+        &|cache, layer, parts| cache.attend(layer, parts.each_ref()),
+    )
 }
 
 /// The mean negative log-likelihood of an example's scored tokens, `[rows]`, from the hidden states after the last layer of

@@ -40,7 +40,6 @@ pub mod qwen3;
 pub mod qwen3_moe;
 pub mod random;
 mod repetition;
-#[cfg(any(feature = "eval", feature = "calibrate"))]
 mod rows;
 pub mod sample;
 mod stop;
@@ -57,3 +56,4 @@ pub use config::ModelConfig;
 pub use digest::digest;
 pub use generate::{Finish, GenerateOptions, Generation, Generator};
 pub use load::{LoadedModel, load};
+pub use rows::decode_rows;

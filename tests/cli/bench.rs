@@ -221,3 +221,34 @@ fn weights_that_do_not_fit_into_memory_are_refused() {
         refused("--random-weights llama-3.1-8b", 3, &parts);
     }
 }
+
+/// Sequences of different depths decode together, each in a cache of its own.
+#[test]
+fn depths_that_are_added_are_sequences_side_by_side() {
+    for (batch, counts) in [(1, [80.0, 50.0, 20.0]), (3, [80.0, 50.0, 20.0])] {
+        let run =
+            format!("-p 0 -n 10 -d 70+10,70 -b {batch} -r 1 -o jsonl --policy tova --budget 16");
+        let text = bench(&run);
+        let rows: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let name = (0..batch).map(|_| "70").chain((0..batch).map(|_| "10"));
+        let name = format!("tg10@d{}", name.collect::<Vec<_>>().join("+"));
+        assert_eq!(rows[0]["test"], name);
+        let kept = |row: usize| {
+            ["kept_max", "kept_mean", "kept_min"].map(|field| rows[row][field].as_f64().unwrap())
+        };
+        assert_eq!(kept(0), counts);
+        assert_eq!(kept(1), [16.0; 3]);
+        // As much as the sequences have alone: 80 and 20 of the 80 entries of the row below.
+        let bytes = |row: usize| rows[row]["kv_bytes"].as_f64().unwrap();
+        assert!(rows[0]["tok_s_mean"].as_f64().unwrap() > 0.0);
+        assert!((bytes(1) / bytes(3) - 2.0).abs() < 1e-9, "{text}");
+    }
+    refused(
+        "-m x -d 3+x",
+        2,
+        &["--depth", "'x' is not a number of tokens"],
+    );
+}

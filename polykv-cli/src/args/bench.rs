@@ -4,6 +4,7 @@ use super::{Dtype, KvDtype, PolicyList, values};
 use clap::{ArgGroup, Args, ValueEnum};
 use polykv::DeviceSpec;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Each test runs under FullKV and under every plan that is given.
 #[derive(Debug, Args)]
@@ -34,11 +35,11 @@ pub struct BenchArgs {
     /// Tokens whose decoding is timed; 0 for none
     #[arg(short = 'n', long, value_name = "N", default_value = "128")]
     pub new_tokens: usize,
-    /// Tokens of the prompt before the decoded ones; 0 stands for a prompt of one token [default: those of 0,2048,8192
-    /// that fit the model's context]
+    /// Tokens of the prompt before the decoded ones; 0 stands for a prompt of one token, and 100+800 for two sequences that decode
+    /// together, each in a cache of its own [default: those of 0,2048,8192 that fit the model's context]
     #[arg(short, long, value_name = "N,…", value_delimiter = ',')]
-    pub depth: Vec<usize>,
-    /// Sequences side by side
+    pub depth: Vec<Depths>,
+    /// Sequences side by side, of each depth
     #[arg(short, long, value_name = "N", default_value = "1", value_parser = values::rows())]
     pub batch: usize,
     /// Repeats of every row; the rows take turns
@@ -69,6 +70,31 @@ pub struct BenchArgs {
     #[arg(short, long, value_enum, default_value = "md")]
     pub output: Format,
 }
+
+/// Tokens before the decoded ones, of each of the sequences that decode together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Depths(pub Vec<usize>);
+
+impl FromStr for Depths {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split('+').map(|part| {
+            let wrong = |_| format!("'{part}' is not a number of tokens");
+            part.trim().parse().map_err(wrong)
+        });
+        let depths: Vec<usize> = parts.collect::<Result<_, _>>()?;
+        match depths.len() {
+            1..=MOST_DEPTHS => Ok(Self(depths)),
+            found => Err(format!(
+                "{found} sequences, where at most {MOST_DEPTHS} may be"
+            )),
+        }
+    }
+}
+
+/// The most sequences of different depths that decode together.
+const MOST_DEPTHS: usize = 256;
 
 /// Forms of the same rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -1,6 +1,6 @@
 //! One timed run of one test.
 
-use polykv::models::{CausalLm, PrefillOptions};
+use polykv::models::{CausalLm, PrefillOptions, decode_rows};
 use polykv::{CacheReport, Error, KvCache, LayerCache, Result, ops};
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -8,35 +8,39 @@ use std::time::{Duration, Instant};
 use burn::tensor::{Int, Tensor, TensorData};
 
 /// What is timed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Test {
     /// The prefill of a prompt.
     Prefill { tokens: usize },
-    /// Decoding after a prompt of `depth` tokens; a prompt has one at least.
-    Decode { tokens: usize, depth: usize },
+    /// Decoding after prompts of `depths` tokens; a prompt has one at least. Sequences of different depths decode together.
+    Decode { tokens: usize, depths: Vec<usize> },
 }
 
 impl fmt::Display for Test {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Prefill { tokens } => write!(f, "pp{tokens}"),
-            Self::Decode { tokens, depth } => write!(f, "tg{tokens}@d{depth}"),
+            Self::Decode { tokens, depths } => {
+                let depths: Vec<String> = depths.iter().map(usize::to_string).collect();
+                write!(f, "tg{tokens}@d{}", depths.join("+"))
+            }
         }
     }
 }
 
 impl Test {
-    /// Tokens of the prompt.
-    pub fn prompt(&self) -> usize {
-        match *self {
-            Self::Prefill { tokens } => tokens,
-            Self::Decode { depth, .. } => depth.max(1),
+    /// Tokens of each of the prompts.
+    pub fn prompts(&self) -> Vec<usize> {
+        match self {
+            Self::Prefill { tokens } => vec![*tokens],
+            Self::Decode { depths, .. } => depths.iter().map(|&depth| depth.max(1)).collect(),
         }
     }
 
-    /// Tokens that go through the model.
+    /// Tokens of the longest sequence.
     pub fn positions(&self) -> usize {
-        self.prompt().saturating_add(self.steps())
+        let longest = self.prompts().into_iter().max().unwrap_or(0);
+        longest.saturating_add(self.steps())
     }
 
     fn steps(&self) -> usize {
@@ -48,13 +52,13 @@ impl Test {
 
     /// The same with at most `most` tokens of prompt and two of decoding, to run once unmeasured.
     pub fn shortened(&self, most: usize) -> Self {
-        match *self {
+        match self {
             Self::Prefill { tokens } => Self::Prefill {
-                tokens: tokens.min(most),
+                tokens: *tokens.min(&most),
             },
-            Self::Decode { tokens, depth } => Self::Decode {
-                tokens: tokens.min(2),
-                depth: depth.min(most),
+            Self::Decode { tokens, depths } => Self::Decode {
+                tokens: *tokens.min(&2),
+                depths: depths.iter().map(|depth| *depth.min(&most)).collect(),
             },
         }
     }
@@ -64,62 +68,97 @@ impl Test {
 pub struct Sample {
     /// Tokens of all sequences per second, of the prompt or of decoding.
     pub tok_s: f64,
-    /// Seconds from the start of the prefill until the first token is known.
+    /// Seconds from the start of the prefill until the first token is known, of all sequences.
     pub ttft: f64,
-    /// The cache after the last token.
-    pub cache: CacheReport,
+    /// The caches after the last token, one for sequences of the same depth and else one for each.
+    pub caches: Vec<CacheReport>,
     /// Bytes of weights and kept entries that decoding read, per second; none for a prefill.
     pub bytes_per_second: Option<f64>,
 }
 
-/// Runs a test on an empty cache, and empties it again. Every token is read back and chosen greedily, as generation
-/// does, so the device is waited for.
+/// Runs a test on copies of an empty cache. Every token is read back and chosen greedily, as generation does, so the device is
+/// waited for.
 ///
 /// # Errors
 /// What the model and the cache refuse.
 pub fn run(
     model: &dyn CausalLm,
-    cache: &mut KvCache,
-    test: Test,
+    empty: &KvCache,
+    test: &Test,
     chunk: usize,
     seed: u64,
 ) -> Result<Sample> {
-    let batch = cache.shape().batch;
-    let prompt = ids(
-        random_ids(batch * test.prompt(), model.config().vocab_size, seed),
-        batch,
+    let prompts = test.prompts();
+    let mut sequences = Sequences {
         model,
-    );
-    let started = Instant::now();
-    let mut options = PrefillOptions {
-        chunk,
-        ..PrefillOptions::default()
+        caches: vec![empty.clone(); prompts.len()],
     };
-    let mut next = greedy(model.prefill(prompt, cache, &mut options)?)?;
+    let batch = empty.shape().batch;
+    let count: usize = prompts.iter().sum();
+    let random = random_ids(batch * count, model.config().vocab_size, seed);
+    let started = Instant::now();
+    let mut next = sequences.prefill(&random, &prompts, chunk)?;
     let ttft = started.elapsed().as_secs_f64();
     let weights = model.bytes_per_token() as f64;
     let (mut decoding, mut read) = (Duration::ZERO, 0.0);
     for _ in 0..test.steps() {
         let started = Instant::now();
-        next = greedy(model.decode(ids(next, batch, model), cache)?)?;
+        next = sequences.decode(next)?;
         decoding += started.elapsed();
         // Outside the clock.
-        read += weights + entries_read(cache);
+        read += weights + sequences.caches.iter().map(entries_read).sum::<f64>();
     }
-    cache.check()?;
-    let report = cache.report()?;
-    cache.clear();
+    let mut caches = sequences.caches;
+    caches.iter_mut().try_for_each(KvCache::check)?;
     let seconds = decoding.as_secs_f64().max(1e-9);
-    let (tokens, seconds) = match test {
-        Test::Prefill { tokens } => (tokens, ttft.max(1e-9)),
-        Test::Decode { tokens, .. } => (tokens, seconds),
+    let (tokens, seconds) = match *test {
+        Test::Prefill { tokens } => (batch * tokens, ttft.max(1e-9)),
+        Test::Decode { tokens, .. } => (batch * prompts.len() * tokens, seconds),
     };
     Ok(Sample {
-        tok_s: (batch * tokens) as f64 / seconds,
+        tok_s: tokens as f64 / seconds,
         ttft,
-        cache: report,
+        caches: caches
+            .iter_mut()
+            .map(KvCache::report)
+            .collect::<Result<_>>()?,
         bytes_per_second: (test.steps() > 0).then_some(read / seconds),
     })
+}
+
+/// Sequences of one depth in one cache, or one sequence of each depth in a cache of its own.
+struct Sequences<'a> {
+    model: &'a dyn CausalLm,
+    caches: Vec<KvCache>,
+}
+
+impl Sequences<'_> {
+    /// The first tokens after the prompts, which take their ids from `random` in order.
+    fn prefill(&mut self, mut random: &[i64], prompts: &[usize], chunk: usize) -> Result<Vec<i64>> {
+        let mut next = Vec::new();
+        for (cache, tokens) in self.caches.iter_mut().zip(prompts) {
+            let batch = cache.shape().batch;
+            let (own, rest) = random.split_at(batch * tokens);
+            random = rest;
+            let mut options = PrefillOptions {
+                chunk,
+                ..PrefillOptions::default()
+            };
+            let own = ids(own.to_vec(), batch, self.model);
+            next.extend(greedy(self.model.prefill(own, cache, &mut options)?)?);
+        }
+        Ok(next)
+    }
+
+    fn decode(&mut self, tokens: Vec<i64>) -> Result<Vec<i64>> {
+        if let [cache] = self.caches.as_mut_slice() {
+            let batch = cache.shape().batch;
+            return greedy(self.model.decode(ids(tokens, batch, self.model), cache)?);
+        }
+        let tokens: Vec<u32> = tokens.into_iter().map(|id| id as u32).collect();
+        let mut rows: Vec<&mut KvCache> = self.caches.iter_mut().collect();
+        greedy(decode_rows(self.model, &tokens, &mut rows)?)
+    }
 }
 
 fn ids(ids: Vec<i64>, batch: usize, model: &dyn CausalLm) -> Tensor<2, Int> {
@@ -179,12 +218,20 @@ mod tests {
 
     #[test]
     fn names_and_lengths() {
-        let test = Test::Decode {
+        let decode = |depths: &[usize]| Test::Decode {
             tokens: 128,
-            depth: 0,
+            depths: depths.to_vec(),
         };
-        assert_eq!((test.to_string(), test.prompt()), ("tg128@d0".into(), 1));
+        let test = decode(&[0]);
+        assert_eq!(
+            (test.to_string(), test.prompts()),
+            ("tg128@d0".into(), vec![1])
+        );
         assert_eq!(test.positions(), 129);
+        let test = decode(&[20, 0, 700]);
+        assert_eq!(test.to_string(), "tg128@d20+0+700");
+        assert_eq!((test.prompts(), test.positions()), (vec![20, 1, 700], 828));
+        assert_eq!(test.shortened(32).prompts(), [20, 1, 32]);
         assert_eq!(Test::Prefill { tokens: 7 }.to_string(), "pp7");
     }
 }

@@ -14,8 +14,8 @@ pub struct Row {
     pub plan_hash: String,
     pub tok_s: Spread,
     pub ttft_ms: Spread,
-    /// The cache after the last token.
-    pub kv: CacheReport,
+    /// The caches after the last token.
+    pub kv: Vec<CacheReport>,
     /// Bytes that decoding read per second, over `bandwidth`; none where that is not measured.
     pub bound_share: Option<f64>,
     /// Bytes per second.
@@ -78,6 +78,27 @@ const COLUMNS: [&str; 22] = [
 ];
 
 impl Row {
+    fn bytes(&self) -> usize {
+        self.kv.iter().map(|cache| cache.bytes).sum()
+    }
+
+    /// The sum of the caches' peaks, which one after the other had.
+    fn peak_bytes(&self) -> usize {
+        self.kv.iter().map(|cache| cache.peak_bytes).sum()
+    }
+
+    /// The least, the mean and the most entries of all layers.
+    fn kept(&self) -> [f64; 3] {
+        let least = self.kv.iter().map(CacheReport::kept_min);
+        let most = self.kv.iter().map(CacheReport::kept_max);
+        let means: f64 = self.kv.iter().map(CacheReport::kept_mean).sum();
+        [
+            least.fold(f64::INFINITY, f64::min),
+            means / self.kv.len().max(1) as f64,
+            most.fold(0.0, f64::max),
+        ]
+    }
+
     /// The object of the JSON forms; what is not measured is left out.
     fn json(&self) -> Value {
         let mut object = json!({
@@ -88,11 +109,11 @@ impl Row {
             "tok_s_sd": self.tok_s.sd,
             "ttft_ms": self.ttft_ms.mean,
             "ttft_ms_sd": self.ttft_ms.sd,
-            "kv_bytes": self.kv.bytes,
-            "peak_bytes": self.kv.peak_bytes,
-            "kept_min": self.kv.kept_min(),
-            "kept_mean": self.kv.kept_mean(),
-            "kept_max": self.kv.kept_max(),
+            "kv_bytes": self.bytes(),
+            "peak_bytes": self.peak_bytes(),
+            "kept_min": self.kept()[0],
+            "kept_mean": self.kept()[1],
+            "kept_max": self.kept()[2],
             "model": self.model,
             "random_weights": self.random_weights,
             "device": self.device,
@@ -114,7 +135,6 @@ impl Row {
     }
 
     fn markdown(&self) -> String {
-        let kept = [self.kv.kept_min(), self.kv.kept_mean(), self.kv.kept_max()];
         let share = self
             .bound_share
             .map(|share| format!("{:.1} %", share * 100.0));
@@ -123,9 +143,9 @@ impl Row {
             self.plan.replace('|', "\\|"),
             format!("{:.2} ± {:.2}", self.tok_s.mean, self.tok_s.sd),
             format!("{:.1} ± {:.1}", self.ttft_ms.mean, self.ttft_ms.sd),
-            bytes(self.kv.bytes),
-            bytes(self.kv.peak_bytes),
-            kept.map(trimmed).join(" / "),
+            bytes(self.bytes()),
+            bytes(self.peak_bytes()),
+            self.kept().map(trimmed).join(" / "),
             share.unwrap_or_else(|| "–".into()),
         ];
         format!("| {} |", cells.join(" | "))

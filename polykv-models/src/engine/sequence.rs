@@ -4,10 +4,10 @@ use super::request::{Answer, EngineEvent, Probability, Request, RequestId, Token
 use crate::generate::Held;
 use crate::generate::{AnswerText, Finish, explained, make_room};
 use crate::load::LoadedModel;
+use crate::rows;
 use crate::sample::{Sampler, SamplingParams, log_probabilities};
 use burn::tensor::{Int, Tensor, TensorData};
 use polykv_core::{Error, KvCache, Result, ops};
-use rayon::prelude::*;
 
 /// An answer that is being generated.
 #[derive(Debug)]
@@ -156,7 +156,7 @@ pub(super) fn step(
     let positions: Vec<usize> = positions.flatten().collect();
     let rope = lm.rope_of_rows(&positions, 1);
     let ids = TensorData::new(ids, [sequences.len(), 1]);
-    let mut x = lm.embed(Tensor::<2, Int>::from_data(ids, lm.device()));
+    let x = lm.embed(Tensor::<2, Int>::from_data(ids, lm.device()));
     let caches = sequences.iter_mut().map(|sequence| &mut sequence.cache);
     let mut rows: Vec<Row<'_>> = caches
         .map(|cache| Row {
@@ -164,21 +164,10 @@ pub(super) fn step(
             failed: None,
         })
         .collect();
-    let on_cpu = ops::is_cpu(lm.device());
-    for layer in 0..lm.config().layers.len() {
-        x = lm.layer(layer, x, &rope, &mut |q, k, v| {
-            let attend = |(index, row): (usize, &mut Row<'_>)| {
-                let [q, k, v] = [&q, &k, &v].map(|all| all.clone().narrow(0, index, 1));
-                row.attend(layer, q, k, v)
-            };
-            // A row alone is too little work for several cores; another device has its own order.
-            let attended = match on_cpu {
-                true => rows.par_iter_mut().enumerate().map(attend).collect(),
-                false => rows.iter_mut().enumerate().map(attend).collect(),
-            };
-            Ok(Tensor::cat(attended, 0))
-        })?;
-    }
+    let layers = 0..lm.config().layers.len();
+    let x = rows::run(lm, layers, x, &rope, &mut rows, &|row, layer, parts| {
+        Ok(row.attend(layer, parts))
+    })?;
     let logits = lm.head(x).try_into_vec_as().map_err(ops::read_error)?;
     Ok((logits, rows.into_iter().map(|row| row.failed).collect()))
 }
@@ -191,7 +180,7 @@ struct Row<'a> {
 
 impl Row<'_> {
     /// What the row attends to in one layer. If it has failed the others go on, and what it computes is not looked at.
-    fn attend(&mut self, layer: usize, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>) -> Tensor<4> {
+    fn attend(&mut self, layer: usize, [q, k, v]: [Tensor<4>; 3]) -> Tensor<4> {
         if self.failed.is_some() {
             return q;
         }

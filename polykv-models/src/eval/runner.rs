@@ -4,7 +4,7 @@ use super::named::{NamedPlan, PlanInfo};
 use super::{Scores, metrics, sample_of};
 use crate::causal_lm::PrefillOptions;
 use crate::load::LoadedModel;
-use crate::rows::{self, AttendRow};
+use crate::rows::{self, decode_rows};
 use crate::texts::draw::check_length;
 use crate::tokenizer::Specials;
 use burn::tensor::{Device, Tensor};
@@ -110,18 +110,18 @@ impl<'a> Evaluator<'a> {
     }
 
     /// Runs one decode step for every cache: the token of `tokens` with the same index, under the decode rules of the
-    /// cache's plan. All caches must have seen the same number of tokens; the weights are read once for all of them.
+    /// cache's plan, whatever the caches have seen. The weights are read once for all of them.
     /// Returns the logits of the next token, one list per cache.
     ///
     /// # Errors
-    /// Caches of different lengths, an error of a cache, and a NaN score.
+    /// Those of [`decode_rows`], and a cache at the end of the model's context.
     pub fn step(&self, caches: &mut [&mut KvCache], tokens: &[u32]) -> Result<Vec<Vec<f32>>> {
-        let seen = same_length(caches.iter().map(|cache| cache.seen()))?;
-        let x = self.embed(tokens).reshape([tokens.len() as i32, 1, -1]);
-        let logits = self.together(x, seen, &mut |cache, layer, q, k, v| {
-            of(caches, cache)?.decode(layer, q, k, v)
-        })?;
-        let rows = logits.chunks_exact(self.model.model.config().vocab_size);
+        let model = &*self.model.model;
+        let config = model.config();
+        let seen = caches.iter().map(|cache| cache.seen()).max();
+        check_length(seen.unwrap_or(0), 1, config.max_positions)?;
+        let logits = read(decode_rows(model, tokens, caches)?)?;
+        let rows = logits.chunks_exact(config.vocab_size);
         Ok(rows.map(<[f32]>::to_vec).collect())
     }
 
@@ -162,25 +162,28 @@ impl<'a> Evaluator<'a> {
         let mut prompts = prompts
             .map(|cache| Prompt::new(cache.untrimmed(), tokens.len()))
             .collect::<Result<Vec<_>>>()?;
-        let logits = self.together(x, start, &mut |cache, layer, q, k, v| {
-            let prompt = of(&mut prompts, cache)?;
-            let output = prompt.attend(layer, q, k, v)?;
-            prompt.end_layer(layer)?;
-            Ok(output)
-        })?;
+        let model = &*self.model.model;
+        let config = model.config();
+        check_length(start, tokens.len(), config.max_positions)?;
+        let rope = model.rope(start..start.saturating_add(tokens.len()));
+        let layers = 0..config.layers.len();
+        let x = rows::run(
+            model,
+            layers,
+            x,
+            &rope,
+            &mut prompts,
+            &|prompt, layer, [q, k, v]| {
+                let output = prompt.attend(layer, q, k, v)?;
+                prompt.end_layer(layer)?;
+                Ok(output)
+            },
+        )?;
+        let logits = read(model.head(x))?;
         for prompt in prompts {
             prompt.finish()?;
         }
         Ok(logits)
-    }
-
-    /// `x [caches, tokens, hidden]` through the model from position `start` on. Returns `[caches, tokens, vocab]`.
-    fn together(&self, x: Tensor<3>, start: usize, attend: &mut AttendRow<'_>) -> Result<Vec<f32>> {
-        let model = &*self.model.model;
-        let (config, tokens) = (model.config(), x.dims()[1]);
-        check_length(start, tokens, config.max_positions)?;
-        let rope = model.rope(start..start.saturating_add(tokens));
-        read(model.head(rows::run(model, 0..config.layers.len(), x, &rope, attend)?))
     }
 
     /// The logits of the next token after each of the caches: those that the prompt left, or what follows `after`, which
