@@ -70,8 +70,8 @@ fn a_decoded_token_launches_no_more_than_stated() {
     // Those beyond the full cache, for a layer.
     let stated = [
         ("full", Plan::full(LAYERS), 0.0),
-        ("streaming-llm", evicting("streaming-llm", 1), 2.0),
-        ("tova", evicting("tova", 1), 2.0),
+        ("streaming-llm", evicting("streaming-llm", 1), 1.0),
+        ("tova", evicting("tova", 1), 1.0),
         ("h2o", evicting("h2o", 1), 4.0),
         ("scissorhands", evicting("scissorhands", 1), 12.0),
         ("cake", evicting("cake", 1), 6.3),

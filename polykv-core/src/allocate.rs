@@ -20,7 +20,7 @@ pub use pyramid::PyramidAllocator;
 pub use uniform::UniformAllocator;
 
 use crate::apportion::within;
-use crate::policy::{LayerView, Needs, Policy};
+use crate::policy::{LayerView, Needs, Policy, Protect};
 use crate::{Error, Result};
 use burn::tensor::Tensor;
 use std::fmt::Debug;
@@ -206,7 +206,15 @@ const MOST_ENTRIES: usize = 1 << 32;
 /// # Errors
 /// A policy that protects more entries than its budget whatever the budget is.
 pub fn least_budget(policy: &dyn Policy) -> Result<usize> {
-    let least = |budget: usize| policy.protect(budget).count().max(1);
+    least_budget_of(policy, |protect| protect.count())
+}
+
+/// The same, where the entries that are protected are counted by `count`.
+pub(crate) fn least_budget_of(
+    policy: &dyn Policy,
+    count: impl Fn(Protect) -> usize,
+) -> Result<usize> {
+    let least = |budget: usize| count(policy.protect(budget)).max(1);
     let mut budget = 1;
     // Protection that is a part of the budget leads to the least one in steps that shrink; their number has a bound.
     for _ in 0..10_000 {

@@ -34,6 +34,7 @@ mod pointwise;
 mod pool;
 mod protect;
 mod route;
+mod step_scores;
 mod tensor;
 mod weight;
 
@@ -53,6 +54,7 @@ pub use pointwise::{geglu, rms_norm, rotate, swiglu};
 pub use pool::Pool;
 pub use protect::{Protect, Protected};
 pub use route::{is_cpu, is_cube};
+pub use step_scores::StepScores;
 pub use tensor::{bytes, matmul, read_error, unit, unrounded_matmul};
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub use weight::BlockWeight;

@@ -14,7 +14,7 @@ mod stages;
 mod state;
 mod view;
 
-pub use crate::ops::Protect;
+pub use crate::ops::{Protect, StepScores};
 pub use heads::HeadBudgets;
 pub use list::{NamedPolicy, Policies, PolicyEntry};
 pub use params::Params;
@@ -184,6 +184,15 @@ pub trait Policy: Send + Sync + fmt::Debug {
     /// # Errors
     /// Anything that keeps the policy from scoring; the caller of the cache gets it.
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>>;
+
+    /// [`Policy::score`] for the eviction of one entry while decoding, in the form that costs least. A policy whose scores are
+    /// positions or means of [`LayerView::attention_row`] can say so; the default calls [`Policy::score`].
+    ///
+    /// # Errors
+    /// Those of [`Policy::score`].
+    fn step_scores(&self, state: &State, view: &LayerView<'_>) -> Result<StepScores> {
+        self.score(state, view).map(StepScores::Given)
+    }
 
     /// Whether the policy can go on from `state`, which was read from a [`Session`](crate::Session) after `seen` tokens and may
     /// be forged. Statistics per entry are known to have one number or row per entry; `like` is what [`Policy::append`] makes

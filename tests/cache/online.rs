@@ -7,7 +7,7 @@ use polykv::allocate::Allocators;
 use polykv::plan::Share;
 use polykv::policy::HeadBudgets;
 use polykv::testing::{HEADS, Inputs, KV_HEADS, cache, kept};
-use polykv::{Allocator, Budget, ErrorKind, KvCache, Phase, Plan, Policy};
+use polykv::{Allocator, Budget, ErrorKind, KvCache, Phase, Plan, Policy, Rule, Spans};
 use std::sync::Arc;
 
 const LAYERS: usize = 5;
@@ -253,4 +253,42 @@ fn policies_that_cannot_be_cut_in_steps_are_refused() {
     wrong.online = Some(allocator("calibrated"));
     let error = wrong.check().unwrap_err().to_string();
     assert!(error.contains("online is 'calibrated'"), "{error}");
+}
+
+/// A layer that claims little still has what its policies protect in each phase, beside what the caller protects. What the policy
+/// protects may grow with the budget, and the two phases may protect different numbers of entries.
+#[test]
+fn every_phase_has_what_it_protects() {
+    let data = data(24);
+    for online in seeing() {
+        for (prefill_by, decode_by) in [("tova", "snapkv"), ("h2o", "h2o"), ("full", "h2o")] {
+            let params = |name| match name {
+                "snapkv" => "{window: 5}",
+                _ => "{}",
+            };
+            let mut plan = plan(policy("h2o", "{}"), Some(online.clone()), &BOTH);
+            plan.allow_full_extra = true;
+            for (index, layer) in plan.layers.iter_mut().enumerate() {
+                layer.decode = Rule::evict(policy(decode_by, params(decode_by)));
+                layer.prefill = match (prefill_by, index) {
+                    // One layer evicts in one phase only, so that the phases do not have the same layers.
+                    ("full", 0) | ("full", 1) => Rule::Keep,
+                    ("full", _) => Rule::evict(policy("tova", "{}")),
+                    _ => Rule::evict(policy(prefill_by, params(prefill_by))),
+                };
+            }
+            let mut cache = cache(plan, &Device::flex()).unwrap();
+            cache.protect(Spans::new([3..6, PROMPT + 4..PROMPT + 7]));
+            prefill(&mut cache, &data, &mut |_, _| ());
+            decode(&mut cache, &data, PROMPT..PROMPT + 24).unwrap_or_else(|error| {
+                panic!("{prefill_by}, {decode_by} under {}: {error}", online.name())
+            });
+            for layer in 0..LAYERS {
+                for head in kept(&cache, layer).unwrap() {
+                    let spans = [3, 4, 5, PROMPT + 4, PROMPT + 5, PROMPT + 6];
+                    assert!(spans.iter().all(|position| head.contains(position)));
+                }
+            }
+        }
+    }
 }

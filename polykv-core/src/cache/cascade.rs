@@ -44,8 +44,9 @@ impl Cascade {
             let layers = resolved.layers.iter().zip(&most);
             let layers = layers.map(|(layer, &most)| match layer.of(phase) {
                 Some(eviction) => {
-                    let least = allocate::least_budget(&*eviction.policy)?;
-                    Ok(Some(least.saturating_add(spans.count()).min(most)))
+                    let count = |protect| spans.count_with(protect);
+                    let least = allocate::least_budget_of(&*eviction.policy, count)?;
+                    Ok(Some(least.min(most)))
                 }
                 None => Ok(None),
             });
@@ -128,7 +129,8 @@ impl Cascade {
     }
 
     /// The budgets of the decode phase once all layers have been added. If both phases evict in the same layers, the budgets
-    /// are what the layers hold, and the rest of the total is split evenly: nothing is evicted while everything fits.
+    /// are what the layers hold, and the rest of the total is split evenly: nothing is evicted while everything fits. That is
+    /// unless the policy of the decode phase protects more in a layer than it then would hold.
     pub fn decode_budgets(&self) -> Result<Vec<Option<usize>>> {
         let [prefill, decode] = self
             .least
@@ -148,6 +150,11 @@ impl Cascade {
         let more = largest_remainder(surplus, &vec![1.0; layers]);
         let held = self.held.iter().flatten().zip(more);
         let budgets: Vec<usize> = held.map(|(held, more)| held.saturating_add(more)).collect();
+        let [_, least] = &self.least;
+        let mut both = budgets.iter().zip(least.iter().flatten());
+        if both.any(|(budget, least)| budget < least) {
+            return self.budgets(Phase::Decode);
+        }
         Ok(self.within_windows(&self.held, &budgets))
     }
 

@@ -2,7 +2,7 @@
 
 use crate::codes::Codes;
 use crate::ops::coded::{Channels, CodedEntries};
-use crate::ops::{self, AttentionBlock, Entries, Mask, Nans, Protected};
+use crate::ops::{self, AttentionBlock, Entries, Mask, Nans, Protected, StepScores};
 use crate::policy::{Merge, Stored};
 use crate::shape::LayerShape;
 use burn::tensor::{DType, Device, Int, Tensor, s};
@@ -327,24 +327,28 @@ impl Store {
         }
     }
 
-    /// Drops the entry with the lowest of `scores [batch, kv_heads, entries]` as [`Store::replace`] does. Returns its slot, and whether
+    /// Drops the entry with the lowest score as [`Store::replace`] does. Returns its slot, and whether
     /// a score is or was NaN.
     pub fn evict(
         &mut self,
-        scores: Tensor<3>,
+        scores: StepScores,
         protected: Protected<'_>,
         before: Nans,
         [key, value]: [Tensor<4>; 2],
         position: usize,
     ) -> (Tensor<3, Int>, Nans) {
+        let count = self.len;
         if let Some(entries) = self.extract() {
-            self.len = self.len.saturating_sub(1);
+            self.len = count.saturating_sub(1);
+            let entry = [key, value];
             let (entries, victim, nans) =
-                ops::evict(scores, protected, before, entries, [key, value], position);
+                ops::evict(scores, count, protected, before, entries, entry, position);
             self.set(entries);
             return (victim, nans);
         }
-        let (victim, nans) = ops::drop_lowest_after(scores, self.positions(), protected, before);
+        let positions = self.positions();
+        let scores = scores.tensor(&positions);
+        let (victim, nans) = ops::drop_lowest_after(scores, positions, protected, before);
         self.replace(victim.clone(), key, value, position);
         (victim, nans)
     }

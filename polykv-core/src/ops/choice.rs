@@ -1,12 +1,13 @@
 //! Choosing which entries stay.
 
 use super::entries::Entries;
-#[cfg(feature = "cube")]
-use super::kernels::StepOps;
 use super::kernels::{ChoiceOps, Counts, kernel};
+#[cfg(feature = "cube")]
+use super::kernels::{ScoresOf, StepOps};
 use super::oracle;
 use super::protect::{Guard, Protected};
 use super::route::{Route, is_cpu};
+use super::step_scores::StepScores;
 use super::tensor::read_error;
 use crate::{Error, Result};
 use burn::backend::Dispatch;
@@ -208,33 +209,54 @@ pub(crate) fn drop_lowest_after(
     (slots, before.and(Nans::counted(nans)))
 }
 
-/// [`drop_lowest_after`] of entries, the first of which have `scores [batch, kv_heads, n]`, and [`replace`](super::replace) in
+/// [`drop_lowest_after`] of the first `count` entries, which have these scores, and [`replace`](super::replace) in
 /// its slot by `key` and `value` at `position`; also returns the slot. On GPUs it is one kernel.
 ///
 /// # Panics
 /// If the shapes do not fit, and without scores.
 pub(crate) fn evict(
-    scores: Tensor<3>,
+    scores: StepScores,
+    count: usize,
     protected: Protected<'_>,
     before: Nans,
     entries: Entries,
     [key, value]: [Tensor<4>; 2],
     position: usize,
 ) -> (Entries, Tensor<3, Int>, Nans) {
-    let [batch, kv_heads, count] = scores.dims();
     let held = super::entries::check(&entries);
-    assert_eq!(held[..2], [batch, kv_heads], "scores of every head");
-    assert!((1..=held[2]).contains(&count), "{count} scores of {held:?}");
+    let fits = match &scores {
+        StepScores::Positions => true,
+        StepScores::Given(scores) => scores.dims() == [held[0], held[1], count],
+        StepScores::MeanOfGroup(rows) | StepScores::MeanOfHeads(rows) => {
+            let [batch, kv_heads, group, entries] = rows.dims();
+            group > 0 && [batch, kv_heads, entries] == [held[0], held[1], count]
+        }
+    };
+    assert!(
+        fits && (1..=held[2]).contains(&count),
+        "{count} scores of {held:?}"
+    );
     super::entries::check_entry(&entries, &key, &value);
     #[cfg(feature = "cube")]
     {
-        let route = Route::of(&scores).if_alike([entries.0.dtype(), entries.1.dtype()]);
-        if route == Route::Gpu {
+        let route = match &scores {
+            StepScores::Positions => Route::on(&key.device()),
+            StepScores::Given(scores) => Route::of(scores),
+            StepScores::MeanOfGroup(rows) | StepScores::MeanOfHeads(rows) => Route::of(rows),
+        };
+        if route.if_alike([entries.0.dtype(), entries.1.dtype()]) == Route::Gpu {
+            let (scores, of) = match scores {
+                StepScores::Given(scores) => (scores.unsqueeze_dim::<4>(2), ScoresOf::Group),
+                // Not read.
+                StepScores::Positions => (key.clone(), ScoresOf::Positions),
+                StepScores::MeanOfGroup(rows) => (rows, ScoresOf::Group),
+                StepScores::MeanOfHeads(rows) => (rows, ScoresOf::Heads),
+            };
             let (keys, values, positions) = entries;
             let (counts, before) = before.kernel();
             let guard = protected.guard();
             let (keys, values, positions, victim, nans) = kernel!(StepOps::evict(
-                scores, keys, values, positions, guard, counts, key, value, position
+                scores, of, count, keys, values, positions, guard, counts, key, value, position
             ));
             let nans = before.and(Nans::counted(nans));
             return ((keys, values, positions), victim, nans);
@@ -244,6 +266,7 @@ pub(crate) fn evict(
         true => entries.2.clone().narrow(2, 0, count),
         false => entries.2.clone(),
     };
+    let scores = scores.tensor(&positions);
     let (victim, nans) = drop_lowest_after(scores, positions, protected, before);
     let entries = super::replace(entries, victim.clone(), key, value, position);
     (entries, victim, nans)

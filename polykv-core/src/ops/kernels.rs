@@ -29,7 +29,7 @@ pub use entries::{ChoiceOps, Counts, EntryOps, OrderOps};
 pub use keys::{KeyOps, MergeOps};
 pub use layers::{FusedOps, GemmOps, HeadNorms, OutputWeights, PointwiseOps, QkvWeights};
 #[cfg(feature = "cube")]
-pub use step::StepOps;
+pub use step::{ScoresOf, StepOps};
 
 use super::pool::Pool;
 use super::protect::Guard;
@@ -83,6 +83,7 @@ plain_input!(
     Option<usize>,
     Option<f32>,
     Guard,
+    ScoresOf,
     Pool,
     BlockType,
     Codes,

@@ -142,6 +142,14 @@ macro_rules! through_base {
                 self.base.policy.score(state, view)
             }
 
+            fn step_scores(
+                &self,
+                state: &$crate::policy::State,
+                view: &$crate::policy::LayerView<'_>,
+            ) -> $crate::Result<$crate::policy::StepScores> {
+                self.base.policy.step_scores(state, view)
+            }
+
             fn accepts(
                 &self,
                 state: &$crate::policy::State,

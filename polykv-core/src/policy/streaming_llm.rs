@@ -1,4 +1,4 @@
-use super::{LayerView, MOST, NamedPolicy, Params, Policies, Policy, Protect, State, check_range};
+use super::{LayerView, MOST, NamedPolicy, Params, Policies, Policy, Protect, State, StepScores, check_range};
 use crate::Result;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -52,7 +52,11 @@ impl Policy for StreamingLlm {
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        Ok(view.positions.clone().float())
+        Ok(StepScores::Positions.tensor(&view.positions))
+    }
+
+    fn step_scores(&self, _state: &State, _view: &LayerView<'_>) -> Result<StepScores> {
+        Ok(StepScores::Positions)
     }
 
     #[cfg(feature = "testing")]

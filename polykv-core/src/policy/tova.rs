@@ -1,5 +1,5 @@
 use super::{
-    LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range,
+    LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, StepScores, check_range,
 };
 use crate::Result;
 use burn::tensor::Tensor;
@@ -55,15 +55,17 @@ impl Policy for Tova {
         true
     }
 
-    fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let row = view.attention_row()?; // [batch, kv_heads, group, entries]
-        let [batch, kv_heads, group, entries] = row.dims();
+    fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
+        Ok(self.step_scores(state, view)?.tensor(&view.positions))
+    }
+
+    fn step_scores(&self, _state: &State, view: &LayerView<'_>) -> Result<StepScores> {
+        let row = view.attention_row()?;
         // After an eviction per head, one slot holds another position in each head: no mean over them makes sense.
-        if !view.heads_agree {
-            return Ok(row.mean_dim(2).reshape([batch, kv_heads, entries]));
-        }
-        let mean = row.reshape([batch, kv_heads * group, entries]).mean_dim(1);
-        Ok(mean.expand([batch, kv_heads, entries]))
+        Ok(match view.heads_agree {
+            true => StepScores::MeanOfHeads(row),
+            false => StepScores::MeanOfGroup(row),
+        })
     }
 
     #[cfg(feature = "testing")]

@@ -2,7 +2,7 @@
 
 use super::LayerCache;
 use crate::allocate::{Note, Online};
-use crate::ops::{self, Nans, Protected};
+use crate::ops::{self, Nans, Protected, StepScores};
 use crate::phase::Phase;
 use crate::plan::Eviction;
 use crate::policy::{LayerView, Merge, Policy, Split};
@@ -158,7 +158,11 @@ impl LayerCache {
         // The view must be gone before the store is written: only unshared tensors are written in place.
         let stay = len.saturating_sub(1);
         let view = self.view(Phase::Decode, &**policy, stay, row)?;
-        let scores = left_last(policy.score(self.states.of(Phase::Decode), &view)?, &view);
+        let scores = policy.step_scores(self.states.of(Phase::Decode), &view)?;
+        let scores = match view.left() {
+            None => scores,
+            Some(_) => StepScores::Given(left_last(scores.tensor(&view.positions), &view)),
+        };
         let agree = self.heads_agree && policy.same_for_all_heads();
         if !policy.merges(Phase::Decode) {
             let spans = view.protected.spans.to_vec();
@@ -178,6 +182,7 @@ impl LayerCache {
             return Ok(());
         }
         let (positions, protected) = (view.positions.clone(), view.protected);
+        let scores = scores.tensor(&positions);
         let (victim, nans) = ops::drop_lowest(scores, positions, protected);
         let split = Split {
             kept: self.order.without(&victim, len, self.shape),

@@ -3,7 +3,7 @@
 use super::choice::{UNITS as CHOOSING, find_lowest, spans};
 use super::token::{New, attend};
 use super::{Mask, dense, empty, writable};
-use crate::ops::kernels::{self, Counts, StepOps, Window};
+use crate::ops::kernels::{self, Counts, ScoresOf, StepOps, Window};
 use crate::ops::protect::Guard;
 use burn::backend::TensorMetadata;
 use burn::backend::cubecl::dtype_to_storage_type;
@@ -115,6 +115,8 @@ impl StepOps for CubeBackend {
 
     fn evict(
         scores: CubeTensor,
+        of: ScoresOf,
+        count: usize,
         keys: CubeTensor,
         values: CubeTensor,
         positions: CubeTensor,
@@ -124,10 +126,15 @@ impl StepOps for CubeBackend {
         value: CubeTensor,
         position: usize,
     ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
-        let scores = dense(scores);
+        let scores = match of {
+            // Rows of all heads lie behind each other.
+            ScoresOf::Heads => into_contiguous(scores),
+            ScoresOf::Group | ScoresOf::Positions => dense(scores),
+        };
         let [keys, values, positions] = [keys, values, positions].map(writable);
         let (key, value) = (into_contiguous(key), into_contiguous(value));
-        let [batch, kv_heads, n] = scores.shape().dims::<3>();
+        let [batch, kv_heads, group, _] = scores.shape().dims::<4>();
+        let n = count;
         let dim = keys.shape().dims::<4>()[3];
         let victim = empty(&scores, [batch, kv_heads, 1], positions.dtype);
         let nans = empty(&scores, [batch, kv_heads], DType::F32);
@@ -141,7 +148,13 @@ impl StepOps for CubeBackend {
         debug_assert!((1..=keys.shape().dims::<4>()[2]).contains(&n));
         debug_assert_eq!(key.shape().num_elements(), batch * kv_heads * dim);
         debug_assert_eq!(value.shape().num_elements(), batch * kv_heads * dim);
-        // SAFETY: a cube has a head's `n` scores and the positions of as many entries, whose slots it finds the victim among; it
+        debug_assert!(of == ScoresOf::Positions || scores.shape().dims::<4>()[3] == n);
+        let rows = match of {
+            ScoresOf::Positions => 0,
+            ScoresOf::Group => group,
+            ScoresOf::Heads => kv_heads * group,
+        };
+        // SAFETY: a cube has rows of a head's `n` scores, or of those of all heads, and the positions of as many entries, whose slots it finds the victim among; it
         // overwrites the elements of that entry below `dim`, through the strides of tensors that nobody else holds.
         unsafe {
             evict_kernel::launch_unchecked(
@@ -158,6 +171,8 @@ impl StepOps for CubeBackend {
                 value.into_tensor_arg(),
                 victim.clone().into_tensor_arg(),
                 nans.clone().into_tensor_arg(),
+                rows,
+                of == ScoresOf::Heads,
                 n,
                 guard.sinks,
                 guard.recent,
@@ -243,6 +258,8 @@ fn evict_kernel<E: Float, I: Int, K: Float, V: Float>(
     value: &Tensor<V>,
     victim: &mut Tensor<I>,
     nans: &mut Tensor<f32>,
+    rows: usize,
+    #[comptime] of_heads: bool,
     n: usize,
     sinks: i32,
     recent: i32,
@@ -255,6 +272,9 @@ fn evict_kernel<E: Float, I: Int, K: Float, V: Float>(
     let unit = UNIT_POS_X as usize;
     let slot = find_lowest::<I>(
         scores,
+        rows,
+        scores.stride(2),
+        of_heads,
         &*positions,
         spans,
         before,

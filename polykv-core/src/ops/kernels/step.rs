@@ -8,6 +8,17 @@ use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
 
+/// What the scores of entries are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ScoresOf {
+    /// The entries' positions.
+    Positions,
+    /// The mean over the rows of a KV head.
+    Group,
+    /// The mean over the rows of all KV heads.
+    Heads,
+}
+
 /// What is done for every decoded token on GPUs in fewer launches.
 #[backend_extension(Cube: cfg(feature = "cube"), Fusion: cfg(feature = "cube"))]
 pub trait StepOps: Backend {
@@ -57,17 +68,20 @@ pub trait StepOps: Backend {
     #[fusion(meta = |rows, _least| shapes::like(rows, [rows.shape[0], rows.shape[1], rows.shape[3]]))]
     fn count_hits(rows: FloatTensor<Self>, least: f32) -> FloatTensor<Self>;
 
-    /// [`ChoiceOps::lowest`](super::ChoiceOps::lowest) of the first n of `scores [batch, kv_heads, n]`, then [`EntryOps::replace_entry`](super::EntryOps::replace_entry) in its slot.
+    /// [`ChoiceOps::lowest`](super::ChoiceOps::lowest) of the first `count` entries, whose scores are means `of` the rows
+    /// `scores [batch, kv_heads, group, count]`, then [`EntryOps::replace_entry`](super::EntryOps::replace_entry) in its slot.
     /// Returns keys, values and positions, the slot, and how many scores were NaN.
-    #[fusion(meta = |scores, keys, values, positions, _guard, _before, _key, _value, _position| (
+    #[fusion(meta = |_scores, _of, _count, keys, values, positions, _guard, _before, _key, _value, _position| (
         keys.clone(),
         values.clone(),
         positions.clone(),
-        shapes::like(positions, [scores.shape[0], scores.shape[1], 1]),
-        shapes::without_last(scores),
+        shapes::like(positions, [keys.shape[0], keys.shape[1], 1]),
+        shapes::floats([keys.shape[0], keys.shape[1]]),
     ))]
     fn evict(
         scores: FloatTensor<Self>,
+        of: ScoresOf,
+        count: usize,
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
         positions: IntTensor<Self>,

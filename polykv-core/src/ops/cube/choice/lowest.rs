@@ -19,15 +19,19 @@ pub fn lowest_kernel<I: Int>(
     #[define(I)] _dtype: ElemType,
 ) {
     find_lowest::<I>(
-        scores, positions, spans, before, victim, nans, n, sinks, recent, span_count,
+        scores, 1, 0, false, positions, spans, before, victim, nans, n, sinks, recent, span_count,
     );
 }
 
-/// The slot of the lowest of a head's `n` scores, which `victim` gets as well, and `nans` how many are NaN beside those `before`.
+/// The slot of the lowest of a head's `n` scores: means over `rows` rows that are `apart` apart, of the head or of all heads, or
+/// positions if there are no rows. `victim` gets it as well, and `nans` how many are NaN beside those `before`.
 /// All units of the cube of a head call it together.
 #[cube]
 pub fn find_lowest<I: Int>(
     scores: &Tensor<f32>,
+    rows: usize,
+    apart: usize,
+    #[comptime] of_heads: bool,
     positions: &Tensor<I>,
     spans: &[i32],
     before: ComptimeOption<&[f32]>,
@@ -42,7 +46,10 @@ pub fn find_lowest<I: Int>(
     let unit = UNIT_POS_X as usize;
     let kv_heads = scores.shape(1);
     let (batch, kv_head) = (head / kv_heads, head % kv_heads);
-    let from = batch * scores.stride(0) + kv_head * scores.stride(1);
+    let mut from = batch * scores.stride(0);
+    if !of_heads {
+        from += kv_head * scores.stride(1);
+    }
     let start = batch * positions.stride(0) + kv_head * positions.stride(1);
     let mut ranks = Shared::<[u32]>::new_slice(UNITS);
     let mut places = Shared::<[u32]>::new_slice(UNITS);
@@ -54,8 +61,15 @@ pub fn find_lowest<I: Int>(
     let mut count = 0u32;
     let mut j = unit;
     while j < n {
-        let score = scores[from + j];
         let position = i32::cast_from(positions[start + j]);
+        let mut score = f32::cast_from(position);
+        if rows > 0 {
+            score = scores[from + j];
+            for row in 1..rows {
+                score += scores[from + row * apart + j];
+            }
+            score /= f32::cast_from(rows as u32);
+        }
         let key = rank(score, position, spans, sinks, recent, span_count);
         let at = u32::cast_from(position);
         if key < least || key == least && at < place {
