@@ -65,6 +65,7 @@ def make_plans(args):
     if args.routed:
         groups["routed"] = make_routed(args)
         source = groups["routed"][0]
+        groups["single"] = [source.with_name("routed-single.yaml")]
         groups["shuffles"] = [moved(args, source, f"routed-moved-{seed}", "budgets", seed)
                               for seed in range(args.moved + 1, args.moved + args.shuffles + 1)]
     return {name: paths for name, paths in groups.items() if paths}
@@ -75,6 +76,8 @@ def make_routed(args):
     routed = calibrate(args, "routed", ["--objective", "both", "--question-after", "--examples", "10", "--evidence", "12", "--length", "900", "--policies",
                                         ",".join(ROUTED), "--allocator", "calibrated", "--budget-signal", "effect", "--refine", "8"])
     source = suite.write(args, "heads-routed", routed)
+    # Its budgets and parts with one policy in all layers.
+    suite.write(args, "routed-single", with_policy(routed, *SINGLES[args.base]))
     return [source, *(moved(args, source, f"routed-moved-{seed}", "budgets", seed) for seed in range(1, args.moved + 1))]
 
 
@@ -109,8 +112,8 @@ def main():
     left_out = ("binary", "work", "texts", "suite")
     results = {"settings": {name: own for name, own in vars(args).items() if name not in left_out},
                "plans": {path.stem: json.loads(path.read_text()) for paths in groups.values() for path in paths}, "needles": {}, "text": {}}
-    earlier = json.loads((HERE.parent / "suite" / "results.json").read_text()) if (args.part, args.model, share) == ("test", DEFAULT, []) else {"needles": {}, "text": {}}
     share = [f"{args.share:g}"] if args.share != parser.get_default("share") else []
+    earlier = json.loads((HERE.parent / "suite" / "results.json").read_text()) if (args.part, args.model, share) == ("test", DEFAULT, []) else {"needles": {}, "text": {}}
     names = ["results", *share, *([args.part] if args.part != "test" else []), *([args.model] if args.model != DEFAULT else [])]
     stem = "-".join(names)
     steps = [("needles", position, suite.answers) for position in args.positions]
