@@ -10,6 +10,8 @@ mod bench;
 mod beyond;
 #[path = "cli/calibrate.rs"]
 mod calibrate;
+#[path = "cli/calibrate_journal.rs"]
+mod calibrate_journal;
 #[path = "cli/chat.rs"]
 mod chat;
 #[path = "cli/codes.rs"]
