@@ -56,7 +56,7 @@ fn check(plan: &Plan, resolved: &Resolved, prompt: usize, cost: &EntryCost) {
         if full == plan.layers.len() {
             continue;
         }
-        let total = plan.budget.total(prompt, cost);
+        let total = plan.most_entries(prompt, cost);
         let found = resolved.total(phase);
         if plan.allow_full_extra {
             assert!(found <= total, "{phase} has {found} of {total}");
