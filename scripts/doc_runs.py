@@ -126,6 +126,9 @@ RUN = [
     ("plans/README.md", "polykv calibrate -m smollm2-135m --device cpu",
      {REAL: TINY, "--dtype native": "--dtype f32", "texts/calibration": "texts", "--examples 16 --length 1500": "--examples 2 --length 300 --continuation 12",
       "0.0625": "0.25", "--out found": "--out c5"}, "by parts"),
+    ("plans/README.md", "polykv calibrate -m smollm2-135m --heads",
+     {REAL: TINY, "--dtype native": "--dtype f32", "texts/calibration": "texts", "--examples 10 --evidence 12 --length 900": TINY_EXAMPLES,
+      "0.0625": "0.25", "window=16": "window=4", "--refine 8": "--refine 1", "--out found": "--out c6"}, "by parts"),
 ]
 
 ELSEWHERE = [
