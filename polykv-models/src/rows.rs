@@ -18,8 +18,11 @@ pub(crate) fn at_once(tokens: usize) -> usize {
     (ROWS / tokens.max(1)).max(1)
 }
 
-/// `x [rows, tokens, hidden]` through some layers. `attend` computes a row's attention in a layer from its queries, keys and
-/// values, `[1, heads or kv_heads, tokens, head_dim]` each.
+/// The attention of one row in one layer, from its queries, keys and values, `[1, heads or kv_heads, tokens, head_dim]` each:
+/// `(row, layer, [q, k, v])`.
+type AttendRow<'a, R> = dyn Fn(&mut R, usize, [Tensor<4>; 3]) -> Result<Tensor<4>> + Sync + 'a;
+
+/// `x [rows, tokens, hidden]` through some layers.
 ///
 /// # Errors
 /// The errors of `attend`.
@@ -29,7 +32,7 @@ pub(crate) fn run<R: Send>(
     x: Tensor<3>,
     rope: &RopeTable,
     rows: &mut [R],
-    attend: &(dyn Fn(&mut R, usize, [Tensor<4>; 3]) -> Result<Tensor<4>> + Sync),
+    attend: &AttendRow<'_, R>,
 ) -> Result<Tensor<3>> {
     // A row alone is too little work for several cores; another device has its own order.
     let on_cpu = ops::is_cpu(model.device());

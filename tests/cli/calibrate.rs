@@ -340,3 +340,34 @@ fn pyramids_and_folders_of_text() {
     );
     assert!(json["profiles"].get("evidence").is_none());
 }
+
+/// Heads are routed by candidates that are two policies, whose heads follow from the parts that were found.
+#[test]
+fn head_groups_have_policies_of_their_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (text(&dir), dir.path().join("out"));
+    let model = tiny_model();
+    let mut args = vec!["calibrate", "--device", "cpu", "-m", path_str(&model)];
+    args.extend(["--data", &data, "--length", "300", "--continuation", "12"]);
+    args.extend([
+        "--examples",
+        "2",
+        "--objective",
+        "text",
+        "--phase",
+        "prefill",
+    ]);
+    args.extend(["--budget-ratio", "0.3", "--seed", "5", "--heads"]);
+    args.extend(["--policies", "by-head:{wide: h2o, narrow: tova}"]);
+    args.extend(["--out", path_str(&out)]);
+    let answer = polykv(&args);
+    assert_eq!(answer.code, 0, "{}", answer.stderr);
+    let plan = PlanFile::read(&out.join("plan.yaml")).unwrap();
+    assert!(plan.prefill.iter().all(|rule| rule.policy == "by-head"));
+    assert_eq!(plan.at_least, 90);
+    let prompt = read(dir.path(), "text.txt");
+    let run = ["-n", "4", "--raw", "-p", &prompt[..600]];
+    let plan = out.join("plan.yaml");
+    let generated = generate_json(&[&["--plan", path_str(&plan)], &run[..]].concat());
+    assert!(generated["kv"]["kept_mean"].as_f64() < generated["kv"]["seen"].as_f64());
+}

@@ -83,7 +83,6 @@ plain_input!(
     Option<usize>,
     Option<f32>,
     Guard,
-    ScoresOf,
     Pool,
     BlockType,
     Codes,
@@ -96,6 +95,8 @@ plain_input!(
     QkvWeights<Dispatch>,
     OutputWeights<Dispatch>
 );
+#[cfg(feature = "cube")]
+plain_input!(ScoresOf);
 
 /// A result of an operator.
 pub trait Output<T> {
