@@ -327,8 +327,7 @@ impl Store {
         }
     }
 
-    /// Drops the entry with the lowest score as [`Store::replace`] does. Returns its slot, and whether
-    /// a score is or was NaN.
+    /// Drops the entry with the lowest score as [`Store::replace`] does. Returns its slot, and whether a score is or was NaN.
     pub fn evict(
         &mut self,
         scores: StepScores,

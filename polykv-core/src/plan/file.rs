@@ -48,7 +48,7 @@ pub struct PlanFile {
     #[serde(with = "serde_yaml_ng::with::singleton_map")]
     pub budget: Budget,
     /// Entries per layer on average that the budget never falls below, see [`Plan::at_least`].
-    #[serde(default, skip_serializing_if = "is_none")]
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub at_least: usize,
     /// Whether layers that keep everything come on top of the budget instead of being charged to it. The other layers then
     /// share the part of the budget that they would have if every layer had its share.
@@ -78,7 +78,7 @@ fn one() -> usize {
     1
 }
 
-fn is_none(number: &usize) -> bool {
+fn is_zero(number: &usize) -> bool {
     *number == 0
 }
 

@@ -1,4 +1,4 @@
-use super::member::Member;
+use super::member::{Member, append_each, observe_each, observe_repetition_each};
 use super::stages::Stages;
 use super::{Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State};
 use crate::Result;
@@ -69,6 +69,10 @@ impl NamedPolicy for Blend {
 }
 
 impl Blend {
+    fn policies(&self) -> impl ExactSizeIterator<Item = &dyn Policy> {
+        self.members.iter().map(|member| &*member.policy as &dyn Policy)
+    }
+
     /// Each member with its part of a budget, in entries.
     fn parts(&self, budget: usize) -> impl Iterator<Item = (&Member, usize)> {
         let shares: Vec<f64> = self.members.iter().map(|member| member.share).collect();
@@ -114,29 +118,15 @@ impl Policy for Blend {
     }
 
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
-        state
-            .members
-            .resize_with(self.members.len(), State::default);
-        let members = self.members.iter().zip(&mut state.members);
-        members
-            .into_iter()
-            .try_for_each(|(member, state)| member.policy.append(state, appended))
+        append_each(self.policies(), state, appended)
     }
 
     fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
-        let mut members = self.members.iter().zip(&mut state.members);
-        members.try_for_each(|(member, state)| match member.policy.needs().attention {
-            true => member.policy.observe(state, block),
-            false => Ok(()),
-        })
+        observe_each(self.policies(), state, block)
     }
 
     fn observe_repetition(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
-        let mut members = self.members.iter().zip(&mut state.members);
-        members.try_for_each(|(member, state)| match member.policy.needs().repetition {
-            true => member.policy.observe_repetition(state, block),
-            false => Ok(()),
-        })
+        observe_repetition_each(self.policies(), state, block)
     }
 
     fn can_cut_in_steps(&self) -> bool {

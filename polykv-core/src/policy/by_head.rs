@@ -1,4 +1,4 @@
-use super::member::Member;
+use super::member::{Member, append_each, observe_each, observe_repetition_each};
 use super::{Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State};
 use crate::Result;
 use crate::ops::AttentionBlock;
@@ -118,21 +118,15 @@ impl Policy for ByHead {
     }
 
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
-        state.members.resize_with(2, State::default);
-        let mut both = self.both().into_iter().zip(&mut state.members);
-        both.try_for_each(|(policy, state)| policy.append(state, appended))
+        append_each(self.both().into_iter(), state, appended)
     }
 
     fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
-        let both = self.both().into_iter().zip(&mut state.members);
-        let mut asking = both.filter(|(policy, _)| policy.needs().attention);
-        asking.try_for_each(|(policy, state)| policy.observe(state, block))
+        observe_each(self.both().into_iter(), state, block)
     }
 
     fn observe_repetition(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
-        let both = self.both().into_iter().zip(&mut state.members);
-        let mut asking = both.filter(|(policy, _)| policy.needs().repetition);
-        asking.try_for_each(|(policy, state)| policy.observe_repetition(state, block))
+        observe_repetition_each(self.both().into_iter(), state, block)
     }
 
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {

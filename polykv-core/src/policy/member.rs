@@ -1,6 +1,8 @@
 //! Policies inside policies.
 
-use super::{HeadBudgets, Params, Phase, Policies, Policy};
+use super::{Appended, HeadBudgets, Params, Phase, Policies, Policy, State};
+use crate::Result;
+use crate::ops::AttentionBlock;
 use serde_yaml_ng::Value;
 use std::sync::Arc;
 
@@ -15,7 +17,7 @@ pub(super) struct Member {
 impl Member {
     /// # Errors
     /// Names what is wrong: anything but a policy that does not merge, with parameters of its own.
-    pub fn parse(value: &Value, policies: &Policies) -> Result<Self, String> {
+    pub fn parse(value: &Value, policies: &Policies) -> std::result::Result<Self, String> {
         let (name, share, params) = match value {
             Value::String(text) => match text.split_once(':') {
                 Some((name, share)) => {
@@ -72,6 +74,40 @@ impl Member {
         map.extend(self.policy.params().to_map());
         Value::Mapping(map)
     }
+}
+
+/// [`Policy::append`] of several policies, whose states are the members of one.
+pub(super) fn append_each<'a>(
+    policies: impl ExactSizeIterator<Item = &'a dyn Policy>,
+    state: &mut State,
+    appended: &Appended,
+) -> Result<()> {
+    let members = &mut state.members;
+    members.resize_with(policies.len(), State::default);
+    let mut both = policies.zip(members);
+    both.try_for_each(|(policy, state)| policy.append(state, appended))
+}
+
+/// [`Policy::observe`] of those that ask for it.
+pub(super) fn observe_each<'a>(
+    policies: impl Iterator<Item = &'a dyn Policy>,
+    state: &mut State,
+    block: &AttentionBlock,
+) -> Result<()> {
+    let both = policies.zip(&mut state.members);
+    let mut asking = both.filter(|(policy, _)| policy.needs().attention);
+    asking.try_for_each(|(policy, state)| policy.observe(state, block))
+}
+
+/// [`Policy::observe_repetition`] of those that ask for it.
+pub(super) fn observe_repetition_each<'a>(
+    policies: impl Iterator<Item = &'a dyn Policy>,
+    state: &mut State,
+    block: &AttentionBlock,
+) -> Result<()> {
+    let both = policies.zip(&mut state.members);
+    let mut asking = both.filter(|(policy, _)| policy.needs().repetition);
+    asking.try_for_each(|(policy, state)| policy.observe_repetition(state, block))
 }
 
 /// Implements [`Policy`] for a type whose field `base` is the member that scores: only its parameters and what it makes of the
