@@ -62,21 +62,25 @@ fn a_decoded_token_launches_no_more_than_stated() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-llama31");
     let model = load::load_weights(&folder, Storage::F32, &device).unwrap();
     assert_eq!(model.config().layers.len(), LAYERS);
-    let evicting = |name: &str, every: usize| {
-        let mut plan = Plan::uniform(LAYERS, policy(name, "{}"), Budget::Tokens(40), &Phase::BOTH);
+    let with = |name: &str, params: &str, every: usize| {
+        let policy = policy(name, params);
+        let mut plan = Plan::uniform(LAYERS, policy, Budget::Tokens(40), &Phase::BOTH);
         plan.every = every;
         plan
     };
+    let evicting = |name: &str, every: usize| with(name, "{}", every);
     // Those beyond the full cache, for a layer.
     let stated = [
         ("full", Plan::full(LAYERS), 0.0),
         ("streaming-llm", evicting("streaming-llm", 1), 1.0),
         ("tova", evicting("tova", 1), 1.0),
-        ("h2o", evicting("h2o", 1), 4.0),
+        ("h2o", evicting("h2o", 1), 1.0),
         ("scissorhands", evicting("scissorhands", 1), 12.0),
         ("cake", evicting("cake", 1), 6.3),
         ("snapkv", evicting("snapkv", 1), 8.3),
         ("snapkv every 8", evicting("snapkv", 8), 2.8),
+        // Its window leaves room for 16 more in so small a budget.
+        ("snapkv every 16", with("snapkv", "{window: 8}", 16), 2.0),
     ];
     let mut wrong = Vec::new();
     for (name, plan, most) in stated {

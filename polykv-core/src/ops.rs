@@ -35,6 +35,7 @@ mod pool;
 mod protect;
 mod route;
 mod step_scores;
+mod sums;
 mod tensor;
 mod weight;
 
@@ -55,6 +56,7 @@ pub use pool::Pool;
 pub use protect::{Protect, Protected};
 pub use route::{is_cpu, is_cube};
 pub use step_scores::StepScores;
+pub use sums::StepSums;
 pub use tensor::{bytes, matmul, read_error, unit, unrounded_matmul};
 #[cfg(any(feature = "flex", feature = "cube"))]
 pub use weight::BlockWeight;
@@ -70,4 +72,5 @@ pub(crate) use attend::attends_new;
 pub(crate) use choice::{drop_lowest_after, evict, rest};
 pub(crate) use entries::{extend, grow};
 pub(crate) use heads::{HeadScores, choose_of_heads};
+pub(crate) use sums::add_latest;
 pub(crate) use tensor::{put, take};

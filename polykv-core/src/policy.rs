@@ -12,6 +12,7 @@ mod params;
 mod spec;
 mod stages;
 mod state;
+mod sums;
 mod view;
 
 pub use crate::ops::{Protect, StepScores};

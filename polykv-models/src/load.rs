@@ -216,14 +216,16 @@ fn load_folder(folder: &Path, storage: Storage, device: &Device) -> Result<Loade
     #[cfg(feature = "chat")]
     let chat = ChatTemplate::from_folder(folder)?;
     // What reading a vocabulary took would lie beside the weights.
-    machine::release_freed_memory();
-    Ok(LoadedModel {
+    machine::release_memory();
+    let loaded = LoadedModel {
         eos_tokens: ends::end_tokens(folder, &config, &tokenizer)?,
         tokenizer,
         #[cfg(feature = "chat")]
         chat,
         model: folder_model(folder, config, storage, device)?,
-    })
+    };
+    machine::release_memory();
+    Ok(loaded)
 }
 
 fn load_gguf(path: &Path, storage: Storage, device: &Device) -> Result<LoadedModel> {
@@ -233,15 +235,17 @@ fn load_gguf(path: &Path, storage: Storage, device: &Device) -> Result<LoadedMod
     let chat = ChatTemplate::from_gguf(&file)?;
     let tokenizer = Tokenizer::take_from(&mut file)?.fit(config.vocab_size)?;
     // What reading a vocabulary took would lie beside the weights.
-    machine::release_freed_memory();
+    machine::release_memory();
     let file = Arc::new(file);
-    Ok(LoadedModel {
+    let loaded = LoadedModel {
         tokenizer,
         #[cfg(feature = "chat")]
         chat,
         eos_tokens: config.eos_tokens.clone(),
         model: gguf_model(&file, config, storage, device)?,
-    })
+    };
+    machine::release_memory();
+    Ok(loaded)
 }
 
 /// Builds a model from its config and its tensors, which have the names of Hugging Face checkpoints: one per projection,

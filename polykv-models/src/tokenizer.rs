@@ -6,9 +6,11 @@
 )]
 
 mod bound;
+mod compact;
 pub(crate) mod companions;
 mod gguf;
 mod limits;
+mod raw;
 mod shared;
 #[cfg(feature = "guided")]
 mod spelling;
@@ -125,20 +127,21 @@ impl Tokenizer {
             .into_iter()
             .filter_map(|(id, token)| token.special.then_some(id))
             .collect();
-        let vocab = parsing.get_vocab(true);
-        let last = vocab.values().max().copied();
-        // Normalizers and added tokens may drop text, and unknown words may become one token whatever their length.
-        let exact = match parsing.get_model().model() {
-            tokenizers::ModelWrapper::BPE(bpe) => {
-                listed.keeps_all_text()
-                    && bpe.unk_token.is_none()
-                    && bound::keeps_all_bytes(bpe, parsing.get_pre_tokenizer(), &vocab)
-            }
-            _ => false,
+        let (mut vocab_size, mut longest) = (0, 0);
+        let mut count = |text: &str, id: u32| {
+            vocab_size = (id as usize).saturating_add(1).max(vocab_size);
+            longest = text.len().max(longest);
         };
-        let longest = vocab.keys().map(String::len).max().filter(|_| exact);
+        parsing.get_model().each_token(&mut count);
+        for (id, token) in parsing.get_added_tokens_decoder() {
+            count(&token.content, id);
+        }
+        // Normalizers and added tokens may drop text, and unknown words may become one token whatever their length.
+        let exact = parsing.get_model().compact().is_some_and(|bpe| {
+            let keeps = listed.keeps_all_text() && !bpe.has_unknown();
+            keeps && bound::keeps_all_bytes(bpe, parsing.get_pre_tokenizer())
+        });
         let start = start(&parsing).map_err(refuse)?;
-        let vocab_size = last.map_or(0, |id| (id as usize).saturating_add(1));
         if let Some(id) = start.iter().find(|&&id| id as usize >= vocab_size) {
             let field = "token of post_processor";
             return Err(Error::invalid(
@@ -158,7 +161,7 @@ impl Tokenizer {
             special_ids,
             start,
             vocab_size,
-            longest,
+            longest: exact.then_some(longest),
             rows: usize::MAX,
         })
     }
@@ -199,7 +202,9 @@ impl Tokenizer {
     /// A vocabulary with ids behind the last row, apart from added tokens.
     pub fn fit(mut self, rows: usize) -> Result<Self> {
         let behind = |id: &u32| *id as usize >= rows;
-        let highest = self.parsing.get_vocab(false).into_values().max();
+        let mut highest = None;
+        let model = self.parsing.get_model();
+        model.each_token(|_, id| highest = highest.max(Some(id)));
         if let Some(id) = highest.filter(behind) {
             let allowed = format!("below the {rows} rows of the model's embedding");
             return Err(Error::invalid(&self.place, "highest token id", id, allowed));

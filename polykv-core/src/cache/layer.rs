@@ -181,7 +181,9 @@ impl LayerCache {
             self.make_room(tokens)?;
             let appended = self.append(&rules, &q, [k, v], true);
             self.states.append(&rules, &appended)?;
-            Ok(self.attend(&rules, q, false)?.0)
+            let (output, _) = self.attend(&rules, q, false)?;
+            self.states.settle();
+            Ok(output)
         })
     }
 
@@ -270,6 +272,7 @@ impl LayerCache {
                 }
             }
         }
+        self.states.settle();
         Ok(output)
     }
 

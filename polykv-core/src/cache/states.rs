@@ -52,6 +52,12 @@ impl States {
             .try_for_each(|(rule, state)| rule.policy.observe_repetition(state, block))
     }
 
+    /// Brings all statistics up to date.
+    pub fn settle(&mut self) {
+        self.prefill.settle();
+        self.decode.settle();
+    }
+
     /// The state that is kept for one phase; if both share one, it is that of the prefill.
     pub fn own(&self, phase: Phase) -> &State {
         match phase {

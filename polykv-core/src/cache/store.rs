@@ -327,7 +327,8 @@ impl Store {
         }
     }
 
-    /// Drops the entry with the lowest score as [`Store::replace`] does. Returns its slot, and whether a score is or was NaN.
+    /// Drops the entry with the lowest score as [`Store::replace`] does. Returns its slot, whether a score is or was NaN, and the sums of
+    /// attention of the entries that stay if [`ops::evict`] has them.
     pub fn evict(
         &mut self,
         scores: StepScores,
@@ -335,21 +336,20 @@ impl Store {
         before: Nans,
         [key, value]: [Tensor<4>; 2],
         position: usize,
-    ) -> (Tensor<3, Int>, Nans) {
+    ) -> (Tensor<3, Int>, Nans, Option<Tensor<3>>) {
         let count = self.len;
         if let Some(entries) = self.extract() {
             self.len = count.saturating_sub(1);
             let entry = [key, value];
-            let (entries, victim, nans) =
-                ops::evict(scores, count, protected, before, entries, entry, position);
-            self.set(entries);
-            return (victim, nans);
+            let evicted = ops::evict(scores, count, protected, before, entries, entry, position);
+            self.set(evicted.entries);
+            return (evicted.victim, evicted.nans, evicted.sums);
         }
         let positions = self.positions();
         let scores = scores.tensor(&positions);
         let (victim, nans) = ops::drop_lowest_after(scores, positions, protected, before);
         self.replace(victim.clone(), key, value, position);
-        (victim, nans)
+        (victim, nans, None)
     }
 
     /// Drops the entry in `victim [batch, kv_heads, 1]` by moving the last entry, whose key and value are `key` and

@@ -101,13 +101,11 @@ impl AttentionBlock {
     /// If there are more entries than sums.
     pub fn add_to(&self, sums: Tensor<3>) -> Tensor<3> {
         #[cfg(feature = "cube")]
-        if let Source::Probabilities { rows, group } = &self.source
-            && let [batch, kv_heads, heads, entries] = rows.dims()
-            && heads == *group
+        if let Some(rows) = self.single()
+            && let [batch, kv_heads, _, entries] = rows.dims()
             && sums.dims() == [batch, kv_heads, entries]
-            && Route::of(&sums).if_f32(rows) == Route::Gpu
         {
-            return kernel!(StepOps::add_mean(sums, rows.clone()));
+            return super::add_latest(sums, rows);
         }
         let own = self.column_sums();
         let seen = own.dims()[2];
@@ -117,6 +115,17 @@ impl AttentionBlock {
                 let updated = sums.clone().slice(s![.., .., 0..seen]) + own;
                 sums.slice_assign(s![.., .., 0..seen], updated)
             }
+        }
+    }
+
+    /// The probabilities of a block of one query, `[batch, kv_heads, group, entries]`, where kernels add them to sums.
+    #[cfg(feature = "cube")]
+    pub(crate) fn single(&self) -> Option<&Tensor<4>> {
+        match &self.source {
+            Source::Probabilities { rows, group } if rows.dims()[2] == *group => {
+                Some(rows).filter(|rows| Route::of(rows) == Route::Gpu)
+            }
+            _ => None,
         }
     }
 

@@ -143,6 +143,28 @@ where
     }
 }
 
+#[cfg(feature = "cube")]
+impl<A, B, C, D, E, F, U, V, W, X, Y, Z> Output<(U, V, W, X, Y, Z)> for (A, B, C, D, E, F)
+where
+    A: Output<U>,
+    B: Output<V>,
+    C: Output<W>,
+    D: Output<X>,
+    E: Output<Y>,
+    F: Output<Z>,
+{
+    fn wrap((a, b, c, d, e, f): (U, V, W, X, Y, Z)) -> Self {
+        (
+            A::wrap(a),
+            B::wrap(b),
+            C::wrap(c),
+            D::wrap(d),
+            E::wrap(e),
+            F::wrap(f),
+        )
+    }
+}
+
 /// The shape of the product of matrices `[.., m, k]` and `[.., k, n]`; leading axes of length 1 are broadcast.
 #[cfg(feature = "cube")]
 pub(super) fn product_dims(left: &[usize], right: &[usize]) -> Vec<usize> {

@@ -1,3 +1,4 @@
+use super::sums::{StepSums, add_latest};
 use burn::tensor::{Int, Tensor};
 
 /// The scores of a layer's entries for the eviction of one of them while decoding, in the form in which a policy has them at
@@ -13,6 +14,8 @@ pub enum StepScores {
     MeanOfGroup(Tensor<4>),
     /// The mean over all query heads of rows `[batch, kv_heads, group, entries]`, the same for all KV heads.
     MeanOfHeads(Tensor<4>),
+    /// The attention of all queries so far, as a policy's state has it.
+    Sums(StepSums),
 }
 
 impl StepScores {
@@ -29,6 +32,13 @@ impl StepScores {
                 let [batch, kv_heads, group, entries] = rows.dims();
                 let mean = rows.reshape([batch, kv_heads * group, entries]);
                 mean.mean_dim(1).expand([batch, kv_heads, entries])
+            }
+            Self::Sums(StepSums { sums, latest, seen }) => {
+                let sums = add_latest(sums, &latest);
+                match seen {
+                    Some(seen) => sums / positions.clone().float().neg().add_scalar(seen as f32),
+                    None => sums,
+                }
             }
         }
     }

@@ -1,4 +1,3 @@
-use super::h2o::{append_sums, observe_sums};
 use super::{
     Appended, LayerView, MOST, Merge, NamedPolicy, Needs, Params, Phase, Policies, Policy, Protect, Split,
     State, check_range,
@@ -79,17 +78,17 @@ impl Policy for D2o {
     }
 
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
-        append_sums(state, appended);
+        state.append_sums(appended);
         Ok(())
     }
 
     fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
-        observe_sums(state, block);
+        state.observe_sums(block);
         Ok(())
     }
 
     fn score(&self, state: &State, _view: &LayerView<'_>) -> Result<Tensor<3>> {
-        Ok(state.entries[0].clone())
+        Ok(state.sums())
     }
 
     fn merges(&self, _phase: Phase) -> bool {

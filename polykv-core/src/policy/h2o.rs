@@ -1,5 +1,5 @@
 use super::{
-    Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, check_range,
+    Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, StepScores, check_range,
 };
 use crate::Result;
 use crate::ops::AttentionBlock;
@@ -64,17 +64,17 @@ impl Policy for H2o {
     }
 
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
-        append_sums(state, appended);
+        state.append_sums(appended);
         Ok(())
     }
 
     fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
-        observe_sums(state, block);
+        state.observe_sums(block);
         Ok(())
     }
 
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let sums = state.entries[0].clone();
+        let sums = state.sums();
         if !self.normalize {
             return Ok(sums);
         }
@@ -86,6 +86,13 @@ impl Policy for H2o {
             .neg()
             .add_scalar(view.seen as f32);
         Ok(sums / visible)
+    }
+
+    fn step_scores(&self, state: &State, view: &LayerView<'_>) -> Result<StepScores> {
+        match state.step_sums(self.normalize.then_some(view.seen)) {
+            Some(sums) => Ok(StepScores::Sums(sums)),
+            None => self.score(state, view).map(StepScores::Given),
+        }
     }
 
     #[cfg(feature = "testing")]
@@ -109,20 +116,4 @@ mod oracle {
             entries.map(score).collect()
         }
     }
-}
-
-/// Appends zeros for new entries to the sums of attention.
-pub(super) fn append_sums(state: &mut State, appended: &Appended) {
-    if !state.entries.is_empty() {
-        return state.extend_with_zeros(appended);
-    }
-    let [batch, kv_heads] = [appended.shape.batch, appended.shape.kv_heads];
-    let entries = appended.before + appended.positions.len();
-    let sums = Tensor::zeros([batch, kv_heads, entries], &appended.device);
-    state.entries.push(sums);
-}
-
-/// Adds the attention that a block of queries pays to each entry.
-pub(super) fn observe_sums(state: &mut State, block: &AttentionBlock) {
-    state.entries[0].inplace(|total| block.add_to(total));
 }

@@ -1,4 +1,3 @@
-use super::h2o::append_sums;
 use super::{
     Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, SnapKv,
     State, check_odd, check_range,
@@ -100,7 +99,7 @@ impl Policy for KvZip {
     }
 
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
-        append_sums(state, appended);
+        state.append_zeros(appended);
         Ok(())
     }
 

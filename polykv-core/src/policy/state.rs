@@ -1,4 +1,5 @@
 use super::Appended;
+use super::sums::Latest;
 use crate::ops;
 use burn::tensor::{Int, Tensor};
 
@@ -18,9 +19,22 @@ pub struct State {
     pub counts: Vec<usize>,
     /// The memories of the policies that this policy is made of.
     pub members: Vec<State>,
+    /// What the first statistic per entry lacks, within a decoded token.
+    pub(super) latest: Latest,
 }
 
 impl State {
+    /// Extends every statistic per entry by zeros for the appended entries; without any, one of zeros becomes the first.
+    pub(super) fn append_zeros(&mut self, appended: &Appended) {
+        if !self.entries.is_empty() {
+            return self.extend_with_zeros(appended);
+        }
+        let [batch, kv_heads] = [appended.shape.batch, appended.shape.kv_heads];
+        let entries = appended.before + appended.positions.len();
+        let zeros = Tensor::zeros([batch, kv_heads, entries], &appended.device);
+        self.entries.push(zeros);
+    }
+
     /// Extends every statistic per entry by zeros for the appended entries.
     pub fn extend_with_zeros(&mut self, appended: &Appended) {
         let tokens = appended.positions.len();
@@ -66,11 +80,13 @@ impl State {
             members: members
                 .map(|member| member.of_head(row, head, kv_heads))
                 .collect(),
+            latest: Latest::default(),
         }
     }
 
     /// Follows a compaction to `slots [batch, kv_heads, count]`.
     pub(crate) fn keep(&mut self, slots: &Tensor<3, Int>) {
+        self.settle();
         for tensor in &mut self.entries {
             tensor.inplace(|t| t.gather(2, slots.clone()));
         }
@@ -84,6 +100,7 @@ impl State {
 
     /// Follows the move of the last entry into the slot `victim [batch, kv_heads, 1]`.
     pub(crate) fn replace(&mut self, victim: &Tensor<3, Int>) {
+        self.settle();
         for tensor in &mut self.entries {
             tensor.inplace(|t| ops::move_last(t, victim.clone()));
         }

@@ -1,35 +1,26 @@
 //! Whether every byte of a text ends up in one of its tokens, so that a long text has many.
 
-use std::collections::HashMap;
-use tokenizers::models::bpe::BPE;
+use super::compact::CompactBpe;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
 
-/// Whether a pre-tokenizer drops nothing, and `vocab` spells every byte of what it makes. Characters that a vocabulary does
-/// not have are left out without a word.
-pub(super) fn keeps_all_bytes(
-    bpe: &BPE,
-    pre: Option<&PreTokenizerWrapper>,
-    vocab: &HashMap<String, u32>,
-) -> bool {
-    let marked = bpe.continuing_subword_prefix.is_some() || bpe.end_of_word_suffix.is_some();
+/// Whether a pre-tokenizer drops nothing, and the vocabulary spells every byte of what it makes. Characters that a vocabulary
+/// does not have are left out without a word.
+pub(super) fn keeps_all_bytes(bpe: &CompactBpe, pre: Option<&PreTokenizerWrapper>) -> bool {
     let letters = |steps: &[PreTokenizerWrapper]| {
         let kept = steps.iter().all(drops_nothing);
         kept && match steps.iter().any(is_byte_level) {
             true => ByteLevel::alphabet()
                 .iter()
-                .all(|c| vocab.contains_key(&c.to_string())),
-            false => {
-                bpe.byte_fallback && (0..=255).all(|b| vocab.contains_key(&format!("<0x{b:02X}>")))
-            }
+                .all(|letter| bpe.has_letter(*letter)),
+            false => bpe.falls_back(),
         }
     };
-    !marked
-        && match pre {
-            None => letters(&[]),
-            Some(PreTokenizerWrapper::Sequence(steps)) => letters(steps.as_ref()),
-            Some(one) => letters(std::slice::from_ref(one)),
-        }
+    match pre {
+        None => letters(&[]),
+        Some(PreTokenizerWrapper::Sequence(steps)) => letters(steps.as_ref()),
+        Some(one) => letters(std::slice::from_ref(one)),
+    }
 }
 
 fn is_byte_level(step: &PreTokenizerWrapper) -> bool {

@@ -1,14 +1,16 @@
 //! One vocabulary for two tokenizers.
 
+use super::compact::CompactBpe;
+use super::raw::Raw;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{DeserializeSeed, Error, IgnoredAny, IntoDeserializer, MapAccess, Visitor};
+use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use tokenizers::models::bpe::BPE;
+use tokenizers::models::bpe::BpeTrainer;
 use tokenizers::models::{ModelWrapper, TrainerWrapper};
 use tokenizers::{
     DecoderWrapper, Model, NormalizerWrapper, PostProcessorWrapper, PreTokenizerWrapper, Result,
@@ -26,18 +28,39 @@ pub(super) type SharedTokenizer = TokenizerImpl<
 
 /// A vocabulary with its merges.
 #[derive(Clone)]
-pub(super) struct SharedModel(Arc<ModelWrapper>);
+pub(super) struct SharedModel(Arc<Table>);
+
+enum Table {
+    Compact(CompactBpe),
+    /// What the small tables cannot say.
+    Crate(ModelWrapper),
+}
 
 impl SharedModel {
-    pub fn model(&self) -> &ModelWrapper {
-        &self.0
+    /// The small tables, if the model has them.
+    pub fn compact(&self) -> Option<&CompactBpe> {
+        match &*self.0 {
+            Table::Compact(bpe) => Some(bpe),
+            Table::Crate(_) => None,
+        }
+    }
+
+    /// Calls a function with every token and its id.
+    pub fn each_token(&self, mut take: impl FnMut(&str, u32)) {
+        match &*self.0 {
+            Table::Compact(bpe) => bpe.tokens().for_each(|(text, id)| take(text, id)),
+            Table::Crate(model) => {
+                let vocab = model.get_vocab();
+                vocab.iter().for_each(|(text, id)| take(text, *id));
+            }
+        }
     }
 }
 
 impl<'de> Deserialize<'de> for SharedModel {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
-        let model = deserializer.deserialize_map(Streamed)?;
-        Ok(Self(Arc::new(model)))
+        let table = deserializer.deserialize_map(Streamed)?;
+        Ok(Self(Arc::new(table)))
     }
 }
 
@@ -46,7 +69,7 @@ impl<'de> Deserialize<'de> for SharedModel {
 struct Streamed;
 
 impl<'de> Visitor<'de> for Streamed {
-    type Value = ModelWrapper;
+    type Value = Table;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a map with the model of a tokenizer")
@@ -60,52 +83,28 @@ impl<'de> Visitor<'de> for Streamed {
         // The crate writes the kind before everything else.
         while let Some((key, value)) = map.next_entry::<String, Value>()? {
             if key == "type" && value == "BPE" && rest.is_empty() {
-                let known = MapAccessDeserializer::new(Known(map));
-                return BPE::deserialize(known).map(ModelWrapper::BPE);
+                let raw = Raw::deserialize(MapAccessDeserializer::new(map))?;
+                return table(raw).map_err(Error::custom);
             }
             rest.insert(key, value);
         }
-        serde_json::from_value(Value::Object(rest)).map_err(Error::custom)
+        let rest = Value::Object(rest);
+        match rest.get("type").is_some_and(|kind| kind == "BPE") {
+            true => {
+                let raw = Raw::deserialize(rest).map_err(Error::custom)?;
+                table(raw).map_err(Error::custom)
+            }
+            false => serde_json::from_value(rest)
+                .map(Table::Crate)
+                .map_err(Error::custom),
+        }
     }
 }
 
-/// The entries of a map that the crate's BPE reads. It leaves the value of any other key unread, which a stream of text does not
-/// forgive.
-struct Known<A>(A);
-
-const KEYS: [&str; 9] = [
-    "dropout",
-    "unk_token",
-    "continuing_subword_prefix",
-    "end_of_word_suffix",
-    "fuse_unk",
-    "byte_fallback",
-    "ignore_merges",
-    "vocab",
-    "merges",
-];
-
-impl<'de, A: MapAccess<'de>> MapAccess<'de> for Known<A> {
-    type Error = A::Error;
-
-    fn next_key_seed<K: DeserializeSeed<'de>>(
-        &mut self,
-        seed: K,
-    ) -> std::result::Result<Option<K::Value>, A::Error> {
-        while let Some(key) = self.0.next_key::<String>()? {
-            if KEYS.contains(&&*key) {
-                return seed.deserialize(key.into_deserializer()).map(Some);
-            }
-            self.0.next_value::<IgnoredAny>()?;
-        }
-        Ok(None)
-    }
-
-    fn next_value_seed<V: DeserializeSeed<'de>>(
-        &mut self,
-        seed: V,
-    ) -> std::result::Result<V::Value, A::Error> {
-        self.0.next_value_seed(seed)
+fn table(raw: Raw) -> Result<Table> {
+    match CompactBpe::new(&raw)? {
+        Some(bpe) => Ok(Table::Compact(bpe)),
+        None => Ok(Table::Crate(ModelWrapper::BPE(raw.crates()?))),
     }
 }
 
@@ -113,31 +112,51 @@ impl Model for SharedModel {
     type Trainer = TrainerWrapper;
 
     fn tokenize(&self, sequence: &str) -> Result<Vec<Token>> {
-        self.0.tokenize(sequence)
+        match &*self.0 {
+            Table::Compact(bpe) => Ok(bpe.tokenize(sequence)),
+            Table::Crate(model) => model.tokenize(sequence),
+        }
     }
 
     fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.0.token_to_id(token)
+        match &*self.0 {
+            Table::Compact(bpe) => bpe.id(token),
+            Table::Crate(model) => model.token_to_id(token),
+        }
     }
 
     fn id_to_token(&self, id: u32) -> Option<String> {
-        self.0.id_to_token(id)
+        match &*self.0 {
+            Table::Compact(bpe) => bpe.token(id).map(str::to_owned),
+            Table::Crate(model) => model.id_to_token(id),
+        }
     }
 
     fn get_vocab(&self) -> HashMap<String, u32> {
-        self.0.get_vocab()
+        match &*self.0 {
+            Table::Compact(bpe) => bpe
+                .tokens()
+                .map(|(text, id)| (text.to_owned(), id))
+                .collect(),
+            Table::Crate(model) => model.get_vocab(),
+        }
     }
 
     fn get_vocab_size(&self) -> usize {
-        self.0.get_vocab_size()
+        match &*self.0 {
+            Table::Compact(bpe) => bpe.len(),
+            Table::Crate(model) => model.get_vocab_size(),
+        }
     }
 
-    fn save(&self, folder: &Path, prefix: Option<&str>) -> Result<Vec<PathBuf>> {
-        self.0.save(folder, prefix)
+    /// Nothing here writes vocabularies.
+    fn save(&self, _: &Path, _: Option<&str>) -> Result<Vec<PathBuf>> {
+        Err("a shared vocabulary is only read".into())
     }
 
+    /// Nothing here trains vocabularies: this is one of the right type.
     fn get_trainer(&self) -> TrainerWrapper {
-        self.0.get_trainer()
+        BpeTrainer::default().into()
     }
 }
 
@@ -157,7 +176,11 @@ mod tests {
         ] {
             let ours: SharedModel = serde_json::from_str(&text).unwrap();
             let theirs: ModelWrapper = serde_json::from_str(&text).unwrap();
-            assert_eq!(*ours.model(), theirs, "{text}");
+            assert_eq!(ours.get_vocab(), theirs.get_vocab(), "{text}");
+            for word in ["ab", "a", "abab", "bab"] {
+                let (ours, theirs) = (ours.tokenize(word), theirs.tokenize(word));
+                assert_eq!(ours.unwrap(), theirs.unwrap(), "{text}");
+            }
         }
         assert!(serde_json::from_str::<SharedModel>(r#"{"type": "BPE", "vocab": {}}"#).is_err());
     }

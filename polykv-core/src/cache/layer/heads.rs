@@ -233,6 +233,7 @@ impl LayerCache {
         let Some(rules) = self.head_rules() else {
             return;
         };
+        self.states.settle();
         let LayerShape {
             batch, kv_heads, ..
         } = self.shape;

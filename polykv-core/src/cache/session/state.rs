@@ -76,15 +76,15 @@ impl StateData {
     /// Data that do not have their shape, which were checked.
     pub fn state(&self, reader: &Reader, device: &Device) -> Result<State> {
         let members = self.members.iter();
-        Ok(State {
-            entries: tensors(reader, &self.entries, device)?,
-            rows: tensors(reader, &self.rows, device)?,
-            sequence: tensors(reader, &self.sequence, device)?,
-            counts: self.counts.clone(),
-            members: members
-                .map(|member| member.state(reader, device))
-                .collect::<Result<_>>()?,
-        })
+        let mut state = State::default();
+        state.entries = tensors(reader, &self.entries, device)?;
+        state.rows = tensors(reader, &self.rows, device)?;
+        state.sequence = tensors(reader, &self.sequence, device)?;
+        state.counts.clone_from(&self.counts);
+        state.members = members
+            .map(|member| member.state(reader, device))
+            .collect::<Result<_>>()?;
+        Ok(state)
     }
 }
 

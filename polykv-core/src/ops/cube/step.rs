@@ -46,8 +46,10 @@ impl StepOps for CubeBackend {
         let [batch, kv_heads, group, n] = rows.shape().dims::<4>();
         let more = empty(&sums, [batch, kv_heads, n], DType::F32);
         let client = sums.client.clone();
-        debug_assert_eq!(sums.shape(), more.shape());
-        // SAFETY: units beyond the `n` numbers of a head end; the others read theirs of the sums and of `group` rows.
+        let [.., known] = sums.shape().dims::<3>();
+        debug_assert_eq!(sums.shape().dims::<3>()[..2], [batch, kv_heads]);
+        debug_assert!(known <= n);
+        // SAFETY: units beyond the `n` numbers of a head end; the others read theirs of `group` rows, and of the `known` sums.
         unsafe {
             add_mean_kernel::launch_unchecked(
                 &client,
@@ -56,6 +58,7 @@ impl StepOps for CubeBackend {
                 sums.into_tensor_arg(),
                 rows.into_tensor_arg(),
                 more.clone().into_tensor_arg(),
+                known,
                 n,
                 group,
             );
@@ -184,6 +187,78 @@ impl StepOps for CubeBackend {
         }
         (keys, values, positions, victim, nans)
     }
+
+    fn evict_summed(
+        sums: CubeTensor,
+        rows: CubeTensor,
+        seen: usize,
+        keys: CubeTensor,
+        values: CubeTensor,
+        positions: CubeTensor,
+        guard: Guard,
+        before: Counts<Self>,
+        key: CubeTensor,
+        value: CubeTensor,
+        position: usize,
+    ) -> (
+        CubeTensor,
+        CubeTensor,
+        CubeTensor,
+        CubeTensor,
+        CubeTensor,
+        CubeTensor,
+    ) {
+        let [sums, rows, key, value] = [sums, rows, key, value].map(into_contiguous);
+        let [keys, values, positions] = [keys, values, positions].map(writable);
+        let [batch, kv_heads, group, n] = rows.shape().dims::<4>();
+        let dim = keys.shape().dims::<4>()[3];
+        let victim = empty(&sums, [batch, kv_heads, 1], positions.dtype);
+        let nans = empty(&sums, [batch, kv_heads], DType::F32);
+        let stay = empty(&sums, [batch, kv_heads, n - 1], DType::F32);
+        let before = before.tensor();
+        let client = keys.client.clone();
+        let dtypes = [keys.dtype, positions.dtype, key.dtype, value.dtype];
+        let dtypes = dtypes.map(dtype_to_storage_type);
+        debug_assert_eq!(sums.shape(), stay.shape());
+        debug_assert_eq!(keys.shape(), values.shape());
+        debug_assert_eq!(keys.dtype, values.dtype);
+        debug_assert_eq!(positions.shape().dims::<3>(), keys.shape().dims::<4>()[..3]);
+        debug_assert!((1..=keys.shape().dims::<4>()[2]).contains(&n));
+        debug_assert_eq!(key.shape().num_elements(), batch * kv_heads * dim);
+        debug_assert_eq!(value.shape().num_elements(), batch * kv_heads * dim);
+        // SAFETY: a cube has a head's `n` columns of `group` rows, the sums of all but the last, and the positions of as many entries, whose
+        // slots it finds the victim among; it writes the sums of all but one, and overwrites the elements of that entry below
+        // `dim`, through the strides of tensors that nobody else holds.
+        unsafe {
+            evict_summed_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * kv_heads) as u32, 1, 1),
+                CubeDim::new_1d(CHOOSING as u32),
+                sums.into_tensor_arg(),
+                rows.into_tensor_arg(),
+                keys.clone().into_tensor_arg(),
+                values.clone().into_tensor_arg(),
+                positions.clone().into_tensor_arg(),
+                spans(&victim, &guard),
+                before.map(CubeTensor::into_buffer_arg).into(),
+                key.into_tensor_arg(),
+                value.into_tensor_arg(),
+                victim.clone().into_tensor_arg(),
+                nans.clone().into_tensor_arg(),
+                stay.clone().into_tensor_arg(),
+                group,
+                seen.min(i32::MAX as usize) as i32,
+                n,
+                guard.sinks,
+                guard.recent,
+                guard.spans.len(),
+                position,
+                dim,
+                dtypes,
+            );
+        }
+        (keys, values, positions, victim, nans, stay)
+    }
 }
 
 /// One unit per number.
@@ -207,6 +282,7 @@ fn add_mean_kernel(
     sums: &Tensor<f32>,
     rows: &Tensor<f32>,
     more: &mut Tensor<f32>,
+    known: usize,
     n: usize,
     group: usize,
 ) {
@@ -215,11 +291,29 @@ fn add_mean_kernel(
     if i >= n {
         terminate!();
     }
-    let mut sum = 0.0f32;
+    more[head * n + i] = sum_so_far(sums, rows, head, i, known, n, group);
+}
+
+/// The sum of a head's entry `i` of `n`, of which `known` have one, with the mean of the latest row.
+#[cube]
+pub(super) fn sum_so_far(
+    sums: &Tensor<f32>,
+    rows: &Tensor<f32>,
+    head: usize,
+    i: usize,
+    known: usize,
+    n: usize,
+    group: usize,
+) -> f32 {
+    let mut latest = 0.0f32;
     for g in 0..group {
-        sum += rows[(head * group + g) * n + i];
+        latest += rows[(head * group + g) * n + i];
     }
-    more[head * n + i] = sums[head * n + i] + sum / f32::cast_from(group);
+    let mut sum = 0.0f32;
+    if i < known {
+        sum += sums[head * known + i];
+    }
+    sum + latest / f32::cast_from(group)
 }
 
 /// One unit per count.
@@ -268,13 +362,14 @@ fn evict_kernel<E: Float, I: Int, K: Float, V: Float>(
     dim: usize,
     #[define(E, I, K, V)] _dtypes: [ElemType; 4],
 ) {
-    let kv = CUBE_POS_X as usize;
-    let unit = UNIT_POS_X as usize;
     let slot = find_lowest::<I>(
         scores,
         rows,
         scores.stride(2),
         of_heads,
+        scores,
+        false,
+        0,
         &*positions,
         spans,
         before,
@@ -285,6 +380,77 @@ fn evict_kernel<E: Float, I: Int, K: Float, V: Float>(
         recent,
         span_count,
     );
+    overwrite::<E, I, K, V>(keys, values, positions, key, value, slot, position, dim);
+}
+
+/// One cube per sequence and KV head.
+#[cube(launch_unchecked)]
+fn evict_summed_kernel<E: Float, I: Int, K: Float, V: Float>(
+    sums: &Tensor<f32>,
+    rows: &Tensor<f32>,
+    keys: &mut Tensor<E>,
+    values: &mut Tensor<E>,
+    positions: &mut Tensor<I>,
+    spans: &[i32],
+    before: ComptimeOption<&[f32]>,
+    key: &Tensor<K>,
+    value: &Tensor<V>,
+    victim: &mut Tensor<I>,
+    nans: &mut Tensor<f32>,
+    stay: &mut Tensor<f32>,
+    group: usize,
+    seen: i32,
+    n: usize,
+    sinks: i32,
+    recent: i32,
+    span_count: usize,
+    position: usize,
+    dim: usize,
+    #[define(E, I, K, V)] _dtypes: [ElemType; 4],
+) {
+    let kv = CUBE_POS_X as usize;
+    let slot = find_lowest::<I>(
+        rows,
+        group,
+        0,
+        false,
+        sums,
+        true,
+        seen,
+        &*positions,
+        spans,
+        before,
+        victim,
+        nans,
+        n,
+        sinks,
+        recent,
+        span_count,
+    );
+    overwrite::<E, I, K, V>(keys, values, positions, key, value, slot, position, dim);
+    let last = n - 1;
+    let mut i = UNIT_POS_X as usize;
+    while i < last {
+        let from = select(i == slot, last, i);
+        stay[kv * last + i] = sum_so_far(sums, rows, kv, from, last, n, group);
+        i += CHOOSING;
+    }
+}
+
+/// Writes a new entry into a head's slot, by all units of its cube.
+#[cube]
+fn overwrite<E: Float, I: Int, K: Float, V: Float>(
+    keys: &mut Tensor<E>,
+    values: &mut Tensor<E>,
+    positions: &mut Tensor<I>,
+    key: &Tensor<K>,
+    value: &Tensor<V>,
+    slot: usize,
+    position: usize,
+    dim: usize,
+) {
+    let kv = CUBE_POS_X as usize;
+    let unit = UNIT_POS_X as usize;
     let kv_heads = keys.shape(1);
     let (batch, head) = (kv / kv_heads, kv % kv_heads);
     let key_at = batch * keys.stride(0) + head * keys.stride(1) + slot * keys.stride(2);

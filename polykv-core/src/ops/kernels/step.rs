@@ -30,8 +30,9 @@ pub trait StepOps: Backend {
     })]
     fn extend(statistics: FloatTensor<Self>, count: usize) -> FloatTensor<Self>;
 
-    /// `sums [batch, kv_heads, n]` plus the mean of `rows [batch, kv_heads, group, n]` over the group.
-    #[fusion(meta = |sums, _rows| sums.clone())]
+    /// `sums` of the first entries `[batch, kv_heads, ..]`, 0 for the others, plus the mean of `rows [batch, kv_heads, group, n]`
+    /// over the group: `[batch, kv_heads, n]`.
+    #[fusion(meta = |sums, rows| shapes::like(sums, [rows.shape[0], rows.shape[1], rows.shape[3]]))]
     fn add_mean(sums: FloatTensor<Self>, rows: FloatTensor<Self>) -> FloatTensor<Self>;
 
     /// [`EntryOps::write_entry`](super::EntryOps::write_entry) in slot `entries − 1`, then [`TokenOps::attend_token`](super::TokenOps::attend_token) over so many
@@ -95,6 +96,38 @@ pub trait StepOps: Backend {
         FloatTensor<Self>,
         IntTensor<Self>,
         IntTensor<Self>,
+        FloatTensor<Self>,
+    );
+
+    /// [`StepOps::add_mean`] of `rows [batch, kv_heads, group, count]` to `sums [batch, kv_heads, count − 1]`, then
+    /// [`StepOps::evict`] by what comes out, of an entry at position p divided by `seen` − p if `seen` is not 0; the sum of the
+    /// last entry follows it into its slot. Returns the sums of the entries that stay as well.
+    #[fusion(meta = |sums, _rows, _seen, keys, values, positions, _guard, _before, _key, _value, _position| (
+        keys.clone(),
+        values.clone(),
+        positions.clone(),
+        shapes::like(positions, [keys.shape[0], keys.shape[1], 1]),
+        shapes::floats([keys.shape[0], keys.shape[1]]),
+        sums.clone(),
+    ))]
+    fn evict_summed(
+        sums: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        seen: usize,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        guard: Guard,
+        #[extension_type] before: Counts<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        position: usize,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        IntTensor<Self>,
+        IntTensor<Self>,
+        FloatTensor<Self>,
         FloatTensor<Self>,
     );
 }
