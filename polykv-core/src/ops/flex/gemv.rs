@@ -4,7 +4,7 @@
 use super::PARALLEL_BYTES;
 use super::blocks;
 use super::blocks::activations::Activations;
-use super::simd::{Element, Level, Vector, dispatch, dot, dots, fetch_ahead};
+use super::simd::{Element, Level, Vector, dispatch, dot, dots, fetch_ahead, grid};
 use super::view::Matrix;
 use crate::ops::weight::{Block, BlockRows, Blocks, Q8_BLOCK};
 use burn::tensor::DType;
@@ -172,8 +172,14 @@ fn reorder(rows: &mut [f32], count: usize, order: &[u32]) {
 
 /// `[…][count]` as `[count][…]`
 fn transposed(columns: &[f32], count: usize) -> Vec<f32> {
-    let row = |row: usize| columns.iter().skip(row).step_by(count).copied();
-    (0..count).flat_map(row).collect()
+    let mut rows = vec![0.0; columns.len()];
+    let width = columns.len() / count;
+    for (i, row) in rows.chunks_exact_mut(width.max(1)).enumerate() {
+        for (x, column) in row.iter_mut().zip(columns.chunks_exact(count)) {
+            *x = column[i];
+        }
+    }
+    rows
 }
 
 #[inline(always)]
@@ -185,19 +191,57 @@ fn rows<V: Vector, E: Element>(
 ) {
     let columns = weight.columns;
     let count = x.len() / columns;
+    let (mut at, mut output) = (first, output);
+    // So many sums fit into the registers of AVX-512 only.
+    while V::WIDE && count >= EIGHT && output.len() >= PAIR * count {
+        let (own, rest) = output.split_at_mut(PAIR * count);
+        pair::<V, E>(own, x, [weight.row(at), weight.row(at + 1)]);
+        (at, output) = (at + PAIR, rest);
+    }
     for (i, output) in output.chunks_exact_mut(count).enumerate() {
-        let row = weight.row(first + i);
+        let row = weight.row(at + i);
         fetch_ahead(row);
-        let (fours, rest) = output.as_chunks_mut::<4>();
-        let (x, x_rest) = x.split_at(4 * fours.len() * columns);
-        for (four, x) in fours.iter_mut().zip(x.chunks_exact(4 * columns)) {
-            let (x, y) = x.split_at(2 * columns);
-            let ((a, b), (c, d)) = (x.split_at(columns), y.split_at(columns));
-            *four = dots::<V, E, f32>(row, [a, b, c, d]);
+        few::<V, E>(output, x, row);
+    }
+}
+
+/// Rows of weights and vectors that meet each other at a time.
+const PAIR: usize = 2;
+const EIGHT: usize = 8;
+
+/// The products of two rows of weights with vectors, `output [2][vectors]`: what is read of either serves several.
+#[inline(always)]
+fn pair<V: Vector, E: Element>(output: &mut [f32], x: &[f32], rows: [&[E]; PAIR]) {
+    let columns = rows[0].len();
+    let (first, second) = output.split_at_mut(output.len() / PAIR);
+    let (eights, rest) = first.as_chunks_mut::<EIGHT>();
+    let (more_eights, more_rest) = second.as_chunks_mut::<EIGHT>();
+    let (x, x_rest) = x.split_at(EIGHT * eights.len() * columns);
+    let x = x.chunks_exact(EIGHT * columns);
+    for ((a, b), x) in eights.iter_mut().zip(more_eights).zip(x) {
+        let mut vectors = [x; EIGHT];
+        for (vector, x) in vectors.iter_mut().zip(x.chunks_exact(columns)) {
+            *vector = x;
         }
-        for (y, x) in rest.iter_mut().zip(x_rest.chunks_exact(columns)) {
-            *y = dot::<V, E>(x, row);
-        }
+        [*a, *b] = grid::<V, E, PAIR, EIGHT>(rows, vectors);
+    }
+    few::<V, E>(rest, x_rest, rows[0]);
+    few::<V, E>(more_rest, x_rest, rows[1]);
+}
+
+/// The products of one row of weights with vectors.
+#[inline(always)]
+fn few<V: Vector, E: Element>(output: &mut [f32], x: &[f32], row: &[E]) {
+    let columns = row.len();
+    let (fours, rest) = output.as_chunks_mut::<4>();
+    let (x, x_rest) = x.split_at(4 * fours.len() * columns);
+    for (four, x) in fours.iter_mut().zip(x.chunks_exact(4 * columns)) {
+        let (x, y) = x.split_at(2 * columns);
+        let ((a, b), (c, d)) = (x.split_at(columns), y.split_at(columns));
+        *four = dots::<V, E, f32>(row, [a, b, c, d]);
+    }
+    for (y, x) in rest.iter_mut().zip(x_rest.chunks_exact(columns)) {
+        *y = dot::<V, E>(x, row);
     }
 }
 

@@ -191,6 +191,44 @@ pub fn dots<V: Vector, X: Element, E: Element>(x: &[X], rows: [&[E]; 4]) -> [f32
     sums
 }
 
+/// Sums of products of each of `R` rows with each of `N` others of their length, added in the order of [`dots`].
+#[inline(always)]
+pub fn grid<V: Vector, E: Element, const R: usize, const N: usize>(
+    rows: [&[E]; R],
+    others: [&[f32]; N],
+) -> [[f32; N]; R] {
+    let row_chunks = rows.map(|row| row.as_chunks::<LANES>().0);
+    let other_chunks = others.map(|other| other.as_chunks::<LANES>().0);
+    let chunks = row_chunks[0].len();
+    assert!(row_chunks.iter().all(|row| row.len() == chunks));
+    assert!(other_chunks.iter().all(|other| other.len() == chunks));
+    let mut sums = [[V::splat(0.0); N]; R];
+    for chunk in 0..chunks {
+        let mut loaded = [V::splat(0.0); R];
+        for r in 0..R {
+            fetch_ahead(&row_chunks[r][chunk]);
+            loaded[r] = E::load::<V>(&row_chunks[r][chunk]);
+        }
+        for n in 0..N {
+            let other = V::load(&other_chunks[n][chunk]);
+            for r in 0..R {
+                sums[r][n] = loaded[r].mul_add(other, sums[r][n]);
+            }
+        }
+    }
+    // No closures: what is not inlined there is compiled for any processor.
+    let mut found = [[0.0; N]; R];
+    for r in 0..R {
+        for n in 0..N {
+            found[r][n] = sums[r][n].sum();
+            for i in chunks * LANES..rows[r].len() {
+                found[r][n] = fma::<V>(others[n][i], rows[r][i].widen(), found[r][n]);
+            }
+        }
+    }
+    found
+}
+
 /// Replaces scores by `e^(score − max)` and returns their sum.
 #[inline(always)]
 pub fn exp_sum<V: Vector>(scores: &mut [f32], max: f32) -> f32 {

@@ -9,13 +9,16 @@ fn normal(shape: [usize; 2]) -> Tensor<2> {
 }
 
 /// Rows, columns and outputs, of which columns divide by the block of 8-bit weights where it matters.
-const SHAPES: [(usize, usize, usize); 6] = [
+const SHAPES: [(usize, usize, usize); 9] = [
     (1, 576, 1536),
     (3, 65, 7),
     (4, 64, 1),
     (7, 96, 33),
     (2, 200, 333),
     (1, 32, 5),
+    (8, 576, 33),
+    (13, 85, 41),
+    (21, 70, 6),
 ];
 
 #[test]
