@@ -70,7 +70,7 @@ pub use weight::{BlockType, Q8_BLOCK, SharedBytes, Weight, q8_scheme};
 pub(crate) use attend::attend_new;
 pub(crate) use attend::attends_new;
 pub(crate) use choice::{drop_lowest_after, evict, rest};
-pub(crate) use entries::{extend, grow};
+pub(crate) use entries::{extend, grow, push};
 pub(crate) use heads::{HeadScores, choose_of_heads};
 pub(crate) use sums::add_latest;
 pub(crate) use tensor::{put, take};

@@ -4,7 +4,7 @@ use crate::ops;
 use burn::tensor::{Tensor, s};
 
 /// Queries in a buffer with free room at its end. New queries are written there in place; when it is full, the latest ones
-/// move to its start.
+/// move to its start. On GPUs, where each step of that is a launch, a decoded token makes a new buffer in one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Queries {
     /// `[batch, heads, capacity, head_dim]`
@@ -36,6 +36,13 @@ impl Queries {
         let [batch, heads, tokens, d] = new.dims();
         if tokens == count {
             *self = Self::of(new.clone());
+            return;
+        }
+        if tokens == 1
+            && let Some(latest) = self.latest(count).filter(|held| held.dims()[2] == count)
+            && let Some(pushed) = ops::push(&latest, new)
+        {
+            *self = Self::of(pushed);
             return;
         }
         let kept = count.saturating_sub(tokens).min(self.len);

@@ -125,6 +125,16 @@ pub fn move_last<const D: usize>(statistics: Tensor<D>, victim: Tensor<3, Int>) 
     }
 }
 
+/// `queries [batch, heads, n, d]` without the first, and one behind the others, `new [batch, heads, 1, d]`, where that is one kernel.
+pub(crate) fn push(queries: &Tensor<4>, new: &Tensor<4>) -> Option<Tensor<4>> {
+    #[cfg(feature = "cube")]
+    if Route::of(queries).if_f32(new) == Route::Gpu {
+        return Some(kernel!(StepOps::push(queries.clone(), new.clone())));
+    }
+    let _ = (queries, new);
+    None
+}
+
 /// Statistics per entry, `[batch, kv_heads, n, ..]`, with `count` zeros behind those of each head.
 pub(crate) fn extend<const D: usize>(statistics: Tensor<D>, count: usize) -> Tensor<D> {
     #[cfg(feature = "cube")]

@@ -152,6 +152,8 @@ impl CompactBpe {
         }
         self.starts = starts;
         self.merges = found.into_iter().map(|(_, merge)| merge).collect();
+        // Collected where the pairs were.
+        self.merges.shrink_to_fit();
         Ok(())
     }
 

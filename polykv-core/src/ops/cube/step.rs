@@ -41,6 +41,30 @@ impl StepOps for CubeBackend {
         extended
     }
 
+    fn push(queries: CubeTensor, new: CubeTensor) -> CubeTensor {
+        let (queries, new) = (into_contiguous(queries), into_contiguous(new));
+        let [batch, heads, n, d] = queries.shape().dims::<4>();
+        let pushed = empty(&queries, [batch, heads, n, d], DType::F32);
+        let client = queries.client.clone();
+        debug_assert_eq!(new.shape().dims::<4>(), [batch, heads, 1, d]);
+        debug_assert_eq!([queries.dtype, new.dtype], [DType::F32; 2]);
+        // SAFETY: units beyond the `n · d` numbers of a head end; the others read one `d` further on, or one of the new ones, and
+        // write their own.
+        unsafe {
+            push_kernel::launch_unchecked(
+                &client,
+                CubeCount::Static((batch * heads) as u32, (n * d).div_ceil(UNITS) as u32, 1),
+                CubeDim::new_1d(UNITS as u32),
+                queries.into_tensor_arg(),
+                new.into_tensor_arg(),
+                pushed.clone().into_tensor_arg(),
+                n * d,
+                d,
+            );
+        }
+        pushed
+    }
+
     fn add_mean(sums: CubeTensor, rows: CubeTensor) -> CubeTensor {
         let (sums, rows) = (into_contiguous(sums), into_contiguous(rows));
         let [batch, kv_heads, group, n] = rows.shape().dims::<4>();
@@ -274,6 +298,29 @@ fn extend_kernel(statistics: &Tensor<f32>, extended: &mut Tensor<f32>, held: usi
         number = statistics[head * held + i];
     }
     extended[head * all + i] = number;
+}
+
+/// One unit per number.
+#[cube(launch_unchecked)]
+fn push_kernel(
+    queries: &Tensor<f32>,
+    new: &Tensor<f32>,
+    pushed: &mut Tensor<f32>,
+    all: usize,
+    d: usize,
+) {
+    let head = CUBE_POS_X as usize;
+    let i = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
+    if i >= all {
+        terminate!();
+    }
+    let mut number = 0.0f32;
+    if i + d < all {
+        number += queries[head * all + i + d];
+    } else {
+        number += new[head * d + i + d - all];
+    }
+    pushed[head * all + i] = number;
 }
 
 /// One unit per sum.

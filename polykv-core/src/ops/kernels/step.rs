@@ -30,6 +30,10 @@ pub trait StepOps: Backend {
     })]
     fn extend(statistics: FloatTensor<Self>, count: usize) -> FloatTensor<Self>;
 
+    /// `queries [batch, heads, n, d]` without the first of each head, and `new [batch, heads, 1, d]` behind the others.
+    #[fusion(meta = |queries, _new| queries.clone())]
+    fn push(queries: FloatTensor<Self>, new: FloatTensor<Self>) -> FloatTensor<Self>;
+
     /// `sums` of the first entries `[batch, kv_heads, ..]`, 0 for the others, plus the mean of `rows [batch, kv_heads, group, n]`
     /// over the group: `[batch, kv_heads, n]`.
     #[fusion(meta = |sums, rows| shapes::like(sums, [rows.shape[0], rows.shape[1], rows.shape[3]]))]
