@@ -75,7 +75,7 @@ fn a_decoded_token_launches_no_more_than_stated() {
         ("streaming-llm", evicting("streaming-llm", 1), 1.0),
         ("tova", evicting("tova", 1), 1.0),
         ("h2o", evicting("h2o", 1), 1.0),
-        ("scissorhands", evicting("scissorhands", 1), 12.0),
+        ("scissorhands", evicting("scissorhands", 1), 1.0),
         ("cake", evicting("cake", 1), 6.0),
         ("snapkv", evicting("snapkv", 1), 8.0),
         ("snapkv every 8", evicting("snapkv", 8), 2.5),

@@ -14,10 +14,12 @@ pub mod coded;
 #[allow(clippy::too_many_arguments, reason = "kernels take flat arguments")]
 mod cube;
 mod entries;
+mod evict;
 #[cfg(feature = "flex")]
 mod flex;
 mod fused;
 mod heads;
+mod hit_note;
 #[allow(
     clippy::too_many_arguments,
     clippy::type_complexity,
@@ -47,6 +49,7 @@ pub use attention_block::{AttentionBlock, Observer};
 pub use choice::{Nans, choose, drop_lowest, select, top};
 pub use entries::{Entries, compact, move_last, replace, write};
 pub use fused::{NormQkv, OutputSwiglu, fuses_tokens, norm_qkv_rope, output_swiglu};
+pub use hit_note::{HitNote, StepHits};
 pub use keys::{closest, key_cosines, key_norms, merge_into, spread_into};
 pub use linear::{linear, linears};
 pub use mask::{Mask, Places};
@@ -69,8 +72,9 @@ pub use weight::{BlockType, Q8_BLOCK, SharedBytes, Weight, q8_scheme};
 #[cfg(feature = "cube")]
 pub(crate) use attend::attend_new;
 pub(crate) use attend::attends_new;
-pub(crate) use choice::{drop_lowest_after, evict, rest};
+pub(crate) use choice::{drop_lowest_after, rest};
 pub(crate) use entries::{extend, grow, push};
+pub(crate) use evict::{Statistics, evict};
 pub(crate) use heads::{HeadScores, choose_of_heads};
 pub(crate) use sums::add_latest;
 pub(crate) use tensor::{put, take};

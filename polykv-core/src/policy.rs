@@ -6,13 +6,13 @@
 //! them.
 
 mod heads;
+mod latest;
 mod list;
 mod member;
 mod params;
 mod spec;
 mod stages;
 mod state;
-mod sums;
 mod view;
 
 pub use crate::ops::{Protect, StepScores};

@@ -2,7 +2,7 @@
 
 use crate::codes::Codes;
 use crate::ops::coded::{Channels, CodedEntries};
-use crate::ops::{self, AttentionBlock, Entries, Mask, Nans, Protected, StepScores};
+use crate::ops::{self, AttentionBlock, Entries, Mask, Nans, Protected, Statistics, StepScores};
 use crate::policy::{Merge, Stored};
 use crate::shape::LayerShape;
 use burn::tensor::{DType, Device, Int, Tensor, s};
@@ -327,8 +327,8 @@ impl Store {
         }
     }
 
-    /// Drops the entry with the lowest score as [`Store::replace`] does. Returns its slot, whether a score is or was NaN, and the sums of
-    /// attention of the entries that stay if [`ops::evict`] has them.
+    /// Drops the entry with the lowest score as [`Store::replace`] does. Returns its slot, whether a score is or was NaN, and the
+    /// statistics of the entries that stay if [`ops::evict`] has them.
     pub fn evict(
         &mut self,
         scores: StepScores,
@@ -336,14 +336,14 @@ impl Store {
         before: Nans,
         [key, value]: [Tensor<4>; 2],
         position: usize,
-    ) -> (Tensor<3, Int>, Nans, Option<Tensor<3>>) {
+    ) -> (Tensor<3, Int>, Nans, Option<Statistics>) {
         let count = self.len;
         if let Some(entries) = self.extract() {
             self.len = count.saturating_sub(1);
             let entry = [key, value];
             let evicted = ops::evict(scores, count, protected, before, entries, entry, position);
             self.set(evicted.entries);
-            return (evicted.victim, evicted.nans, evicted.sums);
+            return (evicted.victim, evicted.nans, evicted.statistics);
         }
         let positions = self.positions();
         let scores = scores.tensor(&positions);

@@ -1,7 +1,5 @@
 //! Statistics of the attention that was just computed, for policies.
 
-#[cfg(feature = "cube")]
-use super::kernels::StepOps;
 use super::kernels::{HitOps, PromptOps, TokenOps, kernel};
 use super::mask::Mask;
 use super::oracle;
@@ -168,15 +166,6 @@ impl AttentionBlock {
         );
         let (entries, first, count) = (self.entries(), queries.start, queries.len());
         match &self.source {
-            #[cfg(feature = "cube")]
-            Source::Probabilities { rows, .. }
-                if tokens == 1 && self.mask.window().is_none() && Route::of(rows) == Route::Gpu =>
-            {
-                // The one query sees all of them.
-                let hits: Tensor<3> =
-                    kernel!(StepOps::count_hits(rows.clone(), 1.0 / entries as f32));
-                (hits.clone(), hits)
-            }
             Source::Probabilities { rows, group } => {
                 let device = rows.device();
                 let counts = self.mask.counts(entries, tokens, queries.clone(), &device);

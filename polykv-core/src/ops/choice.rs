@@ -1,14 +1,9 @@
 //! Choosing which entries stay.
 
-use super::entries::Entries;
 use super::kernels::{ChoiceOps, Counts, kernel};
-#[cfg(feature = "cube")]
-use super::kernels::{ScoresOf, StepOps};
 use super::oracle;
 use super::protect::{Guard, Protected};
 use super::route::{Route, is_cpu};
-use super::step_scores::StepScores;
-use super::sums::StepSums;
 use super::tensor::read_error;
 use crate::{Error, Result};
 use burn::backend::Dispatch;
@@ -54,7 +49,7 @@ impl Nans {
     }
 
     /// The counts on a device in the form that kernels take, and what the host knows.
-    fn kernel(self) -> (Counts<Dispatch>, Self) {
+    pub(super) fn kernel(self) -> (Counts<Dispatch>, Self) {
         match self {
             Self::OnDevice(counts) => {
                 let counts = counts.into_dispatch();
@@ -66,7 +61,7 @@ impl Nans {
 
     /// From the number of NaN scores per head, `[batch, kv_heads]`. It is read at once on the CPU, where nothing has to be
     /// waited for.
-    fn counted(counts: Tensor<2>) -> Self {
+    pub(super) fn counted(counts: Tensor<2>) -> Self {
         if is_cpu(&counts.device())
             && let Ok(read) = counts.clone().try_into_vec_as::<f32>()
         {
@@ -208,122 +203,6 @@ pub(crate) fn drop_lowest_after(
     let (counts, before) = before.kernel();
     let (slots, nans) = kernel!(ChoiceOps::lowest(scores, positions, guard, counts));
     (slots, before.and(Nans::counted(nans)))
-}
-
-/// What an eviction of one entry leaves.
-pub(crate) struct Evicted {
-    pub entries: Entries,
-    /// The slot that the newest entry took, `[batch, kv_heads, 1]`.
-    pub victim: Tensor<3, Int>,
-    pub nans: Nans,
-    /// The sums of attention of the entries that stay, `[batch, kv_heads, count - 1]`, where the scores were made of them and came with them.
-    pub sums: Option<Tensor<3>>,
-}
-
-/// [`drop_lowest_after`] of the first `count` entries, which have these scores, and [`replace`](super::replace) in
-/// its slot by `key` and `value` at `position`. On GPUs it is one kernel.
-///
-/// # Panics
-/// If the shapes do not fit, and without scores.
-pub(crate) fn evict(
-    scores: StepScores,
-    count: usize,
-    protected: Protected<'_>,
-    before: Nans,
-    entries: Entries,
-    [key, value]: [Tensor<4>; 2],
-    position: usize,
-) -> Evicted {
-    let held = super::entries::check(&entries);
-    let fits = match &scores {
-        StepScores::Positions => true,
-        StepScores::Given(scores) => scores.dims() == [held[0], held[1], count],
-        StepScores::MeanOfGroup(rows) | StepScores::MeanOfHeads(rows) => {
-            let [batch, kv_heads, group, entries] = rows.dims();
-            group > 0 && [batch, kv_heads, entries] == [held[0], held[1], count]
-        }
-        StepScores::Sums(StepSums { sums, latest, .. }) => {
-            let [batch, kv_heads, known] = sums.dims();
-            let rows = latest.dims();
-            let fits = rows[2] > 0 && known.checked_add(1) == Some(count);
-            fits && [batch, kv_heads] == held[..2]
-                && [rows[0], rows[1], rows[3]] == [held[0], held[1], count]
-        }
-    };
-    assert!(
-        fits && (1..=held[2]).contains(&count),
-        "{count} scores of {held:?}"
-    );
-    super::entries::check_entry(&entries, &key, &value);
-    #[cfg(feature = "cube")]
-    if let StepScores::Sums(StepSums { sums, latest, seen }) = &scores
-        && Route::of(sums)
-            .if_f32(latest)
-            .if_alike([entries.0.dtype(), entries.1.dtype()])
-            == Route::Gpu
-    {
-        let (keys, values, positions) = entries;
-        let (sums, rows, seen) = (sums.clone(), Tensor::clone(latest), seen.unwrap_or(0));
-        let (counts, before) = before.kernel();
-        let guard = protected.guard();
-        let (keys, values, positions, victim, nans, sums) = kernel!(StepOps::evict_summed(
-            sums, rows, seen, keys, values, positions, guard, counts, key, value, position
-        ));
-        return Evicted {
-            entries: (keys, values, positions),
-            victim,
-            nans: before.and(Nans::counted(nans)),
-            sums: Some(sums),
-        };
-    }
-    #[cfg(feature = "cube")]
-    {
-        let route = match &scores {
-            StepScores::Positions => Route::on(&key.device()),
-            StepScores::Given(scores) => Route::of(scores),
-            StepScores::MeanOfGroup(rows) | StepScores::MeanOfHeads(rows) => Route::of(rows),
-            StepScores::Sums(_) => Route::Plain,
-        };
-        if route.if_alike([entries.0.dtype(), entries.1.dtype()]) == Route::Gpu {
-            let (scores, of) = match scores {
-                StepScores::Given(scores) => (scores.unsqueeze_dim::<4>(2), ScoresOf::Group),
-                // Not read.
-                StepScores::Positions => (key.clone(), ScoresOf::Positions),
-                StepScores::MeanOfGroup(rows) => (rows, ScoresOf::Group),
-                StepScores::MeanOfHeads(rows) => (rows, ScoresOf::Heads),
-                // Not on this route.
-                StepScores::Sums(sums) => {
-                    let scores = StepScores::Sums(sums).tensor(&entries.2);
-                    (scores.unsqueeze_dim::<4>(2), ScoresOf::Group)
-                }
-            };
-            let (keys, values, positions) = entries;
-            let (counts, before) = before.kernel();
-            let guard = protected.guard();
-            let (keys, values, positions, victim, nans) = kernel!(StepOps::evict(
-                scores, of, count, keys, values, positions, guard, counts, key, value, position
-            ));
-            return Evicted {
-                entries: (keys, values, positions),
-                victim,
-                nans: before.and(Nans::counted(nans)),
-                sums: None,
-            };
-        }
-    }
-    let positions = match held[2] > count {
-        true => entries.2.clone().narrow(2, 0, count),
-        false => entries.2.clone(),
-    };
-    let scores = scores.tensor(&positions);
-    let (victim, nans) = drop_lowest_after(scores, positions, protected, before);
-    let entries = super::replace(entries, victim.clone(), key, value, position);
-    Evicted {
-        entries,
-        victim,
-        nans,
-        sums: None,
-    }
 }
 
 /// True for the `count` highest scores per sequence and head, for policies that choose in stages: `scores` and `positions

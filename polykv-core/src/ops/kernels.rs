@@ -31,6 +31,8 @@ pub use layers::{FusedOps, GemmOps, HeadNorms, OutputWeights, PointwiseOps, QkvW
 #[cfg(feature = "cube")]
 pub use step::{ScoresOf, StepOps};
 
+#[cfg(feature = "cube")]
+use super::hit_note::HitNote;
 use super::pool::Pool;
 use super::protect::Guard;
 use super::weight::BlockType;
@@ -96,7 +98,7 @@ plain_input!(
     OutputWeights<Dispatch>
 );
 #[cfg(feature = "cube")]
-plain_input!(ScoresOf);
+plain_input!(ScoresOf, HitNote);
 
 /// A result of an operator.
 pub trait Output<T> {
@@ -140,6 +142,24 @@ where
 {
     fn wrap((a, b, c, d, e): (V, W, X, Y, Z)) -> Self {
         (A::wrap(a), B::wrap(b), C::wrap(c), D::wrap(d), E::wrap(e))
+    }
+}
+
+#[cfg(feature = "cube")]
+impl<A, B, C, D, E, F, G, T, U, V, W, X, Y, Z> Output<(T, U, V, W, X, Y, Z)>
+    for (A, B, C, D, E, F, G)
+where
+    A: Output<T>,
+    B: Output<U>,
+    C: Output<V>,
+    D: Output<W>,
+    E: Output<X>,
+    F: Output<Y>,
+    G: Output<Z>,
+{
+    fn wrap((a, b, c, d, e, f, g): (T, U, V, W, X, Y, Z)) -> Self {
+        let ((a, b, c, d, e), f) = (<(A, B, C, D, E)>::wrap((a, b, c, d, e)), F::wrap(f));
+        (a, b, c, d, e, f, G::wrap(g))
     }
 }
 

@@ -1,5 +1,7 @@
+use super::hit_note::StepHits;
 use super::sums::{StepSums, add_latest};
 use burn::tensor::{Int, Tensor};
+use std::sync::Arc;
 
 /// The scores of a layer's entries for the eviction of one of them while decoding, in the form in which a policy has them at
 /// hand: on GPUs they are then computed in the kernel that evicts, which saves launches.
@@ -16,9 +18,20 @@ pub enum StepScores {
     MeanOfHeads(Tensor<4>),
     /// The attention of all queries so far, as a policy's state has it.
     Sums(StepSums),
+    /// The hits in a history of queries, as a policy's state has them.
+    Hits(StepHits),
 }
 
 impl StepScores {
+    /// The row that is still to be added to a policy's statistics, if there is one.
+    pub(crate) fn latest(&self) -> Option<Arc<Tensor<4>>> {
+        match self {
+            Self::Sums(sums) => Some(sums.latest.clone()),
+            Self::Hits(hits) => Some(hits.latest.clone()),
+            _ => None,
+        }
+    }
+
     /// The scores, `[batch, kv_heads, entries]`, of entries at these positions.
     pub fn tensor(self, positions: &Tensor<3, Int>) -> Tensor<3> {
         match self {
@@ -33,6 +46,7 @@ impl StepScores {
                 let mean = rows.reshape([batch, kv_heads * group, entries]);
                 mean.mean_dim(1).expand([batch, kv_heads, entries])
             }
+            Self::Hits(hits) => hits.noted().0,
             Self::Sums(StepSums { sums, latest, seen }) => {
                 let sums = add_latest(sums, &latest);
                 match seen {

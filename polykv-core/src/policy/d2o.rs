@@ -78,7 +78,7 @@ impl Policy for D2o {
     }
 
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
-        state.append_sums(appended);
+        state.append_lazily(appended);
         Ok(())
     }
 

@@ -64,7 +64,7 @@ impl Policy for H2o {
     }
 
     fn append(&self, state: &mut State, appended: &Appended) -> Result<()> {
-        state.append_sums(appended);
+        state.append_lazily(appended);
         Ok(())
     }
 

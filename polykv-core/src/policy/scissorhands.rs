@@ -1,9 +1,9 @@
 use super::{
     Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State,
-    check_range,
+    StepScores, check_range,
 };
 use crate::Result;
-use crate::ops::AttentionBlock;
+use crate::ops::{AttentionBlock, HitNote};
 use crate::shape::LayerShape;
 use burn::tensor::{Tensor, s};
 use serde::{Deserialize, Serialize};
@@ -114,7 +114,7 @@ impl Policy for Scissorhands {
             state.rows = vec![Tensor::zeros([batch, kv_heads, entries, words], device)];
             state.counts = vec![0, 0, usize::MAX];
         } else {
-            state.extend_with_zeros(appended);
+            state.append_lazily(appended);
         }
         state.counts[TO_COME] = tokens + appended.to_come;
         Ok(())
@@ -123,6 +123,13 @@ impl Policy for Scissorhands {
     fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
         let tokens = block.tokens();
         let (seen, to_come) = (state.counts[SEEN], state.counts[TO_COME]);
+        if tokens == 1 && state.note_hits(block, self.note(state, block.group(), seen)) {
+            let first = &mut state.counts[FIRST];
+            *first = (*first).min(seen);
+            state.counts[SEEN] = seen + 1;
+            state.counts[TO_COME] = to_come.saturating_sub(1);
+            return Ok(());
+        }
         // Queries that the rest of the prompt will push out of the history need not be looked at.
         let mut next = to_come.saturating_sub(self.history).min(tokens);
         if next < tokens {
@@ -137,8 +144,15 @@ impl Policy for Scissorhands {
     }
 
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
-        let counts = state.entries[0].clone();
-        Ok(counts.div_scalar(view.shape.group() as f32))
+        Ok(state.sums().div_scalar(view.shape.group() as f32))
+    }
+
+    fn step_scores(&self, state: &State, view: &LayerView<'_>) -> Result<StepScores> {
+        match state.step_hits() {
+            // As good as their means over the query group.
+            Some(hits) => Ok(StepScores::Hits(hits)),
+            None => self.score(state, view).map(StepScores::Given),
+        }
     }
 
     #[cfg(feature = "testing")]
@@ -164,6 +178,18 @@ mod oracle {
 }
 
 impl Scissorhands {
+    /// Where the hits of one query go.
+    fn note(&self, state: &State, group: usize, query: usize) -> HitNote {
+        let packing = Packing::new(group);
+        let place = query % self.history;
+        HitNote {
+            word: place / packing.per_word,
+            shift: packing.bits * (place % packing.per_word),
+            bits: packing.bits,
+            replaces: query >= state.counts[FIRST].saturating_add(self.history),
+        }
+    }
+
     /// Notes queries from the block's `first` on, which is the `query`th of the sequence, as far as they share a word
     /// of the history; returns how many those are.
     fn observe_word(

@@ -1,5 +1,5 @@
 use super::Appended;
-use super::sums::Latest;
+use super::latest::Latest;
 use crate::ops;
 use burn::tensor::{Int, Tensor};
 

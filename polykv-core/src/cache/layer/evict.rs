@@ -163,10 +163,7 @@ impl LayerCache {
             None => scores,
             Some(_) => StepScores::Given(left_last(scores.tensor(&view.positions), &view)),
         };
-        let latest = match &scores {
-            StepScores::Sums(sums) => Some(sums.latest.clone()),
-            _ => None,
-        };
+        let latest = scores.latest();
         let agree = self.heads_agree && policy.same_for_all_heads();
         if !policy.merges(Phase::Decode) {
             let spans = view.protected.spans.to_vec();
@@ -179,14 +176,15 @@ impl LayerCache {
             let position = self.seen.saturating_sub(1);
             if let Some(store) = &mut self.store {
                 let before = std::mem::replace(&mut self.nans, Nans::Known(false));
-                let (victim, nans, sums) =
+                let (victim, nans, statistics) =
                     store.evict(scores, protected, before, [key, value], position);
                 self.nans = nans;
                 let own = self.states.of_mut(Phase::Decode);
-                let sums = sums.filter(|_| latest.is_some_and(|latest| own.take_sums(&latest)));
+                let statistics = statistics
+                    .filter(|_| latest.is_some_and(|latest| own.take_statistics(&latest)));
                 self.follow(&victim, len);
-                if let Some(sums) = sums {
-                    self.states.of_mut(Phase::Decode).entries.insert(0, sums);
+                if let Some(statistics) = statistics {
+                    self.states.of_mut(Phase::Decode).put_statistics(statistics);
                 }
             }
             return Ok(());

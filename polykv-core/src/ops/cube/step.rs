@@ -1,17 +1,20 @@
 //! What is done for every decoded token, in as few launches as there can be.
 
-use super::choice::{UNITS as CHOOSING, find_lowest, spans};
+mod evict;
+mod hits;
+
 use super::token::{New, attend};
-use super::{Mask, dense, empty, writable};
+use super::{Mask, empty, writable};
+use crate::ops::hit_note::HitNote;
 use crate::ops::kernels::{self, Counts, ScoresOf, StepOps, Window};
 use crate::ops::protect::Guard;
 use burn::backend::TensorMetadata;
-use burn::backend::cubecl::dtype_to_storage_type;
 use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
+use evict::Step;
 
 const UNITS: usize = 64;
 
@@ -119,27 +122,6 @@ impl StepOps for CubeBackend {
         (output, row, held.0, held.1, positions)
     }
 
-    fn count_hits(rows: CubeTensor, least: f32) -> CubeTensor {
-        let rows = into_contiguous(rows);
-        let [batch, kv_heads, group, n] = rows.shape().dims::<4>();
-        let counts = empty(&rows, [batch, kv_heads, n], DType::F32);
-        let client = rows.client.clone();
-        // SAFETY: units beyond the `n` numbers of a head end; the others read theirs of `group` rows.
-        unsafe {
-            count_hits_kernel::launch_unchecked(
-                &client,
-                CubeCount::Static((batch * kv_heads) as u32, n.div_ceil(UNITS) as u32, 1),
-                CubeDim::new_1d(UNITS as u32),
-                rows.into_tensor_arg(),
-                counts.clone().into_tensor_arg(),
-                least,
-                n,
-                group,
-            );
-        }
-        counts
-    }
-
     fn evict(
         scores: CubeTensor,
         of: ScoresOf,
@@ -153,63 +135,14 @@ impl StepOps for CubeBackend {
         value: CubeTensor,
         position: usize,
     ) -> (CubeTensor, CubeTensor, CubeTensor, CubeTensor, CubeTensor) {
-        let scores = match of {
-            // Rows of all heads lie behind each other.
-            ScoresOf::Heads => into_contiguous(scores),
-            ScoresOf::Group | ScoresOf::Positions => dense(scores),
-        };
-        let [keys, values, positions] = [keys, values, positions].map(writable);
-        let (key, value) = (into_contiguous(key), into_contiguous(value));
-        let [batch, kv_heads, group, _] = scores.shape().dims::<4>();
-        let n = count;
-        let dim = keys.shape().dims::<4>()[3];
-        let victim = empty(&scores, [batch, kv_heads, 1], positions.dtype);
-        let nans = empty(&scores, [batch, kv_heads], DType::F32);
-        let before = before.tensor();
-        let client = keys.client.clone();
-        let dtypes = [keys.dtype, positions.dtype, key.dtype, value.dtype];
-        let dtypes = dtypes.map(dtype_to_storage_type);
-        debug_assert_eq!(keys.shape(), values.shape());
-        debug_assert_eq!(keys.dtype, values.dtype);
-        debug_assert_eq!(positions.shape().dims::<3>(), keys.shape().dims::<4>()[..3]);
-        debug_assert!((1..=keys.shape().dims::<4>()[2]).contains(&n));
-        debug_assert_eq!(key.shape().num_elements(), batch * kv_heads * dim);
-        debug_assert_eq!(value.shape().num_elements(), batch * kv_heads * dim);
-        debug_assert!(of == ScoresOf::Positions || scores.shape().dims::<4>()[3] == n);
-        let rows = match of {
-            ScoresOf::Positions => 0,
-            ScoresOf::Group => group,
-            ScoresOf::Heads => kv_heads * group,
-        };
-        // SAFETY: a cube has rows of a head's `n` scores, or of those of all heads, and the positions of as many entries, whose slots it finds the victim among; it
-        // overwrites the elements of that entry below `dim`, through the strides of tensors that nobody else holds.
-        unsafe {
-            evict_kernel::launch_unchecked(
-                &client,
-                CubeCount::Static((batch * kv_heads) as u32, 1, 1),
-                CubeDim::new_1d(CHOOSING as u32),
-                scores.into_tensor_arg(),
-                keys.clone().into_tensor_arg(),
-                values.clone().into_tensor_arg(),
-                positions.clone().into_tensor_arg(),
-                spans(&victim, &guard),
-                before.map(CubeTensor::into_buffer_arg).into(),
-                key.into_tensor_arg(),
-                value.into_tensor_arg(),
-                victim.clone().into_tensor_arg(),
-                nans.clone().into_tensor_arg(),
-                rows,
-                of == ScoresOf::Heads,
-                n,
-                guard.sinks,
-                guard.recent,
-                guard.spans.len(),
-                position,
-                dim,
-                dtypes,
-            );
-        }
-        (keys, values, positions, victim, nans)
+        let step = Step::new(
+            [keys, values, positions],
+            [key, value],
+            position,
+            guard,
+            before,
+        );
+        step.evict(scores, of, count)
     }
 
     fn evict_summed(
@@ -232,56 +165,55 @@ impl StepOps for CubeBackend {
         CubeTensor,
         CubeTensor,
     ) {
-        let [sums, rows, key, value] = [sums, rows, key, value].map(into_contiguous);
-        let [keys, values, positions] = [keys, values, positions].map(writable);
-        let [batch, kv_heads, group, n] = rows.shape().dims::<4>();
-        let dim = keys.shape().dims::<4>()[3];
-        let victim = empty(&sums, [batch, kv_heads, 1], positions.dtype);
-        let nans = empty(&sums, [batch, kv_heads], DType::F32);
-        let stay = empty(&sums, [batch, kv_heads, n - 1], DType::F32);
-        let before = before.tensor();
-        let client = keys.client.clone();
-        let dtypes = [keys.dtype, positions.dtype, key.dtype, value.dtype];
-        let dtypes = dtypes.map(dtype_to_storage_type);
-        debug_assert_eq!(sums.shape(), stay.shape());
-        debug_assert_eq!(keys.shape(), values.shape());
-        debug_assert_eq!(keys.dtype, values.dtype);
-        debug_assert_eq!(positions.shape().dims::<3>(), keys.shape().dims::<4>()[..3]);
-        debug_assert!((1..=keys.shape().dims::<4>()[2]).contains(&n));
-        debug_assert_eq!(key.shape().num_elements(), batch * kv_heads * dim);
-        debug_assert_eq!(value.shape().num_elements(), batch * kv_heads * dim);
-        // SAFETY: a cube has a head's `n` columns of `group` rows, the sums of all but the last, and the positions of as many entries, whose
-        // slots it finds the victim among; it writes the sums of all but one, and overwrites the elements of that entry below
-        // `dim`, through the strides of tensors that nobody else holds.
-        unsafe {
-            evict_summed_kernel::launch_unchecked(
-                &client,
-                CubeCount::Static((batch * kv_heads) as u32, 1, 1),
-                CubeDim::new_1d(CHOOSING as u32),
-                sums.into_tensor_arg(),
-                rows.into_tensor_arg(),
-                keys.clone().into_tensor_arg(),
-                values.clone().into_tensor_arg(),
-                positions.clone().into_tensor_arg(),
-                spans(&victim, &guard),
-                before.map(CubeTensor::into_buffer_arg).into(),
-                key.into_tensor_arg(),
-                value.into_tensor_arg(),
-                victim.clone().into_tensor_arg(),
-                nans.clone().into_tensor_arg(),
-                stay.clone().into_tensor_arg(),
-                group,
-                seen.min(i32::MAX as usize) as i32,
-                n,
-                guard.sinks,
-                guard.recent,
-                guard.spans.len(),
-                position,
-                dim,
-                dtypes,
-            );
-        }
-        (keys, values, positions, victim, nans, stay)
+        let step = Step::new(
+            [keys, values, positions],
+            [key, value],
+            position,
+            guard,
+            before,
+        );
+        step.evict_summed(sums, rows, seen)
+    }
+
+    fn note_hits(
+        counts: CubeTensor,
+        words: CubeTensor,
+        rows: CubeTensor,
+        note: HitNote,
+    ) -> (CubeTensor, CubeTensor) {
+        hits::note(counts, words, rows, note)
+    }
+
+    fn evict_noted(
+        counts: CubeTensor,
+        words: CubeTensor,
+        rows: CubeTensor,
+        note: HitNote,
+        keys: CubeTensor,
+        values: CubeTensor,
+        positions: CubeTensor,
+        guard: Guard,
+        before: Counts<Self>,
+        key: CubeTensor,
+        value: CubeTensor,
+        position: usize,
+    ) -> (
+        CubeTensor,
+        CubeTensor,
+        CubeTensor,
+        CubeTensor,
+        CubeTensor,
+        CubeTensor,
+        CubeTensor,
+    ) {
+        let step = Step::new(
+            [keys, values, positions],
+            [key, value],
+            position,
+            guard,
+            before,
+        );
+        step.evict_noted(counts, words, rows, note)
     }
 }
 
@@ -361,156 +293,4 @@ pub(super) fn sum_so_far(
         sum += sums[head * known + i];
     }
     sum + latest / f32::cast_from(group)
-}
-
-/// One unit per count.
-#[cube(launch_unchecked)]
-fn count_hits_kernel(
-    rows: &Tensor<f32>,
-    counts: &mut Tensor<f32>,
-    least: f32,
-    n: usize,
-    group: usize,
-) {
-    let head = CUBE_POS_X as usize;
-    let i = CUBE_POS_Y as usize * UNITS + UNIT_POS_X as usize;
-    if i >= n {
-        terminate!();
-    }
-    let mut count = 0.0f32;
-    for g in 0..group {
-        if rows[(head * group + g) * n + i] >= least {
-            count += 1.0f32;
-        }
-    }
-    counts[head * n + i] = count;
-}
-
-/// One cube per sequence and KV head.
-#[cube(launch_unchecked)]
-fn evict_kernel<E: Float, I: Int, K: Float, V: Float>(
-    scores: &Tensor<f32>,
-    keys: &mut Tensor<E>,
-    values: &mut Tensor<E>,
-    positions: &mut Tensor<I>,
-    spans: &[i32],
-    before: ComptimeOption<&[f32]>,
-    key: &Tensor<K>,
-    value: &Tensor<V>,
-    victim: &mut Tensor<I>,
-    nans: &mut Tensor<f32>,
-    rows: usize,
-    #[comptime] of_heads: bool,
-    n: usize,
-    sinks: i32,
-    recent: i32,
-    span_count: usize,
-    position: usize,
-    dim: usize,
-    #[define(E, I, K, V)] _dtypes: [ElemType; 4],
-) {
-    let slot = find_lowest::<I>(
-        scores,
-        rows,
-        scores.stride(2),
-        of_heads,
-        scores,
-        false,
-        0,
-        &*positions,
-        spans,
-        before,
-        victim,
-        nans,
-        n,
-        sinks,
-        recent,
-        span_count,
-    );
-    overwrite::<E, I, K, V>(keys, values, positions, key, value, slot, position, dim);
-}
-
-/// One cube per sequence and KV head.
-#[cube(launch_unchecked)]
-fn evict_summed_kernel<E: Float, I: Int, K: Float, V: Float>(
-    sums: &Tensor<f32>,
-    rows: &Tensor<f32>,
-    keys: &mut Tensor<E>,
-    values: &mut Tensor<E>,
-    positions: &mut Tensor<I>,
-    spans: &[i32],
-    before: ComptimeOption<&[f32]>,
-    key: &Tensor<K>,
-    value: &Tensor<V>,
-    victim: &mut Tensor<I>,
-    nans: &mut Tensor<f32>,
-    stay: &mut Tensor<f32>,
-    group: usize,
-    seen: i32,
-    n: usize,
-    sinks: i32,
-    recent: i32,
-    span_count: usize,
-    position: usize,
-    dim: usize,
-    #[define(E, I, K, V)] _dtypes: [ElemType; 4],
-) {
-    let kv = CUBE_POS_X as usize;
-    let slot = find_lowest::<I>(
-        rows,
-        group,
-        0,
-        false,
-        sums,
-        true,
-        seen,
-        &*positions,
-        spans,
-        before,
-        victim,
-        nans,
-        n,
-        sinks,
-        recent,
-        span_count,
-    );
-    overwrite::<E, I, K, V>(keys, values, positions, key, value, slot, position, dim);
-    let last = n - 1;
-    let mut i = UNIT_POS_X as usize;
-    while i < last {
-        let from = select(i == slot, last, i);
-        stay[kv * last + i] = sum_so_far(sums, rows, kv, from, last, n, group);
-        i += CHOOSING;
-    }
-}
-
-/// Writes a new entry into a head's slot, by all units of its cube.
-#[cube]
-fn overwrite<E: Float, I: Int, K: Float, V: Float>(
-    keys: &mut Tensor<E>,
-    values: &mut Tensor<E>,
-    positions: &mut Tensor<I>,
-    key: &Tensor<K>,
-    value: &Tensor<V>,
-    slot: usize,
-    position: usize,
-    dim: usize,
-) {
-    let kv = CUBE_POS_X as usize;
-    let unit = UNIT_POS_X as usize;
-    let kv_heads = keys.shape(1);
-    let (batch, head) = (kv / kv_heads, kv % kv_heads);
-    let key_at = batch * keys.stride(0) + head * keys.stride(1) + slot * keys.stride(2);
-    let value_at = batch * values.stride(0) + head * values.stride(1) + slot * values.stride(2);
-    let mut d = unit;
-    while d < dim {
-        keys[key_at + d] = E::cast_from(key[kv * dim + d]);
-        values[value_at + d] = E::cast_from(value[kv * dim + d]);
-        d += CHOOSING;
-    }
-    if unit == 0 {
-        let at = batch * positions.stride(0) + head * positions.stride(1);
-        let at = at + slot * positions.stride(2);
-        positions[at] = I::cast_from(position);
-    }
 }

@@ -3,6 +3,7 @@
 //! Shapes are those of the operators that they are made of.
 
 use super::{Counts, shapes};
+use crate::ops::hit_note::HitNote;
 use crate::ops::protect::Guard;
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -69,10 +70,6 @@ pub trait StepOps: Backend {
         IntTensor<Self>,
     );
 
-    /// How many of `rows [batch, kv_heads, group, n]` have `least` or more in each column: `[batch, kv_heads, n]`.
-    #[fusion(meta = |rows, _least| shapes::like(rows, [rows.shape[0], rows.shape[1], rows.shape[3]]))]
-    fn count_hits(rows: FloatTensor<Self>, least: f32) -> FloatTensor<Self>;
-
     /// [`ChoiceOps::lowest`](super::ChoiceOps::lowest) of the first `count` entries, whose scores are means `of` the rows
     /// `scores [batch, kv_heads, group, count]`, then [`EntryOps::replace_entry`](super::EntryOps::replace_entry) in its slot.
     /// Returns keys, values and positions, the slot, and how many scores were NaN.
@@ -131,6 +128,55 @@ pub trait StepOps: Backend {
         FloatTensor<Self>,
         IntTensor<Self>,
         IntTensor<Self>,
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+    );
+
+    /// Notes the hits of `rows [batch, kv_heads, group, n]`, of 1/n or more, in `words [batch, kv_heads, known, words]` and in the
+    /// sums of their digits, `counts [batch, kv_heads, known]`, with zeros behind the `known` ones: `[batch, kv_heads, n]` and
+    /// `[batch, kv_heads, n, words]`.
+    #[fusion(meta = |counts, words, rows, _note| (
+        shapes::like(counts, [rows.shape[0], rows.shape[1], rows.shape[3]]),
+        shapes::like(words, [rows.shape[0], rows.shape[1], rows.shape[3], words.shape[3]]),
+    ))]
+    fn note_hits(
+        counts: FloatTensor<Self>,
+        words: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        note: HitNote,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
+
+    /// [`StepOps::note_hits`] of `rows [batch, kv_heads, group, count]` with `count − 1` entries known, then [`StepOps::evict`] by
+    /// the counts; those of the last entry and its words follow it into its slot. Returns the counts and words of the entries that
+    /// stay as well.
+    #[fusion(meta = |counts, words, _rows, _note, keys, values, positions, _guard, _before, _key, _value, _position| (
+        keys.clone(),
+        values.clone(),
+        positions.clone(),
+        shapes::like(positions, [keys.shape[0], keys.shape[1], 1]),
+        shapes::floats([keys.shape[0], keys.shape[1]]),
+        counts.clone(),
+        words.clone(),
+    ))]
+    fn evict_noted(
+        counts: FloatTensor<Self>,
+        words: FloatTensor<Self>,
+        rows: FloatTensor<Self>,
+        note: HitNote,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        positions: IntTensor<Self>,
+        guard: Guard,
+        #[extension_type] before: Counts<Self>,
+        key: FloatTensor<Self>,
+        value: FloatTensor<Self>,
+        position: usize,
+    ) -> (
+        FloatTensor<Self>,
+        FloatTensor<Self>,
+        IntTensor<Self>,
+        IntTensor<Self>,
+        FloatTensor<Self>,
         FloatTensor<Self>,
         FloatTensor<Self>,
     );

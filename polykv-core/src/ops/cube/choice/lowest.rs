@@ -1,6 +1,5 @@
 //! The entry with the lowest score.
 
-use super::super::step::sum_so_far;
 use super::{UNITS, is_nan_bits, rank};
 use cubecl::prelude::*;
 
@@ -20,15 +19,12 @@ pub fn lowest_kernel<I: Int>(
     #[define(I)] _dtype: ElemType,
 ) {
     find_lowest::<I>(
-        scores, 1, 0, false, scores, false, 0, positions, spans, before, victim, nans, n, sinks,
-        recent, span_count,
+        scores, 1, 0, false, positions, spans, before, victim, nans, n, sinks, recent, span_count,
     );
 }
 
 /// The slot of the lowest of a head's `n` scores: means over `rows` rows that are `apart` apart, of the head or of all heads, or
-/// positions if there are no rows. If they are `summed`, the sums of all but the last are added to the means, and an entry's
-/// score is divided by how many of the `seen` queries could see it, unless that is 0. `victim` gets the slot as well, and `nans` how many
-/// scores are NaN beside those `before`.
+/// positions if there are no rows. `victim` gets it as well, and `nans` how many are NaN beside those `before`.
 /// All units of the cube of a head call it together.
 #[cube]
 pub fn find_lowest<I: Int>(
@@ -36,9 +32,6 @@ pub fn find_lowest<I: Int>(
     rows: usize,
     apart: usize,
     #[comptime] of_heads: bool,
-    sums: &Tensor<f32>,
-    #[comptime] summed: bool,
-    seen: i32,
     positions: &Tensor<I>,
     spans: &[i32],
     before: ComptimeOption<&[f32]>,
@@ -70,12 +63,7 @@ pub fn find_lowest<I: Int>(
     while j < n {
         let position = i32::cast_from(positions[start + j]);
         let mut score = f32::cast_from(position);
-        if summed {
-            score = sum_so_far(sums, scores, head, j, n - 1, n, rows);
-            if seen > 0 {
-                score /= f32::cast_from(seen - position);
-            }
-        } else if rows > 0 {
+        if rows > 0 {
             score = scores[from + j];
             for row in 1..rows {
                 score += scores[from + row * apart + j];
