@@ -92,7 +92,7 @@ def main():
     parser.add_argument("--suite", type=pathlib.Path, required=True, help="folder that ../suite/make.py made")
     parser.add_argument("--texts", type=pathlib.Path, required=True, help="folder that ../smollm2/texts.py made, to calibrate on")
     parser.add_argument("--work", type=pathlib.Path, default="work", help="folder for steps, which a later run goes on from")
-    parser.add_argument("--model", default=DEFAULT)
+    parser.add_argument("--model", default=DEFAULT, help="a name that polykv knows, or the path of a GGUF file")
     parser.add_argument("--part", choices=["dev", "test"], default="test")
     parser.add_argument("--positions", type=lambda text: text.split(","), default=["after", "inside", "lead-in"])
     parser.add_argument("--windows", type=int, default=8, help="of each kind of text")
@@ -107,14 +107,16 @@ def main():
     args = parser.parse_args()
     args.lengths, args.shuffle_of = [1500], f"heads-{args.base}"
     suite.MODEL = args.model
+    # A file's name without its folders and its kind.
+    named = pathlib.Path(args.model).name.removesuffix(".gguf")
     (args.work / "plans").mkdir(parents=True, exist_ok=True)
     groups = make_plans(args)
     left_out = ("binary", "work", "texts", "suite")
-    results = {"settings": {name: own for name, own in vars(args).items() if name not in left_out},
+    results = {"settings": {**{name: own for name, own in vars(args).items() if name not in left_out}, "model": named},
                "plans": {path.stem: json.loads(path.read_text()) for paths in groups.values() for path in paths}, "needles": {}, "text": {}}
     share = [f"{args.share:g}"] if args.share != parser.get_default("share") else []
     earlier = json.loads((HERE.parent / "suite" / "results.json").read_text()) if (args.part, args.model, share) == ("test", DEFAULT, []) else {"needles": {}, "text": {}}
-    names = ["results", *share, *([args.part] if args.part != "test" else []), *([args.model] if args.model != DEFAULT else [])]
+    names = ["results", *share, *([args.part] if args.part != "test" else []), *([named] if args.model != DEFAULT else [])]
     stem = "-".join(names)
     steps = [("needles", position, suite.answers) for position in args.positions]
     steps[1:1] = [("text", kind, suite.losses) for kind in suite.KINDS]
