@@ -127,6 +127,12 @@ impl AttentionBlock {
         }
     }
 
+    /// Whether no window hides entries from the block's queries.
+    #[cfg(feature = "cube")]
+    pub(crate) fn is_without_window(&self) -> bool {
+        self.mask.window().is_none()
+    }
+
     /// The number of queries in the block.
     pub fn tokens(&self) -> usize {
         match &self.source {

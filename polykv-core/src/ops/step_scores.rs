@@ -6,6 +6,7 @@ use std::sync::Arc;
 /// The scores of a layer's entries for the eviction of one of them while decoding, in the form in which a policy has them at
 /// hand: on GPUs they are then computed in the kernel that evicts, which saves launches.
 #[derive(Clone, Debug)]
+#[allow(clippy::large_enum_variant, reason = "it lives for one step")]
 #[non_exhaustive]
 pub enum StepScores {
     /// A score for each entry, `[batch, kv_heads, entries]`.

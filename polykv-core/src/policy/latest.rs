@@ -36,6 +36,8 @@ impl State {
         #[cfg(feature = "cube")]
         if self.latest.new
             && self.latest.row.is_none()
+            // An even share is one of the entries that a window shows.
+            && (note.is_none() || block.is_without_window())
             && let Some(row) = block.single()
         {
             self.latest.row = Some(Arc::new(row.clone()));

@@ -19,7 +19,7 @@ pub(super) struct CompactBpe {
     unknown: Option<u32>,
     fuse_unknown: bool,
     /// The ids of the tokens `<0x00>` to `<0xFF>`, if characters that no token spells are written with them.
-    bytes: Option<[Option<u32>; 256]>,
+    bytes: Option<Box<[Option<u32>; 256]>>,
     ignore_merges: bool,
     /// The texts of all tokens in the order of their ids.
     texts: String,
@@ -88,9 +88,8 @@ impl CompactBpe {
             }
         }
         if raw.byte_fallback.unwrap_or(false) {
-            new.bytes = Some(std::array::from_fn(|byte| {
-                new.id(&format!("<0x{byte:02X}>"))
-            }));
+            let id = |byte| new.id(&format!("<0x{byte:02X}>"));
+            new.bytes = Some(Box::new(std::array::from_fn(id)));
         }
         new.read_merges(&raw.merges)?;
         Ok(Some(new))
@@ -163,8 +162,8 @@ impl CompactBpe {
 
     /// Whether every byte has a token that stands for it where no other does.
     pub fn falls_back(&self) -> bool {
-        self.bytes
-            .is_some_and(|bytes| bytes.iter().all(Option::is_some))
+        let bytes = self.bytes.as_ref();
+        bytes.is_some_and(|bytes| bytes.iter().all(Option::is_some))
     }
 
     /// Whether a character is a token.
