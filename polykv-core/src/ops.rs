@@ -76,5 +76,5 @@ pub(crate) use choice::{drop_lowest_after, rest};
 pub(crate) use entries::{extend, grow, push};
 pub(crate) use evict::{Statistics, evict};
 pub(crate) use heads::{HeadScores, choose_of_heads};
-pub(crate) use sums::add_latest;
+pub(crate) use sums::{add_latest, by_visible};
 pub(crate) use tensor::{put, take};

@@ -108,10 +108,13 @@ pub fn load(path: &Path, device: &Device) -> Result<LoadedModel> {
 /// device or the model's shape does not allow.
 pub fn load_as(path: &Path, storage: Storage, device: &Device) -> Result<LoadedModel> {
     let path = &locate(path)?;
-    match path.is_dir() {
-        true => load_folder(path, storage, device),
-        false => load_gguf(path, storage, device),
-    }
+    let loaded = match path.is_dir() {
+        true => load_folder(path, storage, device)?,
+        false => load_gguf(path, storage, device)?,
+    };
+    // What reading weights took is of no use to answers.
+    machine::release_memory();
+    Ok(loaded)
 }
 
 /// Loads the model alone, without text: config.json and the safetensors files of a folder, or a GGUF file.
@@ -217,15 +220,13 @@ fn load_folder(folder: &Path, storage: Storage, device: &Device) -> Result<Loade
     let chat = ChatTemplate::from_folder(folder)?;
     // What reading a vocabulary took would lie beside the weights.
     machine::release_memory();
-    let loaded = LoadedModel {
+    Ok(LoadedModel {
         eos_tokens: ends::end_tokens(folder, &config, &tokenizer)?,
         tokenizer,
         #[cfg(feature = "chat")]
         chat,
         model: folder_model(folder, config, storage, device)?,
-    };
-    machine::release_memory();
-    Ok(loaded)
+    })
 }
 
 fn load_gguf(path: &Path, storage: Storage, device: &Device) -> Result<LoadedModel> {
@@ -237,15 +238,13 @@ fn load_gguf(path: &Path, storage: Storage, device: &Device) -> Result<LoadedMod
     // What reading a vocabulary took would lie beside the weights.
     machine::release_memory();
     let file = Arc::new(file);
-    let loaded = LoadedModel {
+    Ok(LoadedModel {
         tokenizer,
         #[cfg(feature = "chat")]
         chat,
         eos_tokens: config.eos_tokens.clone(),
         model: gguf_model(&file, config, storage, device)?,
-    };
-    machine::release_memory();
-    Ok(loaded)
+    })
 }
 
 /// Builds a model from its config and its tensors, which have the names of Hugging Face checkpoints: one per projection,

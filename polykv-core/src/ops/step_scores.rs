@@ -1,5 +1,5 @@
 use super::hit_note::StepHits;
-use super::sums::{StepSums, add_latest};
+use super::sums::{StepSums, add_latest, by_visible};
 use burn::tensor::{Int, Tensor};
 use std::sync::Arc;
 
@@ -17,9 +17,9 @@ pub enum StepScores {
     MeanOfGroup(Tensor<4>),
     /// The mean over all query heads of rows `[batch, kv_heads, group, entries]`, the same for all KV heads.
     MeanOfHeads(Tensor<4>),
-    /// The attention of all queries so far, as a policy's state has it.
+    /// The attention of all queries so far, as a policy's state has it. Policies of this crate make it.
     Sums(StepSums),
-    /// The hits in a history of queries, as a policy's state has them.
+    /// The hits in a history of queries, as a policy's state has them. Policies of this crate make it.
     Hits(StepHits),
 }
 
@@ -51,7 +51,7 @@ impl StepScores {
             Self::Sums(StepSums { sums, latest, seen }) => {
                 let sums = add_latest(sums, &latest);
                 match seen {
-                    Some(seen) => sums / positions.clone().float().neg().add_scalar(seen as f32),
+                    Some(seen) => by_visible(sums, positions, seen),
                     None => sums,
                 }
             }

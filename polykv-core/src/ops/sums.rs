@@ -4,7 +4,7 @@
 use super::kernels::{StepOps, kernel};
 #[cfg(feature = "cube")]
 use super::route::Route;
-use burn::tensor::Tensor;
+use burn::tensor::{Int, Tensor};
 use std::sync::Arc;
 
 /// Sums of attention and the row that is still to be added to them.
@@ -38,4 +38,10 @@ pub(crate) fn add_latest(sums: Tensor<3>, rows: &Tensor<4>) -> Tensor<3> {
         new => super::extend(sums, new),
     };
     sums + rows.clone().mean_dim(2).reshape([batch, kv_heads, entries])
+}
+
+/// Sums over the number of queries that could see each entry, both `[batch, kv_heads, entries]`: of `seen` queries the one at
+/// position p sees the entries up to p, so an entry at position j was visible to seen − j.
+pub(crate) fn by_visible(sums: Tensor<3>, positions: &Tensor<3, Int>, seen: usize) -> Tensor<3> {
+    sums / positions.clone().float().neg().add_scalar(seen as f32)
 }

@@ -2,7 +2,7 @@ use super::{
     Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, StepScores, check_range,
 };
 use crate::Result;
-use crate::ops::AttentionBlock;
+use crate::ops::{self, AttentionBlock};
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
 
@@ -75,17 +75,10 @@ impl Policy for H2o {
 
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {
         let sums = state.sums();
-        if !self.normalize {
-            return Ok(sums);
+        match self.normalize {
+            true => Ok(ops::by_visible(sums, &view.positions, view.seen)),
+            false => Ok(sums),
         }
-        // The query at position p sees the entries up to p, so an entry at position j was visible to seen − j.
-        let visible = view
-            .positions
-            .clone()
-            .float()
-            .neg()
-            .add_scalar(view.seen as f32);
-        Ok(sums / visible)
     }
 
     fn step_scores(&self, state: &State, view: &LayerView<'_>) -> Result<StepScores> {
