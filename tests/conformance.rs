@@ -24,6 +24,8 @@ mod layers;
 mod operators;
 #[path = "conformance/order.rs"]
 mod order;
+#[path = "conformance/together.rs"]
+mod together;
 #[path = "formats/writer.rs"]
 mod writer;
 
@@ -96,6 +98,13 @@ fn weights_in_blocks_agree_with_the_host() {
 fn a_model_in_blocks_agrees_with_the_cpu() {
     let folder = tempfile::tempdir().unwrap();
     blocks::model(&devices(), folder.path());
+}
+
+#[test]
+fn tokens_of_several_caches_agree_with_each_alone() {
+    for (name, device) in devices() {
+        together::rows(&name, &device);
+    }
 }
 
 /// On the CPU tests/cache.rs does this with more variants.

@@ -8,6 +8,7 @@
     warn(clippy::arithmetic_side_effects, clippy::indexing_slicing)
 )]
 
+mod arena;
 mod cascade;
 mod check;
 mod drive;
@@ -24,6 +25,7 @@ mod slots;
 mod spans;
 mod states;
 mod store;
+mod together;
 mod untrimmed;
 
 pub use estimate::CacheEstimate;
@@ -276,17 +278,40 @@ impl KvCache {
         v: Tensor<4>,
     ) -> Result<Tensor<4>> {
         self.check_ready("decode")?;
+        let divided = self.layers.get(layer).is_some_and(LayerCache::has_parts);
+        if divided && self.shape.batch == 1 {
+            // On GPUs its heads share launches.
+            let (output, errors) = Self::decode_together(&mut [self], layer, [q, k, v])?;
+            return errors.into_iter().flatten().next().map_or(Ok(output), Err);
+        }
+        self.decode_alone(layer, q, k, v)
+    }
+
+    fn decode_alone(
+        &mut self,
+        layer: usize,
+        q: Tensor<4>,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> Result<Tensor<4>> {
+        self.check_ready("decode")?;
         awake::again();
         let q = self.scaled(q);
         let output = self.run(layer, |cache| cache.decode(q, k, v))?;
+        self.check_when_due(layer)?;
+        Ok(output)
+    }
+
+    /// Checks the scores so far after a decoded token, if they are known or have not been checked for long.
+    fn check_when_due(&mut self, layer: usize) -> Result<()> {
         let last = layer.saturating_add(1) == self.layers.len();
         let due = self.layers.get(layer).is_some_and(|cache| {
             cache.has_known_nans() || last && cache.seen().is_multiple_of(CHECK_EVERY)
         });
-        if due {
-            self.check()?;
+        match due {
+            true => self.check(),
+            false => Ok(()),
         }
-        Ok(output)
     }
 
     /// Allocates slots for `tokens` more tokens per row in the layers that keep everything while decoding, so that they need
@@ -410,6 +435,7 @@ impl KvCache {
             Error::shape("cache", "layer", layer, allowed)
         })?;
         let before = cache.kv_bytes();
+        cache.leave();
         let output = step(cache)?;
         let (after, mut moving) = (cache.kv_bytes(), cache.take_moving());
         if after != before {

@@ -13,6 +13,7 @@ mod params;
 mod spec;
 mod stages;
 mod state;
+mod token_rule;
 mod view;
 
 pub use crate::ops::{Protect, StepScores};
@@ -21,6 +22,7 @@ pub use list::{NamedPolicy, Policies, PolicyEntry};
 pub use params::Params;
 pub use spec::PolicySpec;
 pub use state::State;
+pub use token_rule::TokenRule;
 pub use view::{Appended, LayerView, Merge, Split, Stored};
 
 use crate::Result;
@@ -193,6 +195,12 @@ pub trait Policy: Send + Sync + fmt::Debug {
     /// Those of [`Policy::score`].
     fn step_scores(&self, state: &State, view: &LayerView<'_>) -> Result<StepScores> {
         self.score(state, view).map(StepScores::Given)
+    }
+
+    /// What the policy does with a decoded token, if that is all it does. The default says nothing: tokens are then taken sequence
+    /// by sequence.
+    fn token_rule(&self) -> Option<TokenRule> {
+        None
     }
 
     /// Whether the policy can go on from `state`, which was read from a [`Session`](crate::Session) after `seen` tokens and may

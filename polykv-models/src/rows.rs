@@ -79,15 +79,33 @@ pub fn decode_rows(
     let rope = model.rope_of_rows(&positions, 1);
     let ids: Vec<i64> = tokens.iter().map(|&id| i64::from(id)).collect();
     let ids = Tensor::<2, Int>::from_data(TensorData::new(ids, [count, 1]), model.device());
-    let config = model.config();
-    let (layers, x) = (0..config.layers.len(), model.embed(ids));
-    let x = run(
-        model,
-        layers,
-        x,
-        &rope,
-        caches,
-        &|cache, layer, [q, k, v]| cache.decode(layer, q, k, v),
-    )?;
-    Ok(model.head(x).reshape([count, config.vocab_size]))
+    let (logits, errors) = decode_each(model, ids, &rope, caches)?;
+    errors.into_iter().flatten().next().map_or(Ok(logits), Err)
+}
+
+/// One token of several sequences, `ids [sequences, 1]`, each with a cache of one row. Returns the logits of the next tokens,
+/// `[sequences, vocab]`, and the first error of each cache that had one, whose row is not to be used.
+///
+/// # Errors
+/// An error of the model, which is no cache's own.
+pub(crate) fn decode_each(
+    model: &dyn CausalLm,
+    ids: Tensor<2, Int>,
+    rope: &RopeTable,
+    caches: &mut [&mut KvCache],
+) -> Result<(Tensor<2>, Vec<Option<Error>>)> {
+    let (config, count) = (model.config(), caches.len());
+    let mut failed: Vec<Option<Error>> = caches.iter().map(|_| None).collect();
+    let layers = 0..config.layers.len();
+    let x = layers.into_iter().try_fold(model.embed(ids), |x, layer| {
+        model.layer(layer, x, rope, &mut |q, k, v| {
+            let (output, errors) = KvCache::decode_together(caches, layer, [q, k, v])?;
+            for (first, error) in failed.iter_mut().zip(errors) {
+                *first = first.take().or(error);
+            }
+            Ok(output)
+        })
+    })?;
+    let logits = model.head(x).reshape([count, config.vocab_size]);
+    Ok((logits, failed))
 }

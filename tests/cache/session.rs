@@ -329,3 +329,13 @@ fn the_file_is_plain_safetensors() {
 fn length(cache: &KvCache) -> usize {
     super::length(cache, 0)
 }
+
+/// A plan that states parts of a layer's budget for its KV heads divides them after a session, too.
+#[test]
+fn heads_with_parts_go_on() {
+    for phases in [&Phase::BOTH[..], &[Phase::Prefill]] {
+        let mut plan = uniform(2, "h2o", Budget::Tokens(12), phases);
+        plan.layers[0].heads = Some([3.0, 1.0].into());
+        goes_on(&World::new(2, 40, 5), plan, &Spans::default());
+    }
+}

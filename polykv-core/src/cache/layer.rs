@@ -1,6 +1,7 @@
 mod attend;
 mod evict;
 mod heads;
+mod joined;
 mod measure;
 mod nans;
 mod pack;
@@ -12,6 +13,7 @@ mod window;
 pub(super) use nans::first_nan;
 pub(super) use session::Resumed;
 
+use self::joined::Joined;
 use super::order::Order;
 use super::queries::Queries;
 use super::slots::slots_for;
@@ -40,7 +42,7 @@ use window::in_pieces;
 ///
 /// Under a policy that gives the KV heads budgets of their own ([`Policy::heads`]) each head has as many slots as it needs from
 /// the first such eviction on.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct LayerCache {
     layer: usize,
     shape: LayerShape,
@@ -53,6 +55,8 @@ pub struct LayerCache {
     /// Tokens of the announced prompt that have not been appended yet.
     expected: usize,
     store: Option<Store>,
+    /// The entries instead, while they lie beside those of other caches.
+    joined: Option<Joined>,
     /// The heads of the sequences, row by row, once they have budgets of their own; the layer then holds nothing itself.
     heads: Vec<LayerCache>,
     /// Which KV head of its layer this is, if it is one.
@@ -87,6 +91,7 @@ impl LayerCache {
             needs: Needs::default(),
             expected: 0,
             store: None,
+            joined: None,
             heads: Vec::new(),
             part: None,
             order: Order::default(),
@@ -107,7 +112,9 @@ impl LayerCache {
     }
 
     fn len(&self) -> usize {
-        let own = self.store.as_ref().map_or(0, Store::len);
+        let store = self.store.as_ref().map(Store::len);
+        let own = store.or_else(|| self.joined.as_ref().map(Joined::len));
+        let own = own.unwrap_or(0);
         self.heads.iter().map(Self::len).fold(own, usize::max)
     }
 
@@ -119,6 +126,7 @@ impl LayerCache {
         spans: Spans,
         tokens: usize,
     ) {
+        self.leave();
         let evictions = Phase::BOTH.into_iter().filter_map(|phase| rules.of(phase));
         let needs = evictions.map(|eviction| eviction.policy.needs());
         self.needs = needs.fold(Needs::default(), Needs::union);
@@ -138,6 +146,7 @@ impl LayerCache {
     }
 
     pub(super) fn reserve(&mut self, tokens: usize) {
+        self.leave();
         self.heads.iter_mut().for_each(|part| part.reserve(tokens));
         let evicts = self
             .rules

@@ -326,15 +326,12 @@ impl KvCache {
     fn rules_of(&self, session: &Session, layer: usize) -> Result<LayerEvictions> {
         let described = session.meta.layers.get(layer);
         let of = |phase: Phase| {
-            let rule = self.plan.rules(phase).nth(layer);
-            let policy = rule.and_then(Rule::policy);
+            let planned = self.plan.layers.get(layer);
+            let policy = planned.and_then(|planned| planned.policy(phase));
             let budget = described.and_then(|described| described.budget(phase));
             match (policy, budget) {
                 (None, None) => Ok(None),
-                (Some(policy), Some(budget)) => Ok(Some(Eviction {
-                    policy: policy.clone(),
-                    budget,
-                })),
+                (Some(policy), Some(budget)) => Ok(Some(Eviction { policy, budget })),
                 (policy, budget) => {
                     let field = format!("{phase} budget of layer {layer}");
                     let found = budget.map_or("none".into(), |budget| budget.to_string());

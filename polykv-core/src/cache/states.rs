@@ -130,6 +130,24 @@ impl States {
         self.behind.replace(victim);
     }
 
+    /// Whether all statistics per entry are the sums of one phase's policy, or need not follow any eviction.
+    pub fn fit(&self, sums_of: Option<Phase>, evicts: bool) -> bool {
+        let sums = sums_of.map(|phase| self.of(phase));
+        Phase::BOTH.map(|phase| self.own(phase)).iter().all(|own| {
+            let more = !own.rows.is_empty() || !own.members.is_empty();
+            match sums.is_some_and(|sums| std::ptr::eq(sums, *own)) {
+                true => own.entries.len() == 1 && !more,
+                false => !evicts || own.entries.is_empty() && !more,
+            }
+        })
+    }
+
+    /// Appends zeros for entries that a policy was not told of.
+    pub fn extend_to(&mut self, entries: usize) {
+        self.prefill.extend_to(entries);
+        self.decode.extend_to(entries);
+    }
+
     pub fn bytes(&self) -> usize {
         let own = self.prefill.bytes().saturating_add(self.decode.bytes());
         own.saturating_add(self.behind.bytes())

@@ -23,6 +23,7 @@ mod merge;
 mod order;
 mod pointwise;
 mod prompt;
+mod ranges;
 mod step;
 mod token;
 mod window;

@@ -19,6 +19,8 @@ mod keys;
 #[cfg_attr(not(feature = "cube"), expect(unused_variables))]
 mod layers;
 #[cfg(feature = "cube")]
+mod ranges;
+#[cfg(feature = "cube")]
 mod step;
 
 pub use attention::{HitOps, Mask, PromptOps, TokenOps, Window, WindowOps};
@@ -28,6 +30,8 @@ pub use codes::{CodeOps, ExactEntries, ExactRows, Place, Relative};
 pub use entries::{ChoiceOps, Counts, EntryOps, OrderOps};
 pub use keys::{KeyOps, MergeOps};
 pub use layers::{FusedOps, GemmOps, HeadNorms, OutputWeights, PointwiseOps, QkvWeights};
+#[cfg(feature = "cube")]
+pub use ranges::RangeOps;
 #[cfg(feature = "cube")]
 pub use step::{ScoresOf, StepOps};
 

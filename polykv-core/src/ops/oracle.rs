@@ -5,6 +5,7 @@ pub mod choice;
 pub(crate) mod codes;
 pub mod keys;
 pub mod pool;
+pub(crate) mod ranges;
 
 use super::mask::{Mask, Places};
 use super::tensor::product;

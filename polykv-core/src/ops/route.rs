@@ -85,9 +85,9 @@ pub fn is_cube(device: &Device) -> bool {
 }
 
 /// The most bytes that a tensor on the device may have: what a kernel reads through one binding.
-#[cfg(feature = "cube")]
-pub(super) fn most_tensor_bytes(device: &Device) -> usize {
+pub(crate) fn most_tensor_bytes(device: &Device) -> usize {
     match device.as_dispatch() {
+        #[cfg(feature = "cube")]
         DispatchDevice::Cube(cube) => {
             let most = cube.client().properties().memory.max_page_size;
             usize::try_from(most).unwrap_or(usize::MAX)

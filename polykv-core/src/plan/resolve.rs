@@ -1,6 +1,6 @@
 //! The budgets of a plan for one prompt.
 
-use super::{Plan, Rule, Share};
+use super::{LayerPlan, Plan, Rule, Share};
 use crate::allocate::{self, Allocator, LayerStat, UniformAllocator};
 use crate::apportion::capped;
 use crate::budget::EntryCost;
@@ -117,6 +117,17 @@ impl Resolved {
     }
 }
 
+impl LayerPlan {
+    /// The policy that evicts in a phase, around which the layer's parts for the KV heads stand if it has any.
+    pub(crate) fn policy(&self, phase: Phase) -> Option<Arc<dyn Policy>> {
+        let policy = self.rule(phase).policy()?.clone();
+        Some(match &self.heads {
+            Some(parts) => PerHead::over(policy.for_parts(parts).unwrap_or(policy), parts),
+            None => policy,
+        })
+    }
+}
+
 impl Plan {
     /// The evictions of all layers for a prompt of `prompt` tokens, where an entry costs `cost`. A plan that passes
     /// [`Plan::check`] is assumed.
@@ -204,12 +215,8 @@ impl Plan {
         };
         let mut budgets = budgets.into_iter();
         let evictions = self.layers.iter().map(|layer| {
-            let policy = layer.rule(phase).policy()?.clone();
+            let policy = layer.policy(phase)?;
             let budget = budgets.next()?;
-            let policy = match &layer.heads {
-                Some(parts) => PerHead::over(policy.for_parts(parts).unwrap_or(policy), parts),
-                None => policy,
-            };
             Some(Eviction { policy, budget })
         });
         Ok(evictions.collect())

@@ -1,7 +1,4 @@
-use super::{
-    LayerView, MOST, NamedPolicy, Needs, Params, Phase, Policies, Policy, Protect, State,
-    check_odd, check_range,
-};
+use super::{LayerView, MOST, NamedPolicy, Needs, Params, Phase, Policies, Policy, Protect, State, TokenRule, check_odd, check_range};
 use crate::Result;
 use crate::ops::Pool;
 use burn::tensor::Tensor;
@@ -76,6 +73,10 @@ impl Policy for Cake {
             sinks: 0,
             recent: self.window,
         }
+    }
+
+    fn token_rule(&self) -> Option<TokenRule> {
+        Some(TokenRule::Forgets)
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {

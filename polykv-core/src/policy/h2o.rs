@@ -1,6 +1,4 @@
-use super::{
-    Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, StepScores, check_range,
-};
+use super::{Appended, LayerView, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, StepScores, TokenRule, check_range};
 use crate::Result;
 use crate::ops::{self, AttentionBlock};
 use burn::tensor::Tensor;
@@ -71,6 +69,12 @@ impl Policy for H2o {
     fn observe(&self, state: &mut State, block: &AttentionBlock) -> Result<()> {
         state.observe_sums(block);
         Ok(())
+    }
+
+    fn token_rule(&self) -> Option<TokenRule> {
+        Some(TokenRule::Sums {
+            by_visible: self.normalize,
+        })
     }
 
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {

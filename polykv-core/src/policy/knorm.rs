@@ -1,4 +1,4 @@
-use super::{LayerView, NamedPolicy, Params, Policies, Policy, State};
+use super::{LayerView, NamedPolicy, Params, Policies, Policy, State, TokenRule};
 use crate::{Result, ops};
 use burn::tensor::Tensor;
 use serde::Deserialize;
@@ -26,6 +26,10 @@ impl Policy for KNorm {
 
     fn params(&self) -> Params {
         Params::new()
+    }
+
+    fn token_rule(&self) -> Option<TokenRule> {
+        Some(TokenRule::Forgets)
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {

@@ -1,7 +1,4 @@
-use super::{
-    Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, SnapKv,
-    State, check_odd, check_range,
-};
+use super::{Appended, LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, SnapKv, State, TokenRule, check_odd, check_range};
 use crate::Result;
 use crate::ops::{AttentionBlock, Pool};
 use crate::shape::LayerShape;
@@ -117,6 +114,10 @@ impl Policy for KvZip {
         };
         known.inplace(|known| known.max_pair(most));
         Ok(())
+    }
+
+    fn token_rule(&self) -> Option<TokenRule> {
+        Some(TokenRule::Forgets)
     }
 
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {

@@ -186,6 +186,10 @@ macro_rules! through_base {
                 self.base.policy.step_scores(state, view)
             }
 
+            fn token_rule(&self) -> Option<$crate::policy::TokenRule> {
+                self.base.policy.token_rule()
+            }
+
             fn accepts(
                 &self,
                 state: &$crate::policy::State,

@@ -1,7 +1,4 @@
-use super::{
-    LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, SnapKv, State,
-    check_odd, check_range,
-};
+use super::{LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, SnapKv, State, TokenRule, check_odd, check_range};
 use crate::Result;
 use crate::ops::Pool;
 use burn::tensor::Tensor;
@@ -71,6 +68,10 @@ impl Policy for PyramidKv {
 
     fn protect(&self, budget: usize) -> Protect {
         self.scorer().protect(budget)
+    }
+
+    fn token_rule(&self) -> Option<TokenRule> {
+        Some(TokenRule::Forgets)
     }
 
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {

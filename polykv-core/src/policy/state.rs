@@ -46,6 +46,24 @@ impl State {
         }
     }
 
+    /// Extends every statistic per entry by zeros to so many entries.
+    pub(crate) fn extend_to(&mut self, entries: usize) {
+        for tensor in &mut self.entries {
+            let new = entries.saturating_sub(tensor.dims()[2]);
+            if new > 0 {
+                tensor.inplace(|old| ops::extend(old, new));
+            }
+        }
+        for tensor in &mut self.rows {
+            let new = entries.saturating_sub(tensor.dims()[2]);
+            if new > 0 {
+                tensor.inplace(|old| ops::extend(old, new));
+            }
+        }
+        let members = self.members.iter_mut();
+        members.for_each(|member| member.extend_to(entries));
+    }
+
     /// Extends the last tensor of [`State::entries`] by the values of the appended entries, `new [batch, kv_heads, tokens]`.
     /// Without any tensor, `new` becomes the first.
     pub fn extend_with(&mut self, new: Tensor<3>) {

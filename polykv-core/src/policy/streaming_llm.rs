@@ -1,4 +1,4 @@
-use super::{LayerView, MOST, NamedPolicy, Params, Policies, Policy, Protect, State, StepScores, check_range};
+use super::{LayerView, MOST, NamedPolicy, Params, Policies, Policy, Protect, State, StepScores, TokenRule, check_range};
 use crate::Result;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -49,6 +49,10 @@ impl Policy for StreamingLlm {
 
     fn same_for_all_heads(&self) -> bool {
         true
+    }
+
+    fn token_rule(&self) -> Option<TokenRule> {
+        Some(TokenRule::Positions)
     }
 
     fn score(&self, _state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {

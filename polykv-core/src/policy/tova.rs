@@ -1,6 +1,4 @@
-use super::{
-    LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, StepScores, check_range,
-};
+use super::{LayerView, MOST, NamedPolicy, Needs, Params, Policies, Policy, Protect, State, StepScores, TokenRule, check_range};
 use crate::Result;
 use burn::tensor::Tensor;
 use serde::{Deserialize, Serialize};
@@ -53,6 +51,10 @@ impl Policy for Tova {
 
     fn same_for_all_heads(&self) -> bool {
         true
+    }
+
+    fn token_rule(&self) -> Option<TokenRule> {
+        Some(TokenRule::MeanOfHeads)
     }
 
     fn score(&self, state: &State, view: &LayerView<'_>) -> Result<Tensor<3>> {

@@ -156,38 +156,10 @@ pub(super) fn step(
     let positions: Vec<usize> = positions.flatten().collect();
     let rope = lm.rope_of_rows(&positions, 1);
     let ids = TensorData::new(ids, [sequences.len(), 1]);
-    let x = lm.embed(Tensor::<2, Int>::from_data(ids, lm.device()));
+    let ids = Tensor::<2, Int>::from_data(ids, lm.device());
     let caches = sequences.iter_mut().map(|sequence| &mut sequence.cache);
-    let mut rows: Vec<Row<'_>> = caches
-        .map(|cache| Row {
-            cache,
-            failed: None,
-        })
-        .collect();
-    let layers = 0..lm.config().layers.len();
-    let x = rows::run(lm, layers, x, &rope, &mut rows, &|row, layer, parts| {
-        Ok(row.attend(layer, parts))
-    })?;
-    let logits = lm.head(x).try_into_vec_as().map_err(ops::read_error)?;
-    Ok((logits, rows.into_iter().map(|row| row.failed).collect()))
-}
-
-/// A sequence's part in a pass of several.
-struct Row<'a> {
-    cache: &'a mut KvCache,
-    failed: Option<Error>,
-}
-
-impl Row<'_> {
-    /// What the row attends to in one layer. If it has failed the others go on, and what it computes is not looked at.
-    fn attend(&mut self, layer: usize, [q, k, v]: [Tensor<4>; 3]) -> Tensor<4> {
-        if self.failed.is_some() {
-            return q;
-        }
-        let nothing = q.clone();
-        self.cache.decode(layer, q, k, v).unwrap_or_else(|error| {
-            self.failed = Some(error);
-            nothing.zeros_like()
-        })
-    }
+    let mut caches: Vec<&mut KvCache> = caches.collect();
+    let (logits, failed) = rows::decode_each(lm, ids, &rope, &mut caches)?;
+    let logits = logits.try_into_vec_as().map_err(ops::read_error)?;
+    Ok((logits, failed))
 }

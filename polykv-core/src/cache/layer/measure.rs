@@ -1,6 +1,7 @@
 //! What a layer holds, and its memory.
 
 use super::LayerCache;
+use super::joined::Joined;
 use crate::cache::store::Store;
 use crate::ops::{self, Places};
 use burn::tensor::{Int, Tensor};
@@ -22,7 +23,7 @@ impl LayerCache {
     pub fn positions(&self) -> Option<Tensor<3, Int>> {
         match self.is_divided() {
             true => self.positions_of_heads(),
-            false => self.store.as_ref().map(Store::positions),
+            false => self.apart().store.as_ref().map(Store::positions),
         }
     }
 
@@ -31,7 +32,7 @@ impl LayerCache {
     pub fn keys(&self) -> Option<Tensor<4>> {
         match self.is_divided() {
             true => self.keys_of_heads(),
-            false => self.store.as_ref().map(Store::keys),
+            false => self.apart().store.as_ref().map(Store::keys),
         }
     }
 
@@ -42,7 +43,8 @@ impl LayerCache {
         if self.is_divided() {
             return self.attention_of_heads(&q);
         }
-        let store = self.store.as_ref()?;
+        let own = self.apart();
+        let store = own.store.as_ref()?;
         let places = Places {
             positions: store.positions(),
             seen: self.seen,
@@ -59,6 +61,11 @@ impl LayerCache {
     /// Bytes of keys and values, free slots included.
     pub fn kv_bytes(&self) -> usize {
         let own = self.store.as_ref().map_or(0, Store::kv_bytes);
+        let own = own.saturating_add(
+            self.joined
+                .as_ref()
+                .map_or(0, |own| own.kv_bytes(self.shape)),
+        );
         let heads = self.heads.iter().map(Self::kv_bytes);
         heads.fold(own, usize::saturating_add)
     }
@@ -68,6 +75,7 @@ impl LayerCache {
         let heads = self.heads.iter().map(Self::aux_bytes);
         let own = [
             self.store.as_ref().map_or(0, Store::aux_bytes),
+            self.joined.as_ref().map_or(0, Joined::aux_bytes),
             self.order.bytes(),
             self.queries.bytes(),
             self.states.bytes(),
@@ -80,12 +88,12 @@ impl LayerCache {
     /// Bytes that keys and values would occupy in the cache's type without eviction: those of all tokens, or of as many as the
     /// layer's window holds.
     pub fn full_bytes(&self) -> usize {
-        match &self.store {
-            Some(_) => {
+        match self.store.is_some() || self.joined.is_some() {
+            true => {
                 let entry = self.shape.cost(&[]).bytes;
                 entry.saturating_mul(self.seen.min(self.most_entries()))
             }
-            None => {
+            false => {
                 let heads = self.heads.iter().map(Self::full_bytes);
                 heads.fold(0, usize::saturating_add)
             }

@@ -1,6 +1,7 @@
 //! NaN scores in a layer's evictions. On a GPU they are only known once somebody waits for it.
 
 use super::LayerCache;
+use super::joined::Joined;
 use crate::Result;
 use crate::ops::{self, Nans};
 use crate::phase::Phase;
@@ -21,6 +22,9 @@ impl LayerCache {
                 let nans = part.take_nans();
                 self.remember_nans(nans);
             }
+        }
+        if let Some(nans) = self.joined.as_ref().and_then(Joined::nans) {
+            self.remember_nans(nans);
         }
         std::mem::replace(&mut self.nans, Nans::Known(false))
     }
@@ -58,7 +62,8 @@ impl LayerCache {
                 return Ok(Some(found));
             }
         }
-        let Some(store) = &self.store else {
+        let own = self.apart();
+        let Some(store) = &own.store else {
             return Ok(None);
         };
         // What is not finite times zero is NaN.

@@ -58,6 +58,9 @@ impl LayerCache {
 
     /// Adds the tensors under names that start with `prefix`.
     fn save_as(&self, prefix: &str, writer: &mut Writer<'_>) -> Result<LayerMeta> {
+        if self.joined.is_some() {
+            return self.clone().save_as(prefix, writer);
+        }
         let (Some(store), Some(rules)) = (&self.store, &self.rules) else {
             return Err(Error::Failed(format!("layer {} holds nothing", self.layer)));
         };

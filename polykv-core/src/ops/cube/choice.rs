@@ -2,7 +2,7 @@
 
 mod lowest;
 
-pub(super) use lowest::find_lowest;
+pub(super) use lowest::{find_lowest, lowest_of_units};
 
 use super::{dense, empty, existing};
 use crate::ops::kernels::{ChoiceOps, Counts};

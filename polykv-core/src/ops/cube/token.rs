@@ -5,6 +5,7 @@ mod parts;
 
 pub(super) use parts::{exponentiate, join_kernel};
 
+use super::ranges::{Ranges, at_step, first_of, held_of};
 use super::{HIDDEN, Mask, cap, dense, empty, in_window, length, share, unrolls, width};
 use crate::ops::kernels::{self, TokenOps, Window};
 use burn::backend::TensorMetadata;
@@ -27,7 +28,7 @@ impl TokenOps for CubeBackend {
         entries: usize,
         mask: kernels::Mask<Self>,
     ) -> (CubeTensor, CubeTensor) {
-        attend(q, [k, v], entries, None, None, Mask::of(mask, 1))
+        attend(q, [k, v], entries, None, Held::Alike, Mask::of(mask, 1))
     }
 
     fn attend_lengths(
@@ -40,9 +41,9 @@ impl TokenOps for CubeBackend {
             softcap: None,
             window: Window::None,
         };
-        let lengths = into_contiguous(lengths);
+        let lengths = Held::Lengths(into_contiguous(lengths));
         let n = k.shape()[2];
-        attend(q, [k, v], n, None, Some(lengths), Mask::of(none, 1))
+        attend(q, [k, v], n, None, lengths, Mask::of(none, 1))
     }
 }
 
@@ -55,22 +56,40 @@ pub(super) struct New {
     pub position: usize,
 }
 
+/// Which keys a KV head has.
+pub(super) enum Held {
+    /// As many as all others.
+    Alike,
+    /// The first of its own, `[batch, kv_heads]`.
+    Lengths(CubeTensor),
+    /// Those of its range of `k` and `v [1, 1, slots, d]`.
+    Ranges(Ranges),
+}
+
 /// `q [batch, heads, 1, d]`, `k`, `v [batch, kv_heads, capacity, d]` → the output like `q` and the probabilities `[batch,
-/// kv_heads, group, n]` over the first `n` keys; of each KV head the first `lengths [batch, kv_heads]` of them if they are given, or
-/// those that the mask lets the query see. The last of them is `new` if it is given: then nobody else holds `k` and `v`.
+/// kv_heads, group, n]` over the first `n` keys; of each KV head those that `held` gives it, or those that the mask lets the query
+/// see. The last of them is `new` if it is given: then nobody else holds `k` and `v`. In ranges, of which the longest has `n` keys,
+/// the probabilities are `[1, 1, group, slots]` and undefined where no range is.
 pub(super) fn attend(
     q: CubeTensor,
     [k, v]: [CubeTensor; 2],
     n: usize,
     new: Option<New>,
-    lengths: Option<CubeTensor>,
+    held: Held,
     mask: Mask,
 ) -> (CubeTensor, CubeTensor) {
     debug_assert!(n <= k.shape()[2] && n <= v.shape()[2]);
+    let (lengths, ranges) = match held {
+        Held::Alike => (None, None),
+        Held::Lengths(lengths) => (Some(lengths), None),
+        Held::Ranges(ranges) => (None, Some(ranges)),
+    };
     let capacity = k.shape()[2];
     let [q, k, v] = [into_contiguous(q), dense(k), dense(v)];
     let [batch, heads, _, dim] = q.shape().dims::<4>();
-    let kv_heads = k.shape()[1];
+    let kv_heads = ranges
+        .as_ref()
+        .map_or(k.shape()[1], |ranges| ranges.kv_heads);
     let group = heads / kv_heads;
     let part = share(group, 8);
     let width = width(&[&k, &v]);
@@ -81,11 +100,21 @@ pub(super) fn attend(
     let blocks = batch * heads / part;
     let parts = empty(&q, [blocks, splits, part, dim], DType::F32);
     let stats = empty(&q, [blocks, splits, part, 2], DType::F32);
-    let row = empty(&q, [batch, kv_heads, group, n], DType::F32);
+    let row = match ranges {
+        Some(_) => [1, 1, group, capacity],
+        None => [batch, kv_heads, group, n],
+    };
+    let row = empty(&q, row, DType::F32);
     let output = empty(&q, [batch, heads, 1, dim], DType::F32);
     let client = q.client.clone();
-    let integer = lengths.as_ref().map_or(DType::I32, |lengths| lengths.dtype);
-    let [dtype, integer, place] = [k.dtype, integer, mask.dtype()].map(dtype_to_storage_type);
+    let type_of = |tensor: Option<&CubeTensor>| tensor.map_or(DType::I32, |tensor| tensor.dtype);
+    let (integer, steps) = (
+        type_of(lengths.as_ref()),
+        ranges.as_ref().map_or(0, |r| r.steps),
+    );
+    let table = ranges.map(|ranges| ranges.table);
+    let dtypes = [k.dtype, integer, mask.dtype(), type_of(table.as_ref())];
+    let dtypes @ [_, integer, _, numbers] = dtypes.map(dtype_to_storage_type);
     let writes = new.is_some();
     let (key, value, positions, position) = match new {
         Some(new) => (new.key, new.value, new.positions, new.position),
@@ -95,14 +124,15 @@ pub(super) fn attend(
     let written = [key.dtype, value.dtype, positions.dtype].map(dtype_to_storage_type);
     debug_assert!(!writes || key.shape().num_elements() == batch * kv_heads * dim);
     debug_assert!(!writes || value.shape().num_elements() == batch * kv_heads * dim);
-    debug_assert!(!writes || positions.shape().num_elements() == batch * kv_heads * capacity);
+    debug_assert!(!writes || positions.shape().num_elements() == k.shape().num_elements() / dim);
     let lengths = || lengths.clone().map(CubeTensor::into_buffer_arg);
+    let table = || table.clone().map(CubeTensor::into_buffer_arg);
     debug_assert_eq!(k.shape(), v.shape());
     debug_assert_eq!(k.dtype, v.dtype);
     debug_assert!(heads.is_multiple_of(kv_heads) && group.is_multiple_of(part));
     debug_assert!(units >= words && n > 0);
     // SAFETY: a cube has `part` queries of a KV head and a split of its keys, of which it passes those below its `seen`:
-    // `visible` makes that 1 to n of any length. It writes the places of its block and split, and of a new entry the vectors and
+    // `visible` makes that 1 to n of any length, and `first_of` and `held_of` make any range one within the slots. It writes the places of its block and split, and of a new entry the vectors and
     // the position in slot `n − 1`, which is below the capacity; shared memory has a place per unit, word and key of a split. The
     // second kernel has a cube per query head and reads the splits up to `seen`.
     unsafe {
@@ -118,6 +148,7 @@ pub(super) fn attend(
             value.into_tensor_arg(),
             positions.into_tensor_arg(),
             lengths().into(),
+            table().into(),
             row.clone().into_tensor_arg(),
             parts.clone().into_tensor_arg(),
             stats.clone().into_tensor_arg(),
@@ -129,6 +160,7 @@ pub(super) fn attend(
             n,
             position,
             capacity,
+            steps,
             words,
             writes,
             mask.capped,
@@ -138,7 +170,7 @@ pub(super) fn attend(
             width,
             units,
             unrolls(&client),
-            [dtype, integer, place],
+            dtypes,
             written,
         );
         join_kernel::launch_unchecked(
@@ -149,15 +181,18 @@ pub(super) fn attend(
             parts.into_tensor_arg(),
             stats.into_tensor_arg(),
             lengths().into(),
+            table().into(),
             row.clone().into_tensor_arg(),
             output.clone().into_tensor_arg(),
             splits,
             n,
+            steps,
+            capacity,
             group,
             part,
             words,
             units,
-            integer,
+            [integer, numbers],
         );
     }
     (output, row)
@@ -167,7 +202,7 @@ pub(super) fn attend(
 /// relative to the part's largest score, `stats` that score and the exponentials' sum, `row` the exponentials. Keys from
 /// the head's length on are left alone; compiled without lengths, the kernel has no trace of them.
 #[cube(launch_unchecked)]
-fn part_kernel<E: Float, I: Int, P: Int, K: Float, V: Float, W: Int, N: Size>(
+fn part_kernel<E: Float, I: Int, P: Int, T: Int, K: Float, V: Float, W: Int, N: Size>(
     q: &Tensor<Vector<f32, N>>,
     k: &mut Tensor<Vector<E, N>>,
     v: &mut Tensor<Vector<E, N>>,
@@ -175,6 +210,7 @@ fn part_kernel<E: Float, I: Int, P: Int, K: Float, V: Float, W: Int, N: Size>(
     new_value: &Tensor<Vector<V, N>>,
     new_position: &mut Tensor<W>,
     lengths: ComptimeOption<&[I]>,
+    table: ComptimeOption<&[T]>,
     row: &mut Tensor<f32>,
     parts: &mut Tensor<Vector<f32, N>>,
     stats: &mut Tensor<f32>,
@@ -186,6 +222,7 @@ fn part_kernel<E: Float, I: Int, P: Int, K: Float, V: Float, W: Int, N: Size>(
     n: usize,
     written_at: usize,
     capacity: usize,
+    table_steps: usize,
     steps: usize,
     #[comptime] writes: bool,
     #[comptime] capped: bool,
@@ -195,7 +232,7 @@ fn part_kernel<E: Float, I: Int, P: Int, K: Float, V: Float, W: Int, N: Size>(
     #[comptime] width: usize,
     #[comptime] units: usize,
     #[comptime] known: bool,
-    #[define(E, I, P)] _dtypes: [ElemType; 3],
+    #[define(E, I, P, T)] _dtypes: [ElemType; 4],
     #[define(K, V, W)] _written: [ElemType; 3],
 ) {
     let steps = length(steps, words, known);
@@ -209,8 +246,11 @@ fn part_kernel<E: Float, I: Int, P: Int, K: Float, V: Float, W: Int, N: Size>(
     let head = block / blocks % kv_heads;
     let first = split * CHUNK;
     let ragged = lengths.is_some();
-    let seen = visible(lengths, block / blocks, n);
-    if comptime!(ragged) {
+    let ranged = table.is_some();
+    let kv = block / blocks;
+    let start = first_of(table, kv, capacity);
+    let seen = held_of(table, kv, table_steps, capacity, visible(lengths, kv, n));
+    if comptime!(ragged || ranged) {
         // Of a split that lies beyond, nothing is read or written.
         if first >= seen {
             terminate!();
@@ -232,8 +272,11 @@ fn part_kernel<E: Float, I: Int, P: Int, K: Float, V: Float, W: Int, N: Size>(
     sync_cube();
 
     // One key per unit.
-    let key_start = (batch * k.stride(0) + head * k.stride(1)) / width;
     let key_step = k.stride(2) / width;
+    let mut key_start = start * key_step;
+    if comptime!(!ranged) {
+        key_start += (batch * k.stride(0) + head * k.stride(1)) / width;
+    }
     let mut best = Array::<f32>::new(part);
     #[unroll]
     for g in 0..part {
@@ -249,13 +292,13 @@ fn part_kernel<E: Float, I: Int, P: Int, K: Float, V: Float, W: Int, N: Size>(
         }
         let mut newest = false;
         if comptime!(writes) {
-            newest = first + j + 1 == n;
+            newest = first + j + 1 == seen;
         }
         for w in 0..steps {
             let mut stored = k[at + w];
             if newest {
                 // Rounded as it is stored. Cubes with other queries of the head write the same.
-                stored = Vector::cast_from(new_key[block / blocks * words + w]);
+                stored = Vector::cast_from(new_key[kv * words + w]);
                 k[at + w] = stored;
             }
             let key = Vector::<f32, N>::cast_from(stored);
@@ -264,7 +307,7 @@ fn part_kernel<E: Float, I: Int, P: Int, K: Float, V: Float, W: Int, N: Size>(
                 products[g] += key * queries[g * words + w];
             }
         }
-        let place = block / blocks * n + first + j;
+        let place = kv * n + first + j;
         let seen_by: ComptimeOption<usize> =
             positions.map(|all| in_window::<P>(all[place], size, position, n));
         // There is one query: more than 0 mean that it sees the key.
@@ -287,16 +330,26 @@ fn part_kernel<E: Float, I: Int, P: Int, K: Float, V: Float, W: Int, N: Size>(
         j += units;
     }
     let place = (block * splits + split) * part;
+    let mut row_start = block * part * n + first;
+    let mut row_step = n;
+    let mut newest_at = kv * capacity + n - 1;
+    let mut new_number = written_at;
+    if comptime!(ranged) {
+        row_start = block % blocks * part * capacity + start + first;
+        row_step = capacity;
+        newest_at = start + seen - 1;
+        new_number = at_step(table, kv, table_steps);
+    }
     exponentiate(
         &best,
         &mut scores,
         &mut most,
         &mut gathered,
         row,
-        block * part * n + first,
+        row_start,
         stats,
         place,
-        n,
+        row_step,
         count,
         part,
         units,
@@ -306,16 +359,19 @@ fn part_kernel<E: Float, I: Int, P: Int, K: Float, V: Float, W: Int, N: Size>(
     let slices = comptime!(units / words);
     let word = unit % words;
     let slice = unit / words;
-    let value_start = (batch * v.stride(0) + head * v.stride(1)) / width;
     let value_step = v.stride(2) / width;
+    let mut value_start = start * value_step;
+    if comptime!(!ranged) {
+        value_start += (batch * v.stride(0) + head * v.stride(1)) / width;
+    }
     let mut weighted = Array::<Vector<f32, N>>::new(part);
     #[unroll]
     for g in 0..part {
         weighted[g] = Vector::new(0.0f32);
     }
     if comptime!(writes) {
-        if unit == 0 && first + count == n {
-            new_position[block / blocks * capacity + n - 1] = W::cast_from(written_at);
+        if unit == 0 && first + count == seen {
+            new_position[newest_at] = W::cast_from(new_number);
         }
     }
     if slice < slices {
@@ -324,8 +380,8 @@ fn part_kernel<E: Float, I: Int, P: Int, K: Float, V: Float, W: Int, N: Size>(
             let at = value_start + (first + j) * value_step + word;
             let mut stored = v[at];
             if comptime!(writes) {
-                if first + j + 1 == n {
-                    stored = Vector::cast_from(new_value[block / blocks * words + word]);
+                if first + j + 1 == seen {
+                    stored = Vector::cast_from(new_value[kv * words + word]);
                     v[at] = stored;
                 }
             }

@@ -51,10 +51,6 @@ pub fn find_lowest<I: Int>(
         from += kv_head * scores.stride(1);
     }
     let start = batch * positions.stride(0) + kv_head * positions.stride(1);
-    let mut ranks = Shared::<[u32]>::new_slice(UNITS);
-    let mut places = Shared::<[u32]>::new_slice(UNITS);
-    let mut slots = Shared::<[u32]>::new_slice(UNITS);
-    let mut counts = Shared::<[u32]>::new_slice(UNITS);
     let mut least = 0xFFFF_FFFFu32;
     let mut place = 0xFFFF_FFFFu32;
     let mut slot = 0u32;
@@ -82,12 +78,35 @@ pub fn find_lowest<I: Int>(
         }
         j += UNITS;
     }
+    let mut found = Shared::<[u32]>::new_slice(2usize);
+    lowest_of_units(least, place, slot, count, &mut found);
+    if unit == 0 {
+        victim[head] = I::cast_from(found[0]);
+        let earlier: ComptimeOption<f32> = before.map(|all| all[head]);
+        nans[head] = f32::cast_from(found[1]) + earlier.unwrap_or(0.0f32);
+    }
+    found[0] as usize
+}
+
+/// The slot of the lowest rank that the units of a cube have found, of equal ranks of the lowest place, and the sum of their
+/// counts: `found [2]`. All units call it together.
+#[cube]
+pub fn lowest_of_units(least: u32, place: u32, slot: u32, count: u32, found: &mut Shared<[u32]>) {
+    let unit = UNIT_POS_X as usize;
+    let mut ranks = Shared::<[u32]>::new_slice(UNITS);
+    let mut places = Shared::<[u32]>::new_slice(UNITS);
+    let mut slots = Shared::<[u32]>::new_slice(UNITS);
+    let mut counts = Shared::<[u32]>::new_slice(UNITS);
     ranks[unit] = least;
     places[unit] = place;
     slots[unit] = slot;
     counts[unit] = count;
     sync_cube();
     if unit == 0 {
+        let mut least = least;
+        let mut place = place;
+        let mut slot = slot;
+        let mut count = count;
         for u in 1..UNITS {
             if ranks[u] < least || ranks[u] == least && places[u] < place {
                 least = ranks[u];
@@ -96,11 +115,8 @@ pub fn find_lowest<I: Int>(
             }
             count += counts[u];
         }
-        slots[0] = slot;
-        victim[head] = I::cast_from(slot);
-        let earlier: ComptimeOption<f32> = before.map(|all| all[head]);
-        nans[head] = f32::cast_from(count) + earlier.unwrap_or(0.0f32);
+        found[0] = slot;
+        found[1] = count;
     }
     sync_cube();
-    slots[0] as usize
 }

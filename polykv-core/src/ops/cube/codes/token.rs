@@ -109,16 +109,19 @@ pub fn attend(
             width,
             parts.into_tensor_arg(),
             stats.into_tensor_arg(),
+            none.clone().map(CubeTensor::into_buffer_arg).into(),
             none.map(CubeTensor::into_buffer_arg).into(),
             row.clone().into_tensor_arg(),
             output.clone().into_tensor_arg(),
             splits,
             n,
+            0,
+            n,
             group,
             part,
             dim / width,
             units,
-            dtype_to_storage_type(DType::I32),
+            [dtype_to_storage_type(DType::I32); 2],
         );
     }
     (output, row)

@@ -2,6 +2,7 @@
 
 use super::CHUNK;
 use crate::ops::cube::HIDDEN;
+use crate::ops::cube::ranges::{first_of, held_of};
 use cubecl::prelude::*;
 
 /// Makes exponentials relative to the largest of a cube's `scores [part][CHUNK]`, of which a unit has seen `best [part]` at the
@@ -78,25 +79,35 @@ pub fn visible<I: Int>(lengths: ComptimeOption<&[I]>, head: usize, n: usize) -> 
 /// One cube per query head: puts its splits together, up to the one where its length ends, and scales its row to
 /// probabilities.
 #[cube(launch_unchecked)]
-pub fn join_kernel<I: Int, N: Size>(
+pub fn join_kernel<I: Int, T: Int, N: Size>(
     parts: &Tensor<Vector<f32, N>>,
     stats: &Tensor<f32>,
     lengths: ComptimeOption<&[I]>,
+    table: ComptimeOption<&[T]>,
     row: &mut Tensor<f32>,
     output: &mut Tensor<Vector<f32, N>>,
     splits: usize,
     n: usize,
+    table_steps: usize,
+    capacity: usize,
     #[comptime] group: usize,
     #[comptime] part: usize,
     #[comptime] words: usize,
     #[comptime] units: usize,
-    #[define(I)] _dtype: ElemType,
+    #[define(I, T)] _dtypes: [ElemType; 2],
 ) {
     let unit = UNIT_POS_X as usize;
     let head = CUBE_POS_X as usize;
     let place = head / part * splits * part + head % part;
     let ragged = lengths.is_some();
-    let seen = visible(lengths, head / group, n);
+    let ranged = table.is_some();
+    let kv = head / group;
+    let seen = visible(lengths, kv, n);
+    let seen = held_of(table, kv, table_steps, capacity, seen);
+    let mut row_start = head * n;
+    if comptime!(ranged) {
+        row_start = head % group * capacity + first_of(table, kv, capacity);
+    }
     let splits = (seen + CHUNK - 1) / CHUNK;
     let mut most = f32::new(HIDDEN);
     for s in 0..splits {
@@ -121,7 +132,7 @@ pub fn join_kernel<I: Int, N: Size>(
     let mut j = unit;
     while j < seen {
         let weight = (stats[(place + j / CHUNK * part) * 2] - most).exp() / total;
-        row[head * n + j] = row[head * n + j] * weight;
+        row[row_start + j] = row[row_start + j] * weight;
         j += units;
     }
     if comptime!(ragged) {

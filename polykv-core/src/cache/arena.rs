@@ -1,0 +1,420 @@
+//! Slots that the same layer of several caches shares on a GPU, so that a decoded token of all of them takes as many launches as one of a
+//! single cache. Every KV head of every cache has a range of slots side by side; a cache that joins or leaves moves its own
+//! entries and no others, until the slots have to grow.
+
+mod free;
+
+use crate::ops::{Head, Slots, Table, most_tensor_bytes};
+use crate::policy::{Protect, TokenRule};
+use burn::tensor::{DType, Device, Int, Tensor, s};
+use free::Free;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A range has room for so many tokens more, or for a part of its length, before it moves, unless its budget is less.
+const SLACK: usize = 64;
+const SLACK_PART: usize = 16;
+/// Slots grow by at least this part of them.
+const GROWTH_PART: usize = 4;
+
+/// The slots of a layer.
+#[derive(Debug)]
+pub(super) struct Arena {
+    head_dim: usize,
+    device: Device,
+    /// Nothing before the first range.
+    slots: Option<Slots>,
+    free: Free,
+    /// The ids of heads.
+    ids: Free,
+    /// By the ids of the heads that are given a token together, until a range of any moves.
+    tables: Vec<(Vec<usize>, Table)>,
+}
+
+/// Who shares it.
+pub(super) type Shared = Arc<Mutex<Arena>>;
+
+/// What a policy does with the entries of a member.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rule {
+    /// `None` if nothing goes and nothing is remembered.
+    pub rule: Option<TokenRule>,
+    /// How many entries stay after a token, `usize::MAX` if none goes.
+    pub budget: usize,
+    pub protect: Protect,
+}
+
+impl Rule {
+    /// The slots of a head that holds `len` entries.
+    pub fn capacity(&self, len: usize) -> usize {
+        capacity(len, self.budget)
+    }
+}
+
+/// Makes room at once for ranges of so many slots together.
+pub(super) fn reserve(arena: &Shared, slots: usize, dtype: DType) {
+    // Where that is too much each finds out for itself.
+    let _ = locked(arena).reserve(slots, dtype);
+}
+
+/// The entries of a cache's layer, or of one of its KV heads, in an arena until it is dropped: a range for each head, all of the same
+/// length, one behind the other.
+#[derive(Debug)]
+pub(super) struct Member {
+    arena: Shared,
+    heads: Vec<Head>,
+    capacity: usize,
+}
+
+/// What is to lie in an arena.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    pub kv_heads: usize,
+    /// Entries of each.
+    pub len: usize,
+    /// Tokens that the sequence has been given.
+    pub seen: usize,
+    pub dtype: DType,
+}
+
+/// The entries of a member outside of an arena.
+pub(super) struct Entries {
+    /// Keys, values `[1, kv_heads, entries, head_dim]` and positions `[1, kv_heads, entries]`.
+    pub keys: Tensor<4>,
+    pub values: Tensor<4>,
+    pub positions: Tensor<3, Int>,
+    /// `[1, kv_heads, entries]`, if the rule keeps such.
+    pub sums: Option<Tensor<3>>,
+}
+
+fn locked(arena: &Shared) -> MutexGuard<'_, Arena> {
+    arena.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Arena {
+    /// Without slots.
+    pub fn new(head_dim: usize, device: &Device) -> Shared {
+        Arc::new(Mutex::new(Self {
+            head_dim,
+            device: device.clone(),
+            slots: None,
+            free: Free::default(),
+            ids: Free::default(),
+            tables: Vec::new(),
+        }))
+    }
+
+    /// A range of this length of slots for vectors of this type; `None` if a tensor would become larger than the device allows.
+    fn take(&mut self, length: usize, dtype: DType) -> Option<Range<usize>> {
+        if self.free.missing(length) > 0 {
+            self.reserve(length, dtype)?;
+        }
+        self.free.take(length)
+    }
+
+    /// Makes room for this many slots side by side.
+    fn reserve(&mut self, length: usize, dtype: DType) -> Option<()> {
+        let (old, missing) = (self.free.bound, self.free.missing(length));
+        if missing > 0 {
+            let bytes = self.head_dim.saturating_mul(dtype.size());
+            let most = most_tensor_bytes(&self.device).checked_div(bytes)?;
+            let more = missing.max(old / GROWTH_PART).min(most.saturating_sub(old));
+            if more < missing {
+                return None;
+            }
+            self.grow(more, dtype);
+        }
+        Some(())
+    }
+
+    fn grow(&mut self, more: usize, dtype: DType) {
+        let old = self.free.bound;
+        self.free.grow(more);
+        let all = self.free.bound;
+        let vectors = || {
+            let dims = [1, 1, all, self.head_dim];
+            Tensor::<4>::zeros(dims, (&self.device, dtype))
+        };
+        let mut grown = Slots {
+            keys: vectors(),
+            values: vectors(),
+            positions: Tensor::zeros([1, 1, all], &self.device),
+            sums: Tensor::zeros([all], &self.device),
+            // One more than there are ids.
+            nans: Tensor::zeros([1], &self.device),
+        };
+        if let Some(slots) = self.slots.take() {
+            grown = Slots {
+                keys: grown.keys.slice_assign(s![.., .., 0..old, ..], slots.keys),
+                values: grown
+                    .values
+                    .slice_assign(s![.., .., 0..old, ..], slots.values),
+                positions: grown
+                    .positions
+                    .slice_assign(s![.., .., 0..old], slots.positions),
+                sums: grown.sums.slice_assign(s![0..old], slots.sums),
+                nans: slots.nans,
+            };
+        }
+        self.slots = Some(grown);
+    }
+
+    /// Ids for so many heads, whose NaN scores are counted from 0 on.
+    fn name(&mut self, count: usize) -> Range<usize> {
+        let more = self.ids.missing(count);
+        self.ids.grow(more);
+        let ids = self.ids.take(count).unwrap_or_default();
+        if let Some(slots) = &mut self.slots {
+            let zeros = |count: usize| Tensor::<1>::zeros([count], &self.device);
+            slots.nans.inplace(|nans| {
+                let nans = match more {
+                    0 => nans,
+                    _ => Tensor::cat(vec![nans, zeros(more)], 0),
+                };
+                nans.slice_assign(s![ids.clone()], zeros(count))
+            });
+        }
+        ids
+    }
+
+    /// Writes the entries of heads into their ranges of `capacity` slots, the first of which begins at `start`.
+    fn put(&mut self, entries: Entries, start: usize, capacity: usize) {
+        let Some(slots) = &mut self.slots else {
+            return;
+        };
+        let heads = entries.keys.dims()[1];
+        let length = heads.saturating_mul(capacity);
+        let all = start..start.saturating_add(length);
+        let vectors = |tensor: Tensor<4>| {
+            let [.., count, width] = tensor.dims();
+            let filled = match count == capacity {
+                true => tensor,
+                false => {
+                    let room = Tensor::zeros(
+                        [1, heads, capacity, width],
+                        (&tensor.device(), tensor.dtype()),
+                    );
+                    room.slice_assign(s![.., .., 0..count, ..], tensor)
+                }
+            };
+            filled.reshape([1, 1, length, width])
+        };
+        let (keys, values) = (vectors(entries.keys), vectors(entries.values));
+        let positions = entries.positions;
+        let count = positions.dims()[2];
+        let room = Tensor::zeros([1, heads, capacity], &positions.device());
+        let positions = room.slice_assign(s![.., .., 0..count], positions);
+        let positions = positions.reshape([1, 1, length]);
+        let sums = entries.sums.map(|sums| {
+            let vectors = vectors(sums.unsqueeze_dim(3));
+            vectors.reshape([length])
+        });
+        let write = |old: &mut Tensor<4>, new| {
+            old.inplace(|old| old.slice_assign(s![.., .., all.clone(), ..], new));
+        };
+        write(&mut slots.keys, keys);
+        write(&mut slots.values, values);
+        let old = &mut slots.positions;
+        old.inplace(|old| old.slice_assign(s![.., .., all.clone()], positions));
+        if let Some(sums) = sums {
+            let old = &mut slots.sums;
+            old.inplace(|old| old.slice_assign(s![all], sums));
+        }
+    }
+
+    /// Copies of the entries of these heads, which hold as many each.
+    fn get(&self, heads: &[Head]) -> Option<Entries> {
+        let slots = self.slots.as_ref()?;
+        let count = heads.first().map_or(0, Head::held);
+        let dims = [1, heads.len(), count];
+        let index: Vec<i64> = heads
+            .iter()
+            .flat_map(|head| (head.start..).take(count).map(|slot| slot as i64))
+            .collect();
+        let index = Tensor::<1, Int>::from_data(index.as_slice(), &self.device);
+        let vectors = |all: &Tensor<4>| {
+            let taken = all.clone().select(2, index.clone());
+            taken.reshape([1, heads.len(), count, self.head_dim])
+        };
+        Some(Entries {
+            keys: vectors(&slots.keys),
+            values: vectors(&slots.values),
+            positions: slots
+                .positions
+                .clone()
+                .select(2, index.clone())
+                .reshape(dims),
+            sums: Some(slots.sums.clone().select(0, index.clone()).reshape(dims)),
+        })
+    }
+
+    /// A token of several members: `q [sequences, heads, 1, head_dim]`, `k`, `v [sequences, kv_heads, 1, head_dim]` → `[sequences, heads,
+    /// 1, head_dim]`. The heads of the members, one behind the other, are the KV heads of the sequences. `None` where a range
+    /// would have to grow beyond what the device allows; then nothing has changed.
+    pub fn decode(
+        arena: &Shared,
+        members: &mut [&mut Member],
+        [q, k, v]: [Tensor<4>; 3],
+        softcap: Option<f64>,
+    ) -> Option<Tensor<4>> {
+        let mut own = locked(arena);
+        for member in members.iter_mut() {
+            member.make_room(&mut own)?;
+        }
+        let heads = || members.iter().flat_map(|member| &member.heads);
+        let ids: Vec<usize> = heads().map(|head| head.id).collect();
+        let known = own.tables.iter().position(|(of, _)| *of == ids);
+        let known = known.map(|index| own.tables.swap_remove(index).1);
+        let mut table = known.unwrap_or_else(|| Table::of(heads().cloned().collect(), &own.device));
+        // Others with one of these heads would be a token behind.
+        own.tables
+            .retain(|(of, _)| !of.iter().any(|id| ids.contains(id)));
+        let most = heads().map(Head::with_newest).max().unwrap_or(1);
+        let slots = own.slots.take()?;
+        let (output, slots) = slots.decode(q, [k, v], &mut table, most, softcap);
+        own.slots = Some(slots);
+        own.tables.push((ids, table));
+        for head in members.iter_mut().flat_map(|member| &mut member.heads) {
+            head.advance();
+        }
+        Some(output)
+    }
+
+    /// How many slots there are.
+    #[cfg(test)]
+    pub fn slots(&self) -> usize {
+        self.free.bound
+    }
+
+    /// Forgets where heads were.
+    fn moved(&mut self) {
+        self.tables.clear();
+    }
+}
+
+impl Member {
+    /// Ranges for the entries of these heads of a sequence after `seen` tokens; `None` where the device has no room for tensors so large.
+    pub fn join(arena: &Shared, entries: &Held, rule: Rule) -> Option<Self> {
+        let Held {
+            kv_heads,
+            len,
+            seen,
+            dtype,
+        } = *entries;
+        let capacity = rule.capacity(len);
+        let mut own = locked(arena);
+        let all = own.take(kv_heads.saturating_mul(capacity), dtype)?;
+        let starts = all.step_by(capacity.max(1));
+        let heads = starts.zip(own.name(kv_heads)).map(|(start, id)| Head {
+            start,
+            len,
+            seen,
+            budget: rule.budget,
+            rule: rule.rule,
+            sinks: rule.protect.sinks,
+            recent: rule.protect.recent,
+            id,
+            evicted: false,
+        });
+        Some(Self {
+            arena: arena.clone(),
+            heads: heads.collect(),
+            capacity,
+        })
+    }
+
+    /// Writes the entries that it joined with.
+    pub fn fill(&self, entries: Entries) {
+        locked(&self.arena).put(entries, self.range().start, self.capacity);
+    }
+
+    /// Whom its slots are shared with.
+    pub fn arena(&self) -> &Shared {
+        &self.arena
+    }
+
+    /// Entries per KV head.
+    pub fn len(&self) -> usize {
+        self.heads.first().map_or(0, Head::held)
+    }
+
+    /// The slots of all its heads.
+    pub fn slots(&self) -> usize {
+        self.heads.len().saturating_mul(self.capacity)
+    }
+
+    /// Bytes of the positions and the sums in its slots.
+    pub fn aux_bytes(&self) -> usize {
+        let own = locked(&self.arena);
+        let positions = own
+            .slots
+            .as_ref()
+            .map_or(0, |own| own.positions.dtype().size());
+        let each = positions.saturating_add(size_of::<f32>());
+        self.slots().saturating_mul(each)
+    }
+
+    /// Whether entries have gone since it joined.
+    pub fn has_evicted(&self) -> bool {
+        self.heads.iter().any(|head| head.evicted)
+    }
+
+    /// Copies of its entries.
+    pub fn entries(&self) -> Option<Entries> {
+        locked(&self.arena).get(&self.heads)
+    }
+
+    /// The number of NaN scores of each head, `[1, heads]`, if it evicts.
+    pub fn nans(&self) -> Option<Tensor<2>> {
+        let own = locked(&self.arena);
+        let evicts = |head: &&Head| head.budget < usize::MAX;
+        let first = self.heads.first().filter(evicts)?.id;
+        let nans = own.slots.as_ref()?.nans.clone();
+        let count = self.heads.len();
+        Some(nans.narrow(0, first, count).reshape([1, count]))
+    }
+
+    /// Moves to longer ranges if there is no slot for another entry.
+    fn make_room(&mut self, own: &mut Arena) -> Option<()> {
+        let len = self.len();
+        if len < self.capacity {
+            return Some(());
+        }
+        let budget = self.heads.first().map_or(usize::MAX, |head| head.budget);
+        let capacity = capacity(len.saturating_add(1), budget);
+        let entries = own.get(&self.heads)?;
+        let all = own.take(
+            self.heads.len().saturating_mul(capacity),
+            entries.keys.dtype(),
+        )?;
+        own.put(entries, all.start, capacity);
+        own.free.give(self.range());
+        for (head, start) in self.heads.iter_mut().zip(all.step_by(capacity)) {
+            head.start = start;
+        }
+        self.capacity = capacity;
+        own.moved();
+        Some(())
+    }
+
+    fn range(&self) -> Range<usize> {
+        let start = self.heads.first().map_or(0, |head| head.start);
+        start..start.saturating_add(self.slots())
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        let mut own = locked(&self.arena);
+        own.free.give(self.range());
+        let first = self.heads.first().map_or(0, |head| head.id);
+        own.ids.give(first..first.saturating_add(self.heads.len()));
+        own.moved();
+    }
+}
+
+/// The slots for `len` entries of a head that never holds more than one beyond its budget.
+fn capacity(len: usize, budget: usize) -> usize {
+    let slack = len.saturating_add(SLACK.max(len / SLACK_PART));
+    slack.min(budget.saturating_add(1))
+}
