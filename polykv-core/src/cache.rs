@@ -37,6 +37,9 @@ pub use shared::SharedPrefill;
 pub use spans::Spans;
 pub use untrimmed::Untrimmed;
 
+#[cfg(feature = "testing")]
+pub(crate) use together::in_arenas;
+
 use crate::awake;
 use crate::budget::EntryCost;
 use crate::facts::ModelFacts;

@@ -36,7 +36,7 @@ pub(super) type Shared = Arc<Mutex<Arena>>;
 
 /// What a policy does with the entries of a member.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rule {
+pub(super) struct Keeping {
     /// `None` if nothing goes and nothing is remembered.
     pub rule: Option<TokenRule>,
     /// How many entries stay after a token, `usize::MAX` if none goes.
@@ -44,7 +44,7 @@ pub(super) struct Rule {
     pub protect: Protect,
 }
 
-impl Rule {
+impl Keeping {
     /// The slots of a head that holds `len` entries.
     pub fn capacity(&self, len: usize) -> usize {
         capacity(len, self.budget)
@@ -294,14 +294,14 @@ impl Arena {
 
 impl Member {
     /// Ranges for the entries of these heads of a sequence after `seen` tokens; `None` where the device has no room for tensors so large.
-    pub fn join(arena: &Shared, entries: &Held, rule: Rule) -> Option<Self> {
+    pub fn join(arena: &Shared, entries: &Held, keeping: Keeping) -> Option<Self> {
         let Held {
             kv_heads,
             len,
             seen,
             dtype,
         } = *entries;
-        let capacity = rule.capacity(len);
+        let capacity = keeping.capacity(len);
         let mut own = locked(arena);
         let all = own.take(kv_heads.saturating_mul(capacity), dtype)?;
         let starts = all.step_by(capacity.max(1));
@@ -309,10 +309,10 @@ impl Member {
             start,
             len,
             seen,
-            budget: rule.budget,
-            rule: rule.rule,
-            sinks: rule.protect.sinks,
-            recent: rule.protect.recent,
+            budget: keeping.budget,
+            rule: keeping.rule,
+            sinks: keeping.protect.sinks,
+            recent: keeping.protect.recent,
             id,
             evicted: false,
         });

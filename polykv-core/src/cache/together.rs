@@ -76,7 +76,12 @@ fn one_by_one(caches: &mut [&mut KvCache], layer: usize, parts: &[Tensor<4>; 3])
     (Tensor::cat(outputs, 0), errors)
 }
 
-fn in_arenas(caches: &mut [&mut KvCache], layer: usize, parts: [Tensor<4>; 3]) -> Outputs {
+/// In slots that the caches share, as far as their layers can lie in such.
+pub(crate) fn in_arenas(
+    caches: &mut [&mut KvCache],
+    layer: usize,
+    parts: [Tensor<4>; 3],
+) -> Outputs {
     let joined = join(caches, layer, &parts);
     if !joined.contains(&true) {
         return one_by_one(caches, layer, &parts);

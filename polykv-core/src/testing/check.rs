@@ -1,5 +1,7 @@
 //! What must hold for every policy.
 
+mod together;
+
 use super::compare::{Case, compare, kept};
 use super::inputs::{DIM, HEADS, Inputs, KV_HEADS, Windows, facts, shape, tensor};
 use super::maths::max_difference;
@@ -49,6 +51,7 @@ pub fn check(policies: &Policies, name: &str, device: &Device) -> Result<(), Str
 /// - under a budget that covers everything, outputs are those of a cache that keeps everything;
 /// - each row of a batch gives the same as when it runs alone;
 /// - two runs give the same;
+/// - sequences that take a token together give the same, if the policy has a [`TokenRule`](crate::policy::TokenRule);
 /// - a NaN query that makes scores NaN, by the policy's definition if there is one, is an error of kind
 ///   [`ErrorKind::NotFinite`]: by the end of the prompt, and while decoding by [`KvCache::report`]; after a NaN query that does
 ///   not, as many entries stay as should;
@@ -75,6 +78,7 @@ pub fn check_policy(policy: &Arc<dyn Policy>, device: &Device) -> Result<(), Str
     check.everything()?;
     check.rows()?;
     check.again()?;
+    check.together()?;
     check.not_finite()
 }
 
@@ -167,31 +171,42 @@ impl<'a> Check<'a> {
             .iter()
             .map(|&seed| Inputs::seeded(tokens, seed, 0))
             .collect();
+        let (mut cache, mut run) = self.after_prompt(plan, &rows, chunk)?;
+        for i in self.prompt..tokens {
+            let [q, k, v] = self.part(&rows, i..i + 1);
+            let output = cache.decode(0, q, k, v).map_err(text)?;
+            run.outputs.push(read(output)?);
+            run.kept.push(kept(&cache, 0).map_err(text)?);
+        }
+        cache.check().map_err(text)?;
+        Ok(run)
+    }
+
+    /// A cache of these rows after their prompt.
+    fn after_prompt(
+        &self,
+        plan: Plan,
+        rows: &[Inputs],
+        chunk: usize,
+    ) -> Result<(KvCache, Run), String> {
         let mut cache = self.cache(plan, rows.len())?;
         let mut outputs = Vec::new();
         let mut prompt = cache.prompt(self.prompt).map_err(text)?;
         for start in (0..self.prompt).step_by(chunk) {
-            let [q, k, v] = self.part(&rows, start..self.prompt.min(start + chunk));
+            let [q, k, v] = self.part(rows, start..self.prompt.min(start + chunk));
             outputs.push(prompt.attend(0, q, k, v).map_err(text)?);
         }
         if prompt.layers_to_repeat() > 0 {
-            let [q, k, v] = self.part(&rows, 0..self.prompt);
+            let [q, k, v] = self.part(rows, 0..self.prompt);
             prompt.repeat(0, q, k, v).map_err(text)?;
         }
         prompt.end_layer(0).map_err(text)?;
         prompt.finish().map_err(text)?;
-        let mut outputs = vec![read(Tensor::cat(outputs, 2))?];
-        let mut history = vec![kept(&cache, 0).map_err(text)?];
-        for i in self.prompt..tokens {
-            let [q, k, v] = self.part(&rows, i..i + 1);
-            outputs.push(read(cache.decode(0, q, k, v).map_err(text)?)?);
-            history.push(kept(&cache, 0).map_err(text)?);
-        }
-        cache.check().map_err(text)?;
-        Ok(Run {
-            outputs,
-            kept: history,
-        })
+        let run = Run {
+            outputs: vec![read(Tensor::cat(outputs, 2))?],
+            kept: vec![kept(&cache, 0).map_err(text)?],
+        };
+        Ok((cache, run))
     }
 
     fn cache(&self, plan: Plan, batch: usize) -> Result<KvCache, String> {

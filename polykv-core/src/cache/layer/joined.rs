@@ -1,7 +1,7 @@
 //! A layer whose entries lie beside those of the same layer of other caches, so that all take a token in the same launches.
 
 use super::LayerCache;
-use crate::cache::arena::{Arena, Entries, Held, Member, Rule, Shared};
+use crate::cache::arena::{Arena, Entries, Held, Keeping, Member, Shared};
 use crate::cache::store::Store;
 use crate::ops::Nans;
 use crate::phase::Phase;
@@ -133,16 +133,16 @@ impl LayerCache {
     /// Whether the next token can be taken together with other sequences.
     pub(in crate::cache) fn joins(&self) -> bool {
         match self.heads.is_empty() {
-            true => self.rule().is_some(),
+            true => self.keeping().is_some(),
             false => {
-                let waits = |head: &Self| head.is_undivided() || head.rule().is_none();
+                let waits = |head: &Self| head.is_undivided() || head.keeping().is_none();
                 self.shape.batch == 1 && !self.heads.iter().any(waits)
             }
         }
     }
 
     /// What is done with a token, if it is one of the things that an arena does, and whose sums it changes.
-    fn rule(&self) -> Option<(Rule, Option<Phase>)> {
+    fn keeping(&self) -> Option<(Keeping, Option<Phase>)> {
         let rules = self.rules.as_ref()?;
         let simple = rules.kv.is_none()
             && rules.every <= 1
@@ -154,13 +154,13 @@ impl LayerCache {
         let decode = rules.decode.as_ref();
         if let Some(window) = rules.window {
             // It holds the latest entries, of which the oldest leaves, and the next token sees all of them.
-            let rule = Rule {
+            let keeping = Keeping {
                 rule: Some(TokenRule::Positions),
                 budget: self.most_entries(),
                 protect: Protect::default(),
             };
             let keeps = decode.is_none() && rules.prefill.is_none() && window > 1;
-            return (simple && keeps && self.len() <= rule.budget).then_some((rule, None));
+            return (simple && keeps && self.len() <= keeping.budget).then_some((keeping, None));
         }
         if !simple || decode.is_some_and(|eviction| self.divides(eviction)) {
             return None;
@@ -169,13 +169,13 @@ impl LayerCache {
         let budget = decode.map_or(usize::MAX, |eviction| eviction.budget);
         let protect = decode.map(|eviction| eviction.policy.protect(eviction.budget));
         let sums = matches!(rule, Some(TokenRule::Sums { .. })).then_some(phase);
-        let rule = Rule {
+        let keeping = Keeping {
             rule,
             budget,
             protect: protect.unwrap_or_default(),
         };
         let known = self.joined.is_some() || self.states.fit(sums, decode.is_some());
-        (known && self.len() <= budget).then_some((rule, sums))
+        (known && self.len() <= budget).then_some((keeping, sums))
     }
 
     /// What is done with the scores of a token, and in whose state.
@@ -218,7 +218,9 @@ impl LayerCache {
             false => &self.heads,
         };
         let wanted = parts.iter().map(|part| {
-            let capacity = part.rule().map_or(0, |(rule, _)| rule.capacity(part.len()));
+            let capacity = part
+                .keeping()
+                .map_or(0, |(own, _)| own.capacity(part.len()));
             capacity.saturating_mul(part.shape.kv_heads)
         });
         wanted.fold(0, usize::saturating_add)
@@ -237,7 +239,7 @@ impl LayerCache {
         }
         self.leave();
         self.states.settle();
-        let Some((rule, sums_of)) = self.rule() else {
+        let Some((keeping, sums_of)) = self.keeping() else {
             return false;
         };
         let Some(store) = self.store.as_ref() else {
@@ -249,7 +251,7 @@ impl LayerCache {
             seen: self.seen,
             dtype: self.shape.dtype,
         };
-        let Some(member) = Member::join(arena, &held, rule) else {
+        let Some(member) = Member::join(arena, &held, keeping) else {
             return false;
         };
         let sums = sums_of.and_then(|phase| self.states.of_mut(phase).entries.pop());

@@ -3,7 +3,7 @@
 
 mod evict;
 
-use super::token::{Held, New, attend};
+use super::token::{Extent, New, attend};
 use super::{Mask, writable};
 use crate::ops::kernels::{self, RangeOps, Window};
 use crate::ops::ranges::table::{BUDGET, FIELDS, LEN, SEEN, START};
@@ -47,7 +47,7 @@ impl RangeOps for CubeBackend {
             softcap,
             window: Window::None,
         };
-        let ranges = Held::Ranges(Ranges {
+        let ranges = Extent::Ranges(Ranges {
             table: into_contiguous(table),
             steps,
             kv_heads,

@@ -3,7 +3,7 @@
 mod evict;
 mod hits;
 
-use super::token::{Held, New, attend};
+use super::token::{Extent, New, attend};
 use super::{Mask, empty, writable};
 use crate::ops::hit_note::HitNote;
 use crate::ops::kernels::{self, Counts, ScoresOf, StepOps, Window};
@@ -118,7 +118,7 @@ impl StepOps for CubeBackend {
         };
         let mask = Mask::of(mask, 1);
         let held = (keys.clone(), values.clone());
-        let (output, row) = attend(q, [keys, values], entries, Some(new), Held::Alike, mask);
+        let (output, row) = attend(q, [keys, values], entries, Some(new), Extent::Alike, mask);
         (output, row, held.0, held.1, positions)
     }
 

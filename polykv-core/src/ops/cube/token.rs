@@ -28,7 +28,7 @@ impl TokenOps for CubeBackend {
         entries: usize,
         mask: kernels::Mask<Self>,
     ) -> (CubeTensor, CubeTensor) {
-        attend(q, [k, v], entries, None, Held::Alike, Mask::of(mask, 1))
+        attend(q, [k, v], entries, None, Extent::Alike, Mask::of(mask, 1))
     }
 
     fn attend_lengths(
@@ -41,7 +41,7 @@ impl TokenOps for CubeBackend {
             softcap: None,
             window: Window::None,
         };
-        let lengths = Held::Lengths(into_contiguous(lengths));
+        let lengths = Extent::Lengths(into_contiguous(lengths));
         let n = k.shape()[2];
         attend(q, [k, v], n, None, lengths, Mask::of(none, 1))
     }
@@ -57,7 +57,7 @@ pub(super) struct New {
 }
 
 /// Which keys a KV head has.
-pub(super) enum Held {
+pub(super) enum Extent {
     /// As many as all others.
     Alike,
     /// The first of its own, `[batch, kv_heads]`.
@@ -67,7 +67,7 @@ pub(super) enum Held {
 }
 
 /// `q [batch, heads, 1, d]`, `k`, `v [batch, kv_heads, capacity, d]` → the output like `q` and the probabilities `[batch,
-/// kv_heads, group, n]` over the first `n` keys; of each KV head those that `held` gives it, or those that the mask lets the query
+/// kv_heads, group, n]` over the first `n` keys; of each KV head those that `extent` gives it, or those that the mask lets the query
 /// see. The last of them is `new` if it is given: then nobody else holds `k` and `v`. In ranges, of which the longest has `n` keys,
 /// the probabilities are `[1, 1, group, slots]` and undefined where no range is.
 pub(super) fn attend(
@@ -75,14 +75,14 @@ pub(super) fn attend(
     [k, v]: [CubeTensor; 2],
     n: usize,
     new: Option<New>,
-    held: Held,
+    extent: Extent,
     mask: Mask,
 ) -> (CubeTensor, CubeTensor) {
     debug_assert!(n <= k.shape()[2] && n <= v.shape()[2]);
-    let (lengths, ranges) = match held {
-        Held::Alike => (None, None),
-        Held::Lengths(lengths) => (Some(lengths), None),
-        Held::Ranges(ranges) => (None, Some(ranges)),
+    let (lengths, ranges) = match extent {
+        Extent::Alike => (None, None),
+        Extent::Lengths(lengths) => (Some(lengths), None),
+        Extent::Ranges(ranges) => (None, Some(ranges)),
     };
     let capacity = k.shape()[2];
     let [q, k, v] = [into_contiguous(q), dense(k), dense(v)];
