@@ -69,7 +69,7 @@ Status cuEventCreate(Handle *event, unsigned flags) { return some(event); }
 Status cuEventRecord(Handle event, Handle stream) { return SUCCESS; }
 Status cuEventQuery(Handle event) { return SUCCESS; }
 Status cuEventSynchronize(Handle event) { return SUCCESS; }
-Status cuEventElapsedTime(float *ms, Handle start, Handle end) { *ms = 0.001f; return SUCCESS; }
+Status cuEventElapsedTime(float *ms, Handle start, Handle end) { *ms = 1.0f; return SUCCESS; }
 Status cuEventElapsedTime_v2(float *ms, Handle start, Handle end) { return cuEventElapsedTime(ms, start, end); }
 Status cuEventDestroy_v2(Handle event) { return SUCCESS; }
 
@@ -92,7 +92,8 @@ Status cuMemAllocHost_v2(Handle *memory, size_t bytes) { *memory = pages(bytes);
 Status cuMemFreeHost(Handle memory) { free(memory); return SUCCESS; }
 
 Status cuMemcpyHtoDAsync_v2(Address to, const void *from, size_t bytes, Handle stream) { memcpy((Handle)to, from, bytes); return SUCCESS; }
-Status cuMemcpyDtoHAsync_v2(Handle to, Address from, size_t bytes, Handle stream) { memcpy(to, (Handle)from, bytes); return SUCCESS; }
+/* Nothing has been computed: all that is read is 0. */
+Status cuMemcpyDtoHAsync_v2(Handle to, Address from, size_t bytes, Handle stream) { memset(to, 0, bytes); return SUCCESS; }
 Status cuMemcpyDtoDAsync_v2(Address to, Address from, size_t bytes, Handle stream) { memmove((Handle)to, (Handle)from, bytes); return SUCCESS; }
 Status cuMemsetD8Async(Address to, unsigned char value, size_t bytes, Handle stream) { memset((Handle)to, value, bytes); return SUCCESS; }
 
@@ -105,7 +106,10 @@ static char *row(const struct Side *side, size_t line) {
 }
 
 Status cuMemcpy2DAsync_v2(const struct Copy *copy, Handle stream) {
-    for (size_t line = 0; line < copy->height; line++) memmove(row(&copy->to, line), row(&copy->from, line), copy->width);
+    for (size_t line = 0; line < copy->height; line++) {
+        if (copy->to.type == 1) memset(row(&copy->to, line), 0, copy->width);
+        else memmove(row(&copy->to, line), row(&copy->from, line), copy->width);
+    }
     return SUCCESS;
 }
 

@@ -24,7 +24,7 @@ def main():
     parser.add_argument("--suite", type=pathlib.Path, required=True, help="folder that ../suite/make.py made")
     parser.add_argument("--work", type=pathlib.Path, default="work", help="folder for steps, which a later run goes on from")
     parser.add_argument("--plans", type=lambda text: text.split(","), default=PLANS, help="names of plans in results.json")
-    parser.add_argument("--at", type=lambda text: text.split(","), default=["lead-in:1500", "after:500", "after:4000"],
+    parser.add_argument("--at", type=lambda text: text.split(","), default=["lead-in:1500", "after:4000"],
                         help="places of the question and lengths of the prompt")
     args = parser.parse_args()
     args.part, args.shuffle_of = "test", "heads-routed"

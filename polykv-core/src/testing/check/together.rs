@@ -1,6 +1,6 @@
 //! Whether a policy does with a decoded token what its rule says.
 
-use super::{Check, Run, kept, read, text};
+use super::{Check, kept, read, text};
 use crate::Phase;
 use crate::cache::{KvCache, in_arenas};
 use crate::policy::TokenRule;
