@@ -45,7 +45,7 @@ use crate::budget::EntryCost;
 use crate::facts::ModelFacts;
 use crate::plan::Plan;
 use crate::shape::LayerShape;
-use crate::{Error, Result};
+use crate::{Error, Result, ops};
 use burn::tensor::{Device, Tensor};
 use cascade::Cascade;
 
@@ -281,9 +281,9 @@ impl KvCache {
         v: Tensor<4>,
     ) -> Result<Tensor<4>> {
         self.check_ready("decode")?;
-        let divided = self.layers.get(layer).is_some_and(LayerCache::has_parts);
-        if divided && self.shape.batch == 1 {
-            // On GPUs its heads share launches.
+        let divided = self.layers.get(layer).is_some_and(LayerCache::is_divided);
+        if divided && self.shape.batch == 1 && ops::is_cube(&self.device) {
+            // Its heads share launches.
             let (output, errors) = Self::decode_together(&mut [self], layer, [q, k, v])?;
             return errors.into_iter().flatten().next().map_or(Ok(output), Err);
         }

@@ -62,10 +62,11 @@ impl KvCache {
     }
 }
 
-/// Cache by cache. A row alone is too little work for several cores of a CPU.
+/// Cache by cache. A row is too little work for several cores of a CPU, and a row alone for waking another.
 fn one_by_one(caches: &mut [&mut KvCache], layer: usize, parts: &[Tensor<4>; 3]) -> Outputs {
     let of = |(row, cache): (usize, &mut &mut KvCache)| cache.decode_row(layer, parts, row);
-    let (outputs, errors) = match ops::is_cpu(&parts[0].device()) {
+    let several = caches.len() > 1;
+    let (outputs, errors) = match several && ops::is_cpu(&parts[0].device()) {
         true => caches.par_iter_mut().enumerate().map(of).unzip(),
         false => caches
             .iter_mut()
@@ -149,7 +150,7 @@ fn join(caches: &mut [&mut KvCache], layer: usize, parts: &[Tensor<4>; 3]) -> Ve
     let mut joined: Vec<bool> = caches.iter().map(|cache| joins(cache)).collect();
     let own = || caches.iter().zip(&joined).filter(|(_, joined)| **joined);
     let layers = || own().filter_map(|(cache, _)| cache.layers.get(layer));
-    if layers().count() == 1 && !layers().any(|layer| layer.has_parts()) {
+    if layers().count() == 1 && !layers().any(|layer| layer.is_divided()) {
         // Nobody is there to share launches with.
         return vec![false; caches.len()];
     }

@@ -16,7 +16,8 @@ use rayon::prelude::*;
 const UNDIVIDED: usize = usize::MAX;
 
 impl LayerCache {
-    pub(super) fn is_divided(&self) -> bool {
+    /// Whether the KV heads have budgets of their own.
+    pub(in crate::cache) fn is_divided(&self) -> bool {
         !self.heads.is_empty()
     }
 

@@ -125,11 +125,6 @@ impl LayerCache {
         }
     }
 
-    /// Whether its KV heads lie by themselves.
-    pub(in crate::cache) fn has_parts(&self) -> bool {
-        !self.heads.is_empty()
-    }
-
     /// Whether the next token can be taken together with other sequences.
     pub(in crate::cache) fn joins(&self) -> bool {
         match self.heads.is_empty() {
