@@ -32,14 +32,15 @@ def main():
     known = json.loads((HERE / "results.json").read_text())
     plans = {name: known["plans"][name] for name in args.plans}
     groups = {"": [suite.write(args, name, plan) for name, plan in plans.items()]}
-    settings = {**known["settings"], "at": args.at, "lengths": [], "shuffle_of": args.shuffle_of}
+    places = [place.split(":") for place in args.at]
+    lengths = list(dict.fromkeys(int(length) for _, length in places))
+    settings = {**known["settings"], "at": args.at, "lengths": lengths, "shuffle_of": args.shuffle_of}
     results = {"settings": settings, "plans": plans, "needles": {}, "text": {}}
-    for place in args.at:
-        position, length = place.split(":")
+    for position, length in places:
         results["needles"][f"{position}-{length}"] = suite.answers(args, position, int(length), groups)
         (HERE / "results-elsewhere.json").write_text(json.dumps(results) + "\n")
         text = report(results).replace("# Plans on the frozen suite", "# Budgets of KV heads elsewhere", 1)
-        text = text.replace("The plan in bold is the one whose policies are shuffled.", "The plan in bold was fixed before this part was read.", 1)
+        text = text.replace("`run.py`", "`elsewhere.py`", 1).replace("The plan in bold is the one whose policies are shuffled.", "The plan in bold was fixed before this part was read.", 1)
         (HERE / "results-elsewhere.md").write_text(text)
 
 
