@@ -104,6 +104,7 @@ fn a_model_in_blocks_agrees_with_the_cpu() {
 fn tokens_of_several_caches_agree_with_each_alone() {
     for (name, device) in devices() {
         together::rows(&name, &device);
+        together::shapes(&name, &device);
     }
 }
 
