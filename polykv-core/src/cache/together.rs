@@ -62,11 +62,10 @@ impl KvCache {
     }
 }
 
-/// Cache by cache. A row is too little work for several cores of a CPU, and a row alone for waking another.
+/// Cache by cache. A row alone is too little work for several cores of a CPU.
 fn one_by_one(caches: &mut [&mut KvCache], layer: usize, parts: &[Tensor<4>; 3]) -> Outputs {
     let of = |(row, cache): (usize, &mut &mut KvCache)| cache.decode_row(layer, parts, row);
-    let several = caches.len() > 1;
-    let (outputs, errors) = match several && ops::is_cpu(&parts[0].device()) {
+    let (outputs, errors) = match ops::is_cpu(&parts[0].device()) {
         true => caches.par_iter_mut().enumerate().map(of).unzip(),
         false => caches
             .iter_mut()
