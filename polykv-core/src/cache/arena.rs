@@ -4,7 +4,7 @@
 
 mod free;
 
-use crate::ops::{Head, Slots, Table, most_tensor_bytes};
+use crate::ops::{self, Head, Slots, Table, most_tensor_bytes};
 use crate::policy::{Protect, TokenRule};
 use burn::tensor::{DType, Device, Int, Tensor, s};
 use free::Free;
@@ -128,35 +128,33 @@ impl Arena {
     }
 
     fn grow(&mut self, more: usize, dtype: DType) {
-        let old = self.free.bound;
         self.free.grow(more);
         let all = self.free.bound;
-        let vectors = || {
-            let dims = [1, 1, all, self.head_dim];
-            Tensor::<4>::zeros(dims, (&self.device, dtype))
-        };
-        let mut grown = Slots {
-            keys: vectors(),
-            values: vectors(),
-            positions: Tensor::zeros([1, 1, all], &self.device),
-            sums: Tensor::zeros([all], &self.device),
-            // One more than there are ids.
-            nans: Tensor::zeros([1], &self.device),
-        };
-        if let Some(slots) = self.slots.take() {
-            grown = Slots {
-                keys: grown.keys.slice_assign(s![.., .., 0..old, ..], slots.keys),
-                values: grown
-                    .values
-                    .slice_assign(s![.., .., 0..old, ..], slots.values),
-                positions: grown
-                    .positions
-                    .slice_assign(s![.., .., 0..old], slots.positions),
-                sums: grown.sums.slice_assign(s![0..old], slots.sums),
-                nans: slots.nans,
-            };
-        }
-        self.slots = Some(grown);
+        self.slots = Some(match self.slots.take() {
+            None => {
+                let vectors = || Tensor::zeros([1, 1, all, self.head_dim], (&self.device, dtype));
+                Slots {
+                    keys: vectors(),
+                    values: vectors(),
+                    positions: Tensor::zeros([1, 1, all], &self.device),
+                    sums: Tensor::zeros([all], &self.device),
+                    // One more than there are ids.
+                    nans: Tensor::zeros([1], &self.device),
+                }
+            }
+            Some(old) => {
+                let entries = (old.keys, old.values, old.positions);
+                let (keys, values, positions) = ops::grow(entries, all);
+                let room = Tensor::zeros([more], &self.device);
+                Slots {
+                    keys,
+                    values,
+                    positions,
+                    sums: Tensor::cat(vec![old.sums, room], 0),
+                    nans: old.nans,
+                }
+            }
+        });
     }
 
     /// Ids for so many heads, whose NaN scores are counted from 0 on.
@@ -182,41 +180,25 @@ impl Arena {
         let Some(slots) = &mut self.slots else {
             return;
         };
-        let heads = entries.keys.dims()[1];
+        let [_, heads, count, width] = entries.keys.dims();
         let length = heads.saturating_mul(capacity);
         let all = start..start.saturating_add(length);
-        let vectors = |tensor: Tensor<4>| {
-            let [.., count, width] = tensor.dims();
-            let filled = match count == capacity {
-                true => tensor,
-                false => {
-                    let room = Tensor::zeros(
-                        [1, heads, capacity, width],
-                        (&tensor.device(), tensor.dtype()),
-                    );
-                    room.slice_assign(s![.., .., 0..count, ..], tensor)
-                }
-            };
-            filled.reshape([1, 1, length, width])
+        let own = (entries.keys, entries.values, entries.positions);
+        let (keys, values, positions) = match count == capacity {
+            true => own,
+            false => ops::grow(own, capacity),
         };
-        let (keys, values) = (vectors(entries.keys), vectors(entries.values));
-        let positions = entries.positions;
-        let count = positions.dims()[2];
-        let room = Tensor::zeros([1, heads, capacity], &positions.device());
-        let positions = room.slice_assign(s![.., .., 0..count], positions);
-        let positions = positions.reshape([1, 1, length]);
-        let sums = entries.sums.map(|sums| {
-            let vectors = vectors(sums.unsqueeze_dim(3));
-            vectors.reshape([length])
-        });
-        let write = |old: &mut Tensor<4>, new| {
+        let write = |old: &mut Tensor<4>, new: Tensor<4>| {
+            let new = new.reshape([1, 1, length, width]);
             old.inplace(|old| old.slice_assign(s![.., .., all.clone(), ..], new));
         };
         write(&mut slots.keys, keys);
         write(&mut slots.values, values);
+        let positions = positions.reshape([1, 1, length]);
         let old = &mut slots.positions;
         old.inplace(|old| old.slice_assign(s![.., .., all.clone()], positions));
-        if let Some(sums) = sums {
+        if let Some(sums) = entries.sums {
+            let sums = ops::extend(sums, capacity.saturating_sub(count)).reshape([length]);
             let old = &mut slots.sums;
             old.inplace(|old| old.slice_assign(s![all], sums));
         }
@@ -225,7 +207,7 @@ impl Arena {
     /// Copies of the entries of these heads, which hold as many each.
     fn get(&self, heads: &[Head]) -> Option<Entries> {
         let slots = self.slots.as_ref()?;
-        let count = heads.first().map_or(0, Head::held);
+        let count = heads.first().map_or(0, |head| head.len);
         let dims = [1, heads.len(), count];
         let index: Vec<i64> = heads
             .iter()
@@ -335,7 +317,7 @@ impl Member {
 
     /// Entries per KV head.
     pub fn len(&self) -> usize {
-        self.heads.first().map_or(0, Head::held)
+        self.heads.first().map_or(0, |head| head.len)
     }
 
     /// The slots of all its heads.

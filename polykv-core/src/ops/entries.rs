@@ -137,6 +137,9 @@ pub(crate) fn push(queries: &Tensor<4>, new: &Tensor<4>) -> Option<Tensor<4>> {
 
 /// Statistics per entry, `[batch, kv_heads, n, ..]`, with `count` zeros behind those of each head.
 pub(crate) fn extend<const D: usize>(statistics: Tensor<D>, count: usize) -> Tensor<D> {
+    if count == 0 {
+        return statistics;
+    }
     #[cfg(feature = "cube")]
     if Route::of(&statistics) == Route::Gpu {
         return kernel!(StepOps::extend(statistics, count));

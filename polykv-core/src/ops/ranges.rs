@@ -32,11 +32,6 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// How many entries it holds now.
-    pub fn held(&self) -> usize {
-        self.len
-    }
-
     /// How many it holds within a token.
     pub fn with_newest(&self) -> usize {
         self.len + 1

@@ -33,10 +33,7 @@ pub(crate) fn add_latest(sums: Tensor<3>, rows: &Tensor<4>) -> Tensor<3> {
     if Route::of(&sums).if_f32(rows) == Route::Gpu {
         return kernel!(StepOps::add_mean(sums, rows.clone()));
     }
-    let sums = match entries - known {
-        0 => sums,
-        new => super::extend(sums, new),
-    };
+    let sums = super::extend(sums, entries - known);
     sums + rows.clone().mean_dim(2).reshape([batch, kv_heads, entries])
 }
 

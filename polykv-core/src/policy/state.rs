@@ -38,30 +38,26 @@ impl State {
     /// Extends every statistic per entry by zeros for the appended entries.
     pub fn extend_with_zeros(&mut self, appended: &Appended) {
         let tokens = appended.positions.len();
-        for tensor in &mut self.entries {
-            tensor.inplace(|old| ops::extend(old, tokens));
-        }
-        for tensor in &mut self.rows {
-            tensor.inplace(|old| ops::extend(old, tokens));
-        }
+        self.extend_each(|_| tokens);
     }
 
     /// Extends every statistic per entry by zeros to so many entries.
     pub(crate) fn extend_to(&mut self, entries: usize) {
-        for tensor in &mut self.entries {
-            let new = entries.saturating_sub(tensor.dims()[2]);
-            if new > 0 {
-                tensor.inplace(|old| ops::extend(old, new));
-            }
-        }
-        for tensor in &mut self.rows {
-            let new = entries.saturating_sub(tensor.dims()[2]);
-            if new > 0 {
-                tensor.inplace(|old| ops::extend(old, new));
-            }
-        }
+        self.extend_each(|held| entries.saturating_sub(held));
         let members = self.members.iter_mut();
         members.for_each(|member| member.extend_to(entries));
+    }
+
+    /// Extends every statistic per entry by as many zeros as `new` says for one of so many entries.
+    fn extend_each(&mut self, new: impl Fn(usize) -> usize) {
+        for tensor in &mut self.entries {
+            let new = new(tensor.dims()[2]);
+            tensor.inplace(|old| ops::extend(old, new));
+        }
+        for tensor in &mut self.rows {
+            let new = new(tensor.dims()[2]);
+            tensor.inplace(|old| ops::extend(old, new));
+        }
     }
 
     /// Extends the last tensor of [`State::entries`] by the values of the appended entries, `new [batch, kv_heads, tokens]`.
