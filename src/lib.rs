@@ -49,8 +49,8 @@ pub use burn;
 pub use polykv_core::testing;
 pub use polykv_core::{
     Allocator, At, Budget, CacheEstimate, CacheReport, Codes, DeviceSpec, EntryCost, Error,
-    ErrorKind, KvCache, LayerCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan, PlanFile,
-    Policy, Prompt, PromptCache, Registry, Result, RopeFacts, Rule, Session, SessionInfo,
+    ErrorKind, Holdings, KvCache, LayerCache, LayerFacts, LayerShape, ModelFacts, Phase, Plan,
+    PlanFile, Policy, Prompt, PromptCache, Registry, Result, RopeFacts, Rule, Session, SessionInfo,
     SharedPrefill, Spans, Storage, Untrimmed,
 };
 /// For whoever writes plans, policies or allocators, and the tensor operations that these need.

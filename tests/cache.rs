@@ -7,6 +7,8 @@ mod by_hand;
 #[path = "cache/coded.rs"]
 mod coded;
 mod common;
+#[path = "cache/copies.rs"]
+mod copies;
 #[path = "cache/estimate.rs"]
 mod estimate;
 #[path = "cache/every.rs"]

@@ -57,12 +57,16 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let mut snapshot = None;
     let mut written = Ok(());
     let mut prefill = progress::Prefill::default();
+    // What reading flags, plan and text took would lie beside the weights.
+    polykv::machine::release_memory();
     let generation = generator.generate(&ids, &options, &mut |event| {
         match event {
             Event::Prefill { done, total } => prefill.step(done, total),
             Event::Prompt(cache) => {
                 prompted = cache.seen();
                 snapshot = args.show_kept.as_ref().map(|_| Snapshot::of(cache));
+                // A long prompt took more than an answer does.
+                polykv::machine::release_memory();
             }
             Event::Text(piece) if !args.json => written = console::write(piece),
             _ => {}
@@ -76,6 +80,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     drop(prefill);
     let generation = generation?;
     written.context("standard output")?;
+    polykv::machine::release_memory();
 
     let saved = match &args.session.save_session {
         Some(path) => Some(generator.save(path, &file, &identity)?),

@@ -31,7 +31,7 @@ mod untrimmed;
 pub use estimate::CacheEstimate;
 pub use layer::LayerCache;
 pub use prompt::{Prompt, PromptCache};
-pub use report::CacheReport;
+pub use report::{CacheReport, Holdings};
 pub use session::{Session, SessionInfo};
 pub use shared::SharedPrefill;
 pub use spans::Spans;

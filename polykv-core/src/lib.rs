@@ -45,8 +45,8 @@ pub mod testing;
 pub use allocate::Allocator;
 pub use budget::{Budget, EntryCost};
 pub use cache::{
-    CacheEstimate, CacheReport, KvCache, LayerCache, Prompt, PromptCache, Session, SessionInfo,
-    SharedPrefill, Spans, Untrimmed,
+    CacheEstimate, CacheReport, Holdings, KvCache, LayerCache, Prompt, PromptCache, Session,
+    SessionInfo, SharedPrefill, Spans, Untrimmed,
 };
 pub use codes::Codes;
 pub use device::DeviceSpec;

@@ -72,7 +72,7 @@ pub use weight::{BlockType, Q8_BLOCK, SharedBytes, Weight, q8_scheme};
 
 #[cfg(feature = "cube")]
 pub(crate) use attend::attend_new;
-pub(crate) use attend::attends_new;
+pub(crate) use attend::{attend_behind, attends_new};
 pub(crate) use choice::{drop_lowest_after, rest};
 pub(crate) use entries::{extend, grow, push};
 pub(crate) use evict::{Statistics, evict};

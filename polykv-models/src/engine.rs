@@ -178,11 +178,15 @@ impl<'m> Engine<'m> {
         let caches = || self.sequences.iter().map(|sequence| &sequence.cache);
         let prompts = || self.prompts.iter().map(|prompt| prompt.cache());
         let all = || caches().chain(prompts());
+        let held = KvCache::holdings(all());
         EngineStats {
             waiting: self.waiting.len(),
             prompts: self.prompts.len(),
             sequences: self.sequences.len(),
-            kv_bytes: all().map(KvCache::kv_bytes).sum(),
+            kv_bytes: held.bytes,
+            kv_shared_bytes: held.shared_bytes,
+            kv_free_bytes: held.free_bytes,
+            kv_free_run_bytes: held.free_run_bytes,
             full_bytes: all().map(KvCache::full_bytes).sum(),
             reserved_bytes: self.room.taken(),
             ..self.stats

@@ -96,12 +96,30 @@ impl Metrics {
             _ => 0.0,
         };
         let saved = engine.full_bytes.saturating_sub(engine.kv_bytes);
-        let gauges: [(&str, &str, &str, f64); 10] = [
+        let gauges: [(&str, &str, &str, f64); 13] = [
             (
                 "polykv_kv_bytes",
                 "Bytes of keys and values now",
                 "",
                 engine.kv_bytes as f64,
+            ),
+            (
+                "polykv_kv_shared_bytes",
+                "Of these, bytes of prompts that several answers share",
+                "",
+                engine.kv_shared_bytes as f64,
+            ),
+            (
+                "polykv_kv_free_bytes",
+                "Of these, bytes of free slots between sequences on a GPU",
+                "",
+                engine.kv_free_bytes as f64,
+            ),
+            (
+                "polykv_kv_free_run_bytes",
+                "Of the free slots, bytes of those side by side, the most of each layer",
+                "",
+                engine.kv_free_run_bytes as f64,
             ),
             (
                 "polykv_kv_saved_bytes",

@@ -325,6 +325,12 @@ impl Member {
         self.heads.len().saturating_mul(self.capacity)
     }
 
+    /// How many slots of the arena nobody has, and how many of those lie side by side at most.
+    pub fn free_slots(&self) -> [usize; 2] {
+        let own = locked(&self.arena);
+        [own.free.count(), own.free.longest()]
+    }
+
     /// Bytes of the positions and the sums in its slots.
     pub fn aux_bytes(&self) -> usize {
         let own = locked(&self.arena);

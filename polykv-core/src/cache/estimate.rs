@@ -2,7 +2,8 @@
 
 use super::Spans;
 use super::cascade::Cascade;
-use super::slots::{PIECE, slots_for};
+use super::slots::{PIECE, SLACK, slots_for};
+use super::store::LEAST_SHARED;
 use crate::budget::EntryCost;
 use crate::codes::Codes;
 use crate::facts::most_entries;
@@ -21,8 +22,21 @@ pub struct CacheEstimate {
     pub steady_bytes: usize,
     /// The most bytes of keys and values at any time, transient copies included.
     pub peak_bytes: usize,
+    /// The most bytes of keys and values that each of several copies, made after the prompt, has for itself on the CPU after the
+    /// last token. Layers that keep everything while they decode, as floats and without a window, share those of the prompt.
+    pub copy_bytes: usize,
     /// Entries per KV head in each layer after the last token.
     pub kept: Vec<usize>,
+}
+
+impl CacheEstimate {
+    /// The most bytes of keys and values of `count` copies together, made after the prompt, on the CPU after the last token.
+    #[must_use]
+    pub fn of_copies(&self, count: usize) -> usize {
+        let apart = self.steady_bytes.saturating_mul(count);
+        let own = self.copy_bytes.saturating_mul(count);
+        apart.min(self.steady_bytes.saturating_add(own))
+    }
 }
 
 impl Plan {
@@ -69,6 +83,14 @@ impl Plan {
                 sizes.code(layer, cost.bytes_in(codes), cost.bytes_beside(codes));
             }
         }
+        // What copies share, and the slots that each has for more instead.
+        let (mut shared, mut slots) = (0usize, 0usize);
+        for (layer, rules) in layers.iter().zip(&resolved.layers) {
+            if rules.shares() && !layer.divided && layer.len >= LEAST_SHARED {
+                shared = shared.saturating_add(layer.len.saturating_mul(cost.bytes));
+                slots = slots.saturating_add(SLACK.saturating_mul(cost.bytes));
+            }
+        }
         let online = cascade.map(|cascade| cascade.decode_budgets());
         let online = online.transpose()?.unwrap_or_default();
         let spans = Spans::default();
@@ -113,9 +135,12 @@ impl Plan {
                 Err(Error::budget("bytes of the cache", "more", allowed))
             }
         };
+        let steady_bytes = bytes(sizes.bytes)?;
+        let own = steady_bytes.saturating_sub(shared);
         Ok(CacheEstimate {
-            steady_bytes: bytes(sizes.bytes)?,
+            steady_bytes,
             peak_bytes: bytes(sizes.peak)?,
+            copy_bytes: own.saturating_add(slots),
             kept: layers.iter().map(|layer| layer.len).collect(),
         })
     }

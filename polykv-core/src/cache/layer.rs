@@ -154,12 +154,11 @@ impl LayerCache {
             .is_some_and(|rules| rules.decode.is_some());
         let most = self.most_entries().saturating_add(1);
         let wanted = self.len().saturating_add(tokens).min(most);
-        if let Some(store) = self
-            .store
-            .as_mut()
-            .filter(|store| !evicts && store.capacity() < wanted)
-        {
-            store.resize(wanted);
+        if let Some(store) = self.store.as_mut().filter(|_| !evicts) {
+            store.reclaim();
+            if !store.has_room(wanted.saturating_sub(store.len())) {
+                store.resize(wanted);
+            }
         }
     }
 
@@ -222,12 +221,16 @@ impl LayerCache {
         }
     }
 
-    /// Brings the entries into the codes that the plan states, if it states any.
+    /// Brings the entries after a prompt into the codes that the plan states, if it states any; copies share them if it does not.
     pub(super) fn code(&mut self) {
         self.heads.iter_mut().for_each(Self::code);
-        let codes = self.rules.as_ref().and_then(|rules| rules.kv);
-        if let (Some(store), Some(codes)) = (&mut self.store, codes) {
-            store.code(codes);
+        let (Some(store), Some(rules)) = (&mut self.store, &self.rules) else {
+            return;
+        };
+        match rules.kv {
+            Some(codes) => store.code(codes),
+            None if rules.shares() => store.lend(),
+            None => {}
         }
     }
 
@@ -339,10 +342,13 @@ impl LayerCache {
         let (before, tokens) = (self.len(), q.dims()[2]);
         let values = v.clone();
         let capacity = slots_for(rules, before, tokens, self.expected);
+        if let Some(store) = &mut self.store {
+            store.reclaim();
+        }
         match &mut self.store {
-            Some(store) if store.capacity() >= before.saturating_add(tokens) => {}
+            Some(store) if store.has_room(tokens) => {}
             Some(store) => {
-                let old = store.kv_bytes();
+                let old = store.own_kv_bytes();
                 store.resize(capacity);
                 self.moving = self.moving.max(old.saturating_add(store.kv_bytes()));
             }

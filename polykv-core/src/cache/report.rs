@@ -1,5 +1,6 @@
-use super::LayerCache;
+use super::{KvCache, LayerCache};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// What a cache holds, measured from its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -57,5 +58,49 @@ impl CacheReport {
     /// The entries of the layer with the most.
     pub fn kept_max(&self) -> f64 {
         self.kept.iter().copied().fold(0.0, f64::max)
+    }
+}
+
+/// Keys and values of several caches together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Holdings {
+    /// Bytes of keys and values, free slots included. What copies share counts once, while [`KvCache::kv_bytes`] of each counts it.
+    pub bytes: usize,
+    /// Of these, bytes that are shared or may be, by a cache and copies of it.
+    pub shared_bytes: usize,
+    /// Of these, bytes of slots beside those of other caches ([`KvCache::decode_together`]) that no cache has.
+    pub free_bytes: usize,
+    /// Of these, bytes of the slots that lie side by side, the most of each layer: the closer to `free_bytes`, the less the free
+    /// slots are fragmented.
+    pub free_run_bytes: usize,
+}
+
+/// What [`Holdings`] are summed from.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    pub own: usize,
+    /// By where it lies.
+    pub shared: BTreeMap<usize, usize>,
+    /// Free bytes and those side by side, by where they lie.
+    pub free: BTreeMap<usize, [usize; 2]>,
+}
+
+impl KvCache {
+    /// What caches hold together.
+    pub fn holdings<'a>(caches: impl IntoIterator<Item = &'a Self>) -> Holdings {
+        let mut tally = Tally::default();
+        for layer in caches.into_iter().flat_map(|cache| &cache.layers) {
+            layer.count(&mut tally);
+        }
+        let sum = |bytes: &mut dyn Iterator<Item = usize>| bytes.fold(0, usize::saturating_add);
+        let shared_bytes = sum(&mut tally.shared.into_values());
+        let free_bytes = sum(&mut tally.free.values().map(|[free, _]| *free));
+        Holdings {
+            bytes: sum(&mut [tally.own, shared_bytes, free_bytes].into_iter()),
+            shared_bytes,
+            free_bytes,
+            free_run_bytes: sum(&mut tally.free.values().map(|[_, run]| *run)),
+        }
     }
 }

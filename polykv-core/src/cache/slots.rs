@@ -6,7 +6,7 @@ use crate::plan::LayerEvictions;
 
 /// A cache without a decode budget gets at least this many free slots beyond its length, so that it does not grow at every
 /// token. A long one gets one free slot per `SLACK_PART` entries.
-const SLACK: usize = 16;
+pub const SLACK: usize = 16;
 const SLACK_PART: usize = 32;
 
 /// The tokens of a prompt that a layer with a window takes at a time: it has slots for these beside what its window holds,

@@ -1,21 +1,29 @@
 //! Storage of one layer's entries.
 
+mod prefix;
+
+pub use prefix::{LEAST_SHARED, Prefix};
+
 use crate::codes::Codes;
 use crate::ops::coded::{Channels, CodedEntries};
 use crate::ops::{self, AttentionBlock, Entries, Mask, Nans, Protected, Statistics, StepScores};
 use crate::policy::{Merge, Stored};
 use crate::shape::LayerShape;
 use burn::tensor::{DType, Device, Int, Tensor, s};
+use std::sync::Arc;
 
-/// Keys, values and positions of the entries in slots `0..len`; slots beyond are free.
+/// Keys, values and positions of the entries, which lie in the first slots, behind those of a prefix if there is one.
 #[derive(Clone, Debug)]
 pub(super) struct Store {
     vectors: Vectors,
     /// `[batch, kv_heads, capacity]`
     positions: Tensor<3, Int>,
+    /// With those of the prefix.
     len: usize,
     /// What keys are coded relative to, once they have been coded.
     channels: Option<Channels>,
+    /// The first entries, while copies share them; the others are floats.
+    prefix: Option<Arc<Prefix>>,
 }
 
 /// Keys and values `[batch, kv_heads, capacity, head_dim]`.
@@ -36,6 +44,7 @@ impl Store {
             positions: Tensor::zeros([shape.batch, shape.kv_heads, capacity], device),
             len: 0,
             channels: None,
+            prefix: None,
         }
     }
 
@@ -51,6 +60,7 @@ impl Store {
             positions,
             len,
             channels: None,
+            prefix: None,
         }
     }
 
@@ -63,6 +73,7 @@ impl Store {
             positions,
             len,
             channels,
+            prefix: None,
         };
         if capacity > len {
             store.resize(capacity);
@@ -85,6 +96,7 @@ impl Store {
             positions: self.positions().narrow(0, row, 1).narrow(1, head, 1),
             len: self.len,
             channels: channels.map(|channels| channels.of_head(row, head)),
+            prefix: None,
         }
     }
 
@@ -93,11 +105,30 @@ impl Store {
     }
 
     pub fn capacity(&self) -> usize {
+        match (&self.prefix, self.slots()) {
+            (Some(prefix), 0) => prefix.capacity(),
+            (_, own) => self.before().saturating_add(own),
+        }
+    }
+
+    /// Whether so many entries can be appended.
+    pub fn has_room(&self, tokens: usize) -> bool {
+        self.behind().saturating_add(tokens) <= self.slots()
+    }
+
+    /// Those of its own.
+    fn slots(&self) -> usize {
         self.positions.dims()[2]
     }
 
     /// Bytes of keys and values, free slots included.
     pub fn kv_bytes(&self) -> usize {
+        let shared = self.prefix.as_ref().map_or(0, |prefix| prefix.kv_bytes());
+        self.own_kv_bytes().saturating_add(shared)
+    }
+
+    /// The same without those of the prefix.
+    pub fn own_kv_bytes(&self) -> usize {
         match &self.vectors {
             Vectors::Floats([keys, values]) => ops::bytes(keys).saturating_add(ops::bytes(values)),
             Vectors::Codes(coded) => coded.bytes(),
@@ -111,7 +142,11 @@ impl Store {
             Vectors::Floats(_) => 0,
             Vectors::Codes(coded) => coded.place_bytes(),
         };
-        let parts = [ops::bytes(&self.positions), channels, places];
+        let shared = self
+            .prefix
+            .as_ref()
+            .map_or(0, |prefix| prefix.position_bytes());
+        let parts = [ops::bytes(&self.positions), shared, channels, places];
         parts.into_iter().fold(0, usize::saturating_add)
     }
 
@@ -129,13 +164,9 @@ impl Store {
     pub fn stored(&self) -> (Stored, Stored) {
         match &self.vectors {
             Vectors::Floats([keys, values]) => {
-                let held = |all: &Tensor<4>| {
-                    Stored::from(match self.len == self.capacity() {
-                        true => all.clone(),
-                        false => all.clone().slice(s![.., .., 0..self.len, ..]),
-                    })
-                };
-                (held(keys), held(values))
+                let keys = self.held(keys, |prefix| prefix.keys());
+                let values = self.held(values, |prefix| prefix.values());
+                (keys.into(), values.into())
             }
             Vectors::Codes(coded) => Stored::of_codes(coded, self.len),
         }
@@ -150,19 +181,23 @@ impl Store {
     }
 
     pub fn positions(&self) -> Tensor<3, Int> {
-        match self.len == self.capacity() {
-            true => self.positions.clone(),
-            false => self.positions.clone().slice(s![.., .., 0..self.len]),
-        }
+        self.held(&self.positions, |prefix| prefix.positions())
     }
 
     /// Attention of one query per head over the entries.
     pub fn attend(&self, q: Tensor<4>, mask: &Mask) -> (Tensor<4>, AttentionBlock) {
-        match &self.vectors {
-            Vectors::Floats([keys, values]) => {
+        match (&self.vectors, &self.prefix) {
+            (Vectors::Floats(own), Some(prefix)) if self.behind() > 0 => {
+                let behind = own.each_ref().map(|all| prefix::first(all, self.behind()));
+                ops::attend_behind(q, prefix.both(), behind, mask)
+            }
+            (Vectors::Floats([keys, values]), None) => {
                 ops::attend_first(q, keys.clone(), values.clone(), self.len, mask)
             }
-            Vectors::Codes(coded) => coded.attend(q, self.len, mask),
+            (Vectors::Floats(_), Some(_)) => {
+                ops::attend_first(q, self.keys(), self.values(), self.len, mask)
+            }
+            (Vectors::Codes(coded), _) => coded.attend(q, self.len, mask),
         }
     }
 
@@ -182,6 +217,7 @@ impl Store {
         position: usize,
         mask: &Mask,
     ) -> (Tensor<4>, AttentionBlock) {
+        self.own();
         #[cfg(feature = "cube")]
         if let Some(entries) = self.extract() {
             self.len = self.len.saturating_add(1);
@@ -204,6 +240,7 @@ impl Store {
 
     /// Brings keys and values into codes.
     pub fn code(&mut self, codes: Codes) {
+        self.own();
         if self.channels.is_none() {
             self.measure_channels();
         }
@@ -227,6 +264,7 @@ impl Store {
 
     /// Overwrites the keys of all entries, `[batch, kv_heads, entries, head_dim]` of the type that is stored.
     pub fn set_keys(&mut self, new: Tensor<4>) {
+        self.own();
         let entries = 0..self.len;
         match &mut self.vectors {
             Vectors::Floats([keys, _]) => {
@@ -238,10 +276,12 @@ impl Store {
 
     /// Moves the entries into storage for `capacity` entries.
     pub fn resize(&mut self, capacity: usize) {
+        let (behind, own) = (self.behind(), capacity.saturating_sub(self.before()));
         match &mut self.vectors {
-            Vectors::Floats(_) => {
-                let entries = (self.keys(), self.values(), self.positions());
-                self.set(ops::grow(entries, capacity));
+            Vectors::Floats(both) => {
+                let [keys, values] = both.each_ref().map(|all| prefix::first(all, behind));
+                let positions = prefix::first(&self.positions, behind);
+                self.set(ops::grow((keys, values, positions), own));
             }
             Vectors::Codes(coded) => {
                 coded.grow(capacity);
@@ -272,13 +312,11 @@ impl Store {
     /// Several entries have the stored type, one may have f32.
     pub fn append(&mut self, new: [Tensor<4>; 2], first_position: usize) {
         let [batch, kv_heads, tokens, _] = new[0].dims();
-        let slots = self.len..self.len.saturating_add(tokens);
+        let slots = self.behind()..self.behind().saturating_add(tokens);
+        self.len = self.len.saturating_add(tokens);
         if tokens == 1 {
-            self.write(slots.start, new, first_position);
-            self.len = slots.end;
-            return;
+            return self.write(slots.start, new, first_position);
         }
-        self.len = slots.end;
         match &mut self.vectors {
             Vectors::Floats(both) => {
                 for (all, new) in both.iter_mut().zip(new) {
@@ -316,6 +354,7 @@ impl Store {
 
     /// Keeps the entries in `slots [batch, kv_heads, count]`, in that order, in storage for `capacity`.
     pub fn keep(&mut self, slots: Tensor<3, Int>, capacity: usize) {
+        self.own();
         let count = slots.dims()[2];
         let capacity = capacity.max(count);
         self.len = count;
@@ -337,6 +376,7 @@ impl Store {
         [key, value]: [Tensor<4>; 2],
         position: usize,
     ) -> (Tensor<3, Int>, Nans, Option<Statistics>) {
+        self.own();
         let count = self.len;
         if let Some(entries) = self.extract() {
             self.len = count.saturating_sub(1);
@@ -361,6 +401,7 @@ impl Store {
         value: Tensor<4>,
         position: usize,
     ) {
+        self.own();
         self.len = self.len.saturating_sub(1);
         if let Some(entries) = self.extract() {
             return self.set(ops::replace(entries, victim, key, value, position));
@@ -375,6 +416,9 @@ impl Store {
     pub fn last(&self) -> (Tensor<4>, Tensor<4>) {
         let slot = self.len.saturating_sub(1);
         let [keys, values] = match &self.vectors {
+            Vectors::Floats(_) if self.prefix.is_some() => {
+                [self.keys(), self.values()].map(|all| all.narrow(2, slot, 1))
+            }
             Vectors::Floats(both) => {
                 let [batch, kv_heads, _] = self.positions.dims();
                 let device = self.positions.device();
@@ -390,6 +434,7 @@ impl Store {
     /// Adds to keys and values, in place while nobody else holds the tensors; to the entries in `merge.slots`, or to the
     /// first ones.
     pub fn merge(&mut self, merge: Merge) {
+        self.own();
         let slots = merge.slots.as_ref();
         match &mut self.vectors {
             Vectors::Floats([keys, values]) => {

@@ -135,6 +135,43 @@ pub fn attend_first(
     (output, block)
 }
 
+/// [`attend_first`] over all entries of `before` and then over all of `own`, each keys and values of the same heads, without a
+/// window. On the CPU neither is copied.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub(crate) fn attend_behind(
+    q: Tensor<4>,
+    before: [Tensor<4>; 2],
+    own: [Tensor<4>; 2],
+    mask: &Mask,
+) -> (Tensor<4>, AttentionBlock) {
+    check(&q, &before[0], &before[1], &Mask::default());
+    check(&q, &own[0], &own[1], &Mask::default());
+    assert!(mask.window().is_none(), "no window");
+    #[cfg(feature = "flex")]
+    {
+        let [k, v] = &before;
+        let [more_k, more_v] = &own;
+        let types = [k, v, more_k, more_v].map(Tensor::dtype);
+        if Route::of(&q).if_alike(types) == Route::Cpu {
+            let group = q.dims()[1] / k.dims()[1];
+            let softcap = mask.softcap.map(|cap| cap as f32);
+            let (output, row) = super::flex::token::attend_behind(q, before, own, softcap);
+            let block = AttentionBlock::of_probabilities(row, group, mask.clone());
+            return (output, block);
+        }
+    }
+    let [k, v] = before;
+    let [more_k, more_v] = own;
+    let (k, v) = (
+        Tensor::cat(vec![k, more_k], 2),
+        Tensor::cat(vec![v, more_v], 2),
+    );
+    let entries = k.dims()[2];
+    attend_first(q, k, v, entries, mask)
+}
+
 /// Whether [`attend_new`] is one kernel with what follows it.
 pub(crate) fn attends_new(q: &Tensor<4>, types: [DType; 2]) -> bool {
     Route::of(q).if_alike(types) == Route::Gpu

@@ -40,14 +40,20 @@ pub fn compact(entries: Entries, slots: Tensor<3, Int>, capacity: usize) -> Entr
 
 /// The entries in tensors with room for `capacity` of them; what follows is zero.
 pub(crate) fn grow((keys, values, positions): Entries, capacity: usize) -> Entries {
-    let grown = |old: Tensor<4>| {
-        let [batch, kv_heads, count, d] = old.dims();
-        Tensor::zeros([batch, kv_heads, capacity, d], (&old.device(), old.dtype()))
-            .slice_assign(s![.., .., 0..count, ..], old)
-    };
     let [batch, kv_heads, count] = positions.dims();
+    let grown = |old: Tensor<4>| {
+        let dims = [batch, kv_heads, capacity, old.dims()[3]];
+        let room = Tensor::zeros(dims, (&old.device(), old.dtype()));
+        match count {
+            0 => room,
+            _ => room.slice_assign(s![.., .., 0..count, ..], old),
+        }
+    };
     let room = Tensor::zeros([batch, kv_heads, capacity], &positions.device());
-    let positions = room.slice_assign(s![.., .., 0..count], positions);
+    let positions = match count {
+        0 => room,
+        _ => room.slice_assign(s![.., .., 0..count], positions),
+    };
     (grown(keys), grown(values), positions)
 }
 

@@ -24,7 +24,7 @@ mod prefill_tiles;
 mod shared;
 mod simd;
 mod tiles;
-mod token;
+pub mod token;
 mod view;
 pub(super) mod weights;
 mod widen;

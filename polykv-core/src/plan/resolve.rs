@@ -60,6 +60,11 @@ impl LayerEvictions {
         self.of(phase).map(|eviction| eviction.budget)
     }
 
+    /// Whether copies of the layer, after a prompt, share what it holds: it only adds entries while it decodes, as floats.
+    pub(crate) fn shares(&self) -> bool {
+        self.decode.is_none() && self.window.is_none() && self.kv.is_none()
+    }
+
     /// The most entries per KV head that the layer holds after a phase: its budget, and what its window holds beside the next
     /// token; `usize::MAX` if there is neither.
     pub fn most(&self, phase: Phase) -> usize {

@@ -47,8 +47,10 @@ impl Prefill {
         mut waiting: Waiting,
         chunk: usize,
     ) -> std::result::Result<Self, (Error, Option<Box<Held>>)> {
-        let after = waiting.request.after.take();
-        let before = after.clone().filter(|_| waiting.request.keep);
+        let before = waiting.request.after.take();
+        // The copy goes on behind what both share.
+        let after = before.clone();
+        let before = before.filter(|_| waiting.request.keep);
         Self::after(model, waiting, after, before.clone(), chunk).map_err(|error| (error, before))
     }
 

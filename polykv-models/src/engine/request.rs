@@ -238,8 +238,14 @@ pub struct EngineStats {
     pub prompts: usize,
     /// Sequences that decode.
     pub sequences: usize,
-    /// Bytes of keys and values.
+    /// Bytes of keys and values; what answers to one prompt share counts once.
     pub kv_bytes: usize,
+    /// Of these, bytes that several sequences share or may come to share.
+    pub kv_shared_bytes: usize,
+    /// Of these, bytes of free slots that the sequences share on a GPU.
+    pub kv_free_bytes: usize,
+    /// Of these, bytes of the free slots that lie side by side, the most of each layer.
+    pub kv_free_run_bytes: usize,
     /// Bytes that keys and values of the same tokens would take without eviction.
     pub full_bytes: usize,
     /// Bytes that are set aside for the requests that have begun.

@@ -3,6 +3,7 @@
 use super::request::{Request, RequestId};
 use crate::causal_lm::CausalLm;
 use polykv_core::Result;
+use polykv_core::ops::is_cpu;
 use std::collections::BTreeMap;
 
 /// Bytes that a request needs.
@@ -42,8 +43,11 @@ pub(super) fn need(model: &dyn CausalLm, request: &Request, chunk: usize) -> Res
             .iter()
             .fold(0u64, |all, &part| all.saturating_add(part as u64))
     };
-    let answer = all(&[estimate.steady_bytes, aux]);
-    let steady = answer.saturating_mul(request.choices as u64);
+    let answers = match is_cpu(model.device()) {
+        true => estimate.of_copies(request.choices),
+        false => estimate.steady_bytes.saturating_mul(request.choices),
+    };
+    let steady = all(&[answers, aux.saturating_mul(request.choices)]);
     let before = request.after.as_ref().filter(|_| request.keep);
     let before = before.map_or(0, |held| held.bytes());
     let prompt = all(&[estimate.peak_bytes, aux, hidden]).saturating_add(before);

@@ -56,12 +56,14 @@ impl Free {
     }
 
     /// How many numbers are free.
-    #[cfg(test)]
-    fn count(&self) -> usize {
-        self.ranges
-            .iter()
-            .map(Range::len)
-            .fold(0, usize::saturating_add)
+    pub fn count(&self) -> usize {
+        let lengths = self.ranges.iter().map(Range::len);
+        lengths.fold(0, usize::saturating_add)
+    }
+
+    /// The length of the longest range.
+    pub fn longest(&self) -> usize {
+        self.ranges.iter().map(Range::len).max().unwrap_or(0)
     }
 }
 
@@ -92,6 +94,8 @@ mod tests {
                 }
                 let held: usize = taken.iter().map(Range::len).sum();
                 prop_assert_eq!(free.count() + held, free.bound);
+                prop_assert!(free.longest() <= free.count());
+                prop_assert_eq!(free.missing(free.longest()), 0);
             }
             taken.into_iter().for_each(|range| free.give(range));
             // One range again.

@@ -26,11 +26,17 @@ impl Joined {
     }
 
     pub fn kv_bytes(&self, shape: LayerShape) -> usize {
-        let vectors = shape
-            .head_dim
-            .saturating_mul(2)
-            .saturating_mul(shape.dtype.size());
-        self.member.slots().saturating_mul(vectors)
+        self.member.slots().saturating_mul(slot_bytes(shape))
+    }
+
+    /// Where the slots are, the bytes of those that nobody has, and of those side by side at most.
+    pub fn free_bytes(&self, shape: LayerShape) -> (usize, [usize; 2]) {
+        let place = Arc::as_ptr(self.member.arena()) as usize;
+        let free = self.member.free_slots();
+        (
+            place,
+            free.map(|slots| slots.saturating_mul(slot_bytes(shape))),
+        )
     }
 
     /// Of the positions and the sums.
@@ -44,7 +50,13 @@ impl Joined {
     }
 }
 
-/// A copy lies by itself.
+/// Of a key and a value.
+fn slot_bytes(shape: LayerShape) -> usize {
+    let vectors = shape.head_dim.saturating_mul(2);
+    vectors.saturating_mul(shape.dtype.size())
+}
+
+/// A copy lies by itself, but for the entries that it shares.
 impl Clone for LayerCache {
     fn clone(&self) -> Self {
         let mut copy = Self {

@@ -2,9 +2,11 @@
 
 use super::LayerCache;
 use super::joined::Joined;
+use crate::cache::report::Tally;
 use crate::cache::store::Store;
 use crate::ops::{self, Places};
 use burn::tensor::{Int, Tensor};
+use std::sync::Arc;
 
 impl LayerCache {
     /// How many tokens per sequence the layer has been given, which is the position of the next one counted from the first.
@@ -68,6 +70,22 @@ impl LayerCache {
         );
         let heads = self.heads.iter().map(Self::kv_bytes);
         heads.fold(own, usize::saturating_add)
+    }
+
+    /// Adds its keys and values to those of other layers.
+    pub(in crate::cache) fn count(&self, tally: &mut Tally) {
+        if let Some(store) = &self.store {
+            tally.own = tally.own.saturating_add(store.own_kv_bytes());
+            let prefix = store
+                .prefix()
+                .map(|prefix| (Arc::as_ptr(prefix) as usize, prefix.kv_bytes()));
+            tally.shared.extend(prefix);
+        }
+        if let Some(joined) = &self.joined {
+            tally.own = tally.own.saturating_add(joined.kv_bytes(self.shape));
+            tally.free.extend([joined.free_bytes(self.shape)]);
+        }
+        self.heads.iter().for_each(|part| part.count(tally));
     }
 
     /// Bytes of positions, statistics and remembered queries.

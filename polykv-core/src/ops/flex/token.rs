@@ -2,16 +2,16 @@
 //! whole query group.
 
 use super::PARALLEL_BYTES;
-use super::bridge::{inner_dense, integers, tensor};
+use super::bridge::{float, float_back, inner_dense, integers, tensor};
 use super::mask::{Mask, cap};
 use super::simd::{
     Element, LANES, Level, Vector, dispatch, dot, dots, exp_sum, fetch_ahead, fma, max,
 };
-use super::view::Heads;
+use super::view::{Heads, Tokens};
 use crate::ops::kernels::{self, TokenOps};
 use burn::backend::Flex;
 use burn::backend::flex::FlexTensor;
-use burn::tensor::{DType, bf16, f16};
+use burn::tensor::{DType, Tensor, bf16, f16};
 use rayon::prelude::*;
 
 impl TokenOps for Flex {
@@ -60,37 +60,91 @@ fn attend_stored<E: Element>(
     lengths: Option<&[i64]>,
     mask: &Mask,
 ) -> (FlexTensor, FlexTensor) {
-    let (q, k, v) = (Heads::of(q), Heads::<E>::of(k), Heads::<E>::of(v));
-    let (output, row) = attend(Level::best(), &q, &k, &v, lengths, mask);
-    let group = q.heads / k.heads;
+    attend_tokens(
+        &Heads::of(q),
+        &Heads::<E>::of(k),
+        &Heads::<E>::of(v),
+        lengths,
+        mask,
+    )
+}
+
+fn attend_tokens<T: Tokens>(
+    q: &Heads<'_>,
+    k: &T,
+    v: &T,
+    lengths: Option<&[i64]>,
+    mask: &Mask,
+) -> (FlexTensor, FlexTensor) {
+    let (output, row) = attend(Level::best(), q, k, v, lengths, mask);
+    let group = q.heads / k.heads();
     (
         tensor(output, [q.batch, q.heads, 1, q.dim]),
-        tensor(row, [q.batch, k.heads, group, k.tokens]),
+        tensor(row, [q.batch, k.heads(), group, k.tokens()]),
+    )
+}
+
+/// Attention of one query per head, `q [batch, heads, 1, dim]`, over keys and values `[batch, kv_heads, n, dim]` and then over more
+/// of them, with the sums in the order of [`TokenOps::attend_token`] over all of them in one tensor. Returns the output and
+/// the probabilities as there.
+pub fn attend_behind(
+    q: Tensor<4>,
+    before: [Tensor<4>; 2],
+    own: [Tensor<4>; 2],
+    softcap: Option<f32>,
+) -> (Tensor<4>, Tensor<4>) {
+    let dense = |all: Tensor<4>| inner_dense(float(all));
+    let (q, before, own) = (dense(q), before.map(dense), own.map(dense));
+    let mask = Mask {
+        softcap,
+        window: None,
+    };
+    let (output, row) = match before[0].dtype() {
+        DType::F16 => attend_both::<f16>(&q, &before, &own, &mask),
+        DType::BF16 => attend_both::<bf16>(&q, &before, &own, &mask),
+        _ => attend_both::<f32>(&q, &before, &own, &mask),
+    };
+    (float_back(output), float_back(row))
+}
+
+fn attend_both<E: Element>(
+    q: &FlexTensor,
+    [k, v]: &[FlexTensor; 2],
+    [more_k, more_v]: &[FlexTensor; 2],
+    mask: &Mask,
+) -> (FlexTensor, FlexTensor) {
+    let both = |before, own| [Heads::<E>::of(before), Heads::of(own)];
+    attend_tokens(
+        &Heads::of(q),
+        &both(k, more_k),
+        &both(v, more_v),
+        None,
+        mask,
     )
 }
 
 /// Attention of one query per head, `q [batch, heads, 1, dim]`, over the tokens of `k` and `v [batch, kv_heads, n,
 /// dim]`, of each KV head the first `lengths [batch * kv_heads]` if they are given. Returns `[batch, heads, dim]` and the
 /// probabilities `[batch, heads, n]`.
-pub fn attend<E: Element>(
+pub fn attend<T: Tokens>(
     level: Level,
     q: &Heads<'_>,
-    k: &Heads<'_, E>,
-    v: &Heads<'_, E>,
+    k: &T,
+    v: &T,
     lengths: Option<&[i64]>,
     mask: &Mask,
 ) -> (Vec<f32>, Vec<f32>) {
     let shape = Shape {
         batch: q.batch,
         heads: q.heads,
-        kv_heads: k.heads,
-        tokens: k.tokens,
+        kv_heads: k.heads(),
+        tokens: k.tokens(),
         dim: q.dim,
-        bytes: k.dim * size_of::<E>(),
+        bytes: k.dim() * size_of::<T::Element>(),
     };
     in_parts(shape, lengths, |at| {
-        dispatch!(level, fn part_attention<E: Element>(
-            at: Part, q: &Heads<'_>, k: &Heads<'_, E>, v: &Heads<'_, E>, mask: &Mask,
+        dispatch!(level, fn part_attention<T: Tokens>(
+            at: Part, q: &Heads<'_>, k: &T, v: &T, mask: &Mask,
         ) -> Partial)
     })
 }
@@ -214,26 +268,26 @@ impl Partial {
 }
 
 #[inline(always)]
-fn part_attention<V: Vector, E: Element>(
+fn part_attention<V: Vector, T: Tokens>(
     at: Part,
     q: &Heads<'_>,
-    k: &Heads<'_, E>,
-    v: &Heads<'_, E>,
+    k: &T,
+    v: &T,
     mask: &Mask,
 ) -> Partial {
     let (n, dim) = (at.count, q.dim);
     let mut part = Partial::new(at, dim);
-    part_scores::<V, E>(at, q, k, &mut part.row);
-    part.exponentiate::<V>(at, at.batch * k.heads + at.kv_head, mask);
+    part_scores::<V, T>(at, q, k, &mut part.row);
+    part.exponentiate::<V>(at, at.batch * k.heads() + at.kv_head, mask);
     let mut g = 0;
     while g < at.group {
         let output = &mut part.output[g * dim..];
         let rows = &part.row[g * n..];
         g += match at.group - g {
-            0 | 1 => weighted_sum::<V, E, 1>(at, v, rows, output),
-            2 => weighted_sum::<V, E, 2>(at, v, rows, output),
-            3 => weighted_sum::<V, E, 3>(at, v, rows, output),
-            _ => weighted_sum::<V, E, 4>(at, v, rows, output),
+            0 | 1 => weighted_sum::<V, T, 1>(at, v, rows, output),
+            2 => weighted_sum::<V, T, 2>(at, v, rows, output),
+            3 => weighted_sum::<V, T, 3>(at, v, rows, output),
+            _ => weighted_sum::<V, T, 4>(at, v, rows, output),
         };
     }
     part
@@ -244,7 +298,7 @@ const KEYS: usize = 32;
 
 /// Scaled products of the group's queries with the part's keys, `row [group][count]`.
 #[inline(always)]
-fn part_scores<V: Vector, E: Element>(at: Part, q: &Heads<'_>, k: &Heads<'_, E>, row: &mut [f32]) {
+fn part_scores<V: Vector, T: Tokens>(at: Part, q: &Heads<'_>, k: &T, row: &mut [f32]) {
     let scale = 1.0 / (q.dim as f32).sqrt();
     let n = at.count;
     for start in (0..n).step_by(KEYS) {
@@ -266,7 +320,7 @@ fn part_scores<V: Vector, E: Element>(at: Part, q: &Heads<'_>, k: &Heads<'_, E>,
                         fetch_ahead(key);
                     }
                 }
-                let products = dots::<V, f32, E>(query, keys);
+                let products = dots::<V, f32, T::Element>(query, keys);
                 for i in 0..4 {
                     four[i] = products[i] * scale;
                 }
@@ -274,7 +328,7 @@ fn part_scores<V: Vector, E: Element>(at: Part, q: &Heads<'_>, k: &Heads<'_, E>,
             }
             for (i, x) in rest.iter_mut().enumerate() {
                 let key = k.row(at.batch, at.kv_head, token + i);
-                *x = dot::<V, E>(query, key) * scale;
+                *x = dot::<V, T::Element>(query, key) * scale;
             }
         }
     }
@@ -282,27 +336,27 @@ fn part_scores<V: Vector, E: Element>(at: Part, q: &Heads<'_>, k: &Heads<'_, E>,
 
 /// Values weighted by the first `G` of `rows [..][count]`, added to the first `G` of `output [..][dim]`; returns `G`.
 #[inline(always)]
-fn weighted_sum<V: Vector, E: Element, const G: usize>(
+fn weighted_sum<V: Vector, T: Tokens, const G: usize>(
     at: Part,
-    v: &Heads<'_, E>,
+    v: &T,
     rows: &[f32],
     output: &mut [f32],
 ) -> usize {
-    let wide = 4 * LANES;
+    let (dim, wide) = (v.dim(), 4 * LANES);
     let mut first = 0;
-    while first + wide <= v.dim {
-        weighted_lanes::<V, E, G, 4>(at, v, rows, first, output);
+    while first + wide <= dim {
+        weighted_lanes::<V, T, G, 4>(at, v, rows, first, output);
         first += wide;
     }
-    while first + LANES <= v.dim {
-        weighted_lanes::<V, E, G, 1>(at, v, rows, first, output);
+    while first + LANES <= dim {
+        weighted_lanes::<V, T, G, 1>(at, v, rows, first, output);
         first += LANES;
     }
     for t in 0..at.count {
         let value = v.row(at.batch, at.kv_head, at.first + t);
         for g in 0..G {
-            for d in first..v.dim {
-                let o = &mut output[g * v.dim + d];
+            for d in first..dim {
+                let o = &mut output[g * dim + d];
                 *o = fma::<V>(rows[g * at.count + t], value[d].widen(), *o);
             }
         }
@@ -312,9 +366,9 @@ fn weighted_sum<V: Vector, E: Element, const G: usize>(
 
 /// The part of [`weighted_sum`] that the `P` vectors from element `first` on make; their sums stay in registers.
 #[inline(always)]
-fn weighted_lanes<V: Vector, E: Element, const G: usize, const P: usize>(
+fn weighted_lanes<V: Vector, T: Tokens, const G: usize, const P: usize>(
     at: Part,
-    v: &Heads<'_, E>,
+    v: &T,
     rows: &[f32],
     first: usize,
     output: &mut [f32],
@@ -325,7 +379,7 @@ fn weighted_lanes<V: Vector, E: Element, const G: usize, const P: usize>(
         fetch_ahead(value);
         let parts = value.as_chunks::<LANES>().0;
         for part in 0..P {
-            let value = E::load::<V>(&parts[part]);
+            let value = T::Element::load::<V>(&parts[part]);
             for g in 0..G {
                 let weight = V::splat(rows[g * at.count + t]);
                 sums[g][part] = value.mul_add(weight, sums[g][part]);
@@ -333,7 +387,7 @@ fn weighted_lanes<V: Vector, E: Element, const G: usize, const P: usize>(
         }
     }
     for g in 0..G {
-        let output = &mut output[g * v.dim + first..][..P * LANES];
+        let output = &mut output[g * v.dim() + first..][..P * LANES];
         for (part, output) in output.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
             *output = sums[g][part].lanes();
         }

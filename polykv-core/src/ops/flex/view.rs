@@ -43,6 +43,66 @@ impl<'a, E: Number + Pod> Heads<'a, E> {
     }
 }
 
+/// Keys or values of the tokens of some heads.
+pub trait Tokens: Copy + Sync {
+    type Element: Element;
+
+    fn row(&self, batch: usize, head: usize, token: usize) -> &[Self::Element];
+    fn heads(&self) -> usize;
+    /// Per head.
+    fn tokens(&self) -> usize;
+    fn dim(&self) -> usize;
+}
+
+impl<E: Element> Tokens for Heads<'_, E> {
+    type Element = E;
+
+    #[inline(always)]
+    fn row(&self, batch: usize, head: usize, token: usize) -> &[E] {
+        Heads::row(self, batch, head, token)
+    }
+
+    fn heads(&self) -> usize {
+        self.heads
+    }
+
+    fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    #[inline(always)]
+    fn dim(&self) -> usize {
+        self.dim
+    }
+}
+
+/// Those of the first behind which those of the second stand.
+impl<E: Element> Tokens for [Heads<'_, E>; 2] {
+    type Element = E;
+
+    #[inline(always)]
+    fn row(&self, batch: usize, head: usize, token: usize) -> &[E] {
+        let [before, own] = self;
+        match token < before.tokens {
+            true => before.row(batch, head, token),
+            false => own.row(batch, head, token - before.tokens),
+        }
+    }
+
+    fn heads(&self) -> usize {
+        self[0].heads
+    }
+
+    fn tokens(&self) -> usize {
+        self[0].tokens + self[1].tokens
+    }
+
+    #[inline(always)]
+    fn dim(&self) -> usize {
+        self[0].dim
+    }
+}
+
 impl<'a> Heads<'a> {
     /// One token per sequence, whose heads of `dim` numbers follow each other.
     pub fn of_tokens(data: &'a [f32], batch: usize, dim: usize) -> Self {
