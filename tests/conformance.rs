@@ -105,6 +105,7 @@ fn tokens_of_several_caches_agree_with_each_alone() {
     for (name, device) in devices() {
         together::rows(&name, &device);
         together::shapes(&name, &device);
+        together::copies(&name, &device);
     }
 }
 

@@ -245,6 +245,56 @@ pub fn rows(name: &str, device: &Device) {
     }
 }
 
+/// Copies that go on differently from what a prompt left, which they share.
+pub fn copies(name: &str, device: &Device) {
+    let budget = Budget::Tokens(140);
+    let plans = [
+        Plan::full(LAYERS),
+        Plan::uniform(LAYERS, policy("snapkv", "{}"), budget, &[Phase::Prefill]),
+        Plan::uniform(
+            LAYERS,
+            policy("adakv", "{base: {policy: snapkv}}"),
+            budget,
+            &[Phase::Prefill],
+        ),
+    ];
+    let mut rows = Vec::new();
+    for plan in plans {
+        let first = Row::new("copies", &plan, 170, DType::F32, device);
+        for copy in 0..3 {
+            let own = first.own.clone();
+            let wanted = first.wanted.clone();
+            let seeds = (0..LAYERS).map(|layer| Inputs::seeded(400, 50 + copy, layer));
+            rows.push(Row {
+                name: format!("copy {copy}"),
+                own,
+                wanted,
+                data: seeds.collect(),
+                at: first.at,
+            });
+        }
+    }
+    step(name, device, &mut rows, 2e-4);
+    let held = KvCache::holdings(rows.iter().map(|row| &row.own));
+    let each: usize = rows.iter().map(|row| row.own.kv_bytes()).sum();
+    // Two thirds of what is shared would otherwise be copies.
+    assert!(held.shared_bytes > 0, "{name}: {held:?}");
+    assert_eq!(
+        held.bytes - held.free_bytes,
+        each - 2 * held.shared_bytes,
+        "{name}: {held:?}"
+    );
+    // Their own ranges move once.
+    (0..70).for_each(|_| step(name, device, &mut rows, 2e-4));
+    rows.iter().for_each(|row| row.check(name));
+    rows.truncate(7);
+    (0..3).for_each(|_| step(name, device, &mut rows, 2e-4));
+    for row in &mut rows {
+        goes_on(row, device, 2e-4);
+        row.check(name);
+    }
+}
+
 /// Heads and vectors of many sizes; a prompt of more than a cube's keys.
 pub fn shapes(name: &str, device: &Device) {
     // All pass with vectors of 128 and 256 numbers, too, whose kernels a software adapter compiles for minutes.

@@ -3,13 +3,19 @@
 //! entries and no others, until the slots have to grow.
 
 mod free;
+mod lent;
+mod member;
 
+pub(super) use member::{Held, Member};
+
+use super::store::Prefix;
 use crate::ops::{self, Head, Slots, Table, most_tensor_bytes};
 use crate::policy::{Protect, TokenRule};
 use burn::tensor::{DType, Device, Int, Tensor, s};
 use free::Free;
+use lent::Lent;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// A range has room for so many tokens more, or for a part of its length, before it moves, unless its budget is less.
 const SLACK: usize = 64;
@@ -29,6 +35,8 @@ pub(super) struct Arena {
     ids: Free,
     /// By the ids of the heads that are given a token together, until a range of any moves.
     tables: Vec<(Vec<usize>, Table)>,
+    /// Where entries lie that copies share.
+    lent: Vec<(Weak<Prefix>, Weak<Lent>)>,
 }
 
 /// Who shares it.
@@ -49,32 +57,17 @@ impl Keeping {
     pub fn capacity(&self, len: usize) -> usize {
         capacity(len, self.budget)
     }
+
+    /// Whether its first entries may lie where others share them.
+    pub fn shares(&self) -> bool {
+        self.budget == usize::MAX && matches!(self.rule, None | Some(TokenRule::Forgets))
+    }
 }
 
 /// Makes room at once for ranges of so many slots together.
 pub(super) fn reserve(arena: &Shared, slots: usize, dtype: DType) {
     // Where that is too much each finds out for itself.
     let _ = locked(arena).reserve(slots, dtype);
-}
-
-/// The entries of a cache's layer, or of one of its KV heads, in an arena until it is dropped: a range for each head, all of the same
-/// length, one behind the other.
-#[derive(Debug)]
-pub(super) struct Member {
-    arena: Shared,
-    heads: Vec<Head>,
-    capacity: usize,
-}
-
-/// What is to lie in an arena.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Held {
-    pub kv_heads: usize,
-    /// Entries of each.
-    pub len: usize,
-    /// Tokens that the sequence has been given.
-    pub seen: usize,
-    pub dtype: DType,
 }
 
 /// The entries of a member outside of an arena.
@@ -101,6 +94,7 @@ impl Arena {
             free: Free::default(),
             ids: Free::default(),
             tables: Vec::new(),
+            lent: Vec::new(),
         }))
     }
 
@@ -204,15 +198,15 @@ impl Arena {
         }
     }
 
-    /// Copies of the entries of these heads, which hold as many each.
-    fn get(&self, heads: &[Head]) -> Option<Entries> {
+    /// Copies of the entries of these heads, which hold as many each, without the first ones.
+    fn get(&self, heads: &[Head], without: usize) -> Option<Entries> {
         let slots = self.slots.as_ref()?;
-        let count = heads.first().map_or(0, |head| head.len);
+        let all = heads.first().map_or(0, |head| head.len);
+        let count = all.saturating_sub(without);
         let dims = [1, heads.len(), count];
-        let index: Vec<i64> = heads
-            .iter()
-            .flat_map(|head| (head.start..).take(count).map(|slot| slot as i64))
-            .collect();
+        let places = |head: &Head| head.ranges().into_iter().flatten().skip(without);
+        let index = heads.iter().flat_map(places).map(|slot| slot as i64);
+        let index: Vec<i64> = index.collect();
         let index = Tensor::<1, Int>::from_data(index.as_slice(), &self.device);
         let vectors = |all: &Tensor<4>| {
             let taken = all.clone().select(2, index.clone());
@@ -268,136 +262,15 @@ impl Arena {
         self.free.bound
     }
 
+    /// How many of them nobody has.
+    #[cfg(test)]
+    pub fn free_slots(&self) -> usize {
+        self.free.count()
+    }
+
     /// Forgets where heads were.
     fn moved(&mut self) {
         self.tables.clear();
-    }
-}
-
-impl Member {
-    /// Ranges for the entries of these heads of a sequence after `seen` tokens; `None` where the device has no room for tensors so large.
-    pub fn join(arena: &Shared, entries: &Held, keeping: Keeping) -> Option<Self> {
-        let Held {
-            kv_heads,
-            len,
-            seen,
-            dtype,
-        } = *entries;
-        let capacity = keeping.capacity(len);
-        let mut own = locked(arena);
-        let all = own.take(kv_heads.saturating_mul(capacity), dtype)?;
-        let starts = all.step_by(capacity.max(1));
-        let heads = starts.zip(own.name(kv_heads)).map(|(start, id)| Head {
-            start,
-            len,
-            seen,
-            budget: keeping.budget,
-            rule: keeping.rule,
-            sinks: keeping.protect.sinks,
-            recent: keeping.protect.recent,
-            id,
-            evicted: false,
-        });
-        Some(Self {
-            arena: arena.clone(),
-            heads: heads.collect(),
-            capacity,
-        })
-    }
-
-    /// Writes the entries that it joined with.
-    pub fn fill(&self, entries: Entries) {
-        locked(&self.arena).put(entries, self.range().start, self.capacity);
-    }
-
-    /// Whom its slots are shared with.
-    pub fn arena(&self) -> &Shared {
-        &self.arena
-    }
-
-    /// Entries per KV head.
-    pub fn len(&self) -> usize {
-        self.heads.first().map_or(0, |head| head.len)
-    }
-
-    /// The slots of all its heads.
-    pub fn slots(&self) -> usize {
-        self.heads.len().saturating_mul(self.capacity)
-    }
-
-    /// How many slots of the arena nobody has, and how many of those lie side by side at most.
-    pub fn free_slots(&self) -> [usize; 2] {
-        let own = locked(&self.arena);
-        [own.free.count(), own.free.longest()]
-    }
-
-    /// Bytes of the positions and the sums in its slots.
-    pub fn aux_bytes(&self) -> usize {
-        let own = locked(&self.arena);
-        let positions = own
-            .slots
-            .as_ref()
-            .map_or(0, |own| own.positions.dtype().size());
-        let each = positions.saturating_add(size_of::<f32>());
-        self.slots().saturating_mul(each)
-    }
-
-    /// Whether entries have gone since it joined.
-    pub fn has_evicted(&self) -> bool {
-        self.heads.iter().any(|head| head.evicted)
-    }
-
-    /// Copies of its entries.
-    pub fn entries(&self) -> Option<Entries> {
-        locked(&self.arena).get(&self.heads)
-    }
-
-    /// The number of NaN scores of each head, `[1, heads]`, if it evicts.
-    pub fn nans(&self) -> Option<Tensor<2>> {
-        let own = locked(&self.arena);
-        let evicts = |head: &&Head| head.budget < usize::MAX;
-        let first = self.heads.first().filter(evicts)?.id;
-        let nans = own.slots.as_ref()?.nans.clone();
-        let count = self.heads.len();
-        Some(nans.narrow(0, first, count).reshape([1, count]))
-    }
-
-    /// Moves to longer ranges if there is no slot for another entry.
-    fn make_room(&mut self, own: &mut Arena) -> Option<()> {
-        let len = self.len();
-        if len < self.capacity {
-            return Some(());
-        }
-        let budget = self.heads.first().map_or(usize::MAX, |head| head.budget);
-        let capacity = capacity(len.saturating_add(1), budget);
-        let entries = own.get(&self.heads)?;
-        let all = own.take(
-            self.heads.len().saturating_mul(capacity),
-            entries.keys.dtype(),
-        )?;
-        own.put(entries, all.start, capacity);
-        own.free.give(self.range());
-        for (head, start) in self.heads.iter_mut().zip(all.step_by(capacity)) {
-            head.start = start;
-        }
-        self.capacity = capacity;
-        own.moved();
-        Some(())
-    }
-
-    fn range(&self) -> Range<usize> {
-        let start = self.heads.first().map_or(0, |head| head.start);
-        start..start.saturating_add(self.slots())
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        let mut own = locked(&self.arena);
-        own.free.give(self.range());
-        let first = self.heads.first().map_or(0, |head| head.id);
-        own.ids.give(first..first.saturating_add(self.heads.len()));
-        own.moved();
     }
 }
 
@@ -406,3 +279,6 @@ fn capacity(len: usize, budget: usize) -> usize {
     let slack = len.saturating_add(SLACK.max(len / SLACK_PART));
     slack.min(budget.saturating_add(1))
 }
+
+#[cfg(test)]
+mod tests;

@@ -155,7 +155,7 @@ impl LayerCache {
         let most = self.most_entries().saturating_add(1);
         let wanted = self.len().saturating_add(tokens).min(most);
         if let Some(store) = self.store.as_mut().filter(|_| !evicts) {
-            store.reclaim();
+            store.prepare();
             if !store.has_room(wanted.saturating_sub(store.len())) {
                 store.resize(wanted);
             }
@@ -343,7 +343,7 @@ impl LayerCache {
         let values = v.clone();
         let capacity = slots_for(rules, before, tokens, self.expected);
         if let Some(store) = &mut self.store {
-            store.reclaim();
+            store.prepare();
         }
         match &mut self.store {
             Some(store) if store.has_room(tokens) => {}

@@ -1,13 +1,14 @@
 //! Storage of one layer's entries.
 
+mod coded;
+mod merge;
 mod prefix;
 
 pub use prefix::{LEAST_SHARED, Prefix};
 
-use crate::codes::Codes;
 use crate::ops::coded::{Channels, CodedEntries};
 use crate::ops::{self, AttentionBlock, Entries, Mask, Nans, Protected, Statistics, StepScores};
-use crate::policy::{Merge, Stored};
+use crate::policy::Stored;
 use crate::shape::LayerShape;
 use burn::tensor::{DType, Device, Int, Tensor, s};
 use std::sync::Arc;
@@ -62,23 +63,6 @@ impl Store {
             channels: None,
             prefix: None,
         }
-    }
-
-    /// The same for entries in codes.
-    pub fn of_codes(entries: CodedEntries, positions: Tensor<3, Int>, capacity: usize) -> Self {
-        let len = positions.dims()[2];
-        let channels = entries.keys.channels.clone();
-        let mut store = Self {
-            vectors: Vectors::Codes(entries.into()),
-            positions,
-            len,
-            channels,
-            prefix: None,
-        };
-        if capacity > len {
-            store.resize(capacity);
-        }
-        store
     }
 
     /// The entries of one KV head in one row, without free slots.
@@ -172,14 +156,6 @@ impl Store {
         }
     }
 
-    /// Keys and values in codes, free slots included, if they are in codes.
-    pub fn codes(&self) -> Option<&CodedEntries> {
-        match &self.vectors {
-            Vectors::Floats(_) => None,
-            Vectors::Codes(coded) => Some(coded),
-        }
-    }
-
     pub fn positions(&self) -> Tensor<3, Int> {
         self.held(&self.positions, |prefix| prefix.positions())
     }
@@ -228,38 +204,6 @@ impl Store {
         }
         self.append(new, position);
         self.attend(q, mask)
-    }
-
-    /// Takes what keys are coded relative to from the keys that are held, unless earlier ones were enough.
-    pub fn measure_channels(&mut self) {
-        let settled = self.channels.as_ref().is_some_and(Channels::are_settled);
-        if !settled && self.len > 0 {
-            self.channels = Some(Channels::of(self.keys()));
-        }
-    }
-
-    /// Brings keys and values into codes.
-    pub fn code(&mut self, codes: Codes) {
-        self.own();
-        if self.channels.is_none() {
-            self.measure_channels();
-        }
-        let positions = self.positions();
-        let (Vectors::Floats(both), Some(channels)) = (&mut self.vectors, &self.channels) else {
-            return;
-        };
-        let both = both.each_mut().map(Tensor::extract);
-        let coded = CodedEntries::of(both, &positions, codes, channels.clone());
-        self.vectors = Vectors::Codes(coded.into());
-    }
-
-    /// Brings keys and values back into floats of this type.
-    pub fn decode(&mut self, dtype: DType) {
-        if let Vectors::Codes(coded) = &self.vectors {
-            let all = self.capacity();
-            let both = [coded.keys(all), coded.values(all)];
-            self.vectors = Vectors::Floats(both.map(|all| all.cast(dtype)));
-        }
     }
 
     /// Overwrites the keys of all entries, `[batch, kv_heads, entries, head_dim]` of the type that is stored.
@@ -431,22 +375,6 @@ impl Store {
         (keys, values)
     }
 
-    /// Adds to keys and values, in place while nobody else holds the tensors; to the entries in `merge.slots`, or to the
-    /// first ones.
-    pub fn merge(&mut self, merge: Merge) {
-        self.own();
-        let slots = merge.slots.as_ref();
-        match &mut self.vectors {
-            Vectors::Floats([keys, values]) => {
-                if let Some(delta) = merge.keys {
-                    add(keys, slots, delta);
-                }
-                add(values, slots, merge.values);
-            }
-            Vectors::Codes(coded) => coded.add(slots, merge.keys, merge.values),
-        }
-    }
-
     /// Where the keys and values lie in memory.
     #[cfg(all(test, feature = "flex"))]
     pub fn addresses(&self) -> [usize; 2] {
@@ -459,19 +387,4 @@ impl Store {
             Vectors::Codes(coded) => [&coded.keys, &coded.values].map(|all| all.address()),
         }
     }
-}
-
-/// Adds to the vectors in `slots`, or to the first ones.
-fn add(all: &mut Tensor<4>, slots: Option<&Tensor<3, Int>>, delta: Tensor<4>) {
-    let count = delta.dims()[2];
-    let dtype = all.dtype();
-    let old = match slots {
-        Some(slots) => ops::take(all.clone(), slots.clone()),
-        None => all.clone().narrow(2, 0, count),
-    };
-    let sum = old.cast(DType::F32).add(delta).cast(dtype);
-    all.inplace(|t| match slots {
-        Some(slots) => ops::put(t, slots.clone(), sum),
-        None => t.slice_assign(s![.., .., 0..count, ..], sum),
-    });
 }

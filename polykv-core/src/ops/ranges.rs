@@ -8,6 +8,7 @@ use super::oracle;
 use super::route::Route;
 use crate::policy::TokenRule;
 use burn::tensor::{Device, Int, Tensor};
+use std::ops::Range;
 
 /// What kernels read.
 #[cfg(feature = "cube")]
@@ -16,7 +17,13 @@ pub(super) mod table;
 /// The range of a KV head.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
+    /// The first slot of its own.
     pub start: usize,
+    /// The first slot of the entries before its own, which others share, and how many those are; they are there only where
+    /// nothing is evicted or remembered.
+    pub shared_start: usize,
+    pub shared: usize,
+    /// All entries.
     pub len: usize,
     pub seen: usize,
     /// How many entries stay after a token; `usize::MAX` if none goes.
@@ -32,6 +39,15 @@ pub(crate) struct Head {
 }
 
 impl Head {
+    /// Where its entries are before a token: those that others share, and its own.
+    pub fn ranges(&self) -> [Range<usize>; 2] {
+        let own = self.len.saturating_sub(self.shared);
+        [
+            self.shared_start..self.shared_start + self.shared,
+            self.start..self.start + own,
+        ]
+    }
+
     /// How many it holds within a token.
     pub fn with_newest(&self) -> usize {
         self.len + 1

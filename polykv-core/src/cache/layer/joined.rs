@@ -26,7 +26,20 @@ impl Joined {
     }
 
     pub fn kv_bytes(&self, shape: LayerShape) -> usize {
+        let shared = self.shared_bytes(shape).map_or(0, |(_, bytes)| bytes);
+        self.own_kv_bytes(shape).saturating_add(shared)
+    }
+
+    /// The same without those that it shares with others.
+    pub fn own_kv_bytes(&self, shape: LayerShape) -> usize {
         self.member.slots().saturating_mul(slot_bytes(shape))
+    }
+
+    /// Where those are that it shares, and their bytes.
+    pub fn shared_bytes(&self, shape: LayerShape) -> Option<(usize, usize)> {
+        let lent = self.member.lent()?;
+        let bytes = lent.slots().saturating_mul(slot_bytes(shape));
+        Some((Arc::as_ptr(lent) as usize, bytes))
     }
 
     /// Where the slots are, the bytes of those that nobody has, and of those side by side at most.
@@ -258,16 +271,22 @@ impl LayerCache {
             seen: self.seen,
             dtype: self.shape.dtype,
         };
-        let Some(member) = Member::join(arena, &held, keeping) else {
+        let prefix = store.prefix().filter(|_| keeping.shares());
+        // What is shared is brought there with the first that joins.
+        let whole = prefix.is_some_and(|prefix| prefix.len() == store.len());
+        let prefix = prefix.filter(|_| whole);
+        let Some(member) = Member::join(arena, &held, keeping, prefix) else {
             return false;
         };
         let sums = sums_of.and_then(|phase| self.states.of_mut(phase).entries.pop());
-        member.fill(Entries {
-            keys: store.keys(),
-            values: store.values(),
-            positions: store.positions(),
-            sums,
-        });
+        if !whole {
+            member.fill(Entries {
+                keys: store.keys(),
+                values: store.values(),
+                positions: store.positions(),
+                sums,
+            });
+        }
         let before = store.kv_bytes();
         self.store = None;
         let joined = Joined { member, sums_of };

@@ -82,7 +82,8 @@ impl LayerCache {
             tally.shared.extend(prefix);
         }
         if let Some(joined) = &self.joined {
-            tally.own = tally.own.saturating_add(joined.kv_bytes(self.shape));
+            tally.own = tally.own.saturating_add(joined.own_kv_bytes(self.shape));
+            tally.shared.extend(joined.shared_bytes(self.shape));
             tally.free.extend([joined.free_bytes(self.shape)]);
         }
         self.heads.iter().for_each(|part| part.count(tally));

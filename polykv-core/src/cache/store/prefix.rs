@@ -25,6 +25,10 @@ impl Prefix {
         self.positions.dims()[2]
     }
 
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
     /// Keys and values.
     pub fn both(&self) -> [Tensor<4>; 2] {
         self.both.each_ref().map(|all| first(all, self.len))
@@ -42,6 +46,11 @@ impl Prefix {
         &self.positions
     }
 
+    /// Without the slots behind them.
+    pub fn held_positions(&self) -> Tensor<3, Int> {
+        first(&self.positions, self.len)
+    }
+
     pub fn kv_bytes(&self) -> usize {
         let bytes = self.both.each_ref().map(ops::bytes);
         bytes.into_iter().fold(0, usize::saturating_add)
@@ -56,8 +65,7 @@ impl Store {
     /// Lets copies that are made from now on share the entries, as long as nothing changes them.
     pub fn lend(&mut self) {
         let device = self.positions.device();
-        // GPUs read one piece of memory.
-        if self.prefix.is_some() || self.len < LEAST_SHARED || !ops::is_cpu(&device) {
+        if self.prefix.is_some() || self.len < LEAST_SHARED {
             return;
         }
         let Vectors::Floats(both) = &mut self.vectors else {
@@ -124,8 +132,16 @@ impl Store {
         self.prefix = None;
     }
 
+    /// Makes ready for what comes next outside of an arena. GPUs read one piece of memory there.
+    pub fn prepare(&mut self) {
+        match ops::is_cpu(&self.positions.device()) {
+            true => self.reclaim(),
+            false => self.own(),
+        }
+    }
+
     /// Takes over what nobody else shares any longer, if that moves nothing.
-    pub fn reclaim(&mut self) {
+    fn reclaim(&mut self) {
         let alone = self
             .prefix
             .as_mut()

@@ -146,8 +146,16 @@ proptest! {
         let mut pairs: Vec<Pair> = Vec::new();
         for (seed, (operation, pick, size)) in operations.into_iter().enumerate() {
             match operation {
-                0 | 1 if pairs.len() < 9 => {
-                    pairs.push(Pair::new(size, size + 3, 1000 * seed as u64));
+                0 | 1 if pairs.len() < 8 => {
+                    // Some leave as much as copies share.
+                    let more = if size % 8 == 0 { 52 } else { 3 };
+                    let pair = Pair::new(size, size + more, 1000 * seed as u64);
+                    if operation == 0 {
+                        let mut copy = pair.clone();
+                        copy.seed += 500;
+                        pairs.push(copy);
+                    }
+                    pairs.push(pair);
                 }
                 2 if !pairs.is_empty() => drop(pairs.swap_remove(pick.index(pairs.len()))),
                 // A copy goes on beside what it is of.
@@ -206,6 +214,42 @@ fn slots_stay_as_many_while_sequences_come_and_go() {
     let after = slots_of(&pairs[0]).unwrap();
     assert!(after <= before + before / 4 + 20, "{after} after {before}");
     pairs.iter_mut().for_each(same);
+}
+
+/// What copies share lies there once, however many there are, and is free when the last has gone.
+#[test]
+fn copies_share_slots() {
+    let first = Pair::new(0, 100, 1);
+    let mut pairs = vec![first.clone(), first.clone(), first];
+    for (index, pair) in pairs.iter_mut().enumerate() {
+        pair.seed += 100 * index as u64;
+    }
+    let bytes = |slots: usize| slots * 2 * SHAPE.head_dim * 4;
+    step(&mut pairs);
+    let held = |pairs: &[Pair]| KvCache::holdings(pairs.iter().map(|pair| &pair.shared));
+    // Room for 64 more in each of two heads.
+    let now = held(&pairs);
+    assert_eq!(now.shared_bytes, bytes(2 * 100));
+    assert_eq!(now.bytes - now.free_bytes, bytes(2 * (100 + 3 * 64)));
+    let one = pairs[0].shared.kv_bytes();
+    assert_eq!(one, bytes(2 * 164));
+    // Their own ranges move, what they share does not.
+    (0..70).for_each(|_| step(&mut pairs));
+    let now = held(&pairs);
+    assert_eq!(now.shared_bytes, bytes(2 * 100));
+    assert_eq!(now.bytes - now.free_bytes, bytes(2 * (100 + 3 * 129)));
+    pairs.iter_mut().for_each(same);
+    let arena = pairs[0].shared.layers[0].arena().unwrap().clone();
+    pairs.truncate(1);
+    (0..3).for_each(|_| step(&mut pairs));
+    let mut copy = pairs[0].clone();
+    copy.seed += 9;
+    pairs.push(copy);
+    (0..3).for_each(|_| step(&mut pairs));
+    pairs.iter_mut().for_each(same);
+    drop(pairs);
+    let arena = arena.lock().unwrap();
+    assert_eq!(arena.free_slots(), arena.slots());
 }
 
 #[test]

@@ -6,7 +6,9 @@ mod evict;
 use super::token::{Extent, New, attend};
 use super::{Mask, writable};
 use crate::ops::kernels::{self, RangeOps, Window};
-use crate::ops::ranges::table::{BUDGET, FIELDS, LEN, SEEN, START};
+use crate::ops::ranges::table::{
+    BUDGET, FIELDS, KEEPS, LEN, OF_GROUP, RULE, SEEN, SHARED, SHARED_START, START,
+};
 use burn::backend::TensorMetadata;
 use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::into_contiguous;
@@ -97,7 +99,41 @@ pub(super) fn first_of<T: Int>(table: ComptimeOption<&[T]>, kv: usize, slots: us
     min(number::<T>(table, kv, START, 0usize), slots - 1)
 }
 
-/// How many entries a KV head has in its range of `slots`, the newest included; as many as are `given` without ranges.
+/// How many entries of a KV head lie before its range, where others share them, and the first slot of these.
+#[cube]
+pub(super) fn shared_of<T: Int>(table: ComptimeOption<&[T]>, kv: usize) -> (usize, usize) {
+    let count = number::<T>(table, kv, SHARED, 0usize);
+    (count, number::<T>(table, kv, SHARED_START, 0usize))
+}
+
+/// The slot of entry `i` of a KV head whose range begins at `start`, behind `shared` entries from `shared_start` on.
+#[cube]
+pub(super) fn slot_of(
+    i: usize,
+    start: usize,
+    shared: usize,
+    shared_start: usize,
+    slots: usize,
+) -> usize {
+    let mut slot = shared_start + i;
+    if i >= shared {
+        slot = start + (i - shared);
+    }
+    min(slot, slots - 1)
+}
+
+/// How many of `count` probabilities of a KV head anybody wants to know.
+#[cube]
+pub(super) fn wanted_of<T: Int>(table: ComptimeOption<&[T]>, kv: usize, count: usize) -> usize {
+    let mut wanted = count;
+    if number::<T>(table, kv, RULE, OF_GROUP) == KEEPS {
+        wanted = 0;
+    }
+    wanted
+}
+
+/// How many entries a KV head has in its range of `slots` and before it, the newest included; as many as are `given` without
+/// ranges.
 #[cube]
 pub(super) fn held_of<T: Int>(
     table: ComptimeOption<&[T]>,
@@ -113,7 +149,8 @@ pub(super) fn held_of<T: Int>(
             number::<T>(table, kv, LEN, 0usize) + steps,
             number::<T>(table, kv, BUDGET, 0usize),
         );
-        held = min(before + 1, slots - first_of::<T>(table, kv, slots));
+        let own = slots - first_of::<T>(table, kv, slots);
+        held = min(before + 1, number::<T>(table, kv, SHARED, 0usize) + own);
     }
     held
 }

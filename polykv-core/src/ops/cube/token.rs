@@ -5,7 +5,7 @@ mod parts;
 
 pub(super) use parts::{exponentiate, join_kernel};
 
-use super::ranges::{Ranges, at_step, first_of, held_of};
+use super::ranges::{Ranges, at_step, first_of, held_of, shared_of, slot_of, wanted_of};
 use super::{HIDDEN, Mask, cap, dense, empty, in_window, length, share, unrolls, width};
 use crate::ops::kernels::{self, TokenOps, Window};
 use burn::backend::TensorMetadata;
@@ -69,7 +69,7 @@ pub(super) enum Extent {
 /// `q [batch, heads, 1, d]`, `k`, `v [batch, kv_heads, capacity, d]` → the output like `q` and the probabilities `[batch,
 /// kv_heads, group, n]` over the first `n` keys; of each KV head those that `extent` gives it, or those that the mask lets the query
 /// see. The last of them is `new` if it is given: then nobody else holds `k` and `v`. In ranges, of which the longest has `n` keys,
-/// the probabilities are `[1, 1, group, slots]` and undefined where no range is.
+/// the probabilities are `[1, 1, group, slots]` and undefined where no range is, and in those where nobody wants to know them.
 pub(super) fn attend(
     q: CubeTensor,
     [k, v]: [CubeTensor; 2],
@@ -249,6 +249,7 @@ fn part_kernel<E: Float, I: Int, P: Int, T: Int, K: Float, V: Float, W: Int, N: 
     let ranged = table.is_some();
     let kv = block / blocks;
     let start = first_of(table, kv, capacity);
+    let (shared, shared_start) = shared_of(table, kv);
     let seen = held_of(table, kv, table_steps, capacity, visible(lengths, kv, n));
     if comptime!(ragged || ranged) {
         // Of a split that lies beyond, nothing is read or written.
@@ -273,9 +274,9 @@ fn part_kernel<E: Float, I: Int, P: Int, T: Int, K: Float, V: Float, W: Int, N: 
 
     // One key per unit.
     let key_step = k.stride(2) / width;
-    let mut key_start = start * key_step;
+    let mut key_start = 0usize;
     if comptime!(!ranged) {
-        key_start += (batch * k.stride(0) + head * k.stride(1)) / width;
+        key_start = (batch * k.stride(0) + head * k.stride(1)) / width;
     }
     let mut best = Array::<f32>::new(part);
     #[unroll]
@@ -284,7 +285,11 @@ fn part_kernel<E: Float, I: Int, P: Int, T: Int, K: Float, V: Float, W: Int, N: 
     }
     let mut j = unit;
     while j < count {
-        let at = key_start + (first + j) * key_step;
+        let mut slot = first + j;
+        if comptime!(ranged) {
+            slot = slot_of(first + j, start, shared, shared_start, capacity);
+        }
+        let at = key_start + slot * key_step;
         let mut products = Array::<Vector<f32, N>>::new(part);
         #[unroll]
         for g in 0..part {
@@ -334,10 +339,12 @@ fn part_kernel<E: Float, I: Int, P: Int, T: Int, K: Float, V: Float, W: Int, N: 
     let mut row_step = n;
     let mut newest_at = kv * capacity + n - 1;
     let mut new_number = written_at;
+    let mut wanted = count;
     if comptime!(ranged) {
+        wanted = wanted_of(table, kv, count);
         row_start = block % blocks * part * capacity + start + first;
         row_step = capacity;
-        newest_at = start + seen - 1;
+        newest_at = slot_of(seen - 1, start, shared, shared_start, capacity);
         new_number = at_step(table, kv, table_steps);
     }
     exponentiate(
@@ -351,6 +358,7 @@ fn part_kernel<E: Float, I: Int, P: Int, T: Int, K: Float, V: Float, W: Int, N: 
         place,
         row_step,
         count,
+        wanted,
         part,
         units,
     );
@@ -360,9 +368,9 @@ fn part_kernel<E: Float, I: Int, P: Int, T: Int, K: Float, V: Float, W: Int, N: 
     let word = unit % words;
     let slice = unit / words;
     let value_step = v.stride(2) / width;
-    let mut value_start = start * value_step;
+    let mut value_start = 0usize;
     if comptime!(!ranged) {
-        value_start += (batch * v.stride(0) + head * v.stride(1)) / width;
+        value_start = (batch * v.stride(0) + head * v.stride(1)) / width;
     }
     let mut weighted = Array::<Vector<f32, N>>::new(part);
     #[unroll]
@@ -377,7 +385,11 @@ fn part_kernel<E: Float, I: Int, P: Int, T: Int, K: Float, V: Float, W: Int, N: 
     if slice < slices {
         let mut j = slice;
         while j < count {
-            let at = value_start + (first + j) * value_step + word;
+            let mut slot = first + j;
+            if comptime!(ranged) {
+                slot = slot_of(first + j, start, shared, shared_start, capacity);
+            }
+            let at = value_start + slot * value_step + word;
             let mut stored = v[at];
             if comptime!(writes) {
                 if first + j + 1 == seen {

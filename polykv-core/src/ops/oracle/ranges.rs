@@ -30,8 +30,8 @@ pub(crate) fn decode(
             let own = all.clone().narrow(0, sequence, 1);
             own.narrow(1, kv * count, count)
         };
-        let all = head.start..head.start + head.with_newest();
-        let newest = all.end - 1..all.end;
+        let [shared, own] = head.ranges();
+        let (all, newest) = (own.start..own.end + 1, own.end..own.end + 1);
         for (old, new) in [&mut slots.keys, &mut slots.values].into_iter().zip(&new) {
             let new = of(new, 1).cast(old.dtype());
             old.inplace(|old| old.slice_assign(s![.., .., newest.clone(), ..], new));
@@ -39,7 +39,16 @@ pub(crate) fn decode(
         let position = Tensor::full([1, 1, 1], head.seen as i64, &q.device());
         let old = &mut slots.positions;
         old.inplace(|old| old.slice_assign(s![.., .., newest], position));
-        let range = |vectors: &Tensor<4>| vectors.clone().slice(s![.., .., all.clone(), ..]);
+        let range = |vectors: &Tensor<4>| {
+            let own = vectors.clone().slice(s![.., .., all.clone(), ..]);
+            match head.shared {
+                0 => own,
+                _ => {
+                    let before = vectors.clone().slice(s![.., .., shared.clone(), ..]);
+                    Tensor::cat(vec![before, own], 2)
+                }
+            }
+        };
         let (keys, values) = (range(&slots.keys), range(&slots.values));
         let (output, row) = attend_token(of(&q, group), keys, values, None, &mask);
         outputs.push(output);

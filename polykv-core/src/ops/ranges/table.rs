@@ -16,9 +16,13 @@ pub const RULE: usize = 4;
 pub const SINKS: usize = 5;
 /// and up to the latest,
 pub const RECENT: usize = 6;
-/// and where its NaN scores are counted.
+/// where its NaN scores are counted,
 pub const ID: usize = 7;
-pub const FIELDS: usize = 8;
+/// and the first slot of the entries before those of the range, which others share,
+pub const SHARED_START: usize = 8;
+/// and how many these are, which are among the entries above.
+pub const SHARED: usize = 9;
+pub const FIELDS: usize = 10;
 
 /// Rules: nothing is evicted and nothing summed; scores are positions, which no number says;
 pub const KEEPS: usize = 0;
@@ -55,6 +59,8 @@ fn row(head: &Head) -> [i32; FIELDS] {
         head.sinks,
         head.recent,
         head.id,
+        head.shared_start,
+        head.shared,
     ];
     fields.map(|number| i32::try_from(number).unwrap_or(i32::MAX))
 }

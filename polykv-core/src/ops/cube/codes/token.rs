@@ -290,6 +290,7 @@ fn part_kernel<E: Float, I: Int, P: Int>(
         place,
         n,
         count,
+        count,
         part,
         units,
     );

@@ -2,11 +2,11 @@
 
 use super::CHUNK;
 use crate::ops::cube::HIDDEN;
-use crate::ops::cube::ranges::{first_of, held_of};
+use crate::ops::cube::ranges::{first_of, held_of, wanted_of};
 use cubecl::prelude::*;
 
 /// Makes exponentials relative to the largest of a cube's `scores [part][CHUNK]`, of which a unit has seen `best [part]` at the
-/// most: of `count` keys, also in rows of `n` keys from `first` of `row` on. `stats` get the largest and the sum from `place` on. All
+/// most: of `count` keys, of which the first `wanted` also in rows of `n` keys from `first` of `row` on. `stats` get the largest and the sum from `place` on. All
 /// units call it together.
 #[cube]
 pub fn exponentiate(
@@ -20,6 +20,7 @@ pub fn exponentiate(
     place: usize,
     n: usize,
     count: usize,
+    wanted: usize,
     #[comptime] part: usize,
     #[comptime] units: usize,
 ) {
@@ -48,7 +49,9 @@ pub fn exponentiate(
         for g in 0..part {
             let p = (scores[g * CHUNK + j] - most[g]).exp();
             scores[g * CHUNK + j] = p;
-            row[first + g * n + j] = p;
+            if j < wanted {
+                row[first + g * n + j] = p;
+            }
             totals[g] += p;
         }
         j += units;
@@ -105,7 +108,9 @@ pub fn join_kernel<I: Int, T: Int, N: Size>(
     let seen = visible(lengths, kv, n);
     let seen = held_of(table, kv, table_steps, capacity, seen);
     let mut row_start = head * n;
+    let mut wanted = seen;
     if comptime!(ranged) {
+        wanted = wanted_of(table, kv, seen);
         row_start = head % group * capacity + first_of(table, kv, capacity);
     }
     let splits = (seen + CHUNK - 1) / CHUNK;
@@ -130,7 +135,7 @@ pub fn join_kernel<I: Int, T: Int, N: Size>(
         w += units;
     }
     let mut j = unit;
-    while j < seen {
+    while j < wanted {
         let weight = (stats[(place + j / CHUNK * part) * 2] - most).exp() / total;
         row[row_start + j] = row[row_start + j] * weight;
         j += units;
