@@ -20,8 +20,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 /// A range has room for so many tokens more, or for a part of its length, before it moves, unless its budget is less.
 const SLACK: usize = 64;
 const SLACK_PART: usize = 16;
-/// Slots grow by at least this part of them.
-const GROWTH_PART: usize = 4;
+/// Slots grow by at least this part of them. With a quarter there were up to 1.55 times as many as were ever needed at once, with a
+/// sixteenth 1.29 times (`tests::room_of_ranges`).
+const GROWTH_PART: usize = 16;
 
 /// The slots of a layer.
 #[derive(Debug)]
