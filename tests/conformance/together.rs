@@ -159,6 +159,11 @@ fn plans() -> Vec<(String, Plan)> {
         &[Phase::Prefill],
     );
     plans.push(("h2o in the prefill".into(), summed));
+    for (name, every) in [("snapkv", 8), ("h2o", 5), ("tova", 3)] {
+        let mut plan = Plan::uniform(LAYERS, policy(name, "{}"), Budget::Tokens(40), &BOTH);
+        plan.every = every;
+        plans.push((format!("{name} every {every}"), plan));
+    }
     for name in ["h2o", "tova", "streaming-llm"] {
         let mut plan = Plan::uniform(LAYERS, policy(name, "{}"), Budget::Tokens(30), &BOTH);
         plan.layers[0].heads = Some([3.0, 1.0].into());

@@ -102,7 +102,10 @@ impl Store {
 
     /// Those of its own.
     fn slots(&self) -> usize {
-        self.positions.dims()[2]
+        match self.only_shares() {
+            true => 0,
+            false => self.positions.dims()[2],
+        }
     }
 
     /// Bytes of keys and values, free slots included.
@@ -113,6 +116,9 @@ impl Store {
 
     /// The same without those of the prefix.
     pub fn own_kv_bytes(&self) -> usize {
+        if self.only_shares() {
+            return 0;
+        }
         match &self.vectors {
             Vectors::Floats([keys, values]) => ops::bytes(keys).saturating_add(ops::bytes(values)),
             Vectors::Codes(coded) => coded.bytes(),
@@ -130,7 +136,11 @@ impl Store {
             .prefix
             .as_ref()
             .map_or(0, |prefix| prefix.position_bytes());
-        let parts = [ops::bytes(&self.positions), shared, channels, places];
+        let positions = match self.only_shares() {
+            true => 0,
+            false => ops::bytes(&self.positions),
+        };
+        let parts = [positions, shared, channels, places];
         parts.into_iter().fold(0, usize::saturating_add)
     }
 

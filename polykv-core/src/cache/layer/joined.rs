@@ -165,10 +165,8 @@ impl LayerCache {
     fn keeping(&self) -> Option<(Keeping, Option<Phase>)> {
         let rules = self.rules.as_ref()?;
         let simple = rules.kv.is_none()
-            && rules.every <= 1
             && self.shape.batch == 1
             && !self.needs.position_order
-            && self.spans.count() == 0
             && self.states.behind().is_none()
             && self.len() > 0;
         let decode = rules.decode.as_ref();
@@ -187,14 +185,26 @@ impl LayerCache {
         }
         let (rule, phase) = self.token_rule(rules)?;
         let budget = decode.map_or(usize::MAX, |eviction| eviction.budget);
+        // Until the next eviction, for which it leaves.
+        let waits = rules.every > 1 && decode.is_some();
+        if waits && self.len() >= budget {
+            return None;
+        }
+        let sums = |rule: &TokenRule| matches!(rule, TokenRule::Sums { .. });
+        let rule = rule.filter(|rule| !waits || sums(rule));
         let protect = decode.map(|eviction| eviction.policy.protect(eviction.budget));
-        let sums = matches!(rule, Some(TokenRule::Sums { .. })).then_some(phase);
+        let sums = rule.as_ref().is_some_and(sums).then_some(phase);
         let keeping = Keeping {
             rule,
             budget,
             protect: protect.unwrap_or_default(),
         };
-        let known = self.joined.is_some() || self.states.fit(sums, decode.is_some());
+        let evicts = decode.is_some() && !waits;
+        // Kernels that evict here know of no spans.
+        if evicts && self.spans.count() > 0 {
+            return None;
+        }
+        let known = self.joined.is_some() || self.states.fit(sums, evicts);
         (known && self.len() <= budget).then_some((keeping, sums))
     }
 
@@ -207,7 +217,7 @@ impl LayerCache {
         let (prefill, decode) = (of(Phase::Prefill)?, of(Phase::Decode)?);
         let sums = |rule: Option<TokenRule>| matches!(rule, Some(TokenRule::Sums { .. }));
         match (prefill, decode) {
-            (_, Some(TokenRule::Forgets)) => None,
+            (_, Some(TokenRule::Forgets)) if rules.every <= 1 => None,
             (own, None) => Some((own.filter(|_| sums(own)), Phase::Prefill)),
             (own, Some(_)) if sums(own) && !self.states.shared => None,
             (_, Some(TokenRule::MeanOfHeads)) if !self.heads_agree || self.part.is_some() => {

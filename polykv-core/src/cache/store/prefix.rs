@@ -72,10 +72,16 @@ impl Store {
             return;
         };
         let [batch, kv_heads, _, width] = both[0].dims();
-        let none =
-            |all: &Tensor<4>| Tensor::zeros([batch, kv_heads, 0, width], (&device, all.dtype()));
-        let positions = Tensor::zeros([batch, kv_heads, 0], &device);
-        let none = both.each_ref().map(none);
+        let (none, positions) = match ops::is_cpu(&device) {
+            true => {
+                let dims = [batch, kv_heads, 0, width];
+                let none = both.each_ref().map(Tensor::dtype);
+                let none = none.map(|dtype| Tensor::zeros(dims, (&device, dtype)));
+                (none, Tensor::zeros([batch, kv_heads, 0], &device))
+            }
+            // Tensors without elements are nothing for GPUs.
+            false => (both.clone(), self.positions.clone()),
+        };
         self.prefix = Some(Arc::new(Prefix {
             both: std::mem::replace(both, none),
             positions: std::mem::replace(&mut self.positions, positions),
@@ -86,6 +92,11 @@ impl Store {
     /// The entries that copies share.
     pub fn prefix(&self) -> Option<&Arc<Prefix>> {
         self.prefix.as_ref()
+    }
+
+    /// Whether it has no slots of its own: on GPUs as long as it has a prefix.
+    pub(super) fn only_shares(&self) -> bool {
+        self.prefix.is_some() && !ops::is_cpu(&self.positions.device())
     }
 
     /// How many those are.
@@ -134,6 +145,9 @@ impl Store {
 
     /// Makes ready for what comes next outside of an arena. GPUs read one piece of memory there.
     pub fn prepare(&mut self) {
+        if self.prefix.is_none() {
+            return;
+        }
         match ops::is_cpu(&self.positions.device()) {
             true => self.reclaim(),
             false => self.own(),

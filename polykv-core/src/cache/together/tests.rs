@@ -3,7 +3,7 @@
 use super::*;
 use crate::phase::Phase;
 use crate::policy::{Params, Policies};
-use crate::{Budget, LayerFacts, ModelFacts, Plan};
+use crate::{Budget, LayerFacts, ModelFacts, Plan, Spans};
 use burn::tensor::{Device, TensorData};
 use proptest::prelude::*;
 
@@ -48,13 +48,20 @@ fn plan(number: usize) -> Plan {
     let budget = Budget::Tokens(9);
     let uniform =
         |name: &str, params: &str| Plan::uniform(1, policy(name, params), budget, &Phase::BOTH);
-    match number % 8 {
+    let every = |tokens: usize, mut plan: Plan| {
+        plan.every = tokens;
+        plan
+    };
+    match number % 11 {
         0 | 1 => Plan::full(1),
         2 => uniform("streaming-llm", "{sinks: 2}"),
         3 => uniform("tova", "{}"),
         4 => uniform("h2o", "{}"),
         5 => uniform("h2o", "{normalize: true, recent_fraction: 0.0}"),
         6 => Plan::uniform(1, policy("h2o", "{}"), budget, &[Phase::Prefill]),
+        7 => every(4, uniform("h2o", "{}")),
+        8 => every(3, uniform("snapkv", "{window: 2}")),
+        9 => every(5, uniform("tova", "{}")),
         _ => {
             let mut plan = uniform("h2o", "{}");
             plan.layers[0].heads = Some([3.0, 1.0].into());
@@ -73,8 +80,12 @@ struct Pair {
 
 impl Pair {
     fn new(number: usize, tokens: usize, seed: u64) -> Self {
-        let mut cache = KvCache::new(plan(number), SHAPE, &Device::flex()).unwrap();
-        let window = (number % 8 == 1).then_some(7);
+        let window = (number % 11 == 1).then_some(7);
+        Self::under(plan(number), window, tokens, seed)
+    }
+
+    fn under(plan: Plan, window: Option<usize>, tokens: usize, seed: u64) -> Self {
+        let mut cache = KvCache::new(plan, SHAPE, &Device::flex()).unwrap();
         let facts = LayerFacts {
             window,
             ..LayerFacts::default()
@@ -83,6 +94,9 @@ impl Pair {
             layers: vec![facts],
             ..ModelFacts::default()
         });
+        if seed.is_multiple_of(3) {
+            cache.protect(Spans::prefix(1));
+        }
         let mut prompt = cache.prompt(tokens).unwrap();
         let [q, k, v] = parts(tokens, seed);
         prompt.attend(0, q, k, v).unwrap();
@@ -148,7 +162,7 @@ proptest! {
             match operation {
                 0 | 1 if pairs.len() < 8 => {
                     // Some leave as much as copies share.
-                    let more = if size % 8 == 0 { 52 } else { 3 };
+                    let more = if size % 11 == 0 { 52 } else { 3 };
                     let pair = Pair::new(size, size + more, 1000 * seed as u64);
                     if operation == 0 {
                         let mut copy = pair.clone();
@@ -213,6 +227,28 @@ fn slots_stay_as_many_while_sequences_come_and_go() {
     }
     let after = slots_of(&pairs[0]).unwrap();
     assert!(after <= before + before / 4 + 20, "{after} after {before}");
+    pairs.iter_mut().for_each(same);
+}
+
+/// Sequences of very different lengths under a budget take as much memory side by side as each by itself.
+#[test]
+fn eight_sequences_take_what_each_takes() {
+    let tova = Policies::default()
+        .build("tova", &Params::default())
+        .unwrap();
+    let plan = Plan::uniform(1, tova, Budget::Tokens(256), &Phase::BOTH);
+    let lengths = [100, 300, 700, 1_500, 2_500, 4_000, 6_000, 8_000];
+    let mut pairs: Vec<Pair> = lengths
+        .iter()
+        .map(|&tokens| Pair::under(plan.clone(), None, tokens, tokens as u64))
+        .collect();
+    (0..10).for_each(|_| step(&mut pairs));
+    let together = KvCache::holdings(pairs.iter().map(|pair| &pair.shared)).bytes;
+    let alone: usize = pairs.iter().map(|pair| pair.alone.kv_bytes()).sum();
+    assert!(
+        together as f64 <= 1.02 * alone as f64,
+        "{together} bytes together, {alone} alone"
+    );
     pairs.iter_mut().for_each(same);
 }
 
