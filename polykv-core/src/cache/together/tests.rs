@@ -94,7 +94,7 @@ impl Pair {
             layers: vec![facts],
             ..ModelFacts::default()
         });
-        if seed.is_multiple_of(3) {
+        if seed % 3000 == 1000 {
             cache.protect(Spans::prefix(1));
         }
         let mut prompt = cache.prompt(tokens).unwrap();
@@ -230,7 +230,8 @@ fn slots_stay_as_many_while_sequences_come_and_go() {
     pairs.iter_mut().for_each(same);
 }
 
-/// Sequences of very different lengths under a budget take as much memory side by side as each by itself.
+/// Sequences of very different lengths under a budget take as much memory side by side as each by itself, but for the room of one
+/// that is still shorter.
 #[test]
 fn eight_sequences_take_what_each_takes() {
     let tova = Policies::default()
@@ -242,13 +243,22 @@ fn eight_sequences_take_what_each_takes() {
         .iter()
         .map(|&tokens| Pair::under(plan.clone(), None, tokens, tokens as u64))
         .collect();
+    let bytes = |pairs: &[Pair]| {
+        let held = KvCache::holdings(pairs.iter().map(|pair| &pair.shared));
+        let alone: usize = pairs.iter().map(|pair| pair.alone.kv_bytes()).sum();
+        (held, alone)
+    };
     (0..10).for_each(|_| step(&mut pairs));
-    let together = KvCache::holdings(pairs.iter().map(|pair| &pair.shared)).bytes;
-    let alone: usize = pairs.iter().map(|pair| pair.alone.kv_bytes()).sum();
+    let (held, alone) = bytes(&pairs);
     assert!(
-        together as f64 <= 1.02 * alone as f64,
-        "{together} bytes together, {alone} alone"
+        100 * held.bytes <= 103 * alone,
+        "{held:?}, alone {alone} bytes"
     );
+    // The range that the shortest has left is free for others.
+    (0..160).for_each(|_| step(&mut pairs));
+    let (held, alone) = bytes(&pairs);
+    assert_eq!(held.bytes - held.free_bytes, alone, "{held:?}");
+    assert!(held.free_run_bytes <= held.free_bytes);
     pairs.iter_mut().for_each(same);
 }
 
