@@ -7,6 +7,7 @@ use crate::{LayerShape, awake};
 use burn::tensor::DType;
 use burn::tensor::Tensor;
 use rayon::prelude::*;
+use std::collections::BTreeSet;
 
 /// What caches made of a token: the output of each row, and why that of a row is not to be used.
 type Outputs = (Tensor<4>, Vec<Option<Error>>);
@@ -158,7 +159,8 @@ fn join(caches: &mut [&mut KvCache], layer: usize, parts: &[Tensor<4>; 3]) -> Ve
     let Some(arena) = arena else {
         return joined;
     };
-    let wanted = layers().map(|layer| layer.slots_wanted(&arena));
+    let mut known = BTreeSet::new();
+    let wanted = layers().map(|layer| layer.slots_wanted(&arena, &mut known));
     let wanted = wanted.fold(0, usize::saturating_add);
     if wanted > 0
         && let Some(cache) = caches.first()

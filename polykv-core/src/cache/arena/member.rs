@@ -104,7 +104,7 @@ impl Member {
         [own.free.count(), own.free.longest()]
     }
 
-    /// Bytes of the positions and the sums in its slots.
+    /// Bytes of the positions and the sums in its slots and in those that it shares.
     pub fn aux_bytes(&self) -> usize {
         let own = locked(&self.arena);
         let positions = own
@@ -112,7 +112,8 @@ impl Member {
             .as_ref()
             .map_or(0, |own| own.positions.dtype().size());
         let each = positions.saturating_add(size_of::<f32>());
-        self.slots().saturating_mul(each)
+        let shared = self.lent.as_ref().map_or(0, |lent| lent.slots());
+        self.slots().saturating_add(shared).saturating_mul(each)
     }
 
     /// The slots that it shares, of all its heads.

@@ -2,7 +2,7 @@
 
 use super::LayerCache;
 use crate::cache::arena::{Arena, Entries, Held, Keeping, Member, Shared};
-use crate::cache::store::Store;
+use crate::cache::store::{Prefix, Store};
 use crate::ops::Nans;
 use crate::phase::Phase;
 use crate::plan::LayerEvictions;
@@ -10,6 +10,7 @@ use crate::policy::{Protect, TokenRule};
 use crate::shape::LayerShape;
 use burn::tensor::{Tensor, s};
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// What a layer has in an arena.
@@ -238,8 +239,20 @@ impl LayerCache {
         first.joined.as_ref().map(|joined| joined.member.arena())
     }
 
-    /// The slots that the layer needs in an arena, 0 if it lies there.
-    pub(in crate::cache) fn slots_wanted(&self, arena: &Shared) -> usize {
+    /// The entries that it lets others share in an arena: all of them, or nothing.
+    fn lends(&self, keeping: &Keeping) -> Option<&Arc<Prefix>> {
+        let store = self.store.as_ref()?;
+        let prefix = store.prefix().filter(|_| keeping.shares());
+        prefix.filter(|prefix| prefix.len() == store.len())
+    }
+
+    /// The slots that the layer needs in an arena, 0 if it lies there. What it shares counts if it is not among the `known`, to
+    /// which it then belongs.
+    pub(in crate::cache) fn slots_wanted(
+        &self,
+        arena: &Shared,
+        known: &mut BTreeSet<usize>,
+    ) -> usize {
         if self.arena().is_some_and(|own| Arc::ptr_eq(own, arena)) {
             return 0;
         }
@@ -248,10 +261,15 @@ impl LayerCache {
             false => &self.heads,
         };
         let wanted = parts.iter().map(|part| {
-            let capacity = part
-                .keeping()
-                .map_or(0, |(own, _)| own.capacity(part.len()));
-            capacity.saturating_mul(part.shape.kv_heads)
+            let Some((keeping, _)) = part.keeping() else {
+                return 0;
+            };
+            let prefix = part.lends(&keeping);
+            let shared = prefix.map_or(0, |prefix| prefix.len());
+            let own = keeping.capacity(part.len().saturating_sub(shared));
+            let new = prefix.filter(|prefix| known.insert(Arc::as_ptr(prefix) as usize));
+            let slots = own.saturating_add(new.map_or(0, |prefix| prefix.len()));
+            slots.saturating_mul(part.shape.kv_heads)
         });
         wanted.fold(0, usize::saturating_add)
     }
@@ -281,15 +299,14 @@ impl LayerCache {
             seen: self.seen,
             dtype: self.shape.dtype,
         };
-        let prefix = store.prefix().filter(|_| keeping.shares());
-        // What is shared is brought there with the first that joins.
-        let whole = prefix.is_some_and(|prefix| prefix.len() == store.len());
-        let prefix = prefix.filter(|_| whole);
+        let prefix = self.lends(&keeping);
+        let lends = prefix.is_some();
         let Some(member) = Member::join(arena, &held, keeping, prefix) else {
             return false;
         };
         let sums = sums_of.and_then(|phase| self.states.of_mut(phase).entries.pop());
-        if !whole {
+        // What is shared is brought there with the first that joins.
+        if !lends {
             member.fill(Entries {
                 keys: store.keys(),
                 values: store.values(),
